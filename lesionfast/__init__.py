@@ -1,0 +1,1 @@
+"""Classify dermoscopic images of skin lesions, fast and honestly, with fastai."""

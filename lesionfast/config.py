@@ -1,0 +1,153 @@
+"""What can be configured: one frozen field = one CLI option = one line of config.json."""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from lesionfast.errors import LesionfastError, did_you_mean
+
+
+def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
+    """Return a dataclass field with its default, its help text and, where closed, its choices."""
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """The names of the columns that a metadata CSV must have."""
+
+    image: str = option("image_id", "Column with the image id: the file name without its suffix.")
+    target: str = option("dx", "Column with the diagnosis, the class to predict.")
+    group: str = option(
+        "lesion_id", "Column with the lesion id; no lesion crosses a split. 'none': no such column."
+    )
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            check_choice(each.name, getattr(self, each.name), each.metadata["choices"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Columns):
+    """Where the data is and how it is read."""
+
+    data: str | None = option(
+        None, "Folder as downloaded: one metadata CSV beside zip files or folders of images."
+    )
+    csv: str | None = option(None, "Metadata CSV, for other layouts; goes with --images.")
+    images: str | None = option(None, "Folder or zip file of the images; goes with --csv.")
+    separator: str = option(",", "Character between the fields of the CSV.")
+    metadata: str = option(
+        "age,sex", "Columns given to the model beside the image, with commas between; or 'none'."
+    )
+    missing: str = option(
+        "keep",
+        "Rows without age, sex, …: 'keep' them with an indicator input, or 'drop' them.",
+        ("keep", "drop"),
+    )
+    skip_bad: bool = option(False, "Leave corrupt images out (counted) instead of stopping.")
+    cache: bool = option(True, "Keep decoded images in the user's cache folder.")
+
+    @property
+    def metadata_columns(self) -> list[str]:
+        """The names in `metadata` as a list, empty for 'none'."""
+        names = [name.strip() for name in self.metadata.split(",")]
+        return [] if names == ["none"] else [name for name in names if name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig(DataConfig):
+    """How the rows are split into train, valid and test."""
+
+    seed: int = option(42, "Seed of the split, the weights and the order of the batches.")
+    val: float = option(0.15, "Share of the images for validation.")
+    test: float = option(0.15, "Share of the images for the test.")
+    folds: int | None = option(None, "Cross-validate: cut what is not test into this many folds.")
+    fold: int = option(0, "Which of the --folds is validation, counted from 0.")
+    split: str | None = option(None, "CSV with an existing split (columns image id and 'split').")
+    join_duplicates: bool = option(
+        False, "Keep near-duplicate images under different lesion ids on one side of the split."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(SplitConfig):
+    """Every knob of a training, with its default and its help."""
+
+    arch: str = option(
+        "tf_efficientnet_lite0", "Backbone: any torchvision or timm name (lesionfast list archs)."
+    )
+    weights: str = option("auto", "Pretrained weights: 'auto', 'none' (from scratch) or a file.")
+    size: int = option(128, "Side in pixels of the square that the model sees.")
+    fusion: str = option("concat", "How image and metadata meet (lesionfast list fusions).")
+    pool: str = option("avg", "Global pooling of the last feature map.", ("avg", "max", "concat"))
+    dropout: float = option(0.2, "Dropout before the last layer, between 0 and 1.")
+    epochs: int = option(6, "Epochs in all phases together.")
+    batch_size: int = option(64, "Images per step.")
+    lr: float | str = option(2e-3, "Highest learning rate of the head, or 'auto' (LR finder).")
+    lr_decay: float = option(0.4, "Learning rate of a stage as a share of the stage above it.")
+    weight_decay: float = option(0.01, "Decoupled weight decay (AdamW).")
+    unfreeze: str = option(
+        "auto",
+        "'gradual' (head, then stage by stage), 'two-step' (head, then all), 'last:N' (head, then "
+        "the last N stages), 'none' (all at once); 'auto': gradual if pretrained, else none.",
+    )
+    balance: str = option("none", "Class balancing (lesionfast list balances).")
+    loss: str = option("cross_entropy", "Loss (lesionfast list losses).")
+    label_smoothing: float = option(0.1, "Label smoothing of the loss, between 0 and 1.")
+    augment: str = option("standard", "Augmentation recipe (lesionfast list augmentations).")
+    rule: str = option(
+        "balanced",
+        "Rule that decides: 'argmax', or 'balanced' (probability over training prior).",
+        ("argmax", "balanced"),
+    )
+    monitor: str = option("balanced_accuracy", "Validation column that best-keeping watches.")
+    patience: int = option(5, "Epochs without improvement before the training stops; 0: never.")
+    device: str = option("auto", "Where to compute.", ("auto", "cpu", "cuda", "mps"))
+    precision: str = option(
+        "auto",
+        "'auto' takes bfloat16 where the hardware is fast at it.",
+        ("auto", "float32", "bfloat16"),
+    )
+    workers: int = option(0, "Processes that read batches; 0 reads them in the main process.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lr != "auto":
+            object.__setattr__(self, "lr", as_learning_rate(self.lr))
+
+    def to_json(self) -> str:
+        """Return all fields as indented JSON."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "TrainConfig":
+        """Read what `to_json` wrote; raises `LesionfastError` for a field that is not known."""
+        values = json.loads(text)
+        known = [each.name for each in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise LesionfastError(
+                    f"the config has a field '{name}' that this version does not know."
+                    f"{did_you_mean(name, known)} Take it out of the file."
+                )
+        return cls(**values)
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise `LesionfastError` unless `value` is one of `choices` (or there are none)."""
+    if choices and value not in choices:
+        raise LesionfastError(
+            f"--{name.replace('_', '-')} is '{value}', which it does not know."
+            f"{did_you_mean(value, choices)} Type one of: {', '.join(choices)}."
+        )
+
+
+def as_learning_rate(value: float | str) -> float:
+    """Return a learning rate as a float; raises `LesionfastError` for anything else."""
+    try:
+        return float(value)
+    except ValueError:
+        raise LesionfastError(
+            f"--lr is '{value}', which is no number. Type a number such as 0.002, or auto."
+        ) from None

@@ -1,0 +1,15 @@
+"""The one error that means: the user can fix this."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class LesionfastError(Exception):
+    """A problem that the user can fix; the message says what is wrong and what to type."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `" Did you mean 'x'?"` for the known name nearest to `name`, else an empty string."""
+    lowered = {each.lower(): each for each in known}
+    matches = get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
+    return f" Did you mean '{lowered[matches[0]]}'?" if matches else ""

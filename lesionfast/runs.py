@@ -1,0 +1,153 @@
+"""Run: what a run directory holds, and how to read it. Free of torch."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lesionfast.config import TrainConfig
+from lesionfast.errors import LesionfastError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
+    """Call `write` with a path beside `path`, then rename: readers see the old file or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        write(aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write `text` to `path` atomically, as UTF-8."""
+    return write_atomically(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Write `value` to `path` atomically, as indented JSON."""
+    return write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Run:
+    """A run directory. Tables and JSON are read on first use and kept."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @classmethod
+    def create(cls, root: str | Path, config: TrainConfig) -> "Run":
+        """Make a new directory `root/YYYYMMDD-HHMMSS-ARCH` that holds only config.json."""
+        name = f"{datetime.now():%Y%m%d-%H%M%S}-{config.arch.replace(':', '-').replace('/', '-')}"
+        for suffix in ["", *(f"-{i}" for i in range(2, 100))]:
+            path = Path(root) / f"{name}{suffix}"
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            write_text(path / "config.json", config.to_json())
+            return cls(path)
+        raise LesionfastError(f"{root} holds 99 runs of this second. Choose another --out.")
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Run":
+        """Return the run at `path`; raises `LesionfastError` if there is none."""
+        if not (Path(path) / "config.json").is_file():
+            raise LesionfastError(
+                f"{path} is no run: it has no config.json. `lesionfast runs` lists the runs here."
+            )
+        return cls(path)
+
+    @cached_property
+    def config(self) -> TrainConfig:
+        """The configuration that made this run."""
+        return TrainConfig.from_json((self.path / "config.json").read_text(encoding="utf-8"))
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """Versions, device and start time."""
+        return self._json("environment.json")
+
+    @cached_property
+    def model(self) -> dict[str, Any]:
+        """Architecture, classes, preprocessing, training prior and decision rule."""
+        return self._json("model.json")
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """Metrics per split and decision rule; written when the run ends."""
+        return self._json("metrics.json")
+
+    @cached_property
+    def split(self) -> "pd.DataFrame":
+        """One row an image: image id, lesion id, split."""
+        return self._csv("split.csv")
+
+    @cached_property
+    def history(self) -> "pd.DataFrame":
+        """One row an epoch."""
+        return self._csv("history.csv")
+
+    @cached_property
+    def predictions(self) -> "pd.DataFrame":
+        """One row an image of validation and test: split, target, `p_<class>`, metadata."""
+        return self._csv("predictions.csv")
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has ended properly, so that it can be interpreted."""
+        return (self.path / "metrics.json").is_file()
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names, in the order of the probabilities."""
+        return self.model["classes"]
+
+    def _require(self, name: str) -> Path:
+        path = self.path / name
+        if not path.is_file():
+            raise LesionfastError(
+                f"{self.path} has no {name}: the run did not end. "
+                f"Go on with: lesionfast train --resume {self.path}"
+            )
+        return path
+
+    def _json(self, name: str) -> dict[str, Any]:
+        return json.loads(self._require(name).read_text(encoding="utf-8"))
+
+    def _csv(self, name: str) -> "pd.DataFrame":
+        import pandas as pd
+
+        return pd.read_csv(self._require(name), dtype={"image_id": str, "lesion_id": str})
+
+
+def list_runs(root: str | Path) -> list[Run]:
+    """Return all runs under `root`, oldest first."""
+    found = [Run(path.parent) for path in Path(root).glob("*/config.json")]
+    return sorted(found, key=lambda run: (run.path / "config.json").stat().st_mtime_ns)
+
+
+def newest_run(root: str | Path) -> Run:
+    """Return the newest run under `root` that has ended; raises `LesionfastError` if none has."""
+    ended = [run for run in list_runs(root) if run.finished]
+    if not ended:
+        raise LesionfastError(f"there is no finished run in {root}. Make one: lesionfast train")
+    return ended[-1]

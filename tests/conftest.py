@@ -1,0 +1,27 @@
+"""What every test shares: one torch thread, a cache folder of its own, the real data if present."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # must be set before torch is imported
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory) -> Path:
+    """Keep the user's own cache folder out of the tests."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["LESIONFAST_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ham10000() -> Path:
+    """The folder of HAM10000 as downloaded, or a skip that says how to have it."""
+    beside = Path(__file__).parents[2] / "shared" / "ham10000"
+    folder = Path(os.environ.get("LESIONFAST_DATA", beside))
+    if not (folder / "HAM10000_metadata.csv").is_file():
+        pytest.skip("HAM10000 is not here; set LESIONFAST_DATA to its folder")
+    return folder
