@@ -45,8 +45,8 @@ class DataConfig(Columns):
         "Rows without age, sex, …: 'keep' them with an indicator input, or 'drop' them.",
         ("keep", "drop"),
     )
-    skip_bad: bool = option(False, "Leave corrupt images out (counted) instead of stopping.")
-    cache: bool = option(True, "Keep decoded images in the user's cache folder.")
+    skip_bad: bool = option(False, "Leave corrupt images out, counted, instead of stopping.")
+    cache: bool = option(True, "Keep decoded images in the user's cache folder (default).")
 
     @property
     def metadata_columns(self) -> list[str]:
@@ -79,6 +79,11 @@ class TrainConfig(SplitConfig):
     )
     weights: str = option("auto", "Pretrained weights: 'auto', 'none' (from scratch) or a file.")
     size: int = option(128, "Side in pixels of the square that the model sees.")
+    resize: str = option(
+        "squish",
+        "How a picture becomes square: 'squish' all of it, or 'crop' the centre.",
+        ("squish", "crop"),
+    )
     fusion: str = option("concat", "How image and metadata meet (lesionfast list fusions).")
     pool: str = option("avg", "Global pooling of the last feature map.", ("avg", "max", "concat"))
     dropout: float = option(0.2, "Dropout before the last layer, between 0 and 1.")

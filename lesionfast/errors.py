@@ -7,6 +7,13 @@ from difflib import get_close_matches
 class LesionfastError(Exception):
     """A problem that the user can fix; the message says what is wrong and what to type."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message  # fastai rewrites the args of what its callbacks raise
+
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the known name nearest to `name`, else an empty string."""

@@ -1,0 +1,310 @@
+"""The commands: parse, one library call, print. Heavy imports wait inside the commands."""
+
+import inspect
+import json as json_module
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import Field, fields, replace
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lesionfast.config import Columns, DataConfig, SplitConfig, TrainConfig
+from lesionfast.errors import LesionfastError, did_you_mean
+from lesionfast.runs import Run, list_runs, newest_run
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Classify dermoscopic images of skin lesions, fast and honestly. Not a medical device.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Check a dataset, or split it.")
+app.add_typer(data_app, name="data")
+
+PANELS = {Columns: "Columns", DataConfig: "Data", SplitConfig: "Split", TrainConfig: "Training"}
+Root = Annotated[str, typer.Option("--out", help="Folder of the runs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
+
+
+def options_of(config_class: type, *left_out: str) -> Callable[[Callable], Callable]:
+    """Give a command one option a field of `config_class`.
+
+    The command receives those that the user typed as a dict in its first parameter, `given`.
+    """
+    names = [each.name for each in fields(config_class) if each.name not in left_out]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def wrapper(**values: Any) -> None:
+            given = {name: values.pop(name) for name in names}
+            command({k: v for k, v in given.items() if v is not None}, **values)
+
+        _, *own = inspect.signature(command).parameters.values()
+        options = [option_of(f, config_class) for f in fields(config_class) if f.name in names]
+        parameters = [each.replace(kind=each.KEYWORD_ONLY) for each in [*own, *options]]
+        wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {each.name: each.annotation for each in parameters}
+        return wrapper
+
+    return decorate
+
+
+def option_of(each: Field, config_class: type) -> inspect.Parameter:
+    """Return one field as a Typer option; None stands for "not typed"."""
+    owner = next(c for c in PANELS if each.name in c.__annotations__)
+    flag = "--" + each.name.replace("_", "-")
+    flags = f"{flag}/--no-{flag[2:]}" if each.type is bool else flag
+    kind = str if each.type == float | str else each.type
+    default = "" if each.default in (None, False, True) else f" (default: {each.default})"
+    option = typer.Option(
+        flags, help=each.metadata["help"] + default, rich_help_panel=PANELS[owner]
+    )
+    return inspect.Parameter(
+        each.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[kind | None, option],
+    )
+
+
+@app.command()
+@options_of(TrainConfig)
+def train(
+    given: dict[str, Any],
+    config: Annotated[Path | None, typer.Option(help="Repeat what a config.json says.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with this interrupted run.")] = None,
+    out: Root = "runs",
+    json: Json = False,
+) -> None:
+    """Train a classifier and print the path of its run.
+
+    Without --data, the built-in synthetic sample is used.
+
+    Example: lesionfast train --data HAM10000 --arch densenet121
+    """
+    if resume is not None and (given or config):
+        raise LesionfastError(
+            f"--resume goes on as {resume} began, but other options were given too: "
+            f"{', '.join(given) or 'config'}. Type only --resume, or leave it out."
+        )
+    from lesionfast.data.dataset import load_dataset
+
+    if resume is not None:
+        earlier = Run.open(resume)
+        from lesionfast.training import experiment
+
+        run = experiment.resume(earlier)
+    else:
+        settings = configured(given, config)
+        df = load_dataset(settings)
+        from lesionfast.training import experiment
+
+        run = experiment.train(df, settings, out)
+    print_run(run, json)
+
+
+def configured(given: dict[str, Any], file: Path | None) -> TrainConfig:
+    """Return the configuration of a file, or the default one, with what was typed on top."""
+    if file is None:
+        return TrainConfig(**given)
+    if not file.is_file():
+        raise LesionfastError(f"there is no file {file}. Type --config RUN/config.json.")
+    return replace(TrainConfig.from_json(file.read_text(encoding="utf-8")), **given)
+
+
+def print_run(run: Run, as_json: bool) -> None:
+    """Print the metrics of a run to stderr and its path, or JSON, to stdout."""
+    from lesionfast.evaluation.tables import metrics_table, print_table
+
+    for split in ("valid", "test"):
+        if split in run.metrics:
+            print_table(metrics_table(run, split), stderr=True)
+    if run.metrics["status"] == "interrupted":
+        print(f"interrupted; go on with: lesionfast train --resume {run.path}", file=sys.stderr)
+    print(json_module.dumps({"run": str(run.path), **run.metrics}) if as_json else run.path)
+
+
+@app.command()
+def interpret(
+    run: Annotated[Path | None, typer.Argument(help="A run; default: the newest.")] = None,
+    split: Annotated[str, typer.Option(help="Which predictions: valid or test.")] = "test",
+    rule: Annotated[
+        str | None, typer.Option(help="argmax or balanced; default: the one that decides.")
+    ] = None,
+    out: Root = "runs",
+    json: Json = False,
+) -> None:
+    """Show what a run confuses, melanoma first, and draw it to the run's figures/.
+
+    Example: lesionfast interpret runs/20260102-030405-densenet121
+    """
+    from lesionfast.evaluation.interpretation import Interpretation
+
+    found = Run.open(run) if run else newest_run(out)
+    interpretation = Interpretation.of(found, split=split, rule=rule)
+    from lesionfast.evaluation.figures import draw_figures
+
+    figures = draw_figures(interpretation)
+    if json:
+        print(json_module.dumps(interpretation.to_dict() | {"figures": list(map(str, figures))}))
+        return
+    from lesionfast.evaluation.tables import interpretation_tables, print_table
+
+    for table in interpretation_tables(interpretation):
+        print_table(table)
+    print("\n".join(map(str, figures)))
+
+
+@app.command("lr-find")
+@options_of(TrainConfig)
+def lr_find(
+    given: dict[str, Any],
+    figure: Annotated[Path, typer.Option(help="Where the curve is drawn.")] = Path("lr_find.png"),
+) -> None:
+    """Print the learning rate that fastai's LR finder suggests, and draw its curve.
+
+    Example: lesionfast lr-find --data HAM10000 --arch densenet121
+    """
+    from lesionfast.data.dataset import load_dataset
+
+    settings = TrainConfig(**given)
+    df = load_dataset(settings)
+    from lesionfast.training.experiment import draw_lr_find
+
+    lr, path = draw_lr_find(df, settings, figure)
+    print(path, file=sys.stderr)
+    print(f"{lr:.2g}")
+
+
+@app.command("list")
+def list_names(
+    what: Annotated[str, typer.Argument(help="archs, augmentations, balances, fusions or losses.")],
+    containing: Annotated[str, typer.Argument(help="Only names that contain this.")] = "",
+) -> None:
+    """List the names that an option takes.
+
+    Example: lesionfast list archs densenet
+    """
+    described = name_lists(what)
+    rows = {name: text for name, text in described.items() if containing in name}
+    if not rows:
+        near = did_you_mean(containing, described)
+        raise LesionfastError(
+            f"none of the {len(described)} {what} has '{containing}' in its name.{near} "
+            f"Type fewer letters."
+        )
+    width = max(map(len, rows))
+    print("\n".join(f"{name:<{width}}  {text}".rstrip() for name, text in rows.items()))
+
+
+def name_lists(what: str) -> dict[str, str]:
+    """Return name -> description of one kind of thing."""
+    kinds = ("archs", "augmentations", "balances", "fusions", "losses")
+    if what not in kinds:
+        raise LesionfastError(
+            f"there is no list '{what}'.{did_you_mean(what, kinds)} "
+            f"Type one of: {', '.join(kinds)}."
+        )
+    if what == "archs":
+        from lesionfast.models.backbones import list_archs
+
+        return list_archs()
+    if what == "augmentations":
+        from lesionfast.data.augment import augmentations as registry
+    elif what == "balances":
+        from lesionfast.training.balancing import balances as registry
+    elif what == "fusions":
+        from lesionfast.models.fusion import fusions as registry
+    else:
+        from lesionfast.training.losses import losses as registry
+    return registry.describe()
+
+
+@app.command()
+def runs(out: Root = "runs", json: Json = False) -> None:
+    """List the runs and their metrics, oldest first.
+
+    Example: lesionfast runs --json
+    """
+    found = list_runs(out)
+    if not found:
+        raise LesionfastError(f"there is no run in {out}. Make one: lesionfast train")
+    if json:
+        rows = [{"run": str(r.path), **(r.metrics if r.finished else {})} for r in found]
+        print(json_module.dumps(rows))
+        return
+    from lesionfast.evaluation.tables import print_table, runs_table
+
+    print_table(runs_table(found))
+
+
+@data_app.command()
+@options_of(DataConfig, "data")
+def check(
+    given: dict[str, Any],
+    data: Annotated[str | None, typer.Argument(help="Folder as downloaded.")] = None,
+    json: Json = False,
+) -> None:
+    """Report everything wrong with a dataset; the exit code is 2 if something must be mended.
+
+    Example: lesionfast data check HAM10000
+    """
+    from lesionfast.data.audit import audit
+    from lesionfast.evaluation.tables import audit_table, print_table
+
+    report = audit(DataConfig(data=data, **given))
+    if json:
+        print(report.to_json())
+    else:
+        for table in audit_table(report):
+            print_table(table)
+    raise typer.Exit(0 if report.ok else 2)
+
+
+@data_app.command()
+@options_of(SplitConfig, "data")
+def split(
+    given: dict[str, Any],
+    data: Annotated[str | None, typer.Argument(help="Folder as downloaded.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="CSV file to write.")] = Path("split.csv"),
+) -> None:
+    """Write the split of a dataset as a CSV file and print its path.
+
+    Example: lesionfast data split HAM10000 --out split.csv --seed 1
+    """
+    from lesionfast.data.dataset import load_dataset
+    from lesionfast.data.splits import write_split
+
+    df = load_dataset(SplitConfig(data=data, **given))
+    digest = write_split(df, out)
+    print(df.groupby(["target", "split"]).size().unstack(fill_value=0), file=sys.stderr)
+    print(f"sha256 {digest}", file=sys.stderr)
+    print(out)
+
+
+def log_to_console() -> None:
+    """Send the library's log to stderr: everything on a terminal, else only what was repaired."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setLevel(logging.INFO if sys.stderr.isatty() else logging.WARNING)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("lesionfast")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+
+
+def main() -> None:
+    """Run the command line; exit codes: 0 done, 2 the user can fix it, 1 a bug."""
+    log_to_console()
+    try:
+        app()
+    except LesionfastError as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

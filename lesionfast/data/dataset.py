@@ -1,0 +1,23 @@
+"""From a configuration to the split table that every experiment starts from."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from lesionfast.config import SplitConfig
+from lesionfast.data.metadata import load_metadata
+from lesionfast.data.splits import join_groups, split_metadata
+
+
+def load_dataset(config: SplitConfig, split: Path | None = None) -> pd.DataFrame:
+    """Return the checked and split table: find the data, read it, join near-duplicates, split.
+
+    `split`, a file, overrides what `config` says. Raises `LesionfastError` for bad data.
+    """
+    df = load_metadata(config)
+    if config.join_duplicates:
+        from lesionfast.data.duplicates import find_near_duplicates
+
+        df = join_groups(df, find_near_duplicates(df)[["image_a", "image_b"]])
+    return split_metadata(df, replace(config, split=str(split)) if split else config)

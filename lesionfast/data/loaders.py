@@ -1,0 +1,206 @@
+"""DataBlock -> DataLoaders: (image, metadata) -> class, a whole batch with one index."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from random import Random
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from fastai.data.block import DataBlock, TransformBlock
+from fastai.data.core import DataLoaders, TfmdDL
+from fastai.data.transforms import CategoryMap, IntToFloatTensor
+from fastai.torch_core import TensorBase, TensorCategory
+from fastai.vision.core import TensorImage
+from fastcore.basics import chunked
+from fastcore.transform import DisplayedTransform
+
+from lesionfast.config import TrainConfig
+from lesionfast.data.augment import BatchAugment, augmentations
+from lesionfast.data.images import open_images
+from lesionfast.data.metadata import MetadataEncoder
+from lesionfast.errors import LesionfastError
+
+SPLITS = ("train", "valid", "test")
+Sampler = Callable[[Random], list[int]]
+
+
+class TensorMetadata(TensorBase):
+    """Encoded metadata: float32 (B, width)."""
+
+
+class ReadRows(DisplayedTransform):
+    """Read what an array holds for one row (a Series) or many (a DataFrame) of the metadata."""
+
+    def __init__(self, array: np.ndarray, tensor_type: type[TensorBase]) -> None:
+        super().__init__()
+        self.array, self.tensor_type = array, tensor_type
+
+    def encodes(self, rows: Any) -> TensorBase:
+        """Return the array at the rows' positions as a tensor; images become (…, 3, H, W)."""
+        values = torch.as_tensor(np.array(self.array[np.asarray(rows["row"])]))
+        if self.tensor_type is TensorImage:
+            values = values.movedim(-1, -3)  # a view: the batch is channels-last in memory
+        return self.tensor_type(values)
+
+
+class ReadTarget(ReadRows):
+    """Read the class number of rows; carries the vocabulary that fastai asks for."""
+
+    def __init__(self, codes: np.ndarray, classes: list[str]) -> None:
+        super().__init__(codes, TensorCategory)
+        self.vocab, self.c = CategoryMap(classes, sort=False), len(classes)
+
+
+class BatchLoader(TfmdDL):
+    """A fastai DataLoader that reads a whole batch with one index, and can be reseeded.
+
+    `sampler`, where there is one, draws the positions of an epoch (class balancing); copies
+    made by `new`, such as fastai's for predictions, read every row once.
+    """
+
+    sampler: Sampler | None = None
+
+    def create_batches(self, samples: Iterable[int]) -> Iterator[tuple[TensorBase, ...]]:
+        """Yield (image, metadata, target) batches before the batch transforms."""
+        for positions in chunked(samples, self.bs, self.drop_last):
+            rows = self.dataset.items.iloc[positions]
+            yield tuple(each.tfms(rows) for each in self.dataset.tls)
+
+    def get_idxs(self) -> list[int]:
+        """Return the positions of one epoch in order."""
+        return super().get_idxs() if self.sampler is None else self.sampler(self.rng)
+
+    def set_sampler(self, sampler: Sampler | None) -> None:
+        """Draw the positions of each epoch with `sampler(rng)`, which returns a list."""
+        if sampler is not None:
+            self.sampler, self.n = sampler, len(sampler(Random(0)))
+
+    def reseed(self, seed: int) -> None:
+        """Make the next epoch's order and augmentation those that belong to `seed`."""
+        self.rng = Random(seed)
+        for transform in self.after_batch.fs:
+            if isinstance(transform, BatchAugment):
+                transform.reseed(seed)
+
+    def show_batch(self, b: Any = None, max_n: int = 9, show: bool = True, **kwargs: Any) -> Any:
+        """Draw up to `max_n` pictures of a batch with class, age and sex of each in words."""
+        if not show:
+            return super().show_batch(b, max_n=max_n, show=False)
+        images, metadata, targets = self.decode(self.one_batch() if b is None else b)
+        captions = [
+            f"{self.vocab[target]}\n{self.dataset.encoder.in_words(vector)}"
+            for target, vector in zip(targets[:max_n].tolist(), metadata.numpy(), strict=False)
+        ]
+        draw_pictures(images[:max_n], captions)
+        return None
+
+    def show_results(
+        self, b: Any, out: Any, max_n: int = 9, show: bool = True, **kwargs: Any
+    ) -> Any:
+        """Draw up to `max_n` pictures of a batch with truth and decision."""
+        images, _, targets = self.decode(b)
+        pairs = zip(targets[:max_n].tolist(), out[:max_n].tolist(), strict=True)
+        draw_pictures(images[:max_n], [f"{self.vocab[t]}\n→ {self.vocab[d]}" for t, d in pairs])
+
+
+def draw_pictures(images: torch.Tensor, captions: list[str]) -> None:
+    """Draw images (B, 3, H, W) in a grid with their captions."""
+    import matplotlib.pyplot as plt
+
+    columns = math.ceil(math.sqrt(len(captions)))
+    rows = math.ceil(len(captions) / columns)
+    _, axes = plt.subplots(rows, columns, figsize=(2.4 * columns, 2.8 * rows), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image, caption in zip(axes.flat, images, captions, strict=False):
+        pixels = image.as_subclass(torch.Tensor).movedim(0, -1).cpu()
+        axis.imshow(pixels.to(torch.uint8) if pixels.max() > 1 else pixels)
+        axis.set_title(caption, fontsize=9)
+
+
+def lesion_block(
+    pixels: np.ndarray, encoder: MetadataEncoder, df: pd.DataFrame, config: TrainConfig
+) -> DataBlock:
+    """Return the DataBlock (image, metadata) -> class over the rows of `df`.
+
+    `pixels` is uint8 (n, H, W, 3), aligned with the column "row" of `df`.
+    """
+    classes = sorted(df["target"].unique())
+    codes = pd.Categorical(df["target"], categories=classes).codes.astype(np.int64)
+    return DataBlock(
+        blocks=(
+            TransformBlock(
+                type_tfms=[ReadRows(pixels, TensorImage)], batch_tfms=[IntToFloatTensor()]
+            ),
+            TransformBlock(type_tfms=[ReadRows(encoder.transform(df), TensorMetadata)]),
+            TransformBlock(type_tfms=[ReadTarget(codes, classes)]),
+        ),
+        n_inp=2,
+        dl_type=BatchLoader,
+        splitter=split_positions,
+        batch_tfms=[BatchAugment(augmentations[config.augment](), config.seed)],
+    )
+
+
+def split_positions(df: pd.DataFrame) -> list[list[int]]:
+    """Return the positions of the train, valid and test rows."""
+    return [np.flatnonzero(df["split"] == name).tolist() for name in SPLITS]
+
+
+def build_dls(
+    df: pd.DataFrame,
+    config: TrainConfig | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> DataLoaders:
+    """Return fastai DataLoaders (train, valid, test) over a split table.
+
+    A batch is (image float32 (B, 3, H, W) in 0..1, metadata float32 (B, width), class number
+    (B,)). The metadata encoder is fitted on the training rows and kept as `dls.encoder`, the
+    rows as `dls.rows`. Raises `LesionfastError` if the split or an image is missing or bad.
+    """
+    config = config or TrainConfig()
+    check_split(df)
+    images = open_images(
+        df["path"].tolist(),
+        config.size,
+        resize=config.resize,
+        cache=config.cache,
+        skip_bad=config.skip_bad,
+        progress=progress,
+    )
+    df = df.assign(row=np.arange(len(df)))
+    rows = df[~df["row"].isin(images.bad)].reset_index(drop=True)
+    encoder = MetadataEncoder(config.metadata_columns).fit(rows[rows["split"] == "train"])
+    dls = lesion_block(images.pixels, encoder, df, config).dataloaders(
+        rows,
+        bs=min(config.batch_size, int((rows["split"] == "train").sum())),
+        val_bs=2 * config.batch_size,
+        num_workers=config.workers,
+        device=pick_device(config.device),
+    )
+    dls.encoder, dls.rows = encoder, rows
+    return dls
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of that name; 'auto' is CUDA, else Apple MPS, else the CPU.
+
+    Raises `LesionfastError` for a device that this machine does not have.
+    """
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next((each for each, there in present.items() if there), "cpu")
+    if not present.get(name, True):
+        raise LesionfastError(f"PyTorch sees no {name} device here. Type --device auto or cpu.")
+    return torch.device(name)
+
+
+def check_split(df: pd.DataFrame) -> None:
+    """Raise `LesionfastError` unless `df` has training and validation rows."""
+    if "split" not in df:
+        raise LesionfastError("the table has no column 'split'. Call assign_split(df) first.")
+    for name in SPLITS[:2]:
+        if not (df["split"] == name).any():
+            raise LesionfastError(f"no row of the table is in the split '{name}'. Split it anew.")

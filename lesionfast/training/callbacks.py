@@ -1,0 +1,160 @@
+"""fastai callbacks: each does one thing at one event, and works on any Learner."""
+
+from contextlib import ExitStack
+
+import numpy as np
+import torch
+from fastai.callback.core import Callback
+from fastai.callback.schedule import combined_cos
+
+from lesionfast.training.schedule import Phase, plan_phases
+
+
+class ProgressiveUnfreezing(Callback):
+    """Freeze the stages below the first that learns, phase by phase within one fit.
+
+    `how` is what `plan_phases` takes. The optimizer's state starts anew with each phase.
+    """
+
+    order = -20  # before anything that looks at what is frozen
+
+    def __init__(self, how: str = "gradual") -> None:
+        self.how, self.phases = how, []
+
+    def before_fit(self) -> None:
+        """Plan the phases from the number of epochs and of parameter groups."""
+        self.phases = plan_phases(self.how, len(self.opt.param_lists), self.n_epoch)
+
+    def before_epoch(self) -> None:
+        """Freeze as the phase says; forget the optimizer's averages where a phase starts."""
+        phase = self.phase
+        self.opt.freeze_to(len(self.opt.param_lists) - phase.groups)
+        if self.epoch == phase.first:
+            self.opt.clear_state()
+
+    @property
+    def phase(self) -> Phase:
+        """The phase of the current epoch."""
+        return next(each for each in self.phases if self.epoch < each.end)
+
+
+class OneCycle(Callback):
+    """Learning rate and momentum by the one-cycle policy, once in each phase.
+
+    (Smith 2018, arXiv:1803.09820.) `lr` is a number, a slice or one number a group; None takes
+    the Learner's. Without `ProgressiveUnfreezing` the whole fit is one phase.
+    """
+
+    order, run_valid = 60, False
+
+    def __init__(
+        self,
+        lr: float | slice | list[float] | None = None,
+        pct_start: float = 0.25,
+        div: float = 25.0,
+        div_final: float = 1e4,
+        moms: tuple[float, float, float] = (0.95, 0.85, 0.95),
+    ) -> None:
+        self.lr_max, self.pct_start, self.div, self.div_final = lr, pct_start, div, div_final
+        self.moms = moms
+
+    def before_fit(self) -> None:
+        """Build the curves."""
+        self.opt.set_hyper("lr", self.learn.lr if self.lr_max is None else self.lr_max)
+        lr = np.array([each["lr"] for each in self.opt.hypers])
+        self.curves = {
+            "lr": combined_cos(self.pct_start, lr / self.div, lr, lr / self.div_final),
+            "mom": combined_cos(self.pct_start, *self.moms),
+        }
+
+    def before_batch(self) -> None:
+        """Set what the curves say for this step of the phase."""
+        first, epochs = self._phase()
+        position = (self.epoch - first + self.iter / self.n_iter) / epochs
+        for name, curve in self.curves.items():
+            self.opt.set_hyper(name, curve(position))
+
+    def _phase(self) -> tuple[int, int]:
+        unfreezing = getattr(self.learn, "progressive_unfreezing", None)
+        if unfreezing is None:
+            return 0, self.n_epoch
+        return unfreezing.phase.first, unfreezing.phase.epochs
+
+
+class FrozenEval(Callback):
+    """Keep every module without a trainable parameter in eval mode while the rest trains.
+
+    So the batch norm of a frozen stage neither uses nor updates batch statistics, and its
+    dropout is off.
+    """
+
+    order = -9  # just after fastai set the whole model to training mode
+
+    def before_train(self) -> None:
+        """Set frozen modules to eval mode."""
+        for module in self.model.modules():
+            parameters = list(module.parameters())
+            if parameters and not any(each.requires_grad for each in parameters):
+                module.eval()
+
+
+class PlainTensors(Callback):
+    """Give the model plain tensors: fastai's subclasses cost a Python call an operation."""
+
+    order = 50
+
+    def before_batch(self) -> None:
+        """Strip the subclasses off inputs and targets."""
+        self.learn.xb = tuple(each.as_subclass(torch.Tensor) for each in self.xb)
+        self.learn.yb = tuple(each.as_subclass(torch.Tensor) for each in self.yb)
+
+
+class ChannelsLast(Callback):
+    """Keep convolution weights channels-last in memory, as the batches are."""
+
+    order = -15
+
+    def before_fit(self) -> None:
+        """Convert the model in place."""
+        self.model.to(memory_format=torch.channels_last)
+
+    def before_validate(self) -> None:
+        """Convert the model in place, for predictions without a fit."""
+        self.before_fit()
+
+
+class Autocast(Callback):
+    """Run the forward pass in bfloat16 where that is safe; loss and metrics stay float32."""
+
+    order = 55
+
+    def __init__(self, device_type: str) -> None:
+        self.device_type, self.stack = device_type, ExitStack()
+
+    def before_batch(self) -> None:
+        """Switch autocast on for the forward pass."""
+        self.stack.enter_context(torch.autocast(self.device_type, dtype=torch.bfloat16))
+
+    def after_pred(self) -> None:
+        """Switch it off and return to float32."""
+        self.stack.close()
+        self.learn.pred = self.pred.float()
+
+
+class SeedEpochs(Callback):
+    """Make each epoch's order, augmentation and dropout depend on the seed and its number only.
+
+    So the same seed repeats a training, and a resumed one goes on as if it had not stopped.
+    """
+
+    order = -30
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def before_epoch(self) -> None:
+        """Reseed the training loader and torch's generator, which dropout draws from."""
+        seed = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0]
+        torch.manual_seed(int(seed))
+        if hasattr(self.dls.train, "reseed"):
+            self.dls.train.reseed(int(seed))

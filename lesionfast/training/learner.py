@@ -1,0 +1,125 @@
+"""DataLoaders + model -> an ordinary fastai Learner. The one file that imports fastai's patches."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import fastai.callback.schedule  # noqa: F401  gives Learner its fit_one_cycle, fine_tune, lr_find
+import numpy as np
+import torch
+from fastai.callback.core import CancelEpochException
+from fastai.data.core import DataLoaders
+from fastai.learner import Learner
+from fastai.metrics import AccumMetric
+from fastai.optimizer import OptimWrapper
+
+from lesionfast.config import TrainConfig
+from lesionfast.evaluation.metrics import balanced_accuracy, decide, macro_auc, sensitivity
+from lesionfast.models.fusion import build_model, stage_groups
+from lesionfast.training.balancing import balances
+from lesionfast.training.callbacks import (
+    Autocast,
+    ChannelsLast,
+    FrozenEval,
+    PlainTensors,
+    SeedEpochs,
+)
+from lesionfast.training.losses import losses
+
+
+class FusionLearner(Learner):
+    """A fastai Learner whose fit can start after the first epoch, to go on where one stopped."""
+
+    first_epoch = 0
+
+    def _do_fit(self) -> None:
+        for epoch in range(self.first_epoch, self.n_epoch):
+            self.epoch = epoch
+            self._with_events(self._do_epoch, "epoch", CancelEpochException)
+
+
+def fusion_learner(dls: DataLoaders, config: TrainConfig | None = None) -> FusionLearner:
+    """Return a Learner over `dls` (from `build_dls`) for the model that `config` describes.
+
+    Its parameter groups are the backbone's stages and the head, so `freeze`, `fine_tune`,
+    `lr_find` and `fit_one_cycle` work as with any fastai Learner. Raises `LesionfastError` for
+    names that are not known and weights that can't be had.
+    """
+    config = config or TrainConfig()
+    loss_builder, balancer = losses[config.loss], balances[config.balance]
+    torch.manual_seed(config.seed)  # the head's first weights
+    model = build_model(config, n_metadata=dls.encoder.width, n_classes=len(dls.vocab))
+    balance = balancer(target_codes(dls), len(dls.vocab))
+    dls.train.set_sampler(balance.sampler)
+    weight = None if balance.weights is None else torch.tensor(balance.weights).float()
+    learn = FusionLearner(
+        dls,
+        model,
+        loss_func=loss_builder(weight, config.label_smoothing),
+        opt_func=partial(OptimWrapper, opt=torch.optim.AdamW),
+        lr=config.lr if isinstance(config.lr, float) else 1e-3,
+        splitter=stage_groups,
+        cbs=learner_callbacks(dls.device, config),
+        metrics=validation_metrics(list(dls.vocab), balance.prior, config.rule),
+        wd=config.weight_decay,
+        wd_bn_bias=True,
+        train_bn=False,
+    )
+    learn.balance = balance
+    return learn
+
+
+def target_codes(dls: DataLoaders) -> np.ndarray:
+    """Return the class numbers of the training rows, int64 (n,)."""
+    names = list(dls.vocab)
+    targets = dls.rows.loc[dls.rows["split"] == "train", "target"]
+    return targets.map(names.index).to_numpy(dtype=np.int64)
+
+
+def learner_callbacks(device: torch.device, config: TrainConfig) -> list[Any]:
+    """Return the callbacks that every fit of a fusion learner runs with."""
+    cbs = [FrozenEval(), PlainTensors(), ChannelsLast(), SeedEpochs(config.seed)]
+    if precision(config.precision, device) == "bfloat16":
+        cbs.append(Autocast(device.type))
+    return cbs
+
+
+def precision(wanted: str, device: torch.device) -> str:
+    """Return the precision to compute in; 'auto' is bfloat16 where the hardware is fast at it."""
+    if wanted != "auto":
+        return wanted
+    fast = {
+        "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
+        "cpu": lambda: torch.cpu.get_capabilities().get("amx_bf16", False),
+    }
+    return "bfloat16" if device.type in fast and fast[device.type]() else "float32"
+
+
+def validation_metrics(classes: list[str], prior: np.ndarray, rule: str) -> list[AccumMetric]:
+    """Return the columns of the history, over all validation rows, under the deciding rule."""
+
+    def decided(function: Callable[..., float], *args: Any) -> Callable[..., float]:
+        return lambda p, truth: float(function(truth, decide(p, rule, prior), *args))
+
+    columns = {
+        "balanced_accuracy": decided(balanced_accuracy, len(classes)),
+        "macro_auc": lambda p, truth: float(macro_auc(truth, p)),
+    }
+    if "mel" in classes:
+        columns["mel_sensitivity"] = decided(sensitivity, classes.index("mel"))
+    columns["accuracy"] = decided(lambda truth, decision: (truth == decision).mean())
+    return [as_metric(name, function) for name, function in columns.items()]
+
+
+def as_metric(name: str, function: Callable[..., float]) -> AccumMetric:
+    """Return a fastai metric of (probabilities (n, K), truth (n,)) as NumPy arrays."""
+    return AccumMetric(
+        function, name=name, activation="softmax", dim_argmax=-1, to_np=True, flatten=False
+    )
+
+
+def suggest_lr(learn: Learner, freeze: bool) -> float:
+    """Return fastai's "valley" learning rate, for the head alone if the rest is to be frozen."""
+    if freeze:
+        learn.freeze()
+    return float(learn.lr_find(show_plot=False).valley)

@@ -1,0 +1,148 @@
+"""What a person sees and may do while a model trains: a bar, a line an epoch, Ctrl-C."""
+
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from fastai.callback.core import Callback, CancelFitException
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+logger = logging.getLogger("lesionfast")
+
+
+def progress_bar(console: Console | None = None) -> Progress:
+    """Return a rich progress bar on stderr that vanishes when done; off without a terminal."""
+    console = console or Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        transient=True,
+        disable=not (console.is_terminal or console.is_jupyter),
+    )
+
+
+@contextmanager
+def decoding_bar() -> Iterator[Callable[[int, int], None]]:
+    """Give a function of (images done, images in all) that moves a bar."""
+    with progress_bar() as bar:
+        task = bar.add_task("decoding images", total=None, note="")
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+class EpochBar(Callback):
+    """A progress bar over the steps of each epoch, with the time left and the training loss."""
+
+    order = 70
+
+    def before_epoch(self) -> None:
+        """Show the bar."""
+        self.bar = progress_bar()
+        self.bar.start()
+        total = len(self.dls.train) + len(self.dls.valid)
+        title = f"epoch {self.epoch + 1}/{self.n_epoch}"
+        self.task = self.bar.add_task(title, total=total, note="")
+
+    def after_batch(self) -> None:
+        """Move the bar on by one step."""
+        note = f"loss {self.smooth_loss.item():.3f}" if self.training else "validating"
+        self.bar.update(self.task, advance=1, note=note)
+
+    def after_epoch(self) -> None:
+        """Take the bar away."""
+        self.bar.stop()
+
+    def after_fit(self) -> None:
+        """Take the bar of an unfinished epoch away."""
+        if hasattr(self, "bar"):
+            self.bar.stop()
+
+
+class EpochLines(Callback):
+    """Log one line of metrics an epoch, and measure the speed of the training steps."""
+
+    order = 71
+
+    def __init__(self) -> None:
+        self.train_seconds, self.images = 0.0, 0
+
+    def before_fit(self) -> None:
+        """Log the names of the columns."""
+        names = [name.replace("_", " ") for name in list(self.recorder.metric_names)[1:]]
+        self.widths = [max(len(name), 8) for name in names]
+        logger.info("epoch  %s   seconds", "  ".join(map(str.rjust, names, self.widths)))
+
+    def before_epoch(self) -> None:
+        """Note the time."""
+        self.epoch_started = time.perf_counter()
+
+    def before_train(self) -> None:
+        """Note the time."""
+        self.train_started = time.perf_counter()
+
+    def after_batch(self) -> None:
+        """Count the images of a training step."""
+        if self.training:
+            self.images += len(self.yb[0])
+
+    def after_train(self) -> None:
+        """Add up the seconds of the training steps."""
+        self.train_seconds += time.perf_counter() - self.train_started
+
+    def after_epoch(self) -> None:
+        """Log the line."""
+        values = [f"{each:.4f}" for each in self.recorder.values[-1]]
+        line = "  ".join(map(str.rjust, values, self.widths))
+        seconds = time.perf_counter() - self.epoch_started
+        logger.info("%2d/%-2d  %s  %8.1f", self.epoch + 1, self.n_epoch, line, seconds)
+
+    def state(self) -> dict[str, Any]:
+        """Return what has been measured so far."""
+        return {"train_seconds": self.train_seconds, "images": self.images}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what `state` returned."""
+        self.train_seconds, self.images = state["train_seconds"], state["images"]
+
+
+class StopOnInterrupt(Callback):
+    """End the fit properly at the first Ctrl-C; the second one stops at once.
+
+    Does nothing outside the main thread, where Python delivers no signals.
+    """
+
+    order = -40
+
+    def __init__(self) -> None:
+        self.interrupted = False
+
+    def before_fit(self) -> None:
+        """Take over SIGINT."""
+        self.main = threading.current_thread() is threading.main_thread()
+        if self.main:
+            self.before = signal.signal(signal.SIGINT, self._note)
+
+    def after_batch(self) -> None:
+        """End the fit if there was a Ctrl-C."""
+        if self.interrupted:
+            raise CancelFitException
+
+    def after_fit(self) -> None:
+        """Give SIGINT back."""
+        if self.main:
+            signal.signal(signal.SIGINT, self.before)
+
+    def _note(self, signal_number: int, frame: FrameType | None) -> Any:
+        self.interrupted = True
+        signal.signal(signal.SIGINT, self.before)
+        print("\nCtrl-C: ending the run with the best weights so far", file=sys.stderr)

@@ -1,0 +1,139 @@
+"""fastai callbacks that watch the validation: keep the best, stop early, write the history."""
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+from fastai.callback.core import Callback, CancelFitException
+
+from lesionfast.errors import LesionfastError, did_you_mean
+from lesionfast.runs import write_atomically, write_text
+from lesionfast.training.checkpoint import load_tensors, save_tensors
+
+logger = logging.getLogger("lesionfast")
+
+
+class StopOnNaN(Callback):
+    """Stop with an error when the loss is no number any more."""
+
+    run_valid = False
+
+    def after_epoch(self) -> None:
+        """Raise `LesionfastError` if the training loss of the epoch is not finite."""
+        if not math.isfinite(self.recorder.values[-1][0]):
+            raise LesionfastError(
+                f"the training loss was {self.recorder.values[-1][0]} in epoch {self.epoch + 1}. "
+                f"Type a smaller --lr, or --lr auto."
+            )
+
+
+class Monitor(Callback):
+    """Base of callbacks that watch one column of the history; larger is better but for losses."""
+
+    def __init__(self, monitor: str) -> None:
+        self.monitor, self.sign = monitor, -1 if monitor.endswith("loss") else 1
+        self.best, self.best_epoch = -math.inf, -1
+
+    def before_fit(self) -> None:
+        """Raise `LesionfastError` if there is no such column."""
+        names = list(self.recorder.metric_names)[1:]
+        if self.monitor not in names:
+            raise LesionfastError(
+                f"--monitor is '{self.monitor}', which is no column of the history."
+                f"{did_you_mean(self.monitor, names)} It has: {', '.join(names)}."
+            )
+        self.column = names.index(self.monitor)
+
+    def improved(self) -> bool:
+        """Return whether the last epoch is the best so far, and note it."""
+        value = self.sign * float(self.recorder.values[-1][self.column])
+        if not value > self.best:
+            return False
+        self.best, self.best_epoch = value, self.epoch
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed training must know."""
+        return {"best": self.best, "best_epoch": self.best_epoch}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what `state` returned."""
+        self.best, self.best_epoch = state["best"], state["best_epoch"]
+
+
+class KeepBest(Monitor):
+    """Keep the weights of the best epoch, across all phases, and load them when the fit ends.
+
+    With a `path` they are a safetensors file, without one a copy in memory.
+    """
+
+    order = 61
+
+    def __init__(self, monitor: str = "valid_loss", path: Path | None = None) -> None:
+        super().__init__(monitor)
+        self.path, self.kept = path, None
+
+    def after_epoch(self) -> None:
+        """Keep the weights if they are the best so far."""
+        if not self.improved():
+            return
+        if self.path is None:
+            self.kept = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        else:
+            write_atomically(self.path, lambda aside: save_tensors(self.model.state_dict(), aside))
+
+    def after_fit(self) -> None:
+        """Load the best weights, if an epoch ended."""
+        if self.best_epoch >= 0:
+            tensors = self.kept if self.path is None else load_tensors(self.path)[0]
+            self.model.load_state_dict(tensors)
+
+
+class EarlyStopping(Monitor):
+    """End the fit after `patience` epochs in a row without a new best, counted across phases."""
+
+    order = 63
+
+    def __init__(self, monitor: str = "valid_loss", patience: int = 5) -> None:
+        super().__init__(monitor)
+        self.patience = patience
+
+    def before_epoch(self) -> None:
+        """End the fit if the patience is at its end."""
+        if self.best_epoch >= 0 and self.epoch - self.best_epoch > self.patience:
+            logger.info("no better epoch since epoch %d: stopped early", self.best_epoch + 1)
+            raise CancelFitException
+
+    def after_epoch(self) -> None:
+        """Note whether the epoch was the best."""
+        self.improved()
+
+
+class WriteHistory(Callback):
+    """Append one line an epoch to a CSV file."""
+
+    order = 62
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.lines = path, []
+
+    def after_epoch(self) -> None:
+        """Write the line of this epoch."""
+        names = ["epoch", "phase", "lr", *list(self.recorder.metric_names)[1:]]
+        values = [self.epoch + 1, self.progressive_unfreezing.phase.name, self._highest_lr()]
+        values += [f"{each:.6g}" for each in self.recorder.values[-1]]
+        self.lines = [*(self.lines or [",".join(names)]), ",".join(map(str, values))]
+        write_text(self.path, "\n".join(self.lines) + "\n")
+
+    def state(self) -> dict[str, Any]:
+        """Return the lines so far."""
+        return {"lines": self.lines}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what `state` returned, and make the file say the same."""
+        self.lines = state["lines"]
+        write_text(self.path, "\n".join(self.lines) + "\n")
+
+    def _highest_lr(self) -> str:
+        return f"{self.one_cycle.curves['lr'](self.one_cycle.pct_start)[-1]:.6g}"
