@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from fastai.vision.core import TensorImage
-from fastcore.transform import DisplayedTransform
+from fasttransform import DisplayedTransform
 from torch import Tensor
 
 from lesionfast.registry import Registry

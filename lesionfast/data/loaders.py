@@ -14,7 +14,7 @@ from fastai.data.transforms import CategoryMap, IntToFloatTensor
 from fastai.torch_core import TensorBase, TensorCategory
 from fastai.vision.core import TensorImage
 from fastcore.basics import chunked
-from fastcore.transform import DisplayedTransform
+from fasttransform import DisplayedTransform
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.augment import BatchAugment, augmentations

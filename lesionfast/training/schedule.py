@@ -10,7 +10,7 @@ HOWS = "gradual, two-step, last:N, none"
 
 @dataclass(frozen=True)
 class Phase:
-    """Epochs first to first + epochs - 1, counted from 0, with the last `groups` groups learning."""
+    """Epochs first to first + epochs - 1, counted from 0; the last `groups` groups learn."""
 
     name: str
     first: int

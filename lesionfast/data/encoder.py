@@ -1,0 +1,125 @@
+"""Metadata columns -> a vector of float32 for the model."""
+
+import json
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lesionfast.errors import LesionfastError, did_you_mean
+
+logger = logging.getLogger("lesionfast")
+
+MOST_CATEGORIES = 200  # more than that is a name, not a category
+
+
+class MetadataEncoder:
+    """Turn metadata columns into numbers, with an indicator for what is missing.
+
+    A numeric column becomes its standardised value (0 when missing) and the indicator; a column
+    of text one number a value seen in `fit` (all 0 when missing or never seen) and the indicator.
+    """
+
+    def __init__(self, columns: Iterable[str]) -> None:
+        self.columns = list(columns)
+        self._fitted: list[dict[str, Any]] = []
+
+    def fit(self, df: pd.DataFrame) -> "MetadataEncoder":
+        """Learn means, scales and categories from the training rows; returns the encoder itself."""
+        self._fitted = [learn(require(df, name)) for name in self.columns]
+        return self
+
+    def transform(self, df: pd.DataFrame) -> np.ndarray:
+        """Return the rows as float32 of shape (n, width)."""
+        blocks = [ENCODERS[each["kind"]](require(df, each["name"]), each) for each in self._fitted]
+        return np.hstack([np.zeros((len(df), 0), np.float32), *blocks])
+
+    @property
+    def names(self) -> list[str]:
+        """What each number of the vector is: "age", "age missing", "sex female", …"""
+        return [name for each in self._fitted for name in names_of(each)]
+
+    @property
+    def width(self) -> int:
+        """How many numbers a row becomes."""
+        return len(self.names)
+
+    def to_json(self) -> str:
+        """Return what was learned as JSON."""
+        return json.dumps(self._fitted, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "MetadataEncoder":
+        """Return the encoder that `to_json` wrote."""
+        fitted = json.loads(text)
+        encoder = cls(each["name"] for each in fitted)
+        encoder._fitted = fitted
+        return encoder
+
+
+def require(df: pd.DataFrame, name: str) -> pd.Series:
+    """Return a column; raises `LesionfastError` if it is not there."""
+    if name not in df:
+        raise LesionfastError(
+            f"the model needs the column '{name}'; the table has: {', '.join(map(str, df))}."
+            f"{did_you_mean(name, map(str, df))} Add it (empty where not known)."
+        )
+    return df[name]
+
+
+def learn(column: pd.Series) -> dict[str, Any]:
+    """Return what there is to know about a training column, ready for JSON."""
+    known = column.dropna()
+    if pd.api.types.is_numeric_dtype(column) and len(known):
+        scale = float(known.std(ddof=0))
+        return {
+            "name": str(column.name),
+            "kind": "number",
+            "mean": float(known.mean()),
+            "scale": scale if scale > 0 else 1.0,
+        }
+    values = sorted(known.astype(str).unique())
+    if len(values) > MOST_CATEGORIES:
+        raise LesionfastError(
+            f"column '{column.name}' has {len(values)} different texts in {len(column)} rows, too "
+            f"many for categories (at most {MOST_CATEGORIES}). Take it out of --metadata."
+        )
+    return {"name": str(column.name), "kind": "text", "values": values}
+
+
+def encode_number(column: pd.Series, learned: dict[str, Any]) -> np.ndarray:
+    """Return the standardised value and the missing indicator, float32 (n, 2)."""
+    try:
+        values = pd.to_numeric(column).to_numpy(np.float64, na_value=np.nan)
+    except (TypeError, ValueError) as error:
+        raise LesionfastError(
+            f"column '{learned['name']}' should be numbers, as in training: {error}. "
+            "Correct the value, or leave it empty if it is not known."
+        ) from None
+    missing = ~np.isfinite(values)
+    scaled = np.where(missing, 0.0, (values - learned["mean"]) / learned["scale"])
+    return np.column_stack([scaled, missing]).astype(np.float32)
+
+
+def encode_text(column: pd.Series, learned: dict[str, Any]) -> np.ndarray:
+    """Return the one-hot values and the missing indicator, float32 (n, values + 1)."""
+    codes = pd.Categorical(column.astype("str"), categories=learned["values"]).codes
+    unseen = column[(codes < 0) & column.notna().to_numpy()]
+    if len(unseen):
+        logger.warning(
+            "%s: %d values not seen in training count as missing (%s, …)",
+            learned["name"], len(unseen), unseen.iloc[0],
+        )  # fmt: skip
+    return np.eye(len(learned["values"]) + 1, dtype=np.float32)[codes]  # -1: the last, missing
+
+
+def names_of(learned: dict[str, Any]) -> list[str]:
+    """Return the names of the numbers that a column becomes."""
+    name = learned["name"]
+    values = [f"{name} {value}" for value in learned.get("values", [])]
+    return [*(values or ([name] if learned["kind"] == "number" else [])), f"{name} missing"]
+
+
+ENCODERS = {"number": encode_number, "text": encode_text}

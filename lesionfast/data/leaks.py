@@ -1,0 +1,56 @@
+"""Refuse metadata columns that give the label away."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from lesionfast.config import DataConfig
+from lesionfast.errors import LesionfastError
+
+ENOUGH_LESIONS = 5  # a value of fewer lesions can be of one class by chance
+TELLING_NAMES = ("dx_type", "diagnosis_confirm_type")  # how the diagnosis was made
+
+
+def check_inputs(csv: Path, df: pd.DataFrame, config: DataConfig) -> None:
+    """Raise `LesionfastError` for an input column from which the label can be told.
+
+    Refused are ids, the target, `dx_type` (how the diagnosis was made) and every column whose
+    value fixes the class, or is fixed by it, wherever a value has at least five lesions.
+    """
+    keys = {config.target, config.group, config.image, "image_id", "path", "target", "group"}
+    for name in config.metadata_columns:
+        reason = "it is the label or an id" if name in keys else find_leak(df, name)
+        if reason:
+            raise LesionfastError(
+                f"column '{name}' of {csv.name} can't be an input: {reason}. "
+                f"Take it out of --metadata {config.metadata}."
+            )
+
+
+def find_leak(df: pd.DataFrame, name: str) -> str:
+    """Return how the column `name` tells the class, or '' if it does not."""
+    lesions = pd.DataFrame(
+        {"value": df[name].astype("str").fillna("missing"), "target": df["target"]}
+    )[~df["group"].duplicated()]
+    examples = one_to_one(lesions, "value", "target")
+    if name in TELLING_NAMES or fixes(lesions, "value", "target"):
+        return f"it gives the label away{examples}"
+    if fixes(lesions, "target", "value"):
+        return f"it follows from the label{one_to_one(lesions, 'target', 'value')}"
+    return ""
+
+
+def fixes(lesions: pd.DataFrame, cause: str, effect: str) -> bool:
+    """Whether each common value of `cause` goes with a single value of `effect`."""
+    common = lesions[lesions.groupby(cause)[cause].transform("size") >= ENOUGH_LESIONS]
+    if 2 * len(common) < len(lesions) or common[effect].nunique() < 2:
+        return False
+    return bool((common.groupby(cause)[effect].nunique() == 1).all())
+
+
+def one_to_one(lesions: pd.DataFrame, cause: str, effect: str) -> str:
+    """Return examples of values of `cause` with one `effect`: " (follow_up is always nv)"."""
+    pairs = lesions.groupby(cause)[effect].agg(["nunique", "first", "size"])
+    sure = pairs[pairs["nunique"] == 1].nlargest(3, "size")["first"]
+    text = ", ".join(f"{value} is always {result}" for value, result in sure.items())
+    return f" ({text})" if text else ""

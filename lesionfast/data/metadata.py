@@ -1,0 +1,229 @@
+"""Read, check and clean the metadata CSV: one row an image, every dropped row counted and named."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lesionfast.config import DataConfig
+from lesionfast.data.encoder import MetadataEncoder
+from lesionfast.data.leaks import check_inputs
+from lesionfast.data.sources import IMAGE_SUFFIXES, Source, find_source, list_images
+from lesionfast.data.tables import read_table
+from lesionfast.errors import LesionfastError
+
+__all__ = ["MetadataEncoder", "Source", "find_source", "load_metadata", "read_metadata"]
+
+logger = logging.getLogger("lesionfast")
+
+NOT_KNOWN = ("", "unknown", "nan", "na", "n/a", "null")  # compared in lower case
+RESERVED = ("image_id", "path", "target", "group", "split")  # columns of this project's tables
+
+
+def load_metadata(config: DataConfig) -> pd.DataFrame:
+    """Find the data that `config` names and read it; see `read_metadata`."""
+    source = find_source(config)
+    return read_metadata(source.csv, source.images, config)
+
+
+def read_metadata(
+    csv: str | Path,
+    images: str | Path | Sequence[str | Path],
+    config: DataConfig = DataConfig(),  # noqa: B008 (frozen)
+) -> pd.DataFrame:
+    """Return one row an image, checked, typed, cleaned and sorted by image id.
+
+    Columns: image_id, path (of a file, or "<zip>/<member>"), target (class name), group (lesion
+    id; the image id if `config.group` is 'none'), all text; then the other columns of the CSV,
+    numbers as float, text as str, missing values (empty, 'unknown', …) as NaN. Whatever is left
+    out is counted in the log. Raises `LesionfastError` for anything that the user has to settle.
+    """
+    csv = Path(csv).expanduser()
+    raw = read_table(csv, required_columns(config), config.separator)
+    df = name_columns(raw, config)
+    check_ids(csv, df, config)
+    df = add_paths(csv, df, images)
+    df = add_types(csv, df, config.metadata_columns)
+    check_inputs(csv, df, config)
+    df = handle_missing(df, config)
+    return df.sort_values("image_id").reset_index(drop=True)
+
+
+def required_columns(config: DataConfig) -> dict[str, str]:
+    """Return the columns that the CSV must have, each with the option that names it."""
+    named = {config.image: "--image", config.target: "--target"}
+    if config.group != "none":
+        named[config.group] = "--group, or type --group none if every image is a lesion of its own"
+    inputs = "--metadata, or type --metadata none to use the image alone"
+    return {**dict.fromkeys(config.metadata_columns, inputs), **named}
+
+
+def name_columns(raw: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
+    """Return the table with image_id, target and group first, under these names."""
+    group = config.image if config.group == "none" else config.group
+    keys = {"image_id": raw[config.image], "target": raw[config.target], "group": raw[group]}
+    others = [name for name in raw if name not in {config.image, config.target, group}]
+    taken = [name for name in others if name in RESERVED]
+    if taken:
+        logger.warning("columns left out, their names are taken: %s", ", ".join(taken))
+    return pd.DataFrame(keys).join(raw[[name for name in others if name not in RESERVED]])
+
+
+def check_ids(csv: Path, df: pd.DataFrame, config: DataConfig) -> None:
+    """Raise `LesionfastError` for missing, duplicate, unsafe or contradictory ids and labels."""
+    for key, column in {
+        "image_id": config.image,
+        "target": config.target,
+        "group": config.group,
+    }.items():
+        empty = df.index[df[key].isin(["", "nan", "NaN"])]
+        if len(empty):
+            raise LesionfastError(
+                f"column '{column}' of {csv.name} is empty in {rows(empty)} "
+                "(the header is row 1). Fill it in or take these rows out."
+            )
+    unsafe = df.index[df["image_id"].str.contains(r"[/\\]|\.\.", regex=True)]
+    if len(unsafe):
+        raise LesionfastError(
+            f"image id '{df.at[unsafe[0], 'image_id']}' in row {unsafe[0]} of {csv.name} climbs "
+            "out of the folder of images. An image id is a file name without folders: correct "
+            f"{rows(unsafe)}."
+        )
+    check_unique(csv, df)
+    check_one_label(csv, df)
+
+
+def check_unique(csv: Path, df: pd.DataFrame) -> None:
+    """Raise `LesionfastError` if two rows have the same image id."""
+    twice = df.index[df["image_id"].duplicated()]
+    if len(twice):
+        name = df.at[twice[0], "image_id"]
+        where = rows(df.index[df["image_id"] == name])
+        raise LesionfastError(
+            f"{len(twice)} image ids of {csv.name} come more than once; the first is '{name}' in "
+            f"{where}. Keep one row an image, or name the column with --image."
+        )
+
+
+def check_one_label(csv: Path, df: pd.DataFrame) -> None:
+    """Raise `LesionfastError` if images of one lesion have different classes."""
+    labels = df[["group", "target"]].drop_duplicates()
+    torn = labels.loc[labels["group"].duplicated(), "group"].unique()
+    if len(torn):
+        names = " and ".join(sorted(labels.loc[labels["group"] == torn[0], "target"]))
+        raise LesionfastError(
+            f"{len(torn)} lesions of {csv.name} have more than one label; the first is "
+            f"'{torn[0]}' with {names} ({rows(df.index[df['group'] == torn[0]])}). Correct them, "
+            "or name the column with the lesion id with --group."
+        )
+
+
+def rows(numbers: Iterable[int], most: int = 5) -> str:
+    """Return "row 2" or "rows 2, 7, 9 and 4 more"."""
+    numbers = list(numbers)
+    more = f" and {len(numbers) - most} more" if len(numbers) > most else ""
+    return f"row{'s'[:len(numbers) > 1]} {', '.join(map(str, numbers[:most]))}{more}"
+
+
+def some(names: Iterable[str], most: int = 3) -> str:
+    """Return the first few of some names: "a, b, c, …"."""
+    names = list(names)
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
+def add_paths(
+    csv: Path, df: pd.DataFrame, images: str | Path | Sequence[str | Path]
+) -> pd.DataFrame:
+    """Add the path of each row's image, found by its stem; rows without one are left out."""
+    files = list_images(images)
+    stems = without_suffix(df["image_id"])
+    files_of_rows = files[files["stem"].isin(stems)]
+    check_one_file(files_of_rows)
+    path = stems.map(files_of_rows.set_index("stem")["path"])
+    if path.isna().all():
+        raise LesionfastError(
+            f"none of the {len(df)} images of {csv.name} is there: '{df['image_id'].iloc[0]}' is "
+            f"the first, and the {len(files)} image files found are {some(files['stem']) or 'none'}"
+            ". Name the folder or zip file with --images and the column with --image."
+        )
+    if path.isna().any():
+        gone = df.loc[path.isna(), "image_id"]
+        logger.warning("%d rows without an image, left out: %s", len(gone), some(gone))
+    if len(files) > len(files_of_rows):
+        extra = files.loc[~files["stem"].isin(stems), "stem"]
+        logger.warning("%d images without a row, left out: %s", len(extra), some(extra))
+    df = df.assign(image_id=stems)
+    df.insert(1, "path", path)
+    return df[path.notna()]
+
+
+def without_suffix(image_ids: pd.Series) -> pd.Series:
+    """Return image ids without '.jpg' and the like, which some tables have; counted if so."""
+    with_suffix = image_ids.str.lower().str.endswith(IMAGE_SUFFIXES)
+    if not with_suffix.any():
+        return image_ids
+    logger.warning("%d image ids end with a suffix such as .jpg, taken off", with_suffix.sum())
+    return image_ids.mask(with_suffix, image_ids.str.rsplit(".", n=1).str[0])
+
+
+def check_one_file(files: pd.DataFrame) -> None:
+    """Raise `LesionfastError` if two files have the same stem."""
+    same = files[files["stem"].duplicated(keep=False)].sort_values(["stem", "path"])
+    if len(same):
+        first, second = same["path"].iloc[:2]
+        raise LesionfastError(
+            f"{same['stem'].nunique()} images are there more than once; the first two files are "
+            f"{first} and {second}. Remove one of each, or name the right folder or zip file with "
+            "--csv FILE --images DIR."
+        )
+
+
+def add_types(csv: Path, df: pd.DataFrame, inputs: list[str]) -> pd.DataFrame:
+    """Make columns of numbers float, and what is not known NaN; `inputs` must be one or other."""
+    keys = ("image_id", "path", "target", "group")
+    typed = {name: as_typed(csv, df[name], name in inputs) for name in df if name not in keys}
+    return df.assign(**typed)
+
+
+def as_typed(csv: Path, column: pd.Series, is_input: bool) -> pd.Series:
+    """Return a column of text as float if all of it is numbers, else as text."""
+    codes, values = pd.factorize(column)  # a column has far fewer values than rows
+    values = pd.Series(values, dtype=object)
+    known = ~values.str.lower().isin(NOT_KNOWN)
+    numbers = pd.to_numeric(values.where(known), errors="coerce").astype(float)
+    number = np.isfinite(numbers)
+    if (number | ~known).all() and not (values.str.match(r"0\d").any() and not is_input):
+        return pd.Series(numbers.to_numpy()[codes], column.index, name=column.name)
+    share = number.to_numpy()[codes].sum() / max(known.to_numpy()[codes].sum(), 1)
+    if is_input and share > 0.5:
+        text = (known & ~number).to_numpy()[codes]
+        first = column.index[text][0]
+        raise LesionfastError(
+            f"column '{column.name}' of {csv.name} mixes numbers and text: '{column[first]}' in "
+            f"row {first} is no number, as in {text.sum()} rows. Correct them (empty means "
+            "missing), or leave the column out of --metadata."
+        )
+    return pd.Series(values.where(known, np.nan).to_numpy()[codes], column.index, dtype="str")
+
+
+def handle_missing(df: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
+    """Count missing values of the input columns; leave the rows out if --missing is 'drop'."""
+    missing = df[config.metadata_columns].isna()
+    for name, count in missing.sum().items():
+        if count:
+            logger.warning("%s is not known in %d rows", name, count)
+    if "age" in df and (df["age"] == 0).any():
+        logger.warning("age is 0 in %d rows, kept as it is", (df["age"] == 0).sum())
+    gone = missing.any(axis=1)
+    if config.missing == "keep" or not gone.any():
+        return df
+    names = ", ".join(config.metadata_columns)
+    if gone.all():
+        raise LesionfastError(
+            f"--missing drop leaves no row: all {len(df)} lack one of {names}. "
+            "Type --missing keep, or fewer columns with --metadata."
+        )
+    logger.warning("%d rows without %s left out (--missing drop)", gone.sum(), names)
+    return df[~gone]

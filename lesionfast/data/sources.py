@@ -1,0 +1,140 @@
+"""Where the CSV and the images are: folders and zip files, looked through but never unpacked."""
+
+import logging
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+
+from lesionfast.config import DataConfig
+from lesionfast.data.sample import make_sample
+from lesionfast.errors import LesionfastError
+
+logger = logging.getLogger("lesionfast")
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+TABLE_SUFFIXES = (".csv", ".tsv", ".tab")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The metadata CSV, and the folders and zip files that hold its images."""
+
+    csv: Path
+    images: list[Path]
+
+
+def find_source(config: DataConfig) -> Source:
+    """Return where the data of a configuration is: --data, --csv with --images, or the sample.
+
+    Raises `LesionfastError` if there is no such file or folder, or if it can't be told which
+    file is the metadata.
+    """
+    if config.data:
+        if config.csv or config.images:
+            raise LesionfastError(
+                "--data came together with --csv or --images. "
+                "Type either --data DIR, or --csv FILE and --images DIR."
+            )
+        return search_folder(Path(config.data).expanduser())
+    if config.csv and config.images:
+        return Source(Path(config.csv).expanduser(), [Path(config.images).expanduser()])
+    if config.csv or config.images:
+        raise LesionfastError(
+            f"--{'csv' if config.csv else 'images'} came alone. --csv FILE and --images DIR go "
+            "together; or type --data DIR for a folder that holds both."
+        )
+    logger.warning("no --data given: using the built-in SYNTHETIC sample (drawn, not patients)")
+    return search_folder(make_sample())
+
+
+def search_folder(folder: Path) -> Source:
+    """Return the one metadata CSV in `folder`, or one level below, and `folder` for its images."""
+    if not folder.is_dir():
+        found = "is a file" if folder.is_file() else "does not exist"
+        raise LesionfastError(
+            f"--data {folder} {found}. Type the folder that holds the metadata CSV and the "
+            "images, or --csv FILE and --images DIR."
+        )
+    below = sorted(each for each in folder.iterdir() if each.is_dir() and is_visible(each.name))
+    tables = list_tables(folder) or [table for each in below for table in list_tables(each)]
+    named = [each for each in tables if "metadata" in each.name.lower()]
+    choice = named if len(named) == 1 else tables
+    if len(choice) != 1:
+        found = f"{len(choice)}: " + ", ".join(str(each) for each in choice[:5]) if choice else "no"
+        raise LesionfastError(
+            f"{folder} should hold one metadata CSV; found {found}. "
+            "Type --csv FILE --images DIR instead of --data."
+        )
+    return Source(choice[0], [folder])
+
+
+def list_tables(folder: Path) -> list[Path]:
+    """Return the CSV files right in `folder`, sorted."""
+    files = (each for each in folder.iterdir() if each.suffix.lower() in TABLE_SUFFIXES)
+    return sorted(each for each in files if each.is_file() and is_visible(each.name))
+
+
+def list_images(images: str | Path | Sequence[str | Path]) -> pd.DataFrame:
+    """List image files under folders and zip files: columns `stem` and `path`, sorted by path.
+
+    Folders are searched with all below, zip files in them included. Of a zip file only the
+    directory is read; a member's path is "<zip>/<member>". Hidden files are left out.
+    """
+    roots = [images] if isinstance(images, str | Path) else list(images)
+    paths = sorted({path for root in roots for path in find_images(Path(root).expanduser())})
+    files = pd.DataFrame({"path": pd.Series(paths, dtype="str")})
+    names = files["path"].str.rsplit("/", n=1).str[-1] if len(files) else files["path"]
+    return files.assign(stem=names.str.rsplit(".", n=1).str[0])
+
+
+def find_images(root: Path) -> Iterator[str]:
+    """Yield the path of every image in a folder or zip file."""
+    if root.is_dir():
+        yield from find_images_in_folder(root)
+    elif root.is_file():
+        yield from find_images_in_zip(root)
+    else:
+        raise LesionfastError(f"there is no folder or zip file {root}. Name it with --images.")
+
+
+def find_images_in_folder(folder: Path) -> Iterator[str]:
+    """Yield the images in a folder and below, and those in its zip files."""
+    seen = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(parent))
+        folders[:] = [  # a link to a folder that was seen would go round for ever
+            name
+            for name in folders
+            if is_visible(name) and os.path.realpath(os.path.join(parent, name)) not in seen
+        ]
+        for name in filter(is_visible, names):
+            if name.lower().endswith(IMAGE_SUFFIXES):
+                yield Path(parent, name).as_posix()
+            elif name.lower().endswith(".zip"):
+                yield from find_images_in_zip(Path(parent, name))
+
+
+def find_images_in_zip(path: Path) -> Iterator[str]:
+    """Yield "<zip>/<member>" for every image in a zip file; raises `LesionfastError` if broken."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.namelist()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise LesionfastError(
+            f"{path} is no complete zip file ({error}). Download it again, or name the folder of "
+            "images with --images."
+        ) from None
+    for member in members:
+        if member.lower().endswith(IMAGE_SUFFIXES) and all(
+            map(is_visible, PurePosixPath(member).parts)
+        ):
+            yield f"{path.as_posix()}/{member}"
+
+
+def is_visible(name: str) -> bool:
+    """Whether a file or folder is meant for people: not hidden, no resource fork of macOS."""
+    return not name.startswith(".") and name != "__MACOSX"

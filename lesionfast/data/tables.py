@@ -1,0 +1,150 @@
+"""Read a CSV as text, and say what is wrong with it."""
+
+import csv
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from lesionfast.errors import LesionfastError, did_you_mean
+
+logger = logging.getLogger("lesionfast")
+
+SEPARATORS = {",": ",", ";": ";", "|": "|", "\t": "tab"}  # as in the file -> as typed
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+
+def read_table(path: Path, required: Mapping[str, str], separator: str = ",") -> pd.DataFrame:
+    """Read a CSV with a header; every value is text without surrounding blanks, '' if empty.
+
+    `required` maps the columns that must be there to the option that names them (or to '').
+    The index counts rows as a spreadsheet does: the header is row 1. UTF-8 and UTF-16 are read,
+    with or without a byte order mark. Raises `LesionfastError` if the file can't be read so.
+    """
+    separator = as_separator(separator)
+    try:
+        check_header(path, read_header(path, separator), required, separator)
+        table = parse(path, separator)
+    except UnicodeError as error:
+        raise LesionfastError(
+            f"{path} is not text in UTF-8 ({error}). Save it as 'CSV UTF-8' and try again."
+        ) from None
+    except (OSError, csv.Error, pd.errors.ParserError, pd.errors.ParserWarning) as error:
+        raise LesionfastError(
+            f"{path} can't be read as CSV: {str(error).strip()}. Look for a row with too many "
+            "fields or an open quote, and correct it."
+        ) from None
+    return without_blank_rows(path, strip(path, fill_short_rows(path, table)))
+
+
+def as_separator(typed: str) -> str:
+    """Return the separator that `typed` stands for ('tab' is a tab), one character."""
+    separator = {"tab": "\t", "\\t": "\t"}.get(typed, typed)
+    if len(separator) != 1 or separator in '"\r\n':
+        raise LesionfastError(
+            f"--separator is '{typed}', which is not one character. Type one of: "
+            f"{', '.join(repr(each) for each in SEPARATORS.values())}."
+        )
+    return separator
+
+
+def encoding_of(path: Path) -> str:
+    """Return the encoding that the first bytes of a text file tell; raises for a missing file."""
+    if not path.is_file():
+        raise LesionfastError(f"there is no file {path}. Name the CSV with --csv.")
+    with path.open("rb") as file:
+        return "utf-16" if file.read(2) in UTF16_MARKS else "utf-8-sig"
+
+
+def read_header(path: Path, separator: str) -> list[str]:
+    """Return the column names in the first line; raises `LesionfastError` if there are none."""
+    with path.open(encoding=encoding_of(path), newline="") as file:
+        header = next(csv.reader(file, delimiter=separator, skipinitialspace=True), [])
+    names = [name.strip() for name in header]
+    if not any(names):
+        raise LesionfastError(
+            f"{path} is empty or starts with a blank line. Its first line must name the columns."
+        )
+    return names
+
+
+def check_header(
+    path: Path, header: list[str], required: Mapping[str, str], separator: str
+) -> None:
+    """Raise `LesionfastError` for a column that is missing or there twice."""
+    for name in required:
+        if name not in header:
+            suggest_separator(path, required, separator)
+            raise missing_column(path.name, name, header, required[name])
+    twice = next((name for name in header if name and header.count(name) > 1), None)
+    if twice:
+        raise LesionfastError(f"{path} has two columns '{twice}'. Rename one of them in the file.")
+
+
+def suggest_separator(path: Path, required: Mapping[str, str], separator: str) -> None:
+    """Raise `LesionfastError` if another separator finds more of the required columns."""
+    found = {each: len(set(read_header(path, each)) & set(required)) for each in SEPARATORS}
+    best = max(found, key=lambda each: found[each])
+    if found[best] > found.get(separator, 0):
+        raise LesionfastError(
+            f"the fields of {path} are separated by '{SEPARATORS[best]}', not by "
+            f"'{SEPARATORS.get(separator, separator)}'. Add --separator '{SEPARATORS[best]}'."
+        )
+
+
+def missing_column(file: str, name: str, known: list[str], option: str) -> LesionfastError:
+    """Return the error for a column that is not there: what it has, the nearest, what to type."""
+    what_to_type = f"Name yours with {option}." if option else "Add it to the file."
+    return LesionfastError(
+        f"column '{name}' is not in {file}; it has: {', '.join(known)}."
+        f"{did_you_mean(name, known)} {what_to_type}"
+    )
+
+
+def parse(path: Path, separator: str) -> pd.DataFrame:
+    """Read all fields as text; the index is the row number with the header as row 1."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)  # fields beyond the header
+        table = pd.read_csv(
+            path,
+            sep=separator,
+            dtype=str,
+            keep_default_na=False,
+            encoding=encoding_of(path),
+            skipinitialspace=True,
+            skip_blank_lines=False,
+            index_col=False,
+        )
+    table.columns = [str(name).strip() for name in table.columns]
+    table.index = pd.RangeIndex(2, len(table) + 2)
+    return table
+
+
+def fill_short_rows(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """Make the fields that a short row lacks empty, and say how many rows are short."""
+    missing = table.isna()
+    short = int((missing.any(axis=1) & ~missing.iloc[:, 1:].all(axis=1)).sum())
+    if short:
+        logger.warning("%s: %d rows with fewer fields than the header", path.name, short)
+    return table.fillna("") if missing.any(axis=None) else table
+
+
+def strip(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """Take the blanks off both ends of every value, and say how many had some."""
+    stripped = table.apply(lambda column: column.str.strip())
+    changed = int((stripped != table).sum().sum())
+    if changed:
+        logger.warning("%s: %d values with blanks around them, taken off", path.name, changed)
+    return stripped
+
+
+def without_blank_rows(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """Leave out rows without any value, counted; raises `LesionfastError` if none is left."""
+    blank = (table == "").all(axis=1)
+    if blank.any():
+        logger.warning("%s: %d blank rows left out", path.name, blank.sum())
+    if blank.all():
+        raise LesionfastError(f"{path} has a header but no rows. Name another CSV with --csv.")
+    return table[~blank]

@@ -1,0 +1,60 @@
+import pytest
+import torch
+
+from lesionfast.data.augment import BatchAugment, Recipe, augment, augmentations
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Smooth pictures: a bright blob off the centre on a grey ground."""
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="ij")
+    blob = torch.exp(-((x - 0.3) ** 2 + y**2) * 12)
+    return (0.2 + 0.6 * blob).expand(16, 3, 64, 64).contiguous()
+
+
+def test_no_recipe_changes_nothing(images):
+    assert augment(images, augmentations["none"](), generator()) is images
+
+
+@pytest.mark.parametrize("name", ["rotate", "standard"])
+def test_shape_and_range_stay_and_pictures_differ(name, images):
+    changed = augment(images, augmentations[name](), generator())
+    assert changed.shape == images.shape
+    assert changed.min() >= 0 and changed.max() <= 1
+    assert (changed[0] - changed[1]).abs().max() > 0.1
+
+
+def test_rotation_keeps_the_distance_of_the_blob_from_the_centre(images):
+    changed = augment(images, Recipe(degrees=180), generator())
+    position = changed[:, 0].flatten(1).argmax(1)
+    y, x = position // 64 - 31.5, position % 64 - 31.5
+    radius = 0.3 * 31.5
+    assert ((x**2 + y**2).sqrt() - radius).abs().max() < 1.5
+    assert (x < -3).any() and (x > 3).any()  # to all sides
+
+
+def test_a_mirror_is_exact(images):
+    changed = augment(images, Recipe(flip=True), generator())
+    for before, after in zip(images, changed, strict=True):
+        same = torch.allclose(before, after, atol=1e-4)
+        assert same or torch.allclose(before.flip(-1), after, atol=1e-4)
+    assert not torch.allclose(images, changed, atol=1e-4)
+
+
+def test_the_seed_decides(images):
+    transform = BatchAugment(augmentations["standard"]())
+    draws = []
+    for seed in (1, 1, 2):
+        transform.reseed(seed)
+        draws.append(augment(images, transform.recipe, transform.generator))
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+
+def test_standard_changes_colour_alike_in_all_channels(images):
+    changed = augment(images, Recipe(brightness=0.05, contrast=0.1), generator())
+    assert torch.equal(changed[:, 0], changed[:, 2])
+    assert 0 < (changed - images).abs().max() < 0.12

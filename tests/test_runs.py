@@ -1,0 +1,44 @@
+import json
+
+import pytest
+
+from lesionfast.config import TrainConfig
+from lesionfast.errors import LesionfastError
+from lesionfast.runs import Run, list_runs, newest_run, write_atomically, write_json
+
+
+def test_create_never_shares_a_directory(tmp_path):
+    runs = [Run.create(tmp_path, TrainConfig(arch="timm:resnet18")) for _ in range(3)]
+    assert len({run.path for run in runs}) == 3
+    assert all(run.path.name.split("-", 2)[2].startswith("timm-resnet18") for run in runs)
+    assert Run.open(runs[0].path).config == TrainConfig(arch="timm:resnet18")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = write_json(tmp_path / "file.json", {"a": 1})
+
+    def fail(aside):
+        aside.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, fail)
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [each.name for each in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_newest_is_the_newest_that_ended(tmp_path):
+    with pytest.raises(LesionfastError, match="no finished run.*lesionfast train"):
+        newest_run(tmp_path)
+    first, _ = Run.create(tmp_path, TrainConfig()), Run.create(tmp_path, TrainConfig())
+    write_json(first.path / "metrics.json", {})
+    assert len(list_runs(tmp_path)) == 2
+    assert newest_run(tmp_path).path == first.path
+
+
+def test_what_is_no_run_or_did_not_end_says_what_to_type(tmp_path):
+    with pytest.raises(LesionfastError, match="is no run"):
+        Run.open(tmp_path)
+    run = Run.create(tmp_path, TrainConfig())
+    with pytest.raises(LesionfastError, match=r"no predictions.csv.*train --resume"):
+        _ = run.predictions
