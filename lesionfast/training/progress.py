@@ -14,6 +14,8 @@ from fastai.callback.core import Callback, CancelFitException
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lesionfast.training.tracking import history_columns
+
 logger = logging.getLogger("lesionfast")
 
 
@@ -78,7 +80,7 @@ class EpochLines(Callback):
 
     def before_fit(self) -> None:
         """Log the names of the columns."""
-        names = [name.replace("_", " ") for name in list(self.recorder.metric_names)[1:]]
+        names = [name.replace("_", " ") for name in history_columns(self.learn)]
         self.widths = [max(len(name), 8) for name in names]
         logger.info("epoch  %s   seconds", "  ".join(map(str.rjust, names, self.widths)))
 

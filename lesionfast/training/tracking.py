@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastai.callback.core import Callback, CancelFitException
+from fastai.learner import Learner
 
 from lesionfast.errors import LesionfastError, did_you_mean
 from lesionfast.runs import write_atomically, write_text
@@ -14,10 +15,16 @@ from lesionfast.training.checkpoint import load_tensors, save_tensors
 logger = logging.getLogger("lesionfast")
 
 
+def history_columns(learn: Learner) -> list[str]:
+    """Return the names of what fastai records an epoch: losses and metrics, not the time."""
+    names = list(learn.recorder.metric_names)[1:]
+    return names[:-1] if learn.recorder.add_time else names
+
+
 class StopOnNaN(Callback):
     """Stop with an error when the loss is no number any more."""
 
-    run_valid = False
+    order = 60
 
     def after_epoch(self) -> None:
         """Raise `LesionfastError` if the training loss of the epoch is not finite."""
@@ -37,7 +44,7 @@ class Monitor(Callback):
 
     def before_fit(self) -> None:
         """Raise `LesionfastError` if there is no such column."""
-        names = list(self.recorder.metric_names)[1:]
+        names = history_columns(self.learn)
         if self.monitor not in names:
             raise LesionfastError(
                 f"--monitor is '{self.monitor}', which is no column of the history."
@@ -120,7 +127,7 @@ class WriteHistory(Callback):
 
     def after_epoch(self) -> None:
         """Write the line of this epoch."""
-        names = ["epoch", "phase", "lr", *list(self.recorder.metric_names)[1:]]
+        names = ["epoch", "phase", "lr", *history_columns(self.learn)]
         values = [self.epoch + 1, self.progressive_unfreezing.phase.name, self._highest_lr()]
         values += [f"{each:.6g}" for each in self.recorder.values[-1]]
         self.lines = [*(self.lines or [",".join(names)]), ",".join(map(str, values))]

@@ -1,0 +1,37 @@
+"""A plain fastai Learner, nothing of lesionfast in it: batch norm, three groups, one input."""
+
+import pytest
+import torch
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from fastai.metrics import accuracy
+from fastai.torch_core import params
+from torch import nn
+from torch.utils.data import TensorDataset
+
+
+@pytest.fixture
+def plain_learner(tmp_path):
+    """A Learner that no callback of lesionfast has touched yet."""
+    torch.manual_seed(0)
+    inputs = torch.randn(96, 8)
+    dataset = TensorDataset(inputs, (inputs[:, 0] > 0).long())
+    train = DataLoader(dataset, bs=16, shuffle=True, drop_last=True, num_workers=0)
+    valid = DataLoader(dataset, bs=32, num_workers=0)
+    model = nn.Sequential(
+        nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU()),
+        nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5)),
+        nn.Linear(8, 2),
+    )
+    return Learner(
+        DataLoaders(train, valid, device=torch.device("cpu")),
+        model,
+        CrossEntropyLossFlat(),
+        lr=1e-2,
+        metrics=accuracy,
+        splitter=lambda m: [params(each) for each in m],
+        path=tmp_path,
+        train_bn=False,
+    )
