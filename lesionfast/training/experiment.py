@@ -48,10 +48,7 @@ def train(df: pd.DataFrame, config: TrainConfig | None = None, root: str | Path 
     learn = prepare_learner(df, config)
     run = Run.create(root, config)
     with logging_to(run.path / "log.txt"):
-        write_split(learn.dls.rows, run.path / "split.csv")
-        write_text(run.path / "encoder.json", learn.dls.encoder.to_json())
-        write_json(run.path / "environment.json", describe_environment(learn, config))
-        write_json(run.path / "model.json", describe_model(learn, config))
+        write_preparation(learn, run)
         fit(learn, run)
         evaluate(learn, run)
     return run
@@ -93,6 +90,14 @@ def prepare_learner(df: pd.DataFrame, config: TrainConfig) -> FusionLearner:
     check_choice("monitor", config.monitor, columns)
     plan_phases(unfreezing(learn, config), len(learn.splitter(learn.model)), config.epochs)
     return learn
+
+
+def write_preparation(learn: FusionLearner, run: Run) -> None:
+    """Write what is known before the first step: split, encoder, environment and model."""
+    write_split(learn.dls.rows, run.path / "split.csv")
+    write_text(run.path / "encoder.json", learn.dls.encoder.to_json())
+    write_json(run.path / "environment.json", describe_environment(learn, run.config))
+    write_json(run.path / "model.json", describe_model(learn, run.config))
 
 
 def unfreezing(learn: FusionLearner, config: TrainConfig) -> str:
@@ -273,3 +278,20 @@ def logging_to(path: Path) -> Iterator[None]:
         logger.removeHandler(handler)
         logger.setLevel(level)
         handler.close()
+
+
+def draw_lr_find(df: pd.DataFrame, config: TrainConfig, path: Path) -> tuple[float, Path]:
+    """Run the LR finder on a fresh Learner; return its learning rate and the figure's path."""
+    from matplotlib.figure import Figure
+
+    learn = prepare_learner(df, config)
+    lr = find_lr(learn, unfreezing(learn, config) != "none")
+    axis = (figure := Figure(figsize=(6, 4), layout="constrained")).subplots()
+    axis.plot(learn.recorder.lrs, [float(each) for each in learn.recorder.losses], color="black")
+    axis.axvline(lr, color="tab:orange", linestyle="--", label=f"suggested: {lr:.2g}")
+    axis.set(xscale="log", xlabel="learning rate", ylabel="smoothed training loss")
+    axis.set_title(f"Learning-rate finder, {config.arch}")
+    axis.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    return lr, path
