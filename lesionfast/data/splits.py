@@ -90,3 +90,134 @@ def list_lesions(df: pd.DataFrame) -> pd.DataFrame:
     target = rarest.set_index("group")["target"]
     lesions = df[["group"]].drop_duplicates().reset_index(drop=True)
     return lesions.assign(target=lesions["group"].map(target), images=lesions["group"].map(images))
+
+
+def check_classes(lesions: pd.DataFrame, parts: int) -> None:
+    """Raise `LesionfastError` for a class with fewer lesions than parts to have one in."""
+    counts = lesions["target"].value_counts().sort_values(kind="stable")
+    few = counts[counts < parts]
+    if len(few):
+        named = ", ".join(f"'{name}' has {count}" for name, count in few.items())
+        raise LesionfastError(
+            f"the split needs {parts} lesions of every class, one a part; class {named}. "
+            "Take such classes out of the CSV or join them with another, type fewer --folds, or "
+            "--test 0 for no test part."
+        )
+    if len(counts) < 2:
+        raise LesionfastError(
+            f"there is only one class, '{counts.index[0]}'. Name the column of the diagnosis with "
+            "--target."
+        )
+
+
+def shuffle(lesions: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Order lesions by class, then by number of images, then by chance."""
+    chance = np.random.RandomState(seed).permutation(len(lesions))  # the same in every NumPy
+    order = np.lexsort([chance, -lesions["images"], lesions["target"]])
+    return lesions.iloc[order]
+
+
+def take(lesions: pd.DataFrame, share: float, seed: int, spare: int) -> np.ndarray:
+    """Choose a share of each class, evenly along the order of the rows: bool (n,).
+
+    At least one lesion of each class is taken, and `spare` or more are left; share 0 takes none.
+    Because the order is by number of images, the images are shared out as evenly as the lesions.
+    """
+    size = lesions.groupby("target")["target"].transform("size").to_numpy()
+    rank = lesions.groupby("target").cumcount().to_numpy()
+    count = np.clip(np.floor(share * size + 0.5).astype(int), share > 0, size - spare)
+    start = (np.random.RandomState(seed).random_sample() * size).astype(int)
+    return (rank + start + 1) * count // size > (rank + start) * count // size
+
+
+def read_split(df: pd.DataFrame, file: str | Path) -> pd.DataFrame:
+    """Add the column `split` from a CSV with the columns image_id and split.
+
+    Raises `LesionfastError` if an image is not in the file, for a word other than the three
+    parts, and for a lesion in two parts.
+    """
+    file = Path(file)
+    table = read_table(file, {"image_id": "", "split": ""})
+    check_words(file, table)
+    part = df["image_id"].map(table.set_index("image_id")["split"])
+    gone = df.loc[part.isna(), "image_id"]
+    if len(gone):
+        raise LesionfastError(
+            f"{len(gone)} of {len(df)} images are not in the split {file}; the first is "
+            f"'{gone.iloc[0]}'. Add them, or leave --split out for a new split."
+        )
+    df = df.assign(split=part)
+    check_parts(file, df)
+    extra = len(table) - len(df)
+    if extra:
+        logger.warning("%s: %d images that the data does not have, left out", file, extra)
+    return df
+
+
+def check_words(file: Path, table: pd.DataFrame) -> None:
+    """Raise `LesionfastError` for an unknown part or an image that comes twice."""
+    wrong = table.loc[~table["split"].isin(PARTS), "split"]
+    if len(wrong):
+        hint = did_you_mean(wrong.iloc[0], PARTS)
+        raise LesionfastError(
+            f"'{wrong.iloc[0]}' in row {wrong.index[0]} of {file} is no part of a split.{hint} "
+            f"Write one of: {', '.join(PARTS)}."
+        )
+    twice = table.loc[table["image_id"].duplicated(), "image_id"]
+    if len(twice):
+        raise LesionfastError(
+            f"image '{twice.iloc[0]}' comes twice in {file} (again in row {twice.index[0]}). "
+            "Keep one row an image."
+        )
+
+
+def check_parts(file: Path, df: pd.DataFrame) -> None:
+    """Raise `LesionfastError` for a lesion in two parts, or a part that has no image."""
+    pairs = df[["group", "split"]].drop_duplicates()
+    torn = pairs.loc[pairs["group"].duplicated(), "group"].unique()
+    if len(torn):
+        where = " and ".join(sorted(pairs.loc[pairs["group"] == torn[0], "split"]))
+        raise LesionfastError(
+            f"{len(torn)} lesions of {file} are in two parts; the first is '{torn[0]}', in "
+            f"{where}. Put all images of a lesion in one part."
+        )
+    for part in ("train", "valid"):
+        if not (df["split"] == part).any():
+            raise LesionfastError(f"{file} has no image in '{part}'. Put some lesions there.")
+    untaught = sorted(set(df["target"]) - set(df.loc[df["split"] == "train", "target"]))
+    if untaught:
+        raise LesionfastError(
+            f"{file} has no image of class {', '.join(untaught)} in 'train'. Put some there."
+        )
+
+
+def write_split(df: pd.DataFrame, path: str | Path) -> str:
+    """Write image_id, group, target and split, sorted by image id; return the file's SHA-256.
+
+    The same split has the same bytes, whatever the order of the rows.
+    """
+    table = df.sort_values("image_id")[["image_id", "group", "target", "split"]]
+    written = write_atomically(
+        Path(path),
+        lambda aside: table.to_csv(aside, index=False, lineterminator="\n", encoding="utf-8"),
+    )
+    return sha256(written)
+
+
+def join_groups(df: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> pd.DataFrame:
+    """Give images that are joined by pairs of image ids, over any number of steps, one group.
+
+    The name of a joined group is the first of its members' in alphabetical order. Pairs with an
+    image that is not in the table are passed over: it can't leak from there.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    codes, names = pd.factorize(df["group"], sort=True)
+    code_of = pd.Series(codes, df["image_id"].to_numpy())
+    ends = pd.DataFrame(list(pairs), columns=["a", "b"])
+    ends = pd.DataFrame({end: ends[end].map(code_of) for end in ends}).dropna().astype(int)
+    graph = coo_array((np.ones(len(ends)), (ends["a"], ends["b"])), (len(names), len(names)))
+    component = connected_components(graph, directed=False)[1]
+    first = pd.Series(names).groupby(component).first()  # names are sorted
+    return df.assign(group=first.to_numpy()[component[codes]])

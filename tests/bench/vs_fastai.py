@@ -1,4 +1,4 @@
-"""Plain fastai against lesionfast: same backbone, weights, split, size and epochs, one after the other.
+"""Plain fastai against lesionfast: same backbone, weights, split, size and epochs.
 
     python tests/bench/vs_fastai.py --data HAM10000 --epochs 5
 
@@ -186,9 +186,8 @@ def pretrained(config, folder: Path) -> tuple[str, tuple, tuple]:
     model = timm.create_model(config.arch, pretrained=False)
     found = {k.removeprefix("model."): v for k, v in backbone.state_dict().items()}
     state = {k: found.get(k, v) for k, v in model.state_dict().items()}
-    missing = [
-        k for k in state if k not in found and not k.startswith(("classifier", "fc", "head"))
-    ]
+    head = ("classifier", "fc", "head")
+    missing = [k for k in state if k not in found and not k.startswith(head)]
     assert not missing, f"weights without a match: {missing[:3]}"
     torch.save(state, folder / "backbone.pth")
     return str(folder / "backbone.pth"), backbone.mean, backbone.std
