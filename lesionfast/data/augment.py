@@ -73,8 +73,9 @@ class BatchAugment(DisplayedTransform):
         self.generator.manual_seed(seed)
 
     def encodes(self, image: TensorImage) -> TensorImage:
-        """Return the changed images."""
-        return TensorImage(augment(image.as_subclass(Tensor), self.recipe, self.generator))
+        """Return the changed images, channels-last in memory."""
+        changed = augment(image.as_subclass(Tensor), self.recipe, self.generator)
+        return TensorImage(changed.contiguous(memory_format=torch.channels_last))
 
 
 def augment(image: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:

@@ -46,6 +46,15 @@ class MetadataEncoder:
         """How many numbers a row becomes."""
         return len(self.names)
 
+    def in_words(self, vector: np.ndarray) -> str:
+        """Return what one encoded row (width,) says: "age 55, female", "age not known, male"."""
+        words, start = [], 0
+        for each in self._fitted:
+            width = len(names_of(each))
+            words.append(word_of(each, vector[start : start + width]))
+            start += width
+        return ", ".join(words)
+
     def to_json(self) -> str:
         """Return what was learned as JSON."""
         return json.dumps(self._fitted, indent=2) + "\n"
@@ -120,6 +129,15 @@ def names_of(learned: dict[str, Any]) -> list[str]:
     name = learned["name"]
     values = [f"{name} {value}" for value in learned.get("values", [])]
     return [*(values or ([name] if learned["kind"] == "number" else [])), f"{name} missing"]
+
+
+def word_of(learned: dict[str, Any], numbers: np.ndarray) -> str:
+    """Return the value that a column's numbers stand for."""
+    if numbers[-1]:
+        return f"{learned['name']} not known"
+    if learned["kind"] == "number":
+        return f"{learned['name']} {numbers[0] * learned['scale'] + learned['mean']:.4g}"
+    return learned["values"][int(numbers.argmax())]
 
 
 ENCODERS = {"number": encode_number, "text": encode_text}

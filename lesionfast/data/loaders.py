@@ -61,6 +61,7 @@ class BatchLoader(TfmdDL):
     """
 
     sampler: Sampler | None = None
+    encoder: MetadataEncoder  # of the rows; not on copies made by `new`
 
     def create_batches(self, samples: Iterable[int]) -> Iterator[tuple[TensorBase, ...]]:
         """Yield (image, metadata, target) batches before the batch transforms."""
@@ -90,7 +91,7 @@ class BatchLoader(TfmdDL):
             return super().show_batch(b, max_n=max_n, show=False)
         images, metadata, targets = self.decode(self.one_batch() if b is None else b)
         captions = [
-            f"{self.vocab[target]}\n{self.dataset.encoder.in_words(vector)}"
+            f"{self.vocab[target]}\n{self.encoder.in_words(vector)}"
             for target, vector in zip(targets[:max_n].tolist(), metadata.numpy(), strict=False)
         ]
         draw_pictures(images[:max_n], captions)
@@ -181,6 +182,8 @@ def build_dls(
         device=pick_device(config.device),
     )
     dls.encoder, dls.rows = encoder, rows
+    for loader in dls:
+        loader.encoder = encoder
     return dls
 
 

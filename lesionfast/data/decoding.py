@@ -1,0 +1,96 @@
+"""From the bytes of a picture to upright RGB pixels, whatever its mode."""
+
+from io import BytesIO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from lesionfast.data.files import FileReader
+from lesionfast.errors import LesionfastError
+
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")  # no format that runs a program
+SPARE = 2.0  # how far above the wanted size a JPEG is decoded, so that resizing stays smooth
+
+
+class BadImage(Exception):
+    """A file that gives no picture; the message is the reason."""
+
+
+def read_image(path: str) -> Image.Image:
+    """Return the picture in a file or a zip member ("<zip>/<member>") as upright RGB, full size.
+
+    EXIF orientation is applied, transparency laid over white, 16 bits scaled to 8. Raises
+    `LesionfastError` with the file and the reason if there is no picture in it.
+    """
+    try:
+        with FileReader() as reader:
+            return read_with(reader, path)
+    except BadImage as bad:
+        raise LesionfastError(
+            f"{path} can't be read: {bad}. Replace the file, or leave it out with --skip-bad."
+        ) from None
+
+
+def read_square(reader: FileReader, path: str, size: int, resize: str) -> np.ndarray:
+    """Return a picture as uint8 (size, size, 3); raises `BadImage`."""
+    return np.asarray(fit_square(read_with(reader, path, size), size, resize))
+
+
+def read_with(reader: FileReader, path: str, size: int | None = None) -> Image.Image:
+    """Return an upright RGB picture of at least `size` pixels a side; raises `BadImage`."""
+    try:
+        return decode(reader.read(path), size)
+    except UnidentifiedImageError:
+        raise BadImage(f"it is no picture in a format that is read ({known_formats()})") from None
+    except FileNotFoundError:
+        raise BadImage("there is no such file") from None
+    except Exception as error:  # decoders raise anything on broken bytes
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise BadImage(reason.rstrip(".")) from error
+
+
+def known_formats() -> str:
+    """Return the names of the formats, for messages."""
+    return ", ".join(FORMATS)
+
+
+def decode(data: bytes, size: int | None = None) -> Image.Image:
+    """Return encoded bytes as upright RGB; a JPEG much larger than `size` at a half, quarter, …"""
+    image = Image.open(BytesIO(data), formats=FORMATS)
+    if size is not None:
+        image.draft(None, (round(SPARE * size), round(SPARE * size)))
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)
+    return to_rgb(image)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return a picture of any mode as RGB, 8 bits a channel."""
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return from_16_bits(image).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers; save it with 8 bits a channel")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def from_16_bits(image: Image.Image) -> Image.Image:
+    """Scale grey values 0 to 65535 to 0 to 255; raises `ValueError` for what is beyond."""
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError("its pixels have 32 bits; save it with 8 bits a channel")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def fit_square(image: Image.Image, size: int, resize: str) -> Image.Image:
+    """Resize to a square: 'squish' takes the whole picture, 'crop' its centre square."""
+    width, height = image.size
+    box = (0.0, 0.0, width, height)
+    if resize == "crop":
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, left + side, top + side)
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)

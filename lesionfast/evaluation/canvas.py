@@ -1,0 +1,59 @@
+"""What every figure shares: colours and line styles of the classes, titles, and how it is saved."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from lesionfast.evaluation.diagnoses import in_fixed_order
+from lesionfast.evaluation.interpretation import Interpretation
+from lesionfast.runs import write_atomically
+
+GREY = "0.35"
+DOTS_PER_INCH = 140
+# Okabe and Ito's palette, which colour-blind people can tell apart, without its yellow.
+COLOURS = ("#CC79A7", "#E69F00", "#009E73", "#7F7F7F", "#D55E00", "#0072B2", "#56B4E9", "#000000")
+DASHES = (
+    (0, (5, 1.5)),
+    (0, (6, 1.5, 1.5, 1.5)),
+    (0, (3, 1.5)),
+    (0, (1.2, 1.2)),
+    "solid",
+    (0, (8, 2)),
+    (0, (4, 1.5, 1.2, 1.5, 1.2, 1.5)),
+)
+MARKERS = "osD^Pv*Xph<>"
+
+
+def class_styles(classes: Iterable[str]) -> dict[str, dict]:
+    """Return each class's colour, line style and marker: the same in every figure."""
+    styles = {}
+    for index, name in enumerate(in_fixed_order(classes)):
+        styles[name] = {
+            "color": COLOURS[index % len(COLOURS)],
+            "linestyle": DASHES[index % len(DASHES)],
+            "marker": MARKERS[index % len(MARKERS)],
+        }
+    return styles
+
+
+def new_figure(width: float, height: float, title: str, subtitle: str = "") -> Figure:
+    """Return a figure of a size in inches with a title, and one line below it, on the left."""
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=DOTS_PER_INCH)
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
+    text = f"{title}\n{subtitle}" if subtitle else title
+    figure.suptitle(text, x=0.012, ha="left", fontsize=12, linespacing=1.4)
+    return figure
+
+
+def sign(figure: Figure, interpretation: Interpretation) -> None:
+    """Write at the foot which run, and which split of the data, the figure is about."""
+    run = interpretation.run
+    split = f", split sha256 {run.metrics['split_sha256'][:12]}" if run.finished else ""
+    text = f"run {run.path.name}{split}"
+    figure.supxlabel(text, x=0.012, ha="left", fontsize=7.5, color=GREY)
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG, atomically, and return its path."""
+    return write_atomically(path, figure.savefig)

@@ -1,0 +1,190 @@
+"""Figures of a run as PNG files: confusion, curves, training, and grids of the worst errors."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from lesionfast.evaluation.canvas import GREY, class_styles, new_figure, save, sign
+from lesionfast.evaluation.diagnoses import NAMES, full_name
+from lesionfast.evaluation.grids import draw_melanomas_taken_for_nevi, draw_top_losses
+from lesionfast.evaluation.interpretation import Interpretation
+
+HISTORY = {
+    "balanced_accuracy": ("balanced accuracy", "#000000", "solid", "o"),
+    "macro_auc": ("macro AUC", "#0072B2", "dashed", "s"),
+    "mel_sensitivity": ("melanoma sensitivity", "#D55E00", "dashdot", "P"),
+    "accuracy": ("accuracy", "#7F7F7F", "dotted", "^"),
+}
+
+
+def draw_figures(interpretation: Interpretation, folder: Path | None = None) -> list[Path]:
+    """Draw every figure to `folder`, the run's figures/ unless given; return the PNG files.
+
+    The grid of melanomas taken for nevi is left out if the run has no classes mel and nv. Images
+    that can't be read become grey boxes, counted in the log.
+    """
+    folder = interpretation.run.path / "figures" if folder is None else Path(folder)
+    draws = [draw_confusion, draw_top_losses]
+    if {"mel", "nv"} <= set(interpretation.classes):
+        draws.append(draw_melanomas_taken_for_nevi)
+    draws += [draw_precision_recall, draw_roc, draw_training]
+    return [draw(interpretation, folder) for draw in draws]
+
+
+def draw_confusion(interpretation: Interpretation, folder: Path) -> Path:
+    """Draw the confusion matrix, each cell its share of the truth and its count."""
+    counts, shares = interpretation.confusion(), interpretation.confusion(normalize=True)
+    k = len(counts)
+    side = max(0.85 * k if k <= 12 else 0.55 * k, 3.5)
+    subtitle = f"{told(interpretation)}; in per cent of the truth, below it the number of images"
+    figure = new_figure(side + 3.2, side + 2.0, "Confusion matrix", subtitle)
+    axis = figure.subplots()
+    shown = axis.imshow(shares.fillna(0), cmap="Blues", vmin=0, vmax=1)
+    for i, j in np.ndindex(k, k):
+        share, count = shares.iat[i, j], counts.iat[i, j]
+        write_cell(axis, i, j, share, count, size=9.5 if k <= 12 else 6.5)
+    totals = counts.sum(axis=1)
+    rows = [f"{full_name(name)}\nn {totals[name]}" for name in counts.index]
+    axis.set_yticks(range(k), rows)
+    short = all(name in NAMES or len(name) <= 8 for name in counts)
+    axis.set_xticks(range(k), counts.columns, rotation=0 if short else 45)
+    axis.set(xlabel="decision", ylabel="truth")
+    axis.tick_params(length=0)
+    bar = figure.colorbar(shown, ax=axis, shrink=0.7, format=PercentFormatter(1))
+    bar.set_label("share of the truth")
+    sign(figure, interpretation)
+    return save(figure, folder / "confusion.png")
+
+
+def write_cell(axis: Axes, i: int, j: int, share: float, count: int, size: float) -> None:
+    """Write one cell of the confusion matrix; nothing where there is nothing."""
+    if count:
+        color = "white" if share > 0.55 else "black"
+        weight = "bold" if i == j else "normal"
+        text = f"{share:.0%}\n{count}"
+        axis.text(j, i, text, ha="center", va="center", color=color, weight=weight, fontsize=size)
+
+
+def draw_precision_recall(interpretation: Interpretation, folder: Path) -> Path:
+    """Draw one precision-recall curve a class, with a mark where the rule decides."""
+    from sklearn.metrics import precision_recall_curve
+
+    def curve(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        precision, recall, _ = precision_recall_curve(positive, scores)
+        return recall, precision
+
+    title = "Precision and sensitivity of each class against the rest"
+    figure, axis = draw_curves(interpretation, title, curve, "average_precision", "AP")
+    table = interpretation.sensitivity_table()
+    mark_decisions(axis, interpretation, table["sensitivity"], table["precision"])
+    axis.set(xlabel="sensitivity (recall)", ylabel="precision (positive predictive value)")
+    sign(figure, interpretation)
+    return save(figure, folder / "precision_recall.png")
+
+
+def draw_roc(interpretation: Interpretation, folder: Path) -> Path:
+    """Draw one ROC curve a class, with a mark where the rule decides."""
+    from sklearn.metrics import roc_curve
+
+    def curve(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return roc_curve(positive, scores)[:2]
+
+    title = "ROC curve of each class against the rest"
+    figure, axis = draw_curves(interpretation, title, curve, "auc", "AUC")
+    axis.plot([0, 1], [0, 1], color="0.75", linewidth=1, zorder=0)
+    table = interpretation.sensitivity_table()
+    mark_decisions(axis, interpretation, 1 - table["specificity"], table["sensitivity"])
+    axis.set(xlabel="1 - specificity (false positive rate)", ylabel="sensitivity")
+    sign(figure, interpretation)
+    return save(figure, folder / "roc.png")
+
+
+def draw_curves(
+    interpretation: Interpretation,
+    title: str,
+    curve: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
+    metric: str,
+    label: str,
+) -> tuple[Figure, Axes]:
+    """Return a figure with one curve a class, the legend beside it in the order of the classes."""
+    subtitle = f"{told(interpretation)}; marks: where the rule decides"
+    figure = new_figure(9.2, max(5.6, 0.3 * len(interpretation.classes)), title, subtitle)
+    axis = figure.subplots()
+    counts, values = interpretation.metrics["counts"], interpretation.metrics[metric]
+    for name, style in class_styles(interpretation.classes).items():
+        text = f"{full_name(name)}\n{label} {values[name] or 0:.3f}, n {counts[name]}"
+        points: tuple = ([], [])
+        if values[name] is None:
+            text = f"{full_name(name)}\nundefined, n {counts[name]}"
+        else:
+            number = interpretation.classes.index(name)
+            points = curve(interpretation.truth == number, interpretation.probabilities[:, number])
+        width = 2.8 if name == "mel" else 1.6
+        axis.plot(*points, label=text, linewidth=width, markevery=[], markersize=7, **style)
+    axis.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+    axis.grid(color="0.92")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, handlelength=3.5)
+    return figure, axis
+
+
+def mark_decisions(axis: Axes, interpretation: Interpretation, x: pd.Series, y: pd.Series) -> None:
+    """Mark each class at (x, y), where the rule's decisions are."""
+    for name, style in class_styles(interpretation.classes).items():
+        look = {"color": style["color"], "marker": style["marker"], "edgecolor": "black"}
+        axis.scatter(x[name], y[name], s=60, zorder=5, clip_on=False, **look)
+
+
+def draw_training(interpretation: Interpretation, folder: Path) -> Path:
+    """Draw losses and validation metrics over the epochs, with the phases and the best epoch."""
+    run = interpretation.run
+    history = run.history
+    subtitle = f"{run.config.arch}; the metrics are those of the validation images"
+    figure = new_figure(9.2, 7.2, "Training", subtitle)
+    above, below = figure.subplots(2, 1, sharex=True)
+    for name, color, line, mark in (
+        ("train_loss", "#7F7F7F", "dashed", "s"),
+        ("valid_loss", "#000000", "solid", "o"),
+    ):
+        look = {"color": color, "linestyle": line, "marker": mark, "markersize": 4}
+        above.plot(history["epoch"], history[name], label=name.replace("_", " "), **look)
+    for name, (label, color, line, mark) in HISTORY.items():
+        if name in history and history[name].notna().any():
+            look = {"color": color, "linestyle": line, "marker": mark, "markersize": 4}
+            below.plot(history["epoch"], history[name], label=label, **look)
+    above.set(ylabel="loss (nats)")
+    below.set(ylabel="share (0 to 1)", xlabel="epoch")
+    below.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    name_phases(above, history)
+    for axis in (above, below):
+        finish(axis, run.metrics.get("best_epoch") if run.finished else None)
+    sign(figure, interpretation)
+    return save(figure, folder / "training.png")
+
+
+def name_phases(axis: Axes, history: pd.DataFrame) -> None:
+    """Write the phases above an axis, each over the middle of its epochs."""
+    middles = history.groupby("phase", sort=False)["epoch"].mean()
+    top = axis.secondary_xaxis("top")
+    top.set_xticks(middles.to_list(), middles.index, rotation=20, ha="left", fontsize=8)
+    top.tick_params(length=3)
+
+
+def finish(axis: Axes, best_epoch: int | None) -> None:
+    """Mark the epoch whose weights were kept, and give an axis its legend and grid."""
+    if best_epoch is not None:
+        label = f"best epoch, {best_epoch}: its weights are kept"
+        axis.axvline(best_epoch, color=GREY, linewidth=1, linestyle=(0, (2, 2)), label=label)
+    axis.grid(color="0.92")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
+
+
+def told(interpretation: Interpretation) -> str:
+    """Return "test, 1500 images, rule balanced"."""
+    return f"{interpretation.split}, {len(interpretation.rows)} images, rule {interpretation.rule}"

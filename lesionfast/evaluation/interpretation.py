@@ -1,0 +1,189 @@
+"""Interpretation: what a run gets right and wrong, as tables over its predictions."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lesionfast.errors import LesionfastError, did_you_mean
+from lesionfast.evaluation.diagnoses import gravity
+from lesionfast.evaluation.metrics import confusion_counts, decide, json_safe, losses, summarize
+from lesionfast.runs import Run
+
+KEPT = ("image_id", "group", "age", "sex", "localization", "path")  # columns that a table shows
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Interpretation:
+    """The predictions of one split of a run, decided by one rule.
+
+    `truth` and `decision` (n,) are class numbers, `probabilities` is (n, k); `rows` has one row an
+    image: image_id, group, truth, decision, probability (of the decision), probability_of_truth,
+    loss (-log of it, in nats), and age, sex, localization and path where the dataset has them.
+    """
+
+    run: Run
+    split: str
+    rule: str
+    classes: list[str]
+    truth: np.ndarray
+    decision: np.ndarray
+    probabilities: np.ndarray
+    rows: pd.DataFrame
+
+    @classmethod
+    def of(cls, run: Run, split: str = "test", rule: str | None = None) -> "Interpretation":
+        """Read a run's predictions; `rule` is the run's own unless given.
+
+        Never runs the model. Raises `LesionfastError` for an unknown rule, a split that the run
+        has no predictions of, and predictions that do not fit the run's classes.
+        """
+        rule = rule or run.model["rule"]
+        predictions = predictions_of(run, split)
+        truth, probabilities = codes_and_probabilities(run, predictions)
+        decision = decide(probabilities, rule, run.model["prior"])
+        rows = describe(predictions, run.classes, truth, decision, probabilities)
+        return cls(run, split, rule, run.classes, truth, decision, probabilities, rows)
+
+    def __repr__(self) -> str:
+        return f"Interpretation({self.run!r}, {self.split!r}, {self.rule!r}, {len(self.rows)} rows)"
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """What `summarize` says of these predictions, for both rules."""
+        return summarize(self.truth, self.probabilities, self.classes, self.run.model["prior"])
+
+    def confusion(self, normalize: bool = False) -> pd.DataFrame:
+        """Return truth (rows) by decision (columns): counts, or shares of the truth.
+
+        The share of a class that no image has is NaN.
+        """
+        counts = confusion_counts(self.truth, self.decision, len(self.classes))
+        table = pd.DataFrame(
+            counts,
+            index=pd.Index(self.classes, name="truth"),
+            columns=pd.Index(self.classes, name="decision"),
+        )
+        return table.div(table.sum(axis=1), axis=0) if normalize else table
+
+    def most_confused(self) -> pd.DataFrame:
+        """Return truth, decision, count and share of the truth for each kind of error that occurs.
+
+        Melanomas taken for something else come first, then the other malignant classes, then the
+        rest; within each the largest share first.
+        """
+        counts, shares = self.confusion(), self.confusion(normalize=True)
+        pairs = [
+            (truth, decision, int(counts.loc[truth, decision]), float(shares.loc[truth, decision]))
+            for truth in self.classes
+            for decision in self.classes
+            if truth != decision and counts.loc[truth, decision]
+        ]
+        pairs.sort(key=lambda pair: (gravity(pair[0]), -pair[3], -pair[2]))
+        return pd.DataFrame(pairs, columns=["truth", "decision", "count", "share"])
+
+    def top_losses(self, k: int = 12) -> pd.DataFrame:
+        """Return the k rows where the truth was given the least probability, worst first."""
+        worst = self.rows.sort_values("loss", ascending=False, kind="stable")
+        return worst.head(k).reset_index(drop=True)
+
+    def taken_for(self, truth: str = "mel", decision: str = "nv") -> pd.DataFrame:
+        """Return all rows of one class that were decided another, the most confident first."""
+        self._require_class(truth)
+        self._require_class(decision)
+        chosen = (self.rows["truth"] == truth) & (self.rows["decision"] == decision)
+        confident = self.rows[chosen].sort_values("probability", ascending=False, kind="stable")
+        return confident.reset_index(drop=True)
+
+    def sensitivity_table(self) -> pd.DataFrame:
+        """Return one row a class: images, sensitivity, precision, specificity, AUC, AP."""
+        rule = self.metrics["rules"][self.rule]
+        table = pd.DataFrame(
+            {
+                "images": self.metrics["counts"],
+                **{name: rule[name] for name in ("sensitivity", "precision", "specificity")},
+                "auc": self.metrics["auc"],
+                "average_precision": self.metrics["average_precision"],
+            },
+            index=pd.Index(self.classes, name="class"),
+        )
+        return table.astype({name: float for name in table if name != "images"})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as JSON-safe values; what is missing or undefined is None."""
+        taken = self.taken_for() if {"mel", "nv"} <= set(self.classes) else None
+        return {
+            "run": str(self.run.path),
+            "split": self.split,
+            "rule": self.rule,
+            "classes": list(self.classes),
+            "metrics": self.metrics,
+            "confusion": self.confusion().to_numpy().tolist(),
+            "most_confused": records(self.most_confused()),
+            "top_losses": records(self.top_losses()),
+            "melanomas_taken_for_nevi": None if taken is None else records(taken),
+        }
+
+    def _require_class(self, name: str) -> None:
+        if name not in self.classes:
+            raise LesionfastError(
+                f"there is no class '{name}' in {self.run.path}.{did_you_mean(name, self.classes)} "
+                f"Name one of: {', '.join(self.classes)}."
+            )
+
+
+def predictions_of(run: Run, split: str) -> pd.DataFrame:
+    """Return the predictions of one split; raises `LesionfastError` if there are none."""
+    predictions = run.predictions
+    found = predictions[predictions["split"] == split].reset_index(drop=True)
+    if found.empty:
+        known = sorted(predictions["split"].unique())
+        raise LesionfastError(
+            f"{run.path} has no predictions of the split '{split}'; it has: {', '.join(known)}."
+            f"{did_you_mean(split, known)} Choose one with --split."
+        )
+    return found
+
+
+def codes_and_probabilities(run: Run, predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Return class numbers (n,) and probabilities (n, k) in the run's class order."""
+    columns = [f"p_{name}" for name in run.classes]
+    missing = [name for name in columns if name not in predictions]
+    numbers = {name: number for number, name in enumerate(run.classes)}
+    truth = predictions["target"].astype(str).map(numbers)
+    if missing or truth.isna().any():
+        unknown = predictions.loc[truth.isna(), "target"].astype(str).unique().tolist()
+        raise LesionfastError(
+            f"predictions.csv and model.json of {run.path} do not fit: missing columns {missing}, "
+            f"classes that the model does not know {unknown}. Use both as the training wrote them."
+        )
+    return truth.to_numpy(np.int64), predictions[columns].to_numpy(np.float64)
+
+
+def describe(
+    predictions: pd.DataFrame,
+    classes: list[str],
+    truth: np.ndarray,
+    decision: np.ndarray,
+    probabilities: np.ndarray,
+) -> pd.DataFrame:
+    """Return the `rows` of an Interpretation."""
+    names, every = np.asarray(classes, dtype=object), np.arange(len(truth))
+    told = {name: predictions[name] for name in KEPT if name in predictions}
+    first = {name: told.pop(name) for name in ("image_id", "group") if name in told}
+    found = {
+        "truth": names[truth],
+        "decision": names[decision],
+        "probability": probabilities[every, decision],
+        "probability_of_truth": probabilities[every, truth],
+        "loss": losses(truth, probabilities),
+    }
+    return pd.DataFrame({**first, **found, **told})
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return a table as a list of JSON-safe dicts, missing values as None."""
+    present = table.astype(object).where(table.notna(), None)
+    return [json_safe(row) for row in present.to_dict("records")]

@@ -1,0 +1,231 @@
+"""Decision rules and metrics: pure NumPy functions of truth and probabilities. Free of torch."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lesionfast.errors import LesionfastError, did_you_mean
+
+RULES = ("argmax", "balanced")
+
+
+def decide(probabilities: ArrayLike, rule: str, prior: ArrayLike) -> np.ndarray:
+    """Return the class that a rule decides for, int64 (n,), from probabilities (n, k).
+
+    'argmax' takes the most probable class. 'balanced' takes the largest ratio of probability to
+    `prior` (k,), the class shares that the loss saw: the rule that maximises mean per-class
+    recall if the probabilities are right (Menon et al. 2021, arXiv:2007.07314, post-hoc logit
+    adjustment with tau = 1). A class with prior 0 was never learned, so 'balanced' never decides
+    for it. Of several best classes the first is taken. Raises `LesionfastError` for an unknown
+    rule, probabilities that are none, and a prior that does not fit.
+    """
+    probabilities = as_probabilities(probabilities)
+    if rule == "argmax":
+        return probabilities.argmax(axis=1)
+    if rule == "balanced":
+        prior = as_prior(prior, probabilities.shape[1])
+        never = np.full_like(probabilities, -1.0)
+        return np.divide(probabilities, prior, out=never, where=prior > 0).argmax(axis=1)
+    raise LesionfastError(
+        f"there is no decision rule '{rule}'.{did_you_mean(rule, RULES)} "
+        f"Choose one with --rule: {', '.join(RULES)}."
+    )
+
+
+def summarize(
+    truth: ArrayLike, probabilities: ArrayLike, classes: Sequence[str], prior: ArrayLike
+) -> dict[str, Any]:
+    """Return every metric of the probabilities (n, k) of n images, as JSON-safe values.
+
+    `truth` (n,) holds class numbers, `classes` their k names, `prior` (k,) what `decide` takes.
+    The keys: n, counts, macro_auc, log_loss (nats), average_precision, auc, and for each of
+    `RULES` the metrics of its decisions. Where a metric is undefined it is None: sensitivity
+    of a class that no image has, precision of a class that is never decided for, AUC and average
+    precision of a class that no image or every image has.
+    """
+    probabilities = as_probabilities(probabilities)
+    truth = as_codes(truth, len(classes))
+    check_shapes(truth, probabilities, classes)
+    auc, precision = ranking_metrics(truth, probabilities)
+    summary = {
+        "n": len(truth),
+        "counts": dict(zip(classes, np.bincount(truth, minlength=len(classes)), strict=True)),
+        "macro_auc": mean(auc),
+        "log_loss": losses(truth, probabilities).mean(),
+        "average_precision": dict(zip(classes, precision, strict=True)),
+        "auc": dict(zip(classes, auc, strict=True)),
+        "rules": {
+            rule: decision_metrics(truth, decide(probabilities, rule, prior), classes)
+            for rule in RULES
+        },
+    }
+    return json_safe(summary)
+
+
+def decision_metrics(
+    truth: ArrayLike, decision: ArrayLike, classes: Sequence[str]
+) -> dict[str, Any]:
+    """Return the metrics of decisions (n,): over all classes and for each class.
+
+    'mel_sensitivity' is among them if there is a class 'mel'. NaN where undefined.
+    """
+    counts = confusion_counts(truth, decision, len(classes))
+    hits, actual, decided = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
+    recall = ratio(hits, actual)
+    others = counts.sum() - actual
+    metrics = {
+        "balanced_accuracy": mean(recall),
+        "macro_f1": mean(ratio(2 * hits, actual + decided)),
+        "sensitivity": dict(zip(classes, recall, strict=True)),
+        "precision": dict(zip(classes, ratio(hits, decided), strict=True)),
+        "specificity": dict(zip(classes, ratio(others - decided + hits, others), strict=True)),
+        "accuracy": float(ratio(hits.sum(), counts.sum())),
+    }
+    if "mel" in classes:
+        metrics["mel_sensitivity"] = metrics["sensitivity"]["mel"]
+    return metrics
+
+
+def confusion_counts(truth: ArrayLike, decision: ArrayLike, n_classes: int) -> np.ndarray:
+    """Return how many images of each class (rows) were decided each class (columns), (k, k)."""
+    truth, decision = as_codes(truth, n_classes), as_codes(decision, n_classes)
+    if truth.shape != decision.shape:
+        raise LesionfastError(
+            f"truth and decisions must be as many; found {len(truth)} and {len(decision)}. "
+            "Pass one decision an image."
+        )
+    pairs = np.bincount(truth * n_classes + decision, minlength=n_classes**2)
+    return pairs.reshape(n_classes, n_classes)
+
+
+def balanced_accuracy(truth: ArrayLike, decision: ArrayLike, n_classes: int) -> float:
+    """Return the mean sensitivity of the classes that `truth` (n,) holds, the ISIC metric."""
+    counts = confusion_counts(truth, decision, n_classes)
+    return mean(ratio(counts.diagonal(), counts.sum(axis=1)))
+
+
+def sensitivity(truth: ArrayLike, decision: ArrayLike, class_index: int) -> float:
+    """Return the share of the images of one class that were decided so; NaN if it has none."""
+    found = np.asarray(decision)[np.asarray(truth) == class_index] == class_index
+    return float(ratio(found.sum(), len(found)))
+
+
+def macro_auc(truth: ArrayLike, probabilities: ArrayLike) -> float:
+    """Return the mean one-vs-rest ROC AUC of the classes that some images have and others not.
+
+    `truth` (n,), `probabilities` (n, k). NaN if there is no such class.
+    """
+    probabilities = as_probabilities(probabilities)
+    truth = as_codes(truth, probabilities.shape[1])
+    check_shapes(truth, probabilities, range(probabilities.shape[1]))
+    from sklearn.metrics import roc_auc_score
+
+    return mean(one_vs_rest(truth, probabilities, roc_auc_score))
+
+
+def ranking_metrics(truth: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return one-vs-rest ROC AUC and average precision of each class, (k,) each."""
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    auc = one_vs_rest(truth, probabilities, roc_auc_score)
+    return auc, one_vs_rest(truth, probabilities, average_precision_score)
+
+
+def one_vs_rest(
+    truth: np.ndarray, probabilities: np.ndarray, score: Callable[..., float]
+) -> np.ndarray:
+    """Return `score(is the class, its probability)` of each class (k,); NaN where undefined."""
+    values = np.full(probabilities.shape[1], np.nan)
+    for index in range(len(values)):
+        positive = truth == index
+        if positive.any() and not positive.all():
+            values[index] = score(positive, probabilities[:, index])
+    return values
+
+
+def losses(truth: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return -log of the probability of the truth (n,) in nats, at most 36 (float64 epsilon)."""
+    of_truth = probabilities[np.arange(len(truth)), truth]
+    return -np.log(np.clip(of_truth, np.finfo(np.float64).eps, 1))
+
+
+def ratio(part: ArrayLike, whole: ArrayLike) -> np.ndarray:
+    """Return part / whole in float64, NaN where `whole` is 0."""
+    part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)
+    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole != 0)
+
+
+def mean(values: np.ndarray) -> float:
+    """Return the mean of the values that are not NaN; NaN if there are none."""
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if defined.size else float("nan")
+
+
+def json_safe(value: Any) -> Any:
+    """Return nested dicts and lists with plain Python numbers, and None for every NaN."""
+    if isinstance(value, dict):
+        return {str(key): json_safe(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [json_safe(each) for each in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def as_probabilities(values: ArrayLike) -> np.ndarray:
+    """Return probabilities (n, k) as float64; raises `LesionfastError` if they are none."""
+    values = np.asarray(values, np.float64)
+    if values.ndim != 2 or 0 in values.shape:
+        raise LesionfastError(
+            f"probabilities must be a table of images by classes; found shape {values.shape}. "
+            "Pass one row an image, at least one."
+        )
+    if not np.isfinite(values).all():
+        bad = int((~np.isfinite(values)).any(axis=1).sum())
+        raise LesionfastError(
+            f"the model's probabilities are not numbers in {bad} of {len(values)} rows: the "
+            "training diverged. Train again with a lower --lr."
+        )
+    if values.min() < 0 or values.max() > 1 + 1e-3:
+        raise LesionfastError(
+            f"probabilities lie between 0 and 1; found {values.min():.3g} to {values.max():.3g}. "
+            "Pass the softmax of the logits."
+        )
+    return values
+
+
+def as_codes(values: ArrayLike, n_classes: int) -> np.ndarray:
+    """Return class numbers (n,) as int64; raises `LesionfastError` if they are none."""
+    values = np.asarray(values)
+    whole = values.ndim == 1 and (values.dtype.kind in "iu" or values.size == 0)
+    if not whole or (values.size and not 0 <= values.min() <= values.max() < n_classes):
+        found = f"{values.min()} to {values.max()}" if whole else f"{values.dtype} {values.shape}"
+        raise LesionfastError(
+            f"class numbers are whole, from 0 to {n_classes - 1}, one an image; found {found}. "
+            "Pass each image's position in the list of classes."
+        )
+    return values.astype(np.int64)
+
+
+def as_prior(prior: ArrayLike, n_classes: int) -> np.ndarray:
+    """Return class shares (k,) as float64; raises `LesionfastError` if they are none."""
+    prior = np.asarray(prior, np.float64)
+    fits = prior.shape == (n_classes,) and np.isfinite(prior).all()
+    if not fits or prior.min() < 0 or prior.max() <= 0:
+        raise LesionfastError(
+            f"the prior must be {n_classes} shares, one a class; found {prior.tolist()}. "
+            "Pass the class shares that the loss saw in training."
+        )
+    return prior
+
+
+def check_shapes(truth: np.ndarray, probabilities: np.ndarray, classes: Sequence[Any]) -> None:
+    """Raise `LesionfastError` unless truth (n,), probabilities (n, k) and k classes fit."""
+    if probabilities.shape != (len(truth), len(classes)):
+        raise LesionfastError(
+            f"probabilities of {len(truth)} images and {len(classes)} classes must be as many rows "
+            f"and columns; found {probabilities.shape[0]} by {probabilities.shape[1]}. "
+            "Pass one row an image, one column a class."
+        )

@@ -1,0 +1,274 @@
+"""Tables for the terminal: rich, at most 80 columns wide for HAM10000, readable without colour."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from lesionfast.errors import LesionfastError, did_you_mean
+from lesionfast.evaluation.diagnoses import full_name, gravity
+from lesionfast.evaluation.interpretation import Interpretation
+from lesionfast.evaluation.metrics import RULES
+from lesionfast.runs import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+    from rich.text import Text
+
+    from lesionfast.data.audit import Audit
+
+OVERALL = {
+    "balanced_accuracy": "balanced accuracy",
+    "macro_auc": "macro AUC",
+    "macro_f1": "macro F1",
+    "mel_sensitivity": "melanoma sensitivity",
+}
+MOST_ROWS = 10
+VERDICTS = {"ok": "green", "note": "yellow", "problem": "bold red"}
+
+
+def print_table(table: "Table", stderr: bool = False) -> None:
+    """Print a table and a blank line; a pipe gets no colours and no lost columns."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        unlimited = console.options.update(width=1000)
+        needed = Measurement.get(console, unlimited, table).minimum
+        console.width = max(console.width, needed)
+    console.print(table, "")
+
+
+def metrics_table(run: Run, split: str = "test") -> "Table":
+    """Return the metrics of one split under both rules, the deciding one marked.
+
+    Raises `LesionfastError` for a split that the run has no metrics of.
+    """
+    summary = metrics_of(run, split)
+    rules = summary["rules"]
+    title = f"{split}: {summary['n']} images of {len(run.classes)} classes"
+    table = new_table(title, f"split sha256 {run.metrics['split_sha256'][:12]}")
+    add_columns(table, "metric", *(mark(rule, run.model["rule"]) for rule in RULES))
+    for key, label in OVERALL.items():
+        values = [summary.get(key, rules[rule].get(key)) for rule in RULES]
+        if key in summary or key in rules[RULES[0]]:
+            style = "bold" if key == "balanced_accuracy" else None
+            table.add_row(label, *map(decimal, values), style=style)
+    for key in ("sensitivity", "precision"):
+        table.add_section()
+        table.add_row(key)
+        for name in run.classes:
+            values = [rules[rule][key][name] for rule in RULES]
+            table.add_row(f"  {label_of(name, summary)}", *map(decimal, values))
+    table.add_section()
+    table.add_row("accuracy", *(decimal(rules[rule]["accuracy"]) for rule in RULES))
+    return table
+
+
+def metrics_of(run: Run, split: str) -> dict[str, Any]:
+    """Return the metrics of one split; raises `LesionfastError` if there are none."""
+    known = [name for name in ("valid", "test") if name in run.metrics]
+    if split not in known:
+        raise LesionfastError(
+            f"{run.path} has no metrics of the split '{split}'; it has: {', '.join(known)}."
+            f"{did_you_mean(split, known)} Choose one with --split."
+        )
+    return run.metrics[split]
+
+
+def interpretation_tables(interpretation: Interpretation) -> list["Table"]:
+    """Return what `lesionfast interpret` prints: classes, confusion, worst pairs, melanomas."""
+    tables = [
+        class_table(interpretation),
+        confusion_table(interpretation),
+        confusion_table(interpretation, normalize=True),
+        most_confused_table(interpretation),
+    ]
+    if {"mel", "nv"} <= set(interpretation.classes):
+        tables.append(taken_for_table(interpretation))
+    return tables
+
+
+def class_table(interpretation: Interpretation) -> "Table":
+    """Return one row a class: images, sensitivity, precision, specificity, AUC, AP."""
+    metrics = interpretation.metrics["rules"][interpretation.rule]
+    overall = f"balanced accuracy {decimal(metrics['balanced_accuracy'])}"
+    title = f"Classes, {described(interpretation)}; {overall}"
+    table = new_table(title, "AP: average precision")
+    columns = ("images", "sensitivity", "precision", "specificity", "AUC", "AP")
+    add_columns(table, "class", *columns)
+    for name, row in interpretation.sensitivity_table().iterrows():
+        style = "bold" if gravity(str(name)) == 0 else None
+        table.add_row(str(name), str(int(row["images"])), *map(decimal, row.iloc[1:]), style=style)
+    return table
+
+
+def confusion_table(interpretation: Interpretation, normalize: bool = False) -> "Table":
+    """Return truth (rows) by decision (columns): counts, or per cent of the truth."""
+    confusion = interpretation.confusion(normalize)
+    what = "per cent of the truth" if normalize else "images"
+    table = new_table(f"Confusion in {what}, {described(interpretation)}")
+    # More than a line can hold: numbers head the columns, and the rows say which is which.
+    names = interpretation.classes
+    long = sum(max(len(name), 4) + 3 for name in names) + max(map(len, names)) > 72
+    marks = [str(i) for i in range(1, len(names) + 1)] if long else names
+    rows = [f"{m} {n}" if long else n for m, n in zip(marks, names, strict=True)]
+    add_columns(table, "truth \\ decided", *marks, *([] if normalize else ["all"]))
+    for position, label in enumerate(rows):
+        values = confusion.iloc[position].tolist()
+        cells = [cell(v, normalize, i == position) for i, v in enumerate(values)]
+        table.add_row(label, *cells, *([] if normalize else [str(sum(values))]))
+    return table
+
+
+def most_confused_table(interpretation: Interpretation, most: int = 12) -> "Table":
+    """Return the most confused pairs of classes, melanoma first."""
+    pairs = interpretation.most_confused()
+    title = f"Most confused, melanoma first, {described(interpretation)}"
+    table = new_table(title, f"{most} of {len(pairs)} pairs" if len(pairs) > most else "")
+    add_columns(table, "truth", "taken for", "images", "of truth")
+    table.columns[1].justify = "left"
+    kept = pairs.head(most)
+    for row in kept.itertuples():
+        names = full_name(row.truth), full_name(row.decision)
+        style = "bold" if gravity(row.truth) == 0 else None
+        table.add_row(*names, str(row.count), f"{row.share:.0%}", style=style)
+    for before, (position, after) in pairwise(enumerate(kept["truth"])):
+        table.rows[position - 1].end_section = gravity(before[1]) != gravity(after)
+    if pairs.empty:
+        table.add_row("none: every decision is right")
+    return table
+
+
+def taken_for_table(
+    interpretation: Interpretation, truth: str = "mel", decision: str = "nv"
+) -> "Table":
+    """Return the images of one class that were decided another, the most confident first."""
+    rows = interpretation.taken_for(truth, decision)
+    total = int((interpretation.rows["truth"] == truth).sum())
+    title = f"{truth} taken for {decision}: {len(rows)} of {total} images"
+    more = f"the {MOST_ROWS} most confident of {len(rows)}" if len(rows) > MOST_ROWS else ""
+    table = new_table(f"{title}, {described(interpretation)}", more)
+    told = [name for name in ("age", "sex", "localization") if name in rows]
+    add_columns(table, "image", f"p({decision})", f"p({truth})", *told)
+    for _, row in rows.head(MOST_ROWS).iterrows():
+        chances = decimal(row["probability"]), decimal(row["probability_of_truth"])
+        table.add_row(str(row["image_id"]), *chances, *(plain(row[name]) for name in told))
+    if rows.empty:
+        table.add_row("none")
+    return table
+
+
+def runs_table(runs: Sequence[Run]) -> "Table":
+    """Return one row a run: its metrics on the test images under the rule that decides."""
+    caption = "on the test images, by the rule that decides; min: minutes of training"
+    table = new_table("Runs, oldest first", caption)
+    columns = ("balanced\naccuracy", "macro\nAUC", "mel\nsens.", "min", "status")
+    add_columns(table, "run", *columns)
+    table.columns[0].overflow = "fold"
+    table.columns[-1].justify = "left"
+    for run in runs:
+        table.add_row(run.path.name, *run_cells(run))
+    return table
+
+
+def run_cells(run: Run) -> list[str]:
+    """Return the cells of one run after its name."""
+    if not run.finished:
+        return ["-", "-", "-", "-", "not ended"]
+    summary = run.metrics.get("test", run.metrics.get("valid", {}))
+    decided = summary.get("rules", {}).get(run.model["rule"], {})
+    values = (
+        decided.get("balanced_accuracy"),
+        summary.get("macro_auc"),
+        decided.get("mel_sensitivity"),
+    )
+    minutes = f"{run.metrics['train_seconds'] / 60:.1f}"
+    return [*map(decimal, values), minutes, run.metrics["status"]]
+
+
+def audit_table(report: "Audit") -> list["Table"]:
+    """Return the checks of a dataset, and its near-duplicates if there are any."""
+    from rich.text import Text
+
+    table = new_table("Dataset check")
+    add_columns(table, "check", "count", "verdict", "detail")
+    table.columns[2].justify = table.columns[3].justify = "left"
+    table.columns[3].overflow = "fold"
+    for row in report.table().itertuples():
+        verdict = Text(row.verdict, style=VERDICTS.get(row.verdict, ""))
+        table.add_row(row.check, str(row.count), verdict, row.detail)
+    pairs = report.near_duplicates
+    return [table] if pairs is None or pairs.empty else [table, duplicates_table(pairs)]
+
+
+def duplicates_table(pairs: "pd.DataFrame") -> "Table":
+    """Return the pairs of images that look like one lesion but have different lesion ids."""
+    more = f"{MOST_ROWS} of {len(pairs)} pairs" if len(pairs) > MOST_ROWS else ""
+    table = new_table("Near-duplicates under different lesion ids", more)
+    add_columns(table, *pairs.columns)
+    for row in pairs.head(MOST_ROWS).itertuples(index=False):
+        table.add_row(*map(plain, row))
+    return table
+
+
+def new_table(title: str, caption: str = "") -> "Table":
+    """Return an empty table in the one style that all have."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    return Table(
+        title=title,
+        caption=caption or None,
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        title_justify="left",
+        caption_justify="left",
+        title_style="bold",
+        caption_style="dim",
+    )
+
+
+def add_columns(table: "Table", first: str, *others: str) -> None:
+    """Add one column for text, on the left, and others for numbers, on the right."""
+    table.add_column(first)
+    for name in others:
+        table.add_column(name, justify="right")
+
+
+def described(interpretation: Interpretation) -> str:
+    """Return "test, rule balanced"."""
+    return f"{interpretation.split}, rule {interpretation.rule}"
+
+
+def mark(rule: str, deciding: str) -> str:
+    """Return a rule's name, marked if it is the one that decides."""
+    return f"{rule} (decides)" if rule == deciding else rule
+
+
+def label_of(name: str, summary: dict[str, Any]) -> str:
+    """Return "mel (melanoma), n 167"."""
+    return f"{full_name(name)}, n {summary['counts'][name]}"
+
+
+def decimal(value: float | None) -> str:
+    """Return a number with three decimals, '-' if it is undefined."""
+    return "-" if value is None or value != value else f"{value:.3f}"
+
+
+def plain(value: Any) -> str:
+    """Return a value as people write it: whole numbers without decimals, '-' if missing."""
+    if value is None or value != value:
+        return "-"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def cell(value: float, normalize: bool, hit: bool) -> "Text":
+    """Return one cell of a confusion matrix, the diagonal bold, nothing dim."""
+    from rich.text import Text
+
+    text = ("-" if value != value else f"{value:.0%}") if normalize else str(value)
+    return Text(text, style="bold" if hit else "" if value else "dim")

@@ -1,0 +1,211 @@
+"""The whole experiment on the built-in sample with a tiny model, fitted once for the module."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from lesionfast.models.fusion import load_model
+
+from lesionfast.config import TrainConfig
+from lesionfast.data.dataset import load_dataset
+from lesionfast.errors import LesionfastError
+from lesionfast.runs import Run, sha256
+from lesionfast.training.experiment import prepare_learner, resume, train
+
+TINY = TrainConfig(  # a model of half a million parameters
+    arch="test_resnet",
+    weights="none",
+    size=64,
+    epochs=4,
+    batch_size=32,
+    unfreeze="gradual",
+    lr=5e-3,
+)
+
+
+@pytest.fixture(scope="module")
+def df():
+    return load_dataset(TINY)
+
+
+@pytest.fixture(scope="module")
+def run(df, tmp_path_factory):
+    return train(df, TINY, tmp_path_factory.mktemp("runs"))
+
+
+def test_the_run_directory_is_complete_and_holds_no_pickle(run):
+    names = {path.name for path in run.path.iterdir()}
+    assert names == {
+        "config.json",
+        "encoder.json",
+        "environment.json",
+        "history.csv",
+        "log.txt",
+        "metrics.json",
+        "model.json",
+        "predictions.csv",
+        "split.csv",
+        "weights.safetensors",
+    }
+    for path in run.path.iterdir():
+        assert path.read_bytes()[:2] not in (b"\x80\x02", b"\x80\x04", b"PK"), path
+
+
+def test_it_learns(run):
+    assert run.history["train_loss"].iloc[-1] < run.history["train_loss"].iloc[0]
+    assert run.metrics["valid"]["rules"]["balanced"]["balanced_accuracy"] > 2 / 7
+
+
+def test_predictions_are_of_every_validation_and_test_row(run, df):
+    table = run.predictions
+    expected = df[df["split"] != "train"]
+    assert sorted(table["image_id"]) == sorted(expected["image_id"])
+    sums = table[[f"p_{each}" for each in run.classes]].sum(axis=1)
+    np.testing.assert_allclose(sums, 1, atol=1e-5)
+    assert {"age", "sex", "localization", "path", "group"} <= set(table.columns)
+
+
+def test_no_lesion_crosses_and_every_number_quotes_the_hash(run):
+    assert run.split.groupby("group")["split"].nunique().max() == 1
+    assert run.metrics["split_sha256"] == sha256(run.path / "split.csv")
+
+
+def test_the_best_epoch_is_what_is_kept(run):
+    best = run.history["balanced_accuracy"]
+    assert run.metrics["best_epoch"] == run.history["epoch"][best.idxmax()]
+    kept = run.metrics["valid"]["rules"][run.config.rule]["balanced_accuracy"]
+    assert kept == pytest.approx(best.max(), abs=1e-5)
+
+
+def test_the_loaded_model_predicts_what_the_run_says(run, df):
+    from lesionfast.data.images import open_images
+
+    from lesionfast.data.metadata import MetadataEncoder
+
+    rows = run.predictions.head(16)
+    pixels = open_images(rows["path"].tolist(), run.config.size, cache=False).pixels
+    encoder = MetadataEncoder.from_json((run.path / "encoder.json").read_text())
+    image = torch.from_numpy(np.array(pixels)).movedim(-1, 1).float() / 255
+    with torch.no_grad():
+        logits = load_model(run)(image, torch.from_numpy(encoder.transform(rows)))
+    saved = rows[[f"p_{each}" for each in run.classes]].to_numpy()
+    np.testing.assert_allclose(logits.softmax(1).numpy(), saved, atol=1e-4)
+
+
+def test_the_same_seed_gives_the_same_history_workers_included(run, df, tmp_path):
+    again = train(df, TINY, tmp_path / "same")
+    workers = train(df, replace(TINY, workers=2), tmp_path / "workers")
+    other = train(df, replace(TINY, seed=1), tmp_path / "other")
+    text = (run.path / "history.csv").read_text()
+    assert (again.path / "history.csv").read_text() == text
+    assert (workers.path / "history.csv").read_text() == text
+    assert (other.path / "history.csv").read_text() != text
+    assert sha256(again.path / "weights.safetensors") == sha256(run.path / "weights.safetensors")
+
+
+KILLED = """
+import os, signal, sys
+from lesionfast.config import TrainConfig
+from lesionfast.data.dataset import load_dataset
+from lesionfast.training import checkpoint
+from lesionfast.training.experiment import train
+import torch
+
+torch.set_num_threads(1)
+config = TrainConfig.from_json(open(sys.argv[1]).read())
+after, seen = int(sys.argv[3]), []
+write = checkpoint.Checkpoint.after_batch = lambda self: (
+    seen.append(1), len(seen) >= after and os.kill(os.getpid(), signal.SIGKILL))
+train(load_dataset(config), config, sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("epochs_done", [0, 1, 3])
+def test_a_killed_training_goes_on_as_if_it_had_not_been(run, tmp_path, epochs_done):
+    """SIGKILL in the middle of an epoch, in another phase each time."""
+    steps = len(pd.read_csv(run.path / "split.csv").query("split == 'train'")) // TINY.batch_size
+    valid = -(-len(pd.read_csv(run.path / "split.csv").query("split == 'valid'")) // 64)
+    config = tmp_path / "config.json"
+    config.write_text(TINY.to_json())
+    after = epochs_done * (steps + valid) + steps // 2
+    command = [sys.executable, "-c", KILLED, str(config), str(tmp_path / "runs"), str(after)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    killed = Run.open(next((tmp_path / "runs").iterdir()))
+    assert not killed.finished
+    assert (killed.path / "history.csv").exists() == (epochs_done > 0)
+    ended = resume(killed)
+    for name in ("history.csv", "predictions.csv"):
+        assert (ended.path / name).read_text() == (run.path / name).read_text()
+    assert sha256(ended.path / "weights.safetensors") == sha256(run.path / "weights.safetensors")
+
+
+def test_ctrl_c_keeps_the_best_weights_and_can_be_resumed(run, tmp_path):
+    command = [sys.executable, "-m", "lesionfast.cli", "train", "--out", str(tmp_path)]
+    given = {k: v for k, v in json.loads(TINY.to_json()).items() if v not in (None, False, True)}
+    for name, value in given.items():
+        command += [f"--{name.replace('_', '-')}", str(value)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("*/history.csv")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    interrupted = Run.open(out.strip())
+    assert interrupted.metrics["status"] == "interrupted"
+    assert len(interrupted.history) < TINY.epochs
+    assert f"lesionfast train --resume {interrupted.path}" in error
+    ended = resume(interrupted)
+    assert (ended.path / "history.csv").read_text() == (run.path / "history.csv").read_text()
+
+
+def test_a_run_that_ended_is_not_resumed(run):
+    with pytest.raises(LesionfastError, match="has ended: nothing is left to do.*interpret"):
+        resume(run)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arch": "densnet121"}, "Did you mean 'densenet121'"),
+        ({"loss": "cross"}, "there is no loss 'cross'"),
+        ({"balance": "weight"}, "Did you mean 'weights'"),
+        ({"fusion": "fillm"}, "Did you mean 'film'"),
+        ({"augment": "rotat"}, "Did you mean 'rotate'"),
+        ({"monitor": "acuracy"}, "--monitor is 'acuracy'.*Did you mean 'accuracy'"),
+        ({"unfreeze": "last:99"}, "--unfreeze is 'last:99'"),
+        ({"device": "cuda"}, "no cuda device"),
+    ],
+)
+def test_a_wrong_name_is_found_before_a_run_is_made(df, tmp_path, changes, message):
+    if changes.get("device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    with pytest.raises(LesionfastError, match=message):
+        train(df, replace(TINY, **changes), tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("balance", ["weights", "sampler", "downsample"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "focal"])
+def test_every_balance_and_loss_takes_a_step(df, balance, loss):
+    learn = prepare_learner(df, replace(TINY, balance=balance, loss=loss, size=32))
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+    assert np.isfinite(learn.recorder.values[-1]).all()
+
+
+def test_out_of_memory_says_which_batch_size_to_try(df, tmp_path, monkeypatch):
+    def fail(self, *args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("lesionfast.models.fusion.FusionModel.forward", fail)
+    with pytest.raises(LesionfastError, match="--batch-size 16"):
+        train(df, TINY, tmp_path)

@@ -1,0 +1,112 @@
+"""The fastai way in: an ordinary DataLoaders and Learner with two inputs."""
+
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+
+from lesionfast.config import TrainConfig
+from lesionfast.data.dataset import load_dataset
+from lesionfast.data.loaders import build_dls
+from lesionfast.training.learner import fusion_learner, precision
+
+TINY = TrainConfig(arch="test_resnet", weights="none", size=64, batch_size=32)
+
+
+@pytest.fixture(scope="module")
+def df():
+    return load_dataset(TINY)
+
+
+@pytest.fixture
+def learn(df, tmp_path):
+    learn = fusion_learner(build_dls(df, TINY), TINY)
+    learn.path = tmp_path
+    with learn.no_bar(), learn.no_logging():
+        yield learn
+
+
+def test_a_batch_is_image_metadata_and_class(df):
+    dls = build_dls(df, TINY)
+    image, metadata, target = dls.one_batch()
+    assert image.shape == (32, 3, 64, 64) and image.dtype == torch.float32
+    assert image.min() >= 0 and image.max() <= 1
+    assert image.is_contiguous(memory_format=torch.channels_last)
+    assert metadata.shape == (32, dls.encoder.width) and metadata.dtype == torch.float32
+    assert target.dtype == torch.int64 and list(dls.vocab) == sorted(df["target"].unique())
+
+
+def test_every_loader_reads_its_own_rows_unaugmented_but_the_training_one(df):
+    dls = build_dls(df, replace(TINY, augment="none"))
+    for index, name in enumerate(("train", "valid", "test")):
+        rows = dls.rows[dls.rows["split"] == name]
+        loader = dls[index].new(shuffle=False, drop_last=False)
+        batches = list(loader)
+        targets = torch.cat([batch[2] for batch in batches])
+        assert [dls.vocab[t] for t in targets] == rows["target"].tolist()
+        metadata = torch.cat([batch[1] for batch in batches]).numpy()
+        np.testing.assert_array_equal(metadata, dls.encoder.transform(rows))
+
+
+def test_batches_hold_the_pixels_of_the_files(df):
+    from lesionfast.data.images import open_images
+
+    dls = build_dls(df, TINY)
+    rows = dls.rows[dls.rows["split"] == "valid"]
+    pixels = open_images(rows["path"].tolist(), 64, cache=False).pixels
+    image = torch.cat([batch[0] for batch in dls.valid])
+    np.testing.assert_array_equal((image.numpy() * 255).round(), pixels.transpose(0, 3, 1, 2))
+
+
+def test_fewer_rows_than_the_batch_size_still_make_a_batch(df):
+    small = df.groupby(["split", "target"]).head(2).reset_index(drop=True)
+    dls = build_dls(small, replace(TINY, batch_size=512))
+    assert len(dls.train) == 1 and len(dls.one_batch()[0]) == (small["split"] == "train").sum()
+
+
+def test_show_batch_and_show_results_draw_pictures_with_captions(learn):
+    learn.dls.show_batch(max_n=4)
+    titles = [axis.get_title() for axis in plt.gcf().axes]
+    assert len(titles) == 4 and all(t.split("\n")[0] in learn.dls.vocab for t in titles)
+    learn.show_results(max_n=4)
+    assert all("→" in axis.get_title() for axis in plt.gcf().axes)
+    plt.close("all")
+
+
+def test_fine_tune_fit_one_cycle_and_lr_find_work_with_two_inputs(learn):
+    assert 1e-7 < learn.lr_find(show_plot=False, num_it=20).valley < 10
+    learn.fine_tune(1)
+    learn.fit_one_cycle(1, 1e-3)
+    assert np.isfinite(learn.recorder.values[-1]).all()
+    probabilities, targets = learn.get_preds()
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(len(targets)))
+
+
+def test_freeze_leaves_only_the_head_learning_batch_norm_included(learn):
+    learn.freeze()
+    learning = [name for name, p in learn.model.named_parameters() if p.requires_grad]
+    assert learning and not [name for name in learning if name.startswith("backbone")]
+
+
+def test_the_history_has_the_metrics_of_the_field(learn):
+    names = list(learn.metrics.attrgot("name"))
+    assert names == ["balanced_accuracy", "macro_auc", "mel_sensitivity", "accuracy"]
+
+
+def test_precision_is_what_was_asked_or_what_is_fast():
+    cpu = torch.device("cpu")
+    assert precision("float32", cpu) == "float32" and precision("bfloat16", cpu) == "bfloat16"
+    fast = torch.cpu.get_capabilities().get("amx_bf16", False)
+    assert precision("auto", cpu) == ("bfloat16" if fast else "float32")
+
+
+def test_bfloat16_agrees_with_float32(df):
+    outputs = []
+    for name in ("float32", "bfloat16"):
+        config = replace(TINY, precision=name)
+        learn = fusion_learner(build_dls(df, config), config)
+        with learn.no_bar(), learn.no_logging():
+            outputs.append(learn.get_preds()[0])
+    torch.testing.assert_close(*outputs, atol=0.02, rtol=0)
