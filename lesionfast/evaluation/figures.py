@@ -7,14 +7,18 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
 from lesionfast.evaluation.canvas import GREY, class_styles, new_figure, save, sign
 from lesionfast.evaluation.diagnoses import NAMES, full_name
-from lesionfast.evaluation.grids import draw_melanomas_taken_for_nevi, draw_top_losses
+from lesionfast.evaluation.grids import draw_melanomas_taken_for_nevi, draw_top_losses, per_cent
 from lesionfast.evaluation.interpretation import Interpretation
 
-HISTORY = {
+LOSSES = {  # column of the history: label, colour, line, mark
+    "train_loss": ("training loss", "#7F7F7F", "dashed", "s"),
+    "valid_loss": ("validation loss", "#000000", "solid", "o"),
+}
+METRICS = {
     "balanced_accuracy": ("balanced accuracy", "#000000", "solid", "o"),
     "macro_auc": ("macro AUC", "#0072B2", "dashed", "s"),
     "mel_sensitivity": ("melanoma sensitivity", "#D55E00", "dashdot", "P"),
@@ -40,11 +44,11 @@ def draw_confusion(interpretation: Interpretation, folder: Path) -> Path:
     """Draw the confusion matrix, each cell its share of the truth and its count."""
     counts, shares = interpretation.confusion(), interpretation.confusion(normalize=True)
     k = len(counts)
-    side = max(0.85 * k if k <= 12 else 0.55 * k, 3.5)
-    subtitle = f"{told(interpretation)}; in per cent of the truth, below it the number of images"
-    figure = new_figure(side + 3.2, side + 2.0, "Confusion matrix", subtitle)
+    side = max(0.85 * k if k <= 12 else 0.55 * k, 3.7)
+    subtitle = f"{told(interpretation)}; per cent of the truth, and images"
+    figure = new_figure(side + 2.8, side + 1.5, "Confusion matrix", subtitle)
     axis = figure.subplots()
-    shown = axis.imshow(shares.fillna(0), cmap="Blues", vmin=0, vmax=1)
+    axis.imshow(shares.fillna(0), cmap="Blues", vmin=0, vmax=1)
     for i, j in np.ndindex(k, k):
         share, count = shares.iat[i, j], counts.iat[i, j]
         write_cell(axis, i, j, share, count, size=9.5 if k <= 12 else 6.5)
@@ -52,11 +56,10 @@ def draw_confusion(interpretation: Interpretation, folder: Path) -> Path:
     rows = [f"{full_name(name)}\nn {totals[name]}" for name in counts.index]
     axis.set_yticks(range(k), rows)
     short = all(name in NAMES or len(name) <= 8 for name in counts)
-    axis.set_xticks(range(k), counts.columns, rotation=0 if short else 45)
+    turned = {} if short else {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+    axis.set_xticks(range(k), counts.columns, **turned)
     axis.set(xlabel="decision", ylabel="truth")
     axis.tick_params(length=0)
-    bar = figure.colorbar(shown, ax=axis, shrink=0.7, format=PercentFormatter(1))
-    bar.set_label("share of the truth")
     sign(figure, interpretation)
     return save(figure, folder / "confusion.png")
 
@@ -64,9 +67,9 @@ def draw_confusion(interpretation: Interpretation, folder: Path) -> Path:
 def write_cell(axis: Axes, i: int, j: int, share: float, count: int, size: float) -> None:
     """Write one cell of the confusion matrix; nothing where there is nothing."""
     if count:
-        color = "white" if share > 0.55 else "black"
+        color = "white" if share > 0.7 else "black"
         weight = "bold" if i == j else "normal"
-        text = f"{share:.0%}\n{count}"
+        text = f"{per_cent(share)}\n{count}"
         axis.text(j, i, text, ha="center", va="center", color=color, weight=weight, fontsize=size)
 
 
@@ -79,7 +82,9 @@ def draw_precision_recall(interpretation: Interpretation, folder: Path) -> Path:
         return recall, precision
 
     title = "Precision and sensitivity of each class against the rest"
-    figure, axis = draw_curves(interpretation, title, curve, "average_precision", "AP")
+    figure, axis = draw_curves(
+        interpretation, title, curve, "average_precision", "AP", "steps-post"
+    )
     table = interpretation.sensitivity_table()
     mark_decisions(axis, interpretation, table["sensitivity"], table["precision"])
     axis.set(xlabel="sensitivity (recall)", ylabel="precision (positive predictive value)")
@@ -110,10 +115,11 @@ def draw_curves(
     curve: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
     metric: str,
     label: str,
+    drawstyle: str = "default",
 ) -> tuple[Figure, Axes]:
     """Return a figure with one curve a class, the legend beside it in the order of the classes."""
     subtitle = f"{told(interpretation)}; marks: where the rule decides"
-    figure = new_figure(9.2, max(5.6, 0.3 * len(interpretation.classes)), title, subtitle)
+    figure = new_figure(7.5, max(5.6, 0.45 * len(interpretation.classes)), title, subtitle)
     axis = figure.subplots()
     counts, values = interpretation.metrics["counts"], interpretation.metrics[metric]
     for name, style in class_styles(interpretation.classes).items():
@@ -125,8 +131,16 @@ def draw_curves(
             number = interpretation.classes.index(name)
             points = curve(interpretation.truth == number, interpretation.probabilities[:, number])
         width = 2.8 if name == "mel" else 1.6
-        axis.plot(*points, label=text, linewidth=width, markevery=[], markersize=7, **style)
-    axis.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+        axis.plot(
+            *points,
+            label=text,
+            linewidth=width,
+            markevery=[],
+            markersize=7,
+            **style,
+            drawstyle=drawstyle,
+        )
+    axis.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", anchor="W")
     axis.grid(color="0.92")
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, handlelength=3.5)
@@ -147,17 +161,9 @@ def draw_training(interpretation: Interpretation, folder: Path) -> Path:
     subtitle = f"{run.config.arch}; the metrics are those of the validation images"
     figure = new_figure(9.2, 7.2, "Training", subtitle)
     above, below = figure.subplots(2, 1, sharex=True)
-    for name, color, line, mark in (
-        ("train_loss", "#7F7F7F", "dashed", "s"),
-        ("valid_loss", "#000000", "solid", "o"),
-    ):
-        look = {"color": color, "linestyle": line, "marker": mark, "markersize": 4}
-        above.plot(history["epoch"], history[name], label=name.replace("_", " "), **look)
-    for name, (label, color, line, mark) in HISTORY.items():
-        if name in history and history[name].notna().any():
-            look = {"color": color, "linestyle": line, "marker": mark, "markersize": 4}
-            below.plot(history["epoch"], history[name], label=label, **look)
-    above.set(ylabel="loss (nats)")
+    draw_columns(above, history, LOSSES)
+    draw_columns(below, history, METRICS)
+    above.set(ylabel="loss")
     below.set(ylabel="share (0 to 1)", xlabel="epoch")
     below.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     name_phases(above, history)
@@ -165,6 +171,14 @@ def draw_training(interpretation: Interpretation, folder: Path) -> Path:
         finish(axis, run.metrics.get("best_epoch") if run.finished else None)
     sign(figure, interpretation)
     return save(figure, folder / "training.png")
+
+
+def draw_columns(axis: Axes, history: pd.DataFrame, columns: dict[str, tuple]) -> None:
+    """Draw columns of the history over the epochs, those that it has values of."""
+    for name, (label, color, line, mark) in columns.items():
+        if name in history and history[name].notna().any():
+            look = {"color": color, "linestyle": line, "marker": mark, "markersize": 4}
+            axis.plot(history["epoch"], history[name], label=label, **look)
 
 
 def name_phases(axis: Axes, history: pd.DataFrame) -> None:

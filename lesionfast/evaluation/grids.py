@@ -59,9 +59,9 @@ def draw_grid(rows: pd.DataFrame, title: str, subtitle: str, nothing: str) -> Fi
     """Return a figure with one picture a row of the table, or with the words of `nothing`."""
     if rows.empty:
         return draw_words(title, subtitle, nothing)
-    columns = min(COLUMNS, len(rows))
+    columns = min(COLUMNS, max(len(rows), 2))
     lines = ceil(len(rows) / columns)
-    width, height = max(columns, 3) * CELL[0], lines * CELL[1] + 0.9
+    width, height = columns * CELL[0], lines * CELL[1] + 0.9
     subtitle += "\nin per cent: the probability that the model gave"
     figure = new_figure(width, height, title, subtitle)
     axes = figure.subplots(lines, columns, squeeze=False).flat
@@ -142,7 +142,7 @@ def plain(value: Any) -> str:
 
 
 def per_cent(probability: float) -> str:
-    """Return a probability in whole per cent, "<1%" and ">99%" near the ends."""
-    if probability < 0.005:
+    """Return a share in whole per cent, "<1%" and ">99%" where it would round to none and all."""
+    if 0 < probability < 0.005:
         return "<1%"
-    return ">99%" if probability > 0.995 else f"{probability:.0%}"
+    return ">99%" if 0.995 < probability < 1 else f"{probability:.0%}"

@@ -24,6 +24,7 @@ OVERALL = {
     "mel_sensitivity": "melanoma sensitivity",
 }
 MOST_ROWS = 10
+MOST_CLASSES = 12
 VERDICTS = {"ok": "green", "note": "yellow", "problem": "bold red"}
 
 
@@ -78,13 +79,14 @@ def metrics_of(run: Run, split: str) -> dict[str, Any]:
 
 
 def interpretation_tables(interpretation: Interpretation) -> list["Table"]:
-    """Return what `lesionfast interpret` prints: classes, confusion, worst pairs, melanomas."""
-    tables = [
-        class_table(interpretation),
-        confusion_table(interpretation),
-        confusion_table(interpretation, normalize=True),
-        most_confused_table(interpretation),
-    ]
+    """Return what `lesionfast interpret` prints: classes, confusion, worst pairs, melanomas.
+
+    The confusion matrix of more than 12 classes fits no terminal; the figure shows it.
+    """
+    tables = [class_table(interpretation)]
+    if len(interpretation.classes) <= MOST_CLASSES:
+        tables += [confusion_table(interpretation, normalize) for normalize in (False, True)]
+    tables.append(most_confused_table(interpretation))
     if {"mel", "nv"} <= set(interpretation.classes):
         tables.append(taken_for_table(interpretation))
     return tables
@@ -107,7 +109,7 @@ def class_table(interpretation: Interpretation) -> "Table":
 def confusion_table(interpretation: Interpretation, normalize: bool = False) -> "Table":
     """Return truth (rows) by decision (columns): counts, or per cent of the truth."""
     confusion = interpretation.confusion(normalize)
-    what = "per cent of the truth" if normalize else "images"
+    what = "% of the truth" if normalize else "images"
     table = new_table(f"Confusion in {what}, {described(interpretation)}")
     # More than a line can hold: numbers head the columns, and the rows say which is which.
     names = interpretation.classes
@@ -115,6 +117,7 @@ def confusion_table(interpretation: Interpretation, normalize: bool = False) -> 
     marks = [str(i) for i in range(1, len(names) + 1)] if long else names
     rows = [f"{m} {n}" if long else n for m, n in zip(marks, names, strict=True)]
     add_columns(table, "truth \\ decided", *marks, *([] if normalize else ["all"]))
+    table.columns[0].min_width = max(map(len, rows))
     for position, label in enumerate(rows):
         values = confusion.iloc[position].tolist()
         cells = [cell(v, normalize, i == position) for i, v in enumerate(values)]
@@ -125,7 +128,8 @@ def confusion_table(interpretation: Interpretation, normalize: bool = False) -> 
 def most_confused_table(interpretation: Interpretation, most: int = 12) -> "Table":
     """Return the most confused pairs of classes, melanoma first."""
     pairs = interpretation.most_confused()
-    title = f"Most confused, melanoma first, {described(interpretation)}"
+    first = ", melanoma first" if "mel" in interpretation.classes else ""
+    title = f"Most confused{first}, {described(interpretation)}"
     table = new_table(title, f"{most} of {len(pairs)} pairs" if len(pairs) > most else "")
     add_columns(table, "truth", "taken for", "images", "of truth")
     table.columns[1].justify = "left"

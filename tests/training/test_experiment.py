@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from lesionfast.models.fusion import load_model
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.dataset import load_dataset
 from lesionfast.errors import LesionfastError
+from lesionfast.models.fusion import load_model
 from lesionfast.runs import Run, sha256
 from lesionfast.training.experiment import prepare_learner, resume, train
 
@@ -86,7 +86,6 @@ def test_the_best_epoch_is_what_is_kept(run):
 
 def test_the_loaded_model_predicts_what_the_run_says(run, df):
     from lesionfast.data.images import open_images
-
     from lesionfast.data.metadata import MetadataEncoder
 
     rows = run.predictions.head(16)

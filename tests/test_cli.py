@@ -1,0 +1,196 @@
+"""The commands as a person types them, in processes of their own where exit codes matter."""
+
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from lesionfast.cli import app, main
+from lesionfast.config import TrainConfig
+from lesionfast.data.sample import make_sample
+from lesionfast.errors import LesionfastError
+from lesionfast.runs import Run
+
+TINY = [
+    *("--arch", "test_resnet", "--weights", "none", "--size", "32"),
+    *("--epochs", "2", "--batch-size", "32", "--unfreeze", "none"),
+]
+
+
+def lesionfast(*arguments, cwd=None):
+    """Run the command in a process of its own, without a terminal."""
+    command = [sys.executable, "-m", "lesionfast.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+
+
+def invoke(*arguments):
+    """Run the command in this process; errors that the user can fix are raised."""
+    return CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with one finished run in runs/."""
+    folder = tmp_path_factory.mktemp("work")
+    done = lesionfast("train", *TINY, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_train_prints_the_path_alone_to_stdout_and_the_table_to_stderr(folder):
+    folder, done = folder
+    run = Run.open(folder / done.stdout.strip())
+    assert done.stdout.count("\n") == 1 and run.finished
+    assert "SYNTHETIC" in done.stderr
+    for word in ("balanced accuracy", "macro AUC", "argmax", "balanced", "melanoma"):
+        assert word.lower() in done.stderr.lower(), word
+    lines = done.stderr.lower().splitlines()
+    accuracy = [i for i, line in enumerate(lines) if line.strip(" │").startswith("accuracy")]
+    balanced = [i for i, line in enumerate(lines) if "balanced accuracy" in line]
+    assert accuracy[-1] > balanced[-1]
+
+
+def test_without_a_terminal_the_epochs_go_to_the_log_alone(folder):
+    folder, done = folder
+    log = (folder / done.stdout.strip() / "log.txt").read_text()
+    assert " 2/2 " in log and "phase all" in log
+    assert " 2/2 " not in done.stderr and "\x1b" not in done.stderr
+
+
+def test_interpret_takes_the_newest_run_and_draws(folder):
+    folder, _ = folder
+    shown = lesionfast("interpret", cwd=folder)
+    assert shown.returncode == 0, shown.stderr
+    figures = [line for line in shown.stdout.splitlines() if line.endswith(".png")]
+    assert len(figures) >= 6 and all((folder / f).stat().st_size > 5000 for f in figures)
+    assert "mel" in shown.stdout
+
+
+def test_interpret_as_json_agrees_with_the_table_of_predictions(folder):
+    folder, done = folder
+    run = Run.open(folder / done.stdout.strip())
+    for split in ("valid", "test"):
+        result = invoke("interpret", run.path, "--split", split, "--rule", "argmax", "--json")
+        found = json.loads(result.stdout)
+        assert found["rule"] == "argmax" and found["split"] == split
+        rows = run.predictions[run.predictions["split"] == split]
+        decided = rows[[f"p_{c}" for c in run.classes]].to_numpy().argmax(1)
+        names = pd.Series(decided, rows.index).map(dict(enumerate(run.classes)))
+        missed = ((rows["target"] == "mel") & (names == "nv")).sum()
+        assert len(found["melanomas_taken_for_nevi"]) == missed
+
+
+def test_config_repeats_a_run_and_options_go_on_top(folder, tmp_path):
+    folder, done = folder
+    earlier = Run.open(folder / done.stdout.strip())
+    arguments = ["train", "--config", earlier.path / "config.json", "--out", tmp_path]
+    again = Run.open(invoke(*arguments).stdout.strip())
+    assert (again.path / "history.csv").read_text() == (earlier.path / "history.csv").read_text()
+    changed = Run.open(invoke(*arguments, "--epochs", 1, "--json").stdout and newest(tmp_path))
+    assert changed.config.epochs == 1 and changed.config.arch == earlier.config.arch
+
+
+def newest(folder):
+    return max(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+
+
+def test_runs_lists_the_runs_with_their_metrics(folder):
+    folder, done = folder
+    (row,) = json.loads(invoke("runs", "--json", "--out", folder / "runs").stdout)
+    assert row["run"] == str(folder / done.stdout.strip())
+    assert 0 <= row["test"]["macro_auc"] <= 1
+    assert "test_resnet" in lesionfast("runs", cwd=folder).stdout
+
+
+@pytest.mark.parametrize("what", ["archs", "augmentations", "balances", "fusions", "losses"])
+def test_list_names_each_thing_with_a_sentence(what):
+    lines = invoke("list", what).stdout.splitlines()
+    assert len(lines) >= 2 and all(len(line.split(None, 1)) == 2 for line in lines)
+
+
+def test_list_narrows_by_a_part_of_the_name():
+    names = [line.split()[0] for line in invoke("list", "archs", "densenet").stdout.splitlines()]
+    assert "densenet121" in names and all("densenet" in name for name in names)
+    with pytest.raises(LesionfastError, match="Type fewer letters"):
+        invoke("list", "archs", "zzzz")
+    with pytest.raises(LesionfastError, match="Did you mean 'archs'"):
+        invoke("list", "arcs")
+
+
+def test_lr_find_prints_one_number_and_draws(tmp_path):
+    figure = tmp_path / "lr.png"
+    result = invoke("lr-find", *TINY, "--figure", figure)
+    assert 1e-7 < float(result.stdout.splitlines()[-1]) < 10
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_data_split_writes_the_split_that_train_uses(folder, tmp_path):
+    folder, done = folder
+    sample = make_sample()
+    file = tmp_path / "split.csv"
+    assert invoke("data", "split", sample, "--out", file).stdout.strip().endswith(str(file))
+    earlier = Run.open(folder / done.stdout.strip())
+    assert file.read_bytes() == (earlier.path / "split.csv").read_bytes()
+    out = tmp_path / "runs"
+    invoke("train", *TINY, "--epochs", 1, "--data", sample, "--split", file, "--out", out)
+    assert (newest(out) / "split.csv").read_bytes() == file.read_bytes()
+
+
+def test_data_check_ends_with_0_or_2(tmp_path):
+    sample = make_sample()
+    good = lesionfast("data", "check", sample)
+    assert good.returncode == 0, good.stdout + good.stderr
+    assert "mel" in good.stdout
+    bad = tmp_path / "bad"
+    (bad / "images").mkdir(parents=True)
+    table = pd.read_csv(next(sample.glob("*.csv"))).head(60)
+    table.to_csv(bad / "metadata.csv", index=False)
+    for name in table["image_id"]:
+        (bad / "images" / f"{name}.jpg").write_bytes(
+            (sample / "images" / f"{name}.jpg").read_bytes()
+        )
+    (bad / "images" / f"{table['image_id'][0]}.jpg").write_bytes(b"")
+    found = lesionfast("data", "check", bad)
+    assert found.returncode == 2 and table["image_id"][0] in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--arch", "densnet121"], "Did you mean 'densenet121'"),
+        (["train", "--target", "diagnosis"], "--target"),
+        (["train", "--lr", "fast"], "Type a number"),
+        (["train", "--resume", "nowhere"], "is no run"),
+        (["train", "--resume", "x", "--epochs", "3"], "Type only --resume"),
+        (["train", "--config", "nowhere.json"], "there is no file nowhere.json"),
+        (["interpret"], "Make one: lesionfast train"),
+        (["runs"], "Make one: lesionfast train"),
+        (["data", "check", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_the_user_can_fix_is_one_line_and_exit_code_2(
+    arguments, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lesionfast", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    shown = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert shown.out == "" and message in shown.err
+    assert shown.err.splitlines()[-1].startswith("error: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mistyped_option_names_the_nearest():
+    done = CliRunner().invoke(app, ["train", "--archs", "resnet18"])
+    assert done.exit_code == 2 and "--arch" in done.output
+
+
+def test_every_field_is_an_option_with_its_help():
+    shown = " ".join(invoke("train", "--help").stdout.split())
+    for name in json.loads(TrainConfig().to_json()):
+        assert f"--{name.replace('_', '-')}" in shown
