@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from lesionfast.evaluation.diagnoses import in_fixed_order
+from lesionfast.evaluation.diagnoses import NAMES
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.runs import write_atomically
 
@@ -26,15 +26,18 @@ MARKERS = "osD^Pv*Xph<>"
 
 
 def class_styles(classes: Iterable[str]) -> dict[str, dict]:
-    """Return each class's colour, line style and marker: the same in every figure."""
-    styles = {}
-    for index, name in enumerate(in_fixed_order(classes)):
-        styles[name] = {
-            "color": COLOURS[index % len(COLOURS)],
-            "linestyle": DASHES[index % len(DASHES)],
-            "marker": MARKERS[index % len(MARKERS)],
+    """Return each class's colour, line style and marker, the same whichever others there are."""
+    classes = list(classes)
+    order = [*NAMES, *(name for name in classes if name not in NAMES)]
+    places = {name: order.index(name) for name in classes}
+    return {
+        name: {
+            "color": COLOURS[place % len(COLOURS)],
+            "linestyle": DASHES[place % len(DASHES)],
+            "marker": MARKERS[place % len(MARKERS)],
         }
-    return styles
+        for name, place in places.items()
+    }
 
 
 def new_figure(width: float, height: float, title: str, subtitle: str = "") -> Figure:

@@ -1,6 +1,4 @@
-"""What people call the classes: full names, which are malignant, and in which order to show."""
-
-from collections.abc import Iterable
+"""What people call the classes: full names, and which are malignant."""
 
 NAMES = {
     "akiec": "actinic keratosis",
@@ -22,9 +20,3 @@ def full_name(name: str) -> str:
 def gravity(name: str) -> int:
     """Return 0 for melanoma, 1 for the other malignant classes, 2 for the rest: a sort key."""
     return 0 if name == "mel" else 1 if name in MALIGNANT else 2
-
-
-def in_fixed_order(classes: Iterable[str]) -> list[str]:
-    """Return HAM10000's classes in their order, then the others in theirs."""
-    classes = list(classes)
-    return [each for each in NAMES if each in classes] + [c for c in classes if c not in NAMES]

@@ -164,7 +164,7 @@ def draw_training(interpretation: Interpretation, folder: Path) -> Path:
     draw_columns(above, history, LOSSES)
     draw_columns(below, history, METRICS)
     above.set(ylabel="loss")
-    below.set(ylabel="share (0 to 1)", xlabel="epoch")
+    below.set(ylabel="share (0 to 1)", xlabel="epoch", xlim=(0.5, history["epoch"].max() + 0.5))
     below.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     name_phases(above, history)
     for axis in (above, below):
@@ -182,10 +182,14 @@ def draw_columns(axis: Axes, history: pd.DataFrame, columns: dict[str, tuple]) -
 
 
 def name_phases(axis: Axes, history: pd.DataFrame) -> None:
-    """Write the phases above an axis, each over the middle of its epochs."""
-    middles = history.groupby("phase", sort=False)["epoch"].mean()
+    """Write the phases above an axis, each over the middle of its epochs, as far as they fit."""
+    shown: dict[float, str] = {}
+    for phase, middle in history.groupby("phase", sort=False)["epoch"].mean().items():
+        if not shown or middle - max(shown) >= len(history) / 40:
+            shown[middle] = str(phase)
     top = axis.secondary_xaxis("top")
-    top.set_xticks(middles.to_list(), middles.index, rotation=20, ha="left", fontsize=8)
+    steep = 20 if len(history) <= 10 else 60
+    top.set_xticks(list(shown), list(shown.values()), rotation=steep, ha="left", fontsize=8)
     top.tick_params(length=3)
 
 

@@ -143,6 +143,7 @@ def plain(value: Any) -> str:
 
 def per_cent(probability: float) -> str:
     """Return a share in whole per cent, "<1%" and ">99%" where it would round to none and all."""
-    if 0 < probability < 0.005:
+    text = f"{probability:.0%}"
+    if text == "0%" and probability > 0:
         return "<1%"
-    return ">99%" if 0.995 < probability < 1 else f"{probability:.0%}"
+    return ">99%" if text == "100%" and probability < 1 else text

@@ -37,7 +37,7 @@ def print_table(table: "Table", stderr: bool = False) -> None:
     if not console.is_terminal:
         unlimited = console.options.update(width=1000)
         needed = Measurement.get(console, unlimited, table).minimum
-        console.width = max(console.width, needed)
+        console.width = max(console.width, needed, 80)
     console.print(table, "")
 
 

@@ -1,25 +1,189 @@
-"""Stand-in."""
+"""How image and metadata meet: FusionModel(backbone, pool, metadata branch, fusion, head)."""
+
+from collections.abc import Callable
+
 import torch
-from torch import nn
-from lesionfast.models.backbones import create_backbone
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from lesionfast.config import TrainConfig
+from lesionfast.errors import LesionfastError
+from lesionfast.models.backbones import Backbone, create_backbone
 from lesionfast.registry import Registry
+from lesionfast.runs import Run
+
 fusions = Registry("fusion", "--fusion")
+WIDTH = 64  # of the metadata branch
+POOLS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
+    "avg": (lambda x: x.mean((2, 3)), 1),
+    "max": (lambda x: x.amax((2, 3)), 1),
+    "concat": (lambda x: torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1), 2),
+}
+
+
+@fusions.register("none")
+class ImageOnly(nn.Module):
+    """The image alone; metadata is not looked at."""
+
+    def __init__(self, n_image: int, n_metadata: int) -> None:
+        super().__init__()
+        self.width = n_image
+
+    def forward(self, features: Tensor, metadata: Tensor) -> Tensor:
+        """Return the image features (B, n_image)."""
+        return features
+
+
 @fusions.register("concat")
-def concat(): "Stub."
+class Concat(nn.Module):
+    """Image features beside those of a small network over the metadata."""
+
+    def __init__(self, n_image: int, n_metadata: int) -> None:
+        super().__init__()
+        self.branch = metadata_branch(n_metadata)
+        self.width = n_image + WIDTH
+
+    def forward(self, features: Tensor, metadata: Tensor) -> Tensor:
+        """Return (B, n_image + 64)."""
+        return torch.cat([features, self.branch(metadata)], dim=1)
+
+
 @fusions.register("film")
-def film(): "Stub."
+class FiLM(nn.Module):
+    """Metadata scales and shifts each image feature (Perez et al. 2018, arXiv:1709.07871)."""
+
+    def __init__(self, n_image: int, n_metadata: int) -> None:
+        super().__init__()
+        self.branch = metadata_branch(n_metadata)
+        self.modulation = nn.Linear(WIDTH, 2 * n_image)
+        nn.init.zeros_(self.modulation.weight)  # the identity at first
+        nn.init.zeros_(self.modulation.bias)
+        self.width = n_image
+
+    def forward(self, features: Tensor, metadata: Tensor) -> Tensor:
+        """Return (B, n_image)."""
+        scale, shift = self.modulation(self.branch(metadata)).chunk(2, dim=1)
+        return features * (1 + scale) + shift
+
+
+@fusions.register("gated")
+class Gated(nn.Module):
+    """A learned gate weighs image against metadata (Arevalo et al. 2017, arXiv:1702.01992)."""
+
+    def __init__(self, n_image: int, n_metadata: int) -> None:
+        super().__init__()
+        self.width = 256
+        self.image = nn.Sequential(nn.Linear(n_image, self.width), nn.Tanh())
+        self.metadata = nn.Sequential(nn.Linear(n_metadata, self.width), nn.Tanh())
+        self.gate = nn.Linear(n_image + n_metadata, self.width)
+
+    def forward(self, features: Tensor, metadata: Tensor) -> Tensor:
+        """Return (B, 256)."""
+        gate = torch.sigmoid(self.gate(torch.cat([features, metadata], dim=1)))
+        return gate * self.image(features) + (1 - gate) * self.metadata(metadata)
+
+
+@fusions.register("metadata")
+class MetadataOnly(nn.Module):
+    """No image: the baseline that shows what age and sex alone know."""
+
+    def __init__(self, n_image: int, n_metadata: int) -> None:
+        super().__init__()
+        self.branch = metadata_branch(n_metadata)
+        self.width = WIDTH
+
+    def forward(self, features: Tensor, metadata: Tensor) -> Tensor:
+        """Return (B, 64)."""
+        return self.branch(metadata)
+
+
+def metadata_branch(n_metadata: int) -> nn.Sequential:
+    """Return the small network over a metadata vector."""
+    return nn.Sequential(
+        nn.Linear(n_metadata, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU()
+    )
+
+
 class FusionModel(nn.Module):
-    def __init__(self, backbone, *, pool, n_metadata, n_classes, fusion, dropout):
-        super().__init__(); self.backbone = backbone
-        self.branch = nn.Sequential(nn.Linear(n_metadata, 32), nn.ReLU())
-        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(backbone.num_features + 32, n_classes))
-    def forward(self, image, metadata): return self.head(torch.cat([self.backbone(image).mean((2,3)), self.branch(metadata)], 1))
-def build_model(config, n_metadata, n_classes):
-    return FusionModel(create_backbone(config.arch, size=config.size, weights=config.weights), pool=config.pool, n_metadata=n_metadata, n_classes=n_classes, fusion=config.fusion, dropout=config.dropout)
-def stage_groups(model):
-    g = [[p for m in s for p in m.parameters()] for s in model.backbone.stages]
-    return [*g, [*model.branch.parameters(), *model.head.parameters()]]
-def load_model(run):
-    from safetensors.torch import load_file
-    from dataclasses import replace
-    m = build_model(replace(run.config, weights="none"), run.model["n_metadata"], len(run.classes)); m.load_state_dict(load_file(run.path / "weights.safetensors")); return m.eval()
+    """A classifier of an image and its metadata; `backbone` is None for fusion 'metadata'."""
+
+    def __init__(
+        self,
+        backbone: Backbone | None,
+        *,
+        pool: str,
+        n_metadata: int,
+        n_classes: int,
+        fusion: str,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        build = fusions[fusion]
+        if n_metadata == 0 and fusion != "none":
+            raise LesionfastError(
+                f"--fusion {fusion} needs metadata, but --metadata is none. "
+                f"Type --fusion none, or --metadata age,sex."
+            )
+        self.backbone = backbone
+        self.pool, factor = POOLS[pool]
+        n_image = 0 if backbone is None else backbone.num_features * factor
+        self.fusion = build(n_image, n_metadata)
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.fusion.width, n_classes))
+
+    def forward(self, image: Tensor, metadata: Tensor) -> Tensor:
+        """Return logits (B, n_classes) of images (B, 3, H, W) in 0..1 and metadata (B, width)."""
+        return self.classify(self.features(image), metadata)
+
+    def features(self, image: Tensor) -> Tensor:
+        """Return the pooled image features (B, F); F is 0 without a backbone."""
+        return (
+            image.new_zeros(len(image), 0)
+            if self.backbone is None
+            else self.pool(self.backbone(image))
+        )
+
+    def classify(self, features: Tensor, metadata: Tensor) -> Tensor:
+        """Return logits (B, n_classes) of pooled features (B, F) and metadata (B, width)."""
+        return self.head(self.fusion(features, metadata))
+
+
+def stage_groups(model: FusionModel) -> list[list[nn.Parameter]]:
+    """Return the parameters by stage: stem, …, last stage, and the head with the fusion."""
+    head = [*model.fusion.parameters(), *model.head.parameters()]
+    return [*(model.backbone.stages if model.backbone is not None else []), head]
+
+
+def build_model(config: TrainConfig, n_metadata: int, n_classes: int) -> FusionModel:
+    """Return the model that a configuration describes, with its pretrained weights."""
+    backbone = None
+    if config.fusion != "metadata":
+        backbone = create_backbone(config.arch, size=config.size, weights=config.weights)
+    return FusionModel(
+        backbone,
+        pool=config.pool,
+        n_metadata=n_metadata,
+        n_classes=n_classes,
+        fusion=config.fusion,
+        dropout=config.dropout,
+    )
+
+
+def load_model(run: Run) -> FusionModel:
+    """Return the trained model of a run in eval mode, from JSON and safetensors alone.
+
+    Raises `LesionfastError` if its weights are missing or broken.
+    """
+    about = run.model
+    names = ("arch", "size", "pool", "fusion", "dropout")
+    config = TrainConfig(weights="none", **{name: about[name] for name in names})
+    model = build_model(config, about["n_metadata"], len(about["classes"]))
+    path = run.path / "weights.safetensors"
+    try:
+        model.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise LesionfastError(
+            f"{path} is not the whole model of this run: {str(error).splitlines()[0]} "
+            f"Train it again: lesionfast train --config {run.path / 'config.json'}"
+        ) from None
+    return model.eval()

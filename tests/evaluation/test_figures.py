@@ -1,0 +1,216 @@
+"""The figures are real pictures with the run's numbers on them."""
+
+import logging
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from lesionfast.errors import LesionfastError
+from lesionfast.evaluation import figures, grids
+from lesionfast.evaluation.canvas import class_styles
+from lesionfast.evaluation.figures import draw_figures
+from lesionfast.evaluation.grids import caption, draw_grid, per_cent
+from lesionfast.evaluation.interpretation import Interpretation
+from lesionfast.runs import Run
+
+NAMES = [
+    "confusion.png",
+    "top_losses.png",
+    "melanomas_taken_for_nevi.png",
+    "precision_recall.png",
+    "roc.png",
+    "training.png",
+]
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> dict[str, Figure]:
+    """The figures that are saved while a test runs, by file name."""
+    found: dict[str, Figure] = {}
+    save = Figure.savefig
+
+    def remember(figure, path, **options):
+        found[path.name.split(".")[1] + ".png"] = figure
+        save(figure, path, **options)
+
+    monkeypatch.setattr(Figure, "savefig", remember)
+    return found
+
+
+def words(figure: Figure) -> str:
+    """All text on a figure."""
+    texts = [each.get_text() for axis in figure.axes for each in axis.findobj(match=_is_text)]
+    return "\n".join([figure.get_suptitle(), figure.get_supxlabel(), *texts])
+
+
+def _is_text(artist) -> bool:
+    return hasattr(artist, "get_text")
+
+
+def test_every_figure_is_a_picture_with_something_on_it(make_run, images):
+    interpretation = Interpretation.of(make_run())
+    images(interpretation.top_losses())
+    images(interpretation.taken_for())
+    paths = draw_figures(interpretation)
+    assert [path.name for path in paths] == NAMES
+    for path in paths:
+        assert path.parent == interpretation.run.path / "figures"
+        with Image.open(path) as picture:
+            assert picture.format == "PNG"
+            assert 700 < picture.width < 3000 and 300 < picture.height < 4000
+            grey = np.asarray(picture.convert("L"))
+        assert 0.01 < (grey < 200).mean() < 0.9
+    assert len(list(paths[0].parent.iterdir())) == len(NAMES)
+    assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_confusion_has_every_count_and_share(make_run, tmp_path, drawn):
+    interpretation = Interpretation.of(make_run(), rule="argmax")
+    figures.draw_confusion(interpretation, tmp_path)
+    counts, text = interpretation.confusion(), words(drawn["confusion.png"])
+    for truth in counts.index:
+        for decision in counts.columns:
+            count, share = counts.loc[truth, decision], counts.loc[truth] / counts.loc[truth].sum()
+            if count:
+                assert f"{per_cent(share[decision])}\n{count}" in text
+    assert f"mel (melanoma)\nn {counts.loc['mel'].sum()}" in text
+    assert "test, 600 images, rule argmax" in text
+    assert interpretation.run.path.name in text and "0123456789ab" in text
+
+
+def test_curves_name_every_class_with_its_number(make_run, tmp_path, drawn):
+    interpretation = Interpretation.of(make_run())
+    figures.draw_roc(interpretation, tmp_path)
+    figures.draw_precision_recall(interpretation, tmp_path)
+    metrics = interpretation.metrics
+    for name, metric in (("roc.png", "auc"), ("precision_recall.png", "average_precision")):
+        axis = drawn[name].axes[0]
+        legend = [text.get_text() for text in axis.get_legend().get_texts()]
+        assert [text.split(" ")[0] for text in legend] == interpretation.classes
+        for text, value in zip(legend, metrics[metric].values(), strict=True):
+            assert f"{value:.3f}" in text
+        assert axis.get_xlabel() and axis.get_ylabel()
+
+
+def test_marks_sit_where_the_rule_decides(make_run, tmp_path, drawn):
+    interpretation = Interpretation.of(make_run())
+    figures.draw_precision_recall(interpretation, tmp_path)
+    marks = drawn["precision_recall.png"].axes[0].collections
+    found = np.array([each.get_offsets()[0] for each in marks])
+    table = interpretation.sensitivity_table()
+    assert found == pytest.approx(table[["sensitivity", "precision"]].to_numpy())
+
+
+def test_a_class_without_images_keeps_its_place_in_the_legend(make_run, tmp_path, drawn):
+    run = make_run()
+    table = run.predictions[run.predictions["target"] != "df"]
+    table.to_csv(run.path / "predictions.csv", index=False)
+    figures.draw_roc(Interpretation.of(Run(run.path)), tmp_path)
+    legend = drawn["roc.png"].axes[0].get_legend().get_texts()
+    assert legend[3].get_text() == "df (dermatofibroma)\nundefined, n 0"
+
+
+def test_classes_keep_their_look_whichever_others_there_are():
+    few, many = class_styles(["mel", "nv"]), class_styles(["akiec", "bcc", "mel", "nv", "scc"])
+    assert few["mel"] == many["mel"] and few["nv"] == many["nv"]
+    looks = [tuple(map(str, each.values())) for each in class_styles(map(str, range(30))).values()]
+    assert len(set(looks)) == 30
+
+
+def test_training_shows_phases_and_the_epoch_that_was_kept(make_run, tmp_path, drawn):
+    run = make_run()
+    figures.draw_training(Interpretation.of(run), tmp_path)
+    figure = drawn["training.png"]
+    text = words(figure)
+    assert "best epoch, 5" in text and "balanced accuracy" in text
+    phases = [t.get_text() for t in figure.axes[0].child_axes[0].get_xticklabels()]
+    assert phases == ["head", "head + last 1 stage", "head + last 2 stages", "all"]
+    assert figure.axes[1].lines[0].get_ydata().tolist() == run.history["balanced_accuracy"].tolist()
+
+
+def test_one_epoch_is_drawn(make_run, tmp_path, drawn):
+    run = make_run()
+    lines = (run.path / "history.csv").read_text().splitlines()
+    (run.path / "history.csv").write_text("\n".join(lines[:2]) + "\n")
+    figures.draw_training(Interpretation.of(Run(run.path)), tmp_path)
+    assert drawn["training.png"].axes[0].lines[0].get_ydata().tolist() == [1.52]
+
+
+def test_other_classes_have_no_grid_of_melanomas(make_run, images):
+    interpretation = Interpretation.of(make_run(classes=("benign", "malignant"), n=30))
+    images(interpretation.top_losses())
+    names = [path.name for path in draw_figures(interpretation)]
+    assert names == [name for name in NAMES if "melanoma" not in name]
+
+
+def test_grid_shows_the_pictures_and_says_how_many_of_how_many(make_run, images, tmp_path, drawn):
+    interpretation = Interpretation.of(make_run(rule="argmax"))
+    taken = interpretation.taken_for()
+    images(taken)
+    grids.draw_melanomas_taken_for_nevi(interpretation, tmp_path, most=6)
+    figure = drawn["melanomas_taken_for_nevi.png"]
+    melanomas = interpretation.confusion().loc["mel"].sum()
+    assert f"{len(taken)} of {melanomas} melanomas, the 6 most confident" in figure.get_suptitle()
+    assert "test, rule argmax" in figure.get_suptitle()
+    pictures = [axis for axis in figure.axes if axis.images]
+    assert [axis.get_title(loc="left") for axis in pictures] == taken["image_id"][:6].tolist()
+    for axis, (_, row) in zip(pictures, taken.iterrows(), strict=False):
+        expected = Image.open(row["path"]).convert("RGB")
+        assert (axis.images[0].get_array() == np.asarray(expected)).all()
+        assert axis.get_xlabel() == caption(row)
+
+
+def test_no_rows_become_a_figure_that_says_so(make_run, tmp_path, drawn):
+    run = make_run()
+    table = run.predictions
+    table.loc[table["target"] == "mel", [f"p_{c}" for c in run.classes]] = 0.0
+    table.loc[table["target"] == "mel", "p_mel"] = 1.0
+    table.to_csv(run.path / "predictions.csv", index=False)
+    path = grids.draw_melanomas_taken_for_nevi(Interpretation.of(Run(run.path)), tmp_path)
+    assert path.is_file()
+    assert "no melanoma was taken for a nevus" in words(drawn["melanomas_taken_for_nevi.png"])
+
+
+def test_a_missing_image_is_a_grey_box_and_is_counted_in_the_log(make_run, images, caplog):
+    rows = Interpretation.of(make_run()).top_losses(5)
+    images(rows.iloc[:3])
+    Path(rows["path"][2]).write_bytes(b"")
+    rows.loc[4, "path"] = None
+    with caplog.at_level(logging.WARNING, logger="lesionfast"):
+        figure = draw_grid(rows, "title", "subtitle", "nothing")
+    assert "3 of 5 images not drawn" in caplog.text
+    text = words(figure)
+    assert "predictions.csv has no path" in text.replace("\n", " ")
+    boxes = [axis for axis in figure.axes if axis.images and axis.texts]
+    assert [axis.get_title(loc="left") for axis in boxes] == rows["image_id"][2:].tolist()
+
+
+def test_a_zip_member_is_drawn(tmp_path):
+    Image.new("RGB", (40, 30), (200, 10, 10)).save(tmp_path / "a.png")
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        archive.write(tmp_path / "a.png", "part/a.png")
+    pixels = grids.read_pixels(f"{tmp_path}/images.zip/part/a.png")
+    assert pixels.shape == (30, 40, 3) and (pixels[0, 0] == [200, 10, 10]).all()
+    with pytest.raises(LesionfastError):
+        grids.read_pixels(float("nan"))
+
+
+def test_captions_are_plain_words(make_run):
+    row = Interpretation.of(make_run()).top_losses(1).iloc[0].copy()
+    row["truth"], row["decision"], row["age"], row["sex"] = "mel", "nv", 65.0, None
+    row["probability"], row["probability_of_truth"] = 0.934, 0.0004
+    assert (
+        caption(row)
+        == "truth: mel (melanoma), <1%\ndecided: nv (nevus), 93%\n65 years, sex unknown"
+    )
+    assert "years" not in caption(row.drop(["age", "sex"]))
+
+
+def test_per_cent_never_rounds_to_none_or_all():
+    values = (0, 0.004, 0.005, 0.5, 0.995, 0.996, 1)
+    assert [per_cent(v) for v in values] == ["0%", "<1%", "<1%", "50%", ">99%", ">99%", "100%"]
