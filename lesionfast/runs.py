@@ -136,7 +136,18 @@ class Run:
     def _csv(self, name: str) -> "pd.DataFrame":
         import pandas as pd
 
-        return pd.read_csv(self._require(name), dtype={"image_id": str, "lesion_id": str})
+        text = {"image_id": str, "group": str, "target": str, "phase": str}
+        return pd.read_csv(
+            self._require(name),
+            dtype=text,
+            keep_default_na=False,
+            na_values=dict.fromkeys(self._columns(name) - set(text), [""]),
+            float_precision="round_trip",
+        )
+
+    def _columns(self, name: str) -> set[str]:
+        with (self.path / name).open(encoding="utf-8") as file:
+            return set(file.readline().strip().split(","))
 
 
 def list_runs(root: str | Path) -> list[Run]:

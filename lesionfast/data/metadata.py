@@ -124,7 +124,7 @@ def rows(numbers: Iterable[int], most: int = 5) -> str:
     """Return "row 2" or "rows 2, 7, 9 and 4 more"."""
     numbers = list(numbers)
     more = f" and {len(numbers) - most} more" if len(numbers) > most else ""
-    return f"row{'s'[:len(numbers) > 1]} {', '.join(map(str, numbers[:most]))}{more}"
+    return f"row{'s'[: len(numbers) > 1]} {', '.join(map(str, numbers[:most]))}{more}"
 
 
 def some(names: Iterable[str], most: int = 3) -> str:

@@ -15,10 +15,27 @@ from lesionfast.runs import Run
 
 fusions = Registry("fusion", "--fusion")
 WIDTH = 64  # of the metadata branch
+
+
+def average(features: Tensor) -> Tensor:
+    """Return the mean of each channel, (B, C, h, w) -> (B, C)."""
+    return features.mean((2, 3))
+
+
+def maximum(features: Tensor) -> Tensor:
+    """Return the maximum of each channel, (B, C, h, w) -> (B, C)."""
+    return features.amax((2, 3))
+
+
+def both(features: Tensor) -> Tensor:
+    """Return mean and maximum of each channel, (B, C, h, w) -> (B, 2 C)."""
+    return torch.cat([average(features), maximum(features)], dim=1)
+
+
 POOLS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
-    "avg": (lambda x: x.mean((2, 3)), 1),
-    "max": (lambda x: x.amax((2, 3)), 1),
-    "concat": (lambda x: torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1), 2),
+    "avg": (average, 1),
+    "max": (maximum, 1),
+    "concat": (both, 2),
 }
 
 
@@ -100,9 +117,8 @@ class MetadataOnly(nn.Module):
 
 def metadata_branch(n_metadata: int) -> nn.Sequential:
     """Return the small network over a metadata vector."""
-    return nn.Sequential(
-        nn.Linear(n_metadata, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU()
-    )
+    first, second = nn.Linear(n_metadata, WIDTH), nn.Linear(WIDTH, WIDTH)
+    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
 
 
 class FusionModel(nn.Module):
@@ -137,11 +153,9 @@ class FusionModel(nn.Module):
 
     def features(self, image: Tensor) -> Tensor:
         """Return the pooled image features (B, F); F is 0 without a backbone."""
-        return (
-            image.new_zeros(len(image), 0)
-            if self.backbone is None
-            else self.pool(self.backbone(image))
-        )
+        if self.backbone is None:
+            return image.new_zeros(len(image), 0)
+        return self.pool(self.backbone(image))
 
     def classify(self, features: Tensor, metadata: Tensor) -> Tensor:
         """Return logits (B, n_classes) of pooled features (B, F) and metadata (B, width)."""

