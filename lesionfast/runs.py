@@ -141,7 +141,7 @@ class Run:
             self._require(name),
             dtype=text,
             keep_default_na=False,
-            na_values=dict.fromkeys(self._columns(name) - set(text), [""]),
+            na_values={column: [""] for column in self._columns(name) - set(text)},
             float_precision="round_trip",
         )
 
