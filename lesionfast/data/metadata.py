@@ -219,10 +219,10 @@ def handle_missing(df: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
     gone = missing.any(axis=1)
     if config.missing == "keep" or not gone.any():
         return df
-    names = ", ".join(config.metadata_columns)
+    names = " or ".join(config.metadata_columns)
     if gone.all():
         raise LesionfastError(
-            f"--missing drop leaves no row: all {len(df)} lack one of {names}. "
+            f"--missing drop leaves no row: all {len(df)} lack {names}. "
             "Type --missing keep, or fewer columns with --metadata."
         )
     logger.warning("%d rows without %s left out (--missing drop)", gone.sum(), names)

@@ -22,12 +22,12 @@ class Canvas:
         self.radius = np.hypot(self.x, self.y)
         angle = np.arctan2(self.y, self.x)
         edge = np.ones_like(self.radius)
-        for wave in range(2, 8):
-            swing = ragged * rng.normal() / wave**0.6
+        for wave in range(2, 10):
+            swing = ragged * rng.normal() / (wave - 1) ** 0.7
             edge += np.float32(swing) * np.cos(wave * angle + np.float32(rng.uniform(0, 6.28)))
-        self.edge = np.clip(edge, 0.45, REACH - 0.1)
+        self.edge = np.clip(edge, 0.5, REACH - 0.1)
         self.cover = sigmoid((self.edge - self.radius) / soft)
-        near = np.float32(colour) * rng.normal(1, 0.07) + rng.normal(0, 5, 3)
+        near = np.float32(colour) * rng.normal(1, 0.09) + rng.normal(0, 4, 3)
         self.colour = np.ones((CANVAS, CANVAS, 3), np.float32) * near.astype(np.float32)
         self.shade(0.04 * noise(rng, 12))
 
@@ -90,7 +90,7 @@ def noise(rng: Generator, cells: int, width: int = CANVAS, height: int = CANVAS)
 def paint_nevus(rng: Generator) -> Canvas:
     """Regular, round, brown, one colour; a little darker in the middle."""
     odd = rng.random() ** 3  # a few are as uneven as a melanoma
-    canvas = Canvas(rng, (150, 98, 68), ragged=0.06 + 0.1 * odd, soft=0.09)
+    canvas = Canvas(rng, (150, 98, 68), ragged=0.05 + 0.1 * odd, soft=0.09)
     canvas.shade(rng.uniform(-0.3, 0.05) * np.exp(-2 * canvas.radius**2))
     canvas.shade(0.05 * noise(rng, 28))
     canvas.paint(0.6 * odd * canvas.patches(4, 0.3), (85, 52, 42))
@@ -101,7 +101,7 @@ def paint_melanoma(rng: Generator) -> Canvas:
     """Dark, of several colours, with a ragged edge; one in four takes after a nevus."""
     typical = rng.uniform(0.0, 0.35) if rng.random() < 0.25 else rng.uniform(0.5, 1.0)
     base = np.float32((138, 88, 62)) - typical * np.float32((40, 30, 18))
-    canvas = Canvas(rng, tuple(base), ragged=0.08 + 0.2 * typical, soft=0.07)
+    canvas = Canvas(rng, tuple(base), ragged=0.06 + 0.1 * typical, soft=0.06)
     canvas.paint(typical * 0.9 * canvas.patches(4, 0.1), (48, 32, 32))
     canvas.paint(typical * 0.7 * canvas.patches(3, 0.6), (98, 100, 122))
     canvas.paint(typical * 0.7 * canvas.patches(4, 0.9), (196, 140, 126))
@@ -111,7 +111,7 @@ def paint_melanoma(rng: Generator) -> Canvas:
 
 def paint_keratosis(rng: Generator) -> Canvas:
     """Waxy grey-brown with a sharp edge, light and dark specks (bkl)."""
-    canvas = Canvas(rng, (150, 122, 94), ragged=0.12, soft=0.035)
+    canvas = Canvas(rng, (150, 122, 94), ragged=0.08, soft=0.035)
     canvas.shade(0.08 * noise(rng, 9))
     canvas.paint(0.6 * canvas.dots(rng.integers(4, 14), 0.07), (216, 198, 160))
     canvas.paint(0.7 * canvas.dots(rng.integers(4, 14), 0.07), (84, 62, 48))
@@ -121,7 +121,7 @@ def paint_keratosis(rng: Generator) -> Canvas:
 
 def paint_basal_cell(rng: Generator) -> Canvas:
     """Pink and faint, with branching vessels and blue-grey spots (bcc)."""
-    canvas = Canvas(rng, (212, 150, 140), ragged=0.12, soft=0.14)
+    canvas = Canvas(rng, (212, 150, 140), ragged=0.08, soft=0.14)
     canvas.shade(0.06 * noise(rng, 6))
     canvas.paint(0.8 * canvas.vessels(rng.integers(1, 5)), (176, 58, 66))
     canvas.paint(0.75 * canvas.dots(rng.integers(0, 6), 0.17), (104, 104, 126))
@@ -131,7 +131,7 @@ def paint_basal_cell(rng: Generator) -> Canvas:
 
 def paint_actinic(rng: Generator) -> Canvas:
     """Red, faint and scaly (akiec)."""
-    canvas = Canvas(rng, (202, 122, 104), ragged=0.16, soft=0.16)
+    canvas = Canvas(rng, (202, 122, 104), ragged=0.08, soft=0.16)
     canvas.shade(0.08 * noise(rng, 7))
     scales = canvas.patches(4, 0.3) * canvas.patches(22, 0.1)
     canvas.paint(rng.uniform(0.4, 0.9) * scales, (236, 218, 186))
@@ -141,7 +141,7 @@ def paint_actinic(rng: Generator) -> Canvas:
 
 def paint_vascular(rng: Generator) -> Canvas:
     """Red to purple lagoons with a sharp edge."""
-    canvas = Canvas(rng, (176, 84, 92), ragged=0.1, soft=0.05)
+    canvas = Canvas(rng, (176, 84, 92), ragged=0.08, soft=0.05)
     purple = rng.random()
     lagoon = (140 - 50 * purple, 28 + 10 * purple, 48 + 40 * purple)
     canvas.paint(0.85 * canvas.dots(rng.integers(5, 14), 0.3, spread=0.85), lagoon)
@@ -168,10 +168,19 @@ PAINTERS: dict[str, Callable[[Generator], Canvas]] = {
 }
 
 
+def draw_lesion(name: str, rng: Generator) -> Image.Image:
+    """Return a lesion of the class `name` as an RGBA picture; some are faded and hard to tell."""
+    canvas = PAINTERS[name](rng)
+    brown, pink = np.float32((160, 108, 80)), np.float32((205, 140, 122))
+    canvas.paint(0.85 * rng.beta(1, 2.5), brown + rng.random() * (pink - brown))
+    canvas.cover *= rng.uniform(0.65, 1)
+    return canvas.picture()
+
+
 def mix_skin(rng: Generator) -> np.ndarray:
     """Return a skin colour between light and dark, RGB 0 to 255."""
     light, dark = np.float32((232, 190, 172)), np.float32((172, 122, 98))
-    return light + rng.beta(1.2, 2.5) * (dark - light) + rng.normal(0, 5, 3).astype(np.float32)
+    return light + rng.beta(1.2, 2.5) * (dark - light) + rng.normal(0, 3, 3).astype(np.float32)
 
 
 def photograph(lesion: Image.Image, skin: np.ndarray, rng: Generator) -> Image.Image:
@@ -214,6 +223,6 @@ def light(picture: Image.Image, rng: Generator) -> Image.Image:
     """Change exposure and white balance, and darken towards the corners."""
     x, y = np.linspace(-1, 1, WIDTH, dtype=np.float32), np.linspace(-1, 1, HEIGHT, dtype=np.float32)
     fall = 1 - rng.uniform(0, 0.22) * (x[None] ** 2 + y[:, None] ** 2) / 2
-    tint = np.float32(rng.normal(1, 0.07) * rng.normal(1, 0.025, 3))
+    tint = np.float32(rng.normal(1, 0.07) * rng.normal(1, 0.015, 3))
     lit = np.asarray(picture, np.float32) * fall[..., None].astype(np.float32) * tint
     return Image.fromarray(np.clip(lit, 0, 255).astype(np.uint8))

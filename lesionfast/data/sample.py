@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 
 from lesionfast.data.images import cache_folder
-from lesionfast.data.painting import PAINTERS, mix_skin, photograph
+from lesionfast.data.painting import draw_lesion, mix_skin, photograph
 from lesionfast.errors import LesionfastError
 
-VERSION = 1  # part of the folder's name: raise it when the pictures or the table change
+VERSION = 2  # part of the folder's name: raise it when the pictures or the table change
 TABLE = "sample_metadata.csv"
 
 
@@ -33,6 +33,7 @@ class Kind:
     confirmed_by: str
 
 
+ANYWHERE = "back, trunk, abdomen, chest, face, neck, scalp, upper extremity, lower extremity"
 KINDS = {
     "nv": Kind(150, 43, 15, 0.49, "trunk, trunk, back, abdomen, lower extremity", "follow_up"),
     "mel": Kind(80, 61, 14, 0.62, "back, back, upper extremity, lower extremity, face", "histo"),
@@ -80,7 +81,7 @@ def write_sample(folder: Path, seed: int) -> None:
     rows = []
     for number, (name, size) in enumerate(lesions):
         patient, skin = invent_patient(name, KINDS[name], rng), mix_skin(rng)
-        lesion_id, picture = f"SYNTH_LESION_{number:04d}", PAINTERS[name](rng).picture()
+        lesion_id, picture = f"SYNTH_LESION_{number:04d}", draw_lesion(name, rng)
         for _ in range(size):
             image_id = f"SYNTH_{next(numbers):05d}"
             view = photograph(picture, skin, rng)
@@ -102,10 +103,11 @@ def invent_patient(name: str, kind: Kind, rng: np.random.Generator) -> dict[str,
     """Return dx, dx_type, age, sex and localization as HAM10000 writes them."""
     age = np.clip(5 * round(rng.normal(kind.age, kind.age_spread) / 5), 5, 85)
     sex = ("female", "male")[int(rng.random() < kind.male)]
+    sites = kind.sites if rng.random() < 0.5 else ANYWHERE
     return {
         "dx": name,
         "dx_type": kind.confirmed_by if rng.random() < 0.5 else "histo",
         "age": "" if rng.random() < 0.02 else f"{age:.1f}",
         "sex": "unknown" if rng.random() < 0.02 else sex,
-        "localization": str(rng.choice(kind.sites.split(", "))),
+        "localization": str(rng.choice(sites.split(", "))),
     }

@@ -2,10 +2,11 @@
 
 import logging
 import os
+import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pandas as pd
 
@@ -17,6 +18,7 @@ logger = logging.getLogger("lesionfast")
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab")
+HIDDEN_PART = re.compile(r"(?:^|/)(?:\.|__MACOSX(?:/|$))")  # of a path with forward slashes
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,8 @@ def list_images(images: str | Path | Sequence[str | Path]) -> pd.DataFrame:
     roots = [images] if isinstance(images, str | Path) else list(images)
     paths = sorted({path for root in roots for path in find_images(Path(root).expanduser())})
     files = pd.DataFrame({"path": pd.Series(paths, dtype="str")})
-    names = files["path"].str.rsplit("/", n=1).str[-1] if len(files) else files["path"]
-    return files.assign(stem=names.str.rsplit(".", n=1).str[0])
+    stems = [path[path.rfind("/") + 1 : path.rfind(".")] for path in paths]
+    return files.assign(stem=pd.Series(stems, dtype="str"))
 
 
 def find_images(root: Path) -> Iterator[str]:
@@ -129,12 +131,10 @@ def find_images_in_zip(path: Path) -> Iterator[str]:
             "images with --images."
         ) from None
     for member in members:
-        if member.lower().endswith(IMAGE_SUFFIXES) and all(
-            map(is_visible, PurePosixPath(member).parts)
-        ):
+        if member.lower().endswith(IMAGE_SUFFIXES) and not HIDDEN_PART.search(member):
             yield f"{path.as_posix()}/{member}"
 
 
 def is_visible(name: str) -> bool:
     """Whether a file or folder is meant for people: not hidden, no resource fork of macOS."""
-    return not name.startswith(".") and name != "__MACOSX"
+    return not HIDDEN_PART.match(name)

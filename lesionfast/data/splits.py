@@ -204,7 +204,7 @@ def write_split(df: pd.DataFrame, path: str | Path) -> str:
     return sha256(written)
 
 
-def join_groups(df: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> pd.DataFrame:
+def join_groups(df: pd.DataFrame, pairs: pd.DataFrame | Iterable[tuple[str, str]]) -> pd.DataFrame:
     """Give images that are joined by pairs of image ids, over any number of steps, one group.
 
     The name of a joined group is the first of its members' in alphabetical order. Pairs with an
@@ -215,8 +215,9 @@ def join_groups(df: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> pd.DataFr
 
     codes, names = pd.factorize(df["group"], sort=True)
     code_of = pd.Series(codes, df["image_id"].to_numpy())
-    ends = pd.DataFrame(list(pairs), columns=["a", "b"])
-    ends = pd.DataFrame({end: ends[end].map(code_of) for end in ends}).dropna().astype(int)
+    ends = pairs.to_numpy() if isinstance(pairs, pd.DataFrame) else [tuple(pair) for pair in pairs]
+    ends = pd.DataFrame(ends, columns=["a", "b"]).apply(lambda end: end.map(code_of))
+    ends = ends.dropna().astype(int)
     graph = coo_array((np.ones(len(ends)), (ends["a"], ends["b"])), (len(names), len(names)))
     component = connected_components(graph, directed=False)[1]
     first = pd.Series(names).groupby(component).first()  # names are sorted

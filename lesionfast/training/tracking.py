@@ -125,6 +125,10 @@ class WriteHistory(Callback):
     def __init__(self, path: Path) -> None:
         self.path, self.lines = path, []
 
+    def before_train(self) -> None:
+        """Start fastai's smoothed training loss anew, so that a line tells of its epoch alone."""
+        self.recorder.smooth_loss.reset()
+
     def after_epoch(self) -> None:
         """Write the line of this epoch."""
         names = ["epoch", "phase", "lr", *history_columns(self.learn)]

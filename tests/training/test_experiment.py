@@ -22,10 +22,10 @@ from lesionfast.training.experiment import prepare_learner, resume, train
 TINY = TrainConfig(  # a model of half a million parameters
     arch="test_resnet",
     weights="none",
-    size=64,
+    size=48,
     epochs=4,
-    batch_size=32,
-    unfreeze="gradual",
+    batch_size=16,
+    unfreeze="two-step",
     lr=5e-3,
 )
 
@@ -206,5 +206,5 @@ def test_out_of_memory_says_which_batch_size_to_try(df, tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("lesionfast.models.fusion.FusionModel.forward", fail)
-    with pytest.raises(LesionfastError, match="--batch-size 16"):
+    with pytest.raises(LesionfastError, match="--batch-size 8"):
         train(df, TINY, tmp_path)
