@@ -4,6 +4,7 @@ import inspect
 import json as json_module
 import logging
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import Field, fields, replace
 from functools import wraps
@@ -299,6 +300,7 @@ def log_to_console() -> None:
 def main() -> None:
     """Run the command line; exit codes: 0 done, 2 the user can fix it, 1 a bug."""
     log_to_console()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     try:
         app()
     except LesionfastError as error:

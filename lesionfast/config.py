@@ -80,17 +80,17 @@ class TrainConfig(SplitConfig):
     weights: str = option("auto", "Pretrained weights: 'auto', 'none' (from scratch) or a file.")
     size: int = option(128, "Side in pixels of the square that the model sees.")
     resize: str = option(
-        "squish",
-        "How a picture becomes square: 'squish' all of it, or 'crop' the centre.",
-        ("squish", "crop"),
+        "crop",
+        "How a picture becomes square: 'crop' its centre, or 'squish' all of it.",
+        ("crop", "squish"),
     )
     fusion: str = option("concat", "How image and metadata meet (lesionfast list fusions).")
     pool: str = option("avg", "Global pooling of the last feature map.", ("avg", "max", "concat"))
     dropout: float = option(0.2, "Dropout before the last layer, between 0 and 1.")
     epochs: int = option(6, "Epochs in all phases together.")
-    batch_size: int = option(64, "Images per step.")
+    batch_size: int = option(32, "Images per step.")
     lr: float | str = option(2e-3, "Highest learning rate of the head, or 'auto' (LR finder).")
-    lr_decay: float = option(0.4, "Learning rate of a stage as a share of the stage above it.")
+    lr_decay: float = option(0.7, "Learning rate of a stage as a share of the stage above it.")
     weight_decay: float = option(0.01, "Decoupled weight decay (AdamW).")
     unfreeze: str = option(
         "auto",
@@ -99,7 +99,7 @@ class TrainConfig(SplitConfig):
     )
     balance: str = option("none", "Class balancing (lesionfast list balances).")
     loss: str = option("cross_entropy", "Loss (lesionfast list losses).")
-    label_smoothing: float = option(0.1, "Label smoothing of the loss, between 0 and 1.")
+    label_smoothing: float = option(0.0, "Label smoothing of the loss, between 0 and 1.")
     augment: str = option("standard", "Augmentation recipe (lesionfast list augmentations).")
     rule: str = option(
         "balanced",

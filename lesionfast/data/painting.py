@@ -1,4 +1,4 @@
-"""Draw SYNTHETIC skin lesions: what the seven classes are told by in a dermatoscope, exaggerated."""
+"""Draw SYNTHETIC skin lesions, with what tells the seven classes apart in a dermatoscope."""
 
 from collections.abc import Callable
 
@@ -192,7 +192,9 @@ def photograph(lesion: Image.Image, skin: np.ndarray, rng: Generator) -> Image.I
     a, b, d, e = cos * stretch, -sin, sin * stretch, cos
     centre = CANVAS / 2
     matrix = (a, b, centre - a * x - b * y, d, e, centre - d * x - e * y)
-    view = lesion.transform((WIDTH, HEIGHT), Image.Transform.AFFINE, matrix, Image.BILINEAR)
+    view = lesion.transform(
+        (WIDTH, HEIGHT), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
+    )
     return light(place(view, skin, rng), rng)
 
 

@@ -36,7 +36,7 @@ def read_table(path: Path, required: Mapping[str, str], separator: str = ",") ->
             f"{path} can't be read as CSV: {str(error).strip()}. Look for a row with too many "
             "fields or an open quote, and correct it."
         ) from None
-    return without_blank_rows(path, strip(path, fill_short_rows(path, table)))
+    return without_blank_rows(path, strip(path, table))
 
 
 def as_separator(typed: str) -> str:
@@ -111,7 +111,7 @@ def parse(path: Path, separator: str) -> pd.DataFrame:
             path,
             sep=separator,
             dtype=str,
-            keep_default_na=False,
+            na_filter=False,
             encoding=encoding_of(path),
             skipinitialspace=True,
             skip_blank_lines=False,
@@ -120,15 +120,6 @@ def parse(path: Path, separator: str) -> pd.DataFrame:
     table.columns = [str(name).strip() for name in table.columns]
     table.index = pd.RangeIndex(2, len(table) + 2)
     return table
-
-
-def fill_short_rows(path: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """Make the fields that a short row lacks empty, and say how many rows are short."""
-    missing = table.isna()
-    short = int((missing.any(axis=1) & ~missing.iloc[:, 1:].all(axis=1)).sum())
-    if short:
-        logger.warning("%s: %d rows with fewer fields than the header", path.name, short)
-    return table.fillna("") if missing.any(axis=None) else table
 
 
 def strip(path: Path, table: pd.DataFrame) -> pd.DataFrame:

@@ -27,12 +27,16 @@ METRICS = {
 
 
 def draw_figures(interpretation: Interpretation, folder: Path | None = None) -> list[Path]:
-    """Draw every figure to `folder`, the run's figures/ unless given; return the PNG files.
+    """Draw every figure as PNG to `folder`; return the files.
+
+    Unless given, `folder` is the run's figures/, or figures/valid/ for the validation split.
 
     The grid of melanomas taken for nevi is left out if the run has no classes mel and nv. Images
     that can't be read become grey boxes, counted in the log.
     """
-    folder = interpretation.run.path / "figures" if folder is None else Path(folder)
+    if folder is None:
+        folder = interpretation.run.path / "figures"
+        folder = folder if interpretation.split == "test" else folder / interpretation.split
     draws = [draw_confusion, draw_top_losses]
     if {"mel", "nv"} <= set(interpretation.classes):
         draws.append(draw_melanomas_taken_for_nevi)

@@ -89,7 +89,9 @@ def test_the_loaded_model_predicts_what_the_run_says(run, df):
     from lesionfast.data.metadata import MetadataEncoder
 
     rows = run.predictions.head(16)
-    pixels = open_images(rows["path"].tolist(), run.config.size, cache=False).pixels
+    config = run.config
+    paths = rows["path"].tolist()
+    pixels = open_images(paths, config.size, resize=config.resize, cache=False).pixels
     encoder = MetadataEncoder.from_json((run.path / "encoder.json").read_text())
     image = torch.from_numpy(np.array(pixels)).movedim(-1, 1).float() / 255
     with torch.no_grad():

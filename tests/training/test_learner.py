@@ -55,7 +55,7 @@ def test_batches_hold_the_pixels_of_the_files(df):
 
     dls = build_dls(df, TINY)
     rows = dls.rows[dls.rows["split"] == "valid"]
-    pixels = open_images(rows["path"].tolist(), 64, cache=False).pixels
+    pixels = open_images(rows["path"].tolist(), 64, resize=TINY.resize, cache=False).pixels
     image = torch.cat([batch[0] for batch in dls.valid])
     np.testing.assert_array_equal((image.numpy() * 255).round(), pixels.transpose(0, 3, 1, 2))
 

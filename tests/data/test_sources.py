@@ -1,0 +1,152 @@
+"""The CSV and the images are found in every layout, without unpacking anything."""
+
+import os
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from lesionfast.config import DataConfig
+from lesionfast.data.sources import find_source, list_images
+from lesionfast.errors import LesionfastError
+
+
+def touch(*paths: Path) -> None:
+    """Make empty files, and the folders above them."""
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def write_zip(path: Path, *members: str) -> Path:
+    """Make a zip file with empty members."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        for member in members:
+            archive.writestr(member, b"")
+    return path
+
+
+def refusal(**options) -> str:
+    """Return the message with which a configuration is refused."""
+    with pytest.raises(LesionfastError) as error:
+        find_source(DataConfig(**options))
+    return str(error.value)
+
+
+def stems(*roots: Path) -> list[str]:
+    """Return the sorted stems of the images found."""
+    return sorted(list_images(roots)["stem"])
+
+
+def test_the_download_is_found_as_it_is(ham10000):
+    source = find_source(DataConfig(data=str(ham10000)))
+    assert source.csv.name == "HAM10000_metadata.csv"
+    files = list_images(source.images)
+    assert len(files) == 10015
+    assert files["stem"].is_unique
+
+
+def test_every_layout_below_data_is_found(tmp_path):
+    zipped, foldered, flat, below = (tmp_path / name for name in ("zip", "dirs", "flat", "up"))
+    touch(zipped / "meta.csv", foldered / "meta.csv", flat / "meta.csv", below / "in" / "meta.csv")
+    write_zip(zipped / "part_1.zip", "a.jpg")
+    write_zip(zipped / "part_2.zip", "deep/er/b.JPG")
+    touch(foldered / "part_1" / "a.jpg", foldered / "part_2" / "deep" / "b.png")
+    touch(flat / "a.jpg", flat / "b.jpeg", below / "in" / "a.jpg", below / "in" / "x" / "b.tiff")
+    for folder in (zipped, foldered, flat, below):
+        source = find_source(DataConfig(data=str(folder)))
+        assert source.csv.name == "meta.csv"
+        assert stems(*source.images) == ["a", "b"]
+
+
+def test_one_csv_named_metadata_wins_over_others(tmp_path):
+    touch(tmp_path / "HAM10000_metadata.csv", tmp_path / "hmnist_28_28_L.csv")
+    assert find_source(DataConfig(data=str(tmp_path))).csv.name == "HAM10000_metadata.csv"
+
+
+def test_several_csv_files_are_listed(tmp_path):
+    touch(tmp_path / "one.csv", tmp_path / "two.CSV")
+    message = refusal(data=str(tmp_path))
+    assert "one.csv" in message
+    assert "two.CSV" in message
+    assert "Type --csv FILE --images DIR" in message
+
+
+def test_hidden_files_are_no_metadata(tmp_path):
+    touch(tmp_path / "._meta.csv", tmp_path / ".~lock.csv", tmp_path / "__MACOSX" / "meta.csv")
+    assert "found no" in refusal(data=str(tmp_path))
+
+
+def test_a_folder_that_is_not_there_and_one_that_is_a_file(tmp_path):
+    assert "does not exist" in refusal(data=str(tmp_path / "none"))
+    file = write_zip(tmp_path / "all.zip", "a.jpg")
+    assert "is a file" in refusal(data=str(file))
+
+
+def test_options_that_do_not_go_together():
+    assert "--csv came alone" in refusal(csv="a.csv")
+    assert "--images came alone" in refusal(images="x")
+    assert "Type either --data DIR" in refusal(data="x", csv="a.csv")
+
+
+def test_csv_and_images_are_taken_as_named(tmp_path):
+    source = find_source(DataConfig(csv="a.csv", images=str(tmp_path)))
+    assert (source.csv, source.images) == (Path("a.csv"), [tmp_path])
+
+
+def test_without_data_the_sample_is_used_and_called_synthetic(caplog):
+    source = find_source(DataConfig())
+    assert source.csv.is_file()
+    assert "SYNTHETIC" in caplog.text
+
+
+def test_only_pictures_that_are_not_hidden_are_listed(tmp_path):
+    write_zip(
+        tmp_path / "a.zip", "a.jpg", "__MACOSX/._a.jpg", "x/.b.jpg", ".x/c.jpg", "../d.jpg", "e.txt"
+    )
+    touch(tmp_path / "f.WEBP", tmp_path / "._f.webp", tmp_path / ".cache" / "g.jpg")
+    assert stems(tmp_path) == ["a", "f"]
+
+
+def test_a_root_below_a_hidden_folder_is_searched(tmp_path):
+    touch(tmp_path / ".cache" / "images" / "a.jpg")
+    assert stems(tmp_path / ".cache") == ["a"]
+
+
+def test_a_stem_is_all_before_the_last_dot(tmp_path):
+    touch(tmp_path / "v1.2" / "a.b.jpg", tmp_path / "c d.jpg")
+    assert stems(tmp_path) == ["a.b", "c d"]
+
+
+def test_the_same_root_twice_lists_its_images_once(tmp_path):
+    touch(tmp_path / "a.jpg")
+    assert stems(tmp_path, tmp_path) == ["a"]
+
+
+def test_linked_folders_are_followed_but_not_in_circles(tmp_path):
+    touch(tmp_path / "real" / "a.jpg")
+    (tmp_path / "data").mkdir()
+    os.symlink(tmp_path / "real", tmp_path / "data" / "linked")
+    os.symlink(tmp_path / "data", tmp_path / "data" / "circle")
+    assert stems(tmp_path / "data") == ["a"]
+
+
+def test_a_broken_zip_file_is_named(tmp_path):
+    whole = write_zip(tmp_path / "whole.zip", "a.jpg", "b.jpg").read_bytes()
+    broken = tmp_path / "broken.zip"
+    broken.write_bytes(whole[: len(whole) // 2])
+    for content in (whole[: len(whole) // 2], b""):
+        broken.write_bytes(content)
+        with pytest.raises(LesionfastError, match=r"broken\.zip is no complete zip file"):
+            list_images(broken)
+
+
+def test_images_that_are_not_there(tmp_path):
+    with pytest.raises(LesionfastError, match="Name it with --images"):
+        list_images(tmp_path / "none")
+
+
+def test_an_empty_folder_lists_nothing(tmp_path):
+    assert list(list_images(tmp_path)) == ["path", "stem"]
+    assert list_images(tmp_path).empty
