@@ -1,14 +1,18 @@
 """From the bytes of a picture to upright RGB pixels, whatever its mode."""
 
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from lesionfast.data.files import FileReader
+from lesionfast.data.files import FileReader, count_threads
 from lesionfast.errors import LesionfastError
 
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")  # no format that runs a program
+BLOCK = 256  # images decoded before they are passed on: bounds the memory
 SPARE = 2.0  # how far above the wanted size a JPEG is decoded, so that resizing stays smooth
 
 
@@ -94,3 +98,42 @@ def fit_square(image: Image.Image, size: int, resize: str) -> Image.Image:
         left, top = (width - side) / 2, (height - side) / 2
         box = (left, top, left + side, top + side)
     return image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Which images to decode, how, and whom to tell how far it is."""
+
+    paths: list[str]
+    size: int
+    resize: str
+    progress: Callable[[int, int], None] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """The shape of the pixels: (n, size, size, 3)."""
+        return (len(self.paths), self.size, self.size, 3)
+
+
+def decode_blocks(task: Task) -> Iterator[tuple[int, np.ndarray, dict[int, str]]]:
+    """Decode in parallel; yield position, pixels (k, size, size, 3) and bad ones of each block."""
+    total = len(task.paths)
+    with FileReader() as reader, ThreadPoolExecutor(count_threads()) as threads:
+        for start in range(0, total, BLOCK):
+            positions = range(start, min(start + BLOCK, total))
+            block = np.zeros((len(positions), *task.shape[1:]), np.uint8)
+            reasons = list(
+                threads.map(lambda i, b=block, s=start: fill(b, i - s, reader, task, i), positions)
+            )
+            yield start, block, {i: why for i, why in zip(positions, reasons, strict=True) if why}
+            if task.progress:
+                task.progress(positions.stop, total)
+
+
+def fill(block: np.ndarray, row: int, reader: FileReader, task: Task, position: int) -> str:
+    """Decode one image into a row of a block; return why it is bad, or ''."""
+    try:
+        block[row] = read_square(reader, task.paths[position], task.size, task.resize)
+    except BadImage as bad:
+        return str(bad)
+    return ""

@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +15,8 @@ import platformdirs
 from filelock import FileLock, Timeout
 from numpy.lib import format as npy
 
-from lesionfast.data.decoding import BadImage, read_image, read_square
-from lesionfast.data.files import FileReader, content_keys, count_threads, stamps
+from lesionfast.data.decoding import Task, decode_blocks, fill, read_image
+from lesionfast.data.files import FileReader, content_keys, stamps
 from lesionfast.errors import LesionfastError
 from lesionfast.runs import write_json
 
@@ -27,7 +26,6 @@ logger = logging.getLogger("lesionfast")
 
 VERSION = 1  # part of every key: raise it when decoding or resizing changes
 RESIZES = ("squish", "crop")
-BLOCK = 256  # images decoded before they are written: bounds the memory
 
 
 @dataclass(frozen=True)
@@ -39,22 +37,6 @@ class Images:
 
     pixels: np.ndarray
     bad: dict[int, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Task:
-    """Which images to decode, how, and whom to tell how far it is."""
-
-    paths: list[str]
-    size: int
-    resize: str
-    skip_bad: bool
-    progress: Callable[[int, int], None] | None
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """The shape of the pixels: (n, size, size, 3)."""
-        return (len(self.paths), self.size, self.size, 3)
 
 
 @dataclass(frozen=True)
@@ -91,9 +73,9 @@ def open_images(
             f"images can't be resized to size {size} by '{resize}'. "
             f"Type a --size of 1 or more and --resize {' or '.join(RESIZES)}."
         )
-    task = Task([Path(p).as_posix() for p in paths], size, resize, skip_bad, progress)
-    images = open_cached(task) if cache and task.paths else decode_to_memory(task)
-    check_bad(task, images.bad)
+    task = Task([Path(p).as_posix() for p in paths], size, resize, progress)
+    images = open_cached(task, skip_bad) if cache and task.paths else decode_to_memory(task)
+    check_bad(task.paths, images.bad, skip_bad)
     return images
 
 
@@ -106,54 +88,30 @@ def decode_to_memory(task: Task) -> Images:
     return Images(pixels, bad)
 
 
-def decode_blocks(task: Task) -> Iterator[tuple[int, np.ndarray, dict[int, str]]]:
-    """Decode in parallel; yield position, pixels (k, size, size, 3) and bad ones of each block."""
-    total = len(task.paths)
-    with FileReader() as reader, ThreadPoolExecutor(count_threads()) as threads:
-        for start in range(0, total, BLOCK):
-            positions = range(start, min(start + BLOCK, total))
-            block = np.zeros((len(positions), *task.shape[1:]), np.uint8)
-            reasons = list(
-                threads.map(lambda i, b=block, s=start: fill(b, i - s, reader, task, i), positions)
-            )
-            yield start, block, {i: why for i, why in zip(positions, reasons, strict=True) if why}
-            if task.progress:
-                task.progress(positions.stop, total)
-
-
-def fill(block: np.ndarray, row: int, reader: FileReader, task: Task, position: int) -> str:
-    """Decode one image into a row of a block; return why it is bad, or ''."""
-    try:
-        block[row] = read_square(reader, task.paths[position], task.size, task.resize)
-    except BadImage as bad:
-        return str(bad)
-    return ""
-
-
-def check_bad(task: Task, bad: dict[int, str]) -> None:
+def check_bad(paths: Sequence[str], bad: dict[int, str], skip_bad: bool) -> None:
     """Raise `LesionfastError` for bad images, or count them in the log if they may be skipped."""
     if not bad:
         return
-    first = "; ".join(f"{task.paths[i]}: {why}" for i, why in sorted(bad.items())[:5])
+    first = "; ".join(f"{paths[i]}: {why}" for i, why in sorted(bad.items())[:5])
     more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
-    found = f"{len(bad)} of {len(task.paths)} images can't be read: {first}{more}"
-    if task.skip_bad and len(bad) < len(task.paths):
+    found = f"{len(bad)} of {len(paths)} images can't be read: {first}{more}"
+    if skip_bad and len(bad) < len(paths):
         logger.warning("%s. Left out (--skip-bad)", found)
         return
-    hint = "Replace them" + (", or leave them out with --skip-bad." if not task.skip_bad else ".")
+    hint = "Replace them" + (", or leave them out with --skip-bad." if not skip_bad else ".")
     raise LesionfastError(f"{found}. {hint}")
 
 
-def open_cached(task: Task) -> Images:
+def open_cached(task: Task, skip_bad: bool) -> Images:
     """Map images from the cache, decoding them into it first if they are not there."""
     folder = cache_folder() / "images"
-    note = folder / f"{digest_of([*stamps(task.paths), *task.paths])[:32]}.json"
+    note = note_file(task.paths)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         found = look_up(task, note)
         if found is None:
-            with only_builder(folder / f"{read_contents(task, note).digest[:32]}.lock"):
-                found = look_up(task, note) or build(task, note)
+            with only_builder(folder / f"{read_contents(task.paths, note).digest[:32]}.lock"):
+                found = look_up(task, note) or build(task, note, skip_bad)
         return found
     except OSError as error:
         raise LesionfastError(
@@ -163,9 +121,19 @@ def open_cached(task: Task) -> Images:
         ) from error
 
 
+def content_digest(paths: Sequence[str]) -> str:
+    """Return the SHA-256 of what the files hold, in order; unchanged files are not read again."""
+    return read_contents(paths, note_file(paths)).digest
+
+
+def note_file(paths: Sequence[str]) -> Path:
+    """Return the file of the cache that notes what these files hold, as they are now."""
+    return cache_folder() / "images" / f"{digest_of([*stamps(paths), *paths])[:32]}.json"
+
+
 def look_up(task: Task, note: Path) -> Images | None:
     """Return the images if the cache has them; files that were bad are tried once more."""
-    contents = read_contents(task, note)
+    contents = read_contents(task.paths, note)
     with FileReader() as reader:
         scratch = np.zeros((1, *task.shape[1:]), np.uint8)
         tried = {i: fill(scratch, 0, reader, task, i) for i in contents.bad}
@@ -174,20 +142,20 @@ def look_up(task: Task, note: Path) -> Images | None:
     return None if pixels is None else Images(pixels, bad)
 
 
-def read_contents(task: Task, note: Path) -> Contents:
+def read_contents(paths: Sequence[str], note: Path) -> Contents:
     """Return what the files hold, from the note beside the cache or by reading them."""
     try:
         kept = json.loads(note.read_text(encoding="utf-8"))
         return Contents(str(kept["digest"]), [int(i) for i in kept["bad"]])
     except (OSError, ValueError, KeyError, TypeError):
-        contents = Contents(digest_of(content_keys(task.paths)), [])
+        contents = Contents(digest_of(content_keys(paths)), [])
         write_json(note, vars(contents))
         return contents
 
 
-def build(task: Task, note: Path) -> Images:
+def build(task: Task, note: Path, skip_bad: bool) -> Images:
     """Decode all images into a new file of the cache; only one process may do so."""
-    contents = read_contents(task, note)
+    contents = read_contents(task.paths, note)
     need = int(np.prod(task.shape))
     if shutil.disk_usage(note.parent).free < need:
         raise OSError("the disk is full")
@@ -195,8 +163,9 @@ def build(task: Task, note: Path) -> Images:
     aside = note.with_name(f"{contents.digest[:32]}.partial")
     try:
         bad = write_array(task, aside)
-        if not task.skip_bad:
-            check_bad(task, bad)
+        if not skip_bad:
+            check_bad(task.paths, bad, skip_bad)
+        check_unchanged(task.paths, note)
         write_json(note, vars(Contents(contents.digest, sorted(bad))))
         file = array_file(task, note.parent, contents.digest, bad)
         os.replace(aside, file)
@@ -206,6 +175,15 @@ def build(task: Task, note: Path) -> Images:
     pixels = map_array(file, task.shape)
     assert pixels is not None
     return Images(pixels, bad)
+
+
+def check_unchanged(paths: Sequence[str], note: Path) -> None:
+    """Raise `LesionfastError` if a file is not what it was when its content was noted."""
+    if note_file(paths) != note:
+        raise LesionfastError(
+            "images changed while they were being decoded. Wait until nothing writes to their "
+            "folder or zip file, and run it again."
+        )
 
 
 def write_array(task: Task, file: Path) -> dict[int, str]:

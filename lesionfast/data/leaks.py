@@ -20,6 +20,7 @@ def check_inputs(csv: Path, df: pd.DataFrame, config: DataConfig) -> None:
     keys = {config.target, config.group, config.image, "image_id", "path", "target", "group"}
     for name in config.metadata_columns:
         reason = "it is the label or an id" if name in keys else find_leak(df, name)
+        reason = reason or ("it is named twice" if config.metadata_columns.count(name) > 1 else "")
         if reason:
             raise LesionfastError(
                 f"column '{name}' of {csv.name} can't be an input: {reason}. "
@@ -29,9 +30,8 @@ def check_inputs(csv: Path, df: pd.DataFrame, config: DataConfig) -> None:
 
 def find_leak(df: pd.DataFrame, name: str) -> str:
     """Return how the column `name` tells the class, or '' if it does not."""
-    lesions = pd.DataFrame(
-        {"value": df[name].astype("str").fillna("missing"), "target": df["target"]}
-    )[~df["group"].duplicated()]
+    value = df[name].astype("str").where(df[name].notna(), "missing")
+    lesions = pd.DataFrame({"value": value, "target": df["target"]})[~df["group"].duplicated()]
     examples = one_to_one(lesions, "value", "target")
     if name in TELLING_NAMES or fixes(lesions, "value", "target"):
         return f"it gives the label away{examples}"

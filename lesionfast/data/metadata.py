@@ -62,9 +62,10 @@ def required_columns(config: DataConfig) -> dict[str, str]:
 
 def name_columns(raw: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
     """Return the table with image_id, target and group first, under these names."""
-    group = config.image if config.group == "none" else config.group
-    keys = {"image_id": raw[config.image], "target": raw[config.target], "group": raw[group]}
-    others = [name for name in raw if name not in {config.image, config.target, group}]
+    image_id = without_suffix(raw[config.image])
+    group = image_id if config.group == "none" else raw[config.group]
+    keys = {"image_id": image_id, "target": raw[config.target], "group": group}
+    others = [name for name in raw if name not in {config.image, config.target, config.group}]
     taken = [name for name in others if name in RESERVED]
     if taken:
         logger.warning("columns left out, their names are taken: %s", ", ".join(taken))
@@ -138,10 +139,9 @@ def add_paths(
 ) -> pd.DataFrame:
     """Add the path of each row's image, found by its stem; rows without one are left out."""
     files = list_images(images)
-    stems = without_suffix(df["image_id"])
-    files_of_rows = files[files["stem"].isin(stems)]
+    files_of_rows = files[files["stem"].isin(df["image_id"])]
     check_one_file(files_of_rows)
-    path = stems.map(files_of_rows.set_index("stem")["path"])
+    path = df["image_id"].map(files_of_rows.set_index("stem")["path"])
     if path.isna().all():
         raise LesionfastError(
             f"none of the {len(df)} images of {csv.name} is there: '{df['image_id'].iloc[0]}' is "
@@ -152,9 +152,8 @@ def add_paths(
         gone = df.loc[path.isna(), "image_id"]
         logger.warning("%d rows without an image, left out: %s", len(gone), some(gone))
     if len(files) > len(files_of_rows):
-        extra = files.loc[~files["stem"].isin(stems), "stem"]
+        extra = files.loc[~files["stem"].isin(df["image_id"]), "stem"]
         logger.warning("%d images without a row, left out: %s", len(extra), some(extra))
-    df = df.assign(image_id=stems)
     df.insert(1, "path", path)
     return df[path.notna()]
 

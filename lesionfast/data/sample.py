@@ -60,6 +60,7 @@ def make_sample(folder: Path | None = None, seed: int = 0) -> Path:
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=".sample-", dir=folder.parent))
+    aside.chmod(0o755)  # as any folder, not as a temporary one
     try:
         write_sample(aside, seed)
         os.replace(aside, folder)

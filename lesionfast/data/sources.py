@@ -107,12 +107,12 @@ def find_images_in_folder(folder: Path) -> Iterator[str]:
     """Yield the images in a folder and below, and those in its zip files."""
     seen = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
-        seen.add(os.path.realpath(parent))
-        folders[:] = [  # a link to a folder that was seen would go round for ever
-            name
-            for name in folders
-            if is_visible(name) and os.path.realpath(os.path.join(parent, name)) not in seen
-        ]
+        real = os.path.realpath(parent)
+        if real in seen:  # a link to a folder that was searched; it could go round for ever
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(filter(is_visible, folders))
         for name in filter(is_visible, names):
             if name.lower().endswith(IMAGE_SUFFIXES):
                 yield Path(parent, name).as_posix()

@@ -40,7 +40,7 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="folder of HAM10000 as downloaded")
-    parser.add_argument("--arch", default="tf_efficientnet_lite0")
+    parser.add_argument("--arch", default="tf_efficientnet_lite0", help="a timm name")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=5, help="in all: fine_tune gets one less")
     parser.add_argument("--seed", type=int, default=42)
@@ -128,7 +128,6 @@ def run_fastai(arguments: argparse.Namespace) -> dict:
     from fastai.vision.all import (
         BalancedAccuracy,
         ImageDataLoaders,
-        Normalize,
         Resize,
         aug_transforms,
         set_seed,
@@ -142,7 +141,7 @@ def run_fastai(arguments: argparse.Namespace) -> dict:
     df["file"] = [Path(path).name for path in df["path"]]
     trainable = df[df["split"] != "test"].assign(valid=lambda d: d["split"] == "valid")
     set_seed(config.seed)
-    weights, mean, std = pretrained(config, Path(arguments.folder))
+    weights = pretrained(config, Path(arguments.folder))
     started = time.perf_counter()
     dls = ImageDataLoaders.from_df(
         trainable,
@@ -151,13 +150,12 @@ def run_fastai(arguments: argparse.Namespace) -> dict:
         label_col="target",
         valid_col="valid",
         item_tfms=Resize(config.size),
-        batch_tfms=[*aug_transforms(), Normalize.from_stats(mean, std)],
+        batch_tfms=aug_transforms(),
         bs=config.batch_size,
     )
     learn = vision_learner(
         dls,
         config.arch,
-        normalize=False,  # the backbone's own statistics are among the batch transforms
         metrics=BalancedAccuracy(),
         pretrained_cfg_overlay={"file": weights},
     )
@@ -176,21 +174,21 @@ def run_fastai(arguments: argparse.Namespace) -> dict:
     return figures(probabilities.double().numpy(), truth, classes, prior, seconds, trained)
 
 
-def pretrained(config, folder: Path) -> tuple[str, tuple, tuple]:
-    """Write the weights that lesionfast starts from as a file for timm; return it, mean and std."""
+def pretrained(config, folder: Path) -> str:
+    """Write the weights that lesionfast starts from as a file for timm and return its path."""
     import timm
     import torch
+
     from lesionfast.models.backbones import create_backbone
 
-    backbone = create_backbone(config.arch, size=config.size, weights=config.weights)
-    model = timm.create_model(config.arch, pretrained=False)
-    found = {k.removeprefix("model."): v for k, v in backbone.state_dict().items()}
-    state = {k: found.get(k, v) for k, v in model.state_dict().items()}
-    head = ("classifier", "fc", "head")
-    missing = [k for k in state if k not in found and not k.startswith(head)]
-    assert not missing, f"weights without a match: {missing[:3]}"
-    torch.save(state, folder / "backbone.pth")
-    return str(folder / "backbone.pth"), backbone.mean, backbone.std
+    found = create_backbone(config.arch, size=config.size, weights=config.weights)
+    with torch.device("meta"):
+        classifier = timm.create_model(config.arch).state_dict()
+    state = found.body.net.state_dict()  # a timm body; it lacks the classifier only
+    empty = {k: torch.zeros(v.shape) for k, v in classifier.items() if k not in state}
+    assert len(empty) == 2, f"weights without a match: {list(empty)[:3]}"
+    torch.save(state | empty, folder / "backbone.pth")
+    return str(folder / "backbone.pth")
 
 
 def print_comparison(results: dict[str, dict], arguments: argparse.Namespace) -> None:

@@ -128,6 +128,7 @@ def test_linked_folders_are_followed_but_not_in_circles(tmp_path):
     touch(tmp_path / "real" / "a.jpg")
     (tmp_path / "data").mkdir()
     os.symlink(tmp_path / "real", tmp_path / "data" / "linked")
+    os.symlink(tmp_path / "real", tmp_path / "data" / "linked again")
     os.symlink(tmp_path / "data", tmp_path / "data" / "circle")
     assert stems(tmp_path / "data") == ["a"]
 

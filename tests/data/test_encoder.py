@@ -1,0 +1,95 @@
+"""Metadata become float32, learned on the training rows and exactly restored from JSON."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lesionfast.data.encoder import MetadataEncoder
+from lesionfast.errors import LesionfastError
+
+TRAIN = pd.DataFrame(
+    {"age": [40.0, 60.0, np.nan, 50.0], "sex": ["male", "female", np.nan, "male"], "flat": 3.0}
+)
+
+
+def test_numbers_are_standardised_and_texts_one_hot():
+    encoder = MetadataEncoder(["age", "sex"]).fit(TRAIN)
+    assert encoder.names == ["age", "age missing", "sex female", "sex male", "sex missing"]
+    assert encoder.width == 5
+    rows = encoder.transform(TRAIN)
+    assert rows.dtype == np.float32
+    step = np.sqrt(1.5)
+    np.testing.assert_allclose(
+        rows,
+        [[-step, 0, 0, 1, 0], [step, 0, 1, 0, 0], [0, 1, 0, 0, 1], [0, 0, 0, 1, 0]],
+        atol=1e-6,
+    )
+
+
+def test_only_the_training_rows_are_learned_from():
+    encoder = MetadataEncoder(["age", "sex"]).fit(TRAIN)
+    before = encoder.to_json()
+    encoder.transform(pd.DataFrame({"age": [900.0], "sex": ["other"]}))
+    assert encoder.to_json() == before
+
+
+def test_a_text_never_seen_counts_as_missing_and_is_said(caplog):
+    encoder = MetadataEncoder(["sex"]).fit(TRAIN)
+    rows = encoder.transform(pd.DataFrame({"sex": ["other", "male", np.nan]}))
+    np.testing.assert_array_equal(rows, [[0, 0, 1], [0, 1, 0], [0, 0, 1]])
+    assert "sex: 1 values not seen in training count as missing (other, …)" in caplog.text
+
+
+def test_a_constant_column_is_finite():
+    np.testing.assert_array_equal(MetadataEncoder(["flat"]).fit(TRAIN).transform(TRAIN)[:, 0], 0)
+
+
+def test_json_restores_every_bit():
+    rng = np.random.default_rng(0)
+    df = pd.DataFrame({"x": rng.normal(size=99) ** 7 / 3, "s": rng.choice(list('äb,"'), 99)})
+    encoder = MetadataEncoder(["x", "s"]).fit(df)
+    text = encoder.to_json()
+    again = MetadataEncoder.from_json(text)
+    assert again.to_json() == text
+    assert again.columns == ["x", "s"]
+    assert again.names == encoder.names
+    np.testing.assert_array_equal(again.transform(df), encoder.transform(df))
+    json.loads(text, parse_constant=pytest.fail)  # no NaN or Infinity
+
+
+def test_no_columns_make_no_numbers():
+    encoder = MetadataEncoder([]).fit(TRAIN)
+    assert encoder.transform(TRAIN).shape == (4, 0)
+    assert MetadataEncoder.from_json(encoder.to_json()).width == 0
+
+
+def test_a_column_that_training_never_knew_is_always_missing():
+    encoder = MetadataEncoder(["age"]).fit(pd.DataFrame({"age": [np.nan, np.nan]}))
+    np.testing.assert_array_equal(encoder.transform(TRAIN), np.ones((4, 1)))
+
+
+def test_numbers_that_come_as_text_are_read_and_others_refused():
+    encoder = MetadataEncoder(["age"]).fit(TRAIN)
+    rows = encoder.transform(pd.DataFrame({"age": ["50", None]}))
+    np.testing.assert_array_equal(rows, [[0, 0], [0, 1]])
+    with pytest.raises(LesionfastError, match="should be numbers"):
+        encoder.transform(pd.DataFrame({"age": ["fifty"]}))
+
+
+def test_a_column_that_is_not_there_is_named():
+    encoder = MetadataEncoder(["age"]).fit(TRAIN)
+    with pytest.raises(LesionfastError, match=r"needs the column 'age'.*Did you mean 'Age'"):
+        encoder.transform(pd.DataFrame({"Age": [50.0]}))
+
+
+def test_names_are_no_categories():
+    df = pd.DataFrame({"patient": [f"P{i}" for i in range(300)]})
+    with pytest.raises(LesionfastError, match="300 different texts in 300 rows"):
+        MetadataEncoder(["patient"]).fit(df)
+
+
+def test_empty_tables_keep_the_width():
+    encoder = MetadataEncoder(["age", "sex"]).fit(TRAIN)
+    assert encoder.transform(TRAIN.iloc[:0]).shape == (0, 5)

@@ -1,0 +1,230 @@
+"""The metadata CSV is checked, cleaned and counted, on real files."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lesionfast.config import DataConfig
+from lesionfast.data.metadata import load_metadata, read_metadata
+from lesionfast.errors import LesionfastError
+
+HEADER = "lesion_id,image_id,dx,dx_type,age,sex,localization\n"
+ROWS = """\
+L1,ISIC_3,nv,follow_up,45.0,male,back
+L1,ISIC_1,nv,follow_up,45.0,male,back
+L2,ISIC_2,mel,histo,,unknown,face
+L3,ISIC_4,mel,histo,0,female,Unknown
+"""
+NAMES = "ISIC_1 ISIC_2 ISIC_3 ISIC_4"
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Return a function that writes a CSV and empty image files, and reads the metadata."""
+
+    def read(text: str = HEADER + ROWS, names: str = NAMES, **options: str) -> pd.DataFrame:
+        folder = tmp_path / "images"
+        folder.mkdir(exist_ok=True)
+        for name in names.split():
+            (folder / name).with_suffix(".jpg").touch()
+        (tmp_path / "cases.csv").write_text(text, encoding="utf-8")
+        return read_metadata(tmp_path / "cases.csv", folder, DataConfig(**options))
+
+    return read
+
+
+@pytest.fixture
+def refusal(read):
+    """Return a function that reads as `read` does and returns the error's message."""
+
+    def message(*content: str, **options: str) -> str:
+        with pytest.raises(LesionfastError) as error:
+            read(*content, **options)
+        return str(error.value)
+
+    return message
+
+
+def test_the_table_is_typed_and_sorted(read, tmp_path):
+    df = read()
+    keys = ["image_id", "path", "target", "group"]
+    assert list(df) == [*keys, "dx_type", "age", "sex", "localization"]
+    assert df.index.tolist() == [0, 1, 2, 3]
+    assert df["image_id"].tolist() == ["ISIC_1", "ISIC_2", "ISIC_3", "ISIC_4"]
+    assert df["path"].tolist() == [f"{tmp_path}/images/ISIC_{i}.jpg" for i in (1, 2, 3, 4)]
+    assert df["target"].tolist() == ["nv", "mel", "nv", "mel"]
+    assert df["group"].tolist() == ["L1", "L2", "L1", "L3"]
+    assert df["age"].dtype == np.float64
+    np.testing.assert_array_equal(df["age"], [45, np.nan, 45, 0])
+    assert df["sex"].isna().tolist() == [False, True, False, False]
+    assert df["localization"].isna().tolist() == [False, False, False, True]
+
+
+def test_the_order_of_the_rows_is_nothing(read):
+    backwards = HEADER + "".join(reversed(ROWS.splitlines(keepends=True)))
+    pd.testing.assert_frame_equal(read(backwards), read())
+
+
+def test_ham10000_as_downloaded(ham10000, caplog):
+    df = load_metadata(DataConfig(data=str(ham10000)))
+    assert len(df) == 10015
+    assert df["group"].nunique() == 7470
+    assert df["target"].value_counts().to_dict() == {
+        "nv": 6705, "mel": 1113, "bkl": 1099, "bcc": 514, "akiec": 327, "vasc": 142, "df": 115
+    }  # fmt: skip
+    assert df[["age", "sex", "localization"]].isna().sum().tolist() == [57, 57, 234]
+    assert df["path"].str.contains(r"_part_[12]\.zip/ISIC_\d+\.jpg$").all()
+    assert [each.getMessage() for each in caplog.records] == [
+        "age is not known in 57 rows",
+        "sex is not known in 57 rows",
+        "age is 0 in 39 rows, kept as it is",
+    ]
+
+
+def test_ham10000_without_the_rows_that_lack_age_or_sex(ham10000, caplog):
+    df = load_metadata(DataConfig(data=str(ham10000), missing="drop"))
+    assert len(df) == 9948
+    assert df[["age", "sex"]].notna().all(axis=None)
+    assert "67 rows without age or sex left out (--missing drop)" in caplog.text
+
+
+def test_missing_values_are_counted_and_kept_or_dropped(read, refusal, caplog):
+    assert len(read()) == 4
+    assert "age is not known in 1 rows" in caplog.text
+    assert read(missing="drop")["image_id"].tolist() == ["ISIC_1", "ISIC_3", "ISIC_4"]
+    assert "1 rows without age or sex left out (--missing drop)" in caplog.text
+    assert len(read(missing="drop", metadata="none")) == 4
+    nothing = HEADER + "L1,ISIC_1,nv,histo,,male,back\nL2,ISIC_2,mel,histo,50,,back\n"
+    assert "--missing drop leaves no row" in refusal(nothing, missing="drop")
+
+
+def test_rows_without_an_image_and_images_without_a_row_are_named(read, caplog):
+    df = read(names="ISIC_1 ISIC_2 other")
+    assert df["image_id"].tolist() == ["ISIC_1", "ISIC_2"]
+    assert "2 rows without an image, left out: ISIC_3, ISIC_4" in caplog.text
+    assert "1 images without a row, left out: other" in caplog.text
+
+
+def test_no_image_at_all_says_what_was_looked_for_and_what_is_there(refusal):
+    message = refusal(HEADER + ROWS, "one two")
+    assert "none of the 4 images of cases.csv is there" in message
+    assert "'ISIC_3'" in message
+    assert "one, two" in message
+    assert "--image" in message
+
+
+def test_ids_keep_their_zeros_and_lose_a_suffix(read, caplog):
+    text = "lesion_id,image_id,dx\n007,0012.jpg,nv\n08,0013.JPG,mel\n"
+    df = read(text, "0012 0013", metadata="none")
+    assert df["image_id"].tolist() == ["0012", "0013"]
+    assert df["group"].tolist() == ["007", "08"]
+    assert "2 image ids end with a suffix such as .jpg, taken off" in caplog.text
+
+
+def test_an_id_that_is_there_with_and_without_suffix_is_there_twice(refusal):
+    message = refusal("lesion_id,image_id,dx\nL1,a.jpg,nv\nL2,a,mel\n", "a", metadata="none")
+    assert "'a' in rows 2, 3" in message
+
+
+def test_two_files_of_one_stem_are_both_named(read, refusal, tmp_path):
+    read()
+    (tmp_path / "images" / "ISIC_2.png").touch()
+    message = refusal()
+    assert "ISIC_2.jpg" in message
+    assert "ISIC_2.png" in message
+
+
+def test_two_files_of_one_stem_without_a_row_do_not_matter(read, tmp_path):
+    read()
+    for name in ("x.png", "x.jpg"):
+        (tmp_path / "images" / name).touch()
+    assert len(read()) == 4
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "..", "a\\b", "/etc/passwd", "a..b"])
+def test_an_id_that_climbs_out_is_refused_with_its_row(refusal, name):
+    message = refusal(HEADER + ROWS + f"L9,{name},nv,histo,50,male,back\n")
+    assert f"image id '{name}' in row 6 of cases.csv climbs out" in message
+
+
+def test_duplicate_image_ids_are_named_with_their_rows(refusal):
+    message = refusal(HEADER + ROWS + "L1,ISIC_1,nv,histo,45,male,back\n")
+    assert "'ISIC_1' in rows 3, 6" in message
+    assert "--image" in message
+
+
+def test_a_lesion_with_two_labels_is_named_with_both(refusal):
+    message = refusal(HEADER + ROWS + "L2,ISIC_5,nv,histo,50,male,back\n")
+    assert "'L2' with mel and nv (rows 4, 6)" in message
+
+
+@pytest.mark.parametrize("field", ["lesion_id", "image_id", "dx"])
+@pytest.mark.parametrize("empty", ["", "NaN", "  "])
+def test_missing_ids_and_labels_are_refused_with_their_rows(refusal, field, empty):
+    row = {"lesion_id": "L9", "image_id": "ISIC_9", "dx": "nv", field: empty}
+    message = refusal(HEADER + ROWS + ",".join(row.values()) + ",histo,50,male,back\n")
+    assert f"column '{field}' of cases.csv is empty in row 6" in message
+
+
+def test_a_column_that_is_not_there_says_how_to_name_it(refusal):
+    message = refusal(HEADER.replace("dx,", "diagnosis,") + ROWS)
+    assert "column 'dx' is not in cases.csv; it has: lesion_id, image_id, diagnosis" in message
+    assert message.endswith("Name yours with --target.")
+    assert "--group none" in refusal(HEADER.replace("lesion_id", "case") + ROWS)
+    assert "Did you mean 'age'? Name yours with --metadata" in refusal(metadata="ages,sex")
+
+
+def test_columns_of_other_names(read):
+    text = "file,class,case,years\nISIC_1,nv,A,50\nISIC_2,mel,B,60\n"
+    df = read(text, image="file", target="class", group="case", metadata="years")
+    assert list(df) == ["image_id", "path", "target", "group", "years"]
+    assert df["group"].tolist() == ["A", "B"]
+
+
+def test_without_a_lesion_column_every_image_is_its_own_group(read):
+    df = read(HEADER.replace("lesion_id", "case") + ROWS, group="none")
+    assert df["group"].tolist() == df["image_id"].tolist()
+    assert df["case"].tolist() == ["L1", "L2", "L1", "L3"]
+
+
+def test_columns_whose_names_are_taken_are_left_out_aloud(read, caplog):
+    text = (
+        "lesion_id,image_id,dx,target,split,age\nL1,ISIC_1,nv,0,train,5\nL2,ISIC_2,mel,1,test,6\n"
+    )
+    df = read(text, metadata="age")
+    assert df["target"].tolist() == ["nv", "mel"]
+    assert "split" not in df
+    assert "columns left out, their names are taken: target, split" in caplog.text
+
+
+def test_a_bad_number_among_numbers_is_named_with_its_row(refusal):
+    for bad in ("fifty", "'52", "inf", "1e999"):
+        message = refusal(HEADER + ROWS + f"L9,ISIC_9,nv,histo,{bad},male,b\n", NAMES + " ISIC_9")
+        assert f"column 'age' of cases.csv mixes numbers and text: '{bad}' in row 6" in message
+
+
+def test_a_bad_number_in_a_column_that_is_no_input_makes_it_text(read):
+    text = HEADER + ROWS.replace(",0,", ",newborn,")
+    assert read(text, metadata="sex")["age"].iloc[3] == "newborn"
+
+
+def test_age_bands_are_categories(read):
+    df = read(HEADER + ROWS.replace("45.0", "40-50").replace(",0,", ",0-10,"))
+    assert df["age"].dropna().tolist() == ["40-50", "40-50", "0-10"]
+
+
+def test_a_zip_file_is_looked_up_without_reading_its_members(tmp_path):
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        archive.writestr("sub/ISIC_1.JPEG", b"not an image at all")
+    (tmp_path / "m.csv").write_text("lesion_id,image_id,dx\nL1,ISIC_1,nv\n")
+    config = DataConfig(metadata="none")
+    df = read_metadata(tmp_path / "m.csv", [tmp_path / "images.zip"], config)
+    assert df["path"].tolist() == [f"{tmp_path}/images.zip/sub/ISIC_1.JPEG"]
+
+
+def test_the_sample_can_be_read(caplog):
+    df = load_metadata(DataConfig(metadata="age,sex,localization"))
+    assert df["target"].nunique() == 7
+    assert df["image_id"].str.startswith("SYNTH_").all()

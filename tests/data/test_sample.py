@@ -1,0 +1,158 @@
+"""The synthetic sample: learnable but not trivial, the same bytes for a seed, safe to race for."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from lesionfast.data import sample
+from lesionfast.data.metadata import read_metadata
+from lesionfast.data.sample import make_sample
+from lesionfast.data.splits import assign_split
+from lesionfast.errors import LesionfastError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A sample of this module's own."""
+    return make_sample(tmp_path_factory.mktemp("sample") / "made")
+
+
+@pytest.fixture(scope="module")
+def raw(folder) -> pd.DataFrame:
+    """The CSV of the sample as it is written."""
+    return pd.read_csv(folder / "sample_metadata.csv")
+
+
+@pytest.fixture(scope="module")
+def df(folder) -> pd.DataFrame:
+    """The sample's metadata as the library reads it."""
+    return read_metadata(folder / "sample_metadata.csv", folder / "images")
+
+
+def colours(path: str) -> np.ndarray:
+    """Return what a glance sees: a coarse picture and the spread of its colours."""
+    pixels = np.asarray(Image.open(path), np.float32)
+    coarse = np.asarray(Image.open(path).resize((10, 8)), np.float32)
+    levels = np.percentile(pixels, [2, 10, 25, 50, 75, 90, 98], axis=(0, 1))
+    return np.concatenate([coarse.ravel(), levels.ravel()])
+
+
+def test_the_table_looks_like_ham10000(raw, folder):
+    names = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization"]
+    assert list(raw) == names
+    assert len(raw) == 420
+    assert raw["image_id"].is_unique
+    assert raw["image_id"].str.fullmatch(r"SYNTH_\d{5}").all()
+    assert raw["lesion_id"].str.startswith("SYNTH_").all()
+    assert {path.stem for path in (folder / "images").iterdir()} == set(raw["image_id"])
+
+
+def test_seven_classes_with_enough_lesions(raw):
+    lesions = raw.groupby("dx")["lesion_id"].nunique()
+    assert set(lesions.index) == {"akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"}
+    assert lesions.min() >= 8
+    assert raw["dx"].value_counts().idxmax() == "nv"
+    views = raw.groupby("lesion_id").size()
+    assert set(views) == {1, 2, 3}
+
+
+def test_a_lesion_is_of_one_person(raw):
+    assert (raw.fillna("").groupby("lesion_id")[["dx", "age", "sex"]].nunique() == 1).all(axis=None)
+
+
+def test_age_and_sex_are_missing_now_and_then_and_tell_something(raw):
+    assert 0 < raw["age"].isna().sum() < 30
+    assert 0 < (raw["sex"] == "unknown").sum() < 30
+    age = raw.groupby("dx")["age"].mean()
+    assert age["nv"] + 10 < age["mel"] < age["akiec"] + 5
+    male = (raw["sex"] == "male").groupby(raw["dx"]).mean()
+    assert male["akiec"] > male["nv"]
+
+
+def test_ids_tell_nothing(raw):
+    order = raw.sort_values("image_id")["dx"].to_numpy()
+    assert (order[1:] == order[:-1]).mean() < 0.35  # by chance 0.21
+
+
+def test_the_images_are_small_rgb_jpegs(folder):
+    with Image.open(folder / "images" / "SYNTH_00001.jpg") as image:
+        assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (160, 120))
+        assert image.info["comment"] == b"synthetic"
+
+
+def test_views_of_a_lesion_differ(df):
+    group = df["group"].value_counts().index[0]
+    first, second, *_ = (
+        Image.open(path).tobytes() for path in df.loc[df["group"] == group, "path"]
+    )
+    assert first != second
+
+
+def test_a_simple_model_learns_it_but_not_all_of_it(df):
+    df = assign_split(df, test=0, folds=3)
+    features = np.stack([colours(path) for path in df["path"]])
+    train = (df["split"] == "train").to_numpy()
+    model = make_pipeline(
+        StandardScaler(), LogisticRegression(C=0.01, class_weight="balanced", max_iter=300)
+    ).fit(features[train], df["target"][train])
+    decided = model.predict(features[~train])
+    truth = df["target"][~train]
+    assert 0.45 < balanced_accuracy_score(truth, decided) < 0.9
+    assert ((truth == "mel") & (decided == "nv")).any()
+
+
+def test_a_seed_gives_the_same_bytes_and_another_does_not(folder, tmp_path):
+    again = make_sample(tmp_path / "again")
+    other = make_sample(tmp_path / "other", seed=1)
+    for name in ("sample_metadata.csv", "images/SYNTH_00001.jpg", "images/SYNTH_00420.jpg"):
+        content = (folder / name).read_bytes()
+        assert (again / name).read_bytes() == content
+        assert (other / name).read_bytes() != content
+
+
+def test_it_is_made_once(folder):
+    table = folder / "sample_metadata.csv"
+    before = table.stat().st_mtime_ns
+    assert make_sample(folder) == folder
+    assert table.stat().st_mtime_ns == before
+
+
+def test_it_lies_in_the_cache_folder_by_version(cache_folder):
+    folder = make_sample()
+    assert folder.parent == cache_folder
+    assert f"synthetic-sample-v{sample.VERSION}" in folder.name
+
+
+def test_a_folder_with_other_files_is_not_touched(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(LesionfastError, match="is not empty"):
+        make_sample(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_processes_that_race_leave_one_whole_sample(tmp_path):
+    code = "import sys, lesionfast.data.sample as s; s.make_sample(s.Path(sys.argv[1]))"
+    command = [sys.executable, "-c", code, str(tmp_path / "sample")]
+    racers = [subprocess.Popen(command) for _ in range(2)]
+    assert [racer.wait() for racer in racers] == [0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["sample"]
+    assert len(list((tmp_path / "sample" / "images").iterdir())) == 420
+
+
+def test_an_interrupted_making_leaves_nothing(tmp_path, monkeypatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sample, "photograph", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        make_sample(tmp_path / "sample")
+    assert list(tmp_path.iterdir()) == []
