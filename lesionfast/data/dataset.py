@@ -19,5 +19,6 @@ def load_dataset(config: SplitConfig, split: Path | None = None) -> pd.DataFrame
     if config.join_duplicates:
         from lesionfast.data.duplicates import find_near_duplicates
 
-        df = join_groups(df, find_near_duplicates(df)[["image_a", "image_b"]])
+        pairs = find_near_duplicates(df)[["image_a", "image_b"]]
+        df = join_groups(df, pairs.itertuples(index=False, name=None))
     return split_metadata(df, replace(config, split=str(split)) if split else config)
