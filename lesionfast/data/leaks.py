@@ -8,6 +8,7 @@ from lesionfast.config import DataConfig
 from lesionfast.errors import LesionfastError
 
 ENOUGH_LESIONS = 5  # a value of fewer lesions can be of one class by chance
+RESERVED = ("image_id", "path", "target", "group", "split")  # columns of this project's tables
 TELLING_NAMES = ("dx_type", "diagnosis_confirm_type")  # how the diagnosis was made
 
 
@@ -17,9 +18,9 @@ def check_inputs(csv: Path, df: pd.DataFrame, config: DataConfig) -> None:
     Refused are ids, the target, `dx_type` (how the diagnosis was made) and every column whose
     value fixes the class, or is fixed by it, wherever a value has at least five lesions.
     """
-    keys = {config.target, config.group, config.image, "image_id", "path", "target", "group"}
+    keys = {config.target, config.group, config.image, *RESERVED}
     for name in config.metadata_columns:
-        reason = "it is the label or an id" if name in keys else find_leak(df, name)
+        reason = "it is the label, an id or a split" if name in keys else find_leak(df, name)
         reason = reason or ("it is named twice" if config.metadata_columns.count(name) > 1 else "")
         if reason:
             raise LesionfastError(

@@ -9,7 +9,7 @@ import pandas as pd
 
 from lesionfast.config import DataConfig
 from lesionfast.data.encoder import MetadataEncoder
-from lesionfast.data.leaks import check_inputs
+from lesionfast.data.leaks import RESERVED, check_inputs
 from lesionfast.data.sources import IMAGE_SUFFIXES, Source, find_source, list_images
 from lesionfast.data.tables import read_table
 from lesionfast.errors import LesionfastError
@@ -19,7 +19,6 @@ __all__ = ["MetadataEncoder", "Source", "find_source", "load_metadata", "read_me
 logger = logging.getLogger("lesionfast")
 
 NOT_KNOWN = ("", "unknown", "nan", "na", "n/a", "null")  # compared in lower case
-RESERVED = ("image_id", "path", "target", "group", "split")  # columns of this project's tables
 
 
 def load_metadata(config: DataConfig) -> pd.DataFrame:

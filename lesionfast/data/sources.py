@@ -35,6 +35,9 @@ def find_source(config: DataConfig) -> Source:
     Raises `LesionfastError` if there is no such file or folder, or if it can't be told which
     file is the metadata.
     """
+    for name in ("data", "csv", "images"):
+        if getattr(config, name) == "":
+            raise LesionfastError(f"--{name} is empty. Type a path, or leave the option out.")
     if config.data:
         if config.csv or config.images:
             raise LesionfastError(
@@ -84,10 +87,12 @@ def list_images(images: str | Path | Sequence[str | Path]) -> pd.DataFrame:
     """List image files under folders and zip files: columns `stem` and `path`, sorted by path.
 
     Folders are searched with all below, zip files in them included. Of a zip file only the
-    directory is read; a member's path is "<zip>/<member>". Hidden files are left out.
+    directory is read; a member's path is "<zip>/<member>". Paths are absolute; hidden files are
+    left out.
     """
     roots = [images] if isinstance(images, str | Path) else list(images)
-    paths = sorted({path for root in roots for path in find_images(Path(root).expanduser())})
+    roots = [Path(os.path.abspath(Path(root).expanduser())) for root in roots]
+    paths = sorted({path for root in roots for path in find_images(root)})
     files = pd.DataFrame({"path": pd.Series(paths, dtype="str")})
     stems = [path[path.rfind("/") + 1 : path.rfind(".")] for path in paths]
     return files.assign(stem=pd.Series(stems, dtype="str"))

@@ -1,4 +1,10 @@
-"""The seeded, stratified split by lesion: a column, written once, read by all."""
+"""The seeded, stratified split by lesion: a column, written once, read by all.
+
+Lesions of a class are put in order of their number of images, and by chance within; then every
+k-th is taken (systematic sampling). That meets the shares of lesions and of images as well
+as scikit-learn's StratifiedGroupKFold does, gives a rare class a lesion in every part, takes
+seconds for a million images, and rests on no more than NumPy's frozen `RandomState`.
+"""
 
 import logging
 from collections.abc import Iterable
@@ -47,6 +53,7 @@ def assign_split(
     validation; the test part is the same for every fold. Raises `LesionfastError` for impossible
     shares, and for a class with fewer lesions than parts.
     """
+    check_seed(seed)
     check_shares(val, test, folds, fold)
     lesions = list_lesions(df)
     check_classes(lesions, parts=(folds or 2) + (test > 0))
@@ -61,6 +68,12 @@ def assign_split(
     part[lesions.loc[in_test, "group"]] = "test"
     part[rest.loc[in_valid, "group"]] = "valid"
     return df.assign(split=df["group"].map(part))
+
+
+def check_seed(seed: int) -> None:
+    """Raise `LesionfastError` for a seed that NumPy does not take."""
+    if not 0 <= seed < 2**32 - 1:
+        raise LesionfastError(f"--seed is {seed}; type a whole number from 0 to {2**32 - 2}.")
 
 
 def check_shares(val: float, test: float, folds: int | None, fold: int) -> None:
@@ -137,7 +150,7 @@ def read_split(df: pd.DataFrame, file: str | Path) -> pd.DataFrame:
     parts, and for a lesion in two parts.
     """
     file = Path(file)
-    table = read_table(file, {"image_id": "", "split": ""})
+    table = read_table(file, {"image_id": "", "split": ""}, option="--split")
     check_words(file, table)
     part = df["image_id"].map(table.set_index("image_id")["split"])
     gone = df.loc[part.isna(), "image_id"]

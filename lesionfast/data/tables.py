@@ -16,16 +16,21 @@ SEPARATORS = {",": ",", ";": ";", "|": "|", "\t": "tab"}  # as in the file -> as
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
-def read_table(path: Path, required: Mapping[str, str], separator: str = ",") -> pd.DataFrame:
+def read_table(
+    path: Path, required: Mapping[str, str], separator: str = ",", *, option: str = "--csv"
+) -> pd.DataFrame:
     """Read a CSV with a header; every value is text without surrounding blanks, '' if empty.
 
-    `required` maps the columns that must be there to the option that names them (or to '').
+    `required` maps the columns that must be there to the option that names them (or to '');
+    `option` is the one that names the file.
     The index counts rows as a spreadsheet does: the header is row 1. UTF-8 and UTF-16 are read,
     with or without a byte order mark. Raises `LesionfastError` if the file can't be read so.
     """
     separator = as_separator(separator)
+    if not path.is_file():
+        raise LesionfastError(f"there is no file {path}. Name the CSV with {option}.")
     try:
-        check_header(path, read_header(path, separator), required, separator)
+        check_header(path, read_header(path, separator), required, separator, option)
         table = parse(path, separator)
     except UnicodeError as error:
         raise LesionfastError(
@@ -36,7 +41,7 @@ def read_table(path: Path, required: Mapping[str, str], separator: str = ",") ->
             f"{path} can't be read as CSV: {str(error).strip()}. Look for a row with too many "
             "fields or an open quote, and correct it."
         ) from None
-    return without_blank_rows(path, strip(path, table))
+    return without_blank_rows(path, strip(path, table), option)
 
 
 def as_separator(typed: str) -> str:
@@ -51,9 +56,7 @@ def as_separator(typed: str) -> str:
 
 
 def encoding_of(path: Path) -> str:
-    """Return the encoding that the first bytes of a text file tell; raises for a missing file."""
-    if not path.is_file():
-        raise LesionfastError(f"there is no file {path}. Name the CSV with --csv.")
+    """Return the encoding that the first bytes of a text file tell."""
     with path.open("rb") as file:
         return "utf-16" if file.read(2) in UTF16_MARKS else "utf-8-sig"
 
@@ -71,26 +74,31 @@ def read_header(path: Path, separator: str) -> list[str]:
 
 
 def check_header(
-    path: Path, header: list[str], required: Mapping[str, str], separator: str
+    path: Path, header: list[str], required: Mapping[str, str], separator: str, option: str
 ) -> None:
     """Raise `LesionfastError` for a column that is missing or there twice."""
     for name in required:
         if name not in header:
-            suggest_separator(path, required, separator)
+            suggest_separator(path, required, separator, option)
             raise missing_column(path.name, name, header, required[name])
     twice = next((name for name in header if name and header.count(name) > 1), None)
     if twice:
         raise LesionfastError(f"{path} has two columns '{twice}'. Rename one of them in the file.")
 
 
-def suggest_separator(path: Path, required: Mapping[str, str], separator: str) -> None:
+def suggest_separator(path: Path, required: Mapping[str, str], separator: str, option: str) -> None:
     """Raise `LesionfastError` if another separator finds more of the required columns."""
     found = {each: len(set(read_header(path, each)) & set(required)) for each in SEPARATORS}
     best = max(found, key=lambda each: found[each])
     if found[best] > found.get(separator, 0):
+        add = (
+            f"Add --separator '{SEPARATORS[best]}'."
+            if option == "--csv"
+            else "Save it with commas."
+        )
         raise LesionfastError(
             f"the fields of {path} are separated by '{SEPARATORS[best]}', not by "
-            f"'{SEPARATORS.get(separator, separator)}'. Add --separator '{SEPARATORS[best]}'."
+            f"'{SEPARATORS.get(separator, separator)}'. {add}"
         )
 
 
@@ -136,11 +144,11 @@ def strip(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**stripped)
 
 
-def without_blank_rows(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+def without_blank_rows(path: Path, table: pd.DataFrame, option: str) -> pd.DataFrame:
     """Leave out rows without any value, counted; raises `LesionfastError` if none is left."""
     blank = (table == "").all(axis=1)
     if blank.any():
         logger.warning("%s: %d blank rows left out", path.name, blank.sum())
     if blank.all():
-        raise LesionfastError(f"{path} has a header but no rows. Name another CSV with --csv.")
+        raise LesionfastError(f"{path} has a header but no rows. Name another CSV with {option}.")
     return table[~blank]

@@ -51,8 +51,9 @@ def test_honest_columns_pass(df):
         ("ward", "gives the label away"),
         ("malignant", "follows from the label (nv is always no, mel is always yes"),
         ("excised", "follows from the label (nv is always missing, mel is always yes"),
-        ("target", "is the label or an id"),
-        ("image_id", "is the label or an id"),
+        ("target", "is the label, an id or a split"),
+        ("split", "is the label, an id or a split"),
+        ("image_id", "is the label, an id or a split"),
     ],
 )
 def test_telling_columns_are_refused_with_the_reason(df, name, reason):

@@ -84,6 +84,17 @@ def test_a_folder_that_is_not_there_and_one_that_is_a_file(tmp_path):
     assert "is a file" in refusal(data=str(file))
 
 
+@pytest.mark.parametrize("name", ["data", "csv", "images"])
+def test_an_empty_path_is_not_the_sample(name):
+    assert f"--{name} is empty" in refusal(**{name: ""})
+
+
+def test_paths_hold_in_other_working_folders(tmp_path, monkeypatch):
+    touch(tmp_path / "data" / "a.jpg")
+    monkeypatch.chdir(tmp_path)
+    assert list_images("data")["path"].tolist() == [f"{tmp_path}/data/a.jpg"]
+
+
 def test_options_that_do_not_go_together():
     assert "--csv came alone" in refusal(csv="a.csv")
     assert "--images came alone" in refusal(images="x")

@@ -180,6 +180,11 @@ def test_impossible_shares_are_refused(val, test):
     assert "such as --val 0.15 --test 0.15" in message
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_impossible_seeds_are_refused(seed):
+    assert f"--seed is {seed}" in refusal(assign_split, make_table(), seed=seed)
+
+
 def test_shares_that_are_no_numbers_are_refused():
     assert "--val nan" in refusal(assign_split, make_table(), val=float("nan"))
     assert "--test nan" in refusal(assign_split, make_table(), test=float("nan"))
@@ -320,6 +325,9 @@ def test_a_file_without_the_columns_is_refused(written):
     df, write = written
     path = write(lambda table: table.rename(columns={"split": "part"}))
     assert "column 'split' is not in split.csv" in refusal(read_split, df, path)
+    path.write_text("image_id;split\nI00000;train\n")
+    assert "Save it with commas" in refusal(read_split, df, path)
+    assert "with --split" in refusal(read_split, df, path.with_name("none.csv"))
 
 
 def test_joined_lesions_are_one_group_over_any_number_of_steps():
