@@ -7,9 +7,13 @@ what half a step of zoom or place changes (linear discriminant analysis).
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+from threadpoolctl import threadpool_limits
+
+from lesionfast.data.files import count_threads
 
 SIDE = 24  # pixels of the pictures described
 RINGS = (0.2, 0.4, 0.6, 0.8, 1.0)  # radii; the centre comes on top
@@ -45,20 +49,32 @@ def find_candidates(pixels: np.ndarray, groups: np.ndarray, progress: Progress) 
     `pixels` is uint8 (n, side, side, 3), side a multiple of 24; `groups` int (n,). Time and
     comparisons grow with n squared.
     """
-    small = shrink(pixels)
+    with threadpool_limits(1):  # threads of our own share the work better than those of BLAS
+        return compare_all(shrink(pixels), groups, progress)
+
+
+def compare_all(small: np.ndarray, groups: np.ndarray, progress: Progress) -> Candidates:
+    """Return the candidates among shrunken pictures: describe them, then compare all with all."""
     projection = learn_projection(small)
     known = describe(small, 1, 0, 0) @ projection
     middle = known.mean(axis=0)
     known -= middle
     ones = np.ones((len(known), 1), np.float32)
     keys = np.concatenate([known, (known**2).sum(axis=1, keepdims=True), ones], axis=1).T.copy()
-    queries = np.stack(
-        [scaled(describe(small, *crop) @ projection - middle, keys) for crop in CROPS]
-    )
+    queries = np.empty((len(CROPS), *keys.shape[::-1]), np.float32)
+
+    def fill(number: int) -> None:
+        queries[number] = scaled(describe(small, *CROPS[number]) @ projection - middle, keys)
+
+    def search(rows: slice) -> tuple[np.ndarray, ...]:
+        return nearest(queries[:, rows], keys, groups[rows, None] == groups)
+
     parts = []
-    for rows in blocks(len(known)):
-        parts.append(nearest(queries[:, rows], keys, groups[rows, None] == groups))
-        progress(rows.stop, len(known))
+    with ThreadPoolExecutor(count_threads()) as threads:
+        list(threads.map(fill, range(len(CROPS))))
+        for part in threads.map(search, blocks(len(known))):
+            parts.append(part)
+            progress(min(len(parts) * BLOCK, len(known)), len(known))
     return best_pairs(parts)
 
 
@@ -153,9 +169,9 @@ def scaled(queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
     squares = (queries**2).sum(axis=1, keepdims=True)
     rows = np.concatenate([-2 * queries, np.ones_like(squares), squares], axis=1)
     drawn = np.random.default_rng(1).permutation(keys.shape[1])[:BACKGROUND]
-    rank = max(1, len(drawn) // 50)
+    rank, sample = max(1, len(drawn) // 50), keys[:, drawn]
     for block in blocks(len(rows)):
-        distances = np.partition(rows[block] @ keys[:, drawn], rank, axis=1)
+        distances = np.partition(rows[block] @ sample, rank, axis=1)
         rows[block] /= np.maximum(distances[:, rank, None], 1e-3)
     return rows
 

@@ -14,7 +14,11 @@ from scipy.ndimage import gaussian_filter
 COARSE = 48  # pixels a side, for all candidates
 FINE = 64  # pixels a side, for those that are left
 BLOCK = 15  # pixels a side of the parts that have to agree
-HOPELESS = 0.33  # correlation at the best zoom below which no tilt is tried
+SEARCH = (  # factors of the zoom, degrees of tilt, and the correlation that is worth going on
+    (np.linspace(0.88, 1.12, 9), (0,), 0.25),
+    ((0.985, 1, 1.015), range(-9, 10, 3), 0.35),
+    ((0.993, 1, 1.007), (-1.5, 0, 1.5), 0.35),
+)
 VIEWS = 8  # four quarter turns, each plain and mirrored
 
 
@@ -117,18 +121,14 @@ def register(picture: np.ndarray, crop: np.ndarray, other: np.ndarray, view: int
     target = texture(cut(Image.fromarray(other), (whole, whole, len(picture))))
     x, y, side = crop_box(crop, len(picture))
     best = (1.0, 0.0)
-    for factors, tilts in (
-        (np.linspace(0.88, 1.12, 9), [0]),
-        ([0.985, 1, 1.015], range(-9, 10, 3)),
-        ([0.993, 1, 1.007], (-1.5, 0, 1.5)),
-    ):
+    for factors, tilts, enough in SEARCH:
         trials = [(best[0] * factor, best[1] + tilt) for factor in factors for tilt in tilts]
         cuts = [cut(padded, (x + margin, y + margin, side / f), tilt) for f, tilt in trials]
         details = turn(texture(np.stack(cuts)), view)
         correlation = correlate(details, target, FINE // 3)
         number, down, across = np.unravel_index(correlation.argmax(), correlation.shape)
         best = trials[number]
-        if correlation.max() < HOPELESS:
+        if correlation.max() < enough:
             break
     reach = FINE // 3
     shift = [int(s) - (2 * reach + 1) * (s > reach) for s in (down, across)]
