@@ -1,20 +1,18 @@
 """The commands: parse, one library call, print. Heavy imports wait inside the commands."""
 
-import inspect
 import json as json_module
 import logging
 import sys
 import warnings
-from collections.abc import Callable
-from dataclasses import Field, fields, replace
-from functools import wraps
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from lesionfast.config import Columns, DataConfig, SplitConfig, TrainConfig
+from lesionfast.config import DataConfig, SplitConfig, TrainConfig
 from lesionfast.errors import LesionfastError, did_you_mean
+from lesionfast.options import options_of
 from lesionfast.runs import Run, list_runs, newest_run
 
 app = typer.Typer(
@@ -26,50 +24,8 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Check a dataset, or split it.")
 app.add_typer(data_app, name="data")
 
-PANELS = {Columns: "Columns", DataConfig: "Data", SplitConfig: "Split", TrainConfig: "Training"}
 Root = Annotated[str, typer.Option("--out", help="Folder of the runs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
-
-
-def options_of(config_class: type, *left_out: str) -> Callable[[Callable], Callable]:
-    """Give a command one option a field of `config_class`.
-
-    The command receives those that the user typed as a dict in its first parameter, `given`.
-    """
-    names = [each.name for each in fields(config_class) if each.name not in left_out]
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        @wraps(command)
-        def wrapper(**values: Any) -> None:
-            given = {name: values.pop(name) for name in names}
-            command({k: v for k, v in given.items() if v is not None}, **values)
-
-        _, *own = inspect.signature(command).parameters.values()
-        options = [option_of(f, config_class) for f in fields(config_class) if f.name in names]
-        parameters = [each.replace(kind=each.KEYWORD_ONLY) for each in [*own, *options]]
-        wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        wrapper.__annotations__ = {each.name: each.annotation for each in parameters}
-        return wrapper
-
-    return decorate
-
-
-def option_of(each: Field, config_class: type) -> inspect.Parameter:
-    """Return one field as a Typer option; None stands for "not typed"."""
-    owner = next(c for c in PANELS if each.name in c.__annotations__)
-    flag = "--" + each.name.replace("_", "-")
-    flags = f"{flag}/--no-{flag[2:]}" if each.type is bool else flag
-    kind = str if each.type == float | str else each.type
-    default = "" if each.default in (None, False, True) else f" (default: {each.default})"
-    option = typer.Option(
-        flags, help=each.metadata["help"] + default, rich_help_panel=PANELS[owner]
-    )
-    return inspect.Parameter(
-        each.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[kind | None, option],
-    )
 
 
 @app.command()
@@ -174,10 +130,12 @@ def lr_find(
 
     settings = TrainConfig(**given)
     df = load_dataset(settings)
-    from lesionfast.training.experiment import draw_lr_find
+    from lesionfast.training.experiment import prepare_learner, unfreezing
+    from lesionfast.training.lr_finder import draw_lr_curve, find_lr
 
-    lr, path = draw_lr_find(df, settings, figure)
-    print(path, file=sys.stderr)
+    learn = prepare_learner(df, settings)
+    lr = find_lr(learn, freeze=unfreezing(learn, settings) != "none")
+    print(draw_lr_curve(learn, lr, figure), file=sys.stderr)
     print(f"{lr:.2g}")
 
 

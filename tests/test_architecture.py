@@ -12,6 +12,7 @@ BELOW = {
     "errors": set(),
     "registry": {"errors"},
     "config": {"errors"},
+    "options": {"config"},
     "runs": {"config", "errors"},
     "data": {"errors", "registry", "config", "runs"},
     "models": {"errors", "registry", "config", "runs", "data"},

@@ -1,13 +1,9 @@
 """train(): the whole experiment, in order; resume(): what is left of it."""
 
 import logging
-import platform
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +23,15 @@ from lesionfast.runs import Run, sha256, write_atomically, write_json, write_tex
 from lesionfast.training.balancing import balances
 from lesionfast.training.callbacks import OneCycle, ProgressiveUnfreezing
 from lesionfast.training.checkpoint import Checkpoint
-from lesionfast.training.learner import FusionLearner, fusion_learner, precision, suggest_lr
+from lesionfast.training.description import announce, describe_environment, describe_model
+from lesionfast.training.learner import FusionLearner, fusion_learner
 from lesionfast.training.losses import losses
+from lesionfast.training.lr_finder import find_lr
 from lesionfast.training.progress import EpochBar, EpochLines, StopOnInterrupt, decoding_bar
-from lesionfast.training.schedule import Phase, discriminative, plan_phases
+from lesionfast.training.schedule import discriminative, plan_phases
 from lesionfast.training.tracking import EarlyStopping, KeepBest, StopOnNaN, WriteHistory
 
 logger = logging.getLogger("lesionfast")
-PACKAGES = ("lesionfast", "fastai", "torch", "torchvision", "timm", "numpy", "pandas")
 
 
 def train(df: pd.DataFrame, config: TrainConfig | None = None, root: str | Path = "runs") -> Run:
@@ -140,15 +137,6 @@ def fit(learn: FusionLearner, run: Run, resume: bool = False) -> None:
         learn.fit(config.epochs, lrs, cbs=cbs)
 
 
-def find_lr(learn: FusionLearner, freeze: bool) -> float:
-    """Return what fastai's LR finder suggests; its own files go to a temporary folder."""
-    with tempfile.TemporaryDirectory() as folder, learn.no_bar():
-        learn.path = Path(folder)
-        lr = suggest_lr(learn, freeze)
-    logger.info("learning rate found: %.2g", lr)
-    return lr
-
-
 def evaluate(learn: FusionLearner, run: Run) -> None:
     """Predict validation and test with the best weights; write predictions and metrics."""
     interrupt, best, lines = learn.tracking
@@ -197,61 +185,6 @@ def summary(learn: FusionLearner, predictions: pd.DataFrame) -> dict[str, Any]:
     return summarize(truth, probabilities, classes, learn.balance.prior)
 
 
-def describe_model(learn: FusionLearner, config: TrainConfig) -> dict[str, Any]:
-    """Return what another program needs to build the model and to decide as this run does."""
-    names = ("arch", "size", "resize", "pool", "fusion", "dropout", "rule")
-    backbone = learn.model.backbone
-    return {
-        "schema": 1,
-        **{name: getattr(config, name) for name in names},
-        "metadata": config.metadata_columns,
-        "n_metadata": learn.dls.encoder.width,
-        "classes": list(learn.dls.vocab),
-        "prior": learn.balance.prior.tolist(),
-        "weights_origin": "no backbone" if backbone is None else backbone.origin,
-    }
-
-
-def describe_environment(learn: FusionLearner, config: TrainConfig) -> dict[str, Any]:
-    """Return start time, versions, device and precision."""
-    device = learn.dls.device
-    return {
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        **{name: version(name) for name in PACKAGES},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "threads": torch.get_num_threads(),
-        "precision": precision(config.precision, device),
-    }
-
-
-def announce(learn: FusionLearner, run: Run, phases: list[Phase], lrs: list[float]) -> None:
-    """Log what is about to happen: data, model, and the phases with rates and parameters."""
-    config, counts = run.config, learn.dls.rows["split"].value_counts()
-    logger.info("run %s", run.path)
-    logger.info("images: %s", ", ".join(f"{name} {counts.get(name, 0)}" for name in SPLITS))
-    logger.info(
-        "model: %s, %d pixels, fusion %s; %s",
-        config.arch,
-        config.size,
-        config.fusion,
-        run.model["weights_origin"],
-    )
-    sizes = [sum(p.numel() for p in group) for group in learn.splitter(learn.model)]
-    for phase in phases:
-        rates = lrs[-phase.groups :]
-        span = f"{rates[0]:.2g} to {rates[-1]:.2g}" if len(rates) > 1 else f"{rates[0]:.2g}"
-        logger.info(
-            "phase %-20s epochs %d-%d  learning rate %s  %s trainable parameters",
-            phase.name,
-            phase.first + 1,
-            phase.end,
-            span,
-            f"{sum(sizes[-phase.groups :]):,}",
-        )
-
-
 @contextmanager
 def memory_error_explained(config: TrainConfig) -> Iterator[None]:
     """Turn the GPU's out-of-memory error into one that says which batch size to try."""
@@ -278,20 +211,3 @@ def logging_to(path: Path) -> Iterator[None]:
         logger.removeHandler(handler)
         logger.setLevel(level)
         handler.close()
-
-
-def draw_lr_find(df: pd.DataFrame, config: TrainConfig, path: Path) -> tuple[float, Path]:
-    """Run the LR finder on a fresh Learner; return its learning rate and the figure's path."""
-    from matplotlib.figure import Figure
-
-    learn = prepare_learner(df, config)
-    lr = find_lr(learn, unfreezing(learn, config) != "none")
-    axis = (figure := Figure(figsize=(6, 4), layout="constrained")).subplots()
-    axis.plot(learn.recorder.lrs, [float(each) for each in learn.recorder.losses], color="black")
-    axis.axvline(lr, color="tab:orange", linestyle="--", label=f"suggested: {lr:.2g}")
-    axis.set(xscale="log", xlabel="learning rate", ylabel="smoothed training loss")
-    axis.set_title(f"Learning-rate finder, {config.arch}")
-    axis.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    return lr, path

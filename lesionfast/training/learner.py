@@ -116,10 +116,3 @@ def as_metric(name: str, function: Callable[..., float]) -> AccumMetric:
     return AccumMetric(
         function, name=name, activation="softmax", dim_argmax=-1, to_np=True, flatten=False
     )
-
-
-def suggest_lr(learn: Learner, freeze: bool) -> float:
-    """Return fastai's "valley" learning rate, for the head alone if the rest is to be frozen."""
-    if freeze:
-        learn.freeze()
-    return float(learn.lr_find(show_plot=False).valley)

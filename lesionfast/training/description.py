@@ -1,0 +1,73 @@
+"""What a run says of itself before it starts: model, environment, phases."""
+
+import logging
+import platform
+from datetime import datetime
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from lesionfast.config import TrainConfig
+from lesionfast.data.loaders import SPLITS
+from lesionfast.runs import Run
+from lesionfast.training.learner import FusionLearner, precision
+from lesionfast.training.schedule import Phase
+
+logger = logging.getLogger("lesionfast")
+PACKAGES = ("lesionfast", "fastai", "torch", "torchvision", "timm", "numpy", "pandas")
+
+
+def describe_model(learn: FusionLearner, config: TrainConfig) -> dict[str, Any]:
+    """Return what another program needs to build the model and to decide as this run does."""
+    names = ("arch", "size", "resize", "pool", "fusion", "dropout", "rule")
+    backbone = learn.model.backbone
+    return {
+        "schema": 1,
+        **{name: getattr(config, name) for name in names},
+        "metadata": config.metadata_columns,
+        "n_metadata": learn.dls.encoder.width,
+        "classes": list(learn.dls.vocab),
+        "prior": learn.balance.prior.tolist(),
+        "weights_origin": "no backbone" if backbone is None else backbone.origin,
+    }
+
+
+def describe_environment(learn: FusionLearner, config: TrainConfig) -> dict[str, Any]:
+    """Return start time, versions, device and precision."""
+    device = learn.dls.device
+    return {
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{name: version(name) for name in PACKAGES},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "precision": precision(config.precision, device),
+    }
+
+
+def announce(learn: FusionLearner, run: Run, phases: list[Phase], lrs: list[float]) -> None:
+    """Log what is about to happen: data, model, and the phases with rates and parameters."""
+    config, counts = run.config, learn.dls.rows["split"].value_counts()
+    logger.info("run %s", run.path)
+    logger.info("images: %s", ", ".join(f"{name} {counts.get(name, 0)}" for name in SPLITS))
+    logger.info(
+        "model: %s, %d pixels, fusion %s; %s",
+        config.arch,
+        config.size,
+        config.fusion,
+        run.model["weights_origin"],
+    )
+    sizes = [sum(p.numel() for p in group) for group in learn.splitter(learn.model)]
+    for phase in phases:
+        rates = lrs[-phase.groups :]
+        span = f"{rates[0]:.2g} to {rates[-1]:.2g}" if len(rates) > 1 else f"{rates[0]:.2g}"
+        logger.info(
+            "phase %-20s epochs %d-%d  learning rate %s  %s trainable parameters",
+            phase.name,
+            phase.first + 1,
+            phase.end,
+            span,
+            f"{sum(sizes[-phase.groups :]):,}",
+        )

@@ -1,0 +1,38 @@
+"""The learning rate that fastai's LR finder suggests (Smith 2017, arXiv:1506.01186)."""
+
+import logging
+import tempfile
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from lesionfast.training.learner import FusionLearner
+
+logger = logging.getLogger("lesionfast")
+
+
+def find_lr(learn: FusionLearner, freeze: bool) -> float:
+    """Return fastai's "valley" suggestion, for the head alone if the rest is to be frozen.
+
+    The weights are as before afterwards; fastai's own files go to a temporary folder.
+    """
+    if freeze:
+        learn.freeze()
+    with tempfile.TemporaryDirectory() as folder, learn.no_bar():
+        learn.path = Path(folder)
+        lr = float(learn.lr_find(show_plot=False).valley)
+    logger.info("learning rate found: %.2g", lr)
+    return lr
+
+
+def draw_lr_curve(learn: FusionLearner, lr: float, path: Path) -> Path:
+    """Draw what the LR finder has just tried, with its suggestion, as PNG; return the path."""
+    axis = (figure := Figure(figsize=(6, 4), layout="constrained")).subplots()
+    axis.plot(learn.recorder.lrs, [float(each) for each in learn.recorder.losses], color="black")
+    axis.axvline(lr, color="tab:orange", linestyle="--", label=f"suggested: {lr:.2g}")
+    axis.set(xscale="log", xlabel="learning rate", ylabel="smoothed training loss")
+    axis.set_title("Learning-rate finder")
+    axis.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    return path
