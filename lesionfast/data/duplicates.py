@@ -11,14 +11,21 @@ from PIL import Image
 
 from lesionfast.data.decoding import read_image
 from lesionfast.data.files import count_threads
-from lesionfast.data.images import Images, cache_folder, content_digest, digest_of, open_images
+from lesionfast.data.images import (
+    Images,
+    cache_errors,
+    cache_folder,
+    content_digest,
+    digest_of,
+    open_images,
+)
 from lesionfast.data.neighbours import Candidates, find_candidates
 from lesionfast.data.registration import COARSE, Match, compare_views, register, texture
 from lesionfast.runs import write_atomically
 
 VERSION = 1  # part of every key: raise it when the search changes
 SIDE = 96  # pixels of the pictures compared
-SHARE = 0.1  # of the candidates that is looked at closely
+SHARE, LEAST = 0.09, 100  # of the candidates, that are looked at closely
 THRESHOLD = 0.6  # score from which a pair counts as the same
 STAGES = (20, 60, 90, 100)  # percent of the time when each stage ends
 CHUNK = 256  # pairs compared between two reports of progress
@@ -35,21 +42,27 @@ def find_near_duplicates(
 ) -> pd.DataFrame:
     """Return pairs of images of different groups that show the same, best first.
 
-    Found are the same photograph and most photographs of the same lesion, turned by quarters,
-    mirrored, tilted by up to 10°, shifted, enlarged up to 2.5 times or in other colours. `df` has
-    image_id, path, group and target. Columns: image_a, image_b, group_a, group_b, target_a,
+    Found are copies of a photograph, and photographs taken once more in the same way: turned by
+    quarters, mirrored, a little tilted, shifted, enlarged up to 2.5 times, in other colours. `df`
+    has image_id, path, group and target. Columns: image_a, image_b, group_a, group_b, target_a,
     target_b, score (0.6 to 1) and transform (what makes b of a, the wider one). `images` are
     those of `open_pictures`, if they are open already. The result is kept in the user's cache.
     """
-    groups = pd.factorize(df["group"])[0]
-    file = cache_folder() / "duplicates" / f"{search_key(df, groups)}.csv" if cache else None
-    if file and file.is_file():
-        return name_pairs(df, pd.read_csv(file))
-    track = Track(progress)
-    images = images or open_pictures(df["path"].tolist(), track.stage(0))
-    pairs = search(images, groups, track)
-    if file and not images.bad:
-        write_atomically(file, lambda aside: pairs.to_csv(aside, index=False))
+    groups, track = pd.factorize(df["group"])[0], Track(progress)
+
+    def find() -> tuple[pd.DataFrame, bool]:
+        opened = images or open_pictures(df["path"].tolist(), track.stage(0))
+        return search(opened, groups, track), not opened.bad
+
+    if not cache:
+        return name_pairs(df, find()[0])
+    with cache_errors(cache_folder(), megabytes=1):
+        file = cache_folder() / "duplicates" / f"{search_key(df, groups)}.csv"
+        if file.is_file():
+            return name_pairs(df, pd.read_csv(file))
+        pairs, complete = find()
+        if complete:
+            write_atomically(file, lambda aside: pairs.to_csv(aside, index=False))
     return name_pairs(df, pairs)
 
 
@@ -119,7 +132,7 @@ def verify(
 
     numbers = range(len(candidates.pairs))
     seen = list(in_parallel(look, numbers, track.stage(2)))
-    best = sorted(numbers, key=lambda i: -seen[i][0])[: max(500, int(SHARE * len(seen)))]
+    best = sorted(numbers, key=lambda i: -seen[i][0])[: max(LEAST, int(SHARE * len(seen)))]
     matches = list(in_parallel(look_closely, best, track.stage(3)))
     return [each for each in matches if each[2].score >= THRESHOLD]
 

@@ -104,20 +104,24 @@ def check_bad(paths: Sequence[str], bad: dict[int, str], skip_bad: bool) -> None
 
 def open_cached(task: Task, skip_bad: bool) -> Images:
     """Map images from the cache, decoding them into it first if they are not there."""
-    folder = cache_folder() / "images"
-    note = note_file(task.paths)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    folder, note = cache_folder() / "images", note_file(task.paths)
+    with cache_errors(folder, megabytes=int(np.prod(task.shape)) / 2**20):
         found = look_up(task, note)
         if found is None:
             with only_builder(folder / f"{read_contents(task.paths, note).digest[:32]}.lock"):
                 found = look_up(task, note) or build(task, note, skip_bad)
         return found
+
+
+@contextmanager
+def cache_errors(folder: Path, megabytes: float) -> Iterator[None]:
+    """Turn an `OSError` of the cache into a `LesionfastError` that says what to do."""
+    try:
+        yield
     except OSError as error:
         raise LesionfastError(
-            f"the cache of decoded images can't be kept in {folder}: {error.strerror or error}. "
-            f"Set LESIONFAST_CACHE to a folder with {np.prod(task.shape) / 2**20:.0f} MB free, "
-            "or type --no-cache."
+            f"the cache can't be kept in {folder}: {error.strerror or error}. Set LESIONFAST_CACHE "
+            f"to a folder with {megabytes:.0f} MB free, or type --no-cache."
         ) from error
 
 

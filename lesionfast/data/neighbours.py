@@ -23,7 +23,8 @@ ZOOMS = (1.0, 1.15, 1.32, 1.52, 1.75, 2.0, 2.3)
 STEP = 0.07  # between the places of crops, as a share of their side
 CROPS = np.array([(z, x * STEP, y * STEP) for z in ZOOMS for x in (-1, 0, 1) for y in (-1, 0, 1)])
 DIMENSIONS = 48
-NEIGHBOURS = 20  # candidates a picture
+NEIGHBOURS = 20  # looked for a picture
+MOST, MOST_EACH = 2000, 4  # candidates: so many, or so many a picture
 SAMPLE = 1500  # pictures from which the discriminant is learned
 BACKGROUND = 500  # pictures from which the scale of distances is learned
 BLOCK = 100  # pictures compared with all others at a time: bounds the memory
@@ -198,5 +199,5 @@ def best_pairs(parts: list[tuple[np.ndarray, ...]]) -> Candidates:
     order = order[np.isfinite(distances.ravel()[order])]
     ends = np.sort(pairs[order], axis=1)
     _, first = np.unique(ends, axis=0, return_index=True)
-    kept = order[np.sort(first)][: max(20_000, 7 * len(found) // 2)]
+    kept = order[np.sort(first)][: max(MOST, MOST_EACH * len(found))]
     return Candidates(pairs[kept], CROPS[crop.ravel()[kept]])

@@ -1,0 +1,176 @@
+"""Everything wrong with a dataset, as a table: missing, corrupt, duplicate, leaking."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lesionfast.config import DataConfig
+from lesionfast.data.duplicates import find_exact_duplicates, find_near_duplicates, open_pictures
+from lesionfast.data.images import Images
+from lesionfast.data.metadata import read_metadata, required_columns, without_suffix
+from lesionfast.data.sources import Source, find_source, list_images
+from lesionfast.data.splits import assign_split
+from lesionfast.data.tables import read_table
+from lesionfast.errors import LesionfastError
+
+__all__ = ["Audit", "audit", "find_near_duplicates"]
+
+FIRST = 5  # names given in a detail
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of an audit; `verdict` is 'ok', 'note' or 'problem'."""
+
+    check: str
+    count: int
+    verdict: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was found in a dataset, and the pairs of near-duplicates under different lesion ids."""
+
+    findings: list[Finding]
+    near_duplicates: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing has to be mended: no finding is a problem."""
+        return all(each.verdict != "problem" for each in self.findings)
+
+    def table(self) -> pd.DataFrame:
+        """Return the findings: check, count, verdict (ok, note or problem), detail."""
+        return pd.DataFrame(
+            map(vars, self.findings), columns=["check", "count", "verdict", "detail"]
+        )
+
+    def to_json(self) -> str:
+        """Return findings and pairs as JSON."""
+        pairs = self.near_duplicates.to_dict(orient="records")
+        findings = [vars(each) for each in self.findings]
+        return json.dumps({"ok": self.ok, "findings": findings, "near_duplicates": pairs}, indent=2)
+
+
+def audit(config: DataConfig, progress: Callable[[int, int], None] | None = None) -> Audit:
+    """Check a dataset. A problem stops a training or lets a lesion leak; a note is handled.
+
+    Every image is decoded. `progress(done, total)` is called during the search for
+    near-duplicates. Raises `LesionfastError` if the table or its columns can't be read.
+    """
+    source = find_source(config)
+    df = read_metadata(source.csv, source.images, config)
+    images = open_pictures(df["path"].tolist())
+    near = find_near_duplicates(df, progress, images=images, cache=config.cache)
+    findings = [
+        *count_classes(df),
+        *check_lesions(df),
+        *check_missing(df, config),
+        *check_files(source, config),
+        *check_corrupt(df, images, config),
+        *check_exact(df, find_exact_duplicates(df, images)),
+        check_near(near),
+    ]
+    return Audit(findings, near)
+
+
+def verdict(count: int, bad: str) -> str:
+    """Return 'ok' for a count of 0, else `bad`."""
+    return bad if count else "ok"
+
+
+def some(names: list[str]) -> str:
+    """Return the first few names of a list."""
+    return ", ".join(names[:FIRST]) + (", …" if len(names) > FIRST else "")
+
+
+def count_classes(df: pd.DataFrame) -> Iterator[Finding]:
+    """Count images and lesions, in all and by class."""
+    yield Finding("images", len(df), "ok", f"{df['group'].nunique()} lesions")
+    for name, rows in df.groupby("target"):
+        lesions = rows["group"].nunique()
+        yield Finding(f"images of {name}", len(rows), "ok", f"{lesions} lesions")
+
+
+def check_lesions(df: pd.DataFrame) -> Iterator[Finding]:
+    """Count lesions with several images, and try whether the classes can be split."""
+    sizes = df["group"].value_counts()
+    several = int((sizes > 1).sum())
+    detail = f"{sizes[sizes > 1].sum()} images, up to {sizes.max()} a lesion"
+    yield Finding("lesions with several images", several, "ok", detail if several else "")
+    try:
+        assign_split(df)
+    except LesionfastError as error:
+        yield Finding("classes that can't be split", 1, "problem", error.message)
+
+
+def check_missing(df: pd.DataFrame, config: DataConfig) -> Iterator[Finding]:
+    """Count what is not known of each column, and ages of 0."""
+    keys = ["image_id", "path", "target", "group"]
+    for name in df.columns.difference(keys, sort=False):
+        count = int(df[name].isna().sum())
+        use = "kept with an indicator input; or --missing drop"
+        detail = use if name in config.metadata_columns else "no input (--metadata)"
+        yield Finding(f"{name} not known", count, verdict(count, "note"), detail if count else "")
+    if "age" in df:
+        count = int((df["age"] == 0).sum())
+        yield Finding("age is 0", count, verdict(count, "note"), "kept as it is" if count else "")
+
+
+def check_files(source: Source, config: DataConfig) -> Iterator[Finding]:
+    """Count rows without an image and images without a row."""
+    table = read_table(source.csv, required_columns(config), config.separator)
+    rows = without_suffix(table[config.image])
+    files = list_images(source.images)["stem"]
+    alone = sorted(rows[~rows.isin(files)])
+    yield Finding("rows without an image", len(alone), verdict(len(alone), "note"), some(alone))
+    extra = sorted(files[~files.isin(rows)])
+    yield Finding("images without a row", len(extra), verdict(len(extra), "note"), some(extra))
+
+
+def check_corrupt(df: pd.DataFrame, images: Images, config: DataConfig) -> Iterator[Finding]:
+    """Name the images that can't be read: a problem unless they are to be skipped."""
+    named = [f"{Path(df['path'].iloc[i]).name}: {why}" for i, why in sorted(images.bad.items())]
+    how = "note" if config.skip_bad else "problem"
+    hint = "" if config.skip_bad else ". Replace them, or type --skip-bad"
+    detail = "; ".join(named) + hint if named else ""
+    yield Finding("corrupt images", len(named), verdict(len(named), how), detail)
+
+
+def check_exact(df: pd.DataFrame, sets: list[list[int]]) -> Iterator[Finding]:
+    """Count sets of identical images: in one lesion, in several, and with different labels."""
+    groups, targets = df["group"].to_numpy(), df["target"].to_numpy()
+    lesions = [len(set(groups[each])) for each in sets]
+    labels = [len(set(targets[each])) for each in sets]
+    kinds = {
+        "identical images in one lesion": (np.equal(lesions, 1), "note", ""),
+        "identical images under different lesion ids": (
+            np.greater(lesions, 1) & np.equal(labels, 1),
+            "problem",
+            ". Keep one of each, or type --join-duplicates",
+        ),
+        "identical images with different labels": (
+            np.greater(labels, 1),
+            "problem",
+            ". Correct the labels",
+        ),
+    }
+    for check, (chosen, bad, hint) in kinds.items():
+        found = [" = ".join(df["image_id"].iloc[sets[i]]) for i in np.flatnonzero(chosen)]
+        detail = some(found) + hint if found else ""
+        yield Finding(check, len(found), verdict(len(found), bad), detail)
+
+
+def check_near(pairs: pd.DataFrame) -> Finding:
+    """Count the pairs under different lesion ids, which leak from training into the test."""
+    named = [f"{a} ~ {b}" for a, b in zip(pairs["image_a"], pairs["image_b"], strict=True)]
+    torn = int((pairs["target_a"] != pairs["target_b"]).sum())
+    labels = f" {torn} of them have different labels: look at those." if torn else ""
+    detail = f"{some(named)}.{labels} Keep them together with --join-duplicates" if named else ""
+    check = "near-duplicates under different lesion ids"
+    return Finding(check, len(named), verdict(len(named), "problem"), detail)
