@@ -1,7 +1,6 @@
 """The commands: parse, one library call, print. Heavy imports wait inside the commands."""
 
 import json as json_module
-import logging
 import sys
 import warnings
 from dataclasses import replace
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from lesionfast.config import DataConfig, SplitConfig, TrainConfig
+from lesionfast.console import counting_bar, log_to_console
 from lesionfast.errors import LesionfastError, did_you_mean
 from lesionfast.options import options_of
 from lesionfast.runs import Run, list_runs, newest_run
@@ -215,7 +215,8 @@ def check(
     from lesionfast.data.audit import audit
     from lesionfast.evaluation.tables import audit_table, print_table
 
-    report = audit(DataConfig(data=data, **given))
+    with counting_bar("comparing images") as progress:
+        report = audit(DataConfig(data=data, **given), progress)
     if json:
         print(report.to_json())
     else:
@@ -243,16 +244,6 @@ def split(
     print(df.groupby(["target", "split"]).size().unstack(fill_value=0), file=sys.stderr)
     print(f"sha256 {digest}", file=sys.stderr)
     print(out)
-
-
-def log_to_console() -> None:
-    """Send the library's log to stderr: everything on a terminal, else only what was repaired."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setLevel(logging.INFO if sys.stderr.isatty() else logging.WARNING)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger = logging.getLogger("lesionfast")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
 
 
 def main() -> None:

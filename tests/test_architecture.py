@@ -12,12 +12,13 @@ BELOW = {
     "errors": set(),
     "registry": {"errors"},
     "config": {"errors"},
+    "console": set(),
     "options": {"config"},
     "runs": {"config", "errors"},
     "data": {"errors", "registry", "config", "runs"},
     "models": {"errors", "registry", "config", "runs", "data"},
     "evaluation": {"errors", "registry", "config", "runs", "data"},
-    "training": {"errors", "registry", "config", "runs", "data", "models", "evaluation"},
+    "training": {"errors", "registry", "config", "runs", "data", "models", "evaluation", "console"},
 }
 TORCH_FREE = [
     "config",

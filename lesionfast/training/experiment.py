@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from lesionfast.config import TrainConfig, check_choice
+from lesionfast.console import counting_bar
 from lesionfast.data.augment import augmentations
 from lesionfast.data.dataset import load_dataset
 from lesionfast.data.loaders import SPLITS, build_dls
@@ -27,7 +28,7 @@ from lesionfast.training.description import announce, describe_environment, desc
 from lesionfast.training.learner import FusionLearner, fusion_learner
 from lesionfast.training.losses import losses
 from lesionfast.training.lr_finder import find_lr
-from lesionfast.training.progress import EpochBar, EpochLines, StopOnInterrupt, decoding_bar
+from lesionfast.training.progress import EpochBar, EpochLines, StopOnInterrupt
 from lesionfast.training.schedule import discriminative, plan_phases
 from lesionfast.training.tracking import EarlyStopping, KeepBest, StopOnNaN, WriteHistory
 
@@ -80,7 +81,7 @@ def prepare_learner(df: pd.DataFrame, config: TrainConfig) -> FusionLearner:
         (augmentations, config.augment),
     ):
         registry[name]
-    with decoding_bar() as progress:
+    with counting_bar("decoding images") as progress:
         dls = build_dls(df, config, progress)
     learn = fusion_learner(dls, config)
     columns = ("train_loss", "valid_loss", *learn.metrics.attrgot("name"))

@@ -5,41 +5,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 from fastai.callback.core import Callback, CancelFitException
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lesionfast.console import progress_bar
 from lesionfast.training.tracking import history_columns
 
 logger = logging.getLogger("lesionfast")
-
-
-def progress_bar(console: Console | None = None) -> Progress:
-    """Return a rich progress bar on stderr that vanishes when done; off without a terminal."""
-    console = console or Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=console,
-        transient=True,
-        disable=not (console.is_terminal or console.is_jupyter),
-    )
-
-
-@contextmanager
-def decoding_bar() -> Iterator[Callable[[int, int], None]]:
-    """Give a function of (images done, images in all) that moves a bar."""
-    with progress_bar() as bar:
-        task = bar.add_task("decoding images", total=None, note="")
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 class EpochBar(Callback):
