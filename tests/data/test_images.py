@@ -1,0 +1,290 @@
+import logging
+import multiprocessing
+import os
+import signal
+import time
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lesionfast.data.images import cache_folder, open_images
+from lesionfast.errors import LesionfastError
+
+SIZE = 32
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache folder of this test's own."""
+    monkeypatch.setenv("LESIONFAST_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "images"
+
+
+def write_images(folder, count=12, seed=0):
+    """Write JPEGs of one colour each, with a frame of another; return their paths."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for i in range(count):
+        image = Image.new("RGB", (80, 60), tuple(rng.integers(0, 256, 3)))
+        image.paste(tuple(rng.integers(0, 256, 3)), (20, 15, 60, 45))
+        paths.append(str(folder / f"{i:03d}.jpg"))
+        image.save(paths[-1], quality=95)
+    return paths
+
+
+def arrays(cache):
+    return sorted(cache.glob("*.npy"))
+
+
+def test_the_cache_folder_is_the_environments_or_the_users(monkeypatch, tmp_path):
+    monkeypatch.setenv("LESIONFAST_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.delenv("LESIONFAST_CACHE")
+    assert cache_folder().name == "lesionfast"
+
+
+def test_pixels_are_those_of_the_files_in_order(cache, tmp_path):
+    paths = write_images(tmp_path / "a")
+    images = open_images(paths, SIZE)
+    assert images.pixels.shape == (12, SIZE, SIZE, 3) and images.pixels.dtype == np.uint8
+    assert images.bad == {}
+    for pixels, path in zip(images.pixels, paths, strict=True):
+        middle = np.asarray(Image.open(path))[30, 40]
+        assert np.abs(pixels[16, 16].astype(int) - middle).max() <= 2
+
+
+def test_squish_shows_all_and_crop_the_centre_square(cache, tmp_path):
+    image = Image.new("RGB", (90, 30), "blue")
+    image.paste("red", (30, 0, 60, 30))
+    image.save(tmp_path / "thirds.png")
+    squish = open_images([tmp_path / "thirds.png"], 30, cache=False).pixels[0]
+    crop = open_images([tmp_path / "thirds.png"], 30, resize="crop", cache=False).pixels[0]
+    assert (squish[:, [2, 15, 27]] == [[0, 0, 255], [255, 0, 0], [0, 0, 255]]).all()
+    assert (crop == [255, 0, 0]).all()
+
+
+def test_shrinking_averages_instead_of_picking(cache, tmp_path):
+    board = np.indices((256, 256)).sum(0) % 2 * 255
+    Image.fromarray(board.astype(np.uint8)).save(tmp_path / "board.png")
+    pixels = open_images([tmp_path / "board.png"], 16, cache=False).pixels
+    assert np.abs(pixels.astype(int) - 128).max() <= 2
+
+
+def test_a_large_jpeg_decoded_at_a_fraction_looks_the_same(cache, tmp_path):
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8))
+    large = noise.resize((2000, 1600), Image.Resampling.BICUBIC)
+    large.save(tmp_path / "large.jpg", quality=90)
+    large.save(tmp_path / "large.png")
+    jpeg, png = open_images([tmp_path / f"large.{s}" for s in ("jpg", "png")], 64).pixels
+    assert np.abs(jpeg.astype(int) - png).mean() < 2
+
+
+def test_the_cache_is_mapped_read_only_and_used_again(cache, tmp_path, caplog):
+    paths = write_images(tmp_path / "a")
+    first = open_images(paths, SIZE)
+    assert isinstance(first.pixels, np.memmap) and not first.pixels.flags.writeable
+    written = [(file, file.stat().st_mtime_ns) for file in arrays(cache)]
+    with caplog.at_level(logging.INFO, logger="lesionfast"):
+        again = open_images(paths, SIZE)
+    assert "decoding" not in caplog.text
+    assert [(file, file.stat().st_mtime_ns) for file in arrays(cache)] == written
+    assert (again.pixels == first.pixels).all()
+
+
+def test_without_cache_it_is_a_plain_array_and_nothing_is_written(cache, tmp_path):
+    paths = write_images(tmp_path / "a")
+    images = open_images(paths, SIZE, cache=False)
+    assert not isinstance(images.pixels, np.memmap) and not cache.exists()
+    assert (images.pixels == open_images(paths, SIZE).pixels).all()
+
+
+def test_no_images_are_no_problem(cache):
+    assert open_images([], SIZE).pixels.shape == (0, SIZE, SIZE, 3)
+
+
+def test_size_and_resize_have_arrays_of_their_own(cache, tmp_path):
+    paths = write_images(tmp_path / "a")
+    shapes = {open_images(paths, n, resize=r).pixels.shape for n in (8, 16) for r in ("squish",)}
+    open_images(paths, 8, resize="crop")
+    assert len(shapes) == 2 and len(arrays(cache)) == 3
+
+
+@pytest.mark.parametrize("request_", [{"size": 0}, {"size": 8, "resize": "stretch"}])
+def test_an_impossible_size_says_what_to_type(cache, request_):
+    with pytest.raises(LesionfastError, match="--size of 1 or more and --resize squish or crop"):
+        open_images([], **request_)
+
+
+def test_zip_and_folder_share_an_array(cache, tmp_path):
+    paths = write_images(tmp_path / "a")
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for path in paths:
+            archive.write(path, f"deep/{os.path.basename(path)}")
+    inside = [f"{tmp_path}/all.zip/deep/{os.path.basename(path)}" for path in paths]
+    from_zip, from_folder = open_images(inside, SIZE).pixels, open_images(paths, SIZE).pixels
+    assert (from_zip == from_folder).all()
+    assert len(arrays(cache)) == 1
+
+
+def test_a_changed_file_is_decoded_again(cache, tmp_path):
+    paths = write_images(tmp_path / "a")
+    before = np.array(open_images(paths, SIZE).pixels)
+    Image.new("RGB", (80, 60), "white").save(paths[3])
+    after = open_images(paths, SIZE).pixels
+    assert (after[3] == 255).all()
+    assert (np.delete(after, 3, axis=0) == np.delete(before, 3, axis=0)).all()
+
+
+def test_a_file_changed_to_the_same_size_and_time_is_noticed(cache, tmp_path):
+    for name, colour in (("a", "red"), ("b", "blue")):
+        Image.new("RGB", (40, 40), colour).save(tmp_path / f"{name}.bmp")
+    state = (tmp_path / "a.bmp").stat()
+    assert open_images([tmp_path / "a.bmp"], 8).pixels[0, 0, 0].tolist() == [255, 0, 0]
+    (tmp_path / "a.bmp").write_bytes((tmp_path / "b.bmp").read_bytes())
+    os.utime(tmp_path / "a.bmp", ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert open_images([tmp_path / "a.bmp"], 8).pixels[0, 0, 0].tolist() == [0, 0, 255]
+
+
+def test_a_touched_file_of_the_same_content_is_not_decoded_again(cache, tmp_path):
+    paths = write_images(tmp_path / "a")
+    open_images(paths, SIZE)
+    os.utime(paths[0], (1, 1))
+    open_images(paths, SIZE)
+    assert len(arrays(cache)) == 1
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: data + b"more",
+        lambda data: b"",
+        lambda data: b"something else",
+        lambda data: data.replace(b"(12, 32, 32, 3)", b"(24, 16, 32, 3)"),
+    ],
+    ids=["truncated", "longer", "empty", "foreign", "another shape"],
+)
+def test_a_broken_cache_is_built_again_and_said(damage, cache, tmp_path, caplog):
+    paths = write_images(tmp_path / "a")
+    right = np.array(open_images(paths, SIZE).pixels)
+    (file,) = arrays(cache)
+    file.write_bytes(damage(file.read_bytes()))
+    assert (open_images(paths, SIZE).pixels == right).all()
+    assert "broken or foreign" in caplog.text
+
+
+def test_a_broken_note_is_written_again(cache, tmp_path):
+    paths = write_images(tmp_path / "a")
+    right = np.array(open_images(paths, SIZE).pixels)
+    for note in cache.glob("*.json"):
+        note.write_text("[1, 2")
+    assert (open_images(paths, SIZE).pixels == right).all()
+    assert len(arrays(cache)) == 1
+
+
+def test_bad_images_are_counted_and_named_with_the_way_on(cache, tmp_path):
+    paths = write_images(tmp_path / "a")
+    for i in (2, 7):
+        with open(paths[i], "r+b") as file:
+            file.truncate(300)
+    with pytest.raises(LesionfastError, match="2 of 12 images can't be read") as caught:
+        open_images(paths, SIZE)
+    assert paths[2] in str(caught.value) and paths[7] in str(caught.value)
+    assert "truncated" in str(caught.value) and "--skip-bad" in str(caught.value)
+    assert not arrays(cache) and not list(cache.glob("*.partial"))
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_bad_images_can_be_skipped_now_and_from_the_cache(use_cache, cache, tmp_path, caplog):
+    paths = write_images(tmp_path / "a")
+    right = np.array(open_images(paths, SIZE, cache=False).pixels)
+    with open(paths[5], "wb"):
+        pass
+    for _ in range(2):
+        images = open_images(paths, SIZE, skip_bad=True, cache=use_cache)
+        assert list(images.bad) == [5] and "empty" in images.bad[5]
+        assert (images.pixels[5] == 0).all()
+        assert (np.delete(images.pixels, 5, 0) == np.delete(right, 5, 0)).all()
+    assert "1 of 12" in caplog.text
+    with pytest.raises(LesionfastError, match="--skip-bad"):
+        open_images(paths, SIZE, cache=use_cache)
+
+
+def test_an_array_with_bad_images_is_not_taken_for_a_whole_one(cache, tmp_path):
+    paths = write_images(tmp_path / "a")
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for path in paths:
+            archive.write(path, os.path.basename(path))
+    data = bytearray((tmp_path / "all.zip").read_bytes())
+    data[200] ^= 0xFF  # within the first member: its directory entry stays right
+    (tmp_path / "all.zip").write_bytes(data)
+    inside = [f"{tmp_path}/all.zip/{os.path.basename(path)}" for path in paths]
+    assert list(open_images(inside, SIZE, skip_bad=True).bad) == [0]
+    assert open_images(paths, SIZE).bad == {}
+    assert (open_images(paths, SIZE).pixels[0] > 0).any()
+
+
+def test_nothing_but_bad_images_is_an_error_even_if_skipped(cache, tmp_path):
+    (tmp_path / "a.jpg").write_text("no image")
+    with pytest.raises(LesionfastError, match="1 of 1 images"):
+        open_images([tmp_path / "a.jpg"], SIZE, skip_bad=True)
+
+
+def test_progress_ends_at_the_total(cache, tmp_path):
+    calls = []
+    open_images(
+        write_images(tmp_path / "a"), SIZE, progress=lambda done, total: calls.append((done, total))
+    )
+    assert calls[-1] == (12, 12)
+
+
+def test_a_cache_that_cannot_be_written_says_what_to_type(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("LESIONFAST_CACHE", str(tmp_path / "file"))
+    with pytest.raises(LesionfastError, match=r"LESIONFAST_CACHE .* or type --no-cache"):
+        open_images(write_images(tmp_path / "a", 2), SIZE)
+
+
+def open_and_report(paths, size, ready, results):
+    ready.wait()
+    results.put(int(open_images(paths, size).pixels.sum()))
+
+
+def test_two_processes_build_the_same_cache_at_once(cache, tmp_path):
+    paths = write_images(tmp_path / "a", 300)
+    context = multiprocessing.get_context("spawn")
+    ready, results = context.Barrier(2), context.Queue()
+    arguments = (paths, 64, ready, results)
+    processes = [context.Process(target=open_and_report, args=arguments) for _ in range(2)]
+    for process in processes:
+        process.start()
+    sums = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    expected = int(open_images(paths, 64, cache=False).pixels.sum())
+    assert sums == [expected, expected]
+    assert len(arrays(cache)) == 1 and not list(cache.glob("*.partial"))
+
+
+def open_slowly(paths):
+    open_images(paths, 64, progress=lambda done, total: time.sleep(60))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_a_kill_while_building_leaves_nothing_that_is_taken_for_a_cache(cache, tmp_path):
+    paths = write_images(tmp_path / "a", 300)
+    process = multiprocessing.get_context("spawn").Process(target=open_slowly, args=(paths,))
+    process.start()
+    deadline = time.monotonic() + 60
+    while not list(cache.glob("*.partial")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert list(cache.glob("*.partial")) and not arrays(cache)
+    right = open_images(paths, 64, cache=False).pixels
+    assert (open_images(paths, 64).pixels == right).all()
+    assert not list(cache.glob("*.partial"))
