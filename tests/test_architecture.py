@@ -15,7 +15,7 @@ BELOW = {
     "console": set(),
     "options": {"config"},
     "runs": {"config", "errors"},
-    "data": {"errors", "registry", "config", "runs"},
+    "data": {"errors", "registry", "config", "runs", "console"},
     "models": {"errors", "registry", "config", "runs", "data"},
     "evaluation": {"errors", "registry", "config", "runs", "data"},
     "training": {"errors", "registry", "config", "runs", "data", "models", "evaluation", "console"},

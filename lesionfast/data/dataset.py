@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from lesionfast.config import SplitConfig
+from lesionfast.console import counting_bar
 from lesionfast.data.metadata import load_metadata
 from lesionfast.data.splits import join_groups, split_metadata
 
@@ -19,6 +20,8 @@ def load_dataset(config: SplitConfig, split: Path | None = None) -> pd.DataFrame
     if config.join_duplicates:
         from lesionfast.data.duplicates import find_near_duplicates
 
-        pairs = find_near_duplicates(df)[["image_a", "image_b"]]
+        with counting_bar("comparing images") as progress:
+            found = find_near_duplicates(df, progress, cache=config.cache)
+        pairs = found[["image_a", "image_b"]]
         df = join_groups(df, pairs.itertuples(index=False, name=None))
     return split_metadata(df, replace(config, split=str(split)) if split else config)

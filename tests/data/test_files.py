@@ -1,5 +1,4 @@
 import zipfile
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -11,7 +10,7 @@ from lesionfast.data.files import FileReader, check_size, content_keys, split_pa
 def members(tmp_path):
     """A zip file of 60 members of random length, and what each of them holds."""
     held = {f"sub/{i:02d}.bin": bytes([i]) * (1000 + 37 * i) for i in range(60)}
-    with zipfile.ZipFile(tmp_path / "all.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
         for name, data in held.items():
             archive.writestr(name, data)
     return {f"{tmp_path.as_posix()}/all.zip/{name}": data for name, data in held.items()}
@@ -38,7 +37,7 @@ def test_what_is_missing_or_broken_in_a_zip_file_is_an_error(members, tmp_path):
     with FileReader() as reader:
         with pytest.raises(FileNotFoundError, match=r"no member sub/99\.bin"):
             reader.read(f"{tmp_path.as_posix()}/all.zip/sub/99.bin")
-        with pytest.raises((zipfile.BadZipFile, zlib.error)):
+        with pytest.raises(zipfile.BadZipFile, match="CRC"):
             reader.read(f"{tmp_path.as_posix()}/bad.zip/sub/00.bin")
 
 

@@ -1,0 +1,125 @@
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from lesionfast.data.duplicates import (
+    THRESHOLD,
+    find_exact_duplicates,
+    find_near_duplicates,
+    open_pictures,
+)
+
+UNRELATED = 40
+
+
+def zoom(image, share):
+    """Cut off `share` of width and height, and enlarge to the old size."""
+    x, y = (round(each * share / 2) for each in image.size)
+    return image.crop((x, y, image.width - x, image.height - y)).resize(image.size)
+
+
+PLANTED = {
+    "copy": lambda image: image,
+    "turned": lambda image: image.transpose(Image.Transpose.ROTATE_90),
+    "half": lambda image: image.transpose(Image.Transpose.ROTATE_180),
+    "mirrored": lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    "shifted": lambda image: image.crop((10, 8, 200, 150)),
+    "cropped": lambda image: zoom(image, 0.1),
+    "zoomed": lambda image: zoom(image, 0.4),
+    "turned-cropped": lambda image: zoom(image.transpose(Image.Transpose.ROTATE_270), 0.15),
+}
+
+
+@pytest.fixture(scope="module")
+def planted(photograph, tmp_path_factory):
+    """Unrelated photographs, and one changed copy of some of them under another lesion id."""
+    folder = tmp_path_factory.mktemp("planted")
+    rng = np.random.default_rng(0)
+    images = {f"{i:02d}": photograph(rng) for i in range(UNRELATED)}
+    copies = zip(PLANTED.items(), images.values(), strict=False)
+    images |= {f"copy-{name}": change(image) for (name, change), image in list(copies)}
+    rows = []
+    for name, image in images.items():
+        image.save(folder / f"{name}.jpg", quality=80)
+        path = (folder / f"{name}.jpg").as_posix()
+        rows.append({"image_id": name, "path": path, "group": f"L{name}", "target": "nv"})
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture(scope="module")
+def found(planted):
+    return find_near_duplicates(planted)
+
+
+def ends(pairs):
+    return {tuple(sorted(each)) for each in zip(pairs["image_a"], pairs["image_b"], strict=True)}
+
+
+def test_what_was_planted_is_found_and_nothing_else(found):
+    assert ends(found) == {(f"{i:02d}", f"copy-{name}") for i, name in enumerate(PLANTED)}
+
+
+def test_each_pair_has_ids_classes_score_and_transform(found, planted):
+    rows = planted.set_index("image_id")
+    for pair in found.itertuples():
+        assert pair.group_a == rows.at[pair.image_a, "group"] != pair.group_b
+        assert (pair.target_a, pair.target_b) == ("nv", "nv")
+        assert THRESHOLD <= pair.score <= 1
+    words = {tuple(sorted(each[:2])): each[-1] for each in found.itertuples(index=False, name=None)}
+    assert words["00", "copy-copy"] == "not turned"
+    assert "turned by 180°" in words["02", "copy-half"]
+    assert words["03", "copy-mirrored"].startswith("mirrored")
+    assert "enlarged 1.7 times" in words["06", "copy-zoomed"]
+    assert found["score"].is_monotonic_decreasing
+
+
+def test_images_of_one_lesion_are_no_pair(planted):
+    lesions = planted["group"].replace({"Lcopy-turned": "L01", "Lcopy-copy": "L00"})
+    assert ends(find_near_duplicates(planted.assign(group=lesions))) == {
+        (f"{i:02d}", f"copy-{name}") for i, name in enumerate(PLANTED) if i > 1
+    }
+
+
+def test_the_result_is_kept_until_an_image_changes(photograph, planted, found, tmp_path):
+    calls = []
+    again = find_near_duplicates(planted, lambda *state: calls.append(state))
+    pd.testing.assert_frame_equal(again, found, check_dtype=False)
+    assert not calls
+    data = io.BytesIO()
+    photograph(np.random.default_rng(99)).save(data, "JPEG")
+    (tmp_path / "new.jpg").write_bytes(data.getvalue())
+    changed = planted.copy()
+    changed.loc[changed["image_id"] == "copy-copy", "path"] = str(tmp_path / "new.jpg")
+    fewer = find_near_duplicates(changed, lambda *state: calls.append(state), cache=False)
+    assert ends(fewer) == ends(found) - {("00", "copy-copy")}
+    assert calls[-1] == (100, 100)
+    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+
+
+def test_a_bad_image_is_left_out_and_the_positions_stay(planted, tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"")
+    some = planted[planted["image_id"].isin(["00", "01", "copy-copy", "copy-turned"])]
+    bad = pd.DataFrame([{"image_id": "0", "path": f"{tmp_path}/bad.jpg", "group": "x"}])
+    df = pd.concat([bad.assign(target="nv"), some], ignore_index=True)
+    assert ends(find_near_duplicates(df)) == {("00", "copy-copy"), ("01", "copy-turned")}
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_very_few_images_are_no_problem(rows, planted):
+    assert find_near_duplicates(planted[:rows], cache=False).empty
+
+
+def test_identical_pixels_are_found_in_other_formats_but_not_alike_ones(
+    photograph, planted, tmp_path
+):
+    image = photograph(np.random.default_rng(5))
+    image.save(tmp_path / "a.png")
+    image.save(tmp_path / "b.bmp")
+    image.putpixel((0, 0), (0, 0, 0))
+    image.save(tmp_path / "c.png")  # differs only outside the centre square that is compared
+    paths = [*planted["path"][:3], *(f"{tmp_path}/{name}" for name in ("a.png", "b.bmp", "c.png"))]
+    df = pd.DataFrame({"path": paths})
+    assert find_exact_duplicates(df, open_pictures(paths)) == [[3, 4]]
