@@ -2,8 +2,6 @@
 
 import math
 from collections import OrderedDict
-from functools import lru_cache
-from importlib import import_module
 from typing import Any
 
 import timm
@@ -11,52 +9,18 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from lesionfast.errors import LesionfastError, did_you_mean
+from lesionfast.errors import LesionfastError
+from lesionfast.models.conversions import conversions
+from lesionfast.models.hubs import Wanted
+from lesionfast.models.names import check_arch
+from lesionfast.models.names import list_archs as list_archs
 from lesionfast.models.stages import blocks, drop_unused, group_stages, side_of
-from lesionfast.models.weights import Wanted, find_weights, load_into, modernize
+from lesionfast.models.weights import PACKAGES, find_weights, load_into
 
-LIBRARIES = ("torchvision", "timm")
 HEADS = ("avgpool", "classifier", "fc", "head", "heads", "dropout")  # where torchvision pools
 AUXILIARY = ("AuxLogits", "aux1", "aux2")
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+HALVES = (0.5, 0.5, 0.5)
 TRANSFORMED = ("inception_v3", "googlenet")  # torchvision turns their input into -1..1 itself
-
-
-@lru_cache
-def names_of(library: str) -> tuple[str, ...]:
-    """Return the names of a library's classification architectures."""
-    if library == "timm":
-        return tuple(timm.list_models())
-    return tuple(torchvision.models.list_models(module=torchvision.models))
-
-
-def list_archs() -> dict[str, str]:
-    """Return every name -> the library that it is taken from."""
-    both = [(name, library) for library in LIBRARIES for name in names_of(library)]
-    return dict(sorted(reversed(both)))
-
-
-def check_arch(arch: str) -> tuple[str, str]:
-    """Return (library, name); raises `LesionfastError` for a name that neither library has.
-
-    A name that both have is torchvision's; "timm:resnet50" takes the other.
-    """
-    library, _, name = arch.rpartition(":")
-    if library not in ("", *LIBRARIES):
-        raise LesionfastError(
-            f"--arch is '{arch}', but there is no library '{library}'. "
-            f"Type torchvision:{name} or timm:{name}."
-        )
-    for each in [library] if library else LIBRARIES:
-        base = name.split(".")[0] if each == "timm" else name
-        if base in names_of(each):
-            return each, name
-    known = names_of(library) if library else list_archs()
-    raise LesionfastError(
-        f"--arch is '{arch}', which {library or 'neither torchvision nor timm'} does not have."
-        f"{did_you_mean(name, known)} List names with: lesionfast list archs"
-    )
 
 
 class Backbone(nn.Module):
@@ -89,6 +53,8 @@ class TimmBody(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Return the feature map; tokens become a grid, channels-last becomes channels-first."""
         features = self.net.forward_features(image)
+        if not isinstance(features, Tensor):
+            raise TypeError(f"timm gives {len(features)} outputs for it, and no feature map")
         if features.ndim == 3:
             return grid(features[:, getattr(self.net, "num_prefix_tokens", 0) :])
         last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
@@ -127,21 +93,23 @@ def create_backbone(arch: str, *, size: int, weights: str = "auto") -> Backbone:
     backbone = (timm_backbone if library == "timm" else torchvision_backbone)(name, size)
     measure(backbone, arch, size)
     if weights != "none":
-        wanted = wanted_weights(arch, library, name)
-        tensors, origin = find_weights(wanted, weights)
-        net = backbone.body if isinstance(backbone.body, nn.Sequential) else backbone.body.net
-        load_into(net, fit_names(tensors, net, library, size), arch, origin)
+        tensors, origin = find_weights(wanted_weights(arch, library, name), weights)
+        net = getattr(backbone.body, "net", backbone.body)
+        load_into(net, tensors, conversions(net, library, name, size), arch, origin)
         backbone.pretrained, backbone.origin = True, origin
     return backbone
 
 
 def timm_backbone(name: str, size: int) -> Backbone:
     """Return a timm model without its head; a fixed-size one is built for `size`."""
-    config = timm.get_pretrained_cfg(name.split(".")[0], allow_unregistered=True)
-    fixed = config is not None and config.fixed_input_size
+    config = timm.get_pretrained_cfg(name)
+    smallest = max(config.min_input_size or (0,))
+    if size < smallest:
+        raise too_small(name, size, smallest)
+    fixed = {"img_size": size} if config.fixed_input_size else {}
     try:
-        net = timm.create_model(name, num_classes=0, **({"img_size": size} if fixed else {}))
-    except TypeError:
+        net = timm.create_model(name, num_classes=0, **fixed)
+    except TypeError:  # its size is fixed, but no argument
         net = timm.create_model(name, num_classes=0)
     except (AssertionError, RuntimeError, ValueError) as error:
         raise cannot_take(name, size, error, config.input_size[-1]) from None
@@ -151,23 +119,36 @@ def timm_backbone(name: str, size: int) -> Backbone:
 def torchvision_backbone(name: str, size: int) -> Backbone:
     """Return a torchvision model cut before its pooling, without auxiliary heads."""
     data = torchvision.models.get_model_weights(name).DEFAULT
-    smallest = min(data.meta.get("min_size", (1, 1)))
-    transformer = name.startswith("vit_")
-    if size < smallest and not (transformer or name.startswith("swin")):
-        raise cannot_take(name, size, f"its smallest is {smallest}", smallest)
+    preset, smallest = data.transforms(), min(data.meta.get("min_size", (1, 1)))
+    any_size = name.startswith(("vit", "swin", "maxvit"))  # their smallest is only the usual size
+    if size < smallest and not any_size:
+        raise too_small(name, size, smallest)
     extra: dict[str, Any] = {"init_weights": True} if name in TRANSFORMED else {}
-    if transformer:
-        patch = int(name.split("_")[2])
-        if size % patch:
-            raise cannot_take(name, size, f"not a multiple of {patch}", -(-size // patch) * patch)
+    if name.startswith("vit"):
+        check_patches(name, size)
         extra["image_size"] = size
-    net = torchvision.models.get_model(name, weights=None, **extra)
-    mean, std = HALVES if name in TRANSFORMED else IMAGENET
-    return Backbone(VisionTransformerBody(net) if transformer else cut(net, name), mean, std)
+    if name.startswith("maxvit"):
+        extra["input_size"] = (size, size)
+    try:
+        net = torchvision.models.get_model(name, weights=None, **extra)
+    except ValueError as error:
+        raise cannot_take(name, size, error, preset.crop_size[0]) from None
+    halves = name in TRANSFORMED
+    mean, std = (HALVES, HALVES) if halves else (preset.mean, preset.std)
+    return Backbone(cut(net, name), mean, std)
 
 
-def cut(net: nn.Module, name: str) -> nn.Sequential:
+def check_patches(name: str, size: int) -> None:
+    """Raise `LesionfastError` unless a vision transformer's patches fill the image."""
+    patch = int(name.split("_")[2])
+    if size % patch:
+        raise cannot_take(name, size, f"no multiple of {patch}", -(-size // patch) * patch)
+
+
+def cut(net: nn.Module, name: str) -> nn.Module:
     """Return a torchvision model's parts, in forward order, up to where it pools."""
+    if name.startswith("vit"):
+        return VisionTransformerBody(net)
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     for child_name, child in net.named_children():
         if child_name in HEADS:
@@ -185,26 +166,18 @@ def wanted_weights(arch: str, library: str, name: str) -> Wanted:
     if library == "torchvision":
         url = torchvision.models.get_model_weights(name).DEFAULT.url
         return Wanted(arch, library, name, url=url)
-    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    if config is None:
-        return Wanted(arch, library, name)
-    return Wanted(arch, library, name.split(".")[0], config.url or None, config.hf_hub_id or None)
+    config, base = timm.get_pretrained_cfg(name), name.split(".")[0]
+    url = config.url if config.url and not config.url.endswith(".npz") else None  # npz: of JAX
+    package = PACKAGES[base][0] if base in PACKAGES else None
+    return Wanted(arch, library, base, url, config.hf_hub_id or None, package)
 
 
-def fit_names(
-    tensors: dict[str, Tensor], net: nn.Module, library: str, size: int
-) -> dict[str, Tensor]:
-    """Return the tensors with the names and sizes that the library's own loading gives them."""
-    if library == "timm":
-        convert = getattr(import_module(type(net).__module__), "checkpoint_filter_fn", None)
-        return convert(tensors, net) if convert else tensors
-    position = tensors.get("encoder.pos_embedding")
-    if position is not None and position.shape != net.encoder.pos_embedding.shape:
-        from torchvision.models.vision_transformer import interpolate_embeddings
-
-        patch = net.patch_size
-        return dict(interpolate_embeddings(size, patch, OrderedDict(tensors)))
-    return modernize(tensors)
+def too_small(arch: str, size: int, smallest: int) -> LesionfastError:
+    """Return the error for a size under a backbone's smallest."""
+    return LesionfastError(
+        f"{arch} needs at least {smallest} pixels, but --size is {size}. "
+        f"Type --size {smallest} or more."
+    )
 
 
 def cannot_take(arch: str, size: int, why: Any, smallest: int) -> LesionfastError:
@@ -232,6 +205,10 @@ def measure(backbone: Backbone, arch: str, size: int) -> None:
             features = backbone.eval()(torch.zeros(1, 3, size, size))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise cannot_take(arch, size, error, native_size(arch)) from None
+    except TypeError as error:
+        raise LesionfastError(
+            f"--arch {arch} can't be a backbone: {error}. Type another; lesionfast list archs"
+        ) from None
     finally:
         for hook in hooks:
             hook.remove()
@@ -245,6 +222,5 @@ def native_size(arch: str) -> int:
     """Return the side in pixels that a backbone was made for."""
     library, name = check_arch(arch)
     if library == "timm":
-        config = timm.get_pretrained_cfg(name.split(".")[0], allow_unregistered=True)
-        return config.input_size[-1]
+        return timm.get_pretrained_cfg(name).input_size[-1]
     return torchvision.models.get_model_weights(name).DEFAULT.transforms().crop_size[0]

@@ -7,7 +7,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lesionfast.config import TrainConfig
+from lesionfast.config import TrainConfig, check_choice
 from lesionfast.errors import LesionfastError
 from lesionfast.models.backbones import Backbone, create_backbone
 from lesionfast.registry import Registry
@@ -136,11 +136,8 @@ class FusionModel(nn.Module):
     ) -> None:
         super().__init__()
         build = fusions[fusion]
-        if n_metadata == 0 and fusion != "none":
-            raise LesionfastError(
-                f"--fusion {fusion} needs metadata, but --metadata is none. "
-                f"Type --fusion none, or --metadata age,sex."
-            )
+        check_choice("pool", pool, tuple(POOLS))
+        check_parts(fusion, backbone, n_metadata)
         self.backbone = backbone
         self.pool, factor = POOLS[pool]
         n_image = 0 if backbone is None else backbone.num_features * factor
@@ -160,6 +157,20 @@ class FusionModel(nn.Module):
     def classify(self, features: Tensor, metadata: Tensor) -> Tensor:
         """Return logits (B, n_classes) of pooled features (B, F) and metadata (B, width)."""
         return self.head(self.fusion(features, metadata))
+
+
+def check_parts(fusion: str, backbone: Backbone | None, n_metadata: int) -> None:
+    """Raise `LesionfastError` for a fusion that lacks what it joins, or has what it can't use."""
+    if n_metadata == 0 and fusion != "none":
+        raise LesionfastError(
+            f"--fusion {fusion} needs metadata, but --metadata is none. "
+            f"Type --fusion none, or --metadata age,sex."
+        )
+    if (backbone is None) != (fusion == "metadata"):
+        raise LesionfastError(
+            f"--fusion {fusion} with {'no' if backbone is None else 'a'} backbone: only the fusion "
+            f"'metadata' goes without one. Give FusionModel one, or None for 'metadata'."
+        )
 
 
 def stage_groups(model: FusionModel) -> list[list[nn.Parameter]]:
@@ -200,4 +211,6 @@ def load_model(run: Run) -> FusionModel:
             f"{path} is not the whole model of this run: {str(error).splitlines()[0]} "
             f"Train it again: lesionfast train --config {run.path / 'config.json'}"
         ) from None
+    if model.backbone is not None:
+        model.backbone.pretrained, model.backbone.origin = True, f"weights of the run {run.path}"
     return model.eval()

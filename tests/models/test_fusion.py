@@ -7,7 +7,14 @@ from safetensors.torch import save_file
 from lesionfast.config import TrainConfig
 from lesionfast.errors import LesionfastError
 from lesionfast.models.backbones import create_backbone
-from lesionfast.models.fusion import POOLS, FusionModel, fusions, load_model, stage_groups
+from lesionfast.models.fusion import (
+    POOLS,
+    FusionModel,
+    build_model,
+    fusions,
+    load_model,
+    stage_groups,
+)
 from lesionfast.runs import Run, write_json
 
 
@@ -81,32 +88,70 @@ def test_a_fusion_without_metadata_says_what_to_type(backbone):
     assert build(backbone, "none", n_metadata=0)(torch.rand(2, 3, 32, 32), torch.zeros(2, 0)).shape
 
 
-@pytest.fixture
-def run(backbone, tmp_path):
-    config = TrainConfig(arch="test_resnet", size=32)
-    run = Run.create(tmp_path, config)
-    names = ("arch", "size", "pool", "fusion", "dropout")
-    about = {name: getattr(config, name) for name in names}
-    write_json(run.path / "model.json", {**about, "n_metadata": 5, "classes": list("abcdefg")})
-    save_file(build(backbone).state_dict(), run.path / "weights.safetensors")
+@pytest.mark.parametrize("fusion", list(fusions))
+def test_only_the_fusion_metadata_goes_without_a_backbone(backbone, fusion):
+    wrong = backbone if fusion == "metadata" else None
+    with pytest.raises(LesionfastError, match="only the fusion 'metadata' goes without one"):
+        FusionModel(wrong, pool="avg", n_metadata=5, n_classes=7, fusion=fusion, dropout=0.2)
+
+
+@pytest.mark.parametrize(
+    ("fusion", "pool", "message"),
+    [
+        ("flim", "avg", "there is no fusion 'flim'.*Did you mean 'film'.*--fusion"),
+        ("film", "mean", "--pool is 'mean'.*avg, max, concat"),
+    ],
+)
+def test_unknown_names_say_what_to_type(backbone, fusion, pool, message):
+    with pytest.raises(LesionfastError, match=message):
+        build(backbone, fusion, pool)
+
+
+@pytest.mark.parametrize("fusion", list(fusions))
+def test_a_configuration_makes_its_model(fusion):
+    config = TrainConfig(
+        arch="test_resnet", weights="none", size=32, fusion=fusion, pool="concat", dropout=0.4
+    )
+    model = build_model(config, n_metadata=4, n_classes=3)
+    assert model(torch.rand(2, 3, 32, 32), torch.randn(2, 4)).shape == (2, 3)
+    assert (model.backbone is None) == (fusion == "metadata")
+    assert model.head[0].p == 0.4
+
+
+def save_run(folder, model, **changes):
+    """Write what `load_model` reads, and a config whose values it must not use instead."""
+    run = Run.create(folder, TrainConfig(arch="densenet121", weights="auto"))
+    about = {"arch": "test_resnet", "size": 32, "pool": "avg", "fusion": "concat", "dropout": 0.2}
+    about |= {"n_metadata": 5, "classes": list("abcdefg"), **changes}
+    write_json(run.path / "model.json", about)
+    save_file(model.state_dict(), run.path / "weights.safetensors")
     return run
 
 
-def test_a_model_comes_back_from_json_and_safetensors(run, backbone):
+@pytest.mark.parametrize("fusion", list(fusions))
+def test_a_model_comes_back_from_json_and_safetensors(backbone, tmp_path, fusion):
+    model = build(backbone, fusion, "concat").eval()
+    run = save_run(tmp_path, model, fusion=fusion, pool="concat")
     loaded = load_model(run)
+    image, metadata = torch.rand(3, 3, 32, 32), torch.randn(3, 5)
     assert not loaded.training
-    torch.testing.assert_close(
-        loaded.backbone.body.state_dict(), backbone.body.state_dict(), rtol=0, atol=0
-    )
+    with torch.no_grad():
+        assert torch.equal(loaded(image, metadata), model(image, metadata))
 
 
-@pytest.mark.parametrize("harm", ["cut", "other", "gone"])
-def test_broken_weights_say_how_to_train_again(run, harm):
+@pytest.mark.parametrize("harm", ["cut", "other", "one short", "one too many", "gone"])
+def test_broken_weights_say_how_to_train_again(backbone, tmp_path, harm):
+    model = build(backbone)
+    run = save_run(tmp_path, model)
     path = run.path / "weights.safetensors"
     if harm == "cut":
         path.write_bytes(path.read_bytes()[:1000])
     elif harm == "other":
         save_file({"weight": torch.zeros(2)}, path)
+    elif harm == "one short":
+        save_file({k: v for k, v in model.state_dict().items() if k != "head.1.bias"}, path)
+    elif harm == "one too many":
+        save_file({**model.state_dict(), "more": torch.zeros(2)}, path)
     else:
         path.unlink()
     with pytest.raises(LesionfastError, match="lesionfast train --config"):

@@ -1,6 +1,4 @@
-"""Weights from files, caches and packages; and what is said when they can't be had."""
-
-import pickle
+"""Weights that fit, from files, caches and packages; and what is said of those that do not."""
 
 import pytest
 import timm
@@ -9,21 +7,15 @@ import torchvision
 from safetensors.torch import save_file
 
 from lesionfast.errors import LesionfastError
-from lesionfast.models import weights
 from lesionfast.models.backbones import create_backbone
-from lesionfast.models.weights import Wanted, find_weights, read_weights
+from lesionfast.models.fusion import FusionModel
+from lesionfast.models.hubs import torch_cache
+from lesionfast.models.weights import PACKAGES, Wanted, find_weights, whole_model
 
 
 @pytest.fixture(autouse=True)
-def empty_caches(tmp_path, monkeypatch):
-    """Keep the user's own caches and the network out."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-
-    def refuse(url):
-        raise OSError("no network in the tests")
-
-    monkeypatch.setattr(weights, "reach", refuse)
+def caches(hub_caches):
+    return hub_caches
 
 
 @pytest.fixture(scope="module")
@@ -32,125 +24,128 @@ def resnet():
     return torchvision.models.resnet18()
 
 
-def assert_loaded(backbone, model, name):
-    loaded = dict(backbone.body.named_parameters())[name]
-    torch.testing.assert_close(loaded, dict(model.named_parameters())[name])
+@pytest.fixture(scope="module")
+def resnet_file(resnet, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "best.pth"
+    torch.save(resnet.state_dict(), path)
+    return path
+
+
+def load(arch, path):
+    return create_backbone(arch, size=64, weights=str(path))
+
+
+def assert_loaded(backbone, state):
+    net = getattr(backbone.body, "net", backbone.body)
     assert backbone.pretrained
+    for name, tensor in net.state_dict().items():
+        torch.testing.assert_close(tensor, state[name], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "state_dict_ema"])
-@pytest.mark.parametrize("prefix", ["", "module."])
-def test_a_pytorch_file_is_read_wrapped_or_not(resnet, tmp_path, wrapper, prefix):
-    state = {prefix + k: v for k, v in resnet.state_dict().items()}
-    torch.save({wrapper: state} if wrapper else state, tmp_path / "file.pth")
-    backbone = create_backbone("resnet18", size=64, weights=str(tmp_path / "file.pth"))
-    assert_loaded(backbone, resnet, "layer4.1.conv2.weight")
-    assert "file.pth" in backbone.origin
+def test_a_file_is_loaded_whole_and_named(resnet, resnet_file):
+    backbone = load("resnet18", resnet_file)
+    assert_loaded(backbone, resnet.state_dict())
+    assert "best.pth" in backbone.origin
 
 
-def test_a_safetensors_file_without_a_classifier_is_enough(resnet, tmp_path):
-    state = {k: v for k, v in resnet.state_dict().items() if not k.startswith("fc")}
+def test_a_file_without_a_classifier_or_counters_is_enough(resnet, tmp_path):
+    state = {k: v for k, v in resnet.state_dict().items() if "fc" not in k and "num_b" not in k}
     save_file(state, tmp_path / "file.safetensors")
-    backbone = create_backbone("resnet18", size=64, weights=str(tmp_path / "file.safetensors"))
-    assert_loaded(backbone, resnet, "conv1.weight")
+    counters = {k: v for k, v in resnet.state_dict().items() if "num_batches" in k}
+    assert_loaded(load("resnet18", tmp_path / "file.safetensors"), {**state, **counters})
 
 
-def test_old_densenet_names_are_understood(tmp_path):
-    model = torchvision.models.densenet121()
-    old = {
-        k.replace("norm1.", "norm.1.").replace("norm2.", "norm.2.")
-        .replace("conv1.", "conv.1.").replace("conv2.", "conv.2."): v
-        for k, v in model.state_dict().items()
-    }  # fmt: skip
-    assert any("norm.1." in name for name in old)
-    torch.save(old, tmp_path / "old.pth")
-    backbone = create_backbone("densenet121", size=64, weights=str(tmp_path / "old.pth"))
-    assert_loaded(backbone, model, "features.denseblock2.denselayer3.conv1.weight")
+def test_a_run_gives_its_backbone(tmp_path):
+    backbone = create_backbone("test_resnet", size=64, weights="none")
+    model = FusionModel(backbone, pool="avg", n_metadata=2, n_classes=7, fusion="film", dropout=0)
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    assert_loaded(load("test_resnet", tmp_path), backbone.body.net.state_dict())
 
 
-def test_the_cache_of_torch_hub_is_used(resnet, tmp_path):
-    folder = tmp_path / "torch" / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    torch.save(resnet.state_dict(), folder / "resnet18-f37072fd.pth")
-    assert_loaded(create_backbone("resnet18", size=64), resnet, "layer1.0.conv1.weight")
+def test_the_cache_of_torch_hub_is_used(resnet, resnet_file):
+    torch_cache().mkdir(parents=True)
+    (torch_cache() / "resnet18-f37072fd.pth").write_bytes(resnet_file.read_bytes())
+    backbone = create_backbone("resnet18", size=64)
+    assert_loaded(backbone, resnet.state_dict())
+    assert "local cache" in backbone.origin
 
 
-def test_the_cache_of_hugging_face_is_used(tmp_path):
-    torch.manual_seed(4)
+def test_the_cache_of_hugging_face_is_used(caches):
     model = timm.create_model("test_resnet")
-    folder = tmp_path / "hub" / "models--timm--test_resnet.r160_in1k"
-    (folder / "refs").mkdir(parents=True)
-    (folder / "refs" / "main").write_text("abc")
-    (folder / "snapshots" / "abc").mkdir(parents=True)
-    save_file(model.state_dict(), folder / "snapshots" / "abc" / "model.safetensors")
-    backbone = create_backbone("test_resnet", size=64)
-    loaded = backbone.body.net.state_dict()
-    assert all(torch.equal(loaded[name], model.state_dict()[name]) for name in loaded)
+    folder = caches / "hub" / "models--timm--test_resnet.r160_in1k" / "snapshots" / "main"
+    folder.mkdir(parents=True)
+    save_file(model.state_dict(), folder / "model.safetensors")
+    assert_loaded(create_backbone("test_resnet", size=64), model.state_dict())
+
+
+def test_a_broken_file_in_a_cache_is_to_be_deleted():
+    torch_cache().mkdir(parents=True)
+    (torch_cache() / "resnet18-f37072fd.pth").write_bytes(b"half a downl")
+    with pytest.raises(LesionfastError, match=r"resnet18-f37072fd.pth.*delete that file"):
+        create_backbone("resnet18", size=64)
 
 
 def test_the_installed_package_needs_no_network():
     backbone = create_backbone("tf_efficientnet_lite0", size=64)
     assert backbone.pretrained and "package efficientnet-lite0" in backbone.origin
-    with torch.no_grad():
-        features = backbone.eval()(torch.rand(4, 3, 64, 64))
-    random = create_backbone("tf_efficientnet_lite0", size=64, weights="none").eval()
-    with torch.no_grad():
-        assert not torch.allclose(features, random(torch.rand(4, 3, 64, 64)))
+    stem = backbone.body.net.conv_stem.weight
+    random = create_backbone("tf_efficientnet_lite0", size=64, weights="none").body.net
+    assert not torch.allclose(stem, random.conv_stem.weight)
 
 
-def test_weights_that_can_not_be_had_offer_three_ways_and_never_train_from_scratch():
-    with pytest.raises(LesionfastError) as raised:
-        create_backbone("resnet18", size=64)
-    message = str(raised.value)
-    assert "no network in the tests" in message
-    for way in ("resnet18-f37072fd.pth", "--weights FILE", "--weights none"):
-        assert way in message
-    with pytest.raises(LesionfastError, match="hf download timm/test_vit"):
-        create_backbone("test_vit", size=64)
+def test_a_package_of_another_model_is_refused(monkeypatch):
+    package = PACKAGES["tf_efficientnet_lite0"]
+    monkeypatch.setitem(PACKAGES, "tf_efficientnet_lite1", package)
+    wanted = Wanted("x", "timm", "tf_efficientnet_lite1", package=package[0])
+    with pytest.raises(LesionfastError, match="not those of tf_efficientnet_lite1"):
+        find_weights(wanted, "auto")
 
 
-def test_offline_mode_is_honoured(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(LesionfastError, match="HF_HUB_OFFLINE is set"):
-        find_weights(Wanted("x", "timm", "x", repository="timm/x"), "auto")
+@pytest.mark.parametrize("arch", ["resnet18", "timm:resnet50", "test_vit"])
+def test_nothing_trains_from_scratch_in_silence(arch):
+    with pytest.raises(LesionfastError, match=r"Three ways on.*--weights none to train from"):
+        create_backbone(arch, size=64)
 
 
-def test_weights_of_another_architecture_are_refused_with_the_numbers(resnet, tmp_path):
-    torch.save(resnet.state_dict(), tmp_path / "resnet.pth")
-    with pytest.raises(LesionfastError, match=r"do not fit resnet34.*of 180 tensors match"):
-        create_backbone("resnet34", size=64, weights=str(tmp_path / "resnet.pth"))
+@pytest.mark.parametrize(
+    ("arch", "message"),
+    [
+        ("resnet34", r"of its 180 tensors match.*those of resnet18: type --arch resnet18"),
+        ("vgg11", r"0 of its 16 tensors match; features.0.weight is missing; .* is not of vgg11"),
+        ("tf_efficientnet_lite0", r"do not fit tf_efficientnet_lite0.*--arch"),
+    ],
+)
+def test_weights_of_another_architecture_are_refused(resnet_file, arch, message):
+    with pytest.raises(LesionfastError, match=message):
+        load(arch, resnet_file)
 
 
-class Trap:
-    def __reduce__(self):
-        return (print, ("the trap went off",))
+def test_the_name_of_the_file_says_whose_weights_they_are(resnet_file, tmp_path):
+    path = tmp_path / "resnet18-f37072fd.pth"
+    path.write_bytes(resnet_file.read_bytes())
+    with pytest.raises(LesionfastError, match="They look like those of resnet18"):
+        load("densenet121", path)
 
 
-def test_a_pickle_that_would_run_code_is_refused(tmp_path, capsys):
-    path = tmp_path / "trap.pth"
-    torch.save({"weight": Trap()}, path)
-    with pytest.raises(LesionfastError, match="can't be read as weights"):
-        read_weights(path)
-    path.write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(LesionfastError, match="can't be read as weights"):
-        read_weights(path)
-    assert "the trap" not in capsys.readouterr().out
+def test_a_deeper_sister_holds_all_tensors_and_is_still_refused(tmp_path):
+    """Every tensor of resnet26 has its like in resnet50, so that only what is left over tells."""
+    torch.save(torchvision.models.resnet50().state_dict(), tmp_path / "best.pth")
+    with pytest.raises(
+        LesionfastError, match=r"layer1.2.conv1.weight is not of resnet26.*resnet50"
+    ):
+        load("resnet26", tmp_path / "best.pth")
 
 
-@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-def test_a_file_cut_short_is_refused(resnet, tmp_path, suffix):
-    path = tmp_path / f"file.{suffix}"
-    save_file(resnet.state_dict(), path) if suffix != "pth" else torch.save(
-        resnet.state_dict(), path
-    )
-    path.write_bytes(path.read_bytes()[:100_000])
-    with pytest.raises(LesionfastError, match="can't be read as weights.*--weights"):
-        read_weights(path)
+def test_another_shape_and_no_tensors_are_said(resnet, tmp_path):
+    state = {**resnet.state_dict(), "conv1.weight": torch.zeros(64, 1, 7, 7)}
+    save_file(state, tmp_path / "grey.safetensors")
+    with pytest.raises(LesionfastError, match=r"conv1.weight .*\(64, 1, 7, 7\), not \(64, 3, 7, 7"):
+        load("resnet18", tmp_path / "grey.safetensors")
+    save_file({}, tmp_path / "empty.safetensors")
+    with pytest.raises(LesionfastError, match="0 of its 100 tensors match"):
+        load("resnet18", tmp_path / "empty.safetensors")
 
 
-def test_a_missing_file_and_a_file_of_something_else(tmp_path):
-    with pytest.raises(LesionfastError, match="there is no weights file"):
-        read_weights(tmp_path / "nowhere.pth")
-    torch.save([torch.zeros(2)], tmp_path / "list.pth")
-    with pytest.raises(LesionfastError, match="a list that is no state dict"):
-        read_weights(tmp_path / "list.pth")
+def test_a_whole_model_has_names_and_shapes_but_no_values():
+    state = whole_model("torchvision", "resnet18")
+    assert state["fc.weight"].shape == (1000, 512) and state["fc.weight"].is_meta
