@@ -109,8 +109,8 @@ def unfreezing(learn: FusionLearner, config: TrainConfig) -> str:
 def fit(learn: FusionLearner, run: Run, resume: bool = False) -> None:
     """Train in phases, from where the run's checkpoint stands if `resume`; keep the best weights.
 
-    Fills in the files history.csv and weights.safetensors, and `learn.epoch_lines` and
-    `learn.keep_best` for what was measured.
+    Writes history.csv and weights.safetensors, and leaves the callbacks that `evaluate` asks for
+    what they measured in `learn.tracking`.
     """
     config = run.config
     how, n_groups = unfreezing(learn, config), len(learn.splitter(learn.model))
