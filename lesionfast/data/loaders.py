@@ -159,7 +159,7 @@ def build_dls(
 
     A batch is (image float32 (B, 3, H, W) in 0..1, metadata float32 (B, width), class number
     (B,)). The metadata encoder is fitted on the training rows and kept as `dls.encoder`, the
-    rows as `dls.rows`. Raises `LesionfastError` if the split or an image is missing or bad.
+    rows as `dls.rows`, with the skipped bad images as `dls.split`. Raises `LesionfastError` if the split or an image is missing or bad.
     """
     config = config or TrainConfig()
     check_split(df)
@@ -181,7 +181,7 @@ def build_dls(
         num_workers=config.workers,
         device=pick_device(config.device),
     )
-    dls.encoder, dls.rows = encoder, rows
+    dls.encoder, dls.rows, dls.split = encoder, rows, df
     for loader in dls:
         loader.encoder = encoder
     return dls

@@ -92,7 +92,7 @@ def prepare_learner(df: pd.DataFrame, config: TrainConfig) -> FusionLearner:
 
 def write_preparation(learn: FusionLearner, run: Run) -> None:
     """Write what is known before the first step: split, encoder, environment and model."""
-    write_split(learn.dls.rows, run.path / "split.csv")
+    write_split(learn.dls.split, run.path / "split.csv")
     write_text(run.path / "encoder.json", learn.dls.encoder.to_json())
     write_json(run.path / "environment.json", describe_environment(learn, run.config))
     write_json(run.path / "model.json", describe_model(learn, run.config))
