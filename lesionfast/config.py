@@ -77,7 +77,9 @@ class TrainConfig(SplitConfig):
     arch: str = option(
         "tf_efficientnet_lite0", "Backbone: any torchvision or timm name (lesionfast list archs)."
     )
-    weights: str = option("auto", "Pretrained weights: 'auto', 'none' (from scratch), a file, or a run.")
+    weights: str = option(
+        "auto", "Pretrained weights: 'auto', 'none' (from scratch), a file or a run."
+    )
     size: int = option(128, "Side in pixels of the square that the model sees.")
     resize: str = option(
         "crop",

@@ -159,7 +159,8 @@ def build_dls(
 
     A batch is (image float32 (B, 3, H, W) in 0..1, metadata float32 (B, width), class number
     (B,)). The metadata encoder is fitted on the training rows and kept as `dls.encoder`, the
-    rows as `dls.rows`, with the skipped bad images as `dls.split`. Raises `LesionfastError` if the split or an image is missing or bad.
+    rows as `dls.rows`, all rows with skipped bad images as `dls.split`. Raises `LesionfastError`
+    if the split or an image is missing or bad.
     """
     config = config or TrainConfig()
     check_split(df)
