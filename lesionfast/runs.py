@@ -1,5 +1,6 @@
 """Run: what a run directory holds, and how to read it. Free of torch."""
 
+import csv
 import hashlib
 import json
 import os
@@ -146,8 +147,8 @@ class Run:
         )
 
     def _columns(self, name: str) -> set[str]:
-        with (self.path / name).open(encoding="utf-8") as file:
-            return set(file.readline().strip().split(","))
+        with (self.path / name).open(encoding="utf-8", newline="") as file:
+            return set(next(csv.reader(file)))
 
 
 def list_runs(root: str | Path) -> list[Run]:

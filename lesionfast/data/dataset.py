@@ -1,6 +1,5 @@
 """From a configuration to the split table that every experiment starts from."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -8,15 +7,18 @@ import pandas as pd
 from lesionfast.config import SplitConfig
 from lesionfast.console import counting_bar
 from lesionfast.data.metadata import load_metadata
-from lesionfast.data.splits import join_groups, split_metadata
+from lesionfast.data.splits import join_groups, restore_split, split_metadata
 
 
 def load_dataset(config: SplitConfig, split: Path | None = None) -> pd.DataFrame:
     """Return the checked and split table: find the data, read it, join near-duplicates, split.
 
-    `split`, a file, overrides what `config` says. Raises `LesionfastError` for bad data.
+    `split`, the split.csv of a run, decides instead of `config`. Raises `LesionfastError` for bad
+    data.
     """
     df = load_metadata(config)
+    if split is not None:
+        return restore_split(df, split)
     if config.join_duplicates:
         from lesionfast.data.duplicates import find_near_duplicates
 
@@ -24,4 +26,4 @@ def load_dataset(config: SplitConfig, split: Path | None = None) -> pd.DataFrame
             found = find_near_duplicates(df, progress, cache=config.cache)
         pairs = found[["image_a", "image_b"]]
         df = join_groups(df, pairs.itertuples(index=False, name=None))
-    return split_metadata(df, replace(config, split=str(split)) if split else config)
+    return split_metadata(df, config)

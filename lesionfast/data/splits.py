@@ -167,6 +167,13 @@ def read_split(df: pd.DataFrame, file: str | Path) -> pd.DataFrame:
     return df
 
 
+def restore_split(df: pd.DataFrame, file: str | Path) -> pd.DataFrame:
+    """Add the columns `group` and `split` as `write_split` wrote them, joined lesions included."""
+    table = read_table(Path(file), {"image_id": "", "group": "", "split": ""}, option="--split")
+    group = df["image_id"].map(table.set_index("image_id")["group"])
+    return read_split(df.assign(group=group.fillna(df["group"])), file)
+
+
 def check_words(file: Path, table: pd.DataFrame) -> None:
     """Raise `LesionfastError` for an unknown part or an image that comes twice."""
     wrong = table.loc[~table["split"].isin(PARTS), "split"]

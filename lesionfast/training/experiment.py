@@ -47,8 +47,7 @@ def train(df: pd.DataFrame, config: TrainConfig | None = None, root: str | Path 
     run = Run.create(root, config)
     with logging_to(run.path / "log.txt"):
         write_preparation(learn, run)
-        fit(learn, run)
-        evaluate(learn, run)
+        evaluate(learn, run, fit(learn, run))
     return run
 
 
@@ -66,8 +65,7 @@ def resume(run: Run) -> Run:
     learn = prepare_learner(df, run.config)
     run = Run(run.path)
     with logging_to(run.path / "log.txt"):
-        fit(learn, run, resume=True)
-        evaluate(learn, run)
+        evaluate(learn, run, fit(learn, run, resume=True))
     return run
 
 
@@ -106,11 +104,11 @@ def unfreezing(learn: FusionLearner, config: TrainConfig) -> str:
     return "gradual" if backbone is not None and backbone.pretrained else "none"
 
 
-def fit(learn: FusionLearner, run: Run, resume: bool = False) -> None:
+def fit(learn: FusionLearner, run: Run, resume: bool = False) -> dict[str, Any]:
     """Train in phases, from where the run's checkpoint stands if `resume`; keep the best weights.
 
-    Writes history.csv and weights.safetensors, and leaves the callbacks that `evaluate` asks for
-    what they measured in `learn.tracking`.
+    Writes history.csv and weights.safetensors; returns what metrics.json says of the training.
+    Raises `LesionfastError` when it is interrupted before its first epoch ended.
     """
     config = run.config
     how, n_groups = unfreezing(learn, config), len(learn.splitter(learn.model))
@@ -118,11 +116,8 @@ def fit(learn: FusionLearner, run: Run, resume: bool = False) -> None:
     lr = find_lr(learn, phases[0].groups < n_groups) if config.lr == "auto" else config.lr
     lrs = discriminative(lr, config.lr_decay, n_groups)
     announce(learn, run, phases, lrs)
-    learn.tracking = [
-        StopOnInterrupt(),
-        KeepBest(config.monitor, run.path / "weights.safetensors"),
-        EpochLines(),
-    ]
+    interrupt, lines = StopOnInterrupt(), EpochLines()
+    best = KeepBest(config.monitor, run.path / "weights.safetensors")
     cbs = [
         ProgressiveUnfreezing(how),
         OneCycle(lrs),
@@ -130,22 +125,32 @@ def fit(learn: FusionLearner, run: Run, resume: bool = False) -> None:
         WriteHistory(run.path / "history.csv"),
         Checkpoint(run.path / "checkpoints" / "last.safetensors", resume),
         EpochBar(),
-        *learn.tracking,
+        interrupt,
+        best,
+        lines,
     ]
     if config.patience:
         cbs.append(EarlyStopping(config.monitor, config.patience))
     with memory_error_explained(config), learn.no_bar(), learn.no_logging():
         learn.fit(config.epochs, lrs, cbs=cbs)
-
-
-def evaluate(learn: FusionLearner, run: Run) -> None:
-    """Predict validation and test with the best weights; write predictions and metrics."""
-    interrupt, best, lines = learn.tracking
     if best.best_epoch < 0:
         raise LesionfastError(
             f"the training stopped before its first epoch ended, so there are no weights to keep. "
             f"Start it again: lesionfast train --resume {run.path}"
         )
+    return {
+        "train_seconds": round(lines.train_seconds, 2),
+        "images_per_second": round(lines.images_per_second, 2),
+        "best_epoch": best.best_epoch + 1,
+        "status": "interrupted" if interrupt.interrupted else "finished",
+    }
+
+
+def evaluate(learn: FusionLearner, run: Run, training: dict[str, Any]) -> None:
+    """Predict validation and test with the best weights; write predictions and metrics.
+
+    `training` is what `fit` returned.
+    """
     with memory_error_explained(run.config), learn.no_bar():
         predictions = predict_splits(learn)
     write_atomically(run.path / "predictions.csv", lambda p: predictions.to_csv(p, index=False))
@@ -153,14 +158,11 @@ def evaluate(learn: FusionLearner, run: Run) -> None:
         run.path / "metrics.json",
         {
             "split_sha256": sha256(run.path / "split.csv"),
-            "train_seconds": round(lines.train_seconds, 2),
-            "images_per_second": round(lines.images / lines.train_seconds, 2),
-            "best_epoch": best.best_epoch + 1,
-            "status": "interrupted" if interrupt.interrupted else "finished",
+            **training,
             **{name: summary(learn, table) for name, table in predictions.groupby("split")},
         },
     )
-    if not interrupt.interrupted:
+    if training["status"] == "finished":
         shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
 
 

@@ -52,6 +52,11 @@ class EpochLines(Callback):
     def __init__(self) -> None:
         self.train_seconds, self.images = 0.0, 0
 
+    @property
+    def images_per_second(self) -> float:
+        """Training images a second, over the epochs whose training ended."""
+        return self.images / self.train_seconds
+
     def before_fit(self) -> None:
         """Log the names of the columns."""
         names = [name.replace("_", " ") for name in history_columns(self.learn)]
@@ -64,15 +69,16 @@ class EpochLines(Callback):
 
     def before_train(self) -> None:
         """Note the time."""
-        self.train_started = time.perf_counter()
+        self.train_started, self.seen = time.perf_counter(), 0
 
     def after_batch(self) -> None:
         """Count the images of a training step."""
         if self.training:
-            self.images += len(self.yb[0])
+            self.seen += len(self.yb[0])
 
     def after_train(self) -> None:
-        """Add up the seconds of the training steps."""
+        """Add up images and seconds; those of an epoch that was cut short count in neither."""
+        self.images += self.seen
         self.train_seconds += time.perf_counter() - self.train_started
 
     def after_epoch(self) -> None:

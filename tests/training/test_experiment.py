@@ -1,6 +1,7 @@
 """The whole experiment on the built-in sample with a tiny model, fitted once for the module."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.dataset import load_dataset
+from lesionfast.data.sample import make_sample
 from lesionfast.errors import LesionfastError
 from lesionfast.models.fusion import load_model
 from lesionfast.runs import Run, sha256
@@ -164,8 +166,55 @@ def test_ctrl_c_keeps_the_best_weights_and_can_be_resumed(run, tmp_path):
     assert interrupted.metrics["status"] == "interrupted"
     assert len(interrupted.history) < TINY.epochs
     assert f"lesionfast train --resume {interrupted.path}" in error
+    counted = interrupted.metrics["images_per_second"] * interrupted.metrics["train_seconds"]
+    epochs = counted / (len(run.split.query("split == 'train'")) // 16 * 16)
+    assert epochs == pytest.approx(round(epochs), abs=0.01)  # no part of an epoch
     ended = resume(interrupted)
     assert (ended.path / "history.csv").read_text() == (run.path / "history.csv").read_text()
+
+
+@pytest.fixture
+def troubled_data(tmp_path):
+    """The sample with a corrupt training image, and a nevus photographed under another lesion."""
+    folder = tmp_path / "data"
+    shutil.copytree(make_sample(), folder)
+    table = folder / "sample_metadata.csv"
+    rows = pd.read_csv(table, dtype=str)
+    nevi = rows[rows["dx"] == "nv"].drop_duplicates("lesion_id")
+    (folder / "images" / f"{nevi['image_id'].iloc[2]}.jpg").write_bytes(b"no picture")
+    twice = nevi.iloc[:1].assign(image_id="SYNTH_TWICE", lesion_id=nevi["lesion_id"].iloc[1])
+    name = nevi["image_id"].iloc[0]
+    shutil.copy(folder / "images" / f"{name}.jpg", folder / "images" / "SYNTH_TWICE.jpg")
+    pd.concat([rows, twice]).to_csv(table, index=False)
+    return folder
+
+
+def test_a_resumed_run_keeps_its_joined_lesions_and_skipped_images(
+    troubled_data, tmp_path, monkeypatch
+):
+    config = replace(
+        TINY, data=str(troubled_data), skip_bad=True, join_duplicates=True, epochs=1, size=32
+    )
+    joined = load_dataset(config)
+    assert (
+        joined["group"].nunique() < load_dataset(replace(TINY, data=config.data))["group"].nunique()
+    )
+
+    def power_cut(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("lesionfast.training.experiment.predict_splits", power_cut)
+        train(joined, config, tmp_path / "runs")
+    stopped = Run.open(next((tmp_path / "runs").iterdir()))
+    before = (stopped.path / "split.csv").read_text()
+    ended = resume(stopped)
+    assert ended.metrics["status"] == "finished"
+    assert (ended.path / "split.csv").read_text() == before
+    assert len(ended.split) == len(joined)
+    group = joined.set_index("image_id")["group"]
+    predictions = ended.predictions
+    assert (predictions["group"] == predictions["image_id"].map(group)).all()
 
 
 def test_a_run_that_ended_is_not_resumed(run):
