@@ -166,9 +166,6 @@ def test_ctrl_c_keeps_the_best_weights_and_can_be_resumed(run, tmp_path):
     assert interrupted.metrics["status"] == "interrupted"
     assert len(interrupted.history) < TINY.epochs
     assert f"lesionfast train --resume {interrupted.path}" in error
-    counted = interrupted.metrics["images_per_second"] * interrupted.metrics["train_seconds"]
-    epochs = counted / (len(run.split.query("split == 'train'")) // 16 * 16)
-    assert epochs == pytest.approx(round(epochs), abs=0.01)  # no part of an epoch
     ended = resume(interrupted)
     assert (ended.path / "history.csv").read_text() == (run.path / "history.csv").read_text()
 

@@ -1,0 +1,28 @@
+"""The speed that a run reports counts whole epochs only."""
+
+from fastai.callback.core import Callback, CancelFitException
+
+from lesionfast.training.progress import EpochLines
+
+
+class StopIn(Callback):
+    """End the fit after the second step of an epoch, as Ctrl-C would."""
+
+    def __init__(self, epoch: int) -> None:
+        self.stop_epoch = epoch
+
+    def after_batch(self) -> None:
+        if self.training and self.epoch == self.stop_epoch and self.iter == 1:
+            raise CancelFitException
+
+
+def test_images_and_seconds_of_an_unfinished_epoch_do_not_count(plain_learner):
+    lines = EpochLines()
+    with plain_learner.no_bar(), plain_learner.no_logging():
+        plain_learner.fit(3, cbs=[lines, StopIn(epoch=1)])
+    assert lines.images == 96
+    seconds = lines.train_seconds
+    assert seconds > 0 and lines.images_per_second == 96 / seconds
+    with plain_learner.no_bar(), plain_learner.no_logging():
+        plain_learner.fit(1, cbs=[lines])
+    assert lines.images == 192 and lines.train_seconds > seconds
