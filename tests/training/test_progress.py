@@ -18,11 +18,9 @@ class StopIn(Callback):
 
 def test_images_and_seconds_of_an_unfinished_epoch_do_not_count(plain_learner):
     lines = EpochLines()
-    with plain_learner.no_bar(), plain_learner.no_logging():
-        plain_learner.fit(3, cbs=[lines, StopIn(epoch=1)])
+    plain_learner.fit(3, cbs=[lines, StopIn(epoch=1)])
     assert lines.images == 96
     seconds = lines.train_seconds
     assert seconds > 0 and lines.images_per_second == 96 / seconds
-    with plain_learner.no_bar(), plain_learner.no_logging():
-        plain_learner.fit(1, cbs=[lines])
+    plain_learner.fit(1, cbs=[lines])
     assert lines.images == 192 and lines.train_seconds > seconds
