@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lesionfast.config import DataConfig, SplitConfig, TrainConfig
+from lesionfast.config import WHERE, DataConfig, SplitConfig, TrainConfig
 from lesionfast.console import counting_bar, log_to_console
 from lesionfast.errors import LesionfastError, did_you_mean
 from lesionfast.options import options_of
@@ -43,10 +43,11 @@ def train(
 
     Example: lesionfast train --data HAM10000 --arch densenet121
     """
-    if resume is not None and (given or config):
+    others = [*(name for name in given if name not in WHERE), *(["config"] if config else [])]
+    if resume is not None and others:
         raise LesionfastError(
             f"--resume goes on as {resume} began, but other options were given too: "
-            f"{', '.join(given) or 'config'}. Type only --resume, or leave it out."
+            f"{', '.join(others)}. Type only --resume (and where the data is now, if it has moved)."
         )
     from lesionfast.data.dataset import load_dataset
 
@@ -54,7 +55,7 @@ def train(
         earlier = Run.open(resume)
         from lesionfast.training import experiment
 
-        run = experiment.resume(earlier)
+        run = experiment.resume(earlier, **given)
     else:
         settings = configured(given, config)
         df = load_dataset(settings)
@@ -70,6 +71,8 @@ def configured(given: dict[str, Any], file: Path | None) -> TrainConfig:
         return TrainConfig(**given)
     if not file.is_file():
         raise LesionfastError(f"there is no file {file}. Type --config RUN/config.json.")
+    if any(name in given for name in WHERE):  # one way to name the data replaces the other
+        given = dict.fromkeys(WHERE) | given
     return replace(TrainConfig.from_json(file.read_text(encoding="utf-8")), **given)
 
 
@@ -130,11 +133,11 @@ def lr_find(
 
     settings = TrainConfig(**given)
     df = load_dataset(settings)
-    from lesionfast.training.experiment import prepare_learner, unfreezing
+    from lesionfast.training.experiment import prepare_learner, starts_frozen
     from lesionfast.training.lr_finder import draw_lr_curve, find_lr
 
     learn = prepare_learner(df, settings)
-    lr = find_lr(learn, freeze=unfreezing(learn, settings) != "none")
+    lr = find_lr(learn, freeze=starts_frozen(learn, settings))
     print(draw_lr_curve(learn, lr, figure), file=sys.stderr)
     print(f"{lr:.2g}")
 

@@ -1,15 +1,24 @@
 """What can be configured: one frozen field = one CLI option = one line of config.json."""
 
 import json
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+import math
+from dataclasses import Field, asdict, dataclass, field, fields
+from typing import Any, get_args
 
 from lesionfast.errors import LesionfastError, did_you_mean
 
+WHERE = ("data", "csv", "images")  # the options that say where the data is
+TYPES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
-def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
-    """Return a dataclass field with its default, its help text and, where closed, its choices."""
-    return field(default=default, metadata={"help": help, "choices": choices})
+
+def option(
+    default: Any,
+    help: str,
+    choices: tuple[str, ...] = (),
+    limits: tuple[float, float] = (-math.inf, math.inf),
+) -> Any:
+    """Return a dataclass field with its default, its help text, and its choices or limits."""
+    return field(default=default, metadata={"help": help, "choices": choices, "limits": limits})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +33,7 @@ class Columns:
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            check_choice(each.name, getattr(self, each.name), each.metadata["choices"])
+            check_field(each, getattr(self, each.name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +68,9 @@ class DataConfig(Columns):
 class SplitConfig(DataConfig):
     """How the rows are split into train, valid and test."""
 
-    seed: int = option(42, "Seed of the split, the weights and the order of the batches.")
+    seed: int = option(
+        42, "Seed of the split, the weights and the order of the batches.", limits=(0, 2**32 - 2)
+    )
     val: float = option(0.15, "Share of the images for validation.")
     test: float = option(0.15, "Share of the images for the test.")
     folds: int | None = option(None, "Cross-validate: cut what is not test into this many folds.")
@@ -80,7 +91,9 @@ class TrainConfig(SplitConfig):
     weights: str = option(
         "auto", "Pretrained weights: 'auto', 'none' (from scratch), a file or a run."
     )
-    size: int = option(128, "Side in pixels of the square that the model sees.")
+    size: int = option(
+        128, "Side in pixels of the square that the model sees.", limits=(1, math.inf)
+    )
     resize: str = option(
         "crop",
         "How a picture becomes square: 'crop' its centre, or 'squish' all of it.",
@@ -88,12 +101,16 @@ class TrainConfig(SplitConfig):
     )
     fusion: str = option("concat", "How image and metadata meet (lesionfast list fusions).")
     pool: str = option("avg", "Global pooling of the last feature map.", ("avg", "max", "concat"))
-    dropout: float = option(0.2, "Dropout before the last layer, between 0 and 1.")
-    epochs: int = option(6, "Epochs in all phases together.")
-    batch_size: int = option(32, "Images per step.")
-    lr: float | str = option(2e-3, "Highest learning rate of the head, or 'auto' (LR finder).")
-    lr_decay: float = option(0.7, "Learning rate of a stage as a share of the stage above it.")
-    weight_decay: float = option(0.01, "Decoupled weight decay (AdamW).")
+    dropout: float = option(0.2, "Dropout before the last layer, between 0 and 1.", limits=(0, 1))
+    epochs: int = option(6, "Epochs in all phases together.", limits=(1, math.inf))
+    batch_size: int = option(32, "Images per step.", limits=(1, math.inf))
+    lr: float | str = option(
+        2e-3, "Highest learning rate of the head, or 'auto' (LR finder).", limits=(1e-9, 1e3)
+    )
+    lr_decay: float = option(
+        0.7, "Learning rate of a stage as a share of the stage above it.", limits=(0, 1)
+    )
+    weight_decay: float = option(0.01, "Decoupled weight decay (AdamW).", limits=(0, math.inf))
     unfreeze: str = option(
         "auto",
         "'gradual' (head, then stage by stage), 'two-step' (head, then all), 'last:N' (head, then "
@@ -101,7 +118,9 @@ class TrainConfig(SplitConfig):
     )
     balance: str = option("none", "Class balancing (lesionfast list balances).")
     loss: str = option("cross_entropy", "Loss (lesionfast list losses).")
-    label_smoothing: float = option(0.0, "Label smoothing of the loss, between 0 and 1.")
+    label_smoothing: float = option(
+        0.0, "Label smoothing of the loss, between 0 and 1.", limits=(0, 1)
+    )
     augment: str = option("standard", "Augmentation recipe (lesionfast list augmentations).")
     rule: str = option(
         "balanced",
@@ -109,19 +128,24 @@ class TrainConfig(SplitConfig):
         ("argmax", "balanced"),
     )
     monitor: str = option("balanced_accuracy", "Validation column that best-keeping watches.")
-    patience: int = option(5, "Epochs without improvement before the training stops; 0: never.")
+    patience: int = option(
+        5, "Epochs without improvement before the training stops; 0: never.", limits=(0, math.inf)
+    )
     device: str = option("auto", "Where to compute.", ("auto", "cpu", "cuda", "mps"))
     precision: str = option(
         "auto",
         "'auto' takes bfloat16 where the hardware is fast at it.",
         ("auto", "float32", "bfloat16"),
     )
-    workers: int = option(0, "Processes that read batches; 0 reads them in the main process.")
+    workers: int = option(
+        0, "Processes that read batches; 0 reads them in the main process.", limits=(0, math.inf)
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.lr != "auto":
             object.__setattr__(self, "lr", as_learning_rate(self.lr))
+            check_field(self.__dataclass_fields__["lr"], self.lr)
 
     def to_json(self) -> str:
         """Return all fields as indented JSON."""
@@ -129,8 +153,14 @@ class TrainConfig(SplitConfig):
 
     @classmethod
     def from_json(cls, text: str) -> "TrainConfig":
-        """Read what `to_json` wrote; raises `LesionfastError` for a field that is not known."""
-        values = json.loads(text)
+        """Read what `to_json` wrote; raises `LesionfastError` for anything else."""
+        try:
+            values = dict(json.loads(text))
+        except (TypeError, ValueError) as error:
+            raise LesionfastError(
+                f"the config is no JSON object of options: {error}. Correct the file, or take the "
+                "config.json of a run."
+            ) from None
         known = [each.name for each in fields(cls)]
         for name in values:
             if name not in known:
@@ -139,6 +169,20 @@ class TrainConfig(SplitConfig):
                     f"{did_you_mean(name, known)} Take it out of the file."
                 )
         return cls(**values)
+
+
+def check_field(each: Field, value: Any) -> None:
+    """Raise `LesionfastError` unless `value` has the type, choices and limits of a field."""
+    flag, kinds = f"--{each.name.replace('_', '-')}", get_args(each.type) or (each.type,)
+    fits = isinstance(value, (*kinds, int) if float in kinds else kinds)
+    if not fits or (isinstance(value, bool) and bool not in kinds):
+        names = " or ".join("nothing" if k is type(None) else TYPES[k] for k in kinds)
+        raise LesionfastError(f"{flag} is {value!r}; it takes {names}. Correct it.")
+    check_choice(each.name, value, each.metadata["choices"])
+    low, high = each.metadata["limits"]
+    if isinstance(value, int | float) and not low <= value <= high:
+        upper = "" if high == math.inf else f" to {high:g}"
+        raise LesionfastError(f"{flag} is {value}; type a number from {low:g}{upper}.")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

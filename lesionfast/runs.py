@@ -18,11 +18,16 @@ if TYPE_CHECKING:
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
-    """Call `write` with a path beside `path`, then rename: readers see the old file or the new."""
+    """Call `write` with a path beside `path`, then rename: readers see the old file or the new.
+
+    The bytes are on the disk before the name is, so a power cut leaves one or the other too.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         write(aside)
+        with aside.open("rb+") as file:
+            os.fsync(file.fileno())
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
@@ -31,7 +36,9 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
 
 def write_text(path: Path, text: str) -> Path:
     """Write `text` to `path` atomically, as UTF-8."""
-    return write_atomically(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+    return write_atomically(
+        path, lambda aside: aside.write_text(text, encoding="utf-8", newline="\n")
+    )
 
 
 def write_json(path: Path, value: Any) -> Path:

@@ -68,7 +68,8 @@ def find_near_duplicates(
 
 def open_pictures(paths: list[str], progress: Progress | None = None) -> Images:
     """Decode the centre squares that are compared, bad images left out."""
-    return open_images(paths, SIDE, resize="crop", cache=False, skip_bad=True, progress=progress)
+    options = {"resize": "crop", "cache": False, "skip_bad": True, "report": False}
+    return open_images(paths, SIDE, **options, progress=progress)
 
 
 def search_key(df: pd.DataFrame, groups: np.ndarray) -> str:

@@ -60,13 +60,15 @@ def open_images(
     resize: str = "squish",
     cache: bool = True,
     skip_bad: bool = False,
+    report: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Images:
     """Return images as squares of `size` pixels, decoded now or mapped from the cache.
 
     `resize` is 'squish' (the whole picture) or 'crop' (its centre square). The cache is keyed by
     the bytes of the images, wherever they lie. `progress(done, total)` is called while decoding.
-    Raises `LesionfastError` for bad images, unless `skip_bad`.
+    Raises `LesionfastError` for bad images, unless `skip_bad`; then they are counted in the log,
+    unless `report` is off.
     """
     if size < 1 or resize not in RESIZES:
         raise LesionfastError(
@@ -75,7 +77,8 @@ def open_images(
         )
     task = Task([Path(p).as_posix() for p in paths], size, resize, progress)
     images = open_cached(task, skip_bad) if cache and task.paths else decode_to_memory(task)
-    check_bad(task.paths, images.bad, skip_bad)
+    if report or not skip_bad:
+        check_bad(task.paths, images.bad, skip_bad)
     return images
 
 

@@ -8,7 +8,14 @@ from lesionfast.config import DataConfig
 from lesionfast.errors import LesionfastError
 
 ENOUGH_LESIONS = 5  # a value of fewer lesions can be of one class by chance
-RESERVED = ("image_id", "path", "target", "group", "split")  # columns of this project's tables
+RESERVED = (
+    "image_id",
+    "path",
+    "target",
+    "group",
+    "split",
+    "row",
+)  # columns of this project's tables
 TELLING_NAMES = ("dx_type", "diagnosis_confirm_type")  # how the diagnosis was made
 
 
@@ -20,7 +27,10 @@ def check_inputs(csv: Path, df: pd.DataFrame, config: DataConfig) -> None:
     """
     keys = {config.target, config.group, config.image, *RESERVED}
     for name in config.metadata_columns:
-        reason = "it is the label, an id or a split" if name in keys else find_leak(df, name)
+        taken = name in keys or name not in df
+        reason = (
+            "it is the label, an id, a split or a probability" if taken else find_leak(df, name)
+        )
         reason = reason or ("it is named twice" if config.metadata_columns.count(name) > 1 else "")
         if reason:
             raise LesionfastError(

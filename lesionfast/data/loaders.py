@@ -20,9 +20,9 @@ from lesionfast.config import TrainConfig
 from lesionfast.data.augment import BatchAugment, augmentations
 from lesionfast.data.images import open_images
 from lesionfast.data.metadata import MetadataEncoder
+from lesionfast.data.splits import PARTS
 from lesionfast.errors import LesionfastError
 
-SPLITS = ("train", "valid", "test")
 Sampler = Callable[[Random], list[int]]
 
 
@@ -77,6 +77,7 @@ class BatchLoader(TfmdDL):
         """Draw the positions of each epoch with `sampler(rng)`, which returns a list."""
         if sampler is not None:
             self.sampler, self.n = sampler, len(sampler(Random(0)))
+            self.bs = min(self.bs, self.n)
 
     def reseed(self, seed: int) -> None:
         """Make the next epoch's order and augmentation those that belong to `seed`."""
@@ -147,7 +148,7 @@ def lesion_block(
 
 def split_positions(df: pd.DataFrame) -> list[list[int]]:
     """Return the positions of the train, valid and test rows."""
-    return [np.flatnonzero(df["split"] == name).tolist() for name in SPLITS]
+    return [np.flatnonzero(df["split"] == name).tolist() for name in PARTS]
 
 
 def build_dls(
@@ -205,6 +206,6 @@ def check_split(df: pd.DataFrame) -> None:
     """Raise `LesionfastError` unless `df` has training and validation rows."""
     if "split" not in df:
         raise LesionfastError("the table has no column 'split'. Call assign_split(df) first.")
-    for name in SPLITS[:2]:
+    for name in PARTS[:2]:
         if not (df["split"] == name).any():
             raise LesionfastError(f"no row of the table is in the split '{name}'. Split it anew.")

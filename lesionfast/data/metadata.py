@@ -18,7 +18,8 @@ __all__ = ["MetadataEncoder", "Source", "find_source", "load_metadata", "read_me
 
 logger = logging.getLogger("lesionfast")
 
-NOT_KNOWN = ("", "unknown", "nan", "na", "n/a", "null")  # compared in lower case
+EMPTY = ("", "nan", "na", "n/a", "null")  # compared in lower case
+NOT_KNOWN = (*EMPTY, "unknown")
 
 
 def load_metadata(config: DataConfig) -> pd.DataFrame:
@@ -65,10 +66,11 @@ def name_columns(raw: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
     group = image_id if config.group == "none" else raw[config.group]
     keys = {"image_id": image_id, "target": raw[config.target], "group": group}
     others = [name for name in raw if name not in {config.image, config.target, config.group}]
-    taken = [name for name in others if name in RESERVED]
+    reserved = {*RESERVED, *(f"p_{each}" for each in raw[config.target].unique())}
+    taken = [name for name in others if name in reserved]
     if taken:
         logger.warning("columns left out, their names are taken: %s", ", ".join(taken))
-    return pd.DataFrame(keys).join(raw[[name for name in others if name not in RESERVED]])
+    return pd.DataFrame(keys).join(raw[[name for name in others if name not in reserved]])
 
 
 def check_ids(csv: Path, df: pd.DataFrame, config: DataConfig) -> None:
@@ -78,7 +80,7 @@ def check_ids(csv: Path, df: pd.DataFrame, config: DataConfig) -> None:
         "target": config.target,
         "group": config.group,
     }.items():
-        empty = df.index[df[key].isin(["", "nan", "NaN"])]
+        empty = df.index[df[key].str.lower().isin(EMPTY)]
         if len(empty):
             raise LesionfastError(
                 f"column '{column}' of {csv.name} is empty in {rows(empty)} "

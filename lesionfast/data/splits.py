@@ -16,7 +16,7 @@ import pandas as pd
 from lesionfast.config import SplitConfig
 from lesionfast.data.tables import read_table
 from lesionfast.errors import LesionfastError, did_you_mean
-from lesionfast.runs import sha256, write_atomically
+from lesionfast.runs import sha256, write_text
 
 logger = logging.getLogger("lesionfast")
 
@@ -216,12 +216,13 @@ def write_split(df: pd.DataFrame, path: str | Path) -> str:
 
     The same split has the same bytes, whatever the order of the rows.
     """
+    return sha256(write_text(Path(path), split_text(df)))
+
+
+def split_text(df: pd.DataFrame) -> str:
+    """Return the content of a split file."""
     table = df.sort_values("image_id")[["image_id", "group", "target", "split"]]
-    written = write_atomically(
-        Path(path),
-        lambda aside: table.to_csv(aside, index=False, lineterminator="\n", encoding="utf-8"),
-    )
-    return sha256(written)
+    return table.to_csv(index=False, lineterminator="\n")
 
 
 def join_groups(df: pd.DataFrame, pairs: pd.DataFrame | Iterable[tuple[str, str]]) -> pd.DataFrame:

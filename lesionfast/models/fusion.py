@@ -161,15 +161,20 @@ class FusionModel(nn.Module):
 
 def check_parts(fusion: str, backbone: Backbone | None, n_metadata: int) -> None:
     """Raise `LesionfastError` for a fusion that lacks what it joins, or has what it can't use."""
-    if n_metadata == 0 and fusion != "none":
-        raise LesionfastError(
-            f"--fusion {fusion} needs metadata, but --metadata is none. "
-            f"Type --fusion none, or --metadata age,sex."
-        )
+    check_metadata(fusion, n_metadata)
     if (backbone is None) != (fusion == "metadata"):
         raise LesionfastError(
             f"--fusion {fusion} with {'no' if backbone is None else 'a'} backbone: only the fusion "
             f"'metadata' goes without one. Give FusionModel one, or None for 'metadata'."
+        )
+
+
+def check_metadata(fusion: str, n_metadata: int) -> None:
+    """Raise `LesionfastError` for a fusion that lacks the metadata that it joins."""
+    if n_metadata == 0 and fusion != "none":
+        raise LesionfastError(
+            f"--fusion {fusion} needs metadata, but --metadata is none. "
+            f"Type --fusion none, or --metadata age,sex."
         )
 
 

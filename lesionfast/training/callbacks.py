@@ -137,8 +137,12 @@ class Autocast(Callback):
 
     def after_pred(self) -> None:
         """Switch it off and return to float32."""
-        self.stack.close()
+        self.clean_up()
         self.learn.pred = self.pred.float()
+
+    def clean_up(self) -> None:
+        """Switch it off, however the forward pass ended."""
+        self.stack.close()
 
 
 class SeedEpochs(Callback):

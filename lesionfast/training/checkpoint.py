@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from fastai.callback.core import Callback
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lesionfast.errors import LesionfastError
 from lesionfast.runs import write_atomically
 
 
@@ -40,7 +41,14 @@ class Checkpoint(Callback):
         write_atomically(self.path, lambda aside: save_tensors(tensors, aside, header))
 
     def _restore(self) -> int:
-        tensors, header = load_tensors(self.path)
+        try:
+            tensors, header = load_tensors(self.path)
+        except (OSError, SafetensorError, ValueError) as error:
+            config = self.path.parents[1] / "config.json"
+            raise LesionfastError(
+                f"{self.path} is broken ({error}), so the run can't go on. "
+                f"Start it again: lesionfast train --config {config}"
+            ) from None
         model = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
         self.model.load_state_dict(model)
         load_optimizer(self.opt.opt, tensors)

@@ -3,13 +3,13 @@
 import logging
 import platform
 from datetime import datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
 from lesionfast.config import TrainConfig
-from lesionfast.data.loaders import SPLITS
+from lesionfast.data.splits import PARTS
 from lesionfast.runs import Run
 from lesionfast.training.learner import FusionLearner, precision
 from lesionfast.training.schedule import Phase
@@ -40,18 +40,26 @@ def describe_environment(learn: FusionLearner, config: TrainConfig) -> dict[str,
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        **{name: version(name) for name in PACKAGES},
+        **{name: installed_version(name) for name in PACKAGES},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "precision": precision(config.precision, device),
     }
 
 
+def installed_version(package: str) -> str:
+    """Return the version of a package, also where lesionfast runs from its source alone."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
 def announce(learn: FusionLearner, run: Run, phases: list[Phase], lrs: list[float]) -> None:
     """Log what is about to happen: data, model, and the phases with rates and parameters."""
     config, counts = run.config, learn.dls.rows["split"].value_counts()
     logger.info("run %s", run.path)
-    logger.info("images: %s", ", ".join(f"{name} {counts.get(name, 0)}" for name in SPLITS))
+    logger.info("images: %s", ", ".join(f"{name} {counts.get(name, 0)}" for name in PARTS))
     logger.info(
         "model: %s, %d pixels, fusion %s; %s",
         config.arch,

@@ -1,35 +1,39 @@
 """train(): the whole experiment, in order; resume(): what is left of it."""
 
+import json
 import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from fastai.callback.core import Callback
+from filelock import FileLock, Timeout
 
-from lesionfast.config import TrainConfig, check_choice
+from lesionfast.config import WHERE, TrainConfig, check_choice
 from lesionfast.console import counting_bar
 from lesionfast.data.augment import augmentations
 from lesionfast.data.dataset import load_dataset
-from lesionfast.data.loaders import SPLITS, build_dls
-from lesionfast.data.splits import write_split
+from lesionfast.data.loaders import build_dls
+from lesionfast.data.splits import PARTS, split_text, write_split
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.metrics import summarize
 from lesionfast.models.backbones import check_arch
-from lesionfast.models.fusion import fusions
+from lesionfast.models.fusion import check_metadata, fusions
 from lesionfast.runs import Run, sha256, write_atomically, write_json, write_text
 from lesionfast.training.balancing import balances
 from lesionfast.training.callbacks import OneCycle, ProgressiveUnfreezing
 from lesionfast.training.checkpoint import Checkpoint
 from lesionfast.training.description import announce, describe_environment, describe_model
-from lesionfast.training.learner import FusionLearner, fusion_learner
+from lesionfast.training.learner import FusionLearner, fusion_learner, history_names
 from lesionfast.training.losses import losses
 from lesionfast.training.lr_finder import find_lr
 from lesionfast.training.progress import EpochBar, EpochLines, StopOnInterrupt
-from lesionfast.training.schedule import discriminative, plan_phases
+from lesionfast.training.schedule import Phase, discriminative, plan_phases
 from lesionfast.training.tracking import EarlyStopping, KeepBest, StopOnNaN, WriteHistory
 
 logger = logging.getLogger("lesionfast")
@@ -45,28 +49,75 @@ def train(df: pd.DataFrame, config: TrainConfig | None = None, root: str | Path 
     config = config or TrainConfig()
     learn = prepare_learner(df, config)
     run = Run.create(root, config)
-    with logging_to(run.path / "log.txt"):
+    with only_trainer(run), logging_to(run.path / "log.txt"):
         write_preparation(learn, run)
         evaluate(learn, run, fit(learn, run))
     return run
 
 
-def resume(run: Run) -> Run:
+def resume(run: Run, **moved: str) -> Run:
     """Go on with an interrupted run after its last finished epoch, and end it.
 
+    `moved` are the options that name the data (data, csv, images), where it lies elsewhere now.
     Raises `LesionfastError` if the run has ended already, or its data is gone or has changed.
     """
+    check_resumable(run)
+    with only_trainer(run):
+        elsewhere = dict.fromkeys(WHERE) | moved if moved else {}
+        config = replace(run.config, **elsewhere)
+        df = load_dataset(config, split=run.path / "split.csv")
+        learn = prepare_learner(df, config)
+        check_same_data(learn, run)
+        for name in ("metrics.json", "predictions.csv"):  # they tell of other weights
+            (run.path / name).unlink(missing_ok=True)
+        run = Run(run.path)
+        with logging_to(run.path / "log.txt"):
+            evaluate(learn, run, fit(learn, run, resume=True))
+    return run
+
+
+def check_resumable(run: Run) -> None:
+    """Raise `LesionfastError` if a run has ended, or stopped before it had begun."""
     if run.finished and run.metrics["status"] == "finished":
         raise LesionfastError(
             f"{run.path} has ended: nothing is left to do. "
             f"Look at it with: lesionfast interpret {run.path}"
         )
-    df = load_dataset(run.config, split=run.path / "split.csv")
-    learn = prepare_learner(df, run.config)
-    run = Run(run.path)
-    with logging_to(run.path / "log.txt"):
-        evaluate(learn, run, fit(learn, run, resume=True))
-    return run
+    if not (run.path / "model.json").is_file():
+        raise LesionfastError(
+            f"{run.path} stopped before its training began, so there is nothing to go on with. "
+            f"Start it again: lesionfast train --config {run.path / 'config.json'}"
+        )
+
+
+def check_same_data(learn: FusionLearner, run: Run) -> None:
+    """Raise `LesionfastError` unless the data is what the run began with."""
+    begun = {
+        "split.csv": split_text(learn.dls.split),
+        "encoder.json": learn.dls.encoder.to_json(),
+    }
+    for name, text in begun.items():
+        if (run.path / name).read_text(encoding="utf-8") != text:
+            raise LesionfastError(
+                f"the data has changed since {run.path} began: it no longer gives its {name}. "
+                f"Bring the old data back, or start anew: lesionfast train --config "
+                f"{run.path / 'config.json'}"
+            )
+
+
+@contextmanager
+def only_trainer(run: Run) -> Iterator[None]:
+    """Hold a run, so that no second process trains it at the same time."""
+    folder = run.path / "checkpoints"
+    folder.mkdir(exist_ok=True)
+    lock = FileLock(folder / "lock", timeout=0)
+    try:
+        with lock:
+            yield
+    except Timeout:
+        raise LesionfastError(
+            f"another process is training {run.path}. Wait for it, or stop it first."
+        ) from None
 
 
 def prepare_learner(df: pd.DataFrame, config: TrainConfig) -> FusionLearner:
@@ -79,12 +130,12 @@ def prepare_learner(df: pd.DataFrame, config: TrainConfig) -> FusionLearner:
         (augmentations, config.augment),
     ):
         registry[name]
+    check_metadata(config.fusion, len(config.metadata_columns))
+    check_choice("monitor", config.monitor, history_names(sorted(df["target"].unique())))
     with counting_bar("decoding images") as progress:
         dls = build_dls(df, config, progress)
     learn = fusion_learner(dls, config)
-    columns = ("train_loss", "valid_loss", *learn.metrics.attrgot("name"))
-    check_choice("monitor", config.monitor, columns)
-    plan_phases(unfreezing(learn, config), len(learn.splitter(learn.model)), config.epochs)
+    phases_of(learn, config)
     return learn
 
 
@@ -104,6 +155,17 @@ def unfreezing(learn: FusionLearner, config: TrainConfig) -> str:
     return "gradual" if backbone is not None and backbone.pretrained else "none"
 
 
+def phases_of(learn: FusionLearner, config: TrainConfig) -> list[Phase]:
+    """Return the phases of a training; raises `LesionfastError` if --unfreeze does not fit."""
+    n_groups = len(learn.splitter(learn.model))
+    return plan_phases(unfreezing(learn, config), n_groups, config.epochs)
+
+
+def starts_frozen(learn: FusionLearner, config: TrainConfig) -> bool:
+    """Return whether the first phase trains a part of the model only."""
+    return phases_of(learn, config)[0].groups < len(learn.splitter(learn.model))
+
+
 def fit(learn: FusionLearner, run: Run, resume: bool = False) -> dict[str, Any]:
     """Train in phases, from where the run's checkpoint stands if `resume`; keep the best weights.
 
@@ -111,15 +173,12 @@ def fit(learn: FusionLearner, run: Run, resume: bool = False) -> dict[str, Any]:
     Raises `LesionfastError` when it is interrupted before its first epoch ended.
     """
     config = run.config
-    how, n_groups = unfreezing(learn, config), len(learn.splitter(learn.model))
-    phases = plan_phases(how, n_groups, config.epochs)
-    lr = find_lr(learn, phases[0].groups < n_groups) if config.lr == "auto" else config.lr
-    lrs = discriminative(lr, config.lr_decay, n_groups)
-    announce(learn, run, phases, lrs)
+    lrs = discriminative(head_lr(learn, run), config.lr_decay, len(learn.splitter(learn.model)))
+    announce(learn, run, phases_of(learn, config), lrs)
     interrupt, lines = StopOnInterrupt(), EpochLines()
     best = KeepBest(config.monitor, run.path / "weights.safetensors")
     cbs = [
-        ProgressiveUnfreezing(how),
+        ProgressiveUnfreezing(unfreezing(learn, config)),
         OneCycle(lrs),
         StopOnNaN(),
         WriteHistory(run.path / "history.csv"),
@@ -131,13 +190,9 @@ def fit(learn: FusionLearner, run: Run, resume: bool = False) -> dict[str, Any]:
     ]
     if config.patience:
         cbs.append(EarlyStopping(config.monitor, config.patience))
-    with memory_error_explained(config), learn.no_bar(), learn.no_logging():
+    with memory_error_explained(config), learn.no_bar(), learn.no_logging(), cleaned_up(learn, cbs):
         learn.fit(config.epochs, lrs, cbs=cbs)
-    if best.best_epoch < 0:
-        raise LesionfastError(
-            f"the training stopped before its first epoch ended, so there are no weights to keep. "
-            f"Start it again: lesionfast train --resume {run.path}"
-        )
+    check_trained(run, best)
     return {
         "train_seconds": round(lines.train_seconds, 2),
         "images_per_second": round(lines.images_per_second, 2),
@@ -146,12 +201,42 @@ def fit(learn: FusionLearner, run: Run, resume: bool = False) -> dict[str, Any]:
     }
 
 
+def head_lr(learn: FusionLearner, run: Run) -> float:
+    """Return the highest learning rate of the head; one that was found holds for a resumed run."""
+    if run.config.lr != "auto":
+        return run.config.lr
+    file = run.path / "checkpoints" / "lr.json"
+    if not file.is_file():
+        write_json(file, find_lr(learn, starts_frozen(learn, run.config)))
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def check_trained(run: Run, best: KeepBest) -> None:
+    """Raise `LesionfastError` if no epoch ended."""
+    if best.best_epoch < 0:
+        raise LesionfastError(
+            f"the training stopped before its first epoch ended, so there are no weights to keep. "
+            f"Start it again: lesionfast train --resume {run.path}"
+        )
+
+
+@contextmanager
+def cleaned_up(learn: FusionLearner, cbs: list[Callback]) -> Iterator[None]:
+    """Give back what the callbacks took over, also after an error, where fastai calls no event."""
+    try:
+        yield
+    finally:
+        for cb in [*learn.cbs, *cbs]:
+            if hasattr(cb, "clean_up"):
+                cb.clean_up()
+
+
 def evaluate(learn: FusionLearner, run: Run, training: dict[str, Any]) -> None:
     """Predict validation and test with the best weights; write predictions and metrics.
 
     `training` is what `fit` returned.
     """
-    with memory_error_explained(run.config), learn.no_bar():
+    with memory_error_explained(run.config), learn.no_bar(), cleaned_up(learn, []):
         predictions = predict_splits(learn)
     write_atomically(run.path / "predictions.csv", lambda p: predictions.to_csv(p, index=False))
     write_json(
@@ -169,7 +254,7 @@ def evaluate(learn: FusionLearner, run: Run, training: dict[str, Any]) -> None:
 def predict_splits(learn: FusionLearner) -> pd.DataFrame:
     """Return one row an image of validation and test, with a column `p_<class>` for each class."""
     tables = []
-    for index, name in enumerate(SPLITS):
+    for index, name in enumerate(PARTS):
         rows = learn.dls.rows[learn.dls.rows["split"] == name].drop(columns="row")
         if name == "train" or rows.empty:
             continue

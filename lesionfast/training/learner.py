@@ -111,6 +111,12 @@ def validation_metrics(classes: list[str], prior: np.ndarray, rule: str) -> list
     return [as_metric(name, function) for name, function in columns.items()]
 
 
+def history_names(classes: list[str]) -> tuple[str, ...]:
+    """Return the columns of the history that can be watched."""
+    metrics = validation_metrics(classes, np.ones(len(classes)), "argmax")
+    return ("train_loss", "valid_loss", *(each.name for each in metrics))
+
+
 def as_metric(name: str, function: Callable[..., float]) -> AccumMetric:
     """Return a fastai metric of (probabilities (n, K), truth (n,)) as NumPy arrays."""
     return AccumMetric(

@@ -18,9 +18,11 @@ def find_lr(learn: FusionLearner, freeze: bool) -> float:
     """
     if freeze:
         learn.freeze()
+    path = learn.path
     with tempfile.TemporaryDirectory() as folder, learn.no_bar():
         learn.path = Path(folder)
         lr = float(learn.lr_find(show_plot=False).valley)
+    learn.path = path
     logger.info("learning rate found: %.2g", lr)
     return lr
 

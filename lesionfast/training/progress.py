@@ -40,6 +40,10 @@ class EpochBar(Callback):
 
     def after_fit(self) -> None:
         """Take the bar of an unfinished epoch away."""
+        self.clean_up()
+
+    def clean_up(self) -> None:
+        """Take the bar away, however the fit ended."""
         if hasattr(self, "bar"):
             self.bar.stop()
 
@@ -106,7 +110,7 @@ class StopOnInterrupt(Callback):
     order = -40
 
     def __init__(self) -> None:
-        self.interrupted = False
+        self.interrupted, self.main = False, False
 
     def before_fit(self) -> None:
         """Take over SIGINT."""
@@ -121,6 +125,10 @@ class StopOnInterrupt(Callback):
 
     def after_fit(self) -> None:
         """Give SIGINT back."""
+        self.clean_up()
+
+    def clean_up(self) -> None:
+        """Give SIGINT back, however the fit ended."""
         if self.main:
             signal.signal(signal.SIGINT, self.before)
 

@@ -55,6 +55,11 @@ class Monitor(Callback):
     def improved(self) -> bool:
         """Return whether the last epoch is the best so far, and note it."""
         value = self.sign * float(self.recorder.values[-1][self.column])
+        if math.isnan(value):
+            raise LesionfastError(
+                f"--monitor {self.monitor} is undefined in epoch {self.epoch + 1}: validation may "
+                f"lack a class. Type another --monitor, such as valid_loss, or another --split."
+            )
         if not value > self.best:
             return False
         self.best, self.best_epoch = value, self.epoch

@@ -114,9 +114,9 @@ def run_lesionfast(arguments: argparse.Namespace) -> dict:
     prepared = time.perf_counter()
     run = Run.create(Path(arguments.folder) / "runs", config)
     experiment.write_preparation(learn, run)
-    experiment.fit(learn, run)
+    training = experiment.fit(learn, run)
     seconds = {"prepare": prepared - started, "fit": time.perf_counter() - prepared}
-    experiment.evaluate(learn, run)
+    experiment.evaluate(learn, run, training)
     table = run.predictions[run.predictions["split"] == "test"]
     probabilities = table[[f"p_{each}" for each in run.classes]].to_numpy()
     truth = table["target"].map(run.classes.index).to_numpy()

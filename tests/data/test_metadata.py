@@ -159,7 +159,7 @@ def test_a_lesion_with_two_labels_is_named_with_both(refusal):
 
 
 @pytest.mark.parametrize("field", ["lesion_id", "image_id", "dx"])
-@pytest.mark.parametrize("empty", ["", "NaN", "  "])
+@pytest.mark.parametrize("empty", ["", "NaN", "NA", "null", "  "])
 def test_missing_ids_and_labels_are_refused_with_their_rows(refusal, field, empty):
     row = {"lesion_id": "L9", "image_id": "ISIC_9", "dx": "nv", field: empty}
     message = refusal(HEADER + ROWS + ",".join(row.values()) + ",histo,50,male,back\n")
@@ -189,12 +189,14 @@ def test_without_a_lesion_column_every_image_is_its_own_group(read):
 
 def test_columns_whose_names_are_taken_are_left_out_aloud(read, caplog):
     text = (
-        "lesion_id,image_id,dx,target,split,age\nL1,ISIC_1,nv,0,train,5\nL2,ISIC_2,mel,1,test,6\n"
+        "lesion_id,image_id,dx,target,split,row,p_mel,p_53,age\n"
+        "L1,ISIC_1,nv,0,train,7,0.1,x,5\nL2,ISIC_2,mel,1,test,8,0.2,y,6\n"
     )
     df = read(text, metadata="age")
     assert df["target"].tolist() == ["nv", "mel"]
     assert "split" not in df
-    assert "columns left out, their names are taken: target, split" in caplog.text
+    assert "columns left out, their names are taken: target, split, row, p_mel\n" in caplog.text
+    assert df["p_53"].tolist() == ["x", "y"]
 
 
 def test_a_bad_number_among_numbers_is_named_with_its_row(refusal):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,14 @@ from lesionfast.data.sample import make_sample
 from lesionfast.errors import LesionfastError
 from lesionfast.models.fusion import load_model
 from lesionfast.runs import Run, sha256
-from lesionfast.training.experiment import prepare_learner, resume, train
+from lesionfast.training.experiment import (
+    head_lr,
+    only_trainer,
+    prepare_learner,
+    resume,
+    train,
+)
+from lesionfast.training.progress import StopOnInterrupt
 
 TINY = TrainConfig(  # a model of half a million parameters
     arch="test_resnet",
@@ -205,13 +213,85 @@ def test_a_resumed_run_keeps_its_joined_lesions_and_skipped_images(
         train(joined, config, tmp_path / "runs")
     stopped = Run.open(next((tmp_path / "runs").iterdir()))
     before = (stopped.path / "split.csv").read_text()
-    ended = resume(stopped)
+    moved = tmp_path / "moved"
+    troubled_data.rename(moved)
+    ended = resume(stopped, data=str(moved))
     assert ended.metrics["status"] == "finished"
     assert (ended.path / "split.csv").read_text() == before
     assert len(ended.split) == len(joined)
     group = joined.set_index("image_id")["group"]
     predictions = ended.predictions
     assert (predictions["group"] == predictions["image_id"].map(group)).all()
+
+
+@pytest.fixture
+def stopped(tmp_path, monkeypatch):
+    """A run on a copy of the sample that ended by Ctrl-C after its first epoch."""
+    folder = tmp_path / "data"
+    shutil.copytree(make_sample(), folder)
+    config = replace(TINY, data=str(folder), size=32)
+
+    def interrupt(self):
+        self.interrupted = self.epoch > 0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StopOnInterrupt, "before_batch", interrupt, raising=False)
+        run = train(load_dataset(config), config, tmp_path / "runs")
+    assert run.metrics["status"] == "interrupted"
+    return run
+
+
+def test_a_resumed_run_does_not_show_metrics_of_other_weights(stopped, monkeypatch):
+    def power_cut(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lesionfast.training.experiment.predict_splits", power_cut)
+    with pytest.raises(KeyboardInterrupt):
+        resume(Run.open(stopped.path))
+    assert not Run.open(stopped.path).finished
+    assert not (stopped.path / "predictions.csv").exists()
+
+
+@pytest.mark.parametrize("change", ["another age", "a row less"])
+def test_a_run_is_not_resumed_on_changed_data(stopped, change):
+    table = Path(stopped.config.data) / "sample_metadata.csv"
+    rows = pd.read_csv(table, dtype=str)
+    rows = rows.iloc[1:] if change == "a row less" else rows.assign(age="40")
+    rows.to_csv(table, index=False)
+    with pytest.raises(LesionfastError, match="the data has changed since.*start anew"):
+        resume(Run.open(stopped.path))
+    assert Run.open(stopped.path).finished  # nothing is lost
+
+
+def test_a_broken_checkpoint_says_how_to_start_again(stopped):
+    (stopped.path / "checkpoints" / "last.safetensors").write_bytes(b"cut short")
+    with pytest.raises(LesionfastError, match=r"is broken.*train --config .*config\.json"):
+        resume(Run.open(stopped.path))
+
+
+def test_a_run_that_stopped_before_it_began_is_not_resumed(tmp_path):
+    with pytest.raises(LesionfastError, match="stopped before its training began.*--config"):
+        resume(Run.create(tmp_path, TINY))
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(stopped):
+    with only_trainer(stopped), pytest.raises(LesionfastError, match="another process"):
+        resume(Run.open(stopped.path))
+
+
+def test_a_rate_that_was_found_holds_for_a_resumed_run(df, tmp_path):
+    learn = prepare_learner(df, replace(TINY, lr="auto"))
+    run = Run.create(tmp_path, replace(TINY, lr="auto"))
+    found = head_lr(learn, run)
+    assert 1e-7 < found < 10
+    (run.path / "checkpoints" / "lr.json").write_text("0.125")
+    assert head_lr(learn, run) == 0.125
+
+
+def test_a_metric_that_is_undefined_says_what_to_watch(df, tmp_path):
+    lone = df[(df["split"] != "valid") | (df["target"] != "mel")]
+    with pytest.raises(LesionfastError, match="--monitor mel_sensitivity is undefined in epoch 1"):
+        train(lone, replace(TINY, monitor="mel_sensitivity", size=32), tmp_path)
 
 
 def test_a_run_that_ended_is_not_resumed(run):
@@ -227,6 +307,7 @@ def test_a_run_that_ended_is_not_resumed(run):
         ({"balance": "weight"}, "Did you mean 'weights'"),
         ({"fusion": "fillm"}, "Did you mean 'film'"),
         ({"augment": "rotat"}, "Did you mean 'rotate'"),
+        ({"metadata": "none"}, "--fusion concat needs metadata.*--fusion none"),
         ({"monitor": "acuracy"}, "--monitor is 'acuracy'.*Did you mean 'accuracy'"),
         ({"unfreeze": "last:99"}, "--unfreeze is 'last:99'"),
         ({"device": "cuda"}, "no cuda device"),
@@ -253,6 +334,8 @@ def test_out_of_memory_says_which_batch_size_to_try(df, tmp_path, monkeypatch):
     def fail(self, *args):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
+    before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr("lesionfast.models.fusion.FusionModel.forward", fail)
     with pytest.raises(LesionfastError, match="--batch-size 8"):
         train(df, TINY, tmp_path)
+    assert signal.getsignal(signal.SIGINT) == before  # Ctrl-C is Python's again

@@ -66,6 +66,12 @@ def test_fewer_rows_than_the_batch_size_still_make_a_batch(df):
     assert len(dls.train) == 1 and len(dls.one_batch()[0]) == (small["split"] == "train").sum()
 
 
+def test_a_sampler_that_draws_fewer_rows_than_the_batch_size_still_makes_a_batch(df):
+    config = replace(TINY, balance="downsample", batch_size=280)
+    learn = fusion_learner(build_dls(df, config), config)
+    assert len(learn.dls.train) == 1 and learn.dls.train.n < 280
+
+
 def test_show_batch_and_show_results_draw_pictures_with_captions(learn):
     learn.dls.show_batch(max_n=4)
     titles = [axis.get_title() for axis in plt.gcf().axes]
@@ -95,11 +101,12 @@ def test_the_history_has_the_metrics_of_the_field(learn):
     assert names == ["balanced_accuracy", "macro_auc", "mel_sensitivity", "accuracy"]
 
 
-def test_precision_is_what_was_asked_or_what_is_fast():
+def test_precision_is_what_was_asked_or_what_is_fast(monkeypatch):
     cpu = torch.device("cpu")
     assert precision("float32", cpu) == "float32" and precision("bfloat16", cpu) == "bfloat16"
-    fast = torch.cpu.get_capabilities().get("amx_bf16", False)
-    assert precision("auto", cpu) == ("bfloat16" if fast else "float32")
+    for found, expected in (({"amx_bf16": True}, "bfloat16"), ({"avx2": True}, "float32")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found)
+        assert precision("auto", cpu) == expected
 
 
 def test_bfloat16_agrees_with_float32(df):
