@@ -95,16 +95,24 @@ def interpret(
     rule: Annotated[
         str | None, typer.Option(help="argmax or balanced; default: the one that decides.")
     ] = None,
+    nearest: Annotated[
+        str | None,
+        typer.Option(help="Instead: the training lesions most like this image id or file."),
+    ] = None,
+    k: Annotated[int, typer.Option("--k", help="How many of them.")] = 5,
     out: Root = "runs",
     json: Json = False,
 ) -> None:
     """Show what a run confuses, melanoma first, and draw it to the run's figures/.
 
-    Example: lesionfast interpret runs/20260102-030405-densenet121
+    Example: lesionfast interpret runs/20260102-030405-densenet121 --nearest ISIC_0024306
     """
+    found = Run.open(run) if run else newest_run(out)
+    if nearest is not None:
+        print_nearest(found, nearest, k, json)
+        return
     from lesionfast.evaluation.interpretation import Interpretation
 
-    found = Run.open(run) if run else newest_run(out)
     interpretation = Interpretation.of(found, split=split, rule=rule)
     from lesionfast.evaluation.figures import draw_figures
 
@@ -117,6 +125,21 @@ def interpret(
     for table in interpretation_tables(interpretation):
         print_table(table)
     print("\n".join(map(str, figures)))
+
+
+def print_nearest(run: Run, image: str, k: int, as_json: bool) -> None:
+    """Print the training lesions most similar to an image, and the path of their picture."""
+    from lesionfast.evaluation.explain import draw_nearest, nearest_lesions
+    from lesionfast.evaluation.interpretation import records
+    from lesionfast.evaluation.tables import nearest_table, print_table
+
+    table = nearest_lesions(run, image, k)
+    figure = draw_nearest(run, table)
+    if as_json:
+        print(json_module.dumps({"nearest": records(table), "figure": str(figure)}))
+        return
+    print_table(nearest_table(table))
+    print(figure)
 
 
 @app.command("lr-find")

@@ -101,6 +101,9 @@ class TrainConfig(SplitConfig):
     )
     fusion: str = option("concat", "How image and metadata meet (lesionfast list fusions).")
     pool: str = option("avg", "Global pooling of the last feature map.", ("avg", "max", "concat"))
+    head: str = option(
+        "linear", "Last layer: 'linear' is trained; 'prototype' and 'svm' on frozen features."
+    )
     dropout: float = option(0.2, "Dropout before the last layer, between 0 and 1.", limits=(0, 1))
     epochs: int = option(6, "Epochs in all phases together.", limits=(1, math.inf))
     batch_size: int = option(32, "Images per step.", limits=(1, math.inf))
@@ -115,6 +118,9 @@ class TrainConfig(SplitConfig):
         "auto",
         "'gradual' (head, then stage by stage), 'two-step' (head, then all), 'last:N' (head, then "
         "the last N stages), 'none' (all at once); 'auto': gradual if pretrained, else none.",
+    )
+    subclass: str | None = option(
+        None, "Cut classes into visual sub-classes while training, such as mel=3."
     )
     balance: str = option("none", "Class balancing (lesionfast list balances).")
     loss: str = option("cross_entropy", "Loss (lesionfast list losses).")

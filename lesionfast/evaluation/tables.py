@@ -164,6 +164,20 @@ def taken_for_table(
     return table
 
 
+def nearest_table(nearest: "pd.DataFrame") -> "Table":
+    """Return the training lesions most similar to an image, the first row of `nearest`."""
+    query = nearest.iloc[0]
+    truth = f", {full_name(query['target'])}" if query["target"] else ""
+    table = new_table(f"Training lesions most similar to {query['image_id']}{truth}")
+    add_columns(table, "image", "class", "similarity", "age", "sex")
+    table.columns[1].justify = "left"
+    for _, row in nearest.iloc[1:].iterrows():
+        person = (plain(row.get(name)) for name in ("age", "sex"))
+        names = str(row["image_id"]), full_name(row["target"])
+        table.add_row(*names, decimal(row["similarity"]), *person)
+    return table
+
+
 def runs_table(runs: Sequence[Run]) -> "Table":
     """Return one row a run: its metrics on the test images under the rule that decides."""
     caption = "on the test images, by the rule that decides; min: minutes of training"

@@ -122,7 +122,11 @@ def metadata_branch(n_metadata: int) -> nn.Sequential:
 
 
 class FusionModel(nn.Module):
-    """A classifier of an image and its metadata; `backbone` is None for fusion 'metadata'."""
+    """A classifier of an image and its metadata; `backbone` is None for fusion 'metadata'.
+
+    With sub-classes it has more outputs than classes: `parents` (S,) has the class number of each,
+    training sees all S, and in eval mode the probabilities of a class's outputs are added up.
+    """
 
     def __init__(
         self,
@@ -133,6 +137,7 @@ class FusionModel(nn.Module):
         n_classes: int,
         fusion: str,
         dropout: float,
+        parents: list[int] | None = None,
     ) -> None:
         super().__init__()
         build = fusions[fusion]
@@ -142,7 +147,9 @@ class FusionModel(nn.Module):
         self.pool, factor = POOLS[pool]
         n_image = 0 if backbone is None else backbone.num_features * factor
         self.fusion = build(n_image, n_metadata)
-        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.fusion.width, n_classes))
+        self.parents = parents or list(range(n_classes))
+        outputs = nn.Linear(self.fusion.width, len(self.parents))
+        self.head = nn.Sequential(nn.Dropout(dropout), outputs)
 
     def forward(self, image: Tensor, metadata: Tensor) -> Tensor:
         """Return logits (B, n_classes) of images (B, 3, H, W) in 0..1 and metadata (B, width)."""
@@ -156,7 +163,16 @@ class FusionModel(nn.Module):
 
     def classify(self, features: Tensor, metadata: Tensor) -> Tensor:
         """Return logits (B, n_classes) of pooled features (B, F) and metadata (B, width)."""
-        return self.head(self.fusion(features, metadata))
+        logits = self.head(self.fusion(features, metadata))
+        return logits if self.training else self.merge(logits)
+
+    def merge(self, logits: Tensor) -> Tensor:
+        """Return the logits of the classes (B, K) from those of all outputs (B, S)."""
+        n_classes = max(self.parents) + 1
+        if n_classes == len(self.parents):
+            return logits
+        members = [[i for i, p in enumerate(self.parents) if p == k] for k in range(n_classes)]
+        return torch.stack([logits[:, each].logsumexp(dim=1) for each in members], dim=1)
 
 
 def check_parts(fusion: str, backbone: Backbone | None, n_metadata: int) -> None:
@@ -184,7 +200,9 @@ def stage_groups(model: FusionModel) -> list[list[nn.Parameter]]:
     return [*(model.backbone.stages if model.backbone is not None else []), head]
 
 
-def build_model(config: TrainConfig, n_metadata: int, n_classes: int) -> FusionModel:
+def build_model(
+    config: TrainConfig, n_metadata: int, n_classes: int, parents: list[int] | None = None
+) -> FusionModel:
     """Return the model that a configuration describes, with its pretrained weights."""
     backbone = None
     if config.fusion != "metadata":
@@ -196,6 +214,7 @@ def build_model(config: TrainConfig, n_metadata: int, n_classes: int) -> FusionM
         n_classes=n_classes,
         fusion=config.fusion,
         dropout=config.dropout,
+        parents=parents,
     )
 
 
@@ -207,7 +226,8 @@ def load_model(run: Run) -> FusionModel:
     about = run.model
     names = ("arch", "size", "pool", "fusion", "dropout")
     config = TrainConfig(weights="none", **{name: about[name] for name in names})
-    model = build_model(config, about["n_metadata"], len(about["classes"]))
+    parents = about.get("parents")
+    model = build_model(config, about["n_metadata"], len(about["classes"]), parents)
     path = run.path / "weights.safetensors"
     try:
         model.load_state_dict(load_file(path))

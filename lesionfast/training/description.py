@@ -28,6 +28,7 @@ def describe_model(learn: FusionLearner, config: TrainConfig) -> dict[str, Any]:
         "metadata": config.metadata_columns,
         "n_metadata": learn.dls.encoder.width,
         "classes": list(learn.dls.vocab),
+        "parents": learn.model.parents,
         "prior": learn.balance.prior.tolist(),
         "weights_origin": "no backbone" if backbone is None else backbone.origin,
     }

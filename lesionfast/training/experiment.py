@@ -29,6 +29,7 @@ from lesionfast.training.balancing import balances
 from lesionfast.training.callbacks import OneCycle, ProgressiveUnfreezing
 from lesionfast.training.checkpoint import Checkpoint
 from lesionfast.training.description import announce, describe_environment, describe_model
+from lesionfast.training.heads import check_head, solve_head
 from lesionfast.training.learner import FusionLearner, fusion_learner, history_names
 from lesionfast.training.losses import losses
 from lesionfast.training.lr_finder import find_lr
@@ -51,7 +52,7 @@ def train(df: pd.DataFrame, config: TrainConfig | None = None, root: str | Path 
     run = Run.create(root, config)
     with only_trainer(run), logging_to(run.path / "log.txt"):
         write_preparation(learn, run)
-        evaluate(learn, run, fit(learn, run))
+        evaluate(learn, run, learn_weights(learn, run))
     return run
 
 
@@ -72,7 +73,7 @@ def resume(run: Run, **moved: str) -> Run:
             (run.path / name).unlink(missing_ok=True)
         run = Run(run.path)
         with logging_to(run.path / "log.txt"):
-            evaluate(learn, run, fit(learn, run, resume=True))
+            evaluate(learn, run, learn_weights(learn, run, resume=True))
     return run
 
 
@@ -123,6 +124,7 @@ def only_trainer(run: Run) -> Iterator[None]:
 def prepare_learner(df: pd.DataFrame, config: TrainConfig) -> FusionLearner:
     """Return the Learner of an experiment; bad names are found before any image is decoded."""
     check_arch(config.arch)
+    check_head(config)
     for registry, name in (
         (losses, config.loss),
         (balances, config.balance),
@@ -164,6 +166,11 @@ def phases_of(learn: FusionLearner, config: TrainConfig) -> list[Phase]:
 def starts_frozen(learn: FusionLearner, config: TrainConfig) -> bool:
     """Return whether the first phase trains a part of the model only."""
     return phases_of(learn, config)[0].groups < len(learn.splitter(learn.model))
+
+
+def learn_weights(learn: FusionLearner, run: Run, resume: bool = False) -> dict[str, Any]:
+    """Train, or solve a head that is solved; return what metrics.json says of the training."""
+    return fit(learn, run, resume) if run.config.head == "linear" else solve_head(learn, run)
 
 
 def fit(learn: FusionLearner, run: Run, resume: bool = False) -> dict[str, Any]:

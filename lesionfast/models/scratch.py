@@ -1,0 +1,71 @@
+"""This project's own architectures, trained from scratch: feature maps of images (B, 3, H, W)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.densenet import DenseNet
+
+from lesionfast.registry import Registry
+
+archs = Registry("architecture", "--arch")
+SMALLEST = 32  # pixels: five halvings
+
+
+@archs.register("vanilla_cnn")
+def vanilla_cnn() -> nn.Module:
+    """This project: a plain deep CNN, 6 M parameters, global max pooling."""
+    return nn.Sequential(*stages((32, 64, 128, 256, 608)))
+
+
+@archs.register("densenet_scratch")
+def densenet_scratch() -> nn.Module:
+    """This project: a DenseNet (Huang et al. 2017, arXiv:1608.06993), 6 M, global max pooling."""
+    net = DenseNet(growth_rate=40, block_config=(6, 10, 14, 10), num_init_features=64)
+    return nn.Sequential(net.features, nn.ReLU(inplace=True))
+
+
+@archs.register("pyramid_cnn")
+def pyramid_cnn() -> nn.Module:
+    """This project: a plain CNN whose every stage goes straight to the head, 6 M parameters."""
+    return Pyramid(stages((32, 64, 128, 256, 576)))
+
+
+class Pyramid(nn.Module):
+    """Stages whose maps all reach the head: each is max-pooled to the last one's grid.
+
+    So with global max pooling the maximum of every channel of every stage is a feature: low-level
+    texture skips what lies between (a spatial pyramid, Lazebnik et al. 2006, doi:10.1109/CVPR.2006.68,
+    over stages instead of windows).
+    """
+
+    def __init__(self, rows: list[nn.Module]) -> None:
+        super().__init__()
+        self.rows = nn.ModuleList(rows)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return (B, sum of all channels, h, w), h and w those of the last stage."""
+        maps = []
+        for row in self.rows:
+            image = row(image)
+            maps.append(image)
+        grid = maps[-1].shape[2:]
+        return torch.cat([F.adaptive_max_pool2d(each, grid) for each in maps], dim=1)
+
+
+def stages(channels: tuple[int, ...]) -> list[nn.Module]:
+    """Return stages that halve the side each, of two convolutions; the first has a stride."""
+    inputs = (3, *channels)
+    return [stage(inputs[i], width, first=i == 0) for i, width in enumerate(channels)]
+
+
+def stage(n_in: int, n_out: int, first: bool) -> nn.Sequential:
+    """Return two 3x3 convolutions with batch norm at half the side of the input."""
+    halving = [] if first else [nn.MaxPool2d(2)]
+    return nn.Sequential(*halving, conv(n_in, n_out, 1 + first), conv(n_out, n_out))
+
+
+def conv(n_in: int, n_out: int, stride: int = 1) -> nn.Sequential:
+    """Return convolution, batch norm and ReLU (He et al. 2015 initialisation, arXiv:1502.01852)."""
+    layer = nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=False)
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    return nn.Sequential(layer, nn.BatchNorm2d(n_out), nn.ReLU(inplace=True))

@@ -1,0 +1,100 @@
+"""Sub-classes: a class is cut into visual clusters, trained as such, and merged in every output."""
+
+import logging
+
+import numpy as np
+import torch
+from fastai.callback.core import Callback
+from fastai.data.core import DataLoaders
+from torch import nn
+
+from lesionfast.console import counting_bar
+from lesionfast.data.loaders import ReadTarget
+from lesionfast.errors import LesionfastError
+from lesionfast.models.features import image_features
+from lesionfast.models.fusion import FusionModel
+
+logger = logging.getLogger("lesionfast")
+
+
+def parents_of(wanted: dict[str, int], classes: list[str]) -> list[int]:
+    """Return the class number of each output: the classes first, then what they are cut into more.
+
+    `wanted` maps class names to a number of sub-classes; raises `LesionfastError` below 2.
+    """
+    for name, count in wanted.items():
+        if count < 2:
+            raise LesionfastError(f"--subclass {name}={count} cuts nothing; type {name}=2 or more.")
+    more = [[classes.index(name)] * (count - 1) for name, count in wanted.items()]
+    return [*range(len(classes)), *(code for codes in more for code in codes)]
+
+
+def assign_subclasses(dls: DataLoaders, model: FusionModel, seed: int) -> None:
+    """Give the training targets in `dls` the numbers of the model's outputs, by cluster.
+
+    The clusters are k-means of the backbone's features, one point a lesion, of training lesions
+    only. Validation and test keep their class numbers. Raises `LesionfastError` for a backbone
+    that is not pretrained, and a class with fewer lesions than sub-classes.
+    """
+    if model.backbone is None or not model.backbone.pretrained:
+        raise LesionfastError(
+            "--subclass clusters the features of a pretrained backbone, and this one has random "
+            "weights. Type --weights auto, or a file or run with weights."
+        )
+    parents = np.array(model.parents)
+    rows = dls.rows[dls.rows["split"] == "train"]
+    targets = find_targets(dls)
+    for code in np.flatnonzero(np.bincount(parents) > 1):
+        name, outputs = dls.vocab[code], np.flatnonzero(parents == code)
+        mine = rows[rows["target"] == name]
+        cluster = cluster_lesions(dls, model, mine, len(outputs), seed)
+        targets[mine["row"].to_numpy()] = outputs[cluster]
+        sizes = ", ".join(map(str, np.bincount(cluster)))
+        logger.info("class %s: %d sub-classes of %s images", name, len(outputs), sizes)
+
+
+def find_targets(dls: DataLoaders) -> np.ndarray:
+    """Return the array of class numbers that the loaders read, to be written to."""
+    return next(t.array for t in dls.train_ds.tls[2].tfms if isinstance(t, ReadTarget))
+
+
+def cluster_lesions(dls: DataLoaders, model: FusionModel, rows, k: int, seed: int) -> np.ndarray:
+    """Return the cluster of each row (n,), 0 to k - 1, the same for all images of a lesion."""
+    from sklearn.cluster import KMeans
+
+    lesions, index = np.unique(rows["group"], return_inverse=True)
+    if len(lesions) < k:
+        raise LesionfastError(
+            f"--subclass wants {k} parts of '{rows['target'].iloc[0]}', which has only "
+            f"{len(lesions)} training lesions. Type a smaller number."
+        )
+    model.to(dls.device)
+    with counting_bar("features for the sub-classes") as progress:
+        features = image_features(model, dls.pixels, rows["row"].to_numpy(), progress)
+    features = (features - features.mean(axis=0)) / (features.std(axis=0) + 1e-6)
+    sums = np.zeros((len(lesions), features.shape[1]))
+    np.add.at(sums, index, features)
+    means = sums / np.bincount(index)[:, None]
+    return KMeans(k, n_init=10, random_state=seed).fit_predict(means)[index]
+
+
+class Subclasses(Callback):
+    """Train with a loss over the sub-classes; validate with the loss over the classes."""
+
+    order = -15
+
+    def __init__(self, train_loss: nn.Module, valid_loss: nn.Module) -> None:
+        self.train_loss, self.valid_loss = train_loss, valid_loss
+
+    def before_train(self) -> None:
+        """Take the loss over the model's outputs."""
+        self.learn.loss_func = self.train_loss.to(self.dls.device)
+
+    def before_validate(self) -> None:
+        """Take the loss over the classes, into which the model merges its outputs by itself."""
+        self.learn.loss_func = self.valid_loss.to(self.dls.device)
+
+
+def over_outputs(values: torch.Tensor | None, parents: list[int]) -> torch.Tensor | None:
+    """Return per-class values (K,) as per-output values (S,)."""
+    return None if values is None else values[torch.tensor(parents)]

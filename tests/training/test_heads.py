@@ -1,0 +1,90 @@
+"""Heads that are solved: against plain formulas and scikit-learn, and as whole runs."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+from sklearn.metrics import log_loss
+from sklearn.svm import LinearSVC
+
+from lesionfast.config import TrainConfig
+from lesionfast.data.dataset import load_dataset
+from lesionfast.errors import LesionfastError
+from lesionfast.evaluation.interpretation import Interpretation
+from lesionfast.models.fusion import load_model
+from lesionfast.training.experiment import train
+from lesionfast.training.heads import best_scale, heads
+
+CONFIG = TrainConfig(arch="test_resnet", weights="none", size=32)
+
+
+@pytest.fixture
+def clouds():
+    """Three clouds of points in four dimensions, of 40, 20 and 10 points."""
+    rng = np.random.default_rng(0)
+    codes = np.repeat([0, 1, 2], [40, 20, 10])
+    return rng.normal(size=(70, 4)) + 3 * rng.normal(size=(3, 4))[codes], codes
+
+
+def test_a_prototype_decides_for_the_nearest_class_mean(clouds):
+    x, codes = clouds
+    weight, bias = heads["prototype"](x, codes)
+    centres = np.stack([x[codes == code].mean(axis=0) for code in range(3)])
+    squared = ((x[:, None] - centres) ** 2).sum(axis=2)
+    logits = x @ weight.T + bias
+    np.testing.assert_allclose(softmax(logits, axis=1), softmax(-squared, axis=1), atol=1e-12)
+
+
+def test_the_svm_is_scikit_learns_one_hyperplane_a_class(clouds):
+    x, codes = clouds
+    weight, bias = heads["svm"](x, codes)
+    theirs = LinearSVC(C=1e-4, class_weight="balanced", dual="auto", random_state=0).fit(x, codes)
+    np.testing.assert_allclose(x @ weight.T + bias, theirs.decision_function(x), rtol=1e-6)
+
+
+def test_two_classes_share_a_hyperplane(clouds):
+    x, codes = clouds
+    two = codes < 2
+    weight, bias = heads["svm"](x[two], codes[two])
+    logits = x[two] @ weight.T + bias
+    assert logits.shape == (60, 2)
+    np.testing.assert_allclose(logits[:, 0], -logits[:, 1])
+    assert (logits.argmax(axis=1) == codes[two]).mean() > 0.9
+
+
+def test_the_scale_is_the_one_of_least_balanced_log_loss(clouds):
+    x, codes = clouds
+    weight, bias = heads["prototype"](x, codes)
+    logits = x @ weight.T + bias
+    share = 1 / np.bincount(codes)[codes]
+
+    def loss(scale):
+        return log_loss(codes, softmax(scale * logits, axis=1), sample_weight=share)
+
+    scale = best_scale(logits, codes)
+    assert loss(scale) < min(loss(1.1 * scale), loss(scale / 1.1), loss(1.0)) + 1e-12
+
+
+@pytest.mark.parametrize("head", ["prototype", "svm"])
+def test_a_solved_run_is_like_any_other(head, tmp_path):
+    config = replace(CONFIG, head=head)
+    run = train(load_dataset(config), config, tmp_path)
+    assert run.metrics["status"] == "finished"
+    assert len(run.history) == 1 and run.history["phase"].tolist() == [head]
+    rules = run.metrics["valid"]["rules"]
+    assert rules["balanced"] == rules["argmax"]  # no class had a larger share in it
+    assert rules["argmax"]["balanced_accuracy"] > 1.5 / 7  # random features are not nothing
+    assert run.history["balanced_accuracy"][0] == pytest.approx(
+        rules["argmax"]["balanced_accuracy"], abs=1e-5
+    )
+    assert not load_model(run).training
+    assert len(Interpretation.of(run).rows) == run.metrics["test"]["n"]
+
+
+def test_a_solved_head_refuses_what_it_cannot_heed(tmp_path):
+    config = replace(CONFIG, head="svm", balance="weights", loss="focal")
+    with pytest.raises(LesionfastError, match="--balance, --loss can do nothing.*--head linear"):
+        train(load_dataset(config), config, tmp_path)
+    with pytest.raises(LesionfastError, match="Did you mean 'prototype'"):
+        train(load_dataset(config), replace(CONFIG, head="prototipe"), tmp_path)
