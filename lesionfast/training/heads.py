@@ -111,7 +111,7 @@ def split_features(learn: FusionLearner, split: str) -> tuple[np.ndarray, np.nda
     with counting_bar(f"features of {split}") as progress:
         image = image_features(learn.model, learn.dls.pixels, rows["row"].to_numpy(), progress)
     fused = fused_features(learn.model, image, learn.dls.encoder.transform(rows))
-    codes = rows["target"].map(list(learn.dls.vocab).index).to_numpy(np.int64)
+    codes = rows["target"].map(list(learn.dls.vocab).index).to_numpy(np.int64, copy=True)
     return fused.astype(np.float64), codes
 
 

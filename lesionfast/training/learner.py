@@ -1,6 +1,7 @@
 """DataLoaders + model -> an ordinary fastai Learner. The one file that imports fastai's patches."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -50,6 +51,8 @@ def fusion_learner(dls: DataLoaders, config: TrainConfig | None = None) -> Fusio
     torch.manual_seed(config.seed)  # the head's first weights
     model = build_model(config, n_metadata=dls.encoder.width, n_classes=len(dls.vocab))
     balance = balancer(target_codes(dls), len(dls.vocab))
+    if config.head != "linear":  # solved with every class weighing the same
+        balance = replace(balance, prior=np.full(len(dls.vocab), 1 / len(dls.vocab)))
     dls.train.set_sampler(balance.sampler)
     weight = None if balance.weights is None else torch.tensor(balance.weights).float()
     learn = FusionLearner(
