@@ -100,7 +100,11 @@ class TrainConfig(SplitConfig):
         ("crop", "squish"),
     )
     fusion: str = option("concat", "How image and metadata meet (lesionfast list fusions).")
-    pool: str = option("avg", "Global pooling of the last feature map.", ("avg", "max", "concat"))
+    pool: str = option(
+        "auto",
+        "Global pooling of the last feature map; 'auto': max for this project's own, else avg.",
+        ("auto", "avg", "max", "concat"),
+    )
     head: str = option(
         "linear", "Last layer: 'linear' is trained; 'prototype' and 'svm' on frozen features."
     )

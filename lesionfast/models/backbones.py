@@ -14,6 +14,7 @@ from lesionfast.models.conversions import conversions
 from lesionfast.models.hubs import Wanted
 from lesionfast.models.names import check_arch
 from lesionfast.models.names import list_archs as list_archs
+from lesionfast.models.scratch import SMALLEST, archs
 from lesionfast.models.stages import blocks, drop_unused, group_stages, side_of
 from lesionfast.models.weights import PACKAGES, find_weights, load_into
 
@@ -90,14 +91,23 @@ def create_backbone(arch: str, *, size: int, weights: str = "auto") -> Backbone:
     unknown name, a size that the backbone can't take, and weights that can't be had.
     """
     library, name = check_arch(arch)
-    backbone = (timm_backbone if library == "timm" else torchvision_backbone)(name, size)
+    backbone = BUILDERS[library](name, size)
     measure(backbone, arch, size)
-    if weights != "none":
+    if library == "lesionfast" and weights == "auto":
+        backbone.origin = f"random weights, trained from scratch: {name} has no pretrained ones"
+    elif weights != "none":
         tensors, origin = find_weights(wanted_weights(arch, library, name), weights)
         net = getattr(backbone.body, "net", backbone.body)
         load_into(net, tensors, conversions(net, library, name, size), arch, origin)
         backbone.pretrained, backbone.origin = True, origin
     return backbone
+
+
+def scratch_backbone(name: str, size: int) -> Backbone:
+    """Return one of this project's own architectures."""
+    if size < SMALLEST:
+        raise too_small(name, size, SMALLEST)
+    return Backbone(archs[name](), HALVES, HALVES)
 
 
 def timm_backbone(name: str, size: int) -> Backbone:
@@ -138,6 +148,13 @@ def torchvision_backbone(name: str, size: int) -> Backbone:
     return Backbone(cut(net, name), mean, std)
 
 
+BUILDERS = {
+    "lesionfast": scratch_backbone,
+    "torchvision": torchvision_backbone,
+    "timm": timm_backbone,
+}
+
+
 def check_patches(name: str, size: int) -> None:
     """Raise `LesionfastError` unless a vision transformer's patches fill the image."""
     patch = int(name.split("_")[2])
@@ -163,6 +180,8 @@ def cut(net: nn.Module, name: str) -> nn.Module:
 
 def wanted_weights(arch: str, library: str, name: str) -> Wanted:
     """Return where the pretrained weights of a name are."""
+    if library == "lesionfast":
+        return Wanted(arch, library, name)
     if library == "torchvision":
         url = torchvision.models.get_model_weights(name).DEFAULT.url
         return Wanted(arch, library, name, url=url)
@@ -219,8 +238,10 @@ def measure(backbone: Backbone, arch: str, size: int) -> None:
 
 
 def native_size(arch: str) -> int:
-    """Return the side in pixels that a backbone was made for."""
+    """Return the side in pixels that a backbone was made for, of this project's own the least."""
     library, name = check_arch(arch)
+    if library == "lesionfast":
+        return SMALLEST
     if library == "timm":
         return timm.get_pretrained_cfg(name).input_size[-1]
     return torchvision.models.get_model_weights(name).DEFAULT.transforms().crop_size[0]

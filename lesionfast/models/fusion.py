@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lesionfast.config import TrainConfig, check_choice
 from lesionfast.errors import LesionfastError
 from lesionfast.models.backbones import Backbone, create_backbone
+from lesionfast.models.names import check_arch
 from lesionfast.registry import Registry
 from lesionfast.runs import Run
 
@@ -144,7 +145,7 @@ class FusionModel(nn.Module):
         check_choice("pool", pool, tuple(POOLS))
         check_parts(fusion, backbone, n_metadata)
         self.backbone = backbone
-        self.pool, factor = POOLS[pool]
+        self.pool_name, (self.pool, factor) = pool, POOLS[pool]
         n_image = 0 if backbone is None else backbone.num_features * factor
         self.fusion = build(n_image, n_metadata)
         self.parents = parents or list(range(n_classes))
@@ -209,13 +210,21 @@ def build_model(
         backbone = create_backbone(config.arch, size=config.size, weights=config.weights)
     return FusionModel(
         backbone,
-        pool=config.pool,
+        pool=pool_of(config),
         n_metadata=n_metadata,
         n_classes=n_classes,
         fusion=config.fusion,
         dropout=config.dropout,
         parents=parents,
     )
+
+
+def pool_of(config: TrainConfig) -> str:
+    """Return the pooling that a configuration stands for."""
+    if config.pool != "auto":
+        return config.pool
+    own = config.fusion != "metadata" and check_arch(config.arch)[0] == "lesionfast"
+    return "max" if own else "avg"
 
 
 def load_model(run: Run) -> FusionModel:

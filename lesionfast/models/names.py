@@ -6,28 +6,32 @@ import timm
 import torchvision
 
 from lesionfast.errors import LesionfastError, did_you_mean
+from lesionfast.models.scratch import archs
 
-LIBRARIES = ("torchvision", "timm")
+LIBRARIES = ("lesionfast", "torchvision", "timm")
 
 
 @lru_cache
 def names_of(library: str) -> tuple[str, ...]:
     """Return the names of a library's classification architectures."""
+    if library == "lesionfast":
+        return tuple(archs)
     if library == "timm":
         return tuple(timm.list_models())
     return tuple(torchvision.models.list_models(module=torchvision.models))
 
 
 def list_archs() -> dict[str, str]:
-    """Return every name -> the library that it is taken from; torchvision's comes first."""
-    both = {name: library for library in reversed(LIBRARIES) for name in names_of(library)}
-    return dict(sorted(both.items()))
+    """Return every name -> its library, torchvision's before timm's; this project's own first."""
+    found = {name: library for library in reversed(LIBRARIES) for name in names_of(library)}
+    own = archs.describe()
+    return own | {name: found[name] for name in sorted(found) if name not in own}
 
 
 def check_arch(arch: str) -> tuple[str, str]:
-    """Return (library, name); raises `LesionfastError` for a name that neither library has.
+    """Return (library, name); raises `LesionfastError` for a name that no library has.
 
-    A name that both have is torchvision's; "timm:resnet50" takes the other. A timm name may end
+    A name that two have is torchvision's; "timm:resnet50" takes the other. A timm name may end
     with the tag of its weights: "resnet50.a1_in1k".
     """
     library, _, name = arch.rpartition(":")

@@ -34,8 +34,8 @@ class Pyramid(nn.Module):
     """Stages whose maps all reach the head: each is max-pooled to the last one's grid.
 
     So with global max pooling the maximum of every channel of every stage is a feature: low-level
-    texture skips what lies between (a spatial pyramid, Lazebnik et al. 2006, doi:10.1109/CVPR.2006.68,
-    over stages instead of windows).
+    texture skips what lies between (a spatial pyramid over stages instead of windows; Lazebnik et
+    al. 2006, doi:10.1109/CVPR.2006.68).
     """
 
     def __init__(self, rows: list[nn.Module]) -> None:

