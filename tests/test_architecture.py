@@ -30,6 +30,7 @@ TORCH_FREE = [
     "data.splits",
     "data.sample",
     "data.dataset",
+    "evaluation.bootstrap",
     "evaluation.metrics",
     "evaluation.interpretation",
     "evaluation.figures",
