@@ -3,9 +3,10 @@
 import json as json_module
 import sys
 import warnings
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +15,9 @@ from lesionfast.console import counting_bar, log_to_console
 from lesionfast.errors import LesionfastError, did_you_mean
 from lesionfast.options import options_of
 from lesionfast.runs import Run, list_runs, newest_run
+
+if TYPE_CHECKING:
+    from lesionfast.evaluation.comparison import Comparison
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -199,6 +203,44 @@ def runs(out: Root = "runs", json: Json = False) -> None:
     from lesionfast.evaluation.tables import print_table, runs_table
 
     print_table(runs_table(found))
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Runs; default: all with the split of the newest."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which predictions: valid or test.")] = "test",
+    csv: Annotated[Path | None, typer.Option(help="CSV file to write the table to.")] = None,
+    out: Root = "runs",
+    json: Json = False,
+) -> None:
+    """Compare runs on one split, with intervals, and draw them to the comparison/ of --out.
+
+    Example: lesionfast compare --csv comparison.csv
+    """
+    from lesionfast.evaluation.comparison import Comparison, comparable_runs
+
+    chosen = [Run.open(run) for run in runs] if runs else comparable_runs(out)
+    comparison = Comparison.of(chosen, split)
+    files = [comparison.write_csv(csv)] if csv else []
+    print_comparison(comparison, Path(out) / "comparison", json, files)
+
+
+def print_comparison(
+    comparison: "Comparison", folder: Path, as_json: bool = False, files: Iterable[Path] = ()
+) -> None:
+    """Draw a comparison to a folder; print it as a table or JSON, and the files, to stdout."""
+    from lesionfast.evaluation.comparison_figures import draw_comparison
+    from lesionfast.evaluation.tables import comparison_table, print_table
+
+    figures = draw_comparison(comparison, folder)
+    if as_json:
+        print(json_module.dumps(comparison.to_dict() | {"figures": list(map(str, figures))}))
+        return
+    print_table(comparison_table(comparison))
+    print("\n".join(map(str, [*files, *figures])))
 
 
 @data_app.command()

@@ -33,6 +33,9 @@ TORCH_FREE = [
     "evaluation.bootstrap",
     "evaluation.metrics",
     "evaluation.interpretation",
+    "evaluation.comparison",
+    "evaluation.comparison_figures",
+    "evaluation.committee",
     "evaluation.figures",
     "evaluation.tables",
 ]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from lesionfast.data.audit import Audit
+    from lesionfast.evaluation.comparison import Comparison
 
 OVERALL = {
     "balanced_accuracy": "balanced accuracy",
@@ -190,6 +191,67 @@ def run_cells(run: Run) -> list[str]:
     )
     minutes = f"{run.metrics['train_seconds'] / 60:.1f}"
     return [*map(decimal, values), minutes, run.metrics["status"]]
+
+
+def comparison_table(comparison: "Comparison") -> "Table":
+    """Return two lines a run, the best first: values, and below them their 95 % intervals."""
+    table = new_table(
+        f"{comparison.split}: {len(comparison.interpretations[0].rows)} images, the best run first",
+        f"each under its own deciding rule; in brackets: 95 % intervals of "
+        f"{comparison.resamples:,} resamples of the lesions, the same for all runs\n"
+        f"split sha256 {comparison.split_sha256[:12]}",
+    )
+    columns = ("balanced\naccuracy", "macro\nAUC", "macro\nF1", "mel\nsensitivity")
+    columns += ("mel taken\nfor nv", "difference\nto the best", "para-\nmeters", "training\ntime")
+    add_columns(table, "run\narchitecture, fusion", *columns)
+    table.columns[0].overflow = "fold"
+    for column in table.columns[1:]:
+        column.no_wrap = True
+    for position, row in enumerate(comparison.table.to_dict("records")):
+        table.add_row(*comparison_cells(row, best=position == 0), end_section=True)
+    return table
+
+
+def comparison_cells(row: dict[str, Any], best: bool) -> list[str]:
+    """Return the cells of one run of a comparison."""
+    status = "" if row["status"] in ("finished", None) else f" ({row['status']})"
+    return [
+        f"{row['name']}{status}\n{plain(row['arch'])}, {plain(row['fusion'])}",
+        with_interval(row, "balanced_accuracy"),
+        decimal(row["macro_auc"]),
+        decimal(row["macro_f1"]),
+        with_interval(row, "sensitivity_mel"),
+        with_interval(row, "mel_to_nv"),
+        "best" if best else with_interval(row, "difference", "+.3f"),
+        count(row["parameters"]),
+        duration(row["train_seconds"]),
+    ]
+
+
+def with_interval(row: dict[str, Any], name: str, form: str = ".3f") -> str:
+    """Return a value and, on a second line, its interval; '-' if it is undefined."""
+    value, low, high = (row.get(f"{name}{end}") for end in ("", "_low", "_high"))
+    if value is None or value != value:
+        return "-"
+    return f"{value:{form}}\n[{low:{form}}, {high:{form}}]"
+
+
+def count(value: Any) -> str:
+    """Return a number of parameters as "3.4 M" or "110 k", '-' if it is not known."""
+    import pandas as pd
+
+    if pd.isna(value):
+        return "-"
+    return f"{value / 1e6:.1f} M" if value >= 1e6 else f"{value / 1e3:.0f} k"
+
+
+def duration(seconds: float | None) -> str:
+    """Return seconds as "45 s", "12 min" or "3.5 h", '-' if they are not known."""
+    if seconds is None or seconds != seconds:
+        return "-"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def audit_table(report: "Audit") -> list["Table"]:

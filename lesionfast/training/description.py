@@ -27,6 +27,7 @@ def describe_model(learn: FusionLearner, config: TrainConfig) -> dict[str, Any]:
         **{name: getattr(config, name) for name in names},
         "metadata": config.metadata_columns,
         "n_metadata": learn.dls.encoder.width,
+        "parameters": sum(p.numel() for p in learn.model.parameters()),
         "classes": list(learn.dls.vocab),
         "prior": learn.balance.prior.tolist(),
         "weights_origin": "no backbone" if backbone is None else backbone.origin,

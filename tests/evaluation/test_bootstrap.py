@@ -1,4 +1,4 @@
-"""The bootstrap against a plain loop, against the truth of simulated data, and against the clock."""
+"""The bootstrap against a plain loop, against the truth of simulated data, and the clock."""
 
 import time
 
