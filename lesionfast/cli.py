@@ -243,6 +243,36 @@ def print_comparison(
     print("\n".join(map(str, [*files, *figures])))
 
 
+@app.command()
+def committee(
+    runs: Annotated[list[Path], typer.Argument(help="Runs over one split.")],
+    mean: Annotated[str, typer.Option(help="arithmetic or geometric.")] = "arithmetic",
+    fit_weights: Annotated[
+        bool, typer.Option("--fit-weights", help="Weights of least log loss on validation.")
+    ] = False,
+    specialists: Annotated[
+        str | None,
+        typer.Option(help="Train one more member for each of these classes, from one RUN."),
+    ] = None,
+    out: Root = "runs",
+    json: Json = False,
+) -> None:
+    """Let runs decide together, by the mean of their probabilities; print the path of their run.
+
+    Members that saw different class shares have their probabilities divided by them first.
+
+    Example: lesionfast committee runs/20260102-030405-densenet121 --specialists mel,bcc,akiec
+    """
+    from lesionfast.evaluation.committee import combine
+
+    members = [Run.open(run) for run in runs]
+    if specialists is not None:
+        from lesionfast.training.specialists import add_specialists
+
+        members = add_specialists(members, specialists, out)
+    print_run(combine(members, out, mean=mean, fit_weights=fit_weights), json)
+
+
 @data_app.command()
 @options_of(DataConfig, "data")
 def check(
