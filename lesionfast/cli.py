@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,6 +19,7 @@ from lesionfast.runs import Run, list_runs, newest_run
 
 if TYPE_CHECKING:
     from lesionfast.evaluation.comparison import Comparison
+    from lesionfast.training.study import Outcome
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -239,7 +241,8 @@ def print_comparison(
     if as_json:
         print(json_module.dumps(comparison.to_dict() | {"figures": list(map(str, figures))}))
         return
-    print_table(comparison_table(comparison))
+    narrow = sys.stdout.isatty() and get_terminal_size().columns < 110
+    print_table(comparison_table(comparison, narrow), whole=True)
     print("\n".join(map(str, [*files, *figures])))
 
 
@@ -271,6 +274,51 @@ def committee(
 
         members = add_specialists(members, specialists, out)
     print_run(combine(members, out, mean=mean, fit_weights=fit_weights), json)
+
+
+@app.command()
+@options_of(TrainConfig)
+def study(
+    given: dict[str, Any],
+    file: Annotated[Path | None, typer.Argument(help="TOML file with [[run]] tables.")] = None,
+    author: Annotated[
+        bool, typer.Option("--author", help="The original author's systems.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the plan.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the runs; default: runs/NAME.")
+    ] = None,
+) -> None:
+    """Train the configurations of a file over one split, and compare them.
+
+    Type it again after an interruption: what is done stays. Options override [defaults].
+
+    Example: lesionfast study --author --data HAM10000 --dry-run
+    """
+    from lesionfast.evaluation.tables import plan_table, print_table
+    from lesionfast.training.study import AUTHOR, plan_study, read_study, run_study
+
+    if (file is None) != author:
+        raise LesionfastError("type one of: lesionfast study FILE.toml, lesionfast study --author")
+    settings = read_study(file or AUTHOR, given)
+    folder = out or Path("runs") / settings.name
+    if dry_run:
+        print_table(plan_table(plan_study(settings, folder)))
+        return
+    outcome = run_study(settings, folder)
+    print_outcome(outcome, folder)
+
+
+def print_outcome(outcome: "Outcome", folder: Path) -> None:
+    """Print the comparison of a study's runs; raise `LesionfastError` if some failed."""
+    from lesionfast.evaluation.comparison import Comparison
+
+    if outcome.runs:
+        split = "test" if "test" in outcome.runs[0].metrics else "valid"
+        print_comparison(Comparison.of(outcome.runs, split), folder / "comparison")
+    if outcome.failures:
+        told = "; ".join(f"'{name}': {why}" for name, why in outcome.failures.items())
+        raise LesionfastError(f"{len(outcome.failures)} runs failed. {told}")
 
 
 @data_app.command()

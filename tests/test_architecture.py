@@ -38,6 +38,7 @@ TORCH_FREE = [
     "evaluation.committee",
     "evaluation.figures",
     "evaluation.tables",
+    "training.study",
 ]
 
 

@@ -16,7 +16,7 @@ from lesionfast.data.augment import augmentations
 from lesionfast.data.dataset import load_dataset
 from lesionfast.data.loaders import SPLITS, build_dls
 from lesionfast.data.splits import write_split
-from lesionfast.errors import LesionfastError
+from lesionfast.errors import LesionfastError, TrainingInterrupted
 from lesionfast.evaluation.metrics import summarize
 from lesionfast.models.backbones import check_arch
 from lesionfast.models.fusion import fusions
@@ -35,16 +35,21 @@ from lesionfast.training.tracking import EarlyStopping, KeepBest, StopOnNaN, Wri
 logger = logging.getLogger("lesionfast")
 
 
-def train(df: pd.DataFrame, config: TrainConfig | None = None, root: str | Path = "runs") -> Run:
+def train(
+    df: pd.DataFrame,
+    config: TrainConfig | None = None,
+    root: str | Path = "runs",
+    name: str | None = None,
+) -> Run:
     """Train on a split table and return the run, a new directory under `root`.
 
-    `df` comes from `load_dataset(config)`, or from `read_metadata` and `assign_split`. Raises
-    `LesionfastError` for whatever the user can fix, and when the training is interrupted before
-    its first epoch ended.
+    `df` comes from `load_dataset(config)`, or from `read_metadata` and `assign_split`; `name` is
+    that of the directory, by default time and architecture. Raises `LesionfastError` for whatever
+    the user can fix, and `TrainingInterrupted` when it is stopped before its first epoch ended.
     """
     config = config or TrainConfig()
     learn = prepare_learner(df, config)
-    run = Run.create(root, config)
+    run = Run.create(root, config, name)
     with logging_to(run.path / "log.txt"):
         write_preparation(learn, run)
         evaluate(learn, run, fit(learn, run))
@@ -108,7 +113,7 @@ def fit(learn: FusionLearner, run: Run, resume: bool = False) -> dict[str, Any]:
     """Train in phases, from where the run's checkpoint stands if `resume`; keep the best weights.
 
     Writes history.csv and weights.safetensors; returns what metrics.json says of the training.
-    Raises `LesionfastError` when it is interrupted before its first epoch ended.
+    Raises `TrainingInterrupted` when the user stops it before its first epoch ended.
     """
     config = run.config
     how, n_groups = unfreezing(learn, config), len(learn.splitter(learn.model))
@@ -134,7 +139,8 @@ def fit(learn: FusionLearner, run: Run, resume: bool = False) -> dict[str, Any]:
     with memory_error_explained(config), learn.no_bar(), learn.no_logging():
         learn.fit(config.epochs, lrs, cbs=cbs)
     if best.best_epoch < 0:
-        raise LesionfastError(
+        error = TrainingInterrupted if interrupt.interrupted else LesionfastError
+        raise error(
             f"the training stopped before its first epoch ended, so there are no weights to keep. "
             f"Start it again: lesionfast train --resume {run.path}"
         )

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.bootstrap import interval, resample
@@ -69,14 +70,24 @@ def test_it_is_json_and_csv(runs, tmp_path):
 
 
 def test_the_table_shows_a_dash_for_what_is_not_known(runs, capsys):
-    print_table(comparison_table(Comparison.of(runs)))
+    print_table(comparison_table(Comparison.of(runs)), whole=True)
     shown = capsys.readouterr().out
+    assert "…" not in shown and "a" * 70 in shown
     lines = shown.splitlines()
     first = next(line for line in lines if line.startswith(runs[0].path.name))
-    assert " best " in first and " - " in first
+    assert " best " in first and first.endswith(" -")
     assert "3.4 M" in shown and "resnet18" in shown
     for value in Comparison.of(runs).table["balanced_accuracy"]:
         assert f"{value:.3f}" in shown
+
+
+def test_a_terminal_of_80_columns_loses_no_number(runs):
+    console = Console(width=80, force_terminal=True, color_system=None)
+    with console.capture() as shown:
+        console.print(comparison_table(Comparison.of(runs), narrow=True))
+    assert "…" not in shown.get() and "3.4" in shown.get() and "2 min" in shown.get()
+    for value in Comparison.of(runs).table["balanced_accuracy"]:
+        assert f"{value:.3f}" in shown.get()
 
 
 def test_classes_without_melanoma_are_compared_without_it(make_run, make_worse):
