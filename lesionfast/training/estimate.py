@@ -1,8 +1,8 @@
 """How long a training will take: a few steps on random pictures, times the number of steps."""
 
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from math import ceil
 from random import Random
@@ -16,6 +16,7 @@ from lesionfast.data.loaders import pick_device
 from lesionfast.data.metadata import MetadataEncoder
 from lesionfast.models.fusion import FusionModel, build_model, stage_groups
 from lesionfast.training.balancing import balances
+from lesionfast.training.experiment import memory_error_explained
 from lesionfast.training.learner import precision
 from lesionfast.training.schedule import plan_phases
 
@@ -40,14 +41,21 @@ def estimate(config: TrainConfig, df: pd.DataFrame) -> tuple[int, float]:
     n = rows_an_epoch(train["target"], config.balance)
     size = min(config.batch_size, n)
     batch = random_batch(config.size, encoder.width, size, device)
+    with memory_error_explained(config):
+        seconds = config.epochs * ceil(len(valid) / size) * time_validation(model, batch, config)
+        for epochs in unfreeze_by_phase(model, config):
+            seconds += epochs * (n // size) * time_training(model, batch, config)
+    return sum(p.numel() for p in model.parameters()), seconds
+
+
+def unfreeze_by_phase(model: FusionModel, config: TrainConfig) -> Iterator[int]:
+    """Yield the epochs of each phase, the model frozen as the phase has it."""
     groups = stage_groups(model)
-    seconds = config.epochs * ceil(len(valid) / size) * time_validation(model, batch, config)
     for phase in plan_phases(how_to_unfreeze(model, config), len(groups), config.epochs):
         for number, group in enumerate(groups, 1):
             for each in group:
                 each.requires_grad_(number > len(groups) - phase.groups)
-        seconds += phase.epochs * (n // size) * time_training(model, batch, config)
-    return sum(p.numel() for p in model.parameters()), seconds
+        yield phase.epochs
 
 
 def how_to_unfreeze(model: FusionModel, config: TrainConfig) -> str:
@@ -99,7 +107,7 @@ def time_validation(model: FusionModel, batch: tuple[Tensor, ...], config: Train
     return time_one(step, image.device)
 
 
-def autocast(config: TrainConfig, device: torch.device):
+def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager:
     """Return the context that the training computes in."""
     if precision(config.precision, device) == "bfloat16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
@@ -108,7 +116,8 @@ def autocast(config: TrainConfig, device: torch.device):
 
 def time_one(step: Callable[[], None], device: torch.device) -> float:
     """Return the mean seconds of a step, after one that is not counted."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    waits = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}
+    wait = waits.get(device.type, lambda: None)
     step()
     wait()
     start, done = time.perf_counter(), 0
