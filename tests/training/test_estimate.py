@@ -11,7 +11,9 @@ from lesionfast.models.fusion import build_model
 from lesionfast.training import estimate as module
 from lesionfast.training.estimate import estimate, rows_an_epoch, unfreeze_by_phase
 
-TINY = TrainConfig(arch="test_resnet", weights="none", size=32, epochs=4, unfreeze="two-step")
+TINY = TrainConfig(
+    arch="test_resnet", weights="none", fusion="none", size=32, epochs=4, unfreeze="two-step"
+)
 
 
 def test_each_phase_trains_what_it_will_train():
@@ -37,7 +39,7 @@ def test_the_time_is_that_of_all_steps(monkeypatch):
     steps, passes = counts["train"] // 32, -(-counts["valid"] // 32)
     parameters, seconds = estimate(TINY, df)
     assert seconds == pytest.approx(4 * steps + 4 * passes * 0.1)
-    assert parameters == sum(p.numel() for p in build_model(TINY, 6, 7).parameters())
+    assert parameters == sum(p.numel() for p in build_model(TINY, 0, 7).parameters())
     twice = estimate(replace(TINY, epochs=8), df)
     assert twice[1] == pytest.approx(2 * seconds)
 
