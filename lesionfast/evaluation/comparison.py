@@ -84,13 +84,13 @@ def comparable_runs(root: str | Path) -> list[Run]:
     digest, found = newest_run(root).metrics["split_sha256"], list_runs(root)
     ended = [run for run in found if run.finished]
     chosen = [run for run in ended if run.metrics["split_sha256"] == digest]
-    if len(chosen) < len(found):
-        logger.warning(
-            "%d of %d runs in %s are left out: %d have another split than the newest, %d did not "
-            "end",
-            *(len(found) - len(chosen), len(found), root),
-            *(len(ended) - len(chosen), len(found) - len(ended)),
-        )
+    reasons = {
+        "with another split than the newest": len(ended) - len(chosen),
+        "that did not end": len(found) - len(ended),
+    }
+    for reason, number in reasons.items():
+        if number:
+            logger.warning("left out: %d of %d runs in %s, %s", number, len(found), root, reason)
     return chosen
 
 

@@ -108,7 +108,7 @@ def draw_confusions(comparison: Comparison, folder: Path) -> Path:
     title, subtitle = "Confusion matrices", f"{comparison.split}; per cent of the truth"
     subtitle += "; the best balanced accuracy first"
     width = max(columns * (side + 0.25) + 1.0, 5.5)
-    figure = new_figure(width, lines * (side + 0.75) + 1.2, title, subtitle)
+    figure = new_figure(width, lines * (side + 1.0) + 1.3, title, subtitle)
     figure.get_layout_engine().set(h_pad=0.14)
     axes = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
     for axis, each in zip(axes.flat, read, strict=False):
