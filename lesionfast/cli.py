@@ -3,9 +3,11 @@
 import json as json_module
 import sys
 import warnings
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from shutil import get_terminal_size
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +16,10 @@ from lesionfast.console import counting_bar, log_to_console
 from lesionfast.errors import LesionfastError, did_you_mean
 from lesionfast.options import options_of
 from lesionfast.runs import Run, list_runs, newest_run
+
+if TYPE_CHECKING:
+    from lesionfast.evaluation.comparison import Comparison
+    from lesionfast.training.study import Outcome
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -225,6 +231,120 @@ def runs(out: Root = "runs", json: Json = False) -> None:
     from lesionfast.evaluation.tables import print_table, runs_table
 
     print_table(runs_table(found))
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Runs; default: all with the split of the newest."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which predictions: valid or test.")] = "test",
+    csv: Annotated[Path | None, typer.Option(help="CSV file to write the table to.")] = None,
+    out: Root = "runs",
+    json: Json = False,
+) -> None:
+    """Compare runs on one split, with intervals, and draw them to the comparison/ of --out.
+
+    Example: lesionfast compare --csv comparison.csv
+    """
+    from lesionfast.evaluation.comparison import Comparison, comparable_runs
+
+    chosen = [Run.open(run) for run in runs] if runs else comparable_runs(out)
+    comparison = Comparison.of(chosen, split)
+    files = [comparison.write_csv(csv)] if csv else []
+    print_comparison(comparison, Path(out) / "comparison", json, files)
+
+
+def print_comparison(
+    comparison: "Comparison", folder: Path, as_json: bool = False, files: Iterable[Path] = ()
+) -> None:
+    """Draw a comparison to a folder; print it as a table or JSON, and the files, to stdout."""
+    from lesionfast.evaluation.comparison_figures import draw_comparison
+    from lesionfast.evaluation.tables import comparison_table, print_table
+
+    figures = draw_comparison(comparison, folder)
+    if as_json:
+        print(json_module.dumps(comparison.to_dict() | {"figures": list(map(str, figures))}))
+        return
+    narrow = sys.stdout.isatty() and get_terminal_size().columns < 110
+    print_table(comparison_table(comparison, narrow), whole=True)
+    print("\n".join(map(str, [*files, *figures])))
+
+
+@app.command()
+def committee(
+    runs: Annotated[list[Path], typer.Argument(help="Runs over one split.")],
+    mean: Annotated[str, typer.Option(help="arithmetic or geometric.")] = "arithmetic",
+    fit_weights: Annotated[
+        bool, typer.Option("--fit-weights", help="Weights of least log loss on validation.")
+    ] = False,
+    specialists: Annotated[
+        str | None,
+        typer.Option(help="Train one more member for each of these classes, from one RUN."),
+    ] = None,
+    out: Root = "runs",
+    json: Json = False,
+) -> None:
+    """Let runs decide together, by the mean of their probabilities; print the path of their run.
+
+    Members that saw different class shares have their probabilities divided by them first.
+
+    Example: lesionfast committee runs/20260102-030405-densenet121 --specialists mel,bcc,akiec
+    """
+    from lesionfast.evaluation.committee import combine
+
+    members = [Run.open(run) for run in runs]
+    if specialists is not None:
+        from lesionfast.training.specialists import add_specialists
+
+        members = add_specialists(members, specialists, out)
+    print_run(combine(members, out, mean=mean, fit_weights=fit_weights), json)
+
+
+@app.command()
+@options_of(TrainConfig)
+def study(
+    given: dict[str, Any],
+    file: Annotated[Path | None, typer.Argument(help="TOML file with [[run]] tables.")] = None,
+    author: Annotated[
+        bool, typer.Option("--author", help="The original author's systems.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the plan.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the runs; default: runs/NAME.")
+    ] = None,
+) -> None:
+    """Train the configurations of a file over one split, and compare them.
+
+    Type it again after an interruption: what is done stays. Options override [defaults].
+
+    Example: lesionfast study --author --data HAM10000 --dry-run
+    """
+    from lesionfast.evaluation.tables import plan_table, print_table
+    from lesionfast.training.study import AUTHOR, plan_study, read_study, run_study
+
+    if (file is None) != author:
+        raise LesionfastError("type one of: lesionfast study FILE.toml, lesionfast study --author")
+    settings = read_study(file or AUTHOR, given)
+    folder = out or Path("runs") / settings.name
+    if dry_run:
+        print_table(plan_table(plan_study(settings, folder)))
+        return
+    outcome = run_study(settings, folder)
+    print_outcome(outcome, folder)
+
+
+def print_outcome(outcome: "Outcome", folder: Path) -> None:
+    """Print the comparison of a study's runs; raise `LesionfastError` if some failed."""
+    from lesionfast.evaluation.comparison import Comparison
+
+    if outcome.runs:
+        split = "test" if "test" in outcome.runs[0].metrics else "valid"
+        print_comparison(Comparison.of(outcome.runs, split), folder / "comparison")
+    if outcome.failures:
+        told = "; ".join(f"'{name}': {why}" for name, why in outcome.failures.items())
+        raise LesionfastError(f"{len(outcome.failures)} runs failed. {told}")
 
 
 @data_app.command()

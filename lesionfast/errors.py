@@ -15,6 +15,10 @@ class LesionfastError(Exception):
         return self.message  # fastai rewrites the args of what its callbacks raise
 
 
+class TrainingInterrupted(LesionfastError):
+    """The user stopped a training; the message says how to go on."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the known name nearest to `name`, else an empty string."""
     lowered = {each.lower(): each for each in known}

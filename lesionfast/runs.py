@@ -62,18 +62,25 @@ class Run:
         return f"Run({str(self.path)!r})"
 
     @classmethod
-    def create(cls, root: str | Path, config: TrainConfig) -> "Run":
-        """Make a new directory `root/YYYYMMDD-HHMMSS-ARCH` that holds only config.json."""
-        name = f"{datetime.now():%Y%m%d-%H%M%S}-{config.arch.replace(':', '-').replace('/', '-')}"
-        for suffix in ["", *(f"-{i}" for i in range(2, 100))]:
-            path = Path(root) / f"{name}{suffix}"
+    def create(cls, root: str | Path, config: TrainConfig, name: str | None = None) -> "Run":
+        """Make a new directory that holds only config.json.
+
+        It is `root/name`, or without a name `root/YYYYMMDD-HHMMSS-ARCH`. Raises `LesionfastError`
+        if there is one of that name.
+        """
+        arch = config.arch.replace(":", "-").replace("/", "-")
+        usual = f"{datetime.now():%Y%m%d-%H%M%S}-{arch}"
+        names = [name] if name else [usual, *(f"{usual}-{i}" for i in range(2, 100))]
+        for each in names:
+            path = Path(root) / each
             try:
                 path.mkdir(parents=True)
             except FileExistsError:
                 continue
             write_text(path / "config.json", config.to_json())
             return cls(path)
-        raise LesionfastError(f"{root} holds 99 runs of this second. Choose another --out.")
+        why = f"a directory {name} already" if name else "99 runs of this second"
+        raise LesionfastError(f"{root} holds {why}. Choose another --out.")
 
     @classmethod
     def open(cls, path: str | Path) -> "Run":

@@ -30,10 +30,15 @@ TORCH_FREE = [
     "data.splits",
     "data.sample",
     "data.dataset",
+    "evaluation.bootstrap",
     "evaluation.metrics",
     "evaluation.interpretation",
+    "evaluation.comparison",
+    "evaluation.comparison_figures",
+    "evaluation.committee",
     "evaluation.figures",
     "evaluation.tables",
+    "training.study",
 ]
 
 

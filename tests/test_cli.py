@@ -2,9 +2,11 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -107,6 +109,52 @@ def test_runs_lists_the_runs_with_their_metrics(folder):
     assert "test_resnet" in lesionfast("runs", cwd=folder).stdout
 
 
+@pytest.fixture
+def two_runs(folder, tmp_path):
+    """A folder with two runs of the same split, which is like a study's; the first is copied."""
+    run = Run.open(folder[0] / folder[1].stdout.strip())
+    for name in ("first", "second"):
+        shutil.copytree(run.path, tmp_path / "out" / name)
+    shutil.copy(run.path / "split.csv", tmp_path / "out" / "split.csv")
+    return tmp_path / "out"
+
+
+def test_compare_prints_table_and_figures_or_json(two_runs):
+    shown = invoke("compare", "--out", two_runs, "--csv", two_runs / "table.csv").stdout
+    assert "first" in shown and "second" in shown and "test_resnet, concat" in shown
+    files = shown.splitlines()[-3:]
+    assert [Path(each).name for each in files] == ["table.csv", "training.png", "confusion.png"]
+    assert all(Path(each).is_file() for each in files)
+    chosen = ["compare", two_runs / "second", "--split", "valid", "--json", "--out", two_runs]
+    (row,) = json.loads(invoke(*chosen).stdout)["runs"]
+    assert row["name"] == "second" and row["parameters"] > 100_000
+
+
+def test_committee_prints_the_path_of_a_run_that_runs_and_interpret_know(two_runs):
+    members = [two_runs / "first", two_runs / "second"]
+    made = Run.open(
+        invoke("committee", *members, "--fit-weights", "--out", two_runs).stdout.strip()
+    )
+    assert made.path.parent == two_runs and made.model["weights_from"] == "validation"
+    assert made.path.name in invoke("runs", "--out", two_runs).stdout
+    assert invoke("interpret", "--out", two_runs, "--json").exit_code == 0
+
+
+def test_study_shows_its_plan_then_compares_what_is_done_and_names_what_failed(two_runs, tmp_path):
+    given = [each.removeprefix("--").replace("-", "_") for each in TINY]
+    pairs = zip(given[::2], TINY[1::2], strict=True)
+    fields = "\n".join(f"{k} = {v if v.isdigit() else repr(v)}" for k, v in pairs)
+    runs = "[[run]]\nname = 'first'\n[[run]]\nname = 'second'\n[[run]]\nname = 'third'\nloss='no'"
+    (tmp_path / "two.toml").write_text(f"[defaults]\n{fields}\n{runs}")
+    command = ["study", tmp_path / "two.toml", "--out", two_runs]
+    plan = invoke(*command, "--dry-run").stdout
+    assert plan.count("done") == 3 and plan.count("to do") == 1  # the caption says done as well
+    failed = CliRunner().invoke(app, [*map(str, command)])
+    assert isinstance(failed.exception, LesionfastError)
+    assert "there is no loss 'no'" in str(failed.exception)
+    assert "test_resnet, concat" in failed.stdout and "confusion.png" in failed.stdout
+
+
 @pytest.mark.parametrize("what", ["archs", "augmentations", "balances", "fusions", "losses"])
 def test_list_names_each_thing_with_a_sentence(what):
     lines = invoke("list", what).stdout.splitlines()
@@ -170,6 +218,10 @@ def test_data_check_ends_with_0_or_2(tmp_path):
         (["train", "--config", "nowhere.json"], "there is no file nowhere.json"),
         (["interpret"], "Make one: lesionfast train"),
         (["runs"], "Make one: lesionfast train"),
+        (["compare"], "Make one: lesionfast train"),
+        (["committee", "nowhere"], "is no run"),
+        (["study"], "lesionfast study --author"),
+        (["study", "nowhere.toml"], "there is no file nowhere.toml"),
         (["data", "check", "nowhere"], "nowhere"),
     ],
 )

@@ -42,3 +42,9 @@ def test_what_is_no_run_or_did_not_end_says_what_to_type(tmp_path):
     run = Run.create(tmp_path, TrainConfig())
     with pytest.raises(LesionfastError, match=r"no predictions.csv.*train --resume"):
         _ = run.predictions
+
+
+def test_a_run_can_have_a_name_that_no_other_has(tmp_path):
+    assert Run.create(tmp_path, TrainConfig(), "first").path == tmp_path / "first"
+    with pytest.raises(LesionfastError, match="holds a directory first already"):
+        Run.create(tmp_path, TrainConfig(), "first")

@@ -31,8 +31,9 @@ def draw_figures(interpretation: Interpretation, folder: Path | None = None) -> 
 
     Unless given, `folder` is the run's figures/, or figures/valid/ for the validation split.
 
-    The grid of melanomas taken for nevi is left out if the run has no classes mel and nv. Images
-    that can't be read become grey boxes, counted in the log.
+    The grid of melanomas taken for nevi is left out if the run has no classes mel and nv, the
+    training curves if it has no history, as a committee. Images that can't be read become grey
+    boxes, counted in the log.
     """
     if folder is None:
         folder = interpretation.run.path / "figures"
@@ -40,7 +41,9 @@ def draw_figures(interpretation: Interpretation, folder: Path | None = None) -> 
     draws = [draw_confusion, draw_top_losses]
     if {"mel", "nv"} <= set(interpretation.classes):
         draws.append(draw_melanomas_taken_for_nevi)
-    draws += [draw_precision_recall, draw_roc, draw_training]
+    draws += [draw_precision_recall, draw_roc]
+    if (interpretation.run.path / "history.csv").is_file():
+        draws.append(draw_training)
     return [draw(interpretation, folder) for draw in draws]
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from lesionfast.data.audit import Audit
+    from lesionfast.evaluation.comparison import Comparison
 
 OVERALL = {
     "balanced_accuracy": "balanced accuracy",
@@ -28,16 +29,19 @@ MOST_CLASSES = 12
 VERDICTS = {"ok": "green", "note": "yellow", "problem": "bold red"}
 
 
-def print_table(table: "Table", stderr: bool = False) -> None:
-    """Print a table and a blank line; a pipe gets no colours and no lost columns."""
+def print_table(table: "Table", stderr: bool = False, whole: bool = False) -> None:
+    """Print a table and a blank line; a pipe gets no colours and no lost columns.
+
+    With `whole` no cell is wrapped in a pipe, however long the lines become.
+    """
     from rich.console import Console
     from rich.measure import Measurement
 
     console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         unlimited = console.options.update(width=1000)
-        needed = Measurement.get(console, unlimited, table).minimum
-        console.width = max(console.width, needed, 80)
+        needed = Measurement.get(console, unlimited, table)
+        console.width = max(console.width, needed.maximum if whole else needed.minimum, 80)
     console.print(table, "")
 
 
@@ -204,6 +208,82 @@ def run_cells(run: Run) -> list[str]:
     )
     minutes = f"{run.metrics['train_seconds'] / 60:.1f}"
     return [*map(decimal, values), minutes, run.metrics["status"]]
+
+
+def comparison_table(comparison: "Comparison", narrow: bool = False) -> "Table":
+    """Return two lines a run, the best first: values, and below them their 95 % intervals.
+
+    With `narrow` an interval takes two lines, so that all fits into 80 columns.
+    """
+    table = new_table(
+        f"{comparison.split}: {len(comparison.interpretations[0].rows)} images, the best run first",
+        f"each under its own deciding rule; AUC and F1: means of the classes; sens. of mel, and "
+        f"how much of it is taken for nv; params: parameters; time: of the training\n"
+        f"in brackets: 95 % intervals of {comparison.resamples:,} resamples of the lesions, the "
+        f"same for all runs\nsplit sha256 {comparison.split_sha256[:12]}",
+    )
+    columns = ("balanced\naccuracy", "AUC\nand F1", "mel\nsens.", "taken\nfor nv", "from\nthe best")
+    add_columns(table, "run\narchitecture, fusion", *columns, "params\nand time")
+    table.columns[0].overflow = "fold"
+    for position, row in enumerate(comparison.table.to_dict("records")):
+        name, *cells = comparison_cells(row, best=position == 0)
+        cells = [cell.replace(", ", ",\n") for cell in cells] if narrow else cells
+        table.add_row(name, *cells, end_section=True)
+    return table
+
+
+def comparison_cells(row: dict[str, Any], best: bool) -> list[str]:
+    """Return the cells of one run of a comparison."""
+    status = "" if row["status"] in ("finished", None) else f" ({row['status']})"
+    return [
+        f"{row['name']}{status}\n{plain(row['arch'])}, {plain(row['fusion'])}",
+        with_interval(row, "balanced_accuracy"),
+        f"{decimal(row['macro_auc'])}\n{decimal(row['macro_f1'])}",
+        with_interval(row, "sensitivity_mel"),
+        with_interval(row, "mel_to_nv"),
+        "best" if best else with_interval(row, "difference", "+.3f"),
+        f"{count(row['parameters'])}\n{duration(row['train_seconds'])}",
+    ]
+
+
+def plan_table(rows: Sequence[dict[str, Any]]) -> "Table":
+    """Return what a study will do: one row a run, and the time of those that are not done."""
+    left = sum(row["seconds"] for row in rows if row["state"] != "done")
+    told = "the training steps of all epochs, measured here on random pictures"
+    table = new_table(f"Plan: {duration(left)} to go at most", f"time: {told}; of done runs: taken")
+    columns = ("architecture", "parameters", "pixels", "epochs", "time", "state")
+    add_columns(table, "run", *columns)
+    table.columns[1].justify = table.columns[-1].justify = "left"
+    for row in rows:
+        numbers = (count(row["parameters"]), str(row["size"]), str(row["epochs"]))
+        table.add_row(row["name"], row["arch"], *numbers, duration(row["seconds"]), row["state"])
+    return table
+
+
+def with_interval(row: dict[str, Any], name: str, form: str = ".3f") -> str:
+    """Return a value and, on a second line, its interval; '-' if it is undefined."""
+    value, low, high = (row.get(f"{name}{end}") for end in ("", "_low", "_high"))
+    if value is None or value != value:
+        return "-"
+    return f"{value:{form}}\n[{low:{form}}, {high:{form}}]"
+
+
+def count(value: Any) -> str:
+    """Return a number of parameters as "3.4 M" or "110 k", '-' if it is not known."""
+    import pandas as pd
+
+    if pd.isna(value):
+        return "-"
+    return f"{value / 1e6:.1f} M" if value >= 1e6 else f"{value / 1e3:.0f} k"
+
+
+def duration(seconds: float | None) -> str:
+    """Return seconds as "45 s", "12 min" or "3.5 h", '-' if they are not known."""
+    if seconds is None or seconds != seconds:
+        return "-"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def audit_table(report: "Audit") -> list["Table"]:

@@ -1,5 +1,6 @@
 """How image and metadata meet: FusionModel(backbone, pool, metadata branch, fusion, head)."""
 
+import os
 from collections.abc import Callable
 
 import torch
@@ -230,9 +231,15 @@ def pool_of(config: TrainConfig) -> str:
 def load_model(run: Run) -> FusionModel:
     """Return the trained model of a run in eval mode, from JSON and safetensors alone.
 
-    Raises `LesionfastError` if its weights are missing or broken.
+    Raises `LesionfastError` if its weights are missing or broken, and for a committee, which has
+    none of its own.
     """
     about = run.model
+    if "members" in about:
+        named = ", ".join(os.path.normpath(run.path / each) for each in about["members"])
+        raise LesionfastError(
+            f"{run.path} is a committee and has no weights of its own. Load its members: {named}"
+        )
     names = ("arch", "size", "pool", "fusion", "dropout")
     config = TrainConfig(weights="none", **{name: about[name] for name in names})
     parents = about.get("parents")

@@ -28,6 +28,7 @@ def describe_model(learn: FusionLearner, config: TrainConfig) -> dict[str, Any]:
         "pool": learn.model.pool_name,
         "metadata": config.metadata_columns,
         "n_metadata": learn.dls.encoder.width,
+        "parameters": sum(p.numel() for p in learn.model.parameters()),
         "classes": list(learn.dls.vocab),
         "parents": learn.model.parents,
         "prior": learn.balance.prior.tolist(),

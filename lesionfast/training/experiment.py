@@ -20,7 +20,7 @@ from lesionfast.data.augment import augmentations
 from lesionfast.data.dataset import load_dataset
 from lesionfast.data.loaders import build_dls
 from lesionfast.data.splits import PARTS, split_text, write_split
-from lesionfast.errors import LesionfastError
+from lesionfast.errors import LesionfastError, TrainingInterrupted
 from lesionfast.evaluation.metrics import summarize
 from lesionfast.models.backbones import check_arch
 from lesionfast.models.fusion import check_metadata, fusions
@@ -40,16 +40,21 @@ from lesionfast.training.tracking import EarlyStopping, KeepBest, StopOnNaN, Wri
 logger = logging.getLogger("lesionfast")
 
 
-def train(df: pd.DataFrame, config: TrainConfig | None = None, root: str | Path = "runs") -> Run:
+def train(
+    df: pd.DataFrame,
+    config: TrainConfig | None = None,
+    root: str | Path = "runs",
+    name: str | None = None,
+) -> Run:
     """Train on a split table and return the run, a new directory under `root`.
 
-    `df` comes from `load_dataset(config)`, or from `read_metadata` and `assign_split`. Raises
-    `LesionfastError` for whatever the user can fix, and when the training is interrupted before
-    its first epoch ended.
+    `df` comes from `load_dataset(config)`, or from `read_metadata` and `assign_split`; `name` is
+    that of the directory, by default time and architecture. Raises `LesionfastError` for whatever
+    the user can fix, and `TrainingInterrupted` when it is stopped before its first epoch ended.
     """
     config = config or TrainConfig()
     learn = prepare_learner(df, config)
-    run = Run.create(root, config)
+    run = Run.create(root, config, name)
     with only_trainer(run), logging_to(run.path / "log.txt"):
         write_preparation(learn, run)
         evaluate(learn, run, learn_weights(learn, run))
@@ -177,7 +182,7 @@ def fit(learn: FusionLearner, run: Run, resume: bool = False) -> dict[str, Any]:
     """Train in phases, from where the run's checkpoint stands if `resume`; keep the best weights.
 
     Writes history.csv and weights.safetensors; returns what metrics.json says of the training.
-    Raises `LesionfastError` when it is interrupted before its first epoch ended.
+    Raises `TrainingInterrupted` when the user stops it before its first epoch ended.
     """
     config = run.config
     lrs = discriminative(head_lr(learn, run), config.lr_decay, len(learn.splitter(learn.model)))
@@ -219,9 +224,9 @@ def head_lr(learn: FusionLearner, run: Run) -> float:
 
 
 def check_trained(run: Run, best: KeepBest) -> None:
-    """Raise `LesionfastError` if no epoch ended."""
+    """Raise `TrainingInterrupted` if no epoch ended."""
     if best.best_epoch < 0:
-        raise LesionfastError(
+        raise TrainingInterrupted(
             f"the training stopped before its first epoch ended, so there are no weights to keep. "
             f"Start it again: lesionfast train --resume {run.path}"
         )

@@ -1,6 +1,7 @@
 """Run directories as a training leaves them, with predictions of a model that errs as models do."""
 
 import json
+import shutil
 from collections.abc import Callable
 
 import numpy as np
@@ -110,3 +111,25 @@ def images(tmp_path) -> Callable[[pd.DataFrame], None]:
             Image.fromarray(small).resize((40, 30)).save(path)
 
     return write
+
+
+@pytest.fixture
+def make_worse() -> Callable[[Run, str, float], Run]:
+    """A function that copies a run with noise on its logits, other rows first, and a count."""
+
+    def make(run: Run, name: str, noise: float, prior: list[float] | None = None) -> Run:
+        path = run.path.with_name(name)
+        shutil.copytree(run.path, path, copy_function=shutil.copy)  # newer than the first
+        rng = np.random.default_rng(int(noise * 100))
+        table = run.predictions.sample(frac=1, random_state=1)
+        columns = [f"p_{each}" for each in run.classes]
+        odds = np.exp(np.log(table[columns]) + rng.normal(0, noise, (len(table), len(columns))))
+        odds *= 1 if prior is None else np.divide(prior, run.model["prior"])
+        table[columns] = odds.div(odds.sum(axis=1), axis=0)
+        table.to_csv(path / "predictions.csv", index=False)
+        model = run.model | {"parameters": 3_400_000, "fusion": "film"}
+        model |= {} if prior is None else {"prior": prior}
+        (path / "model.json").write_text(json.dumps(model))
+        return Run(path)
+
+    return make

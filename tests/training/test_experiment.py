@@ -68,6 +68,10 @@ def test_the_run_directory_is_complete_and_holds_no_pickle(run):
         assert path.read_bytes()[:2] not in (b"\x80\x02", b"\x80\x04", b"PK"), path
 
 
+def test_the_model_says_how_many_parameters_it_has(run):
+    assert run.model["parameters"] == sum(each.numel() for each in load_model(run).parameters())
+
+
 def test_it_learns(run):
     assert run.history["train_loss"].iloc[-1] < run.history["train_loss"].iloc[0]
     assert run.metrics["valid"]["rules"]["balanced"]["balanced_accuracy"] > 2 / 7

@@ -1,0 +1,128 @@
+"""How long a training will take: a few steps on random pictures, times the number of steps."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from math import ceil
+from random import Random
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from lesionfast.config import TrainConfig
+from lesionfast.data.loaders import pick_device
+from lesionfast.data.metadata import MetadataEncoder
+from lesionfast.models.fusion import FusionModel, build_model, stage_groups
+from lesionfast.training.balancing import balances
+from lesionfast.training.experiment import memory_error_explained
+from lesionfast.training.learner import precision
+from lesionfast.training.schedule import plan_phases
+
+STEPS = 2
+ENOUGH = 3.0  # seconds: of slow models fewer steps say as much
+
+
+def estimate(config: TrainConfig, df: pd.DataFrame) -> tuple[int, float]:
+    """Return the number of parameters, and the seconds that all epochs will take here.
+
+    `df` is the split table. Each phase of the training is measured with its own frozen stages,
+    and so is validation; decoding the images is not. Raises `LesionfastError` for a model that
+    can't be built.
+    """
+    device = pick_device(config.device)
+    train, valid = (df[df["split"] == name] for name in ("train", "valid"))
+    encoder = MetadataEncoder(config.metadata_columns).fit(train)
+    torch.manual_seed(config.seed)
+    fresh = replace(config, weights="none")
+    model = build_model(fresh, encoder.width, df["target"].nunique()).to(device)
+    model = model.to(memory_format=torch.channels_last)
+    n = rows_an_epoch(train["target"], config.balance)
+    size = min(config.batch_size, n)
+    batch = random_batch(config.size, encoder.width, size, device)
+    with memory_error_explained(config):
+        seconds = config.epochs * ceil(len(valid) / size) * time_validation(model, batch, config)
+        for epochs in unfreeze_by_phase(model, config):
+            seconds += epochs * (n // size) * time_training(model, batch, config)
+    return sum(p.numel() for p in model.parameters()), seconds
+
+
+def unfreeze_by_phase(model: FusionModel, config: TrainConfig) -> Iterator[int]:
+    """Yield the epochs of each phase, the model frozen as the phase has it."""
+    groups = stage_groups(model)
+    for phase in plan_phases(how_to_unfreeze(model, config), len(groups), config.epochs):
+        for number, group in enumerate(groups, 1):
+            for each in group:
+                each.requires_grad_(number > len(groups) - phase.groups)
+        yield phase.epochs
+
+
+def how_to_unfreeze(model: FusionModel, config: TrainConfig) -> str:
+    """Return how the training will unfreeze, taking it that its pretrained weights are found."""
+    if config.unfreeze != "auto":
+        return config.unfreeze
+    return "none" if model.backbone is None or config.weights == "none" else "gradual"
+
+
+def rows_an_epoch(targets: pd.Series, balance: str) -> int:
+    """Return how many training rows an epoch has under a class balancing."""
+    codes = targets.astype("category").cat.codes.to_numpy("int64")
+    sampler = balances[balance](codes, targets.nunique()).sampler
+    return len(codes) if sampler is None else len(sampler(Random(0)))
+
+
+def random_batch(side: int, width: int, size: int, device: torch.device) -> tuple[Tensor, ...]:
+    """Return images (B, 3, side, side), metadata (B, width) and class numbers (B,), all 0."""
+    image = torch.rand(size, 3, side, side).to(memory_format=torch.channels_last)
+    target = torch.zeros(size, dtype=torch.int64)
+    return image.to(device), torch.rand(size, width).to(device), target.to(device)
+
+
+def time_training(model: FusionModel, batch: tuple[Tensor, ...], config: TrainConfig) -> float:
+    """Return the seconds of one training step with what is unfrozen now."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    image, metadata, target = batch
+    model.train()
+
+    def step() -> None:
+        with autocast(config, image.device):
+            loss = nn.functional.cross_entropy(model(image, metadata), target)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return time_one(step, image.device)
+
+
+def time_validation(model: FusionModel, batch: tuple[Tensor, ...], config: TrainConfig) -> float:
+    """Return the seconds of a forward pass alone."""
+    image, metadata, _ = batch
+    model.eval()
+
+    def step() -> None:
+        with torch.no_grad(), autocast(config, image.device):
+            model(image, metadata)
+
+    return time_one(step, image.device)
+
+
+def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager:
+    """Return the context that the training computes in."""
+    if precision(config.precision, device) == "bfloat16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def time_one(step: Callable[[], None], device: torch.device) -> float:
+    """Return the mean seconds of a step, after one that is not counted."""
+    waits = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}
+    wait = waits.get(device.type, lambda: None)
+    step()
+    wait()
+    start, done = time.perf_counter(), 0
+    while done < STEPS and time.perf_counter() - start < ENOUGH:
+        step()
+        wait()
+        done += 1
+    return (time.perf_counter() - start) / done

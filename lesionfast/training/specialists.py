@@ -1,0 +1,72 @@
+"""Specialists: members of a committee that give one class more weight than their base does."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from lesionfast.config import TrainConfig
+from lesionfast.errors import LesionfastError, did_you_mean
+from lesionfast.runs import Run
+
+TIMES = 3.0  # as heavy as in the base
+
+
+def add_specialists(base: Sequence[Run], classes: str, root: str | Path = "runs") -> list[Run]:
+    """Train one run for each named class, that class thrice as heavy; return the base and them.
+
+    `classes` are names with commas between, `base` holds a single run, whose split, seed and
+    configuration they keep. Raises `LesionfastError` for several runs, a base that has not ended
+    or is a committee, a class that it does not have, and a training that is interrupted.
+    """
+    if len(base) != 1:
+        raise LesionfastError(
+            f"--specialists takes one RUN, the base; found {len(base)}. Type one, or leave "
+            "--specialists out to combine them."
+        )
+    names = check_classes(base[0], classes)
+    return [base[0], *(train_specialist(base[0], name, root) for name in names)]
+
+
+def check_classes(base: Run, classes: str) -> list[str]:
+    """Return the named classes; raises `LesionfastError` for one that the base does not have."""
+    if "members" in base.model or not base.finished:
+        why = "is a committee" if "members" in base.model else "did not end"
+        raise LesionfastError(f"{base.path} {why}. Name a trained run as the base of specialists.")
+    names = list(dict.fromkeys(name.strip() for name in classes.split(",") if name.strip()))
+    for name in names or [""]:
+        if name not in base.classes:
+            raise LesionfastError(
+                f"--specialists names '{name}', which is no class of {base.path}."
+                f"{did_you_mean(name, base.classes)} Type some of: {','.join(base.classes)}."
+            )
+    return names
+
+
+def specialist_config(base: Run, name: str) -> TrainConfig:
+    """Return the base's configuration on its own split, with one class three times as heavy."""
+    weights = parse_weights(base.config.class_weight)
+    weights[name] = weights.get(name, 1.0) * TIMES
+    text = ",".join(f"{each}={value:g}" for each, value in weights.items())
+    return replace(base.config, split=str(base.path / "split.csv"), class_weight=text)
+
+
+def parse_weights(text: str | None) -> dict[str, float]:
+    """Return "mel=3,bcc=2", which the base was trained with, as a dict."""
+    pairs = (each.partition("=") for each in (text or "").split(",") if each.strip())
+    return {name.strip(): float(value) for name, _, value in pairs}
+
+
+def train_specialist(base: Run, name: str, root: str | Path) -> Run:
+    """Train and return the specialist of one class."""
+    from lesionfast.data.dataset import load_dataset
+    from lesionfast.training.experiment import train
+
+    config = specialist_config(base, name)
+    run = train(load_dataset(config, split=base.path / "split.csv"), config, root)
+    if run.metrics["status"] == "interrupted":
+        raise LesionfastError(
+            f"the training of the specialist for {name} was interrupted. Go on with: lesionfast "
+            f"train --resume {run.path}; then combine the runs: lesionfast committee {base.path} "
+            f"{run.path}"
+        )
+    return run

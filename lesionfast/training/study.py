@@ -1,0 +1,299 @@
+"""Study: configurations from a TOML file, trained over one split. Torch waits in the functions."""
+
+import logging
+import re
+import shutil
+import tempfile
+import tomllib
+from collections.abc import Mapping
+from dataclasses import Field, asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from lesionfast.config import SplitConfig, TrainConfig
+from lesionfast.data.dataset import load_dataset
+from lesionfast.data.splits import write_split
+from lesionfast.errors import LesionfastError, TrainingInterrupted, did_you_mean
+from lesionfast.runs import Run, sha256
+
+logger = logging.getLogger("lesionfast")
+
+AUTHOR = Path(__file__).parent / "studies" / "author.toml"
+FIELDS = {each.name: each for each in fields(TrainConfig)}
+SHARED = {each.name for each in fields(SplitConfig)} - {"metadata", "cache", "seed"}
+WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text in quotes"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One configuration of a study."""
+
+    name: str
+    config: TrainConfig
+
+    @property
+    def folder(self) -> str:
+        """The name of its run directory: the name without what a path can't hold."""
+        return folder_of(self.name)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Configurations over one split, which `base` describes: defaults and what was typed."""
+
+    name: str
+    base: TrainConfig
+    entries: list[Entry]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a study: the runs that ended, and why others did not, by name."""
+
+    runs: list[Run] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+def folder_of(name: str) -> str:
+    """Return a name without what a path had better not hold: "a + b/c" is "a-b-c"."""
+    return re.sub(r"[^\w.]+", "-", name).strip("-.")
+
+
+def read_study(file: str | Path, given: Mapping[str, Any] | None = None) -> Study:
+    """Return the study that a TOML file describes; `given` overrides its `[defaults]`.
+
+    Raises `LesionfastError` for a file that is none, tables or fields that are not known, values
+    of a wrong type, names that come twice, and runs with data or a split of their own.
+    """
+    file = Path(file)
+    tables = read_tables(file)
+    defaults = tables.get("defaults", {})
+    check_fields(f"[defaults] of {file}", defaults)
+    shared = {**as_typed(defaults), **(given or {})}
+    entries = [
+        read_entry(file, number, each, shared) for number, each in enumerate(tables["run"], 1)
+    ]
+    check_names(file, entries)
+    return Study(file.stem, TrainConfig(**shared), entries)
+
+
+def read_tables(file: Path) -> dict[str, Any]:
+    """Return the TOML tables `defaults` and `run`; raises `LesionfastError` for anything else."""
+    try:
+        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError:
+        raise LesionfastError(
+            f"there is no file {file}. Type lesionfast study FILE.toml."
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise LesionfastError(f"{file} is no TOML: {error}. Mend that line.") from None
+    known = ("defaults", "run")
+    for name in tables:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise LesionfastError(
+                f"'{name}' in {file} is not known.{hint} Fields go below [defaults]."
+            )
+    rows, defaults = tables.get("run"), tables.get("defaults", {})
+    if not isinstance(defaults, dict) or not isinstance(rows, list) or not rows:
+        raise LesionfastError(f'{file} has no runs. Write [[run]] and below it name = "first".')
+    return tables
+
+
+def read_entry(file: Path, number: int, table: Any, shared: Mapping[str, Any]) -> Entry:
+    """Return one `[[run]]` table as an entry."""
+    values = dict(table) if isinstance(table, dict) else {}
+    name = values.pop("name", "")
+    if not isinstance(name, str) or not folder_of(name):
+        raise LesionfastError(
+            f'[[run]] number {number} of {file} has no name. Write name = "first".'
+        )
+    where = f"[[run]] '{name}' of {file}"
+    check_fields(where, values)
+    own = sorted(SHARED & set(values))
+    if own:
+        raise LesionfastError(
+            f"{where} has '{own[0]}', but all runs of a study share data and split. "
+            "Move it to [defaults]."
+        )
+    return Entry(name, TrainConfig(**{**shared, **as_typed(values)}))
+
+
+def check_fields(where: str, table: Mapping[str, Any]) -> None:
+    """Raise `LesionfastError` for a field that is not known, or a value of a wrong type."""
+    for name, value in table.items():
+        if name not in FIELDS:
+            hint = did_you_mean(name, FIELDS)
+            raise LesionfastError(
+                f"{where} has a field '{name}', which is not known.{hint} "
+                "Fields are the options of lesionfast train --help, with _ for -."
+            )
+        if not fits(FIELDS[name], value):
+            wanted = " or ".join(WORDS[each] for each in kinds(FIELDS[name]))
+            raise LesionfastError(f"{where} has {name} = {value!r}; write {wanted}.")
+
+
+def kinds(each: Field) -> list[type]:
+    """Return the types that a field takes, without None."""
+    return [kind for kind in WORDS if kind in getattr(each.type, "__args__", (each.type,))]
+
+
+def fits(each: Field, value: Any) -> bool:
+    """Return whether a TOML value has a type that the field takes; a whole number is a number."""
+    taken = kinds(each)
+    return type(value) in taken or (type(value) is int and float in taken)
+
+
+def as_typed(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values with whole numbers as floats where the field is one."""
+    return {
+        name: float(value) if type(value) is int and float in kinds(FIELDS[name]) else value
+        for name, value in table.items()
+    }
+
+
+def check_names(file: Path, entries: list[Entry]) -> None:
+    """Raise `LesionfastError` for two runs of one name, or whose directories would be the same."""
+    seen: dict[str, str] = {}
+    for entry in entries:
+        folder = entry.folder.lower()
+        if folder in seen:
+            raise LesionfastError(
+                f"{file} has two runs '{seen[folder]}' and '{entry.name}', which share the "
+                f"directory {entry.folder}. Rename one."
+            )
+        if folder == "comparison":
+            raise LesionfastError(f"{file}: the directory {folder} is taken. Rename the run.")
+        seen[folder] = entry.name
+
+
+def state_of(entry: Entry, out: Path) -> str:
+    """Return 'done', 'interrupted' or 'to do'.
+
+    Raises `LesionfastError` if there is a run of that name with another configuration or split.
+    """
+    path = out / entry.folder
+    if not (path / "config.json").is_file():
+        return "to do"
+    run = Run(path)
+    check_unchanged(entry, run, out / "split.csv")
+    return "done" if run.finished and run.metrics["status"] == "finished" else "interrupted"
+
+
+def check_unchanged(entry: Entry, run: Run, split: Path) -> None:
+    """Raise `LesionfastError` unless a run has the entry's configuration and the study's split."""
+    stored, wanted = asdict(run.config), asdict(entry.config)
+    changes = [
+        f"{name} is {stored[name]!r} there, but {wanted[name]!r} in the study"
+        for name in wanted
+        if name != "split" and stored[name] != wanted[name]
+    ]
+    own = run.path / "split.csv"
+    if not changes and own.is_file() and split.is_file() and sha256(own) != sha256(split):
+        changes.append(f"its split.csv is another than {split}")
+    if changes:
+        raise LesionfastError(
+            f"{run.path} was made from another configuration: {'; '.join(changes)}. Remove that "
+            f"directory, or rename the run '{entry.name}' in the file."
+        )
+
+
+def run_study(study: Study, out: str | Path) -> Outcome:
+    """Train what is not done yet, each in its own directory under `out`; resume what was stopped.
+
+    A run that fails is noted and the next one begun. Raises `LesionfastError` before any training
+    if a run has another configuration than the file says or the split has changed, and
+    `TrainingInterrupted` after Ctrl-C.
+    """
+    out, outcome = Path(out), Outcome()
+    states = {entry.name: state_of(entry, out) for entry in study.entries}
+    if set(states.values()) != {"done"}:
+        share_split(study, out)
+    for number, entry in enumerate(study.entries, 1):
+        logger.info("run %d of %d: %s, %s", number, len(states), entry.name, states[entry.name])
+        try:
+            outcome.runs.append(complete(entry, out))
+        except TrainingInterrupted as error:
+            raise TrainingInterrupted(
+                f"the study was interrupted in the run '{entry.name}'. "
+                "Type the same command again to go on."
+            ) from error
+        except LesionfastError as error:
+            logger.warning("the run '%s' failed: %s", entry.name, error)
+            outcome.failures[entry.name] = str(error)
+    return outcome
+
+
+def share_split(study: Study, out: Path) -> Path:
+    """Write the split of the study once; raises `LesionfastError` if it is another one now."""
+    path, df = out / "split.csv", load_dataset(study.base)
+    if not path.is_file():
+        write_split(df, path)
+        return path
+    with tempfile.TemporaryDirectory() as folder:
+        digest = write_split(df, Path(folder) / "split.csv")
+    if digest != sha256(path):
+        raise LesionfastError(
+            f"data or split options have changed: they no longer give {path}. "
+            "Type the options of before, or another --out for a new study."
+        )
+    return path
+
+
+def complete(entry: Entry, out: Path) -> Run:
+    """Return the finished run of an entry: trained, gone on with, or as it is."""
+    path, state = out / entry.folder, state_of(entry, out)
+    if state == "interrupted" and not (path / "model.json").is_file():
+        logger.info("%s was stopped before its first step, so it is begun anew", path)
+        shutil.rmtree(path)
+        state = "to do"
+    if state == "done":
+        return Run.open(path)
+    from lesionfast.training.experiment import resume, train
+
+    if state == "interrupted":
+        run = resume(Run.open(path))
+    else:
+        config = replace(entry.config, split=str(out / "split.csv"))
+        df = load_dataset(config, split=out / "split.csv")
+        check_rows(len(df), out / "split.csv")
+        run = train(df, config, out, name=entry.folder)
+    if run.metrics["status"] == "interrupted":
+        raise TrainingInterrupted(f"{run.path} was interrupted.")
+    return run
+
+
+def check_rows(n: int, split: Path) -> None:
+    """Raise `LesionfastError` unless a run's data has all n images of the shared split."""
+    shared = len(split.read_text(encoding="utf-8").splitlines()) - 1
+    if n != shared:
+        raise LesionfastError(
+            f'it has {n} of the {shared} images of {split}: missing = "drop" leaves out other '
+            'rows with other metadata columns. Write missing = "keep" below [defaults].'
+        )
+
+
+def plan_study(study: Study, out: str | Path) -> list[dict[str, Any]]:
+    """Return name, arch, parameters, size, epochs, seconds (estimated) and state of each run.
+
+    Writes nothing. Raises `LesionfastError` for what would keep a run from starting.
+    """
+    from lesionfast.training.estimate import estimate
+
+    states = {entry.name: state_of(entry, Path(out)) for entry in study.entries}
+    df = load_dataset(study.base) if set(states.values()) != {"done"} else None
+    rows = []
+    for entry in study.entries:
+        config, state = entry.config, states[entry.name]
+        if state == "done":
+            run = Run(Path(out) / entry.folder)
+            cost = (run.model.get("parameters"), run.metrics["train_seconds"])
+        else:
+            try:
+                cost = estimate(config, df)
+            except LesionfastError as error:
+                raise LesionfastError(f"the run '{entry.name}' can't start: {error}") from error
+        told = {"name": entry.name, "arch": config.arch, "size": config.size}
+        told |= {"epochs": config.epochs, "parameters": cost[0], "seconds": cost[1]}
+        rows.append(told | {"state": state})
+    return rows

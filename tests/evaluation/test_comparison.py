@@ -1,0 +1,151 @@
+"""Runs of the same images side by side: the table, its intervals, its order, what is refused."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from lesionfast.errors import LesionfastError
+from lesionfast.evaluation.bootstrap import interval, resample
+from lesionfast.evaluation.comparison import Comparison, comparable_runs
+from lesionfast.evaluation.comparison_figures import draw_comparison, push_apart
+from lesionfast.evaluation.interpretation import Interpretation
+from lesionfast.evaluation.tables import comparison_table, print_table
+
+
+@pytest.fixture
+def runs(make_run, make_worse):
+    """Three runs of the same images, the second and third worse and in another order of rows."""
+    first = make_run()
+    return [first, make_worse(first, "worse", 0.5), make_worse(first, "a" * 70, 1.5)]
+
+
+def test_the_best_comes_first_with_the_numbers_of_its_own_rule(runs):
+    comparison = Comparison.of(runs[::-1])
+    assert [run.path for run in comparison.runs] == [run.path for run in runs]
+    table = comparison.table
+    for row, run in zip(table.to_dict("records"), runs, strict=True):
+        read = Interpretation.of(run)
+        metrics = read.metrics["rules"]["balanced"]
+        assert row["balanced_accuracy"] == metrics["balanced_accuracy"]
+        assert row["sensitivity_mel"] == metrics["mel_sensitivity"]
+        assert row["macro_f1"] == metrics["macro_f1"]
+        assert row["mel_to_nv"] == read.confusion(normalize=True).loc["mel", "nv"]
+        for name in ("balanced_accuracy", "sensitivity_mel", "mel_to_nv", "difference"):
+            assert row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]
+    assert (table.loc[0, ["difference", "difference_low", "difference_high"]] == 0).all()
+    assert table["difference"].is_monotonic_decreasing and table["difference_high"][2] < 0
+
+
+def test_the_intervals_are_those_of_the_same_lesions_for_all(runs):
+    table = Comparison.of(runs, resamples=1000, seed=5).table
+    read = [Interpretation.of(run) for run in runs]
+    rows = [
+        each.rows.assign(n=each.decision, t=each.truth).sort_values("image_id") for each in read
+    ]
+    drawn = resample(
+        rows[0]["t"], [each["n"] for each in rows], rows[0]["group"], 7, resamples=1000, seed=5
+    )
+    expected = interval(drawn.balanced_accuracy[1] - drawn.balanced_accuracy[0])
+    np.testing.assert_allclose(table.loc[1, ["difference_low", "difference_high"]], expected)
+
+
+def test_valid_is_another_table(runs):
+    valid = Comparison.of(runs, "valid").table
+    assert (valid["balanced_accuracy"] != Comparison.of(runs).table["balanced_accuracy"]).all()
+
+
+def test_it_is_json_and_csv(runs, tmp_path):
+    comparison = Comparison.of(runs)
+    told = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))
+    assert told["images"] == 600 and told["runs"][0]["parameters"] is None
+    assert told["runs"][1]["parameters"] == 3_400_000
+    written = pd.read_csv(comparison.write_csv(tmp_path / "table.csv"))
+    pd.testing.assert_frame_equal(
+        written, comparison.table, check_dtype=False, check_column_type=False
+    )
+
+
+def test_the_table_shows_a_dash_for_what_is_not_known(runs, capsys):
+    print_table(comparison_table(Comparison.of(runs)), whole=True)
+    shown = capsys.readouterr().out
+    assert "…" not in shown and "a" * 70 in shown
+    lines = shown.splitlines()
+    first = next(line for line in lines if line.startswith(runs[0].path.name))
+    assert " best " in first and first.endswith(" -")
+    assert "3.4 M" in shown and "resnet18" in shown
+    for value in Comparison.of(runs).table["balanced_accuracy"]:
+        assert f"{value:.3f}" in shown
+
+
+def test_a_terminal_of_80_columns_loses_no_number(runs):
+    console = Console(width=80, force_terminal=True, color_system=None)
+    with console.capture() as shown:
+        console.print(comparison_table(Comparison.of(runs), narrow=True))
+    assert "…" not in shown.get() and "3.4" in shown.get() and "2 min" in shown.get()
+    for value in Comparison.of(runs).table["balanced_accuracy"]:
+        assert f"{value:.3f}" in shown.get()
+
+
+def test_classes_without_melanoma_are_compared_without_it(make_run, make_worse):
+    first = make_run(("bcc", "df", "vasc"))
+    comparison = Comparison.of([first, make_worse(first, "other", 1)])
+    assert "mel_to_nv" not in comparison.table
+    assert comparison_table(comparison).row_count == 2
+
+
+def test_pictures_are_drawn_and_a_run_without_history_is_no_trouble(runs, tmp_path):
+    (runs[1].path / "history.csv").unlink()
+    files = draw_comparison(Comparison.of(runs), tmp_path / "comparison")
+    assert [file.name for file in files] == ["training.png", "confusion.png"]
+    for file in files:
+        assert np.asarray(Image.open(file).convert("L")).std() > 10
+    for run in runs:
+        (run.path / "history.csv").unlink(missing_ok=True)
+    alone = draw_comparison(Comparison.of(runs[:1]), tmp_path / "one")
+    assert [file.name for file in alone] == ["confusion.png"]
+
+
+def test_labels_that_would_overlap_are_pushed_apart():
+    apart = push_apart(np.array([0.1, 0.11, 0.5, 0.505]), 0.05)
+    np.testing.assert_allclose(apart, [0.1, 0.15, 0.5, 0.55])
+
+
+def test_without_names_all_with_the_split_of_the_newest_are_taken(runs, caplog):
+    metrics = json.loads((runs[0].path / "metrics.json").read_text())
+    (runs[0].path / "metrics.json").write_text(json.dumps(metrics | {"split_sha256": "f" * 64}))
+    (runs[1].path / "metrics.json").unlink()
+    newest = comparable_runs(runs[0].path.parent)
+    assert [run.path for run in newest] == [runs[2].path]
+    assert "1 of 3 runs" in caplog.text and "another split" in caplog.text
+    assert "did not end" in caplog.text
+
+
+def rewrite(run, **changes):
+    """Change columns of a run's predictions."""
+    table = run.predictions.copy()
+    table.assign(**changes).to_csv(run.path / "predictions.csv", index=False)
+    return type(run)(run.path)
+
+
+def test_what_can_not_be_compared_is_refused(runs, make_run):
+    other = json.loads((runs[1].path / "metrics.json").read_text()) | {"split_sha256": "e" * 64}
+    (runs[2].path / "metrics.json").write_text(json.dumps(other))
+    with pytest.raises(LesionfastError, match=r"different splits.*0123456789ab.*a{70} \(eeeeee"):
+        Comparison.of(runs)
+    with pytest.raises(LesionfastError, match="named twice"):
+        Comparison.of([runs[0], runs[0]])
+    with pytest.raises(LesionfastError, match="no run to compare"):
+        Comparison.of([])
+    with pytest.raises(LesionfastError, match="different classes"):
+        Comparison.of([runs[0], make_run(("mel", "nv"))])
+    with pytest.raises(LesionfastError, match="different test images: 600 and 300"):
+        Comparison.of([runs[0], make_run(n=300)])
+    with pytest.raises(LesionfastError, match="Choose one with --split"):
+        Comparison.of(runs[:2], "tset")
+    swapped = rewrite(runs[1], target=runs[1].predictions["target"].replace("mel", "nv"))
+    with pytest.raises(LesionfastError, match="different diagnoses"):
+        Comparison.of([runs[0], swapped])

@@ -1,0 +1,50 @@
+"""What a training will cost: its phases, its rows, and about how long it takes."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from lesionfast.config import TrainConfig
+from lesionfast.data.dataset import load_dataset
+from lesionfast.models.fusion import build_model
+from lesionfast.training import estimate as module
+from lesionfast.training.estimate import estimate, rows_an_epoch, unfreeze_by_phase
+
+TINY = TrainConfig(
+    arch="test_resnet", weights="none", fusion="none", size=32, epochs=4, unfreeze="two-step"
+)
+
+
+def test_each_phase_trains_what_it_will_train():
+    model = build_model(TINY, n_metadata=4, n_classes=7)
+    seen = []
+    for epochs in unfreeze_by_phase(model, TINY):
+        learning = sum(p.requires_grad for p in model.backbone.parameters())
+        seen.append((epochs, learning, all(p.requires_grad for p in model.head.parameters())))
+    whole = len(list(model.backbone.parameters()))
+    assert seen == [(1, 0, True), (3, whole, True)]
+
+
+@pytest.mark.parametrize(("balance", "rows"), [("none", 9), ("weights", 9), ("downsample", 7)])
+def test_balancing_changes_the_rows_of_an_epoch(balance, rows):
+    assert rows_an_epoch(pd.Series([*"aaaaabbb", "c"]), balance) == rows
+
+
+def test_the_time_is_that_of_all_steps(monkeypatch):
+    df = load_dataset(TINY)
+    monkeypatch.setattr(module, "time_training", lambda *args: 1.0)
+    monkeypatch.setattr(module, "time_validation", lambda *args: 0.1)
+    counts = df["split"].value_counts()
+    steps, passes = counts["train"] // 32, -(-counts["valid"] // 32)
+    parameters, seconds = estimate(TINY, df)
+    assert seconds == pytest.approx(4 * steps + 4 * passes * 0.1)
+    assert parameters == sum(p.numel() for p in build_model(TINY, 0, 7).parameters())
+    twice = estimate(replace(TINY, epochs=8), df)
+    assert twice[1] == pytest.approx(2 * seconds)
+
+
+def test_a_model_without_backbone_is_measured_too():
+    config = replace(TINY, fusion="metadata", unfreeze="auto", epochs=1)
+    parameters, seconds = estimate(config, load_dataset(config))
+    assert parameters < 10_000 and 0 < seconds < 30

@@ -1,0 +1,96 @@
+"""Specialists of a tiny base, and what trained members and their committee share."""
+
+from dataclasses import fields, replace
+
+import pytest
+
+from lesionfast.config import TrainConfig
+from lesionfast.data.dataset import load_dataset
+from lesionfast.errors import LesionfastError
+from lesionfast.evaluation.committee import combine
+from lesionfast.models.fusion import load_model
+from lesionfast.runs import Run, sha256, write_json
+from lesionfast.training import specialists
+from lesionfast.training.experiment import resume, train
+from lesionfast.training.specialists import add_specialists, parse_weights
+
+TINY = TrainConfig(
+    arch="test_resnet", weights="none", size=32, epochs=1, batch_size=64, unfreeze="none"
+)
+needs_class_weight = pytest.mark.skipif(
+    "class_weight" not in {each.name for each in fields(TrainConfig)},
+    reason="TrainConfig has no class_weight",
+)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return train(load_dataset(TINY), TINY, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def committee(base):
+    other = replace(TINY, seed=1, split=str(base.path / "split.csv"))
+    return combine([base, train(load_dataset(other), other, base.path.parent)], base.path.parent)
+
+
+def test_a_committee_of_trained_runs_counts_their_parameters_and_seconds(base, committee):
+    assert committee.model["parameters"] == 2 * base.model["parameters"]
+    assert committee.metrics["train_seconds"] > base.metrics["train_seconds"]
+    assert committee.config.seed == TrainConfig.seed and committee.config.size == 32
+
+
+def test_a_committee_is_neither_loaded_nor_resumed(base, committee):
+    with pytest.raises(LesionfastError, match=f"is a committee.*{base.path.name}"):
+        load_model(committee)
+    with pytest.raises(LesionfastError, match="nothing is left to do"):
+        resume(committee)
+
+
+@needs_class_weight
+def test_each_specialist_weighs_its_class_thrice_on_the_split_of_the_base(base, tmp_path):
+    members = add_specialists([base], "mel, bcc", tmp_path)
+    assert [run.config.class_weight for run in members] == [None, "mel=3", "bcc=3"]
+    for run in members[1:]:
+        assert sha256(run.path / "split.csv") == sha256(base.path / "split.csv")
+        kept = replace(run.config, class_weight=None, split=base.config.split)
+        assert kept == base.config
+    assert combine(members, tmp_path).metrics["status"] == "finished"
+
+
+@needs_class_weight
+def test_an_interrupted_specialist_says_how_to_go_on(base, tmp_path, monkeypatch):
+    def stopped(df, config, root):
+        run = Run.create(root, config)
+        write_json(run.path / "metrics.json", {"status": "interrupted"})
+        return run
+
+    monkeypatch.setattr("lesionfast.training.experiment.train", stopped)
+    with pytest.raises(LesionfastError, match=r"--resume .*lesionfast committee"):
+        add_specialists([base], "mel", tmp_path)
+
+
+def test_weights_of_the_base_are_kept():
+    assert parse_weights(None) == {}
+    assert parse_weights("mel=3, bcc=1.5") == {"mel": 3.0, "bcc": 1.5}
+    assert specialists.TIMES == 3
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ("mle", "Did you mean 'mel'"),
+        ("mel,naevus", "'naevus', which is no class"),
+        ("", "no class"),
+    ],
+)
+def test_unknown_classes_are_refused_before_any_training(base, classes, message, tmp_path):
+    with pytest.raises(LesionfastError, match=message):
+        add_specialists([base], classes, tmp_path)
+
+
+def test_the_base_is_one_trained_run(base, committee, tmp_path):
+    with pytest.raises(LesionfastError, match="takes one RUN"):
+        add_specialists([base, base], "mel", tmp_path)
+    with pytest.raises(LesionfastError, match="is a committee"):
+        add_specialists([committee], "mel", tmp_path)
