@@ -1,7 +1,7 @@
 """Class balancing by name: which rows an epoch draws, and how much each class weighs."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 import numpy as np
@@ -34,9 +34,20 @@ def none(codes: np.ndarray, n_classes: int) -> Balance:
 def weights(codes: np.ndarray, n_classes: int) -> Balance:
     """Every row once; the loss of a class weighs by one over its frequency."""
     counts = np.bincount(codes, minlength=n_classes)
+    return Balance(shares(counts > 0), weights=inverse_frequency(counts))
+
+
+@balances.register("effective")
+def effective(codes: np.ndarray, n_classes: int, beta: float = 0.999) -> Balance:
+    """Every row once; weights by effective number, beta 0.999 (Cui et al. 2019, arXiv:1901.05555).
+
+    A class of n rows weighs (1 - beta) / (1 - beta^n), eq. 4, scaled to mean 1 over the rows.
+    """
+    counts = np.bincount(codes, minlength=n_classes)
     present = counts > 0
-    inverse = np.where(present, len(codes) / np.maximum(counts, 1) / present.sum(), 0.0)
-    return Balance(shares(present), weights=inverse)
+    raw = np.where(present, (1 - beta) / (1 - beta ** np.maximum(counts, 1)), 0.0)
+    scaled = raw * counts.sum() / (raw * counts).sum()
+    return Balance(shares(scaled * counts), weights=scaled)
 
 
 @balances.register("sampler")
@@ -56,14 +67,52 @@ def downsample(codes: np.ndarray, n_classes: int) -> Balance:
     """The largest class cut to the size of the second, other rows of it each epoch."""
     counts = np.bincount(codes, minlength=n_classes)
     limit = int(np.sort(counts)[-2]) if n_classes > 1 else int(counts[0])
-    largest = int(counts.argmax())
-    others = np.flatnonzero(codes != largest).tolist()
-    members = np.flatnonzero(codes == largest).tolist()
+    return resampled(codes, np.minimum(counts, limit))
+
+
+@balances.register("upsample")
+def upsample(codes: np.ndarray, n_classes: int) -> Balance:
+    """Every class repeated up to the size of the largest."""
+    counts = np.bincount(codes, minlength=n_classes)
+    return resampled(codes, np.where(counts > 0, counts.max(), 0))
+
+
+@balances.register("author")
+def author(codes: np.ndarray, n_classes: int) -> Balance:
+    """The original study: nevi cut to the second class, others up to doubled, then class weights.
+
+    The largest class is downsampled to the size of the second, the others are repeated to at most
+    twice their rows and no more than that, and the loss weighs by one over what results.
+    """
+    counts = np.bincount(codes, minlength=n_classes)
+    limit = int(np.sort(counts)[-2]) if n_classes > 1 else int(counts[0])
+    wanted = np.minimum(np.where(counts == counts.max(), limit, 2 * counts), limit)
+    return replace(
+        resampled(codes, wanted), weights=inverse_frequency(wanted), prior=shares(wanted > 0)
+    )
+
+
+def resampled(codes: np.ndarray, wanted: np.ndarray) -> Balance:
+    """Return the balance that draws `wanted` (K,) rows of each class an epoch, other ones each.
+
+    A class is drawn whole as often as it fits, and by chance for the rest.
+    """
+    members = [np.flatnonzero(codes == code).tolist() for code in range(len(wanted))]
 
     def draw(rng: Random) -> list[int]:
-        return shuffled(others + rng.sample(members, limit), rng)
+        rows: list[int] = []
+        for each, count in zip(members, wanted.tolist(), strict=True):
+            whole, rest = divmod(count, max(len(each), 1))
+            rows += each * whole + rng.sample(each, rest)
+        return shuffled(rows, rng)
 
-    return Balance(shares(np.minimum(counts, limit)), sampler=draw)
+    return Balance(shares(wanted), sampler=draw)
+
+
+def inverse_frequency(counts: np.ndarray) -> np.ndarray:
+    """Return class weights (K,), one over the counts with mean 1 over the rows; 0 without rows."""
+    present = counts > 0
+    return np.where(present, counts.sum() / np.maximum(counts, 1) / present.sum(), 0.0)
 
 
 def shares(counts: np.ndarray) -> np.ndarray:

@@ -4,6 +4,8 @@ from random import Random
 import numpy as np
 import pytest
 
+from lesionfast.config import SplitConfig
+from lesionfast.data.dataset import load_dataset
 from lesionfast.training.balancing import balances
 
 COUNTS = [5, 100, 30]
@@ -45,7 +47,43 @@ def test_downsample_cuts_the_largest_class_to_the_second_anew_each_epoch(codes):
     np.testing.assert_allclose(balance.prior, np.array([5, 30, 30]) / 65)
 
 
-@pytest.mark.parametrize("name", ["sampler", "downsample"])
+def test_upsample_repeats_every_class_to_the_largest(codes):
+    balance = balances["upsample"](codes, 3)
+    assert drawn(balance, codes) == {0: 100, 1: 100, 2: 100}
+    rows = Counter(balance.sampler(Random(0)))
+    assert all(rows[i] == 20 for i in range(5))  # evenly: 5 rows, 20 times each
+    assert {rows[i] for i in range(105, 135)} == {3, 4}
+    np.testing.assert_allclose(balance.prior, 1 / 3)
+
+
+def test_author_cuts_the_nevi_doubles_the_others_and_weighs_what_results(codes):
+    balance = balances["author"](codes, 3)
+    assert drawn(balance, codes) == {0: 10, 1: 30, 2: 30}
+    totals = balance.weights * [10, 30, 30]
+    np.testing.assert_allclose(totals, 70 / 3)
+    np.testing.assert_allclose(balance.prior, 1 / 3)
+
+
+def test_author_on_ham10000(ham10000):
+    df = load_dataset(SplitConfig(data=str(ham10000)))
+    train = df.loc[df["split"] == "train", "target"]
+    names = sorted(train.unique())
+    codes = train.map(names.index).to_numpy()
+    counts, got = Counter(train), drawn(balances["author"](codes, 7), codes)
+    second = counts["mel"] if counts["mel"] > counts["bkl"] else counts["bkl"]
+    for number, name in enumerate(names):
+        assert got[number] == (second if name == "nv" else min(2 * counts[name], second))
+
+
+def test_effective_numbers_weigh_as_in_the_paper(codes):
+    balance = balances["effective"](codes, 3)
+    expected = np.array([(1 - 0.999) / (1 - 0.999**n) for n in COUNTS])
+    np.testing.assert_allclose(balance.weights / balance.weights[0], expected / expected[0])
+    assert np.average(balance.weights, weights=COUNTS) == pytest.approx(1)
+    np.testing.assert_allclose(balance.prior, expected * COUNTS / (expected * COUNTS).sum())
+
+
+@pytest.mark.parametrize("name", ["sampler", "downsample", "upsample", "author"])
 def test_the_same_seed_draws_the_same_rows(name, codes):
     balance = balances[name](codes, 3)
     assert balance.sampler(Random(3)) == balance.sampler(Random(3))
