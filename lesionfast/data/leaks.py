@@ -27,10 +27,10 @@ def check_inputs(csv: Path, df: pd.DataFrame, config: DataConfig) -> None:
     """
     keys = {config.target, config.group, config.image, *RESERVED}
     for name in config.metadata_columns:
-        taken = name in keys or name not in df
-        reason = (
-            "it is the label, an id, a split or a probability" if taken else find_leak(df, name)
-        )
+        if name in keys:
+            reason = "it is the label, an id or a split"
+        else:
+            reason = find_leak(df, name) if name in df else "predictions have columns of that name"
         reason = reason or ("it is named twice" if config.metadata_columns.count(name) > 1 else "")
         if reason:
             raise LesionfastError(
