@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Annotated, Any
@@ -173,7 +174,9 @@ def lr_find(
 
 @app.command("list")
 def list_names(
-    what: Annotated[str, typer.Argument(help="archs, augmentations, balances, fusions or losses.")],
+    what: Annotated[
+        str, typer.Argument(help="archs, augmentations, balances, fusions, heads, losses or mixes.")
+    ],
     containing: Annotated[str, typer.Argument(help="Only names that contain this.")] = "",
 ) -> None:
     """List the names that an option takes.
@@ -192,27 +195,27 @@ def list_names(
     print("\n".join(f"{name:<{width}}  {text}".rstrip() for name, text in rows.items()))
 
 
+LISTS = {  # what `list` takes -> the module and the name of its registry
+    "archs": ("models.backbones", ""),
+    "augmentations": ("data.augment", "augmentations"),
+    "balances": ("training.balancing", "balances"),
+    "fusions": ("models.fusion", "fusions"),
+    "heads": ("training.heads", "heads"),
+    "losses": ("training.losses", "losses"),
+    "mixes": ("training.mixing", "mixes"),
+}
+
+
 def name_lists(what: str) -> dict[str, str]:
     """Return name -> description of one kind of thing."""
-    kinds = ("archs", "augmentations", "balances", "fusions", "losses")
-    if what not in kinds:
+    if what not in LISTS:
         raise LesionfastError(
-            f"there is no list '{what}'.{did_you_mean(what, kinds)} "
-            f"Type one of: {', '.join(kinds)}."
+            f"there is no list '{what}'.{did_you_mean(what, LISTS)} "
+            f"Type one of: {', '.join(LISTS)}."
         )
-    if what == "archs":
-        from lesionfast.models.backbones import list_archs
-
-        return list_archs()
-    if what == "augmentations":
-        from lesionfast.data.augment import augmentations as registry
-    elif what == "balances":
-        from lesionfast.training.balancing import balances as registry
-    elif what == "fusions":
-        from lesionfast.models.fusion import fusions as registry
-    else:
-        from lesionfast.training.losses import losses as registry
-    return registry.describe()
+    room, name = LISTS[what]
+    module = import_module(f"lesionfast.{room}")
+    return getattr(module, name).describe() if name else module.list_archs()
 
 
 @app.command()

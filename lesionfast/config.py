@@ -126,12 +126,37 @@ class TrainConfig(SplitConfig):
     subclass: str | None = option(
         None, "Cut classes into visual sub-classes while training, such as mel=3."
     )
+    subclass: str | None = option(
+        None, "Cut classes into visual sub-classes while training, such as mel=3."
+    )
     balance: str = option("none", "Class balancing (lesionfast list balances).")
+    beta: float = option(0.999, "Of --balance effective: the share of new rows.", limits=(0, 1))
+    class_weight: str | None = option(
+        None, "Weights of classes on top of it, which the rule 'balanced' keeps, such as mel=2."
+    )
+    defer_weights: float = option(
+        0.0, "Share of the epochs without the weights of --balance.", limits=(0, 1)
+    )
+    hardest: float = option(
+        1.0, "Share of each batch to learn from, the hardest first.", limits=(0.01, 1)
+    )
     loss: str = option("cross_entropy", "Loss (lesionfast list losses).")
+    cost: str | None = option(
+        None, "Of --loss asymmetric: what errors cost, such as mel:nv=4 (truth:decision)."
+    )
+    tau: float = option(1.0, "Of --loss logit_adjusted: its strength.", limits=(0, 4))
     label_smoothing: float = option(
         0.0, "Label smoothing of the loss, between 0 and 1.", limits=(0, 1)
     )
     augment: str = option("standard", "Augmentation recipe (lesionfast list augmentations).")
+    augment_valid: int | None = option(
+        None,
+        "Augment validation during training with this seed, the same every epoch; predictions "
+        "never are.",
+        limits=(0, 2**32 - 2),
+    )
+    mix: str = option("none", "Mixing of pictures (lesionfast list mixes).")
+    mix_alpha: float = option(0.4, "Of --mix: both parameters of its Beta.", limits=(0.01, 100))
     rule: str = option(
         "balanced",
         "Rule that decides: 'argmax', or 'balanced' (probability over training prior).",

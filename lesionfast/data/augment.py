@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lesionfast.registry import Registry
 
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
 augmentations = Registry("augmentation", "--augment")
 
 
@@ -24,6 +25,8 @@ class Recipe:
     shift: float = 0.0
     brightness: float = 0.0
     contrast: float = 0.0
+    saturation: float = 0.0
+    dihedral: bool = False
 
     @property
     def moves(self) -> bool:
@@ -33,7 +36,7 @@ class Recipe:
     @property
     def recolours(self) -> bool:
         """Whether pixels change value."""
-        return bool(self.brightness or self.contrast)
+        return bool(self.brightness or self.contrast or self.saturation)
 
 
 @augmentations.register("none")
@@ -48,10 +51,22 @@ def rotate() -> Recipe:
     return Recipe(degrees=180)
 
 
+@augmentations.register("dihedral")
+def dihedral() -> Recipe:
+    """Quarter turns and mirror images, all eight alike: no pixel is lost or blurred."""
+    return Recipe(dihedral=True)
+
+
 @augmentations.register("standard")
 def standard() -> Recipe:
     """Any rotation, mirrored or not, zoom and shift to a tenth, slight brightness and contrast."""
     return Recipe(degrees=180, flip=True, zoom=0.1, shift=0.1, brightness=0.05, contrast=0.1)
+
+
+@augmentations.register("strong")
+def strong() -> Recipe:
+    """Any rotation, mirrored or not, zoom and shift to a quarter, strong changes of colour."""
+    return Recipe(180, True, zoom=0.25, shift=0.2, brightness=0.1, contrast=0.3, saturation=0.3)
 
 
 class BatchAugment(DisplayedTransform):
@@ -80,14 +95,40 @@ class BatchAugment(DisplayedTransform):
 
 def augment(image: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
     """Return images (B, 3, H, W) in 0..1 after one affine resample and one change of colour."""
+    if recipe.dihedral:
+        image = turn(image, torch.randint(8, (len(image),), generator=generator))
     if recipe.moves:
         matrices = draw_affine(len(image), recipe, generator).to(image)
         grid = F.affine_grid(matrices, list(image.shape), align_corners=False)
         image = F.grid_sample(image, grid, padding_mode="reflection", align_corners=False)
     if recipe.recolours:
-        scale, offset = (each.to(image) for each in draw_colour(len(image), recipe, generator))
-        image = ((image - 0.5) * scale + (0.5 + offset)).clamp(0, 1)
+        image = recolour(image, recipe, generator).clamp(0, 1)
     return image
+
+
+def turn(image: Tensor, element: Tensor) -> Tensor:
+    """Return images (B, C, H, W) turned by element % 4 quarters, mirrored where element > 3.
+
+    Pictures that are not square are turned by halves only.
+    """
+    turned = image.clone()
+    step = 1 if image.shape[2] == image.shape[3] else 2
+    for each in range(8):
+        chosen = element == each
+        if chosen.any():
+            part = image[chosen].rot90(each % 4 * step, (2, 3))
+            turned[chosen] = part.flip(3) if each > 3 else part
+    return turned
+
+
+def recolour(image: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
+    """Return images (B, 3, H, W) with other contrast, brightness and saturation."""
+    scale, offset = (each.to(image) for each in draw_colour(len(image), recipe, generator))
+    if recipe.saturation:
+        factor = torch.exp(uniform(len(image), math.log1p(recipe.saturation), generator))
+        grey = (image * image.new_tensor(LUMA).view(3, 1, 1)).sum(dim=1, keepdim=True)
+        image = grey + factor.to(image).view(-1, 1, 1, 1) * (image - grey)
+    return (image - 0.5) * scale + (0.5 + offset)
 
 
 def draw_affine(n: int, recipe: Recipe, generator: torch.Generator) -> Tensor:

@@ -61,6 +61,7 @@ class BatchLoader(TfmdDL):
     """
 
     sampler: Sampler | None = None
+    parents: list[int] | None = None  # the classes of targets that are sub-classes
     encoder: MetadataEncoder  # of the rows; not on copies made by `new`
 
     def create_batches(self, samples: Iterable[int]) -> Iterator[tuple[TensorBase, ...]]:
@@ -74,10 +75,10 @@ class BatchLoader(TfmdDL):
         return super().get_idxs() if self.sampler is None else self.sampler(self.rng)
 
     def set_sampler(self, sampler: Sampler | None) -> None:
-        """Draw the positions of each epoch with `sampler(rng)`, which returns a list."""
-        if sampler is not None:
-            self.sampler, self.n = sampler, len(sampler(Random(0)))
-            self.bs = min(self.bs, self.n)
+        """Draw the positions of each epoch with `sampler(rng)`, a list; None: every row once."""
+        self.sampler = sampler
+        self.n = len(self.dataset) if sampler is None else len(sampler(Random(0)))
+        self.bs = min(self.bs, self.n)
 
     def reseed(self, seed: int) -> None:
         """Make the next epoch's order and augmentation those that belong to `seed`."""
@@ -91,6 +92,7 @@ class BatchLoader(TfmdDL):
         if not show:
             return super().show_batch(b, max_n=max_n, show=False)
         images, metadata, targets = self.decode(self.one_batch() if b is None else b)
+        targets = targets if self.parents is None else np.take(self.parents, targets)
         captions = [
             f"{self.vocab[target]}\n{self.encoder.in_words(vector)}"
             for target, vector in zip(targets[:max_n].tolist(), metadata.numpy(), strict=False)

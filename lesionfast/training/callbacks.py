@@ -7,6 +7,7 @@ import torch
 from fastai.callback.core import Callback
 from fastai.callback.schedule import combined_cos
 
+from lesionfast.data.augment import Recipe, augment
 from lesionfast.training.schedule import Phase, plan_phases
 
 
@@ -96,6 +97,26 @@ class FrozenEval(Callback):
             parameters = list(module.parameters())
             if parameters and not any(each.requires_grad for each in parameters):
                 module.eval()
+
+
+class AugmentValid(Callback):
+    """Augment the validation of a fit, by the same random changes every epoch."""
+
+    order = 51
+
+    def __init__(self, recipe: Recipe, seed: int) -> None:
+        self.recipe, self.seed = recipe, seed
+
+    def before_validate(self) -> None:
+        """Start the changes anew."""
+        self.generator = torch.Generator().manual_seed(self.seed)
+
+    def before_batch(self) -> None:
+        """Change the pictures of a validation batch."""
+        if not self.training:
+            image, *rest = self.xb
+            image = augment(image, self.recipe, self.generator)
+            self.learn.xb = (image.contiguous(memory_format=torch.channels_last), *rest)
 
 
 class PlainTensors(Callback):

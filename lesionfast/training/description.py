@@ -50,6 +50,18 @@ def describe_environment(learn: FusionLearner, config: TrainConfig) -> dict[str,
     }
 
 
+def announce_balance(learn: FusionLearner, config: TrainConfig) -> None:
+    """Log what class balancing does: rows of each class, rows an epoch, and weights."""
+    objective, weight = learn.objective, learn.loss_func.weight
+    told = [
+        f"{name} {count} to {drawn}" + ("" if weight is None else f", weight {weight[i]:.3g}")
+        for i, (name, count, drawn) in enumerate(
+            zip(learn.dls.vocab, objective.counts, objective.drawn, strict=True)
+        )
+    ]
+    logger.info("balance %s, rows an epoch: %s", config.balance, "; ".join(told))
+
+
 def installed_version(package: str) -> str:
     """Return the version of a package, also where lesionfast runs from its source alone."""
     try:
@@ -70,6 +82,10 @@ def announce(learn: FusionLearner, run: Run, phases: list[Phase], lrs: list[floa
         config.fusion,
         run.model["weights_origin"],
     )
+    if (
+        learn.objective.drawn != learn.objective.counts
+    ).any() or learn.loss_func.weight is not None:
+        announce_balance(learn, config)
     sizes = [sum(p.numel() for p in group) for group in learn.splitter(learn.model)]
     for phase in phases:
         rates = lrs[-phase.groups :]

@@ -25,14 +25,13 @@ from lesionfast.evaluation.metrics import summarize
 from lesionfast.models.backbones import check_arch
 from lesionfast.models.fusion import check_metadata, fusions
 from lesionfast.runs import Run, sha256, write_atomically, write_json, write_text
-from lesionfast.training.balancing import balances
-from lesionfast.training.callbacks import OneCycle, ProgressiveUnfreezing
+from lesionfast.training.callbacks import AugmentValid, OneCycle, ProgressiveUnfreezing
 from lesionfast.training.checkpoint import Checkpoint
 from lesionfast.training.description import announce, describe_environment, describe_model
 from lesionfast.training.heads import check_head, solve_head
 from lesionfast.training.learner import FusionLearner, fusion_learner, history_names
-from lesionfast.training.losses import losses
 from lesionfast.training.lr_finder import find_lr
+from lesionfast.training.objective import check_objective
 from lesionfast.training.progress import EpochBar, EpochLines, StopOnInterrupt
 from lesionfast.training.schedule import Phase, discriminative, plan_phases
 from lesionfast.training.tracking import EarlyStopping, KeepBest, StopOnNaN, WriteHistory
@@ -130,9 +129,8 @@ def prepare_learner(df: pd.DataFrame, config: TrainConfig) -> FusionLearner:
     """Return the Learner of an experiment; bad names are found before any image is decoded."""
     check_arch(config.arch)
     check_head(config)
+    check_objective(config)
     for registry, name in (
-        (losses, config.loss),
-        (balances, config.balance),
         (fusions, config.fusion),
         (augmentations, config.augment),
     ):
@@ -200,6 +198,8 @@ def fit(learn: FusionLearner, run: Run, resume: bool = False) -> dict[str, Any]:
         best,
         lines,
     ]
+    if config.augment_valid is not None:
+        cbs.append(AugmentValid(augmentations[config.augment](), config.augment_valid))
     if config.patience:
         cbs.append(EarlyStopping(config.monitor, config.patience))
     with memory_error_explained(config), learn.no_bar(), learn.no_logging(), cleaned_up(learn, cbs):

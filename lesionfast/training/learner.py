@@ -1,7 +1,6 @@
 """DataLoaders + model -> an ordinary fastai Learner. The one file that imports fastai's patches."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +16,6 @@ from fastai.optimizer import OptimWrapper
 from lesionfast.config import TrainConfig
 from lesionfast.evaluation.metrics import balanced_accuracy, decide, macro_auc, sensitivity
 from lesionfast.models.fusion import build_model, stage_groups
-from lesionfast.training.balancing import balances
 from lesionfast.training.callbacks import (
     Autocast,
     ChannelsLast,
@@ -25,7 +23,9 @@ from lesionfast.training.callbacks import (
     PlainTensors,
     SeedEpochs,
 )
-from lesionfast.training.losses import losses
+from lesionfast.training.emphasis import read_subclasses
+from lesionfast.training.objective import build_objective
+from lesionfast.training.subclasses import assign_subclasses, parents_of
 
 
 class FusionLearner(Learner):
@@ -47,36 +47,29 @@ def fusion_learner(dls: DataLoaders, config: TrainConfig | None = None) -> Fusio
     names that are not known and weights that can't be had.
     """
     config = config or TrainConfig()
-    loss_builder, balancer = losses[config.loss], balances[config.balance]
+    classes = list(dls.vocab)
+    parents = parents_of(read_subclasses(config.subclass, classes), classes)
     torch.manual_seed(config.seed)  # the head's first weights
-    model = build_model(config, n_metadata=dls.encoder.width, n_classes=len(dls.vocab))
-    balance = balancer(target_codes(dls), len(dls.vocab))
-    if config.head != "linear":  # solved with every class weighing the same
-        balance = replace(balance, prior=np.full(len(dls.vocab), 1 / len(dls.vocab)))
-    dls.train.set_sampler(balance.sampler)
-    weight = None if balance.weights is None else torch.tensor(balance.weights).float()
+    model = build_model(config, dls.encoder.width, len(classes), parents)
+    if len(parents) > len(classes):
+        assign_subclasses(dls, model, config.seed)
+    objective = build_objective(dls, config, parents)
+    dls.train.set_sampler(objective.balance.sampler)
     learn = FusionLearner(
         dls,
         model,
-        loss_func=loss_builder(weight, config.label_smoothing),
+        loss_func=objective.loss,
         opt_func=partial(OptimWrapper, opt=torch.optim.AdamW),
         lr=config.lr if isinstance(config.lr, float) else 1e-3,
         splitter=stage_groups,
-        cbs=learner_callbacks(dls.device, config),
-        metrics=validation_metrics(list(dls.vocab), balance.prior, config.rule),
+        cbs=[*learner_callbacks(dls.device, config), *objective.callbacks],
+        metrics=validation_metrics(classes, objective.balance.prior, config.rule),
         wd=config.weight_decay,
         wd_bn_bias=True,
         train_bn=False,
     )
-    learn.balance = balance
+    learn.objective, learn.balance = objective, objective.balance
     return learn
-
-
-def target_codes(dls: DataLoaders) -> np.ndarray:
-    """Return the class numbers of the training rows, int64 (n,)."""
-    names = list(dls.vocab)
-    targets = dls.rows.loc[dls.rows["split"] == "train", "target"]
-    return targets.map(names.index).to_numpy(dtype=np.int64)
 
 
 def learner_callbacks(device: torch.device, config: TrainConfig) -> list[Any]:

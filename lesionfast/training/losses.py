@@ -1,9 +1,13 @@
-"""Losses by name: logits (B, K) and class numbers (B,) -> a scalar."""
+"""Losses by name: logits (B, K) and class numbers (B,) -> a scalar, computed in float32 or more."""
 
+from typing import Any
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lesionfast.errors import LesionfastError
 from lesionfast.registry import Registry
 
 losses = Registry("loss", "--loss")
@@ -12,13 +16,36 @@ losses = Registry("loss", "--loss")
 class ClassificationLoss(nn.Module):
     """What fastai asks of a loss: a reduction that can be set, an activation and a decision.
 
-    `weight` (K,) multiplies the loss of each class; the mean is over the sum of the weights.
+    `weight` (K,) multiplies the loss of each class, and the mean is over the sum of the weights.
+    `prior` (K,) are the class shares that the loss sees, `counts` (K,) the training rows of each
+    class, `costs` (K, K) what calling row column costs, `tau` the strength of a logit adjustment;
+    a loss takes what it needs of them. `smooths` says whether label smoothing is defined for it.
     """
 
-    def __init__(self, weight: Tensor | None = None, label_smoothing: float = 0.0) -> None:
+    smooths = False
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        prior: np.ndarray | None = None,
+        counts: np.ndarray | None = None,
+        costs: np.ndarray | None = None,
+        tau: float = 1.0,
+    ) -> None:
         super().__init__()
         self.register_buffer("weight", weight)
-        self.label_smoothing, self.reduction = label_smoothing, "mean"
+        self.label_smoothing, self.tau, self.reduction = label_smoothing, tau, "mean"
+        self.register_buffer("offset", self.prepare(prior, counts, costs))
+
+    def prepare(self, prior: Any, counts: Any, costs: Any) -> Tensor | None:
+        """Return what the loss keeps of prior, counts and costs."""
+        return None
+
+    def rule_prior(self, prior: np.ndarray) -> np.ndarray:
+        """Return the class shares (K,) that are left in the probabilities after this loss."""
+        return prior
 
     def activation(self, logits: Tensor) -> Tensor:
         """Return probabilities (B, K)."""
@@ -28,20 +55,36 @@ class ClassificationLoss(nn.Module):
         """Return the most probable class numbers (B,)."""
         return probabilities.argmax(dim=-1)
 
+    def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return PyTorch's cross entropy with this loss's weights, smoothing and reduction."""
+        return F.cross_entropy(
+            logits,
+            target,
+            weight=None if self.weight is None else self.weight.to(logits.dtype),
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+        )
+
+    def reduce(self, each: Tensor, target: Tensor) -> Tensor:
+        """Return losses (B,) times the weights of their classes, or their weighted mean."""
+        weight = torch.ones_like(each) if self.weight is None else self.weight[target].to(each)
+        return weight * each if self.reduction == "none" else (weight * each).sum() / weight.sum()
+
+
+def precise(logits: Tensor) -> Tensor:
+    """Return logits in float32, or float64 if they are."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
 
 @losses.register("cross_entropy")
 class CrossEntropy(ClassificationLoss):
     """Cross entropy with label smoothing (Szegedy et al. 2016, arXiv:1512.00567, section 7)."""
 
+    smooths = True
+
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of logits (B, K) for class numbers (B,)."""
-        return F.cross_entropy(
-            logits.float(),
-            target,
-            weight=self.weight,
-            reduction=self.reduction,
-            label_smoothing=self.label_smoothing,
-        )
+        return self.cross_entropy(precise(logits), target)
 
 
 @losses.register("focal")
@@ -51,9 +94,79 @@ class Focal(ClassificationLoss):
     gamma = 2.0
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of logits (B, K) for class numbers (B,); takes no label smoothing."""
-        log_p = F.log_softmax(logits.float(), dim=-1)
-        log_p = log_p.gather(1, target.unsqueeze(1)).squeeze(1)
-        weight = torch.ones_like(log_p) if self.weight is None else self.weight[target]
-        each = -weight * (1 - log_p.exp()) ** self.gamma * log_p
-        return each if self.reduction == "none" else each.sum() / weight.sum()
+        """Return the loss of logits (B, K) for class numbers (B,)."""
+        log_p = F.log_softmax(precise(logits), dim=-1).gather(1, target.unsqueeze(1)).squeeze(1)
+        return self.reduce(-((1 - log_p.exp()) ** self.gamma) * log_p, target)
+
+
+@losses.register("asymmetric")
+class Asymmetric(ClassificationLoss):
+    """Cross entropy plus the expected cost of errors (Galdran et al. 2020, arXiv:2010.00291).
+
+    The extra term is the sum over the classes of probability times --cost of calling the truth so.
+    """
+
+    def prepare(self, prior: Any, counts: Any, costs: Any) -> Tensor:
+        """Keep the costs (K, K)."""
+        if costs is None or not np.any(costs):
+            raise LesionfastError("--loss asymmetric needs costs. Type such as --cost mel:nv=4.")
+        return torch.as_tensor(costs)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of logits (B, K) for class numbers (B,)."""
+        log_p = F.log_softmax(precise(logits), dim=-1)
+        cost = (self.offset.to(log_p)[target] * log_p.exp()).sum(dim=1)
+        return self.reduce(cost - log_p.gather(1, target.unsqueeze(1)).squeeze(1), target)
+
+
+@losses.register("logit_adjusted")
+class LogitAdjusted(ClassificationLoss):
+    """Cross entropy of logits plus tau log prior (Menon et al. 2021, arXiv:2007.07314, eq. 10)."""
+
+    smooths = True
+
+    def prepare(self, prior: Any, counts: Any, costs: Any) -> Tensor:
+        """Keep tau log prior (K,); a class without rows never lowers the others."""
+        assert prior is not None, "a logit-adjusted loss needs the prior"
+        return self.tau * torch.as_tensor(np.log(np.maximum(prior, 1e-12)))
+
+    def rule_prior(self, prior: np.ndarray) -> np.ndarray:
+        """Return prior ** (1 - tau), normalised: uniform for tau 1, the adjustment being done."""
+        left = np.where(prior > 0, np.maximum(prior, 1e-12) ** (1 - self.tau), 0)
+        return left / left.sum()
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of logits (B, K) for class numbers (B,)."""
+        logits = precise(logits)
+        return self.cross_entropy(logits + self.offset.to(logits), target)
+
+
+@losses.register("balanced_softmax")
+class BalancedSoftmax(LogitAdjusted):
+    """Logit adjustment with tau 1 (Ren et al. 2020, arXiv:2007.10740, eq. 4)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "tau": 1.0})
+
+
+@losses.register("ldam")
+class LDAM(ClassificationLoss):
+    """Margins by class size, the largest 0.5 (Cao et al. 2019, arXiv:1906.07413, eq. 12 and 13).
+
+    The margin of a class of n rows is proportional to n ** -1/4, on plain logits. The paper weighs
+    the classes in the last epochs only: --balance effective --defer-weights 0.8.
+    """
+
+    largest = 0.5
+
+    def prepare(self, prior: Any, counts: Any, costs: Any) -> Tensor:
+        """Keep the margins (K,)."""
+        assert counts is not None, "ldam needs the training rows of each class"
+        margins = np.where(np.asarray(counts) > 0, np.maximum(counts, 1) ** -0.25, 0.0)
+        return torch.as_tensor(margins * (self.largest / margins.max()))
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of logits (B, K) for class numbers (B,)."""
+        logits = precise(logits)
+        margin = F.one_hot(target, logits.shape[1]) * self.offset.to(logits)
+        return self.cross_entropy(logits - margin, target)

@@ -3,7 +3,7 @@
 import logging
 
 import numpy as np
-import torch
+import pandas as pd
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from torch import nn
@@ -20,11 +20,8 @@ logger = logging.getLogger("lesionfast")
 def parents_of(wanted: dict[str, int], classes: list[str]) -> list[int]:
     """Return the class number of each output: the classes first, then what they are cut into more.
 
-    `wanted` maps class names to a number of sub-classes; raises `LesionfastError` below 2.
+    `wanted` maps class names to numbers of sub-classes.
     """
-    for name, count in wanted.items():
-        if count < 2:
-            raise LesionfastError(f"--subclass {name}={count} cuts nothing; type {name}=2 or more.")
     more = [[classes.index(name)] * (count - 1) for name, count in wanted.items()]
     return [*range(len(classes)), *(code for codes in more for code in codes)]
 
@@ -44,6 +41,7 @@ def assign_subclasses(dls: DataLoaders, model: FusionModel, seed: int) -> None:
     parents = np.array(model.parents)
     rows = dls.rows[dls.rows["split"] == "train"]
     targets = find_targets(dls)
+    dls.train.parents = model.parents
     for code in np.flatnonzero(np.bincount(parents) > 1):
         name, outputs = dls.vocab[code], np.flatnonzero(parents == code)
         mine = rows[rows["target"] == name]
@@ -58,7 +56,9 @@ def find_targets(dls: DataLoaders) -> np.ndarray:
     return next(t.array for t in dls.train_ds.tls[2].tfms if isinstance(t, ReadTarget))
 
 
-def cluster_lesions(dls: DataLoaders, model: FusionModel, rows, k: int, seed: int) -> np.ndarray:
+def cluster_lesions(
+    dls: DataLoaders, model: FusionModel, rows: pd.DataFrame, k: int, seed: int
+) -> np.ndarray:
     """Return the cluster of each row (n,), 0 to k - 1, the same for all images of a lesion."""
     from sklearn.cluster import KMeans
 
@@ -78,6 +78,18 @@ def cluster_lesions(dls: DataLoaders, model: FusionModel, rows, k: int, seed: in
     return KMeans(k, n_init=10, random_state=seed).fit_predict(means)[index]
 
 
+def target_codes(dls: DataLoaders) -> np.ndarray:
+    """Return the class numbers of the training rows, int64 (n,)."""
+    names = list(dls.vocab)
+    targets = dls.rows.loc[dls.rows["split"] == "train", "target"]
+    return targets.map(names.index).to_numpy(dtype=np.int64)
+
+
+def output_codes(dls: DataLoaders) -> np.ndarray:
+    """Return the numbers of the outputs that the training rows are taught, int64 (n,)."""
+    return find_targets(dls)[dls.rows.loc[dls.rows["split"] == "train", "row"].to_numpy()]
+
+
 class Subclasses(Callback):
     """Train with a loss over the sub-classes; validate with the loss over the classes."""
 
@@ -93,8 +105,3 @@ class Subclasses(Callback):
     def before_validate(self) -> None:
         """Take the loss over the classes, into which the model merges its outputs by itself."""
         self.learn.loss_func = self.valid_loss.to(self.dls.device)
-
-
-def over_outputs(values: torch.Tensor | None, parents: list[int]) -> torch.Tensor | None:
-    """Return per-class values (K,) as per-output values (S,)."""
-    return None if values is None else values[torch.tensor(parents)]

@@ -20,7 +20,7 @@ def test_no_recipe_changes_nothing(images):
     assert augment(images, augmentations["none"](), generator()) is images
 
 
-@pytest.mark.parametrize("name", ["rotate", "standard"])
+@pytest.mark.parametrize("name", ["rotate", "dihedral", "standard", "strong"])
 def test_shape_and_range_stay_and_pictures_differ(name, images):
     changed = augment(images, augmentations[name](), generator())
     assert changed.shape == images.shape
@@ -58,3 +58,27 @@ def test_standard_changes_colour_alike_in_all_channels(images):
     changed = augment(images, Recipe(brightness=0.05, contrast=0.1), generator())
     assert torch.equal(changed[:, 0], changed[:, 2])
     assert 0 < (changed - images).abs().max() < 0.12
+
+
+def test_dihedral_gives_the_eight_exact_views_alike():
+    picture = torch.rand(1, 3, 8, 8, generator=generator(1))
+    changed = augment(picture.expand(800, 3, 8, 8), augmentations["dihedral"](), generator())
+    views = [picture[0].rot90(k, (1, 2)) for k in range(4)]
+    views += [view.flip(2) for view in views]
+    counts = [sum(torch.equal(each, view) for each in changed) for view in views]
+    assert sum(counts) == 800 and min(counts) > 60
+
+
+def test_a_picture_that_is_not_square_keeps_its_shape():
+    changed = augment(torch.rand(16, 3, 6, 8), augmentations["dihedral"](), generator())
+    assert changed.shape == (16, 3, 6, 8)
+
+
+def test_saturation_keeps_grey_grey_and_changes_colours():
+    grey = torch.full((8, 3, 4, 4), 0.4)
+    recipe = Recipe(saturation=0.5)
+    torch.testing.assert_close(augment(grey, recipe, generator()), grey)
+    red = torch.tensor([0.8, 0.3, 0.3]).view(1, 3, 1, 1).expand(8, 3, 4, 4)
+    spread = augment(red, recipe, generator())
+    spread = spread[:, 0, 0, 0] - spread[:, 1, 0, 0]
+    assert spread.min() < 0.45 and spread.max() > 0.55

@@ -16,10 +16,12 @@ import torch
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.dataset import load_dataset
+from lesionfast.data.loaders import build_dls
 from lesionfast.data.sample import make_sample
 from lesionfast.errors import LesionfastError
 from lesionfast.models.fusion import load_model
 from lesionfast.runs import Run, sha256
+from lesionfast.training.balancing import balances
 from lesionfast.training.experiment import (
     head_lr,
     only_trainer,
@@ -27,6 +29,8 @@ from lesionfast.training.experiment import (
     resume,
     train,
 )
+from lesionfast.training.learner import fusion_learner
+from lesionfast.training.losses import losses
 from lesionfast.training.progress import StopOnInterrupt
 
 TINY = TrainConfig(  # a model of half a million parameters
@@ -325,13 +329,56 @@ def test_a_wrong_name_is_found_before_a_run_is_made(df, tmp_path, changes, messa
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("balance", ["weights", "sampler", "downsample"])
-@pytest.mark.parametrize("loss", ["cross_entropy", "focal"])
-def test_every_balance_and_loss_takes_a_step(df, balance, loss):
-    learn = prepare_learner(df, replace(TINY, balance=balance, loss=loss, size=32))
+@pytest.mark.parametrize("balance", balances)
+@pytest.mark.parametrize("loss", losses)
+def test_every_loss_and_balance_take_a_step(dls, loss, balance):
+    """Of one epoch of 32 rows a class at most, so that all pairs take seconds."""
+    config = replace(TINY, balance=balance, loss=loss, size=32, batch_size=128)
+    learn = fusion_learner(dls, config)
+    before = learn.model.head[-1].weight.clone()
     with learn.no_bar(), learn.no_logging():
         learn.fit(1)
     assert np.isfinite(learn.recorder.values[-1]).all()
+    assert not torch.equal(before, learn.model.head[-1].weight)
+
+
+@pytest.fixture(scope="module")
+def dls(df):
+    return build_dls(df, replace(TINY, size=32, batch_size=128))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mix": "mixup"},
+        {"mix": "cutmix"},
+        {"hardest": 0.5},
+        {"loss": "ldam", "balance": "effective", "defer_weights": 0.5},
+        {"augment_valid": 3},
+        {"class_weight": "mel=3"},
+    ],
+    ids=str,
+)
+def test_options_of_the_objective_change_the_training_and_repeat(run, df, tmp_path, changes):
+    config = replace(TINY, epochs=2, size=32, **changes)
+    plain, once, again = (
+        (train(df, each, tmp_path / str(i)).path / "history.csv").read_text()
+        for i, each in enumerate((replace(TINY, epochs=2, size=32), config, config))
+    )
+    assert once == again != plain
+
+
+def test_options_that_do_not_go_together_are_refused(df, tmp_path):
+    for changes, message in (
+        ({"cost": "mel:nv=4"}, "--cost goes with --loss asymmetric"),
+        ({"hardest": 0.5, "mix": "mixup"}, "--hardest and --mix do not go together"),
+        ({"loss": "focal", "label_smoothing": 0.1}, "not defined for --loss focal.*cross_entropy"),
+        ({"class_weight": "mell=2"}, "Did you mean 'mel'"),
+        ({"mix": "mixupp"}, "Did you mean 'mixup'"),
+    ):
+        with pytest.raises(LesionfastError, match=message):
+            train(df, replace(TINY, size=32, **changes), tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_out_of_memory_says_which_batch_size_to_try(df, tmp_path, monkeypatch):

@@ -1,0 +1,140 @@
+"""What a training minimises: class balance, loss, and the callbacks that shape both."""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from random import Random
+
+import numpy as np
+import torch
+from fastai.callback.core import Callback
+from fastai.data.core import DataLoaders
+
+from lesionfast.config import TrainConfig
+from lesionfast.errors import LesionfastError
+from lesionfast.training.balancing import Balance, balances, shares
+from lesionfast.training.emphasis import read_costs, read_weights_of
+from lesionfast.training.losses import ClassificationLoss, losses
+from lesionfast.training.mixing import mixes
+from lesionfast.training.subclasses import Subclasses, output_codes, target_codes
+from lesionfast.training.weighting import DeferredWeights, HardNegatives
+
+
+@dataclass(frozen=True)
+class Objective:
+    """`balance` with the prior that is left for the decision rule, the loss, and callbacks.
+
+    `counts` and `drawn` (K,) are the training rows of each class, and those of an epoch.
+    """
+
+    balance: Balance
+    loss: ClassificationLoss
+    callbacks: list[Callback]
+    counts: np.ndarray
+    drawn: np.ndarray
+
+
+def build_objective(dls: DataLoaders, config: TrainConfig, parents: list[int]) -> Objective:
+    """Return the objective over the training rows of `dls`; `parents` (S,) as of `FusionModel`.
+
+    Raises `LesionfastError` for options that do not go together, and unknown classes.
+    """
+    check_objective(config)
+    codes, classes = target_codes(dls), list(dls.vocab)
+    balance = build_balance(config, codes, len(classes))
+    built = [build_loss(config, balance, codes, classes)]
+    callbacks: list[Callback] = []
+    if len(parents) > len(classes):
+        of_outputs = over_outputs(balance, output_codes(dls), np.array(parents))
+        built.append(build_loss(config, of_outputs, output_codes(dls), classes, np.array(parents)))
+        callbacks.append(Subclasses(train_loss=built[1], valid_loss=built[0]))
+    if config.defer_weights:
+        callbacks.append(DeferredWeights(config.defer_weights, *built))
+    if config.hardest < 1:
+        callbacks.append(HardNegatives(config.hardest))
+    if mix := mixes[config.mix](config.mix_alpha, config.seed):
+        callbacks.append(mix)
+    left = rule_prior(config, built[0], balance)
+    counts = np.bincount(codes, minlength=len(classes))
+    drawn = drawn_rows(balance, codes, counts)
+    return Objective(replace(balance, prior=left), built[0], callbacks, counts, drawn)
+
+
+def check_objective(config: TrainConfig) -> None:
+    """Raise `LesionfastError` for unknown names and options that do not go together."""
+    losses[config.loss], balances[config.balance], mixes[config.mix]
+    if config.cost and config.loss != "asymmetric":
+        raise LesionfastError("--cost goes with --loss asymmetric. Type both, or leave it out.")
+    if config.hardest < 1 and config.mix != "none":
+        raise LesionfastError(
+            "--hardest and --mix do not go together: a mixed row is as hard as two. Leave one out."
+        )
+    if config.label_smoothing and not losses[config.loss].smooths:
+        able = ", ".join(name for name in losses if losses[name].smooths)
+        raise LesionfastError(
+            f"--label-smoothing is not defined for --loss {config.loss}. Leave it out, or type "
+            f"--loss with one of: {able}."
+        )
+
+
+def build_balance(config: TrainConfig, codes: np.ndarray, n_classes: int) -> Balance:
+    """Return the balance that the configuration names."""
+    if config.balance == "effective":
+        return balances["effective"](codes, n_classes, config.beta)
+    return balances[config.balance](codes, n_classes)
+
+
+def build_loss(
+    config: TrainConfig,
+    balance: Balance,
+    codes: np.ndarray,
+    classes: list[str],
+    parents: np.ndarray | None = None,
+) -> ClassificationLoss:
+    """Return the loss over the classes or, with `parents` (S,), over the model's outputs.
+
+    --class-weight multiplies the weights, but not the prior: dividing by it would undo them.
+    """
+    parents = np.arange(len(classes)) if parents is None else parents
+    emphasis = read_weights_of(config.class_weight, classes)[parents]
+    weights = emphasis if balance.weights is None else balance.weights * emphasis
+    plain = balance.weights is None and config.class_weight is None
+    costs = read_costs(default_cost(config, classes), classes)
+    return losses[config.loss](
+        None if plain else torch.tensor(weights).float(),
+        label_smoothing=config.label_smoothing,
+        prior=balance.prior,
+        counts=np.bincount(codes, minlength=len(parents)),
+        costs=costs[np.ix_(parents, parents)],
+        tau=config.tau,
+    )
+
+
+def default_cost(config: TrainConfig, classes: list[str]) -> str | None:
+    """Return --cost, for the asymmetric loss by default that of melanomas taken for nevi."""
+    if config.loss == "asymmetric" and {"mel", "nv"} <= set(classes):
+        return config.cost or "mel:nv=4"
+    return config.cost
+
+
+def over_outputs(balance: Balance, codes: np.ndarray, parents: np.ndarray) -> Balance:
+    """Return a balance of the classes as one of the model's outputs: each its part of its class."""
+    counts = np.bincount(codes, minlength=len(parents)).astype(float)
+    of_class = np.bincount(parents, counts)
+    part = np.divide(counts, of_class[parents], out=np.zeros_like(counts), where=counts > 0)
+    weights = None if balance.weights is None else balance.weights[parents]
+    return replace(balance, prior=balance.prior[parents] * part, weights=weights)
+
+
+def rule_prior(config: TrainConfig, loss: ClassificationLoss, balance: Balance) -> np.ndarray:
+    """Return the class shares (K,) that the rule 'balanced' has to divide by."""
+    if config.head != "linear":  # solved with every class weighing the same
+        return shares(balance.prior > 0)
+    return loss.rule_prior(balance.prior)
+
+
+def drawn_rows(balance: Balance, codes: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return how many rows of each class an epoch draws (K,)."""
+    if balance.sampler is None:
+        return counts
+    drawn = Counter(codes[balance.sampler(Random(0))].tolist())
+    return np.array([drawn[code] for code in range(len(counts))])
