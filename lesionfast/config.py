@@ -75,10 +75,12 @@ class TrainConfig(SplitConfig):
     """Every knob of a training, with its default and its help."""
 
     arch: str = option(
-        "tf_efficientnet_lite0", "Backbone: any torchvision or timm name (lesionfast list archs)."
+        "tf_efficientnet_lite0",
+        "Backbone: the project's own, or any torchvision or timm name (lesionfast list archs).",
     )
     weights: str = option(
-        "auto", "Pretrained weights: 'auto', 'none' (from scratch), a file or a run."
+        "auto",
+        "Pretrained weights: 'auto', 'none' (from scratch), a file, or a run (of pretrain, too).",
     )
     size: int = option(128, "Side in pixels of the square that the model sees.")
     resize: str = option(
@@ -87,7 +89,11 @@ class TrainConfig(SplitConfig):
         ("crop", "squish"),
     )
     fusion: str = option("concat", "How image and metadata meet (lesionfast list fusions).")
-    pool: str = option("avg", "Global pooling of the last feature map.", ("avg", "max", "concat"))
+    pool: str = option(
+        "auto",
+        "Global pooling of the last feature map; 'auto': max for the project's own, else avg.",
+        ("auto", "avg", "max", "concat"),
+    )
     dropout: float = option(0.2, "Dropout before the last layer, between 0 and 1.")
     epochs: int = option(6, "Epochs in all phases together.")
     batch_size: int = option(32, "Images per step.")

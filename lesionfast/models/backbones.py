@@ -1,4 +1,4 @@
-"""Any torchvision or timm name, cut at its last feature map, with its stage groups."""
+"""Any name: the project's own, torchvision's or timm's, cut at its last feature map."""
 
 import math
 from collections import OrderedDict
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from lesionfast.errors import LesionfastError
 from lesionfast.models.conversions import conversions
 from lesionfast.models.hubs import Wanted
-from lesionfast.models.names import check_arch
+from lesionfast.models.names import OWN, check_arch
 from lesionfast.models.names import list_archs as list_archs
+from lesionfast.models.scratch import SMALLEST, archs
 from lesionfast.models.stages import blocks, drop_unused, group_stages, side_of
 from lesionfast.models.weights import PACKAGES, find_weights, load_into
 
@@ -86,18 +87,29 @@ def grid(tokens: Tensor) -> Tensor:
 def create_backbone(arch: str, *, size: int, weights: str = "auto") -> Backbone:
     """Return the backbone of that name for square images of `size` pixels.
 
-    `weights` is 'auto', 'none' or a file (see `find_weights`). Raises `LesionfastError` for an
-    unknown name, a size that the backbone can't take, and weights that can't be had.
+    `weights` is 'auto', 'none', a file or a run (see `find_weights`); for the project's own
+    architectures, which have no pretrained weights, 'auto' is 'none'. Raises `LesionfastError`
+    for an unknown name, a size that the backbone can't take, and weights that can't be had.
     """
     library, name = check_arch(arch)
-    backbone = (timm_backbone if library == "timm" else torchvision_backbone)(name, size)
+    build = {OWN: own_backbone, "timm": timm_backbone, "torchvision": torchvision_backbone}
+    backbone = build[library](name, size)
     measure(backbone, arch, size)
-    if weights != "none":
+    if library == OWN and weights == "auto":
+        backbone.origin = f"random weights: {name} has no pretrained ones"
+    elif weights != "none":
         tensors, origin = find_weights(wanted_weights(arch, library, name), weights)
         net = getattr(backbone.body, "net", backbone.body)
         load_into(net, tensors, conversions(net, library, name, size), arch, origin)
         backbone.pretrained, backbone.origin = True, origin
     return backbone
+
+
+def own_backbone(name: str, size: int) -> Backbone:
+    """Return an architecture of the project's own."""
+    if size < SMALLEST:
+        raise too_small(name, size, SMALLEST)
+    return Backbone(archs[name](), HALVES, HALVES)
 
 
 def timm_backbone(name: str, size: int) -> Backbone:
@@ -162,7 +174,9 @@ def cut(net: nn.Module, name: str) -> nn.Module:
 
 
 def wanted_weights(arch: str, library: str, name: str) -> Wanted:
-    """Return where the pretrained weights of a name are."""
+    """Return where the pretrained weights of a name are; the project's own have none."""
+    if library == OWN:
+        return Wanted(arch, library, name)
     if library == "torchvision":
         url = torchvision.models.get_model_weights(name).DEFAULT.url
         return Wanted(arch, library, name, url=url)
@@ -221,6 +235,8 @@ def measure(backbone: Backbone, arch: str, size: int) -> None:
 def native_size(arch: str) -> int:
     """Return the side in pixels that a backbone was made for."""
     library, name = check_arch(arch)
+    if library == OWN:
+        return SMALLEST
     if library == "timm":
         return timm.get_pretrained_cfg(name).input_size[-1]
     return torchvision.models.get_model_weights(name).DEFAULT.transforms().crop_size[0]

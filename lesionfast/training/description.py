@@ -10,6 +10,7 @@ import torch
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.loaders import SPLITS
+from lesionfast.models.fusion import pool_of
 from lesionfast.runs import Run
 from lesionfast.training.learner import FusionLearner, precision
 from lesionfast.training.schedule import Phase
@@ -20,11 +21,12 @@ PACKAGES = ("lesionfast", "fastai", "torch", "torchvision", "timm", "numpy", "pa
 
 def describe_model(learn: FusionLearner, config: TrainConfig) -> dict[str, Any]:
     """Return what another program needs to build the model and to decide as this run does."""
-    names = ("arch", "size", "resize", "pool", "fusion", "dropout", "rule")
+    names = ("arch", "size", "resize", "fusion", "dropout", "rule")
     backbone = learn.model.backbone
     return {
         "schema": 1,
         **{name: getattr(config, name) for name in names},
+        "pool": pool_of(config),
         "metadata": config.metadata_columns,
         "n_metadata": learn.dls.encoder.width,
         "classes": list(learn.dls.vocab),

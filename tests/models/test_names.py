@@ -15,16 +15,24 @@ from lesionfast.models.names import check_arch, list_archs, names_of
         ("resnet50.a1_in1k", ("timm", "resnet50.a1_in1k")),
         ("timm:resnet50.a1_in1k", ("timm", "resnet50.a1_in1k")),
         ("tf_efficientnet_lite0", ("timm", "tf_efficientnet_lite0")),
+        ("vanilla_cnn", ("lesionfast", "vanilla_cnn")),
+        ("lesionfast:vanilla_cnn", ("lesionfast", "vanilla_cnn")),
     ],
 )
 def test_a_name_of_both_libraries_is_torchvisions_unless_said(arch, expected):
     assert check_arch(arch) == expected
 
 
-def test_every_name_is_listed_with_its_library():
+def test_every_name_is_listed_with_its_library_or_what_it_is():
     archs = list_archs()
-    assert set(archs) == {*names_of("timm"), *names_of("torchvision")}
-    assert all(check_arch(name) == (library, name) for name, library in archs.items())
+    own = set(names_of("lesionfast"))
+    assert own == {"densenet_scratch", "pyramid_cnn", "vanilla_cnn"}
+    assert set(archs) == {*names_of("timm"), *names_of("torchvision"), *own}
+    assert all(archs[name].startswith("The project's own") for name in own)
+    assert not own & {*names_of("timm"), *names_of("torchvision")}
+    assert all(
+        check_arch(name) == (library, name) for name, library in archs.items() if name not in own
+    )
     assert list(archs) == sorted(archs) and len(archs) > 1000
     assert not any("quantized" in name or "rcnn" in name for name in archs)
 
@@ -37,6 +45,8 @@ def test_every_name_is_listed_with_its_library():
         ("", "lesionfast list archs"),
         ("timm:mobilenet_v3_large", "timm does not have it"),
         ("torchvision:resnet50.a1_in1k", "torchvision does not have it"),
+        ("vanila_cnn", "neither this project, torchvision nor timm.*Did you mean 'vanilla_cnn'"),
+        ("timm:vanilla_cnn", "timm does not have it"),
         ("keras:vgg16", "Type torchvision:vgg16 or timm:vgg16"),
         ("resnet50.a1_in1", "Did you mean 'a1_in1k'.*Type --arch resnet50 for its default"),
         ("resnet50.", "has no weights ''"),
