@@ -45,6 +45,19 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def create_directory(root: str | Path, what: str) -> Path:
+    """Make a new directory `root/YYYYMMDD-HHMMSS-WHAT`, with a number behind it if it is there."""
+    name = f"{datetime.now():%Y%m%d-%H%M%S}-{what.replace(':', '-').replace('/', '-')}"
+    for suffix in ["", *(f"-{i}" for i in range(2, 100))]:
+        path = Path(root) / f"{name}{suffix}"
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return path
+    raise LesionfastError(f"{root} holds 99 runs of this second. Choose another --out.")
+
+
 class Run:
     """A run directory. Tables and JSON are read on first use and kept."""
 
@@ -57,16 +70,9 @@ class Run:
     @classmethod
     def create(cls, root: str | Path, config: TrainConfig) -> "Run":
         """Make a new directory `root/YYYYMMDD-HHMMSS-ARCH` that holds only config.json."""
-        name = f"{datetime.now():%Y%m%d-%H%M%S}-{config.arch.replace(':', '-').replace('/', '-')}"
-        for suffix in ["", *(f"-{i}" for i in range(2, 100))]:
-            path = Path(root) / f"{name}{suffix}"
-            try:
-                path.mkdir(parents=True)
-            except FileExistsError:
-                continue
-            write_text(path / "config.json", config.to_json())
-            return cls(path)
-        raise LesionfastError(f"{root} holds 99 runs of this second. Choose another --out.")
+        path = create_directory(root, config.arch)
+        write_text(path / "config.json", config.to_json())
+        return cls(path)
 
     @classmethod
     def open(cls, path: str | Path) -> "Run":

@@ -49,11 +49,17 @@ def describe_environment(learn: FusionLearner, config: TrainConfig) -> dict[str,
     }
 
 
+def images_by_split(learn: FusionLearner) -> str:
+    """Return how many images each split has, in words."""
+    counts = learn.dls.rows["split"].value_counts()
+    return ", ".join(f"{name} {counts.get(name, 0)}" for name in SPLITS)
+
+
 def announce(learn: FusionLearner, run: Run, phases: list[Phase], lrs: list[float]) -> None:
     """Log what is about to happen: data, model, and the phases with rates and parameters."""
-    config, counts = run.config, learn.dls.rows["split"].value_counts()
+    config = run.config
     logger.info("run %s", run.path)
-    logger.info("images: %s", ", ".join(f"{name} {counts.get(name, 0)}" for name in SPLITS))
+    logger.info("images: %s", images_by_split(learn))
     logger.info(
         "model: %s, %d pixels, fusion %s; %s",
         config.arch,

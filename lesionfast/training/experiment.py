@@ -14,6 +14,7 @@ from lesionfast.config import TrainConfig, check_choice
 from lesionfast.console import counting_bar
 from lesionfast.data.augment import augmentations
 from lesionfast.data.dataset import load_dataset
+from lesionfast.data.leaks import check_weights
 from lesionfast.data.loaders import SPLITS, build_dls
 from lesionfast.data.splits import write_split
 from lesionfast.errors import LesionfastError
@@ -79,6 +80,7 @@ def prepare_learner(df: pd.DataFrame, config: TrainConfig) -> FusionLearner:
         (augmentations, config.augment),
     ):
         registry[name]
+    check_weights(df, config.weights)
     with counting_bar("decoding images") as progress:
         dls = build_dls(df, config, progress)
     learn = fusion_learner(dls, config)
