@@ -31,6 +31,11 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Check a dataset, or split it.")
 app.add_typer(data_app, name="data")
 
+OF_CLASSIFIERS = (  # what pretrain has no option for
+    *("fusion", "pool", "head", "dropout", "lr_decay", "unfreeze", "subclass", "balance", "beta"),
+    *("class_weight", "defer_weights", "hardest", "loss", "cost", "tau", "label_smoothing"),
+    *("augment_valid", "mix", "mix_alpha", "rule", "monitor"),
+)
 Root = Annotated[str, typer.Option("--out", help="Folder of the runs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 
@@ -147,6 +152,28 @@ def print_nearest(run: Run, image: str, k: int, as_json: bool) -> None:
         return
     print_table(nearest_table(table))
     print(figure)
+
+
+@app.command()
+@options_of(TrainConfig, *OF_CLASSIFIERS)
+def pretrain(
+    given: dict[str, Any],
+    config: Annotated[Path | None, typer.Option(help="Repeat what a pretrain.json says.")] = None,
+    out: Root = "runs",
+) -> None:
+    """Learn an autoencoder from the training images, without labels, and print its path.
+
+    A classifier starts from its encoder with: lesionfast train --weights PATH
+
+    Example: lesionfast pretrain --data HAM10000 --arch vanilla_cnn
+    """
+    from lesionfast.data.dataset import load_dataset
+
+    settings = configured(given, config)
+    df = load_dataset(settings)
+    from lesionfast.training import pretraining
+
+    print(pretraining.pretrain(df, settings, out))
 
 
 @app.command("lr-find")

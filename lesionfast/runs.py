@@ -52,6 +52,23 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def create_directory(root: str | Path, what: str, name: str | None = None) -> Path:
+    """Make a new directory `root/name`, or without a name `root/YYYYMMDD-HHMMSS-WHAT`.
+
+    Raises `LesionfastError` if there is one of that name.
+    """
+    usual = f"{datetime.now():%Y%m%d-%H%M%S}-{what.replace(':', '-').replace('/', '-')}"
+    for each in [name] if name else [usual, *(f"{usual}-{i}" for i in range(2, 100))]:
+        path = Path(root) / each
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return path
+    why = f"a directory {name} already" if name else "99 runs of this second"
+    raise LesionfastError(f"{root} holds {why}. Choose another --out.")
+
+
 class Run:
     """A run directory. Tables and JSON are read on first use and kept."""
 
@@ -68,19 +85,9 @@ class Run:
         It is `root/name`, or without a name `root/YYYYMMDD-HHMMSS-ARCH`. Raises `LesionfastError`
         if there is one of that name.
         """
-        arch = config.arch.replace(":", "-").replace("/", "-")
-        usual = f"{datetime.now():%Y%m%d-%H%M%S}-{arch}"
-        names = [name] if name else [usual, *(f"{usual}-{i}" for i in range(2, 100))]
-        for each in names:
-            path = Path(root) / each
-            try:
-                path.mkdir(parents=True)
-            except FileExistsError:
-                continue
-            write_text(path / "config.json", config.to_json())
-            return cls(path)
-        why = f"a directory {name} already" if name else "99 runs of this second"
-        raise LesionfastError(f"{root} holds {why}. Choose another --out.")
+        path = create_directory(root, config.arch, name)
+        write_text(path / "config.json", config.to_json())
+        return cls(path)
 
     @classmethod
     def open(cls, path: str | Path) -> "Run":

@@ -177,6 +177,24 @@ def test_lr_find_prints_one_number_and_draws(tmp_path):
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_classifier_starts_from_what_pretrain_printed(tmp_path):
+    tiny = [*("--arch", "vanilla_cnn", "--size", "32", "--epochs", "1"), "--out", tmp_path]
+    pretrained = Path(invoke("pretrain", *tiny).stdout.strip())
+    assert (pretrained / "figures" / "reconstructions.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(LesionfastError, match="Make one: lesionfast train"):
+        invoke("runs", "--out", tmp_path)
+    run = Run.open(invoke("train", *tiny, "--weights", pretrained).stdout.strip())
+    assert run.model["weights_origin"] == f"weights of the run {pretrained}"
+    (row,) = json.loads(invoke("runs", "--json", "--out", tmp_path).stdout)
+    assert row["run"] == str(run.path)
+
+
+def test_pretrain_has_the_options_that_it_uses():
+    shown = " ".join(invoke("pretrain", "--help").stdout.split())
+    assert "--augment" in shown and "--seed" in shown
+    assert not any(option in shown for option in ("--fusion", "--balance", "--rule", "--monitor"))
+
+
 def test_data_split_writes_the_split_that_train_uses(folder, tmp_path):
     folder, done = folder
     sample = make_sample()

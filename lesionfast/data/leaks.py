@@ -1,10 +1,11 @@
-"""Refuse metadata columns that give the label away."""
+"""Refuse metadata columns that give the label away, and weights that have seen the answers."""
 
 from pathlib import Path
 
 import pandas as pd
 
 from lesionfast.config import DataConfig
+from lesionfast.data.tables import read_table
 from lesionfast.errors import LesionfastError
 
 ENOUGH_LESIONS = 5  # a value of fewer lesions can be of one class by chance
@@ -17,6 +18,27 @@ RESERVED = (
     "row",
 )  # columns of this project's tables
 TELLING_NAMES = ("dx_type", "diagnosis_confirm_type")  # how the diagnosis was made
+
+
+def check_weights(df: pd.DataFrame, weights: str) -> None:
+    """Raise `LesionfastError` if the run of these weights learned from what now is held out.
+
+    `weights` is as typed; of a run, its split.csv says what it learned from. `df` is split.
+    """
+    path = Path(weights).expanduser()
+    folder = path.parent if path.name == "weights.safetensors" else path
+    file = folder / "split.csv"
+    if weights in ("auto", "none") or not file.is_file():
+        return
+    earlier = read_table(file, {"image_id": "", "split": ""}, option="--weights")
+    learned = earlier.loc[earlier["split"] == "train", "image_id"]
+    seen = df.loc[df["image_id"].isin(learned) & (df["split"] != "train"), "split"].value_counts()
+    if len(seen):
+        raise LesionfastError(
+            f"the weights of {folder} have learned from {seen.sum()} images that this split keeps "
+            f"for {' and '.join(f'{name} ({n})' for name, n in sorted(seen.items()))}: its numbers "
+            f"would be too good. Type --split {file} to keep that split, or other --weights."
+        )
 
 
 def check_inputs(csv: Path, df: pd.DataFrame, config: DataConfig) -> None:

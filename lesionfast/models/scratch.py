@@ -20,7 +20,7 @@ def vanilla_cnn() -> nn.Module:
 @archs.register("densenet_scratch")
 def densenet_scratch() -> nn.Module:
     """This project: a DenseNet (Huang et al. 2017, arXiv:1608.06993), 6 M, global max pooling."""
-    net = DenseNet(growth_rate=40, block_config=(6, 10, 14, 10), num_init_features=64)
+    net = DenseNet(growth_rate=48, block_config=(2, 4, 8, 18), num_init_features=64)
     return nn.Sequential(net.features, nn.ReLU(inplace=True))
 
 

@@ -28,12 +28,13 @@ COUNTER = "num_batches_tracked"  # of batch norm; old files lack it, and nothing
 def find_weights(wanted: Wanted, source: str) -> tuple[Tensors, str]:
     """Return pretrained tensors and one sentence that says where they came from.
 
-    `source` is a file, or 'auto': the local caches, then installed weight packages (no network
-    is touched when the weights are on the disk), then the hubs. Raises `LesionfastError`, with
-    the ways on, if they can't be had.
+    `source` is a file, a run, or 'auto': the local caches, then installed weight packages (no
+    network is touched when the weights are on the disk), then the hubs. Raises `LesionfastError`,
+    with the ways on, if they can't be had.
     """
     if source != "auto":
-        return read_weights(Path(source).expanduser()), f"weights of the file {source}"
+        path = Path(source).expanduser()
+        return read_weights(path), f"weights of the {'run' if path.is_dir() else 'file'} {source}"
     for path in cached_files(wanted):
         return read_cached(path), f"pretrained weights of the local cache ({path.name})"
     if wanted.package and importlib.util.find_spec(wanted.package.replace("-", "_")):

@@ -70,11 +70,17 @@ def installed_version(package: str) -> str:
         return "not installed"
 
 
+def images_by_split(learn: FusionLearner) -> str:
+    """Return how many images each split has, in words."""
+    counts = learn.dls.rows["split"].value_counts()
+    return ", ".join(f"{name} {counts.get(name, 0)}" for name in PARTS)
+
+
 def announce(learn: FusionLearner, run: Run, phases: list[Phase], lrs: list[float]) -> None:
     """Log what is about to happen: data, model, and the phases with rates and parameters."""
-    config, counts = run.config, learn.dls.rows["split"].value_counts()
+    config = run.config
     logger.info("run %s", run.path)
-    logger.info("images: %s", ", ".join(f"{name} {counts.get(name, 0)}" for name in PARTS))
+    logger.info("images: %s", images_by_split(learn))
     logger.info(
         "model: %s, %d pixels, fusion %s; %s",
         config.arch,

@@ -18,6 +18,7 @@ from lesionfast.config import WHERE, TrainConfig, check_choice
 from lesionfast.console import counting_bar
 from lesionfast.data.augment import augmentations
 from lesionfast.data.dataset import load_dataset
+from lesionfast.data.leaks import check_weights
 from lesionfast.data.loaders import build_dls
 from lesionfast.data.splits import PARTS, split_text, write_split
 from lesionfast.errors import LesionfastError, TrainingInterrupted
@@ -136,6 +137,7 @@ def prepare_learner(df: pd.DataFrame, config: TrainConfig) -> FusionLearner:
     ):
         registry[name]
     check_metadata(config.fusion, len(config.metadata_columns))
+    check_weights(df, config.weights)
     check_choice("monitor", config.monitor, history_names(sorted(df["target"].unique())))
     with counting_bar("decoding images") as progress:
         dls = build_dls(df, config, progress)

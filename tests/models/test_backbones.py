@@ -132,6 +132,14 @@ def test_parameters_outside_the_blocks_belong_to_the_stem(arch):
     assert {id(backbone.body.net.pos_embed), id(backbone.body.net.cls_token)} <= stem
 
 
+def test_inception_at_its_own_299_pixels_has_no_auxiliary_head():
+    backbone = build("inception_v3", 299)
+    assert backbone.num_features == 2048 and len(backbone.stages) == 5
+    assert not any("aux" in name.lower() for name, _ in backbone.named_modules())
+    with torch.no_grad():
+        assert backbone(torch.rand(1, 3, 299, 299)).shape == (1, 2048, 8, 8)
+
+
 def test_what_the_features_do_not_need_is_gone():
     assert not any("aux" in name.lower() for name, _ in build("googlenet").named_parameters())
     assert not any("head" in name for name, _ in build("timm:vgg11").named_parameters())

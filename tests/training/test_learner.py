@@ -6,10 +6,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.dataset import load_dataset
 from lesionfast.data.loaders import build_dls
+from lesionfast.training.checkpoint import save_tensors
 from lesionfast.training.learner import fusion_learner, precision
 
 TINY = TrainConfig(arch="test_resnet", weights="none", size=64, batch_size=32)
@@ -117,3 +119,32 @@ def test_bfloat16_agrees_with_float32(df):
         with learn.no_bar(), learn.no_logging():
             outputs.append(learn.get_preds()[0])
     torch.testing.assert_close(*outputs, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize(("arch", "size"), [("mobilenetv3_small_050", 64), ("inception_v3", 75)])
+def test_the_loss_with_a_frozen_backbone_is_that_of_the_saved_weights(df, arch, size, tmp_path):
+    """Batch norm that follows the batches while it is frozen would give another loss once saved."""
+    few = df.groupby(["split", "target"]).head(2).reset_index(drop=True)
+    config = replace(TINY, arch=arch, size=size, batch_size=7)
+    dls = build_dls(few, config)
+    learn = fusion_learner(dls, config)
+    norms = [m for m in learn.model.modules() if hasattr(m, "running_mean")]
+    first = [norm.running_mean.clone() for norm in norms]
+    with learn.no_bar(), learn.no_logging():
+        for phase in (learn.freeze, learn.unfreeze):
+            phase()
+            learn.fit(1, 1e-2)
+            kept = all(torch.equal(n.running_mean, f) for n, f in zip(norms, first, strict=True))
+            assert norms and kept == (phase == learn.freeze)
+            save_tensors(learn.model.state_dict(), tmp_path / "weights.safetensors")
+            assert loss_of(dls, config, tmp_path) == pytest.approx(
+                learn.recorder.values[-1][1], rel=1e-5
+            )
+
+
+def loss_of(dls, config, folder):
+    """The validation loss of a new model with the weights in a folder."""
+    learn = fusion_learner(dls, replace(config, seed=1))
+    learn.model.load_state_dict(load_file(folder / "weights.safetensors"))
+    with learn.no_bar(), learn.no_logging():
+        return learn.validate()[0]

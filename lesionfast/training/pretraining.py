@@ -1,0 +1,156 @@
+"""pretrain(): learn a backbone's weights from the training images alone, without labels."""
+
+import logging
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+from fastai.callback.core import Callback
+from fastai.optimizer import OptimWrapper
+
+from lesionfast.config import TrainConfig
+from lesionfast.console import counting_bar
+from lesionfast.data.augment import augmentations
+from lesionfast.data.leaks import check_weights
+from lesionfast.data.loaders import build_dls
+from lesionfast.data.splits import write_split
+from lesionfast.errors import TrainingInterrupted
+from lesionfast.evaluation.canvas import new_figure, save
+from lesionfast.models.autoencoder import Autoencoder
+from lesionfast.models.backbones import check_arch, create_backbone
+from lesionfast.runs import create_directory, write_atomically, write_json, write_text
+from lesionfast.training.callbacks import OneCycle, ProgressiveUnfreezing
+from lesionfast.training.checkpoint import save_tensors
+from lesionfast.training.description import describe_environment, images_by_split
+from lesionfast.training.experiment import cleaned_up, logging_to, memory_error_explained
+from lesionfast.training.learner import FusionLearner, learner_callbacks
+from lesionfast.training.lr_finder import find_lr
+from lesionfast.training.progress import EpochBar, EpochLines, StopOnInterrupt
+from lesionfast.training.tracking import EarlyStopping, KeepBest, StopOnNaN, WriteHistory
+
+logger = logging.getLogger("lesionfast")
+MONITOR = "valid_loss"
+SHOWN = 8  # validation images in the figure
+
+
+class ImageIsTarget(Callback):
+    """Give the model the image alone, and the loss the same image as its target."""
+
+    order = 51  # just after the tensors have become plain ones
+
+    def before_batch(self) -> None:
+        """Leave metadata and class out of the batch."""
+        self.learn.xb = self.learn.yb = self.xb[:1]
+
+
+def pretrain(
+    df: pd.DataFrame, config: TrainConfig | None = None, root: str | Path = "runs"
+) -> Path:
+    """Train an autoencoder on the training images and return its directory, new under `root`.
+
+    `df` is a split table, as for `train`; its labels are not looked at. `--weights` takes the
+    directory as it takes a run. Raises `LesionfastError` for whatever the user can fix, and when
+    the training is interrupted before its first epoch ended.
+    """
+    config = replace(config or TrainConfig(), monitor=MONITOR, unfreeze="none")
+    learn = autoencoder_learner(df, config)
+    folder = create_directory(root, f"pretrain-{config.arch}")
+    write_text(folder / "pretrain.json", config.to_json())
+    write_split(learn.dls.split, folder / "split.csv")
+    write_json(folder / "environment.json", describe_environment(learn, config))
+    with logging_to(folder / "log.txt"):
+        announce(learn, config, folder)
+        fit(learn, config, folder)
+        draw_reconstructions(learn, config, folder / "figures" / "reconstructions.png")
+    return folder
+
+
+def autoencoder_learner(df: pd.DataFrame, config: TrainConfig) -> FusionLearner:
+    """Return the Learner of a pretraining; bad names are found before any image is decoded."""
+    check_arch(config.arch)
+    augmentations[config.augment]
+    check_weights(df, config.weights)
+    with counting_bar("decoding images") as progress:
+        dls = build_dls(df, config, progress)
+    torch.manual_seed(config.seed)  # the first weights
+    backbone = create_backbone(config.arch, size=config.size, weights=config.weights)
+    return FusionLearner(
+        dls,
+        Autoencoder(backbone, config.size),
+        loss_func=torch.nn.functional.mse_loss,
+        opt_func=partial(OptimWrapper, opt=torch.optim.AdamW),
+        lr=config.lr if isinstance(config.lr, float) else 1e-3,
+        cbs=[*learner_callbacks(dls.device, config), ImageIsTarget()],
+        wd=config.weight_decay,
+        wd_bn_bias=True,
+    )
+
+
+def announce(learn: FusionLearner, config: TrainConfig, folder: Path) -> None:
+    """Log what is about to happen: data and model."""
+    backbone, decoder = learn.model.backbone, learn.model.decoder
+    logger.info("pretraining %s", folder)
+    logger.info(
+        "images: %s; learned from are those of train, without labels", images_by_split(learn)
+    )
+    logger.info(
+        "autoencoder: %s, %d pixels; %s; %s parameters, and %s in the decoder",
+        config.arch,
+        config.size,
+        backbone.origin,
+        *(f"{sum(p.numel() for p in part.parameters()):,}" for part in (backbone, decoder)),
+    )
+
+
+def fit(learn: FusionLearner, config: TrainConfig, folder: Path) -> None:
+    """Train with one cycle, write history.csv, and weights.safetensors of the best encoder.
+
+    Raises `LesionfastError` when it is interrupted before its first epoch ended.
+    """
+    lr = find_lr(learn, freeze=False) if config.lr == "auto" else config.lr
+    best = KeepBest(MONITOR, folder / "weights.safetensors")
+    cbs = [
+        ProgressiveUnfreezing(config.unfreeze),
+        OneCycle(lr),
+        StopOnNaN(),
+        WriteHistory(folder / "history.csv"),
+        EpochBar(),
+        StopOnInterrupt(),
+        best,
+        EpochLines(),
+    ]
+    if config.patience:
+        cbs.append(EarlyStopping(MONITOR, config.patience))
+    with memory_error_explained(config), learn.no_bar(), learn.no_logging(), cleaned_up(learn, cbs):
+        learn.fit(config.epochs, lr, cbs=cbs)
+    if best.best_epoch < 0:
+        raise TrainingInterrupted(
+            f"the training stopped before its first epoch ended, so there are no weights to keep. "
+            f"Start it again: lesionfast pretrain --config {folder / 'pretrain.json'}"
+        )
+    logger.info("best epoch: %d, mean squared error %.5f", best.best_epoch + 1, -best.best)
+    encoder = {f"backbone.{k}": v for k, v in learn.model.backbone.state_dict().items()}
+    write_atomically(best.path, lambda aside: save_tensors(encoder, aside))
+
+
+def draw_reconstructions(learn: FusionLearner, config: TrainConfig, path: Path) -> Path:
+    """Draw some validation images above what the autoencoder makes of them, as PNG."""
+    images = learn.dls.valid.one_batch()[0].as_subclass(torch.Tensor)[:SHOWN]
+    with torch.no_grad():
+        drawn = learn.model.eval()(images)
+    error = torch.nn.functional.mse_loss(drawn, images).item()
+    figure = new_figure(
+        max(6.0, 1.4 * len(images) + 0.6),
+        3.6,
+        "Validation images, and what the autoencoder makes of them",
+        f"{config.arch}, {config.size} pixels; mean squared error of these {error:.4f} (of 0 to 1)",
+    )
+    axes = figure.subplots(2, len(images), squeeze=False)
+    for row, name, pictures in zip(axes, ("image", "reconstruction"), (images, drawn), strict=True):
+        for axis, picture in zip(row, pictures.movedim(1, -1).cpu(), strict=True):
+            axis.imshow(picture)
+            axis.set(xticks=[], yticks=[])
+        row[0].set_ylabel(name)
+    return save(figure, path)

@@ -1,0 +1,151 @@
+"""Pretraining without labels on the built-in sample, and the classifiers that start from it."""
+
+import os
+import re
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lesionfast.config import TrainConfig
+from lesionfast.data.dataset import load_dataset
+from lesionfast.errors import LesionfastError
+from lesionfast.models.files import read_weights
+from lesionfast.models.fusion import load_model
+from lesionfast.runs import Run, list_runs, sha256
+from lesionfast.training.experiment import prepare_learner, train, unfreezing
+from lesionfast.training.pretraining import ImageIsTarget, pretrain
+
+TINY = TrainConfig(arch="vanilla_cnn", size=32, epochs=2, batch_size=32)
+
+
+@pytest.fixture(scope="module")
+def df():
+    return load_dataset(TINY)
+
+
+@pytest.fixture(scope="module")
+def folder(df, tmp_path_factory):
+    return pretrain(df, TINY, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def run(df, folder, tmp_path_factory):
+    """A classifier that started from the encoder."""
+    config = replace(TINY, weights=str(folder), epochs=1)
+    return train(df, config, tmp_path_factory.mktemp("runs"))
+
+
+def test_the_directory_is_complete_and_no_run(folder):
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert names == {
+        "pretrain.json",
+        "environment.json",
+        "split.csv",
+        "history.csv",
+        "weights.safetensors",
+        "log.txt",
+        "figures/reconstructions.png",
+    }
+    assert list_runs(folder.parent) == []
+    with pytest.raises(LesionfastError, match="is no run"):
+        Run.open(folder)
+    config = TrainConfig.from_json((folder / "pretrain.json").read_text())
+    assert (config.arch, config.monitor) == ("vanilla_cnn", "valid_loss")
+
+
+def test_the_reconstructions_get_better_and_the_best_encoder_alone_is_kept(folder):
+    history = Run(folder).history
+    assert history["valid_loss"].iloc[-1] < history["valid_loss"].iloc[0] < 0.2
+    assert list(history) == ["epoch", "phase", "lr", "train_loss", "valid_loss"]
+    names = load_file(folder / "weights.safetensors")
+    assert all(name.startswith("backbone.body.") for name in names)
+
+
+def test_neither_labels_nor_test_images_are_looked_at(df, folder, tmp_path):
+    labels = df["target"].sample(frac=1, random_state=0).to_numpy()
+    blind = df.assign(target=labels)[df["split"] != "test"].reset_index(drop=True)
+    again = pretrain(blind, TINY, tmp_path)
+    for name in ("history.csv", "weights.safetensors"):
+        assert sha256(again / name) == sha256(folder / name)
+
+
+def test_a_classifier_starts_from_the_encoder_and_says_so(df, folder, run):
+    learn = prepare_learner(df, run.config)
+    state, encoder = learn.model.backbone.body.state_dict(), read_weights(folder)
+    assert state.keys() == encoder.keys()
+    assert all(torch.equal(state[name], encoder[name]) for name in encoder)
+    assert unfreezing(learn, run.config) == "gradual"
+    assert run.model["weights_origin"] == f"weights of the run {folder}"
+    assert f"weights of the run {folder}" in (run.path / "log.txt").read_text()
+
+
+def test_a_classifier_of_the_projects_own_comes_back_with_its_pooling(run):
+    assert run.config.pool == "auto" and run.model["pool"] == "max"
+    model, image = load_model(run), torch.rand(2, 3, 32, 32)
+    assert torch.equal(model.features(image), model.backbone(image).amax((2, 3)))
+
+
+def test_a_classifier_starts_from_the_backbone_of_another(df, run):
+    backbone = prepare_learner(df, replace(TINY, weights=str(run.path))).model.backbone
+    assert backbone.pretrained and backbone.origin == f"weights of the run {run.path}"
+    encoder = read_weights(run.path)
+    state = backbone.body.state_dict()
+    assert all(torch.equal(state[name], encoder[name]) for name in state)
+
+
+@pytest.mark.parametrize("name", ["", "weights.safetensors"])
+@pytest.mark.parametrize("start", [train, pretrain])
+def test_weights_that_have_seen_the_test_are_refused(folder, tmp_path, name, start):
+    config = replace(TINY, weights=str(folder / name), seed=1)
+    df = load_dataset(config)
+    learned = Run(folder).split.query("split == 'train'")["image_id"]
+    count = (df["image_id"].isin(learned) & (df["split"] != "train")).sum()
+    message = rf"from {count} images .* test \(.* valid \(.*--split {re.escape(str(folder))}/split"
+    with pytest.raises(LesionfastError, match=message):
+        start(df, config, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+    mended = replace(config, split=str(folder / "split.csv"))
+    assert prepare_learner(load_dataset(mended), mended).model.backbone.pretrained
+
+
+@pytest.mark.parametrize("epochs_done", [0, 1])
+def test_ctrl_c_ends_it_with_the_best_weights_so_far(df, tmp_path, monkeypatch, epochs_done):
+    before = ImageIsTarget.before_batch
+
+    def press(callback):
+        before(callback)
+        if callback.epoch == epochs_done and callback.training:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(ImageIsTarget, "before_batch", press)
+    if epochs_done:
+        folder = pretrain(df, TINY, tmp_path)
+        assert len(Run(folder).history) == epochs_done and read_weights(folder)
+        assert (folder / "figures" / "reconstructions.png").is_file()
+    else:
+        with pytest.raises(LesionfastError, match="lesionfast pretrain --config .*pretrain.json"):
+            pretrain(df, TINY, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arch": "vanila_cnn"}, "Did you mean 'vanilla_cnn'"),
+        ({"augment": "rotat"}, "Did you mean 'rotate'"),
+        ({"size": 16}, "Type --size 32 or more"),
+        ({"weights": "nowhere"}, "there is no weights file"),
+    ],
+)
+def test_a_wrong_name_is_found_before_a_directory_is_made(df, tmp_path, changes, message):
+    with pytest.raises(LesionfastError, match=message):
+        pretrain(df, replace(TINY, **changes), tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_learning_rate_can_be_found(df, tmp_path):
+    config = replace(TINY, arch="test_resnet", weights="none", lr="auto", epochs=1, batch_size=7)
+    df = df.groupby(["split", "target"]).head(1).reset_index(drop=True)
+    assert "learning rate found" in (pretrain(df, config, tmp_path) / "log.txt").read_text()
