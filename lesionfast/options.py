@@ -42,7 +42,8 @@ def option_of(each: Field, config_class: type) -> inspect.Parameter:
     flag = "--" + each.name.replace("_", "-")
     flags = f"{flag}/--no-{flag[2:]}" if each.type is bool else flag
     kind = str if each.type == float | str else each.type
-    default = "" if each.default in (None, False, True) else f" (default: {each.default})"
+    silent = each.default is None or isinstance(each.default, bool)
+    default = "" if silent else f" (default: {each.default})"
     option = typer.Option(
         flags, help=each.metadata["help"] + default, rich_help_panel=PANELS[owner]
     )

@@ -130,7 +130,6 @@ def prepare_learner(df: pd.DataFrame, config: TrainConfig) -> FusionLearner:
     """Return the Learner of an experiment; bad names are found before any image is decoded."""
     check_arch(config.arch)
     check_head(config)
-    check_objective(config)
     for registry, name in (
         (fusions, config.fusion),
         (augmentations, config.augment),
@@ -138,7 +137,9 @@ def prepare_learner(df: pd.DataFrame, config: TrainConfig) -> FusionLearner:
         registry[name]
     check_metadata(config.fusion, len(config.metadata_columns))
     check_weights(df, config.weights)
-    check_choice("monitor", config.monitor, history_names(sorted(df["target"].unique())))
+    classes = sorted(df["target"].unique())
+    check_objective(config, classes)
+    check_choice("monitor", config.monitor, history_names(classes))
     with counting_bar("decoding images") as progress:
         dls = build_dls(df, config, progress)
     learn = fusion_learner(dls, config)

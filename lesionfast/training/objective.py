@@ -12,7 +12,7 @@ from fastai.data.core import DataLoaders
 from lesionfast.config import TrainConfig
 from lesionfast.errors import LesionfastError
 from lesionfast.training.balancing import Balance, balances, shares
-from lesionfast.training.emphasis import read_costs, read_weights_of
+from lesionfast.training.emphasis import read_costs, read_subclasses, read_weights_of
 from lesionfast.training.losses import ClassificationLoss, losses
 from lesionfast.training.mixing import mixes
 from lesionfast.training.subclasses import Subclasses, output_codes, target_codes
@@ -38,8 +38,8 @@ def build_objective(dls: DataLoaders, config: TrainConfig, parents: list[int]) -
 
     Raises `LesionfastError` for options that do not go together, and unknown classes.
     """
-    check_objective(config)
     codes, classes = target_codes(dls), list(dls.vocab)
+    check_objective(config, classes)
     balance = build_balance(config, codes, len(classes))
     built = [build_loss(config, balance, codes, classes)]
     callbacks: list[Callback] = []
@@ -48,6 +48,11 @@ def build_objective(dls: DataLoaders, config: TrainConfig, parents: list[int]) -
         built.append(build_loss(config, of_outputs, output_codes(dls), classes, np.array(parents)))
         callbacks.append(Subclasses(train_loss=built[1], valid_loss=built[0]))
     if config.defer_weights:
+        if built[0].weight is None:
+            raise LesionfastError(
+                "--defer-weights has no class weights to defer. Type --balance weights, effective "
+                "or author with it, or leave it out."
+            )
         callbacks.append(DeferredWeights(config.defer_weights, *built))
     if config.hardest < 1:
         callbacks.append(HardNegatives(config.hardest))
@@ -59,20 +64,53 @@ def build_objective(dls: DataLoaders, config: TrainConfig, parents: list[int]) -
     return Objective(replace(balance, prior=left), built[0], callbacks, counts, drawn)
 
 
-def check_objective(config: TrainConfig) -> None:
+BELONGS = {  # option -> the option and the choice without which it does nothing
+    "beta": ("balance", "effective"),
+    "cost": ("loss", "asymmetric"),
+    "tau": ("loss", "logit_adjusted"),
+}
+
+
+def check_objective(config: TrainConfig, classes: list[str]) -> None:
     """Raise `LesionfastError` for unknown names and options that do not go together."""
     losses[config.loss], balances[config.balance], mixes[config.mix]
-    if config.cost and config.loss != "asymmetric":
-        raise LesionfastError("--cost goes with --loss asymmetric. Type both, or leave it out.")
-    if config.hardest < 1 and config.mix != "none":
-        raise LesionfastError(
-            "--hardest and --mix do not go together: a mixed row is as hard as two. Leave one out."
-        )
+    read_weights_of(config.class_weight, classes)
+    read_subclasses(config.subclass, classes)
+    read_costs(default_cost(config, classes), classes)
+    for name, (option, choice) in BELONGS.items():
+        if (
+            getattr(config, name) != getattr(TrainConfig, name)
+            and getattr(config, option) != choice
+        ):
+            raise LesionfastError(
+                f"--{name} goes with --{option} {choice}. Type both, or leave it out."
+            )
     if config.label_smoothing and not losses[config.loss].smooths:
         able = ", ".join(name for name in losses if losses[name].smooths)
         raise LesionfastError(
             f"--label-smoothing is not defined for --loss {config.loss}. Leave it out, or type "
             f"--loss with one of: {able}."
+        )
+    check_schedule(config)
+
+
+def check_schedule(config: TrainConfig) -> None:
+    """Raise `LesionfastError` for options of the training that do not go together."""
+    if config.hardest < 1 and config.mix != "none":
+        raise LesionfastError(
+            "--hardest and --mix do not go together: a mixed row is as hard as two. Leave one out."
+        )
+    if config.mix == "none" and config.mix_alpha != TrainConfig.mix_alpha:
+        raise LesionfastError("--mix-alpha goes with --mix mixup or cutmix. Type both, or neither.")
+    if config.defer_weights and config.monitor == "valid_loss":
+        raise LesionfastError(
+            "--monitor valid_loss can't compare epochs with and without class weights, which "
+            "--defer-weights asks for. Type --monitor balanced_accuracy."
+        )
+    if config.augment_valid is not None and config.augment == "none":
+        raise LesionfastError(
+            "--augment-valid does nothing with --augment none. Leave it out, or type --augment "
+            "standard."
         )
 
 

@@ -156,3 +156,34 @@ def test_broken_weights_say_how_to_train_again(backbone, tmp_path, harm):
         path.unlink()
     with pytest.raises(LesionfastError, match="lesionfast train --config"):
         load_model(run)
+
+
+SIZES = {"vanilla_cnn": 32, "densenet_scratch": 32, "pyramid_cnn": 32}
+SIZES |= {"vgg16": 32, "mobilenet_v2": 32, "densenet121": 32, "inception_v3": 75}
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def sized_backbone(request):
+    size = SIZES[request.param]
+    return create_backbone(request.param, size=size, weights="none"), size
+
+
+@pytest.mark.parametrize("fusion", fusions)
+def test_every_architecture_takes_a_step_with_every_fusion(sized_backbone, fusion):
+    torch.manual_seed(0)
+    backbone, size = sized_backbone
+    model = FusionModel(
+        None if fusion == "metadata" else backbone,
+        pool="max",
+        n_metadata=5,
+        n_classes=7,
+        fusion=fusion,
+        dropout=0.0,
+    ).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    before = [p.detach().clone() for p in model.parameters()]
+    logits = model(torch.rand(4, 3, size, size), torch.rand(4, 5))
+    torch.nn.functional.cross_entropy(logits, torch.arange(4)).backward()
+    optimizer.step()
+    moved = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
+    assert logits.isfinite().all() and all(moved)

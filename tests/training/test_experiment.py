@@ -375,6 +375,12 @@ def test_options_that_do_not_go_together_are_refused(df, tmp_path):
         ({"loss": "focal", "label_smoothing": 0.1}, "not defined for --loss focal.*cross_entropy"),
         ({"class_weight": "mell=2"}, "Did you mean 'mel'"),
         ({"mix": "mixupp"}, "Did you mean 'mixup'"),
+        ({"beta": 0.9}, "--beta goes with --balance effective"),
+        ({"tau": 0.5}, "--tau goes with --loss logit_adjusted"),
+        ({"mix_alpha": 1.0}, "--mix-alpha goes with --mix"),
+        ({"defer_weights": 0.5}, "no class weights to defer.*--balance weights"),
+        ({"defer_weights": 0.5, "monitor": "valid_loss"}, "can't compare epochs"),
+        ({"augment_valid": 1, "augment": "none"}, "--augment-valid does nothing"),
     ):
         with pytest.raises(LesionfastError, match=message):
             train(df, replace(TINY, size=32, **changes), tmp_path / "runs")
