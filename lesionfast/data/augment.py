@@ -65,8 +65,8 @@ def standard() -> Recipe:
 
 @augmentations.register("strong")
 def strong() -> Recipe:
-    """Any rotation, mirrored or not, zoom and shift to a quarter, strong changes of colour."""
-    return Recipe(180, True, zoom=0.25, shift=0.2, brightness=0.1, contrast=0.3, saturation=0.3)
+    """Any rotation, mirrored or not, zoom and shift to a quarter, clear changes of colour."""
+    return Recipe(180, True, zoom=0.25, shift=0.2, brightness=0.1, contrast=0.2, saturation=0.2)
 
 
 class BatchAugment(DisplayedTransform):
