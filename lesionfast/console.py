@@ -4,6 +4,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,7 +22,10 @@ def log_to_console() -> None:
 
 
 def progress_bar() -> "Progress":
-    """Return a rich progress bar on stderr that vanishes when done; off without a terminal."""
+    """Return a rich progress bar on stderr that vanishes when done; off without a terminal.
+
+    In a notebook it needs ipywidgets, without which rich prints a warning at every step.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -40,7 +44,7 @@ def progress_bar() -> "Progress":
         TextColumn("{task.fields[note]}"),
         console=console,
         transient=True,
-        disable=not (console.is_terminal or console.is_jupyter),
+        disable=not (find_spec("ipywidgets") if console.is_jupyter else console.is_terminal),
     )
 
 
