@@ -87,6 +87,7 @@ def test_the_cache_is_mapped_read_only_and_used_again(cache, tmp_path, caplog):
     first = open_images(paths, SIZE)
     assert isinstance(first.pixels, np.memmap) and not first.pixels.flags.writeable
     written = [(file, file.stat().st_mtime_ns) for file in arrays(cache)]
+    caplog.clear()
     with caplog.at_level(logging.INFO, logger="lesionfast"):
         again = open_images(paths, SIZE)
     assert "decoding" not in caplog.text
