@@ -48,7 +48,8 @@ def check_arch(arch: str) -> tuple[str, str]:
             check_tag(arch, base, tag)
             return each, name
     known = names_of(library) if library else list_archs()
-    lack = f"{library} does not have it" if library else "neither this project, torchvision nor timm has it"
+    nowhere = "neither this project, torchvision nor timm has it"
+    lack = f"{library} does not have it" if library else nowhere
     raise LesionfastError(
         f"--arch is '{arch}', but {lack}.{did_you_mean(name, known)} "
         f"List names with: lesionfast list archs"
