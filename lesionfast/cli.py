@@ -336,7 +336,9 @@ def committee(
 @options_of(TrainConfig)
 def study(
     given: dict[str, Any],
-    file: Annotated[Path | None, typer.Argument(help="TOML file with [[run]] tables.")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(help="TOML file with a table 'run' for each configuration.")
+    ] = None,
     author: Annotated[
         bool, typer.Option("--author", help="The original author's systems.")
     ] = False,
@@ -347,7 +349,8 @@ def study(
 ) -> None:
     """Train the configurations of a file over one split, and compare them.
 
-    Type it again after an interruption: what is done stays. Options override [defaults].
+    Type it again after an interruption: what is done stays. Options override the file's
+    table 'defaults'.
 
     Example: lesionfast study --author --data HAM10000 --dry-run
     """

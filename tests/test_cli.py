@@ -1,5 +1,6 @@
 """The commands as a person types them, in processes of their own where exit codes matter."""
 
+import inspect
 import json
 import re
 import shutil
@@ -12,7 +13,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from lesionfast.cli import app, main
+from lesionfast.cli import app, data_app, main
 from lesionfast.config import TrainConfig
 from lesionfast.data.sample import make_sample
 from lesionfast.errors import LesionfastError
@@ -268,3 +269,14 @@ def test_every_field_is_an_option_with_its_help():
     for each in fields(TrainConfig):
         assert f"--{each.name.replace('_', '-')}" in re.split(r"[\s/]", shown)
         assert each.metadata["help"] in shown
+
+
+def test_the_help_shows_every_word_that_was_written():
+    """Square brackets are markup there, and vanish."""
+    commands = app.registered_commands + data_app.registered_commands
+    assert len(commands) > 10
+    for each in commands:
+        parameters = inspect.signature(each.callback).parameters.values()
+        written = [p.annotation.__metadata__[0].help for p in parameters if p.name != "given"]
+        for text in [each.callback.__doc__, *written]:
+            assert "[" not in text
