@@ -109,7 +109,19 @@ class TrainConfig(SplitConfig):
         "linear", "Last layer: 'linear' is trained; 'prototype' and 'svm' on frozen features."
     )
     dropout: float = option(0.2, "Dropout before the last layer, between 0 and 1.", limits=(0, 1))
-    epochs: int = option(6, "Epochs in all phases together.", limits=(1, math.inf))
+    epochs: int = option(
+        6, "Epochs through the backbone, in all phases together.", limits=(1, math.inf)
+    )
+    head_epochs: int = option(
+        12,
+        "Epochs of the head alone before them, on features computed once; 0: none.",
+        limits=(0, math.inf),
+    )
+    views: int = option(
+        2,
+        "Pictures of each training image in those: itself, and augmented ones.",
+        limits=(1, math.inf),
+    )
     batch_size: int = option(32, "Images per step.", limits=(1, math.inf))
     lr: float | str = option(
         2e-3, "Highest learning rate of the head, or 'auto' (LR finder).", limits=(1e-9, 1e3)

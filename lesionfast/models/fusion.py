@@ -154,8 +154,11 @@ class FusionModel(nn.Module):
         self.head = nn.Sequential(nn.Dropout(dropout), outputs)
 
     def forward(self, image: Tensor, metadata: Tensor) -> Tensor:
-        """Return logits (B, n_classes) of images (B, 3, H, W) in 0..1 and metadata (B, width)."""
-        return self.classify(self.features(image), metadata)
+        """Return logits (B, n_classes) of images (B, 3, H, W) in 0..1 and metadata (B, width).
+
+        In the place of the images stand their pooled features (B, F), where they are known.
+        """
+        return self.classify(image if image.ndim == 2 else self.features(image), metadata)
 
     def features(self, image: Tensor) -> Tensor:
         """Return the pooled image features (B, F); F is 0 without a backbone."""

@@ -14,17 +14,19 @@ from lesionfast.training.schedule import Phase, plan_phases
 class ProgressiveUnfreezing(Callback):
     """Freeze the stages below the first that learns, phase by phase within one fit.
 
-    `how` is what `plan_phases` takes. The optimizer's state starts anew with each phase.
+    `how` and `head_epochs` are what `plan_phases` takes. The optimizer's state starts anew with
+    each phase.
     """
 
     order = -20  # before anything that looks at what is frozen
 
-    def __init__(self, how: str = "gradual") -> None:
-        self.how, self.phases = how, []
+    def __init__(self, how: str = "gradual", head_epochs: int = 1) -> None:
+        self.how, self.head_epochs, self.phases = how, head_epochs, []
 
     def before_fit(self) -> None:
         """Plan the phases from the number of epochs and of parameter groups."""
-        self.phases = plan_phases(self.how, len(self.opt.param_lists), self.n_epoch)
+        n_groups = len(self.opt.param_lists)
+        self.phases = plan_phases(self.how, n_groups, self.n_epoch, self.head_epochs)
 
     def before_epoch(self) -> None:
         """Freeze as the phase says; forget the optimizer's averages where a phase starts."""
@@ -172,7 +174,7 @@ class SeedEpochs(Callback):
     So the same seed repeats a training, and a resumed one goes on as if it had not stopped.
     """
 
-    order = -30
+    order = -18  # after CachedFeatures has put its loaders in
 
     def __init__(self, seed: int) -> None:
         self.seed = seed

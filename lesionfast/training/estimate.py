@@ -16,9 +16,13 @@ from lesionfast.data.loaders import pick_device
 from lesionfast.data.metadata import MetadataEncoder
 from lesionfast.models.fusion import FusionModel, build_model, stage_groups
 from lesionfast.training.balancing import balances
-from lesionfast.training.experiment import memory_error_explained
+from lesionfast.training.experiment import (
+    caches_features,
+    memory_error_explained,
+    total_epochs,
+)
 from lesionfast.training.learner import precision
-from lesionfast.training.schedule import plan_phases
+from lesionfast.training.schedule import Phase, plan_phases
 
 STEPS = 2
 ENOUGH = 3.0  # seconds: of slow models fewer steps say as much
@@ -28,7 +32,8 @@ def estimate(config: TrainConfig, df: pd.DataFrame) -> tuple[int, float]:
     """Return the number of parameters, and the seconds that all epochs will take here.
 
     `df` is the split table. Each phase of the training is measured with its own frozen stages,
-    and so is validation; decoding the images is not. Raises `LesionfastError` for a model that
+    and so is validation; decoding the images is not, nor are epochs on features that are computed
+    once. Raises `LesionfastError` for a model that
     can't be built.
     """
     device = pick_device(config.device)
@@ -41,21 +46,27 @@ def estimate(config: TrainConfig, df: pd.DataFrame) -> tuple[int, float]:
     n = rows_an_epoch(train["target"], config.balance)
     size = min(config.batch_size, n)
     batch = random_batch(config.size, encoder.width, size, device)
+    seconds = 0.0
     with memory_error_explained(config):
-        seconds = config.epochs * ceil(len(valid) / size) * time_validation(model, batch, config)
-        for epochs in unfreeze_by_phase(model, config):
-            seconds += epochs * (n // size) * time_training(model, batch, config)
+        forward = time_validation(model, batch, config)
+        for phase in unfreeze_by_phase(model, config):
+            passes = ceil(len(valid) / size)
+            if phase.groups == 1 and caches_features(model, config):
+                seconds += (config.views * ceil(len(train) / size) + passes) * forward
+            else:
+                step = time_training(model, batch, config)
+                seconds += phase.epochs * (passes * forward + (n // size) * step)
     return sum(p.numel() for p in model.parameters()), seconds
 
 
-def unfreeze_by_phase(model: FusionModel, config: TrainConfig) -> Iterator[int]:
-    """Yield the epochs of each phase, the model frozen as the phase has it."""
-    groups = stage_groups(model)
-    for phase in plan_phases(how_to_unfreeze(model, config), len(groups), config.epochs):
+def unfreeze_by_phase(model: FusionModel, config: TrainConfig) -> Iterator[Phase]:
+    """Yield each phase, the model frozen as the phase has it."""
+    groups, how = stage_groups(model), how_to_unfreeze(model, config)
+    for phase in plan_phases(how, len(groups), total_epochs(how, config), config.head_epochs):
         for number, group in enumerate(groups, 1):
             for each in group:
                 each.requires_grad_(number > len(groups) - phase.groups)
-        yield phase.epochs
+        yield phase
 
 
 def how_to_unfreeze(model: FusionModel, config: TrainConfig) -> str:

@@ -24,13 +24,19 @@ from lesionfast.data.splits import PARTS, split_text, write_split
 from lesionfast.errors import LesionfastError, TrainingInterrupted
 from lesionfast.evaluation.metrics import summarize
 from lesionfast.models.backbones import check_arch
-from lesionfast.models.fusion import check_metadata, fusions
+from lesionfast.models.fusion import FusionModel, check_metadata, fusions
 from lesionfast.runs import Run, sha256, write_atomically, write_json, write_text
 from lesionfast.training.callbacks import AugmentValid, OneCycle, ProgressiveUnfreezing
 from lesionfast.training.checkpoint import Checkpoint
 from lesionfast.training.description import announce, describe_environment, describe_model
+from lesionfast.training.frozen import CachedFeatures
 from lesionfast.training.heads import check_head, solve_head
-from lesionfast.training.learner import FusionLearner, fusion_learner, history_names
+from lesionfast.training.learner import (
+    FusionLearner,
+    fusion_learner,
+    history_names,
+    precision,
+)
 from lesionfast.training.lr_finder import find_lr
 from lesionfast.training.objective import check_objective
 from lesionfast.training.progress import EpochBar, EpochLines, StopOnInterrupt
@@ -165,8 +171,13 @@ def unfreezing(learn: FusionLearner, config: TrainConfig) -> str:
 
 def phases_of(learn: FusionLearner, config: TrainConfig) -> list[Phase]:
     """Return the phases of a training; raises `LesionfastError` if --unfreeze does not fit."""
-    n_groups = len(learn.splitter(learn.model))
-    return plan_phases(unfreezing(learn, config), n_groups, config.epochs)
+    n_groups, how = len(learn.splitter(learn.model)), unfreezing(learn, config)
+    return plan_phases(how, n_groups, total_epochs(how, config), config.head_epochs)
+
+
+def total_epochs(how: str, config: TrainConfig) -> int:
+    """Return the epochs of all phases: those of the backbone, and of the head alone before them."""
+    return config.epochs + (config.head_epochs if how != "none" else 0)
 
 
 def starts_frozen(learn: FusionLearner, config: TrainConfig) -> bool:
@@ -188,10 +199,11 @@ def fit(learn: FusionLearner, run: Run, resume: bool = False) -> dict[str, Any]:
     config = run.config
     lrs = discriminative(head_lr(learn, run), config.lr_decay, len(learn.splitter(learn.model)))
     announce(learn, run, phases_of(learn, config), lrs)
+    how = unfreezing(learn, config)
     interrupt, lines = StopOnInterrupt(), EpochLines()
     best = KeepBest(config.monitor, run.path / "weights.safetensors")
     cbs = [
-        ProgressiveUnfreezing(unfreezing(learn, config)),
+        ProgressiveUnfreezing(how, config.head_epochs),
         OneCycle(lrs),
         StopOnNaN(),
         WriteHistory(run.path / "history.csv"),
@@ -201,12 +213,14 @@ def fit(learn: FusionLearner, run: Run, resume: bool = False) -> dict[str, Any]:
         best,
         lines,
     ]
+    if caches_features(learn.model, config):
+        cbs.append(cached_features(learn, config))
     if config.augment_valid is not None:
         cbs.append(AugmentValid(augmentations[config.augment](), config.augment_valid))
     if config.patience:
         cbs.append(EarlyStopping(config.monitor, config.patience))
     with memory_error_explained(config), learn.no_bar(), learn.no_logging(), cleaned_up(learn, cbs):
-        learn.fit(config.epochs, lrs, cbs=cbs)
+        learn.fit(total_epochs(how, config), lrs, cbs=cbs)
     check_trained(run, best)
     return {
         "train_seconds": round(lines.train_seconds, 2),
@@ -214,6 +228,18 @@ def fit(learn: FusionLearner, run: Run, resume: bool = False) -> dict[str, Any]:
         "best_epoch": best.best_epoch + 1,
         "status": "interrupted" if interrupt.interrupted else "finished",
     }
+
+
+def caches_features(model: FusionModel, config: TrainConfig) -> bool:
+    """Return whether epochs of the head alone can learn from features that are computed once."""
+    changes = config.mix != "none" or config.augment_valid is not None  # of images, batch by batch
+    return model.backbone is not None and not changes
+
+
+def cached_features(learn: FusionLearner, config: TrainConfig) -> CachedFeatures:
+    """Return the callback that computes them, in the precision of the run."""
+    dtype = getattr(torch, precision(config.precision, learn.dls.device))
+    return CachedFeatures(augmentations[config.augment](), config.views, config.seed, dtype)
 
 
 def head_lr(learn: FusionLearner, run: Run) -> float:

@@ -16,7 +16,7 @@ from scipy.special import log_softmax
 from lesionfast.config import TrainConfig
 from lesionfast.console import counting_bar
 from lesionfast.errors import LesionfastError
-from lesionfast.models.features import fused_features, image_features
+from lesionfast.models.features import fused_features, kept_features
 from lesionfast.registry import Registry
 from lesionfast.runs import Run, write_atomically, write_text
 from lesionfast.training.checkpoint import save_tensors
@@ -109,7 +109,7 @@ def split_features(learn: FusionLearner, split: str) -> tuple[np.ndarray, np.nda
     rows = learn.dls.rows[learn.dls.rows["split"] == split]
     learn.model.to(learn.dls.device)
     with counting_bar(f"features of {split}") as progress:
-        image = image_features(learn.model, learn.dls.pixels, rows["row"].to_numpy(), progress)
+        image = kept_features(learn.model, learn.dls.pixels, rows["row"].to_numpy(), progress)
     fused = fused_features(learn.model, image, learn.dls.encoder.transform(rows))
     codes = rows["target"].map(list(learn.dls.vocab).index).to_numpy(np.int64, copy=True)
     return fused.astype(np.float64), codes

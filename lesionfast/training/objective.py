@@ -15,7 +15,7 @@ from lesionfast.training.balancing import Balance, balances, shares
 from lesionfast.training.emphasis import read_costs, read_subclasses, read_weights_of
 from lesionfast.training.losses import ClassificationLoss, losses
 from lesionfast.training.mixing import mixes
-from lesionfast.training.subclasses import Subclasses, output_codes, target_codes
+from lesionfast.training.subclasses import Subclasses, output_codes, split_codes
 from lesionfast.training.weighting import DeferredWeights, HardNegatives
 
 
@@ -38,7 +38,7 @@ def build_objective(dls: DataLoaders, config: TrainConfig, parents: list[int]) -
 
     Raises `LesionfastError` for options that do not go together, and unknown classes.
     """
-    codes, classes = target_codes(dls), list(dls.vocab)
+    codes, classes = split_codes(dls), list(dls.vocab)
     check_objective(config, classes)
     balance = build_balance(config, codes, len(classes))
     built = [build_loss(config, balance, codes, classes)]

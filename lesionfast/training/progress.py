@@ -11,6 +11,7 @@ from typing import Any
 from fastai.callback.core import Callback, CancelFitException
 
 from lesionfast.console import progress_bar
+from lesionfast.training.frozen import FeatureLoader
 from lesionfast.training.tracking import history_columns
 
 logger = logging.getLogger("lesionfast")
@@ -52,14 +53,15 @@ class EpochLines(Callback):
     """Log one line of metrics an epoch, and measure the speed of the training steps."""
 
     order = 71
+    MEASURED = ("train_seconds", "image_seconds", "images")
 
     def __init__(self) -> None:
-        self.train_seconds, self.images = 0.0, 0
+        self.train_seconds, self.image_seconds, self.images = 0.0, 0.0, 0
 
     @property
     def images_per_second(self) -> float:
-        """Training images a second, over the epochs whose training ended."""
-        return self.images / self.train_seconds
+        """Training images a second, over the epochs whose training ended; 0 if there are none."""
+        return self.images / self.image_seconds if self.image_seconds else 0.0
 
     def before_fit(self) -> None:
         """Log the names of the columns."""
@@ -76,14 +78,16 @@ class EpochLines(Callback):
         self.train_started, self.seen = time.perf_counter(), 0
 
     def after_batch(self) -> None:
-        """Count the images of a training step."""
-        if self.training:
+        """Count the images of a training step, but not their features."""
+        if self.training and not isinstance(self.dl, FeatureLoader):
             self.seen += len(self.yb[0])
 
     def after_train(self) -> None:
         """Add up images and seconds; those of an epoch that was cut short count in neither."""
+        seconds = time.perf_counter() - self.train_started
         self.images += self.seen
-        self.train_seconds += time.perf_counter() - self.train_started
+        self.image_seconds += seconds if self.seen else 0.0
+        self.train_seconds += seconds
 
     def after_epoch(self) -> None:
         """Log the line."""
@@ -94,11 +98,12 @@ class EpochLines(Callback):
 
     def state(self) -> dict[str, Any]:
         """Return what has been measured so far."""
-        return {"train_seconds": self.train_seconds, "images": self.images}
+        return {name: getattr(self, name) for name in self.MEASURED}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take back what `state` returned."""
-        self.train_seconds, self.images = state["train_seconds"], state["images"]
+        for name in self.MEASURED:
+            setattr(self, name, state[name])
 
 
 class StopOnInterrupt(Callback):

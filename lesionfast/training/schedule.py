@@ -23,20 +23,27 @@ class Phase:
         return self.first + self.epochs
 
 
-def plan_phases(unfreeze: str, n_groups: int, epochs: int) -> list[Phase]:
+def plan_phases(unfreeze: str, n_groups: int, epochs: int, head_epochs: int = 1) -> list[Phase]:
     """Return the phases of `epochs` epochs over parameter groups counted from the stem.
 
     gradual (Howard and Ruder 2018, arXiv:1801.06146, section 3.3): the head, then one stage more
-    an epoch, then, for at least half of the epochs, everything. two-step: the head, then all.
-    last:N: the head, then the head and the last N stages. none: all at once.
+    an epoch, then, for at least half of the rest, everything. two-step: the head, then all.
+    last:N: the head, then the head and the last N stages. none: all at once. The head alone learns
+    for `head_epochs`, or not at all if no epoch were left.
     """
-    stops = group_stops(unfreeze, n_groups)
-    warm = min(len(stops) - 1, epochs // 2)
-    stops = [*stops[:warm], stops[-1]]
-    lengths = [1] * warm + [epochs - warm]
+    head, *stops = group_stops(unfreeze, n_groups)
+    lengths = []
+    if stops and 0 < head_epochs < epochs:
+        lengths = [head_epochs]
+    elif not stops:
+        stops = [head]
+    rest = epochs - sum(lengths)
+    single = min(len(stops) - 1, rest // 2)
+    groups = [*([head] if lengths else []), *stops[:single], stops[-1]]
+    lengths += [1] * single + [rest - single]
     return [
-        Phase(phase_name(groups, n_groups), sum(lengths[:i]), lengths[i], groups)
-        for i, groups in enumerate(stops)
+        Phase(phase_name(each, n_groups), sum(lengths[:i]), lengths[i], each)
+        for i, each in enumerate(groups)
     ]
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from lesionfast.console import counting_bar
 from lesionfast.data.loaders import ReadTarget
 from lesionfast.errors import LesionfastError
-from lesionfast.models.features import image_features
+from lesionfast.models.features import kept_features
 from lesionfast.models.fusion import FusionModel
 
 logger = logging.getLogger("lesionfast")
@@ -70,7 +70,7 @@ def cluster_lesions(
         )
     model.to(dls.device)
     with counting_bar("features for the sub-classes") as progress:
-        features = image_features(model, dls.pixels, rows["row"].to_numpy(), progress)
+        features = kept_features(model, dls.pixels, rows["row"].to_numpy(), progress)
     features = (features - features.mean(axis=0)) / (features.std(axis=0) + 1e-6)
     sums = np.zeros((len(lesions), features.shape[1]))
     np.add.at(sums, index, features)
@@ -78,10 +78,10 @@ def cluster_lesions(
     return KMeans(k, n_init=10, random_state=seed).fit_predict(means)[index]
 
 
-def target_codes(dls: DataLoaders) -> np.ndarray:
-    """Return the class numbers of the training rows, int64 (n,)."""
+def split_codes(dls: DataLoaders, split: str = "train") -> np.ndarray:
+    """Return the class numbers of the rows of a split, int64 (n,)."""
     names = list(dls.vocab)
-    targets = dls.rows.loc[dls.rows["split"] == "train", "target"]
+    targets = dls.rows.loc[dls.rows["split"] == split, "target"]
     return targets.map(names.index).to_numpy(dtype=np.int64)
 
 

@@ -103,7 +103,7 @@ class KeepBest(Monitor):
 
 
 class EarlyStopping(Monitor):
-    """End the fit after `patience` epochs in a row without a new best, counted across phases."""
+    """End the fit after `patience` epochs in a row without a new best, in its last phase alone."""
 
     order = 63
 
@@ -112,7 +112,10 @@ class EarlyStopping(Monitor):
         self.patience = patience
 
     def before_epoch(self) -> None:
-        """End the fit if the patience is at its end."""
+        """End the fit if the patience is at its end; start counting where the last phase starts."""
+        unfreezing = getattr(self.learn, "progressive_unfreezing", None)
+        if unfreezing is not None and self.epoch <= unfreezing.phases[-1].first:
+            self.best, self.best_epoch = -math.inf, -1
         if self.best_epoch >= 0 and self.epoch - self.best_epoch > self.patience:
             logger.info("no better epoch since epoch %d: stopped early", self.best_epoch + 1)
             raise CancelFitException

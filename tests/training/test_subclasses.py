@@ -13,7 +13,7 @@ from lesionfast.errors import LesionfastError
 from lesionfast.models.fusion import FusionModel, load_model
 from lesionfast.training.experiment import train
 from lesionfast.training.learner import fusion_learner
-from lesionfast.training.subclasses import find_targets, output_codes, target_codes
+from lesionfast.training.subclasses import find_targets, output_codes, split_codes
 
 CONFIG = TrainConfig(size=32, epochs=1, subclass="mel=3,nv=2", balance="weights", unfreeze="none")
 
@@ -32,7 +32,7 @@ def test_outputs_are_parts_of_their_classes_and_whole_lesions(learn):
     dls, parents = learn.dls, np.array(learn.model.parents)
     assert len(parents) == 7 + 2 + 1
     outputs = output_codes(dls)
-    np.testing.assert_array_equal(parents[outputs], target_codes(dls))
+    np.testing.assert_array_equal(parents[outputs], split_codes(dls))
     train = dls.rows[dls.rows["split"] == "train"].assign(output=outputs)
     assert train.groupby("group")["output"].nunique().max() == 1
     assert train[train["target"] == "mel"]["output"].nunique() == 3

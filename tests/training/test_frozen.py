@@ -1,0 +1,159 @@
+"""Head epochs on cached features: the same as on images, without running the backbone again."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from fastai.callback.core import Callback
+
+from lesionfast.config import TrainConfig
+from lesionfast.data.augment import augmentations
+from lesionfast.data.dataset import load_dataset
+from lesionfast.data.loaders import build_dls
+from lesionfast.training.frozen import CachedFeatures, FeatureLoader
+from lesionfast.training.learner import fusion_learner
+
+TINY = TrainConfig(arch="test_resnet", weights="none", size=32, batch_size=32)
+STANDARD = augmentations["standard"]()
+
+
+@pytest.fixture(scope="module")
+def df():
+    return load_dataset(TINY)
+
+
+@pytest.fixture
+def learn(df):
+    """A Learner with a frozen backbone, as the head's phase has it."""
+    learn = fusion_learner(build_dls(df, TINY), TINY)
+    learn.freeze()
+    with learn.no_bar(), learn.no_logging():
+        yield learn
+
+
+@pytest.fixture
+def runs_of(monkeypatch):
+    """Count the images that a backbone sees."""
+
+    def count(learn):
+        seen = []
+        learn.model.backbone.register_forward_hook(lambda *given: seen.append(len(given[1][0])))
+        return seen
+
+    return count
+
+
+def test_validation_on_features_is_that_on_images(learn):
+    learn.fit(2, 1e-2, cbs=CachedFeatures(STANDARD, 2, 0))
+    on_features = learn.recorder.values[-1][1:]
+    assert list(learn.validate()) == pytest.approx(list(on_features), rel=1e-5)
+
+
+def test_the_backbone_sees_each_view_once_however_many_epochs(learn, runs_of):
+    seen = runs_of(learn)
+    learn.fit(5, 1e-2, cbs=CachedFeatures(STANDARD, 3, seed=77))
+    n_train, n_valid = len(learn.dls.train_ds), len(learn.dls.valid_ds)
+    assert sum(seen) in (3 * n_train + n_valid, 2 * n_train)  # the pictures may be kept already
+    assert sum(seen) >= 2 * n_train
+
+
+def test_another_run_of_the_same_backbone_finds_its_features(df, runs_of):
+    seen = []
+    for _ in range(2):
+        learn = fusion_learner(build_dls(df, TINY), TINY)
+        learn.freeze()
+        seen.append(runs_of(learn))
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(1, 1e-2, cbs=CachedFeatures(STANDARD, 2, seed=78))
+    assert seen[0] and not seen[1]
+
+
+def test_features_of_other_weights_are_not_taken(learn):
+    cached = CachedFeatures(STANDARD, 1, 0)
+    cached.learn, rows = learn, np.arange(6)
+    first = cached.features(rows)
+    with torch.no_grad():
+        next(learn.model.backbone.parameters()).mul_(1.5)
+    assert not np.allclose(first, cached.features(rows))
+
+
+def test_the_first_view_is_the_picture_and_the_others_are_not(learn):
+    cached = CachedFeatures(STANDARD, 3, 0)
+    cached.learn, rows = learn, np.arange(6)
+    plain, one, two = (cached.features(rows, view) for view in range(3))
+    image = torch.from_numpy(learn.dls.pixels[rows]).movedim(-1, 1) / 255
+    with torch.inference_mode():
+        expected = learn.model.eval().features(image)
+    np.testing.assert_allclose(plain, expected, atol=1e-5)
+    assert not np.allclose(plain, one) and not np.allclose(one, two)
+
+
+def test_images_come_back_for_the_epochs_that_train_the_backbone(learn):
+    images, cached = learn.dls, CachedFeatures(STANDARD, 1, 0)
+
+    class Thaw(Callback):
+        order = -30
+
+        def before_epoch(self):
+            if self.epoch == 1:
+                learn.unfreeze()
+
+        def after_batch(self):
+            kinds.append((self.epoch, self.xb[0].ndim))
+
+    kinds = []
+    learn.fit(2, 1e-3, cbs=[Thaw(), cached])
+    assert set(kinds) == {(0, 2), (1, 4)} and learn.dls is images
+
+
+def test_images_come_back_after_an_error(learn):
+    class Fail(Callback):
+        def after_batch(self):
+            raise RuntimeError("full")
+
+    images, cached = learn.dls, CachedFeatures(STANDARD, 1, 0)
+    with pytest.raises(RuntimeError, match="full"):
+        learn.fit(1, 1e-3, cbs=[cached, Fail()])
+    cached.clean_up()
+    assert learn.dls is images
+
+
+@pytest.fixture
+def loader():
+    """Two views of 600 rows, where a feature says its view and row."""
+    rows = np.arange(600, dtype=np.float32)
+    views = [np.stack([np.full(600, view, np.float32), rows], axis=1) for view in range(2)]
+    order = lambda rng: rng.sample(range(600), 600)  # noqa: E731
+    return FeatureLoader(views, rows[:, None], np.arange(600), torch.device("cpu"), order)
+
+
+def test_an_epoch_has_every_row_once_with_its_own_features(loader):
+    batches = list(loader)
+    assert len(batches) == len(loader) == 3
+    features, metadata, targets = (torch.cat(each) for each in zip(*batches, strict=True))
+    assert sorted(targets.tolist()) == list(range(600))
+    assert torch.equal(features[:, 1].long(), targets) and torch.equal(features[:, 1:], metadata)
+    assert 200 < features[:, 0].sum() < 400  # each view about as often
+
+
+def test_the_seed_decides_order_and_views(loader):
+    epochs = []
+    for seed in (1, 2, 1):
+        loader.reseed(seed)
+        epochs.append(torch.cat([batch[0] for batch in loader]))
+    assert torch.equal(epochs[0], epochs[2]) and not torch.equal(epochs[0], epochs[1])
+
+
+def test_no_views_are_made_where_nothing_is_augmented():
+    assert CachedFeatures(augmentations["none"](), 4, 0).views == 1
+
+
+def test_class_balancing_holds_for_features_too(df):
+    config = replace(TINY, balance="downsample")
+    learn = fusion_learner(build_dls(df, config), config)
+    cached = CachedFeatures(STANDARD, 1, 0)
+    cached.learn = learn
+    targets = torch.cat([batch[2] for batch in cached.feature_loaders().train])
+    counts = np.sort(np.bincount(targets))
+    assert counts[-1] == counts[-2] and len(targets) == learn.dls.train.n
