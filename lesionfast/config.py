@@ -94,6 +94,9 @@ class TrainConfig(SplitConfig):
     size: int = option(
         128, "Side in pixels of the square that the model sees.", limits=(1, math.inf)
     )
+    start_size: int | None = option(
+        None, "Side of the first training pictures, which grow to --size.", limits=(32, math.inf)
+    )
     resize: str = option(
         "crop",
         "How a picture becomes square: 'crop' its centre, or 'squish' all of it.",
@@ -174,6 +177,9 @@ class TrainConfig(SplitConfig):
         "Rule that decides: 'argmax', or 'balanced' (probability over training prior).",
         ("argmax", "balanced"),
     )
+    tta: int = option(
+        1, "Dihedral views of each picture whose mean is predicted, 1 to 8.", limits=(1, 8)
+    )
     monitor: str = option("balanced_accuracy", "Validation column that best-keeping watches.")
     patience: int = option(
         5, "Epochs without improvement before the training stops; 0: never.", limits=(0, math.inf)
@@ -184,6 +190,7 @@ class TrainConfig(SplitConfig):
         "'auto' takes bfloat16 where the hardware is fast at it.",
         ("auto", "float32", "bfloat16"),
     )
+    compile: bool = option(False, "Compile the model with torch.compile: slow to start.")
     workers: int = option(
         0, "Processes that read batches; 0 reads them in the main process.", limits=(0, math.inf)
     )

@@ -4,10 +4,12 @@ from contextlib import ExitStack
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.callback.schedule import combined_cos
+from fastai.learner import Learner
 
-from lesionfast.data.augment import Recipe, augment
+from lesionfast.data.augment import Recipe, augment, turn
 from lesionfast.training.schedule import Phase, plan_phases
 
 
@@ -72,16 +74,17 @@ class OneCycle(Callback):
 
     def before_batch(self) -> None:
         """Set what the curves say for this step of the phase."""
-        first, epochs = self._phase()
-        position = (self.epoch - first + self.iter / self.n_iter) / epochs
         for name, curve in self.curves.items():
-            self.opt.set_hyper(name, curve(position))
+            self.opt.set_hyper(name, curve(share_of_phase(self.learn)))
 
-    def _phase(self) -> tuple[int, int]:
-        unfreezing = getattr(self.learn, "progressive_unfreezing", None)
-        if unfreezing is None:
-            return 0, self.n_epoch
-        return unfreezing.phase.first, unfreezing.phase.epochs
+
+def share_of_phase(learn: Learner) -> float:
+    """Return how much of its phase a training has behind it, or of the fit if it has no phases."""
+    unfreezing = getattr(learn, "progressive_unfreezing", None)
+    first, epochs = 0, learn.n_epoch
+    if unfreezing is not None:
+        first, epochs = unfreezing.phase.first, unfreezing.phase.epochs
+    return (learn.epoch - first + learn.iter / learn.n_iter) / epochs
 
 
 class FrozenEval(Callback):
@@ -119,6 +122,51 @@ class AugmentValid(Callback):
             image, *rest = self.xb
             image = augment(image, self.recipe, self.generator)
             self.learn.xb = (image.contiguous(memory_format=torch.channels_last), *rest)
+
+
+class Turned(Callback):
+    """Show the model each picture turned by one of the eight elements of the dihedral group.
+
+    Elements 0 to 3 are quarter turns, 4 to 7 their mirror images, as of `data.augment.turn`.
+    """
+
+    order = 51
+
+    def __init__(self, element: int) -> None:
+        self.element = element
+
+    def before_batch(self) -> None:
+        """Turn the pictures."""
+        image, *rest = self.xb
+        self.learn.xb = (turn(image, torch.full((len(image),), self.element)), *rest)
+
+
+class ProgressiveResizing(Callback):
+    """Train on smaller pictures first, that grow to their full size over a share of each phase.
+
+    (Karras et al. 2018, arXiv:1710.10196, of generators.) Sides are multiples of 32 pixels;
+    features and validation pictures stay as they are.
+    """
+
+    order, run_valid = 53, False
+
+    def __init__(self, start_size: int, share: float = 0.6) -> None:
+        self.start_size, self.share = start_size, share
+
+    def before_batch(self) -> None:
+        """Make the pictures of a training batch smaller."""
+        image, *rest = self.xb
+        if image.ndim != 4:
+            return
+        side = self.side(image.shape[-1], share_of_phase(self.learn))
+        if side < image.shape[-1]:
+            smaller = F.interpolate(image, size=(side, side), mode="bilinear", antialias=True)
+            self.learn.xb = (smaller.contiguous(memory_format=torch.channels_last), *rest)
+
+    def side(self, full: int, done: float) -> int:
+        """Return the side in pixels after a share of the phase."""
+        grown = self.start_size + (full - self.start_size) * min(1.0, done / self.share)
+        return min(full, 32 * round(grown / 32))
 
 
 class PlainTensors(Callback):

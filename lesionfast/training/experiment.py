@@ -26,7 +26,13 @@ from lesionfast.evaluation.metrics import summarize
 from lesionfast.models.backbones import check_arch
 from lesionfast.models.fusion import FusionModel, check_metadata, fusions
 from lesionfast.runs import Run, sha256, write_atomically, write_json, write_text
-from lesionfast.training.callbacks import AugmentValid, OneCycle, ProgressiveUnfreezing
+from lesionfast.training.callbacks import (
+    AugmentValid,
+    OneCycle,
+    ProgressiveResizing,
+    ProgressiveUnfreezing,
+    Turned,
+)
 from lesionfast.training.checkpoint import Checkpoint
 from lesionfast.training.description import announce, describe_environment, describe_model
 from lesionfast.training.frozen import CachedFeatures
@@ -149,6 +155,8 @@ def prepare_learner(df: pd.DataFrame, config: TrainConfig) -> FusionLearner:
     with counting_bar("decoding images") as progress:
         dls = build_dls(df, config, progress)
     learn = fusion_learner(dls, config)
+    if config.compile:
+        learn.model.compile()
     phases_of(learn, config)
     return learn
 
@@ -217,6 +225,8 @@ def fit(learn: FusionLearner, run: Run, resume: bool = False) -> dict[str, Any]:
         cbs.append(cached_features(learn, config))
     if config.augment_valid is not None:
         cbs.append(AugmentValid(augmentations[config.augment](), config.augment_valid))
+    if config.start_size:
+        cbs.append(ProgressiveResizing(config.start_size))
     if config.patience:
         cbs.append(EarlyStopping(config.monitor, config.patience))
     with memory_error_explained(config), learn.no_bar(), learn.no_logging(), cleaned_up(learn, cbs):
@@ -278,7 +288,7 @@ def evaluate(learn: FusionLearner, run: Run, training: dict[str, Any]) -> None:
     `training` is what `fit` returned.
     """
     with memory_error_explained(run.config), learn.no_bar(), cleaned_up(learn, []):
-        predictions = predict_splits(learn)
+        predictions = predict_splits(learn, run.config.tta)
     write_atomically(run.path / "predictions.csv", lambda p: predictions.to_csv(p, index=False))
     write_json(
         run.path / "metrics.json",
@@ -292,14 +302,18 @@ def evaluate(learn: FusionLearner, run: Run, training: dict[str, Any]) -> None:
         shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
 
 
-def predict_splits(learn: FusionLearner) -> pd.DataFrame:
-    """Return one row an image of validation and test, with a column `p_<class>` for each class."""
+def predict_splits(learn: FusionLearner, views: int) -> pd.DataFrame:
+    """Return one row an image of validation and test, with a column `p_<class>` for each class.
+
+    The probabilities are the mean over the first `views` elements of the dihedral group.
+    """
     tables = []
     for index, name in enumerate(PARTS):
         rows = learn.dls.rows[learn.dls.rows["split"] == name].drop(columns="row")
         if name == "train" or rows.empty:
             continue
-        probabilities, _ = learn.get_preds(ds_idx=index)
+        found = [learn.get_preds(ds_idx=index, cbs=Turned(view))[0] for view in range(views)]
+        probabilities = torch.stack(found).mean(dim=0)
         columns = [f"p_{each}" for each in learn.dls.vocab]
         scores = pd.DataFrame(probabilities.numpy().astype(float), rows.index, columns)
         tables.append(pd.concat([rows, scores], axis=1))

@@ -2,6 +2,12 @@ import numpy as np
 import pytest
 import torch
 from fastai.callback.core import Callback
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from torch import nn
+from torch.utils.data import TensorDataset
 
 from lesionfast.training.callbacks import (
     Autocast,
@@ -9,8 +15,10 @@ from lesionfast.training.callbacks import (
     FrozenEval,
     OneCycle,
     PlainTensors,
+    ProgressiveResizing,
     ProgressiveUnfreezing,
     SeedEpochs,
+    Turned,
 )
 
 
@@ -131,3 +139,41 @@ def test_convolutions_become_channels_last(event, plain_learner):
     callback.learn = plain_learner
     getattr(callback, event)()
     assert plain_learner.model.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+class Sides(Callback):
+    """Note the sides of the pictures that the model sees."""
+
+    order = 90
+
+    def before_batch(self):
+        self.seen = [*getattr(self, "seen", []), (self.training, self.xb[0].shape[-1])]
+
+
+def test_pictures_grow_to_their_full_size_and_validation_is_never_small(picture_learner):
+    sides = Sides()
+    fit(picture_learner, 4, ProgressiveResizing(32), sides)
+    trained = [side for training, side in sides.seen if training]
+    assert trained == sorted(trained) and trained[0] == 32 and trained[-1] == 96
+    assert 64 in trained and {side for training, side in sides.seen if not training} == {96}
+
+
+def test_a_turned_prediction_is_that_of_the_turned_picture(picture_learner):
+    pictures = picture_learner.dls.valid_ds.tensors[0]
+    expected = picture_learner.model.eval()(pictures.rot90(1, (2, 3)).flip(3))
+    with picture_learner.no_bar():
+        found, _ = picture_learner.get_preds(cbs=Turned(5), act=lambda each: each)
+    torch.testing.assert_close(found, expected.detach())
+
+
+@pytest.fixture
+def picture_learner(tmp_path):
+    """A plain Learner over 24 pictures of 96 pixels, that tells where they are bright."""
+    torch.manual_seed(0)
+    dataset = TensorDataset(torch.rand(24, 3, 96, 96), torch.arange(24) % 2)
+    train = DataLoader(dataset, bs=8, shuffle=True, drop_last=True, num_workers=0)
+    valid = DataLoader(dataset, bs=8, num_workers=0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.AdaptiveAvgPool2d(3), nn.Flatten())
+    model.append(nn.Linear(36, 2))
+    dls = DataLoaders(train, valid, device=torch.device("cpu"))
+    return Learner(dls, model, CrossEntropyLossFlat(), lr=1e-3, path=tmp_path)

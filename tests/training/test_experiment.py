@@ -392,6 +392,17 @@ def test_options_that_do_not_go_together_are_refused(df, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_predictions_may_be_the_mean_over_turned_pictures(run, df, tmp_path):
+    """--tta changes the predictions, and neither the weights nor the history."""
+    turned = train(df, replace(TINY, tta=4), tmp_path)
+    assert sha256(turned.path / "weights.safetensors") == sha256(run.path / "weights.safetensors")
+    assert (turned.path / "history.csv").read_text() == (run.path / "history.csv").read_text()
+    classes = [f"p_{each}" for each in run.model["classes"]]
+    both = (turned.predictions[classes].to_numpy(), run.predictions[classes].to_numpy())
+    assert np.allclose(both[0].sum(axis=1), 1, atol=1e-5) and not np.allclose(*both)
+    assert turned.model["tta"] == 4
+
+
 def test_out_of_memory_says_which_batch_size_to_try(df, tmp_path, monkeypatch):
     def fail(self, *args):
         raise torch.OutOfMemoryError("CUDA out of memory")
