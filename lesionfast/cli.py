@@ -35,6 +35,7 @@ OF_CLASSIFIERS = (  # what pretrain has no option for
     *("fusion", "pool", "head", "dropout", "lr_decay", "unfreeze", "subclass", "balance", "beta"),
     *("class_weight", "defer_weights", "hardest", "loss", "cost", "tau", "label_smoothing"),
     *("augment_valid", "mix", "mix_alpha", "rule", "monitor"),
+    *("head_epochs", "views", "start_size", "budget", "tta", "compile"),
 )
 Root = Annotated[str, typer.Option("--out", help="Folder of the runs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]

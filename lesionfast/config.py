@@ -125,6 +125,9 @@ class TrainConfig(SplitConfig):
         "Pictures of each training image in those: itself, and augmented ones.",
         limits=(1, math.inf),
     )
+    budget: str | None = option(
+        None, "Time for the whole run, such as 10m, from which size and epochs follow."
+    )
     batch_size: int = option(32, "Images per step.", limits=(1, math.inf))
     lr: float | str = option(
         2e-3, "Highest learning rate of the head, or 'auto' (LR finder).", limits=(1e-9, 1e3)

@@ -128,6 +128,12 @@ def cache_errors(folder: Path, megabytes: float) -> Iterator[None]:
         ) from error
 
 
+def is_cached(paths: Sequence[str | Path], size: int, resize: str = "squish") -> bool:
+    """Return whether these images need not be decoded any more."""
+    task = Task([Path(p).as_posix() for p in paths], size, resize)
+    return look_up(task, note_file(task.paths)) is not None
+
+
 def content_digest(paths: Sequence[str]) -> str:
     """Return the SHA-256 of what the files hold, in order; unchanged files are not read again."""
     return read_contents(paths, note_file(paths)).digest

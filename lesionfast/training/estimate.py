@@ -3,8 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
-from math import ceil
+from dataclasses import dataclass, replace
 from random import Random
 
 import pandas as pd
@@ -28,16 +27,34 @@ STEPS = 2
 ENOUGH = 3.0  # seconds: of slow models fewer steps say as much
 
 
-def estimate(config: TrainConfig, df: pd.DataFrame) -> tuple[int, float]:
-    """Return the number of parameters, and the seconds that all epochs will take here.
+@dataclass(frozen=True)
+class Estimate:
+    """What a training will take here: seconds of epochs on cached features, and of the others.
 
-    `df` is the split table. Each phase of the training is measured with its own frozen stages,
-    and so is validation; decoding the images is not, nor are epochs on features that are computed
-    once. Raises `LesionfastError` for a model that
-    can't be built.
+    `predicting` is the time for the predictions at the end.
     """
-    device = pick_device(config.device)
-    train, valid = (df[df["split"] == name] for name in ("train", "valid"))
+
+    parameters: int
+    epochs: int
+    head: float
+    backbone: float
+    predicting: float
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.head + self.backbone + self.predicting
+
+
+def estimate(config: TrainConfig, df: pd.DataFrame) -> Estimate:
+    """Return the number of parameters, and the seconds that a training will take here.
+
+    `df` is the split table. Each phase is measured with its own frozen stages, and so is
+    validation; decoding the images is not, nor are epochs on features that are computed once.
+    Raises `LesionfastError` for a model that can't be built.
+    """
+    device, rows = pick_device(config.device), df["split"].value_counts()
+    train = df[df["split"] == "train"]
     encoder = MetadataEncoder(config.metadata_columns).fit(train)
     torch.manual_seed(config.seed)
     fresh = replace(config, weights="none")
@@ -46,17 +63,18 @@ def estimate(config: TrainConfig, df: pd.DataFrame) -> tuple[int, float]:
     n = rows_an_epoch(train["target"], config.balance)
     size = min(config.batch_size, n)
     batch = random_batch(config.size, encoder.width, size, device)
-    seconds = 0.0
+    head = backbone = 0.0
     with memory_error_explained(config):
-        forward = time_validation(model, batch, config)
+        forward = time_validation(model, batch, config) / size
         for phase in unfreeze_by_phase(model, config):
-            passes = ceil(len(valid) / size)
             if phase.groups == 1 and caches_features(model, config):
-                seconds += (config.views * ceil(len(train) / size) + passes) * forward
+                head += (config.views * len(train) + rows["valid"]) * forward
             else:
                 step = time_training(model, batch, config)
-                seconds += phase.epochs * (passes * forward + (n // size) * step)
-    return sum(p.numel() for p in model.parameters()), seconds
+                backbone += phase.epochs * (rows["valid"] * forward + n // size * step)
+    predicting = config.tta * (rows["valid"] + rows.get("test", 0)) * forward
+    parameters = sum(p.numel() for p in model.parameters())
+    return Estimate(parameters, config.epochs, head, backbone, predicting)
 
 
 def unfreeze_by_phase(model: FusionModel, config: TrainConfig) -> Iterator[Phase]:

@@ -65,6 +65,10 @@ def train(
     the user can fix, and `TrainingInterrupted` when it is stopped before its first epoch ended.
     """
     config = config or TrainConfig()
+    if config.budget:
+        from lesionfast.training.budget import fit_to_budget
+
+        config = fit_to_budget(config, df)
     learn = prepare_learner(df, config)
     run = Run.create(root, config, name)
     with only_trainer(run), logging_to(run.path / "log.txt"):

@@ -116,7 +116,13 @@ def read_entry(file: Path, number: int, table: Any, shared: Mapping[str, Any]) -
             f"{where} has '{own[0]}', but all runs of a study share data and split. "
             "Move it to [defaults]."
         )
-    return Entry(name, TrainConfig(**{**shared, **as_typed(values)}))
+    config = TrainConfig(**{**shared, **as_typed(values)})
+    if config.budget:
+        raise LesionfastError(
+            f"{where} has a budget, but what fits into it differs from one moment to the next. "
+            "Write epochs and size."
+        )
+    return Entry(name, config)
 
 
 def check_fields(where: str, table: Mapping[str, Any]) -> None:
@@ -290,9 +296,10 @@ def plan_study(study: Study, out: str | Path) -> list[dict[str, Any]]:
             cost = (run.model.get("parameters"), run.metrics["train_seconds"])
         else:
             try:
-                cost = estimate(config, df)
+                found = estimate(config, df)
             except LesionfastError as error:
                 raise LesionfastError(f"the run '{entry.name}' can't start: {error}") from error
+            cost = (found.parameters, found.seconds)
         told = {"name": entry.name, "arch": config.arch, "size": config.size}
         told |= {"epochs": config.epochs, "parameters": cost[0], "seconds": cost[1]}
         rows.append(told | {"state": state})

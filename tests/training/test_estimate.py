@@ -34,18 +34,19 @@ def test_balancing_changes_the_rows_of_an_epoch(balance, rows):
 def test_the_time_is_that_of_all_steps(monkeypatch):
     df = load_dataset(TINY)
     monkeypatch.setattr(module, "time_training", lambda *args: 1.0)
-    monkeypatch.setattr(module, "time_validation", lambda *args: 0.1)
-    counts = df["split"].value_counts()
-    steps, passes = counts["train"] // 32, -(-counts["valid"] // 32)
-    parameters, seconds = estimate(TINY, df)
-    once = TINY.views * -(-counts["train"] // 32) + passes  # of the frozen backbone
-    assert seconds == pytest.approx(once * 0.1 + 4 * (steps + passes * 0.1))
-    assert parameters == sum(p.numel() for p in build_model(TINY, 0, 7).parameters())
+    monkeypatch.setattr(module, "time_validation", lambda *args: 3.2)  # a batch of 32
+    train, valid, test = (df["split"].value_counts()[each] for each in ("train", "valid", "test"))
+    found = estimate(TINY, df)
+    assert found.head == pytest.approx((TINY.views * train + valid) * 0.1)
+    assert found.backbone == pytest.approx(4 * (train // 32 + valid * 0.1))
+    assert found.predicting == pytest.approx((valid + test) * 0.1)
+    assert found.seconds == found.head + found.backbone + found.predicting
+    assert found.parameters == sum(p.numel() for p in build_model(TINY, 0, 7).parameters())
     longer = estimate(replace(TINY, epochs=8), df)
-    assert longer[1] - seconds == pytest.approx(4 * (steps + passes * 0.1))
+    assert longer.backbone == pytest.approx(2 * found.backbone) and longer.head == found.head
 
 
 def test_a_model_without_backbone_is_measured_too():
     config = replace(TINY, fusion="metadata", unfreeze="auto", epochs=1)
-    parameters, seconds = estimate(config, load_dataset(config))
-    assert parameters < 10_000 and 0 < seconds < 30
+    found = estimate(config, load_dataset(config))
+    assert found.parameters < 10_000 and 0 < found.seconds < 30
