@@ -2,6 +2,7 @@
 
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import timm
@@ -15,7 +16,7 @@ from lesionfast.models.hubs import Wanted
 from lesionfast.models.names import check_arch
 from lesionfast.models.names import list_archs as list_archs
 from lesionfast.models.scratch import SMALLEST, archs
-from lesionfast.models.stages import blocks, drop_unused, group_stages, side_of
+from lesionfast.models.stages import blocks, drop_unused, group_blocks, parameters_of, side_of
 from lesionfast.models.weights import PACKAGES, find_weights, load_into
 
 HEADS = ("avgpool", "classifier", "fc", "head", "heads", "dropout")  # where torchvision pools
@@ -28,19 +29,28 @@ class Backbone(nn.Module):
     """A body that turns images into a feature map.
 
     Takes float RGB images (B, 3, H, W) in 0..1, normalises them with its own `mean` and `std`,
-    and returns (B, num_features, h, w). `stages` are lists of parameters, the stem's first;
-    `pretrained` and `origin` say where its weights came from.
+    and returns (B, num_features, h, w). `stages` are lists of parameters, the stem's first, and
+    `blocks` lists of the modules that have them; `pretrained` and `origin` say where its weights
+    came from. Where `resume` is set, it gets what it makes a feature map of in place of images.
     """
+
+    stages: list[list[nn.Parameter]]
+    blocks: list[list[nn.Module]]
 
     def __init__(self, body: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.body, self.mean, self.std = body, tuple(mean), tuple(std)
         self.pretrained, self.origin = False, "random weights, trained from scratch"
+        self.resume: Callable[[Tensor], Tensor] | None = None
         self.register_buffer("shift", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the last feature map."""
+        return self.whole(image) if self.resume is None else self.resume(image)
+
+    def whole(self, image: Tensor) -> Tensor:
+        """Return the last feature map of images."""
         return self.body((image - self.shift) / self.scale)
 
 
@@ -233,7 +243,8 @@ def measure(backbone: Backbone, arch: str, size: int) -> None:
             hook.remove()
     drop_unused(backbone.body, sides)
     backbone.num_features = features.shape[1]
-    backbone.stages = group_stages(backbone, [(unit, size / side) for unit, side in sides.items()])
+    backbone.blocks = group_blocks([(unit, size / side) for unit, side in sides.items()])
+    backbone.stages = parameters_of(backbone, backbone.blocks)
     backbone.train()
 
 

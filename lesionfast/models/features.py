@@ -1,4 +1,4 @@
-"""Features of images by a trained or pretrained backbone: computed once, kept where they can be."""
+"""What a backbone gives for images: computed once, kept in the cache where it can be."""
 
 import hashlib
 from collections.abc import Callable
@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.lib import format as npy
 from torch import Tensor
 
 from lesionfast.data.images import cache_folder
 from lesionfast.models.fusion import FusionModel
+from lesionfast.models.prefix import blocks_below, prefix_maps
 from lesionfast.runs import write_atomically
 
 BATCH = 64
@@ -28,28 +30,39 @@ def image_features(
     pixels: np.ndarray,
     rows: np.ndarray,
     progress: Progress = None,
+    *,
     change: Callable[[Tensor], Tensor] = unchanged,
     dtype: torch.dtype = torch.float32,
+    stages: int | None = None,
+    allocate: Callable[[tuple[int, ...], str], np.ndarray] = np.empty,
 ) -> np.ndarray:
     """Return the pooled features float32 (n, F) of the rows (n,) of pixels uint8 (N, H, W, 3).
 
     `change` is applied to each batch of images (B, 3, H, W) in 0..1, such as an augmentation; the
-    backbone computes in `dtype` by autocast. Runs where the model is, in eval mode, and leaves the
-    model in the mode that it was in.
+    backbone computes in `dtype` by autocast. With `stages` it is the feature maps of the first
+    stages, float16 (n, C, h, w). Runs where the model is, in eval mode, and leaves the model in
+    the mode that it was in. `allocate` makes the array, of a shape and a type.
     """
     training, device = model.training, next(model.parameters()).device
     model.eval()
-    found = []
+    found = None
     cast = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
     with torch.inference_mode(), cast:
         for start in range(0, len(rows), BATCH):
             batch = torch.from_numpy(pixels[rows[start : start + BATCH]]).to(device)
             image = change(batch.movedim(-1, 1).float() / 255)
-            found.append(model.features(image).float().cpu().numpy())
+            if stages is None:
+                features = model.features(image).float()
+            else:
+                features = prefix_maps(model.backbone, image, stages).half()
+            features = features.cpu().numpy()
+            if found is None:
+                found = allocate((len(rows), *features.shape[1:]), features.dtype.str)
+            found[start : start + len(features)] = features
             if progress:
-                progress(min(start + BATCH, len(rows)), len(rows))
+                progress(start + len(features), len(rows))
     model.train(training)
-    return np.concatenate(found)
+    return found
 
 
 def kept_features(
@@ -57,41 +70,57 @@ def kept_features(
     pixels: np.ndarray,
     rows: np.ndarray,
     progress: Progress = None,
+    *,
     change: Callable[[Tensor], Tensor] = unchanged,
     dtype: torch.dtype = torch.float32,
+    stages: int | None = None,
     about: tuple = (),
 ) -> np.ndarray:
     """Return what `image_features` does, from the cache if it has them.
 
-    `about` names the change: two changes with the same `about` are taken for one.
+    `about` names the change: two changes with the same `about` are taken for one. What comes from
+    the cache is mapped, not read. If the pixels are not in the cache, neither are the features.
     """
-    file = features_file(model, pixels, rows, str(dtype), *about)
-    return keep(file, lambda: image_features(model, pixels, rows, progress, change, dtype))
 
+    def compute(allocate: Callable[[tuple[int, ...], str], np.ndarray]) -> np.ndarray:
+        return image_features(
+            model,
+            pixels,
+            rows,
+            progress,
+            change=change,
+            dtype=dtype,
+            stages=stages,
+            allocate=allocate,
+        )
 
-def keep(file: Path | None, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """Return features from a file of the cache, or computed and then kept there.
+    def write(aside: Path) -> None:
+        compute(lambda shape, kind: npy.open_memmap(aside, "w+", kind, shape)).flush()
 
-    Without a file they are computed each time. What comes from the file is mapped, not read.
-    """
+    file = features_file(model, pixels, rows, str(dtype), stages, *about)
     if file is None:
-        return compute()
+        return compute(np.empty)
+    if not (file.is_file() and is_whole(file, len(rows))):
+        write_atomically(file, write)
+    return npy.open_memmap(file, "c")
+
+
+def is_whole(file: Path, n: int) -> bool:
+    """Return whether a file of the cache has the features of n rows."""
     try:
-        return np.load(file, mmap_mode="c")
-    except (OSError, ValueError, EOFError):  # not there, or broken
-        found = compute()
-        file.parent.mkdir(parents=True, exist_ok=True)
-
-    def save(aside: Path) -> None:
-        with aside.open("wb") as out:
-            np.save(out, found)
-
-    write_atomically(file, save)
-    return found
+        found = npy.open_memmap(file, "r")
+        return len(found) == n and found.offset + found.nbytes == file.stat().st_size
+    except (OSError, ValueError, EOFError):
+        return False
 
 
 def features_file(
-    model: FusionModel, pixels: np.ndarray, rows: np.ndarray, *about: object
+    model: FusionModel,
+    pixels: np.ndarray,
+    rows: np.ndarray,
+    dtype: str,
+    stages: int | None,
+    *about: object,
 ) -> Path | None:
     """Return where the cache keeps the features of these rows by this backbone.
 
@@ -100,11 +129,16 @@ def features_file(
     source = getattr(pixels, "filename", None)
     if source is None:
         return None
-    digest = hashlib.sha256(repr((VERSION, Path(source).name, model.pool_name, about)).encode())
+    backbone = model.backbone
+    told = (VERSION, Path(source).name, dtype, stages, about)
+    told += (model.pool_name if stages is None else "", backbone.mean, backbone.std)
+    digest = hashlib.sha256(repr(told).encode())
     digest.update(np.ascontiguousarray(rows).tobytes())
-    for name, tensor in model.backbone.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    parts = [backbone] if stages is None else blocks_below(backbone, stages)
+    for part in parts:
+        for name, tensor in part.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return cache_folder() / "features" / f"{digest.hexdigest()[:32]}.npy"
 
 

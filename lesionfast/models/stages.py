@@ -41,10 +41,8 @@ def drop_unused(body: nn.Module, used: dict[nn.Module, float]) -> None:
             setattr(net, name, nn.Identity())
 
 
-def group_stages(
-    backbone: nn.Module, units: list[tuple[nn.Module, float]]
-) -> list[list[nn.Parameter]]:
-    """Return the parameters by stage, stem first, from the blocks in order and their strides."""
+def group_blocks(units: list[tuple[nn.Module, float]]) -> list[list[nn.Module]]:
+    """Return the blocks by stage, stem first, from the blocks in order and their strides."""
     runs: list[list[nn.Module]] = []
     deepest = -1
     for unit, stride in units:
@@ -56,6 +54,11 @@ def group_stages(
     if len(runs) < 4:
         cuts = np.array_split(np.arange(len(units)), min(4, len(units)))
         runs = [[units[i][0] for i in part] for part in cuts]
+    return runs
+
+
+def parameters_of(backbone: nn.Module, runs: list[list[nn.Module]]) -> list[list[nn.Parameter]]:
+    """Return the parameters of blocks by stage; what is in no block is the stem's."""
     stages = [unique(p for unit in run for p in unit.parameters()) for run in runs]
     grouped = {id(p) for stage in stages for p in stage}
     stages[0] += [p for p in backbone.parameters() if id(p) not in grouped]

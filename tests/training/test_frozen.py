@@ -153,7 +153,57 @@ def test_class_balancing_holds_for_features_too(df):
     config = replace(TINY, balance="downsample")
     learn = fusion_learner(build_dls(df, config), config)
     cached = CachedFeatures(STANDARD, 1, 0)
-    cached.learn = learn
-    targets = torch.cat([batch[2] for batch in cached.feature_loaders().train])
+    cached.learn, n_stages = learn, len(learn.model.backbone.stages)
+    targets = torch.cat([batch[2] for batch in cached.feature_loaders(n_stages).train])
     counts = np.sort(np.bincount(targets))
     assert counts[-1] == counts[-2] and len(targets) == learn.dls.train.n
+
+
+class NoteSides(Callback):
+    """Note the sides of what the model is given."""
+
+    order = 90
+
+    def before_batch(self):
+        self.sides = [*getattr(self, "sides", []), self.xb[0].shape[-1]]
+
+
+def test_epochs_of_the_last_stage_read_the_maps_below_it(df):
+    """The same losses as from images but for float16, with no augmentation and rows in order."""
+    histories = []
+    for cached in (True, False):
+        config = replace(TINY, augment="none", arch="vanilla_cnn", dropout=0.0)
+        learn = fusion_learner(build_dls(df, config), config)
+        stages = len(learn.model.backbone.stages) - 1
+        learn.freeze_to(stages)
+        first = learn.model.backbone.blocks[0][0]
+        before = [p.clone() for p in first.parameters()]
+        in_order = lambda rng: list(range(256))  # noqa: E731
+        learn.dls.train.set_sampler(in_order)
+        cbs = [NoteSides()]
+        if cached:
+            cbs.append(CachedFeatures(augmentations["none"](), 1, 0))
+            cbs[-1].costs = lambda stages: (1.0, 0.1, 0.001)
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(3, 1e-3, cbs=cbs)
+            histories.append([list(each) for each in learn.recorder.values])
+            after = list(learn.validate())
+        assert after == pytest.approx(histories[-1][-1][1:], abs=1e-3)
+        assert all(torch.equal(*pair) for pair in zip(before, first.parameters(), strict=True))
+        assert learn.model.backbone.resume is None
+        assert {side == 32 for side in cbs[0].sides} == {not cached}
+    losses = [np.array(each)[:, :2] for each in histories]
+    np.testing.assert_allclose(*losses, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "costs", "cached"),
+    [(6, (1.0, 0.1, 1.0), True), (2, (1.0, 0.1, 1.0), False), (6, (1.0, 2.0, 1.0), False)],
+)
+def test_maps_are_kept_where_that_is_cheaper(learn, epochs, costs, cached):
+    each = CachedFeatures(STANDARD, 2, 0)
+    each.learn, each.costs = learn, lambda stages: costs
+    learn.n_epoch = epochs
+    assert each.pays(1) == cached
+    each.costs = lambda stages: (1.0, 0.1, 1e9)  # megabytes that no disk has
+    assert not each.pays(1)
