@@ -200,6 +200,27 @@ def lr_find(
     print(f"{lr:.2g}")
 
 
+@app.command()
+@options_of(TrainConfig)
+def bench(given: dict[str, Any], json: Json = False) -> None:
+    """Measure each part of a training on this machine, beside the bare model.
+
+    Example: lesionfast bench --data HAM10000 --arch densenet121
+    """
+    from lesionfast.data.dataset import load_dataset
+    from lesionfast.evaluation.tables import bench_table, print_table
+
+    settings = TrainConfig(**given)
+    df = load_dataset(settings)
+    from lesionfast.training.bench import bench as measure
+
+    found = measure(settings, df)
+    if json:
+        print(json_module.dumps(found))
+    else:
+        print_table(bench_table(found))
+
+
 @app.command("list")
 def list_names(
     what: Annotated[

@@ -147,7 +147,7 @@ class FusionModel(nn.Module):
         check_parts(fusion, backbone, n_metadata)
         self.backbone = backbone
         self.pool_name, (self.pool, factor) = pool, POOLS[pool]
-        n_image = 0 if backbone is None else backbone.num_features * factor
+        self.n_features = n_image = 0 if backbone is None else backbone.num_features * factor
         self.fusion = build(n_image, n_metadata)
         self.parents = parents or list(range(n_classes))
         outputs = nn.Linear(self.fusion.width, len(self.parents))

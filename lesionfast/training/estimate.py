@@ -145,8 +145,7 @@ def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManage
 
 def time_one(step: Callable[[], None], device: torch.device) -> float:
     """Return the mean seconds of a step, after one that is not counted."""
-    waits = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}
-    wait = waits.get(device.type, lambda: None)
+    wait = waiter(device)
     step()
     wait()
     start, done = time.perf_counter(), 0
@@ -155,3 +154,9 @@ def time_one(step: Callable[[], None], device: torch.device) -> float:
         wait()
         done += 1
     return (time.perf_counter() - start) / done
+
+
+def waiter(device: torch.device) -> Callable[[], None]:
+    """Return the function that waits until a device has done what it was told."""
+    waits = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}
+    return waits.get(device.type, lambda: None)

@@ -1,0 +1,231 @@
+"""How fast each part of a training is on this machine, beside the bare model."""
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from fastai.callback.core import Callback, CancelFitException
+from fastai.data.core import DataLoaders
+from torch import Tensor
+
+from lesionfast.config import TrainConfig
+from lesionfast.data.augment import augment, augmentations
+from lesionfast.data.decoding import Task, decode_blocks
+from lesionfast.data.loaders import build_dls
+from lesionfast.training.estimate import autocast, waiter
+from lesionfast.training.frozen import FeatureLoader
+from lesionfast.training.learner import FusionLearner, fusion_learner, precision
+
+ROUNDS, STEPS = 5, 4  # the parts of a ratio take turns, for machines are noisy
+ENOUGH = 1.0  # seconds for the parts that are no ratio
+DECODED = 256  # images
+EPOCH = 8500  # rows of an epoch on cached features
+
+
+def bench(config: TrainConfig, df: pd.DataFrame) -> dict[str, Any]:
+    """Return the speed of each part of a training over a split table, and the machine.
+
+    `parts` maps names to images per second; `step_share` and `prediction_share` are medians over
+    rounds in which the bare model and lesionfast take turns: the whole training step over the bare
+    one (model, loss, backward pass and AdamW on a batch in memory), and prediction over the bare
+    forward pass in inference mode. `feature_epoch_seconds` is an epoch of the head over 8,500 rows
+    of cached features, `peak_memory` in bytes. Raises `LesionfastError` for bad data.
+    """
+    config = replace(config, patience=0)
+    decode = decoding_rate(config, df)
+    dls = build_dls(df, config)
+    learn = fusion_learner(dls, config)
+    learn.model.to(dls.device, memory_format=torch.channels_last)
+    with learn.no_bar(), learn.no_logging():
+        found = {
+            "machine": machine(learn, config),
+            "parts": {"decode": decode, **batch_rates(learn, config)},
+            **training_rates(learn, config),
+            **prediction_rates(learn, config),
+            "feature_epoch_seconds": feature_epoch(learn),
+        }
+    found["parts"] |= {k: found.pop(k) for k in ("bare step", "step", "bare forward", "prediction")}
+    return {**found, "peak_memory": peak_memory(dls.device)}
+
+
+def machine(learn: FusionLearner, config: TrainConfig) -> dict[str, Any]:
+    """Return what the figures depend on."""
+    device = learn.dls.device
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "precision": precision(config.precision, device),
+        "torch": torch.__version__,
+        "arch": config.arch,
+        "size": config.size,
+        "batch_size": learn.dls.train.bs,
+    }
+
+
+def decoding_rate(config: TrainConfig, df: pd.DataFrame) -> float:
+    """Return how many images a second are decoded and resized."""
+    paths = df["path"].tolist()[:DECODED]
+    started = time.perf_counter()
+    for _ in decode_blocks(Task(paths, config.size, config.resize)):
+        pass
+    return len(paths) / (time.perf_counter() - started)
+
+
+def batch_rates(learn: FusionLearner, config: TrainConfig) -> dict[str, float]:
+    """Return the images per second of reading and augmenting a batch, forward and backward."""
+    dls, (image, metadata, target) = learn.dls, batch_of(learn)
+    rows = np.random.default_rng(0).permutation(len(dls.pixels))[: len(image)]
+    recipe, generator = augmentations[config.augment](), torch.Generator().manual_seed(0)
+    forward = rate(lambda: loss_of(learn, config, image, metadata, target), image)
+
+    def both() -> None:
+        loss_of(learn, config, image, metadata, target).backward()
+
+    return {
+        "read": rate(lambda: torch.from_numpy(dls.pixels[rows]).to(image.device), image),
+        "augment": rate(lambda: augment(image, recipe, generator), image),
+        "forward": forward,
+        "backward": 1 / (1 / rate(both, image) - 1 / forward),
+    }
+
+
+def batch_of(learn: FusionLearner) -> tuple[Tensor, Tensor, Tensor]:
+    """Return one training batch in memory: image, metadata and target."""
+    return tuple(each.as_subclass(Tensor) for each in learn.dls.one_batch())
+
+
+def loss_of(learn: FusionLearner, config: TrainConfig, *batch: Tensor) -> Tensor:
+    """Return the loss of the bare model in training mode."""
+    image, metadata, target = batch
+    learn.model.train()
+    with autocast(config, image.device):
+        logits = learn.model(image, metadata)
+    return learn.loss_func(logits.float(), target)
+
+
+def training_rates(learn: FusionLearner, config: TrainConfig) -> dict[str, float]:
+    """Return the images per second of the bare and of the whole step, and their ratio."""
+    batch = batch_of(learn)
+    optimizer = torch.optim.AdamW(learn.model.parameters(), lr=1e-5)
+
+    def bare() -> None:
+        loss_of(learn, config, *batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    bare()
+    learn.unfreeze()
+    seconds = [(timed(bare, batch[0], STEPS), whole_step(learn)) for _ in range(ROUNDS)]
+    n = len(batch[0])
+    return {
+        "bare step": n / statistics.median(first for first, _ in seconds),
+        "step": n / statistics.median(second for _, second in seconds),
+        "step_share": statistics.median(first / second for first, second in seconds),
+    }
+
+
+class StepClock(Callback):
+    """Measure the steps of a fit but its first, reading of the batches included, then end it."""
+
+    order = 100
+
+    def before_fit(self) -> None:
+        """Start anew."""
+        self.times = []
+
+    def after_batch(self) -> None:
+        """Note the time; end the fit after enough steps."""
+        if self.training:
+            waiter(self.dls.device)()
+            self.times.append(time.perf_counter())
+            if len(self.times) > STEPS:
+                raise CancelFitException
+
+
+def whole_step(learn: FusionLearner) -> float:
+    """Return the seconds of one step of the Learner over its loader, as in a training."""
+    clock = StepClock()
+    epochs = -(-(STEPS + 1) // max(1, len(learn.dls.train)))
+    learn.fit(epochs, 1e-5, cbs=clock)
+    return (clock.times[-1] - clock.times[0]) / max(1, len(clock.times) - 1)
+
+
+def prediction_rates(learn: FusionLearner, config: TrainConfig) -> dict[str, float]:
+    """Return the images per second of prediction and of the bare forward pass, and their ratio."""
+    image, metadata, _ = batch_of(learn)
+    dl, n = learn.dls.valid, len(learn.dls.valid_ds)
+
+    def bare() -> None:
+        with torch.inference_mode(), autocast(config, image.device):
+            learn.model(image, metadata)
+
+    learn.model.eval()
+    bare()
+    rounds = []
+    for _ in range(ROUNDS):
+        learn.model.eval()
+        alone = len(image) / timed(bare, image, STEPS)
+        rounds.append((alone, n / timed(lambda: learn.get_preds(dl=dl), image, 1)))
+    return {
+        "bare forward": statistics.median(alone for alone, _ in rounds),
+        "prediction": statistics.median(whole for _, whole in rounds),
+        "prediction_share": statistics.median(whole / alone for alone, whole in rounds),
+    }
+
+
+def feature_epoch(learn: FusionLearner) -> float:
+    """Return the seconds of an epoch of the head over 8,500 rows of cached features."""
+    width = learn.model.n_features
+    draw = np.random.default_rng(0)
+    loaders = [
+        FeatureLoader(
+            [draw.random((n, width), np.float32)],
+            draw.random((n, learn.dls.encoder.width), np.float32),
+            draw.integers(len(learn.dls.vocab), size=n),
+            learn.dls.device,
+        )
+        for n in (EPOCH, len(learn.dls.valid_ds))
+    ]
+    images, learn.dls = learn.dls, DataLoaders(*loaders, device=learn.dls.device)
+    try:
+        learn.freeze()
+        started = time.perf_counter()
+        learn.fit(2, 1e-5)
+        return (time.perf_counter() - started) / 2
+    finally:
+        learn.dls = images
+        learn.unfreeze()
+
+
+def rate(function: Callable[[], Any], image: Tensor) -> float:
+    """Return the images a second of a function over a batch, after one call that is not counted."""
+    function()
+    seconds = timed(function, image, 1)
+    return len(image) / timed(function, image, max(1, int(ENOUGH / max(seconds, 1e-6))))
+
+
+def timed(function: Callable[[], Any], image: Tensor, times: int) -> float:
+    """Return the mean seconds of a function, the device waited for."""
+    wait = waiter(image.device)
+    wait()
+    started = time.perf_counter()
+    for _ in range(times):
+        function()
+    wait()
+    return (time.perf_counter() - started) / times
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Return the peak of this process in bytes, and of the GPU where there is one."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    found = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if device.type == "cuda":
+        found["cuda"] = torch.cuda.max_memory_allocated(device)
+    return found

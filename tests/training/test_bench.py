@@ -1,0 +1,46 @@
+"""Every part is measured, and what is left behind is the Learner that was there before."""
+
+import json
+
+import pytest
+
+from lesionfast.config import TrainConfig
+from lesionfast.data.dataset import load_dataset
+from lesionfast.evaluation.tables import PARTS_OF_A_TRAINING, bench_table
+from lesionfast.training import bench as module
+from lesionfast.training.bench import bench
+
+TINY = TrainConfig(arch="test_resnet", weights="none", size=32, batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def found():
+    patch = pytest.MonkeyPatch()
+    for name, value in {"ROUNDS": 2, "STEPS": 2, "ENOUGH": 0.02, "EPOCH": 600}.items():
+        patch.setattr(module, name, value)
+    yield bench(TINY, load_dataset(TINY))
+    patch.undo()
+
+
+def test_every_part_has_a_speed(found):
+    assert set(found["parts"]) == set(PARTS_OF_A_TRAINING)
+    assert all(speed > 0 for speed in found["parts"].values())
+    assert found["feature_epoch_seconds"] > 0 and found["peak_memory"]["process"] > 10**8
+
+
+def test_the_parts_of_a_step_make_up_the_step(found):
+    """Forward and backward take as long as a bare step, less the optimizer; in a noisy machine."""
+    parts = found["parts"]
+    halves = 1 / (1 / parts["forward"] + 1 / parts["backward"])
+    assert 0.3 < parts["bare step"] / halves < 3
+    assert parts["read"] > parts["step"] and parts["augment"] > parts["step"]
+    assert 0.05 < found["step_share"] < 3 and 0.02 < found["prediction_share"] < 3
+
+
+def test_it_says_what_it_was_measured_on(found):
+    assert found["machine"]["arch"] == "test_resnet" and found["machine"]["batch_size"] == 16
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_the_table_has_a_row_for_each(found):
+    assert bench_table(found).row_count == len(PARTS_OF_A_TRAINING) + 1 + len(found["peak_memory"])
