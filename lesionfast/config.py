@@ -120,9 +120,12 @@ class TrainConfig(SplitConfig):
         "Epochs of the head alone before them, on features computed once; 0: none.",
         limits=(0, math.inf),
     )
+    head_lr: float = option(
+        1e-2, "Highest learning rate in those, unless --lr is auto.", limits=(1e-9, 1e3)
+    )
     views: int = option(
-        2,
-        "Pictures of each training image in those: itself, and augmented ones.",
+        1,
+        "Views of each training image in those: itself, and augmented ones.",
         limits=(1, math.inf),
     )
     budget: str | None = option(

@@ -47,7 +47,8 @@ class OneCycle(Callback):
     """Learning rate and momentum by the one-cycle policy, once in each phase.
 
     (Smith 2018, arXiv:1803.09820.) `lr` is a number, a slice or one number a group; None takes
-    the Learner's. Without `ProgressiveUnfreezing` the whole fit is one phase.
+    the Learner's. `head_lr` is that of the head while it learns alone. Without
+    `ProgressiveUnfreezing` the whole fit is one phase.
     """
 
     order, run_valid = 60, False
@@ -59,14 +60,15 @@ class OneCycle(Callback):
         div: float = 25.0,
         div_final: float = 1e4,
         moms: tuple[float, float, float] = (0.95, 0.85, 0.95),
+        head_lr: float | None = None,
     ) -> None:
         self.lr_max, self.pct_start, self.div, self.div_final = lr, pct_start, div, div_final
-        self.moms = moms
+        self.moms, self.head_lr = moms, head_lr
 
     def before_fit(self) -> None:
         """Build the curves."""
         self.opt.set_hyper("lr", self.learn.lr if self.lr_max is None else self.lr_max)
-        lr = np.array([each["lr"] for each in self.opt.hypers])
+        self.lrs = lr = np.array([each["lr"] for each in self.opt.hypers])
         self.curves = {
             "lr": combined_cos(self.pct_start, lr / self.div, lr, lr / self.div_final),
             "mom": combined_cos(self.pct_start, *self.moms),
@@ -74,8 +76,16 @@ class OneCycle(Callback):
 
     def before_batch(self) -> None:
         """Set what the curves say for this step of the phase."""
-        for name, curve in self.curves.items():
-            self.opt.set_hyper(name, curve(share_of_phase(self.learn)))
+        done = share_of_phase(self.learn)
+        self.opt.set_hyper("lr", self.curves["lr"](done) * (self.highest / self.lrs[-1]))
+        self.opt.set_hyper("mom", self.curves["mom"](done))
+
+    @property
+    def highest(self) -> float:
+        """The highest rate of the current phase, that of the head."""
+        unfreezing = getattr(self.learn, "progressive_unfreezing", None)
+        alone = unfreezing is not None and unfreezing.phase.groups == 1 < len(self.lrs)
+        return self.head_lr if alone and self.head_lr else float(self.lrs[-1])
 
 
 def share_of_phase(learn: Learner) -> float:

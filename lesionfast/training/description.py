@@ -76,8 +76,17 @@ def images_by_split(learn: FusionLearner) -> str:
     return ", ".join(f"{name} {counts.get(name, 0)}" for name in PARTS)
 
 
-def announce(learn: FusionLearner, run: Run, phases: list[Phase], lrs: list[float]) -> None:
-    """Log what is about to happen: data, model, and the phases with rates and parameters."""
+def announce(
+    learn: FusionLearner,
+    run: Run,
+    phases: list[Phase],
+    lrs: list[float],
+    head_lr: float | None = None,
+) -> None:
+    """Log what is about to happen: data, model, and the phases with rates and parameters.
+
+    `head_lr` is the rate of the head while it learns alone, if it is another.
+    """
     config = run.config
     logger.info("run %s", run.path)
     logger.info("images: %s", images_by_split(learn))
@@ -94,7 +103,8 @@ def announce(learn: FusionLearner, run: Run, phases: list[Phase], lrs: list[floa
         announce_balance(learn, config)
     sizes = [sum(p.numel() for p in group) for group in learn.splitter(learn.model)]
     for phase in phases:
-        rates = lrs[-phase.groups :]
+        alone = phase.groups == 1 < len(lrs)
+        rates = [head_lr] if alone and head_lr else lrs[-phase.groups :]
         span = f"{rates[0]:.2g} to {rates[-1]:.2g}" if len(rates) > 1 else f"{rates[0]:.2g}"
         logger.info(
             "phase %-20s epochs %d-%d  learning rate %s  %s trainable parameters",

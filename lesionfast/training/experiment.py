@@ -209,14 +209,15 @@ def fit(learn: FusionLearner, run: Run, resume: bool = False) -> dict[str, Any]:
     Raises `TrainingInterrupted` when the user stops it before its first epoch ended.
     """
     config = run.config
-    lrs = discriminative(head_lr(learn, run), config.lr_decay, len(learn.splitter(learn.model)))
-    announce(learn, run, phases_of(learn, config), lrs)
+    lrs = discriminative(highest_lr(learn, run), config.lr_decay, len(learn.splitter(learn.model)))
+    one_cycle = OneCycle(lrs, head_lr=None if config.lr == "auto" else config.head_lr)
+    announce(learn, run, phases_of(learn, config), lrs, one_cycle.head_lr)
     how = unfreezing(learn, config)
     interrupt, lines = StopOnInterrupt(), EpochLines()
     best = KeepBest(config.monitor, run.path / "weights.safetensors")
     cbs = [
         ProgressiveUnfreezing(how, config.head_epochs),
-        OneCycle(lrs),
+        one_cycle,
         StopOnNaN(),
         WriteHistory(run.path / "history.csv"),
         Checkpoint(run.path / "checkpoints" / "last.safetensors", resume),
@@ -256,7 +257,7 @@ def cached_features(learn: FusionLearner, config: TrainConfig) -> CachedFeatures
     return CachedFeatures(augmentations[config.augment](), config.views, config.seed, dtype)
 
 
-def head_lr(learn: FusionLearner, run: Run) -> float:
+def highest_lr(learn: FusionLearner, run: Run) -> float:
     """Return the highest learning rate of the head; one that was found holds for a resumed run."""
     if run.config.lr != "auto":
         return run.config.lr

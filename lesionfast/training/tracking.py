@@ -140,7 +140,8 @@ class WriteHistory(Callback):
     def after_epoch(self) -> None:
         """Write the line of this epoch."""
         names = ["epoch", "phase", "lr", *history_columns(self.learn)]
-        values = [self.epoch + 1, self.progressive_unfreezing.phase.name, self._highest_lr()]
+        phase, lr = self.progressive_unfreezing.phase, self.one_cycle.highest
+        values = [self.epoch + 1, phase.name, f"{lr:.6g}"]
         values += [f"{each:.6g}" for each in self.recorder.values[-1]]
         self.lines = [*(self.lines or [",".join(names)]), ",".join(map(str, values))]
         write_text(self.path, "\n".join(self.lines) + "\n")
@@ -153,6 +154,3 @@ class WriteHistory(Callback):
         """Take back what `state` returned, and make the file say the same."""
         self.lines = state["lines"]
         write_text(self.path, "\n".join(self.lines) + "\n")
-
-    def _highest_lr(self) -> str:
-        return f"{self.one_cycle.curves['lr'](self.one_cycle.pct_start)[-1]:.6g}"

@@ -177,3 +177,13 @@ def picture_learner(tmp_path):
     model.append(nn.Linear(36, 2))
     dls = DataLoaders(train, valid, device=torch.device("cpu"))
     return Learner(dls, model, CrossEntropyLossFlat(), lr=1e-3, path=tmp_path)
+
+
+def test_the_head_alone_learns_at_its_own_rate(plain_learner):
+    one_cycle = OneCycle([1e-4, 1e-3, 1e-2], head_lr=0.05)
+    spy = fit(plain_learner, 4, ProgressiveUnfreezing("two-step"), one_cycle)
+    steps = len(plain_learner.dls.train)
+    head = [rates[-1] for rates in spy.rates]
+    assert max(head[:steps]) == pytest.approx(0.05, rel=0.05)
+    assert max(head[steps:]) == pytest.approx(0.01, rel=0.05)
+    assert max(rates[0] for rates in spy.rates[steps:]) == pytest.approx(1e-4, rel=0.05)

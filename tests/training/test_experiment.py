@@ -24,7 +24,7 @@ from lesionfast.models.fusion import load_model
 from lesionfast.runs import Run, sha256
 from lesionfast.training.balancing import balances
 from lesionfast.training.experiment import (
-    head_lr,
+    highest_lr,
     only_trainer,
     prepare_learner,
     resume,
@@ -295,10 +295,10 @@ def test_a_run_is_trained_by_one_process_at_a_time(stopped):
 def test_a_rate_that_was_found_holds_for_a_resumed_run(df, tmp_path):
     learn = prepare_learner(df, replace(TINY, lr="auto"))
     run = Run.create(tmp_path, replace(TINY, lr="auto"))
-    found = head_lr(learn, run)
+    found = highest_lr(learn, run)
     assert 1e-7 < found < 10
     (run.path / "checkpoints" / "lr.json").write_text("0.125")
-    assert head_lr(learn, run) == 0.125
+    assert highest_lr(learn, run) == 0.125
 
 
 def test_a_metric_that_is_undefined_says_what_to_watch(df, tmp_path):
