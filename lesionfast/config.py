@@ -194,7 +194,7 @@ class TrainConfig(SplitConfig):
     precision: str = option(
         "auto",
         "'auto' takes bfloat16 where the hardware is fast at it.",
-        ("auto", "float32", "bfloat16"),
+        ("auto", "float32", "bfloat16", "float16"),
     )
     compile: bool = option(False, "Compile the model with torch.compile: slow to start.")
     workers: int = option(

@@ -21,7 +21,8 @@ from lesionfast.data.decoding import Task, decode_blocks
 from lesionfast.data.loaders import build_dls
 from lesionfast.training.estimate import autocast, waiter
 from lesionfast.training.frozen import FeatureLoader
-from lesionfast.training.learner import FusionLearner, fusion_learner, precision
+from lesionfast.training.learner import FusionLearner, fusion_learner
+from lesionfast.training.precision import precision
 
 ROUNDS, STEPS = 5, 4  # the parts of a ratio take turns, for machines are noisy
 ENOUGH = 1.0  # seconds for the parts that are no ratio

@@ -11,7 +11,8 @@ import torch
 from lesionfast.config import TrainConfig
 from lesionfast.data.splits import PARTS
 from lesionfast.runs import Run
-from lesionfast.training.learner import FusionLearner, precision
+from lesionfast.training.learner import FusionLearner
+from lesionfast.training.precision import explain_precision, precision
 from lesionfast.training.schedule import Phase
 
 logger = logging.getLogger("lesionfast")
@@ -97,6 +98,8 @@ def announce(
         config.fusion,
         run.model["weights_origin"],
     )
+    told = explain_precision(config.precision, learn.dls.device)
+    logger.info("device %s: %s", learn.dls.device, told)
     if (
         learn.objective.drawn != learn.objective.counts
     ).any() or learn.loss_func.weight is not None:

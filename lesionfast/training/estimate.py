@@ -20,7 +20,7 @@ from lesionfast.training.experiment import (
     memory_error_explained,
     total_epochs,
 )
-from lesionfast.training.learner import precision
+from lesionfast.training.precision import precision
 from lesionfast.training.schedule import Phase, plan_phases
 
 STEPS = 2

@@ -19,7 +19,7 @@ from lesionfast.console import counting_bar
 from lesionfast.data.augment import augmentations
 from lesionfast.data.dataset import load_dataset
 from lesionfast.data.leaks import check_weights
-from lesionfast.data.loaders import build_dls
+from lesionfast.data.loaders import build_dls, pick_device
 from lesionfast.data.splits import PARTS, split_text, write_split
 from lesionfast.errors import LesionfastError, TrainingInterrupted
 from lesionfast.evaluation.metrics import summarize
@@ -37,14 +37,10 @@ from lesionfast.training.checkpoint import Checkpoint
 from lesionfast.training.description import announce, describe_environment, describe_model
 from lesionfast.training.frozen import CachedFeatures
 from lesionfast.training.heads import check_head, solve_head
-from lesionfast.training.learner import (
-    FusionLearner,
-    fusion_learner,
-    history_names,
-    precision,
-)
+from lesionfast.training.learner import FusionLearner, fusion_learner, history_names
 from lesionfast.training.lr_finder import find_lr
 from lesionfast.training.objective import check_objective
+from lesionfast.training.precision import precision
 from lesionfast.training.progress import EpochBar, EpochLines, StopOnInterrupt
 from lesionfast.training.schedule import Phase, discriminative, plan_phases
 from lesionfast.training.tracking import EarlyStopping, KeepBest, StopOnNaN, WriteHistory
@@ -156,6 +152,7 @@ def prepare_learner(df: pd.DataFrame, config: TrainConfig) -> FusionLearner:
     classes = sorted(df["target"].unique())
     check_objective(config, classes)
     check_choice("monitor", config.monitor, history_names(classes))
+    precision(config.precision, pick_device(config.device))
     with counting_bar("decoding images") as progress:
         dls = build_dls(df, config, progress)
     learn = fusion_learner(dls, config)

@@ -17,7 +17,6 @@ from lesionfast.config import TrainConfig
 from lesionfast.evaluation.metrics import balanced_accuracy, decide, macro_auc, sensitivity
 from lesionfast.models.fusion import build_model, stage_groups
 from lesionfast.training.callbacks import (
-    Autocast,
     ChannelsLast,
     FrozenEval,
     PlainTensors,
@@ -25,6 +24,7 @@ from lesionfast.training.callbacks import (
 )
 from lesionfast.training.emphasis import read_subclasses
 from lesionfast.training.objective import build_objective
+from lesionfast.training.precision import precision_callbacks
 from lesionfast.training.subclasses import assign_subclasses, parents_of
 
 
@@ -75,20 +75,7 @@ def fusion_learner(dls: DataLoaders, config: TrainConfig | None = None) -> Fusio
 def learner_callbacks(device: torch.device, config: TrainConfig) -> list[Any]:
     """Return the callbacks that every fit of a fusion learner runs with."""
     cbs = [FrozenEval(), PlainTensors(), ChannelsLast(), SeedEpochs(config.seed)]
-    if precision(config.precision, device) == "bfloat16":
-        cbs.append(Autocast(device.type))
-    return cbs
-
-
-def precision(wanted: str, device: torch.device) -> str:
-    """Return the precision to compute in; 'auto' is bfloat16 where the hardware is fast at it."""
-    if wanted != "auto":
-        return wanted
-    fast = {
-        "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
-        "cpu": lambda: torch.cpu.get_capabilities().get("amx_bf16", False),
-    }
-    return "bfloat16" if device.type in fast and fast[device.type]() else "float32"
+    return [*cbs, *precision_callbacks(config.precision, device)]
 
 
 def validation_metrics(classes: list[str], prior: np.ndarray, rule: str) -> list[AccumMetric]:

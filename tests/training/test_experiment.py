@@ -324,6 +324,7 @@ def test_a_run_that_ended_is_not_resumed(run):
         ({"monitor": "acuracy"}, "--monitor is 'acuracy'.*Did you mean 'accuracy'"),
         ({"unfreeze": "last:99"}, "--unfreeze is 'last:99'"),
         ({"device": "cuda"}, "no cuda device"),
+        ({"device": "cpu", "precision": "float16"}, "needs a CUDA GPU"),
     ],
 )
 def test_a_wrong_name_is_found_before_a_run_is_made(df, tmp_path, changes, message):

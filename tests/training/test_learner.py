@@ -12,7 +12,7 @@ from lesionfast.config import TrainConfig
 from lesionfast.data.dataset import load_dataset
 from lesionfast.data.loaders import build_dls
 from lesionfast.training.checkpoint import save_tensors
-from lesionfast.training.learner import fusion_learner, precision
+from lesionfast.training.learner import fusion_learner
 
 TINY = TrainConfig(arch="test_resnet", weights="none", size=64, batch_size=32)
 
@@ -101,14 +101,6 @@ def test_freeze_leaves_only_the_head_learning_batch_norm_included(learn):
 def test_the_history_has_the_metrics_of_the_field(learn):
     names = list(learn.metrics.attrgot("name"))
     assert names == ["balanced_accuracy", "macro_auc", "mel_sensitivity", "accuracy"]
-
-
-def test_precision_is_what_was_asked_or_what_is_fast(monkeypatch):
-    cpu = torch.device("cpu")
-    assert precision("float32", cpu) == "float32" and precision("bfloat16", cpu) == "bfloat16"
-    for found, expected in (({"amx_bf16": True}, "bfloat16"), ({"avx2": True}, "float32")):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found)
-        assert precision("auto", cpu) == expected
 
 
 def test_bfloat16_agrees_with_float32(df):
