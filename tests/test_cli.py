@@ -258,6 +258,16 @@ def test_what_the_user_can_fix_is_one_line_and_exit_code_2(
     assert not list(tmp_path.iterdir())
 
 
+def test_bench_measures_this_machine(monkeypatch):
+    for name, value in {"ROUNDS": 1, "STEPS": 2, "ENOUGH": 0.01, "EPOCH": 300}.items():
+        monkeypatch.setattr(f"lesionfast.training.bench.{name}", value)
+    tiny = [each for each in TINY if each not in ("--epochs", "2")]
+    shown = invoke("bench", *tiny).stdout
+    assert "whole training step" in shown and "of the bare" in shown and "float32" in shown
+    measured = json.loads(invoke("bench", *tiny, "--json").stdout)
+    assert measured["machine"]["size"] == 32 and measured["parts"]["step"] > 0
+
+
 def test_a_mistyped_option_names_the_nearest():
     done = CliRunner().invoke(app, ["train", "--archs", "resnet18"])
     assert done.exit_code == 2 and "--arch" in done.output
