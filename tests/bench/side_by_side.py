@@ -1,0 +1,191 @@
+"""What the benchmarks against other libraries share: one split, one process a system, one table."""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+System = Callable[[argparse.Namespace], dict]
+OURS, SAME_TIME = "lesionfast", "same time"
+
+
+def compare(script: str, name: str, plain: System, description: str) -> None:
+    """Run a plain system and lesionfast in turns on one split, and print a table or JSON."""
+    arguments = parse(description)
+    systems = {name: plain, OURS: run_lesionfast, SAME_TIME: run_lesionfast}
+    if arguments.system:
+        print(json.dumps(systems[arguments.system](arguments)))
+        return
+    rounds = []
+    with tempfile.TemporaryDirectory() as folder:
+        extract_images(Path(arguments.data), Path(folder))
+        for _ in range(arguments.rounds):
+            found = {name: run(script, name, arguments, folder)}
+            reach = found[name]["balanced accuracy, validation, better rule"]
+            found[OURS] = run(script, OURS, arguments, folder, reach=reach)
+            if arguments.same_time:
+                seconds = found[name]["training time, s"]
+                found[SAME_TIME] = run(script, SAME_TIME, arguments, folder, reach, f"{seconds}s")
+            rounds.append(found)
+    print(json.dumps(rounds, indent=2)) if arguments.json else print_table(rounds, arguments)
+
+
+def parse(description: str) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--data", required=True, help="folder of HAM10000 as downloaded")
+    parser.add_argument("--arch", default="tf_efficientnet_lite0", help="a timm name")
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--epochs", type=int, default=5, help="the first of the head alone")
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--rounds", type=int, default=1, help="how often the systems take turns")
+    parser.add_argument("--same-time", action="store_true", help="lesionfast --budget as well")
+    parser.add_argument("--json", action="store_true")
+    for hidden in ("--system", "--folder", "--budget"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    parser.add_argument("--reach", type=float, default=1.0, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def run(
+    script: str,
+    name: str,
+    arguments: argparse.Namespace,
+    folder: str,
+    reach: float = 1.0,
+    budget: str = "",
+) -> dict[str, Any]:
+    """Run one system in a fresh process with an empty cache and return its figures."""
+    command = [sys.executable, script, "--system", name, "--folder", folder, "--reach", str(reach)]
+    for option in ("data", "arch", "size", "epochs", "seed"):
+        command += [f"--{option}", str(getattr(arguments, option))]
+    command += ["--budget", budget] if budget else []
+    with tempfile.TemporaryDirectory() as cache:
+        environment = os.environ | {"LESIONFAST_CACHE": cache}
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, env=environment, check=True
+        )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def extract_images(data: Path, folder: Path) -> None:
+    """Unpack the images for a system that reads files only."""
+    for archive in data.glob("*.zip"):
+        with zipfile.ZipFile(archive) as opened:
+            opened.extractall(folder / "images")
+
+
+def configuration(arguments: argparse.Namespace):
+    """Return what both systems share, as a configuration of lesionfast."""
+    from lesionfast.config import TrainConfig
+
+    shared = {name: getattr(arguments, name) for name in ("data", "arch", "seed")}
+    if arguments.budget:
+        return TrainConfig(**shared, patience=0, budget=arguments.budget)
+    epochs = arguments.epochs - 1  # through the backbone, after those of the head
+    return TrainConfig(**shared, size=arguments.size, epochs=epochs, patience=0)
+
+
+def figures(
+    valid: tuple, test: tuple, classes: list[str], prior, seconds: dict, trained: int
+) -> dict[str, float]:
+    """Return the figures that are compared; `valid` and `test` are (probabilities, truth)."""
+    from lesionfast.evaluation.metrics import summarize
+
+    found = {}
+    for name, (probabilities, truth) in {"validation": valid, "test": test}.items():
+        about = summarize(truth, probabilities, classes, prior)
+        better = max(rule["balanced_accuracy"] for rule in about["rules"].values())
+        found[f"balanced accuracy, {name}, better rule"] = better
+        found[f"macro AUC, {name}"] = about["macro_auc"]
+    own, workers = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    processor = own.ru_utime + own.ru_stime + workers.ru_utime + workers.ru_stime
+    return found | {
+        "training time, s": sum(seconds.values()),
+        "images per second": trained / seconds["fit"],
+        "processor time of all, s": processor,
+        "peak memory, GiB": own.ru_maxrss / 2**20,
+    }
+
+
+def run_lesionfast(arguments: argparse.Namespace) -> dict[str, float]:
+    """Train with lesionfast's defaults, and note when validation reached `--reach`."""
+    from fastai.callback.core import Callback
+
+    from lesionfast.data.dataset import load_dataset
+    from lesionfast.runs import Run
+    from lesionfast.training import experiment
+    from lesionfast.training.budget import fit_to_budget
+
+    class Reached(Callback):
+        order, seconds = 80, float("nan")
+
+        def after_epoch(self) -> None:
+            names = list(self.recorder.metric_names)[1:]
+            value = self.recorder.values[-1][names.index("balanced_accuracy")]
+            if self.seconds != self.seconds and value >= arguments.reach:
+                self.seconds = time.perf_counter() - started
+
+    config = configuration(arguments)
+    df = load_dataset(config)
+    started = time.perf_counter()
+    config = fit_to_budget(config, df)
+    learn, reached = experiment.prepare_learner(df, config), Reached()
+    learn.add_cb(reached)
+    prepared = time.perf_counter()
+    run = Run.create(Path(arguments.folder) / "runs", config)
+    experiment.write_preparation(learn, run)
+    training = experiment.fit(learn, run)
+    seconds = {"prepare": prepared - started, "fit": time.perf_counter() - prepared}
+    experiment.evaluate(learn, run, training)
+    tables = [run.predictions[run.predictions["split"] == name] for name in ("valid", "test")]
+    columns = [f"p_{each}" for each in run.classes]
+    parts = [
+        (table[columns].to_numpy(), table["target"].map(run.classes.index).to_numpy())
+        for table in tables
+    ]
+    trained = len(learn.dls.train_ds) * (config.epochs + 1)
+    found = figures(*parts, run.classes, run.model["prior"], seconds, trained)
+    return found | {"time to the plain balanced accuracy, s": reached.seconds}
+
+
+def pretrained(config, folder: Path) -> str:
+    """Write the weights that lesionfast starts from as a file for timm and return its path."""
+    import timm
+    import torch
+
+    from lesionfast.models.backbones import create_backbone
+
+    found = create_backbone(config.arch, size=config.size, weights=config.weights)
+    with torch.device("meta"):
+        classifier = timm.create_model(config.arch).state_dict()
+    state = found.body.net.state_dict()  # a timm body; it lacks the classifier only
+    empty = {k: torch.zeros(v.shape) for k, v in classifier.items() if k not in state}
+    assert len(empty) == 2, f"weights without a match: {list(empty)[:3]}"
+    torch.save(state | empty, folder / "backbone.pth")
+    return str(folder / "backbone.pth")
+
+
+def print_table(rounds: list[dict[str, dict]], arguments: argparse.Namespace) -> None:
+    """Print the median of each figure over the rounds, and its ratio to the plain system's."""
+    names = list(rounds[0])
+    print(
+        f"{arguments.arch}, {arguments.size} px, {arguments.epochs} epochs, "
+        f"{os.cpu_count()} cores, median of {len(rounds)} rounds; ratio: median over the rounds"
+    )
+    print(f"{'':44}" + "".join(f"{name:>12}" for name in names) + f"{'ratio':>8}")
+    for figure in rounds[0][OURS]:
+        plain = figure.replace("time to the plain balanced accuracy", "training time")
+        values = [[found[name].get(figure) for found in rounds] for name in names]
+        shown = ["" if each[0] is None else f"{statistics.median(each):.3f}" for each in values]
+        ratio = statistics.median(f[OURS][figure] / f[names[0]][plain] for f in rounds)
+        print(f"{figure:44}" + "".join(f"{each:>12}" for each in shown) + f"{ratio:8.2f}")
