@@ -48,6 +48,9 @@ def train(
     config: Annotated[Path | None, typer.Option(help="Repeat what a config.json says.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this interrupted run.")] = None,
     out: Root = "runs",
+    name: Annotated[
+        str | None, typer.Option(help="Name of the run; default: time and architecture.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Train a classifier and print the path of its run.
@@ -56,7 +59,8 @@ def train(
 
     Example: lesionfast train --data HAM10000 --arch densenet121
     """
-    others = [*(name for name in given if name not in WHERE), *(["config"] if config else [])]
+    others = [each for each in given if each not in WHERE]
+    others += [flag for flag, typed in (("config", config), ("name", name)) if typed]
     if resume is not None and others:
         raise LesionfastError(
             f"--resume goes on as {resume} began, but other options were given too: "
@@ -74,7 +78,7 @@ def train(
         df = load_dataset(settings)
         from lesionfast.training import experiment
 
-        run = experiment.train(df, settings, out)
+        run = experiment.train(df, settings, out, name)
     print_run(run, json)
 
 

@@ -186,7 +186,10 @@ class TrainConfig(SplitConfig):
     tta: int = option(
         1, "Dihedral views of each picture whose mean is predicted, 1 to 8.", limits=(1, 8)
     )
-    monitor: str = option("balanced_accuracy", "Validation column that best-keeping watches.")
+    monitor: str = option(
+        "balanced_accuracy",
+        "Validation column that best-keeping watches, such as macro_auc or valid_loss.",
+    )
     patience: int = option(
         5, "Epochs without improvement before the training stops; 0: never.", limits=(0, math.inf)
     )

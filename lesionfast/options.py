@@ -42,10 +42,13 @@ def option_of(each: Field, config_class: type) -> inspect.Parameter:
     flag = "--" + each.name.replace("_", "-")
     flags = f"{flag}/--no-{flag[2:]}" if each.type is bool else flag
     kind = str if each.type == float | str else each.type
+    choices = each.metadata["choices"]
+    silent_choices = [name for name in choices if name not in each.metadata["help"]]
+    listed = f" One of: {', '.join(choices)}." if silent_choices else ""
     silent = each.default is None or isinstance(each.default, bool)
     default = "" if silent else f" (default: {each.default})"
     option = typer.Option(
-        flags, help=each.metadata["help"] + default, rich_help_panel=PANELS[owner]
+        flags, help=each.metadata["help"] + listed + default, rich_help_panel=PANELS[owner]
     )
     return inspect.Parameter(
         each.name,

@@ -92,6 +92,13 @@ class Run:
     @classmethod
     def open(cls, path: str | Path) -> "Run":
         """Return the run at `path`; raises `LesionfastError` if there is none."""
+        if not Path(path).is_dir():
+            raise LesionfastError(f"there is no run {path}. `lesionfast runs` lists the runs here.")
+        if (Path(path) / "pretrain.json").is_file():
+            raise LesionfastError(
+                f"{path} is a pretraining, which has no predictions. Train from it: "
+                f"lesionfast train --weights {path}"
+            )
         if not (Path(path) / "config.json").is_file():
             raise LesionfastError(
                 f"{path} is no run: it has no config.json. `lesionfast runs` lists the runs here."

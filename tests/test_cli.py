@@ -258,6 +258,19 @@ def test_what_the_user_can_fix_is_one_line_and_exit_code_2(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_can_be_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    epoch = [*TINY[:7], "1", *TINY[8:]]
+    assert invoke("train", *epoch, "--name", "mine").stdout.strip() == "runs/mine"
+    with pytest.raises(LesionfastError, match="mine already"):
+        invoke("train", *epoch, "--name", "mine")
+
+
+def test_the_help_lists_what_an_option_takes():
+    shown = " ".join(re.findall(r"[^\s│╭╮╰╯─]+", invoke("train", "--help").stdout))
+    assert "One of: auto, cpu, cuda, mps." in shown and "One of: auto, avg, max, concat." in shown
+
+
 def test_bench_measures_this_machine(monkeypatch):
     for name, value in {"ROUNDS": 1, "STEPS": 2, "ENOUGH": 0.01, "EPOCH": 300}.items():
         monkeypatch.setattr(f"lesionfast.training.bench.{name}", value)

@@ -39,6 +39,11 @@ def test_newest_is_the_newest_that_ended(tmp_path):
 def test_what_is_no_run_or_did_not_end_says_what_to_type(tmp_path):
     with pytest.raises(LesionfastError, match="is no run"):
         Run.open(tmp_path)
+    with pytest.raises(LesionfastError, match="there is no run .*nowhere"):
+        Run.open(tmp_path / "nowhere")
+    (tmp_path / "pretrain.json").write_text("{}")
+    with pytest.raises(LesionfastError, match=r"is a pretraining.*train --weights"):
+        Run.open(tmp_path)
     run = Run.create(tmp_path, TrainConfig())
     with pytest.raises(LesionfastError, match=r"no predictions.csv.*train --resume"):
         _ = run.predictions

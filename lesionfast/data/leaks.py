@@ -1,5 +1,6 @@
 """Refuse metadata columns that give the label away, and weights that have seen the answers."""
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -20,9 +21,10 @@ RESERVED = (
 TELLING_NAMES = ("dx_type", "diagnosis_confirm_type")  # how the diagnosis was made
 
 
-def check_weights(df: pd.DataFrame, weights: str) -> None:
+def check_weights(df: pd.DataFrame, weights: str, arch: str) -> None:
     """Raise `LesionfastError` if the run of these weights learned from what now is held out.
 
+    So it does for a run of another architecture: the same tensors may want other inputs.
     `weights` is as typed; of a run, its split.csv says what it learned from. `df` is split.
     """
     path = Path(weights).expanduser()
@@ -30,6 +32,12 @@ def check_weights(df: pd.DataFrame, weights: str) -> None:
     file = folder / "split.csv"
     if weights in ("auto", "none") or not file.is_file():
         return
+    recorded = recorded_arch(folder)
+    if recorded not in (None, arch):
+        raise LesionfastError(
+            f"the weights of {folder} are those of {recorded}, not of {arch}. Type --arch "
+            f"{recorded}, or other --weights."
+        )
     earlier = read_table(file, {"image_id": "", "split": ""}, option="--weights")
     learned = earlier.loc[earlier["split"] == "train", "image_id"]
     seen = df.loc[df["image_id"].isin(learned) & (df["split"] != "train"), "split"].value_counts()
@@ -39,6 +47,14 @@ def check_weights(df: pd.DataFrame, weights: str) -> None:
             f"for {' and '.join(f'{name} ({n})' for name, n in sorted(seen.items()))}: its numbers "
             f"would be too good. Type --split {file} to keep that split, or other --weights."
         )
+
+
+def recorded_arch(folder: Path) -> str | None:
+    """Return the architecture that a run or a pretraining says it has."""
+    for name in ("config.json", "pretrain.json"):
+        if (folder / name).is_file():
+            return json.loads((folder / name).read_text(encoding="utf-8")).get("arch")
+    return None
 
 
 def check_inputs(csv: Path, df: pd.DataFrame, config: DataConfig) -> None:

@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from lesionfast.config import SplitConfig, TrainConfig
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.bootstrap import RESAMPLES, Resamples, interval, resample
 from lesionfast.evaluation.interpretation import Interpretation, records
@@ -16,6 +17,10 @@ from lesionfast.runs import Run, list_runs, newest_run, write_atomically
 
 logger = logging.getLogger("lesionfast")
 
+ALIKE = (  # options that are no difference between models
+    *("arch", "fusion", "split", "cache", "device", "precision", "workers", "compile"),
+    *(each.name for each in fields(SplitConfig)),
+)
 PAIR = ("mel", "nv")  # the error that costs most: melanomas taken for nevi
 
 
@@ -23,9 +28,9 @@ PAIR = ("mel", "nv")  # the error that costs most: melanomas taken for nevi
 class Comparison:
     """Runs on the same images, the best first.
 
-    `table` has one row a run: name, path, arch, fusion, parameters, train_seconds, status, rule,
-    macro_auc, macro_f1, and, each with the ends of its 95 % interval under `_low` and `_high`,
-    balanced_accuracy, difference (of it to the best run), mel_to_nv (the share of the melanomas
+    `table` has one row a run: name, path, arch, options (in which the runs differ), fusion,
+    parameters, train_seconds, status, rule, macro_auc, macro_f1, and, each with the ends of its
+    95 % interval under `_low` and `_high`, balanced_accuracy, difference (of it to the best run), mel_to_nv (the share of the melanomas
     taken for nevi) and sensitivity_<class>. What a run does not tell is missing.
     """
 
@@ -51,7 +56,9 @@ class Comparison:
         drawn = resample_all(read, orders, resamples, seed)
         accuracy = [each.metrics["rules"][each.rule]["balanced_accuracy"] for each in read]
         ranking = sorted(range(len(read)), key=lambda i: (-accuracy[i], read[i].run.path.name))
-        table = pd.DataFrame([describe(read[i], drawn, i, ranking[0]) for i in ranking])
+        told = distinctions(runs)
+        rows = [describe(read[i], drawn, i, ranking[0], told[i]) for i in ranking]
+        table = pd.DataFrame(rows)
         table["difference"] = table["balanced_accuracy"] - table["balanced_accuracy"].iloc[0]
         table["parameters"] = table["parameters"].astype("Int64")  # old runs have no count
         digest = runs[0].metrics["split_sha256"]
@@ -159,13 +166,38 @@ def resample_all(
     )
 
 
-def describe(read: Interpretation, drawn: Resamples, index: int, best: int) -> dict[str, Any]:
+def distinctions(runs: Sequence[Run]) -> list[str]:
+    """Return of each run the options in which the runs differ, as "loss focal, size 64".
+
+    Architecture and fusion are left out, and so are data, split and machine. Of a committee it is
+    the number of its members.
+    """
+    found = [asdict(run.config) for run in runs]
+    names = [each.name for each in fields(TrainConfig) if each.name not in ALIKE]
+    differing = [name for name in names if len({str(each[name]) for each in found}) > 1]
+    plain = TrainConfig()
+    told = [
+        ", ".join(
+            f"{name.replace('_', ' ')} {each[name]}"
+            for name in differing
+            if each[name] != getattr(plain, name)
+        )
+        for each in found
+    ]
+    members = [len(run.model.get("members", ())) for run in runs]
+    return [f"committee of {n}" if n else each for n, each in zip(members, told, strict=True)]
+
+
+def describe(
+    read: Interpretation, drawn: Resamples, index: int, best: int, options: str
+) -> dict[str, Any]:
     """Return the row of run number `index`, its difference that to run number `best`."""
     run, metrics = read.run, read.metrics
     told = {
         "name": run.path.name,
         "path": str(run.path),
         "arch": run.model.get("arch"),
+        "options": options,
         "fusion": run.model.get("fusion"),
         "parameters": run.model.get("parameters"),
         "train_seconds": run.metrics.get("train_seconds"),

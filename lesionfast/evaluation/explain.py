@@ -24,8 +24,9 @@ def nearest_lesions(run: Run, image: str, k: int = 5) -> pd.DataFrame:
     """Return the k training lesions most similar to an image, and before them the image itself.
 
     `image` is an image id of the dataset, or a file. Similarity is the cosine of the pooled
-    features of the run's backbone, of each lesion its most similar image. Columns: image_id,
-    group, target, similarity, path, and age, sex and localization where the dataset has them.
+    features of the run's backbone, less the mean of the training images, of each lesion its most
+    similar image. Columns: image_id, group, target, similarity, path, and age, sex and
+    localization where the dataset has them.
     The features of the training images are computed once and kept in the run. Raises
     `LesionfastError` for an image that is neither, and for a model without a backbone.
     """
@@ -45,7 +46,8 @@ def nearest_lesions(run: Run, image: str, k: int = 5) -> pd.DataFrame:
     features = np.stack([kept[each] for each in train["image_id"]]).astype(np.float32)
     pixels = open_images([query["path"]], run.config.size, resize=run.config.resize, cache=False)
     own = image_features(model, pixels.pixels, np.arange(1))[0]
-    similarity = unit(features) @ unit(own)
+    centre = features.mean(axis=0)  # what all skin has in common would make all alike
+    similarity = unit(features - centre) @ unit(own - centre)
     others = train.assign(similarity=similarity)[train["group"] != query["group"]]
     best = others.sort_values("similarity", ascending=False, kind="stable")
     best = best.drop_duplicates("group").head(k)
@@ -115,7 +117,9 @@ def draw_nearest(run: Run, table: pd.DataFrame, folder: Path | None = None) -> P
     columns = min(len(table), 6)
     lines = -(-len(table) // columns)
     title = f"The training lesions most similar to {table['image_id'].iloc[0]}"
-    figure = new_figure(2.5 * columns, 2.9 * lines + 0.8, title, "cosine of the image features")
+    figure = new_figure(
+        2.5 * columns, 2.9 * lines + 0.8, title, "cosine of the image features, less their mean"
+    )
     axes = figure.subplots(lines, columns, squeeze=False).flat
     for place, (axis, (_, row)) in enumerate(zip(axes, table.iterrows(), strict=False)):
         axis.set(xticks=[], yticks=[])

@@ -72,7 +72,7 @@ class Interpretation:
         """Return truth, decision, count and share of the truth for each kind of error that occurs.
 
         Melanomas taken for something else come first, then the other malignant classes, then the
-        rest; within each the largest share first.
+        rest; within each the largest share of the truth first.
         """
         counts, shares = self.confusion(), self.confusion(normalize=True)
         pairs = [

@@ -134,10 +134,12 @@ def most_confused_table(interpretation: Interpretation, most: int = 12) -> "Tabl
     pairs = interpretation.most_confused()
     first = ", melanoma first" if "mel" in interpretation.classes else ""
     title = f"Most confused{first}, {described(interpretation)}"
-    table = new_table(title, f"{most} of {len(pairs)} pairs" if len(pairs) > most else "")
+    more = f"the {most} of {len(pairs)} pairs with melanoma or the most images"
+    table = new_table(title, more if len(pairs) > most else "")
     add_columns(table, "truth", "taken for", "images", "of truth")
     table.columns[1].justify = "left"
-    kept = pairs.head(most)
+    weightiest = pairs.assign(mel=pairs["truth"] == "mel").nlargest(most, ["mel", "count"])
+    kept = pairs.loc[sorted(weightiest.index)].reset_index(drop=True)
     for row in kept.itertuples():
         names = full_name(row.truth), full_name(row.decision)
         style = "bold" if gravity(row.truth) == 0 else None
@@ -172,7 +174,8 @@ def nearest_table(nearest: "pd.DataFrame") -> "Table":
     """Return the training lesions most similar to an image, the first row of `nearest`."""
     query = nearest.iloc[0]
     truth = f", {full_name(query['target'])}" if query["target"] else ""
-    table = new_table(f"Training lesions most similar to {query['image_id']}{truth}")
+    told = f"Training lesions most similar to {query['image_id']}{truth}"
+    table = new_table(told, "similarity: cosine of the features, less their mean")
     add_columns(table, "image", "class", "similarity", "age", "sex")
     table.columns[1].justify = "left"
     for _, row in nearest.iloc[1:].iterrows():
@@ -234,9 +237,10 @@ def comparison_table(comparison: "Comparison", narrow: bool = False) -> "Table":
 
 def comparison_cells(row: dict[str, Any], best: bool) -> list[str]:
     """Return the cells of one run of a comparison."""
+    built = f"{plain(row['arch'])}, {plain(row['fusion'])}"
     status = "" if row["status"] in ("finished", None) else f" ({row['status']})"
     return [
-        f"{row['name']}{status}\n{plain(row['arch'])}, {plain(row['fusion'])}",
+        "\n".join(filter(None, (f"{row['name']}{status}", built, row["options"]))),
         with_interval(row, "balanced_accuracy"),
         f"{decimal(row['macro_auc'])}\n{decimal(row['macro_f1'])}",
         with_interval(row, "sensitivity_mel"),

@@ -140,7 +140,8 @@ def likely_arch(tensors: Tensors, hint: str) -> str | None:
     for library in LIBRARIES:
         names = names_of(library)
         alike = get_close_matches(hint.split()[0].rpartition(":")[2], names, n=10, cutoff=0.5)
-        for name in dict.fromkeys([*(n for n in names if n in hint), *alike]):
+        held = sorted((n for n in names if n in hint), key=len, reverse=True)
+        for name in dict.fromkeys([*held, *alike]):
             try:
                 whole = signature(whole_model(library, name))
             except Exception:  # a few models can't be built without values

@@ -12,6 +12,7 @@ from lesionfast.config import TrainConfig
 from lesionfast.data.splits import PARTS
 from lesionfast.runs import Run
 from lesionfast.training.learner import FusionLearner
+from lesionfast.training.objective import default_cost
 from lesionfast.training.precision import explain_precision, precision
 from lesionfast.training.schedule import Phase
 
@@ -104,6 +105,12 @@ def announce(
         learn.objective.drawn != learn.objective.counts
     ).any() or learn.loss_func.weight is not None:
         announce_balance(learn, config)
+    if config.loss == "asymmetric":
+        logger.info("costs, truth:decision: %s", default_cost(config, list(learn.dls.vocab)))
+    if config.head != "linear":
+        logger.info(
+            "head %s: solved once; epochs, rates and augmentation play no part", config.head
+        )
     sizes = [sum(p.numel() for p in group) for group in learn.splitter(learn.model)]
     for phase in phases:
         alone = phase.groups == 1 < len(lrs)

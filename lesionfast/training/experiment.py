@@ -148,7 +148,7 @@ def prepare_learner(df: pd.DataFrame, config: TrainConfig) -> FusionLearner:
     ):
         registry[name]
     check_metadata(config.fusion, len(config.metadata_columns))
-    check_weights(df, config.weights)
+    check_weights(df, config.weights, config.arch)
     classes = sorted(df["target"].unique())
     check_objective(config, classes)
     check_choice("monitor", config.monitor, history_names(classes))

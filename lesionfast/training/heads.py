@@ -20,6 +20,7 @@ from lesionfast.models.features import fused_features, kept_features
 from lesionfast.registry import Registry
 from lesionfast.runs import Run, write_atomically, write_text
 from lesionfast.training.checkpoint import save_tensors
+from lesionfast.training.description import announce
 from lesionfast.training.learner import FusionLearner
 from lesionfast.training.tracking import history_columns
 
@@ -83,6 +84,7 @@ def solve_head(learn: FusionLearner, run: Run) -> dict[str, Any]:
     Returns what metrics.json says of the training. The features are standardised, and the scale of
     the logits is the one of least log loss on validation, every class weighing the same.
     """
+    announce(learn, run, [], [])
     started = time.perf_counter()
     features = {name: split_features(learn, name) for name in ("train", "valid")}
     (x, codes), (valid, valid_codes) = features["train"], features["valid"]

@@ -71,7 +71,7 @@ def autoencoder_learner(df: pd.DataFrame, config: TrainConfig) -> FusionLearner:
     """Return the Learner of a pretraining; bad names are found before any image is decoded."""
     check_arch(config.arch)
     augmentations[config.augment]
-    check_weights(df, config.weights)
+    check_weights(df, config.weights, config.arch)
     with counting_bar("decoding images") as progress:
         dls = build_dls(df, config, progress)
     torch.manual_seed(config.seed)  # the first weights

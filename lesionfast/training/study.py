@@ -5,12 +5,14 @@ import re
 import shutil
 import tempfile
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from lesionfast.config import SplitConfig, TrainConfig
+import pandas as pd
+
+from lesionfast.config import DataConfig, SplitConfig, TrainConfig
 from lesionfast.data.dataset import load_dataset
 from lesionfast.data.splits import write_split
 from lesionfast.errors import LesionfastError, TrainingInterrupted, did_you_mean
@@ -215,10 +217,11 @@ def run_study(study: Study, out: str | Path) -> Outcome:
     states = {entry.name: state_of(entry, out) for entry in study.entries}
     if set(states.values()) != {"done"}:
         share_split(study, out)
+    load = loaded_once(out / "split.csv")
     for number, entry in enumerate(study.entries, 1):
         logger.info("run %d of %d: %s, %s", number, len(states), entry.name, states[entry.name])
         try:
-            outcome.runs.append(complete(entry, out))
+            outcome.runs.append(complete(entry, out, load))
         except TrainingInterrupted as error:
             raise TrainingInterrupted(
                 f"the study was interrupted in the run '{entry.name}'. "
@@ -246,7 +249,20 @@ def share_split(study: Study, out: Path) -> Path:
     return path
 
 
-def complete(entry: Entry, out: Path) -> Run:
+def loaded_once(split: Path) -> Callable[[TrainConfig], pd.DataFrame]:
+    """Return a function that reads the data of a run, and what others have read only once."""
+    kept: dict[tuple, pd.DataFrame] = {}
+
+    def load(config: TrainConfig) -> pd.DataFrame:
+        key = tuple(getattr(config, each.name) for each in fields(DataConfig))
+        if key not in kept:
+            kept[key] = load_dataset(config, split=split)
+        return kept[key]
+
+    return load
+
+
+def complete(entry: Entry, out: Path, load: Callable[[TrainConfig], pd.DataFrame]) -> Run:
     """Return the finished run of an entry: trained, gone on with, or as it is."""
     path, state = out / entry.folder, state_of(entry, out)
     if state == "interrupted" and not (path / "model.json").is_file():
@@ -261,7 +277,7 @@ def complete(entry: Entry, out: Path) -> Run:
         run = resume(Run.open(path))
     else:
         config = replace(entry.config, split=str(out / "split.csv"))
-        df = load_dataset(config, split=out / "split.csv")
+        df = load(config)
         check_rows(len(df), out / "split.csv")
         run = train(df, config, out, name=entry.folder)
     if run.metrics["status"] == "interrupted":

@@ -1,6 +1,7 @@
 """Runs of the same images side by side: the table, its intervals, its order, what is refused."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,10 +11,11 @@ from rich.console import Console
 
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.bootstrap import interval, resample
-from lesionfast.evaluation.comparison import Comparison, comparable_runs
+from lesionfast.evaluation.comparison import Comparison, comparable_runs, distinctions
 from lesionfast.evaluation.comparison_figures import draw_comparison, push_apart
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.tables import comparison_table, print_table
+from lesionfast.runs import Run, write_text
 
 
 @pytest.fixture
@@ -53,6 +55,14 @@ def test_the_intervals_are_those_of_the_same_lesions_for_all(runs):
     np.testing.assert_allclose(table.loc[1, ["difference_low", "difference_high"]], expected)
 
 
+def test_the_options_in_which_runs_differ_are_told(runs):
+    for run, given in zip(runs, ({}, {"loss": "focal", "size": 64}, {"seed": 7}), strict=True):
+        write_text(run.path / "config.json", replace(run.config, **given).to_json())
+    assert distinctions([Run(each.path) for each in runs]) == ["", "size 64, loss focal", ""]
+    runs[2].model["members"] = ["../a", "../b"]
+    assert distinctions(runs)[2] == "committee of 2"
+
+
 def test_valid_is_another_table(runs):
     valid = Comparison.of(runs, "valid").table
     assert (valid["balanced_accuracy"] != Comparison.of(runs).table["balanced_accuracy"]).all()
@@ -64,6 +74,7 @@ def test_it_is_json_and_csv(runs, tmp_path):
     assert told["images"] == 600 and told["runs"][0]["parameters"] is None
     assert told["runs"][1]["parameters"] == 3_400_000
     written = pd.read_csv(comparison.write_csv(tmp_path / "table.csv"))
+    written["options"] = written["options"].fillna("")
     pd.testing.assert_frame_equal(
         written, comparison.table, check_dtype=False, check_column_type=False
     )

@@ -109,6 +109,16 @@ def test_most_confused_table_starts_with_melanoma(make_run):
     assert lines[3].split()[-2:] == [str(first["count"]), f"{first['share']:.0%}"]
 
 
+def test_the_pair_with_the_most_images_is_shown_whatever_its_class(make_run, monkeypatch):
+    interpretation = Interpretation.of(make_run())
+    rows = [("mel", "nv", 3, 0.1), ("bcc", "akiec", 5, 0.2), ("nv", "mel", 181, 0.2)]
+    pairs = pd.DataFrame(rows, columns=["truth", "decision", "count", "share"])
+    monkeypatch.setattr(type(interpretation), "most_confused", lambda self: pairs)
+    shown = "\n".join(render(most_confused_table(interpretation, most=2)))
+    assert "181" in shown and shown.index("mel (") < shown.index("181")
+    assert "bcc" not in shown and "the 2 of 3 pairs" in shown
+
+
 def test_taken_for_table_counts_and_lists(make_run):
     interpretation = Interpretation.of(make_run(rule="argmax"))
     taken = interpretation.taken_for()
