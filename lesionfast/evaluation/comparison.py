@@ -30,8 +30,9 @@ class Comparison:
 
     `table` has one row a run: name, path, arch, options (in which the runs differ), fusion,
     parameters, train_seconds, status, rule, macro_auc, macro_f1, and, each with the ends of its
-    95 % interval under `_low` and `_high`, balanced_accuracy, difference (of it to the best run), mel_to_nv (the share of the melanomas
-    taken for nevi) and sensitivity_<class>. What a run does not tell is missing.
+    95 % interval under `_low` and `_high`, balanced_accuracy, difference (of it to the best run),
+    mel_to_nv (the share of the melanomas taken for nevi) and sensitivity_<class>. What a run does
+    not tell is missing.
     """
 
     split: str
