@@ -163,7 +163,8 @@ def build_dls(
     A batch is (image float32 (B, 3, H, W) in 0..1, metadata float32 (B, width), class number
     (B,)). The metadata encoder is fitted on the training rows and kept as `dls.encoder`, the
     rows as `dls.rows`, all rows with skipped bad images as `dls.split`, the decoded images as
-    `dls.pixels` (uint8 (n, H, W, 3), at the positions of the column "row"). Raises
+    `dls.pixels` (uint8 (n, H, W, 3), at the positions of the column "row"), the reasons of the
+    skipped images by image id as `dls.bad`. Raises
     `LesionfastError` if the split or an image is missing or bad.
     """
     config = config or TrainConfig()
@@ -187,6 +188,7 @@ def build_dls(
         device=pick_device(config.device),
     )
     dls.encoder, dls.rows, dls.split, dls.pixels = encoder, rows, df, images.pixels
+    dls.bad = {df["image_id"].iloc[row]: reason for row, reason in images.bad.items()}
     for loader in dls:
         loader.encoder = encoder
     return dls

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from lesionfast.errors import LesionfastError, did_you_mean
@@ -240,7 +241,7 @@ def comparison_cells(row: dict[str, Any], best: bool) -> list[str]:
     built = f"{plain(row['arch'])}, {plain(row['fusion'])}"
     status = "" if row["status"] in ("finished", None) else f" ({row['status']})"
     return [
-        "\n".join(filter(None, (f"{row['name']}{status}", built, row["options"]))),
+        "\n".join(filter(None, (f"{row['name']}{status}", built, fill(row["options"], 34)))),
         with_interval(row, "balanced_accuracy"),
         f"{decimal(row['macro_auc'])}\n{decimal(row['macro_f1'])}",
         with_interval(row, "sensitivity_mel"),

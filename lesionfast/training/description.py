@@ -52,6 +52,15 @@ def describe_environment(learn: FusionLearner, config: TrainConfig) -> dict[str,
     }
 
 
+def announce_gaps(learn: FusionLearner, config: TrainConfig) -> None:
+    """Log which images were skipped, and in how many rows metadata is not known."""
+    for name, reason in learn.dls.bad.items():
+        logger.info("left out: %s, %s", name, reason)
+    for name in config.metadata_columns:
+        if missing := int(learn.dls.rows[name].isna().sum()):
+            logger.info("%s is not known in %d rows", name, missing)
+
+
 def announce_balance(learn: FusionLearner, config: TrainConfig) -> None:
     """Log what class balancing does: rows of each class, rows an epoch, and weights."""
     objective, weight = learn.objective, learn.loss_func.weight
@@ -92,6 +101,7 @@ def announce(
     config = run.config
     logger.info("run %s", run.path)
     logger.info("images: %s", images_by_split(learn))
+    announce_gaps(learn, config)
     logger.info(
         "model: %s, %d pixels, fusion %s; %s",
         config.arch,
