@@ -368,6 +368,12 @@ def study(
     author: Annotated[
         bool, typer.Option("--author", help="The original author's systems.")
     ] = False,
+    from_scratch: Annotated[
+        bool,
+        typer.Option(
+            "--from-scratch", help="With --author: his all from random weights, at 64 pixels."
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the plan.")] = False,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the runs; default: runs/NAME.")
@@ -381,11 +387,20 @@ def study(
     Example: lesionfast study --author --data HAM10000 --dry-run
     """
     from lesionfast.evaluation.tables import plan_table, print_table
-    from lesionfast.training.study import AUTHOR, plan_study, read_study, run_study
+    from lesionfast.training.study import (
+        AUTHOR,
+        AUTHOR_FROM_SCRATCH,
+        plan_study,
+        read_study,
+        run_study,
+    )
 
-    if (file is None) != author:
-        raise LesionfastError("type one of: lesionfast study FILE.toml, lesionfast study --author")
-    settings = read_study(file or AUTHOR, given)
+    if (file is None) != author or (from_scratch and not author):
+        raise LesionfastError(
+            "type one of: lesionfast study FILE.toml, lesionfast study --author, "
+            "lesionfast study --author --from-scratch"
+        )
+    settings = read_study(file or (AUTHOR_FROM_SCRATCH if from_scratch else AUTHOR), given)
     folder = out or Path("runs") / settings.name
     if dry_run:
         print_table(plan_table(plan_study(settings, folder)))

@@ -113,7 +113,7 @@ class TrainConfig(SplitConfig):
     )
     dropout: float = option(0.2, "Dropout before the last layer, between 0 and 1.", limits=(0, 1))
     epochs: int = option(
-        6, "Epochs through the backbone, in all phases together.", limits=(1, math.inf)
+        5, "Epochs through the backbone, in all phases together.", limits=(1, math.inf)
     )
     head_epochs: int = option(
         12,
@@ -142,7 +142,7 @@ class TrainConfig(SplitConfig):
     unfreeze: str = option(
         "auto",
         "'gradual' (head, then stage by stage), 'two-step' (head, then all), 'last:N' (head, then "
-        "the last N stages), 'none' (all at once); 'auto': gradual if pretrained, else none.",
+        "the last N stages), 'none' (all at once); 'auto': two-step if pretrained, else none.",
     )
     subclass: str | None = option(
         None, "Cut classes into visual sub-classes while training, such as mel=3."
@@ -184,7 +184,7 @@ class TrainConfig(SplitConfig):
         ("argmax", "balanced"),
     )
     tta: int = option(
-        1, "Dihedral views of each picture whose mean is predicted, 1 to 8.", limits=(1, 8)
+        8, "Dihedral views of each picture whose mean is predicted, 1 to 8.", limits=(1, 8)
     )
     monitor: str = option(
         "balanced_accuracy",

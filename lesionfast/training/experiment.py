@@ -171,11 +171,11 @@ def write_preparation(learn: FusionLearner, run: Run) -> None:
 
 
 def unfreezing(learn: FusionLearner, config: TrainConfig) -> str:
-    """Return how to unfreeze: 'auto' is gradual for a pretrained backbone, else none."""
+    """Return how to unfreeze: 'auto' is two-step for a pretrained backbone, else none."""
     if config.unfreeze != "auto":
         return config.unfreeze
     backbone = learn.model.backbone
-    return "gradual" if backbone is not None and backbone.pretrained else "none"
+    return "two-step" if backbone is not None and backbone.pretrained else "none"
 
 
 def phases_of(learn: FusionLearner, config: TrainConfig) -> list[Phase]:

@@ -21,6 +21,7 @@ from lesionfast.runs import Run, sha256
 logger = logging.getLogger("lesionfast")
 
 AUTHOR = Path(__file__).parent / "studies" / "author.toml"
+AUTHOR_FROM_SCRATCH = AUTHOR.with_name("author_from_scratch.toml")
 FIELDS = {each.name: each for each in fields(TrainConfig)}
 SHARED = {each.name for each in fields(SplitConfig)} - {"metadata", "cache", "seed"}
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text in quotes"}

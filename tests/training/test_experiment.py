@@ -41,6 +41,7 @@ TINY = TrainConfig(  # a model of half a million parameters
     size=48,
     epochs=3,
     head_epochs=1,
+    tta=1,
     batch_size=16,
     unfreeze="two-step",
     lr=5e-3,

@@ -12,7 +12,13 @@ from lesionfast.config import TrainConfig
 from lesionfast.errors import LesionfastError, TrainingInterrupted
 from lesionfast.runs import Run, list_runs, sha256, write_json
 from lesionfast.training import study as module
-from lesionfast.training.study import AUTHOR, plan_study, read_study, run_study
+from lesionfast.training.study import (
+    AUTHOR,
+    AUTHOR_FROM_SCRATCH,
+    plan_study,
+    read_study,
+    run_study,
+)
 
 TINY = """
 [defaults]
@@ -76,6 +82,11 @@ def test_the_study_of_the_author_is_shipped_and_has_his_systems():
     scratch = [name for name in told if told[name].weights == "none"]
     assert scratch == ["vanilla", "vanilla + age/sex", "densenet"]
     assert told["vgg16 + age/sex"].unfreeze == "last:1"
+    offline = {e.name: e.config for e in read_study(AUTHOR_FROM_SCRATCH).entries}
+    assert list(offline) == list(told) and offline["default"] == TrainConfig()
+    for name in list(told)[:-1]:
+        assert (offline[name].arch, offline[name].fusion) == (told[name].arch, told[name].fusion)
+        assert offline[name].weights == "none" and offline[name].size == 64
 
 
 @pytest.mark.parametrize(
