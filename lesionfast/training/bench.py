@@ -6,12 +6,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from math import ceil
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from fastai.callback.core import Callback, CancelFitException
 from fastai.data.core import DataLoaders
 from torch import Tensor
 
@@ -19,10 +19,10 @@ from lesionfast.config import TrainConfig
 from lesionfast.data.augment import augment, augmentations
 from lesionfast.data.decoding import Task, decode_blocks
 from lesionfast.data.loaders import build_dls
-from lesionfast.training.estimate import autocast, waiter
 from lesionfast.training.frozen import FeatureLoader
 from lesionfast.training.learner import FusionLearner, fusion_learner
-from lesionfast.training.precision import precision
+from lesionfast.training.precision import autocast, precision
+from lesionfast.training.timing import StepClock, time_one, timed
 
 ROUNDS, STEPS = 5, 4  # the parts of a ratio take turns, for machines are noisy
 ENOUGH = 1.0  # seconds for the parts that are no ratio
@@ -81,19 +81,19 @@ def decoding_rate(config: TrainConfig, df: pd.DataFrame) -> float:
 
 def batch_rates(learn: FusionLearner, config: TrainConfig) -> dict[str, float]:
     """Return the images per second of reading and augmenting a batch, forward and backward."""
-    dls, (image, metadata, target) = learn.dls, batch_of(learn)
+    dls, (image, *others) = learn.dls, batch_of(learn)
     rows = np.random.default_rng(0).permutation(len(dls.pixels))[: len(image)]
     recipe, generator = augmentations[config.augment](), torch.Generator().manual_seed(0)
-    forward = rate(lambda: loss_of(learn, config, image, metadata, target), image)
 
-    def both() -> None:
-        loss_of(learn, config, image, metadata, target).backward()
+    def loss() -> Tensor:
+        return loss_of(learn, config, image, *others)
 
+    backward = statistics.median(timed(loss().backward, image.device, 1) for _ in range(STEPS + 1))
     return {
         "read": rate(lambda: torch.from_numpy(dls.pixels[rows]).to(image.device), image),
         "augment": rate(lambda: augment(image, recipe, generator), image),
-        "forward": forward,
-        "backward": 1 / (1 / rate(both, image) - 1 / forward),
+        "forward": rate(loss, image),
+        "backward": len(image) / backward,
     }
 
 
@@ -106,7 +106,7 @@ def loss_of(learn: FusionLearner, config: TrainConfig, *batch: Tensor) -> Tensor
     """Return the loss of the bare model in training mode."""
     image, metadata, target = batch
     learn.model.train()
-    with autocast(config, image.device):
+    with autocast(config.precision, image.device):
         logits = learn.model(image, metadata)
     return learn.loss_func(logits.float(), target)
 
@@ -123,7 +123,7 @@ def training_rates(learn: FusionLearner, config: TrainConfig) -> dict[str, float
 
     bare()
     learn.unfreeze()
-    seconds = [(timed(bare, batch[0], STEPS), whole_step(learn)) for _ in range(ROUNDS)]
+    seconds = [(timed(bare, batch[0].device, STEPS), whole_step(learn)) for _ in range(ROUNDS)]
     n = len(batch[0])
     return {
         "bare step": n / statistics.median(first for first, _ in seconds),
@@ -132,30 +132,11 @@ def training_rates(learn: FusionLearner, config: TrainConfig) -> dict[str, float
     }
 
 
-class StepClock(Callback):
-    """Measure the steps of a fit but its first, reading of the batches included, then end it."""
-
-    order = 100
-
-    def before_fit(self) -> None:
-        """Start anew."""
-        self.times = []
-
-    def after_batch(self) -> None:
-        """Note the time; end the fit after enough steps."""
-        if self.training:
-            waiter(self.dls.device)()
-            self.times.append(time.perf_counter())
-            if len(self.times) > STEPS:
-                raise CancelFitException
-
-
 def whole_step(learn: FusionLearner) -> float:
     """Return the seconds of one step of the Learner over its loader, as in a training."""
-    clock = StepClock()
-    epochs = -(-(STEPS + 1) // max(1, len(learn.dls.train)))
-    learn.fit(epochs, 1e-5, cbs=clock)
-    return (clock.times[-1] - clock.times[0]) / max(1, len(clock.times) - 1)
+    clock = StepClock(STEPS)
+    learn.fit(ceil((STEPS + 1) / len(learn.dls.train)), 1e-5, cbs=clock)
+    return clock.mean
 
 
 def prediction_rates(learn: FusionLearner, config: TrainConfig) -> dict[str, float]:
@@ -164,7 +145,7 @@ def prediction_rates(learn: FusionLearner, config: TrainConfig) -> dict[str, flo
     dl, n = learn.dls.valid, len(learn.dls.valid_ds)
 
     def bare() -> None:
-        with torch.inference_mode(), autocast(config, image.device):
+        with torch.inference_mode(), autocast(config.precision, image.device):
             learn.model(image, metadata)
 
     learn.model.eval()
@@ -172,8 +153,8 @@ def prediction_rates(learn: FusionLearner, config: TrainConfig) -> dict[str, flo
     rounds = []
     for _ in range(ROUNDS):
         learn.model.eval()
-        alone = len(image) / timed(bare, image, STEPS)
-        rounds.append((alone, n / timed(lambda: learn.get_preds(dl=dl), image, 1)))
+        alone = len(image) / timed(bare, image.device, STEPS)
+        rounds.append((alone, n / timed(lambda: learn.get_preds(dl=dl), image.device, 1)))
     return {
         "bare forward": statistics.median(alone for alone, _ in rounds),
         "prediction": statistics.median(whole for _, whole in rounds),
@@ -183,11 +164,10 @@ def prediction_rates(learn: FusionLearner, config: TrainConfig) -> dict[str, flo
 
 def feature_epoch(learn: FusionLearner) -> float:
     """Return the seconds of an epoch of the head over 8,500 rows of cached features."""
-    width = learn.model.n_features
     draw = np.random.default_rng(0)
     loaders = [
         FeatureLoader(
-            [draw.random((n, width), np.float32)],
+            [draw.random((n, learn.model.n_features), np.float32)],
             draw.random((n, learn.dls.encoder.width), np.float32),
             draw.integers(len(learn.dls.vocab), size=n),
             learn.dls.device,
@@ -207,20 +187,7 @@ def feature_epoch(learn: FusionLearner) -> float:
 
 def rate(function: Callable[[], Any], image: Tensor) -> float:
     """Return the images a second of a function over a batch, after one call that is not counted."""
-    function()
-    seconds = timed(function, image, 1)
-    return len(image) / timed(function, image, max(1, int(ENOUGH / max(seconds, 1e-6))))
-
-
-def timed(function: Callable[[], Any], image: Tensor, times: int) -> float:
-    """Return the mean seconds of a function, the device waited for."""
-    wait = waiter(image.device)
-    wait()
-    started = time.perf_counter()
-    for _ in range(times):
-        function()
-    wait()
-    return (time.perf_counter() - started) / times
+    return len(image) / time_one(function, image.device, most=1000, enough=ENOUGH)
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:

@@ -1,8 +1,6 @@
 """How long a training will take: a few steps on random pictures, times the number of steps."""
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -20,11 +18,9 @@ from lesionfast.training.experiment import (
     memory_error_explained,
     total_epochs,
 )
-from lesionfast.training.precision import precision
+from lesionfast.training.precision import autocast
 from lesionfast.training.schedule import Phase, plan_phases
-
-STEPS = 2
-ENOUGH = 3.0  # seconds: of slow models fewer steps say as much
+from lesionfast.training.timing import time_one
 
 
 @dataclass(frozen=True)
@@ -115,7 +111,7 @@ def time_training(model: FusionModel, batch: tuple[Tensor, ...], config: TrainCo
     model.train()
 
     def step() -> None:
-        with autocast(config, image.device):
+        with autocast(config.precision, image.device):
             loss = nn.functional.cross_entropy(model(image, metadata), target)
         loss.backward()
         optimizer.step()
@@ -130,33 +126,7 @@ def time_validation(model: FusionModel, batch: tuple[Tensor, ...], config: Train
     model.eval()
 
     def step() -> None:
-        with torch.no_grad(), autocast(config, image.device):
+        with torch.no_grad(), autocast(config.precision, image.device):
             model(image, metadata)
 
     return time_one(step, image.device)
-
-
-def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager:
-    """Return the context that the training computes in."""
-    if precision(config.precision, device) == "bfloat16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()
-
-
-def time_one(step: Callable[[], None], device: torch.device) -> float:
-    """Return the mean seconds of a step, after one that is not counted."""
-    wait = waiter(device)
-    step()
-    wait()
-    start, done = time.perf_counter(), 0
-    while done < STEPS and time.perf_counter() - start < ENOUGH:
-        step()
-        wait()
-        done += 1
-    return (time.perf_counter() - start) / done
-
-
-def waiter(device: torch.device) -> Callable[[], None]:
-    """Return the function that waits until a device has done what it was told."""
-    waits = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}
-    return waits.get(device.type, lambda: None)

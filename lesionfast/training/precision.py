@@ -1,5 +1,7 @@
 """Which numbers a training computes with: float32, or 16 bits where the device is fast at it."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
@@ -48,3 +50,11 @@ def precision_callbacks(wanted: str, device: torch.device) -> list[Callback]:
     if chosen == "float16":
         return [MixedPrecision()]
     return [Autocast(device.type)] if chosen == "bfloat16" else []
+
+
+def autocast(wanted: str, device: torch.device) -> AbstractContextManager:
+    """Return the context in which a bare model computes in a precision."""
+    chosen = precision(wanted, device)
+    if chosen == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=getattr(torch, chosen))

@@ -4,7 +4,12 @@ from fastai.callback.fp16 import MixedPrecision
 
 from lesionfast.errors import LesionfastError
 from lesionfast.training.callbacks import Autocast
-from lesionfast.training.precision import explain_precision, precision, precision_callbacks
+from lesionfast.training.precision import (
+    autocast,
+    explain_precision,
+    precision,
+    precision_callbacks,
+)
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -38,3 +43,16 @@ def test_each_precision_has_its_callback():
     assert precision_callbacks("float32", CPU) == []
     assert isinstance(precision_callbacks("bfloat16", CPU)[0], Autocast)
     assert isinstance(precision_callbacks("float16", CUDA)[0], MixedPrecision)
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("float32", "float32"), ("bfloat16", "bfloat16")])
+def test_a_bare_model_computes_in_the_precision(name, dtype):
+    with autocast(name, CPU):
+        assert torch.nn.Linear(4, 4)(torch.ones(1, 4)).dtype == getattr(torch, dtype)
+
+
+def test_a_bare_model_computes_in_float16_on_a_gpu(monkeypatch):
+    opened = []
+    monkeypatch.setattr(torch, "autocast", lambda *given, **named: opened.append((given, named)))
+    autocast("float16", CUDA)
+    assert opened == [(("cuda",), {"dtype": torch.float16})]
