@@ -16,6 +16,7 @@ from typing import Any
 
 System = Callable[[argparse.Namespace], dict]
 OURS, SAME_TIME = "lesionfast", "same time"
+REACHED = "time to the plain balanced accuracy, s"
 
 
 def compare(script: str, name: str, plain: System, description: str) -> None:
@@ -28,6 +29,8 @@ def compare(script: str, name: str, plain: System, description: str) -> None:
     rounds = []
     with tempfile.TemporaryDirectory() as folder:
         extract_images(Path(arguments.data), Path(folder))
+        if arguments.limit:
+            arguments.data = limited(Path(arguments.data), Path(folder), arguments.limit)
         for _ in range(arguments.rounds):
             found = {name: run(script, name, arguments, folder)}
             reach = found[name]["balanced accuracy, validation, better rule"]
@@ -47,6 +50,7 @@ def parse(description: str) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=5, help="the first of the head alone")
     parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--limit", type=int, help="only so many lesions of each class, to try it")
     parser.add_argument("--rounds", type=int, default=1, help="how often the systems take turns")
     parser.add_argument("--same-time", action="store_true", help="lesionfast --budget as well")
     parser.add_argument("--json", action="store_true")
@@ -84,6 +88,27 @@ def extract_images(data: Path, folder: Path) -> None:
             opened.extractall(folder / "images")
 
 
+def limited(data: Path, folder: Path, lesions: int) -> str:
+    """Return a data folder beside the images with so many lesions of each class of `data`."""
+    import pandas as pd
+
+    found = folder / "data"
+    found.mkdir()
+    for archive in data.glob("*.zip"):
+        (found / archive.name).symlink_to(archive.resolve())
+    csv = next(data.glob("*.csv"))
+    df = pd.read_csv(csv)
+    kept = df.drop_duplicates("lesion_id").groupby("dx").head(lesions)["lesion_id"]
+    df[df["lesion_id"].isin(kept)].to_csv(found / csv.name, index=False)
+    return str(found)
+
+
+def prior_of(df, classes: list[str]):
+    """Return the share of each class among the training rows, (K,)."""
+    counts = df[df["split"] == "train"]["target"].value_counts()[classes].to_numpy()
+    return counts / counts.sum()
+
+
 def configuration(arguments: argparse.Namespace):
     """Return what both systems share, as a configuration of lesionfast."""
     from lesionfast.config import TrainConfig
@@ -117,45 +142,53 @@ def figures(
     }
 
 
-def run_lesionfast(arguments: argparse.Namespace) -> dict[str, float]:
+def run_lesionfast(arguments: argparse.Namespace) -> dict[str, float | None]:
     """Train with lesionfast's defaults, and note when validation reached `--reach`."""
-    from fastai.callback.core import Callback
-
     from lesionfast.data.dataset import load_dataset
     from lesionfast.runs import Run
     from lesionfast.training import experiment
     from lesionfast.training.budget import fit_to_budget
 
-    class Reached(Callback):
-        order, seconds = 80, float("nan")
-
-        def after_epoch(self) -> None:
-            names = list(self.recorder.metric_names)[1:]
-            value = self.recorder.values[-1][names.index("balanced_accuracy")]
-            if self.seconds != self.seconds and value >= arguments.reach:
-                self.seconds = time.perf_counter() - started
-
     config = configuration(arguments)
     df = load_dataset(config)
     started = time.perf_counter()
     config = fit_to_budget(config, df)
-    learn, reached = experiment.prepare_learner(df, config), Reached()
-    learn.add_cb(reached)
+    learn = experiment.prepare_learner(df, config)
+    clock = reaching_clock(started, arguments.reach)
+    learn.add_cb(clock)
     prepared = time.perf_counter()
     run = Run.create(Path(arguments.folder) / "runs", config)
     experiment.write_preparation(learn, run)
     training = experiment.fit(learn, run)
     seconds = {"prepare": prepared - started, "fit": time.perf_counter() - prepared}
     experiment.evaluate(learn, run, training)
-    tables = [run.predictions[run.predictions["split"] == name] for name in ("valid", "test")]
-    columns = [f"p_{each}" for each in run.classes]
-    parts = [
-        (table[columns].to_numpy(), table["target"].map(run.classes.index).to_numpy())
-        for table in tables
-    ]
     trained = len(learn.dls.train_ds) * (config.epochs + 1)
+    parts = [predictions_of(run, name) for name in ("valid", "test")]
     found = figures(*parts, run.classes, run.model["prior"], seconds, trained)
-    return found | {"time to the plain balanced accuracy, s": reached.seconds}
+    return found | {REACHED: clock.seconds}
+
+
+def reaching_clock(started: float, reach: float):
+    """Return a callback whose `seconds` are those until validation first reached `reach`."""
+    from fastai.callback.core import Callback
+
+    class Clock(Callback):
+        order, seconds = 80, None
+
+        def after_epoch(self) -> None:
+            names = list(self.recorder.metric_names)[1:]
+            value = self.recorder.values[-1][names.index("balanced_accuracy")]
+            if self.seconds is None and value >= reach:
+                self.seconds = time.perf_counter() - started
+
+    return Clock()
+
+
+def predictions_of(run, split: str) -> tuple:
+    """Return probabilities (n, K) and truth (n,) of a run's predictions as NumPy arrays."""
+    table = run.predictions[run.predictions["split"] == split]
+    probabilities = table[[f"p_{each}" for each in run.classes]].to_numpy()
+    return probabilities, table["target"].map(run.classes.index).to_numpy()
 
 
 def pretrained(config, folder: Path) -> str:
@@ -182,10 +215,21 @@ def print_table(rounds: list[dict[str, dict]], arguments: argparse.Namespace) ->
         f"{arguments.arch}, {arguments.size} px, {arguments.epochs} epochs, "
         f"{os.cpu_count()} cores, median of {len(rounds)} rounds; ratio: median over the rounds"
     )
-    print(f"{'':44}" + "".join(f"{name:>12}" for name in names) + f"{'ratio':>8}")
+    print(f"{'':44}" + "".join(f"{name:>12}" for name in names) + f"{'ratio':>9}")
     for figure in rounds[0][OURS]:
-        plain = figure.replace("time to the plain balanced accuracy", "training time")
-        values = [[found[name].get(figure) for found in rounds] for name in names]
-        shown = ["" if each[0] is None else f"{statistics.median(each):.3f}" for each in values]
-        ratio = statistics.median(f[OURS][figure] / f[names[0]][plain] for f in rounds)
-        print(f"{figure:44}" + "".join(f"{each:>12}" for each in shown) + f"{ratio:8.2f}")
+        plain = "training time, s" if figure == REACHED else figure
+        cells = [shown([found[name].get(figure, "") for found in rounds]) for name in names]
+        ratios = [ratio(found[OURS][figure], found[names[0]][plain]) for found in rounds]
+        print(f"{figure:44}" + "".join(f"{each:>12}" for each in cells) + f"{shown(ratios):>9}")
+
+
+def ratio(ours: float | None, plain: float) -> float | None:
+    """Return ours : plain, None if ours was never reached."""
+    return None if ours is None else ours / plain
+
+
+def shown(values: list) -> str:
+    """Return the median, 'never' if a round did not get there, '' where there is no figure."""
+    if "" in values:
+        return ""
+    return "never" if None in values else f"{statistics.median(values):.3f}"

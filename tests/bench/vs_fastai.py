@@ -8,6 +8,7 @@ of its own, in turns. Its time is from the split table to the trained weights, d
 images per second are the training images of the epochs of all layers and one more, over the time
 of the fit, validation included. For lesionfast that one is all of the head's epochs, on features
 that are computed once.
+Peak memory is that of the main process, without the workers.
 """
 
 import argparse
@@ -15,32 +16,46 @@ import sys
 import time
 from pathlib import Path
 
-from side_by_side import compare, configuration, figures, pretrained
+from side_by_side import compare, configuration, figures, pretrained, prior_of
 
 
 def run_fastai(arguments: argparse.Namespace) -> dict:
     """Train with a plain vision_learner and fine_tune on the same rows."""
+    from fastai.vision.all import set_seed
+
+    from lesionfast.data.dataset import load_dataset
+
+    config, folder = configuration(arguments), Path(arguments.folder)
+    df = load_dataset(config)
+    df["file"] = [Path(path).name for path in df["path"]]
+    set_seed(config.seed)
+    weights = pretrained(config, folder)
+    started = time.perf_counter()
+    learn = plain_learner(df, config, folder, weights)
+    prepared = time.perf_counter()
+    with learn.no_bar():
+        learn.logger = lambda values: print(*values, file=sys.stderr)
+        learn.fine_tune(config.epochs)
+    seconds = {"prepare": prepared - started, "fit": time.perf_counter() - prepared}
+    classes = list(learn.dls.vocab)
+    parts = [predict(learn, df[df["split"] == name], classes) for name in ("valid", "test")]
+    trained = len(learn.dls.train_ds) * arguments.epochs
+    return figures(*parts, classes, prior_of(df, classes), seconds, trained)
+
+
+def plain_learner(df, config, folder: Path, weights: str):
+    """Return the Learner that fastai's documentation builds, over the rows that are no test."""
     from fastai.vision.all import (
         BalancedAccuracy,
         ImageDataLoaders,
         Resize,
         aug_transforms,
-        set_seed,
         vision_learner,
     )
 
-    from lesionfast.data.dataset import load_dataset
-
-    config = configuration(arguments)
-    df = load_dataset(config)
-    df["file"] = [Path(path).name for path in df["path"]]
-    trainable = df[df["split"] != "test"].assign(valid=lambda d: d["split"] == "valid")
-    set_seed(config.seed)
-    weights = pretrained(config, Path(arguments.folder))
-    started = time.perf_counter()
     dls = ImageDataLoaders.from_df(
-        trainable,
-        Path(arguments.folder) / "images",
+        df[df["split"] != "test"].assign(valid=lambda d: d["split"] == "valid"),
+        folder / "images",
         fn_col="file",
         label_col="target",
         valid_col="valid",
@@ -48,27 +63,15 @@ def run_fastai(arguments: argparse.Namespace) -> dict:
         batch_tfms=aug_transforms(),
         bs=config.batch_size,
     )
-    learn = vision_learner(
-        dls,
-        config.arch,
-        metrics=BalancedAccuracy(),
-        pretrained_cfg_overlay={"file": weights},
-    )
-    prepared = time.perf_counter()
+    file = {"file": weights}
+    return vision_learner(dls, config.arch, metrics=BalancedAccuracy(), pretrained_cfg_overlay=file)
+
+
+def predict(learn, rows, classes: list[str]) -> tuple:
+    """Return probabilities (n, K) and truth (n,) of rows as NumPy arrays."""
     with learn.no_bar():
-        learn.logger = lambda values: print(*values, file=sys.stderr)
-        learn.fine_tune(config.epochs)
-    seconds = {"prepare": prepared - started, "fit": time.perf_counter() - prepared}
-    classes, parts = list(dls.vocab), []
-    for name in ("valid", "test"):
-        rows = df[df["split"] == name]
-        with learn.no_bar():
-            probabilities, _ = learn.get_preds(dl=dls.test_dl(rows))
-        truth = rows["target"].map(classes.index).to_numpy()
-        parts.append((probabilities.double().numpy(), truth))
-    counts = df[df["split"] == "train"]["target"].value_counts()[classes].to_numpy()
-    trained = len(dls.train_ds) * arguments.epochs
-    return figures(*parts, classes, counts / counts.sum(), seconds, trained)
+        probabilities, _ = learn.get_preds(dl=learn.dls.test_dl(rows))
+    return probabilities.double().numpy(), rows["target"].map(classes.index).to_numpy()
 
 
 if __name__ == "__main__":
