@@ -147,9 +147,6 @@ class TrainConfig(SplitConfig):
     subclass: str | None = option(
         None, "Cut classes into visual sub-classes while training, such as mel=3."
     )
-    subclass: str | None = option(
-        None, "Cut classes into visual sub-classes while training, such as mel=3."
-    )
     balance: str = option("none", "Class balancing (lesionfast list balances).")
     beta: float = option(0.999, "Of --balance effective: the share of new rows.", limits=(0, 1))
     class_weight: str | None = option(
