@@ -16,7 +16,7 @@ from lesionfast.models.fusion import load_model
 from lesionfast.training.experiment import train
 from lesionfast.training.heads import best_scale, heads
 
-CONFIG = TrainConfig(arch="test_resnet", weights="none", size=32)
+CONFIG = TrainConfig(arch="test_resnet", weights="none", size=32, tta=1)
 
 
 @pytest.fixture

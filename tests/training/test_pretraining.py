@@ -50,7 +50,7 @@ def test_the_directory_is_complete_and_no_run(folder):
         "figures/reconstructions.png",
     }
     assert list_runs(folder.parent) == []
-    with pytest.raises(LesionfastError, match="is no run"):
+    with pytest.raises(LesionfastError, match="is a pretraining, which has no predictions"):
         Run.open(folder)
     config = TrainConfig.from_json((folder / "pretrain.json").read_text())
     assert (config.arch, config.monitor) == ("vanilla_cnn", "valid_loss")
