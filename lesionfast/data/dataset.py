@@ -1,5 +1,8 @@
 """From a configuration to the split table that every experiment starts from."""
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +19,8 @@ def load_dataset(config: SplitConfig, split: Path | None = None) -> pd.DataFrame
     `split`, the split.csv of a run, decides instead of `config`. Raises `LesionfastError` for bad
     data.
     """
-    df = load_metadata(config)
+    with no_garbage_collection():
+        df = load_metadata(config)
     if split is not None:
         return restore_split(df, split)
     if config.join_duplicates:
@@ -27,3 +31,18 @@ def load_dataset(config: SplitConfig, split: Path | None = None) -> pd.DataFrame
         pairs = found[["image_a", "image_b"]]
         df = join_groups(df, pairs.itertuples(index=False, name=None))
     return split_metadata(df, config)
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Keep Python's cyclic collector off: it would look through millions of names, over and over.
+
+    What is not part of a cycle is freed all the same.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

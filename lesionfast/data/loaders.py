@@ -31,7 +31,7 @@ class TensorMetadata(TensorBase):
 
 
 class ReadRows(DisplayedTransform):
-    """Read what an array holds for one row (a Series) or many (a DataFrame) of the metadata."""
+    """Read what an array holds for the number or numbers "row" of a row or rows of the metadata."""
 
     def __init__(self, array: np.ndarray, tensor_type: type[TensorBase]) -> None:
         super().__init__()
@@ -66,8 +66,9 @@ class BatchLoader(TfmdDL):
 
     def create_batches(self, samples: Iterable[int]) -> Iterator[tuple[TensorBase, ...]]:
         """Yield (image, metadata, target) batches before the batch transforms."""
+        numbers = self.dataset.items["row"].to_numpy()
         for positions in chunked(samples, self.bs, self.drop_last):
-            rows = self.dataset.items.iloc[positions]
+            rows = {"row": numbers[positions]}
             yield tuple(each.tfms(rows) for each in self.dataset.tls)
 
     def get_idxs(self) -> list[int]:
@@ -179,13 +180,14 @@ def build_dls(
     )
     df = df.assign(row=np.arange(len(df)))
     rows = df[~df["row"].isin(images.bad)].reset_index(drop=True)
+    device = pick_device(config.device)
     encoder = MetadataEncoder(config.metadata_columns).fit(rows[rows["split"] == "train"])
     dls = lesion_block(images.pixels, encoder, df, config).dataloaders(
         rows,
         bs=min(config.batch_size, int((rows["split"] == "train").sum())),
-        val_bs=2 * config.batch_size,
+        val_bs=images_at_once(device),
         num_workers=config.workers,
-        device=pick_device(config.device),
+        device=device,
     )
     dls.encoder, dls.rows, dls.split, dls.pixels = encoder, rows, df, images.pixels
     dls.bad = {df["image_id"].iloc[row]: reason for row, reason in images.bad.items()}
@@ -205,6 +207,15 @@ def pick_device(name: str) -> torch.device:
     if not present.get(name, True):
         raise LesionfastError(f"PyTorch sees no {name} device here. Type --device auto or cpu.")
     return torch.device(name)
+
+
+def images_at_once(device: torch.device) -> int:
+    """Return how many images to run at once where nothing is learned from them.
+
+    On a CPU so few a thread that what they become stays in its cache: that is up to a third
+    faster.
+    """
+    return 8 * torch.get_num_threads() if device.type == "cpu" else 128
 
 
 def check_split(df: pd.DataFrame) -> None:

@@ -161,7 +161,7 @@ def add_paths(
 
 def without_suffix(image_ids: pd.Series) -> pd.Series:
     """Return image ids without '.jpg' and the like, which some tables have; counted if so."""
-    with_suffix = np.array([name.lower().endswith(IMAGE_SUFFIXES) for name in image_ids])
+    with_suffix = np.array([name.lower().endswith(IMAGE_SUFFIXES) for name in image_ids.tolist()])
     if not with_suffix.any():
         return image_ids
     logger.warning("%d image ids end with a suffix such as .jpg, taken off", with_suffix.sum())

@@ -135,9 +135,10 @@ def find_images_in_zip(path: Path) -> Iterator[str]:
             f"{path} is no complete zip file ({error}). Download it again, or name the folder of "
             "images with --images."
         ) from None
+    folder = path.as_posix()
     for member in members:
         if member.lower().endswith(IMAGE_SUFFIXES) and not HIDDEN_PART.search(member):
-            yield f"{path.as_posix()}/{member}"
+            yield f"{folder}/{member}"
 
 
 def is_visible(name: str) -> bool:

@@ -11,11 +11,11 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from lesionfast.data.images import cache_folder
+from lesionfast.data.loaders import images_at_once
 from lesionfast.models.fusion import FusionModel
 from lesionfast.models.prefix import blocks_below, prefix_maps
 from lesionfast.runs import write_atomically
 
-BATCH = 64
 VERSION = 1  # part of every key: raise it when the features of the same weights change
 Progress = Callable[[int, int], None] | None
 
@@ -45,11 +45,11 @@ def image_features(
     """
     training, device = model.training, next(model.parameters()).device
     model.eval()
-    found = None
+    found, size = None, images_at_once(device)
     cast = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
     with torch.inference_mode(), cast:
-        for start in range(0, len(rows), BATCH):
-            batch = torch.from_numpy(pixels[rows[start : start + BATCH]]).to(device)
+        for start in range(0, len(rows), size):
+            batch = torch.from_numpy(pixels[rows[start : start + size]]).to(device)
             image = change(batch.movedim(-1, 1).float() / 255)
             if stages is None:
                 features = model.features(image).float()

@@ -26,7 +26,7 @@ from lesionfast.training.timing import StepClock, time_one, timed
 
 ROUNDS, STEPS = 5, 4  # the parts of a ratio take turns, for machines are noisy
 ENOUGH = 1.0  # seconds for the parts that are no ratio
-DECODED = 256  # images
+DECODED, PREDICTED = 256, 256  # images
 EPOCH = 8500  # rows of an epoch on cached features
 
 
@@ -141,8 +141,9 @@ def whole_step(learn: FusionLearner) -> float:
 
 def prediction_rates(learn: FusionLearner, config: TrainConfig) -> dict[str, float]:
     """Return the images per second of prediction and of the bare forward pass, and their ratio."""
-    image, metadata, _ = batch_of(learn)
-    dl, n = learn.dls.valid, len(learn.dls.valid_ds)
+    n = min(PREDICTED, len(learn.dls.valid_ds))
+    dl = learn.dls.valid.new(n=n)
+    image, metadata = (each[: dl.bs] for each in batch_of(learn)[:2])
 
     def bare() -> None:
         with torch.inference_mode(), autocast(config.precision, image.device):

@@ -226,6 +226,25 @@ class Autocast(Callback):
         self.stack.close()
 
 
+class InferenceMode(Callback):
+    """Validate and predict in PyTorch's inference mode."""
+
+    def __init__(self) -> None:
+        self.stack = ExitStack()
+
+    def before_validate(self) -> None:
+        """Switch it on."""
+        self.stack.enter_context(torch.inference_mode())
+
+    def after_validate(self) -> None:
+        """Switch it off."""
+        self.clean_up()
+
+    def clean_up(self) -> None:
+        """Switch it off, however the validation ended."""
+        self.stack.close()
+
+
 class SeedEpochs(Callback):
     """Make each epoch's order, augmentation and dropout depend on the seed and its number only.
 

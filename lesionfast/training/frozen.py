@@ -23,7 +23,6 @@ from lesionfast.console import counting_bar
 from lesionfast.data.augment import Recipe, augment
 from lesionfast.data.images import cache_folder
 from lesionfast.data.loaders import Sampler
-from lesionfast.models.features import BATCH as MEASURED
 from lesionfast.models.features import image_features, kept_features
 from lesionfast.models.prefix import can_be_cut, frozen_stages, rest_of
 from lesionfast.training.balancing import shuffled
@@ -31,6 +30,7 @@ from lesionfast.training.subclasses import output_codes, split_codes
 
 logger = logging.getLogger("lesionfast")
 BATCH = 256  # rows a step of the head alone: it is small
+MEASURED = 64  # images that tell what the frozen stages cost
 
 
 class FeatureLoader:

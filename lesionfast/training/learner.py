@@ -19,6 +19,7 @@ from lesionfast.models.fusion import build_model, stage_groups
 from lesionfast.training.callbacks import (
     ChannelsLast,
     FrozenEval,
+    InferenceMode,
     PlainTensors,
     SeedEpochs,
 )
@@ -74,7 +75,7 @@ def fusion_learner(dls: DataLoaders, config: TrainConfig | None = None) -> Fusio
 
 def learner_callbacks(device: torch.device, config: TrainConfig) -> list[Any]:
     """Return the callbacks that every fit of a fusion learner runs with."""
-    cbs = [FrozenEval(), PlainTensors(), ChannelsLast(), SeedEpochs(config.seed)]
+    cbs = [FrozenEval(), PlainTensors(), ChannelsLast(), InferenceMode(), SeedEpochs(config.seed)]
     return [*cbs, *precision_callbacks(config.precision, device)]
 
 

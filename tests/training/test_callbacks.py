@@ -13,6 +13,7 @@ from lesionfast.training.callbacks import (
     Autocast,
     ChannelsLast,
     FrozenEval,
+    InferenceMode,
     OneCycle,
     PlainTensors,
     ProgressiveResizing,
@@ -119,6 +120,20 @@ def test_plain_tensors_reach_the_model(plain_learner):
     plain_learner.model.register_forward_pre_hook(lambda m, x: kinds.append(type(x[0])))
     fit(plain_learner, 1, PlainTensors())
     assert set(kinds) == {torch.Tensor}
+
+
+def test_only_validation_and_prediction_run_in_inference_mode(plain_learner):
+    class Modes(Callback):
+        def before_fit(self):
+            self.found = {True: set(), False: set()}
+
+        def after_pred(self):
+            self.found[self.training].add(torch.is_inference_mode_enabled())
+
+    modes = Modes()
+    fit(plain_learner, 1, InferenceMode(), modes)
+    assert modes.found == {True: {False}, False: {True}}
+    assert not torch.is_inference_mode_enabled()
 
 
 def test_autocast_computes_in_bfloat16_and_gives_back_float32(plain_learner):

@@ -1,0 +1,178 @@
+"""What each ingredient of the default recipe gives: one row each, paired with the recipe itself.
+
+    python tests/bench/ablation.py --data HAM10000 --out ablation --seeds 3
+
+Each row changes one thing. All train on the same share of the training lesions and are scored on
+validation alone; test images are not read. The difference to the recipe is the mean over the
+seeds, its interval from a bootstrap over validation lesions and seeds. Several processes may work
+on one --out at a time; what is there already is not trained again.
+"""
+
+import argparse
+import copy
+import logging
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from filelock import FileLock, Timeout
+
+from lesionfast.config import TrainConfig
+from lesionfast.data.dataset import load_dataset
+from lesionfast.evaluation.bootstrap import RESAMPLES, interval
+from lesionfast.evaluation.comparison import check_images, resample_all
+from lesionfast.evaluation.interpretation import Interpretation
+from lesionfast.runs import Run
+
+RECIPE = "the recipe, 1 view"
+ROWS: dict[str, dict] = {  # --tta 8 is a row, so that the others predict one view each
+    RECIPE: {},
+    "8 dihedral views": {"tta": 8},
+    "mean of weights, 0.99": {},
+    "no warm-up of the head": {"unfreeze": "none"},
+    "one rate for all stages": {"lr_decay": 1.0},
+    "label smoothing 0.1": {"label_smoothing": 0.1},
+    "class weights": {"balance": "weights"},
+    "logit adjustment": {"loss": "logit_adjusted"},
+    "no augmentation": {"augment": "none"},
+    "augment dihedral": {"augment": "dihedral"},
+    "augment strong": {"augment": "strong"},
+    "no age and sex": {"fusion": "none", "metadata": "none"},
+    "gated fusion": {"fusion": "gated"},
+    "max and mean pooling": {"pool": "concat"},
+    "max pooling": {"pool": "max"},
+    "lr 1e-3": {"lr": 1e-3},
+    "lr 4e-3": {"lr": 4e-3},
+    "batch 64": {"batch_size": 64},
+    "growing from 64 px": {"start_size": 64},
+    "64 px": {"size": 64},
+    "128 px": {"size": 128},
+}
+AVERAGED = "mean of weights, 0.99"
+
+
+def main() -> None:
+    """Train what is missing and print the table of what is there."""
+    arguments = parse()
+    logging.getLogger("lesionfast").setLevel(logging.ERROR)
+    out = Path(arguments.out)
+    out.mkdir(parents=True, exist_ok=True)
+    base = TrainConfig(data=arguments.data, size=arguments.size, epochs=arguments.epochs, tta=1)
+    df = part_of(load_dataset(base), arguments.share)
+    for seed in range(1, arguments.seeds + 1):
+        for name in arguments.rows or ROWS:
+            with suppress(Timeout), FileLock(out / f"{folder(name, seed)}.lock", timeout=0):
+                if not (out / folder(name, seed)).exists():
+                    train_row(df, replace(base, seed=seed, **ROWS[name]), out, name, seed)
+    table(out, arguments.seeds).to_csv(out / f"ablation-{arguments.seeds}.csv", index=False)
+    print(table(out, arguments.seeds).to_string(index=False, float_format="%.3f"))
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help="folder of HAM10000 as downloaded")
+    parser.add_argument("--out", required=True, help="folder of the runs")
+    parser.add_argument("--seeds", type=int, default=3, help="of weights and order of the batches")
+    parser.add_argument("--share", type=float, default=0.5, help="of the training lesions")
+    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--rows", nargs="*", choices=list(ROWS), help="only these rows")
+    return parser.parse_args()
+
+
+def part_of(df: pd.DataFrame, share: float) -> pd.DataFrame:
+    """Return all of validation and a share of the training lesions of each class."""
+    rng, train = np.random.default_rng(0), df[df["split"] == "train"]
+    kept: list[str] = []
+    for _, rows in train.groupby("target"):
+        lesions = np.sort(rows["group"].unique())
+        kept += list(rng.permutation(lesions)[: max(1, round(share * len(lesions)))])
+    wanted = (df["split"] == "valid") | (df["split"] == "train") & df["group"].isin(kept)
+    return df[wanted].reset_index(drop=True)
+
+
+def folder(name: str, seed: int) -> str:
+    """Return the name of a run's directory."""
+    return f"{name.replace(' ', '-').replace(',', '')}-{seed}"
+
+
+def train_row(df: pd.DataFrame, config: TrainConfig, out: Path, name: str, seed: int) -> None:
+    """Train one row with one seed, in a run directory of its own."""
+    from lesionfast.training import experiment
+
+    learn = experiment.prepare_learner(df, config)
+    if name == AVERAGED:
+        learn.add_cb(weight_average())
+    run = Run.create(out, config, folder(name, seed))
+    with experiment.logging_to(run.path / "log.txt"):
+        experiment.write_preparation(learn, run)
+        experiment.evaluate(learn, run, experiment.fit(learn, run))
+    print(f"{folder(name, seed)}: {run.metrics['train_seconds']:.0f} s", flush=True)
+
+
+def weight_average():
+    """Return a callback that validates and keeps timm's moving average of the weights."""
+    from fastai.callback.core import Callback
+    from timm.utils import ModelEmaV3
+
+    class WeightAverage(Callback):
+        order = 10
+
+        def before_fit(self) -> None:
+            self.training_phases = self.learn.progressive_unfreezing
+
+        def before_epoch(self) -> None:
+            if self.epoch == self.training_phases.phase.first:
+                self.average = ModelEmaV3(self.model, decay=0.99, use_warmup=True)
+                self.step = 0
+            else:
+                self.model.load_state_dict(self.own)
+
+        def after_batch(self) -> None:
+            if self.training:
+                self.step += 1
+                self.average.update(self.model, self.step)
+
+        def before_validate(self) -> None:
+            self.own = copy.deepcopy(self.model.state_dict())
+            self.model.load_state_dict(self.average.module.state_dict())
+
+        def after_fit(self) -> None:  # what predicts afterwards is what was kept
+            self.learn.remove_cb(self)
+
+    return WeightAverage()
+
+
+def table(out: Path, seeds: int) -> pd.DataFrame:
+    """Return of each row that has ended its validation figures and the difference to the recipe."""
+    ended = {
+        name: [
+            run for seed in range(1, seeds + 1) if (run := Run(out / folder(name, seed))).finished
+        ]
+        for name in ROWS
+    }
+    whole = {name: runs for name, runs in ended.items() if len(runs) == seeds}
+    read = [Interpretation.of(run, "valid") for runs in whole.values() for run in runs]
+    drawn = resample_all(read, check_images(read), RESAMPLES, seed=0).balanced_accuracy
+    drawn = drawn.reshape(len(whole), seeds, RESAMPLES)
+    taken = np.random.default_rng(0).integers(0, seeds, (1, seeds, RESAMPLES))
+    means = np.take_along_axis(drawn, taken, axis=1).mean(axis=1)
+    rows = []
+    for number, (name, runs) in enumerate(whole.items()):
+        figures = [run.metrics["valid"] for run in runs]
+        balanced = [figure["rules"]["balanced"]["balanced_accuracy"] for figure in figures]
+        low, high = interval(means[number] - means[list(whole).index(RECIPE)])
+        about = {"row": name, "balanced accuracy": np.mean(balanced), "low": low, "high": high}
+        about |= {"macro AUC": np.mean([figure["macro_auc"] for figure in figures])}
+        rows.append(about | {"seconds": np.mean([run.metrics["train_seconds"] for run in runs])})
+    found = pd.DataFrame(rows)
+    first = found.loc[found["row"] == RECIPE, "balanced accuracy"].item()
+    found.insert(2, "difference", found["balanced accuracy"] - first)
+    return found
+
+
+if __name__ == "__main__":
+    main()
