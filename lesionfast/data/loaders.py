@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from random import Random
 from typing import Any
 
@@ -24,6 +25,7 @@ from lesionfast.data.splits import PARTS
 from lesionfast.errors import LesionfastError
 
 Sampler = Callable[[Random], list[int]]
+Batch = tuple[TensorBase, ...]
 
 
 class TensorMetadata(TensorBase):
@@ -64,8 +66,18 @@ class BatchLoader(TfmdDL):
     parents: list[int] | None = None  # the classes of targets that are sub-classes
     encoder: MetadataEncoder  # of the rows; not on copies made by `new`
 
-    def create_batches(self, samples: Iterable[int]) -> Iterator[tuple[TensorBase, ...]]:
-        """Yield (image, metadata, target) batches before the batch transforms."""
+    def create_batches(self, samples: Iterable[int]) -> Iterator[Batch]:
+        """Yield (image, metadata, target) batches before the batch transforms.
+
+        For a GPU a thread reads and copies the next batch while the GPU works on this one.
+        """
+        batches = self.read_batches(samples)
+        if self.device is None or self.device.type != "cuda" or self.fake_l.num_workers:
+            return batches
+        return read_ahead(copied(batch, self.device) for batch in batches)
+
+    def read_batches(self, samples: Iterable[int]) -> Iterator[Batch]:
+        """Yield the batches one after the other."""
         numbers = self.dataset.items["row"].to_numpy()
         for positions in chunked(samples, self.bs, self.drop_last):
             rows = {"row": numbers[positions]}
@@ -108,6 +120,20 @@ class BatchLoader(TfmdDL):
         images, _, targets = self.decode(b)
         pairs = zip(targets[:max_n].tolist(), out[:max_n].tolist(), strict=True)
         draw_pictures(images[:max_n], [f"{self.vocab[t]}\n→ {self.vocab[d]}" for t, d in pairs])
+
+
+def copied(batch: Batch, device: torch.device) -> Batch:
+    """Return a batch on a GPU; the copy from pinned memory does not wait for the GPU's work."""
+    return tuple(each.pin_memory().to(device, non_blocking=True) for each in batch)
+
+
+def read_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yield the batches, of which a thread makes the next one meanwhile."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = thread.submit(next, batches, None)
+            yield batch
 
 
 def draw_pictures(images: torch.Tensor, captions: list[str]) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lesionfast.config import TrainConfig
-from lesionfast.data.loaders import pick_device
+from lesionfast.data.loaders import images_at_once, pick_device
 from lesionfast.data.metadata import MetadataEncoder
 from lesionfast.models.fusion import FusionModel, build_model, stage_groups
 from lesionfast.training.balancing import balances
@@ -61,7 +61,7 @@ def estimate(config: TrainConfig, df: pd.DataFrame) -> Estimate:
     batch = random_batch(config.size, encoder.width, size, device)
     head = backbone = 0.0
     with memory_error_explained(config):
-        forward = time_validation(model, batch, config) / size
+        forward = time_validation(model, batch, config)
         for phase in unfreeze_by_phase(model, config):
             if phase.groups == 1 and caches_features(model, config):
                 head += (config.views * len(train) + rows["valid"]) * forward
@@ -121,12 +121,13 @@ def time_training(model: FusionModel, batch: tuple[Tensor, ...], config: TrainCo
 
 
 def time_validation(model: FusionModel, batch: tuple[Tensor, ...], config: TrainConfig) -> float:
-    """Return the seconds of a forward pass alone."""
+    """Return the seconds of a forward pass alone, per image."""
     image, metadata, _ = batch
+    image = image[: images_at_once(image.device)]
     model.eval()
 
     def step() -> None:
-        with torch.no_grad(), autocast(config.precision, image.device):
-            model(image, metadata)
+        with torch.inference_mode(), autocast(config.precision, image.device):
+            model(image, metadata[: len(image)])
 
-    return time_one(step, image.device)
+    return time_one(step, image.device) / len(image)

@@ -34,7 +34,7 @@ def test_balancing_changes_the_rows_of_an_epoch(balance, rows):
 def test_the_time_is_that_of_all_steps(monkeypatch):
     df = load_dataset(TINY)
     monkeypatch.setattr(module, "time_training", lambda *args: 1.0)
-    monkeypatch.setattr(module, "time_validation", lambda *args: 3.2)  # a batch of 32
+    monkeypatch.setattr(module, "time_validation", lambda *args: 0.1)  # an image
     train, valid, test = (df["split"].value_counts()[each] for each in ("train", "valid", "test"))
     found = estimate(TINY, df)
     assert found.head == pytest.approx((TINY.views * train + valid) * 0.1)

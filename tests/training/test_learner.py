@@ -1,5 +1,6 @@
 """The fastai way in: an ordinary DataLoaders and Learner with two inputs."""
 
+import threading
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.dataset import load_dataset
-from lesionfast.data.loaders import build_dls
+from lesionfast.data.loaders import build_dls, read_ahead
 from lesionfast.training.checkpoint import save_tensors
 from lesionfast.training.learner import fusion_learner
 
@@ -72,6 +73,34 @@ def test_a_sampler_that_draws_fewer_rows_than_the_batch_size_still_makes_a_batch
     config = replace(TINY, balance="downsample", batch_size=280)
     learn = fusion_learner(build_dls(df, config), config)
     assert len(learn.dls.train) == 1 and learn.dls.train.n < 280
+
+
+def test_reading_ahead_gives_the_same_batches_one_of_them_early(df):
+    made = threading.Semaphore(0)
+
+    def counted():
+        for batch in build_dls(df, TINY).valid.read_batches(iter(range(50))):
+            made.release()
+            yield batch
+
+    ahead = read_ahead(counted())
+    first = next(ahead)
+    assert made.acquire(timeout=60) and made.acquire(timeout=60)  # the second was not asked for
+    plain = list(build_dls(df, TINY).valid.read_batches(iter(range(50))))
+    for ours, own in zip([first, *ahead], plain, strict=True):
+        for one, other in zip(ours, own, strict=True):
+            assert torch.equal(one, other) and type(one) is type(other)
+
+
+def test_an_error_of_a_batch_that_is_read_ahead_is_raised():
+    def broken():
+        yield (torch.zeros(1),)
+        raise OSError("the disk is gone")
+
+    ahead = read_ahead(broken())
+    next(ahead)
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(ahead)
 
 
 def test_show_batch_and_show_results_draw_pictures_with_captions(learn):
