@@ -275,6 +275,7 @@ PARTS_OF_A_TRAINING = {  # as of training.bench
     "step": "whole training step",
     "bare forward": "bare forward pass, in inference mode",
     "prediction": "prediction of the validation images",
+    "features": "features of the frozen backbone, once",
 }
 
 

@@ -19,6 +19,7 @@ from lesionfast.config import TrainConfig
 from lesionfast.data.augment import augment, augmentations
 from lesionfast.data.decoding import Task, decode_blocks
 from lesionfast.data.loaders import build_dls
+from lesionfast.models.features import image_features
 from lesionfast.training.frozen import FeatureLoader
 from lesionfast.training.learner import FusionLearner, fusion_learner
 from lesionfast.training.precision import autocast, precision
@@ -26,6 +27,7 @@ from lesionfast.training.timing import StepClock, time_one, timed
 
 ROUNDS, STEPS = 5, 4  # the parts of a ratio take turns, for machines are noisy
 ENOUGH = 1.0  # seconds for the parts that are no ratio
+WHOLE = ("bare step", "step", "bare forward", "prediction", "features")
 DECODED, PREDICTED = 256, 256  # images
 EPOCH = 8500  # rows of an epoch on cached features
 
@@ -48,11 +50,12 @@ def bench(config: TrainConfig, df: pd.DataFrame) -> dict[str, Any]:
         found = {
             "machine": machine(learn, config),
             "parts": {"decode": decode, **batch_rates(learn, config)},
+            "features": feature_rate(learn, config),
             **training_rates(learn, config),
             **prediction_rates(learn, config),
             "feature_epoch_seconds": feature_epoch(learn),
         }
-    found["parts"] |= {k: found.pop(k) for k in ("bare step", "step", "bare forward", "prediction")}
+    found["parts"] |= {k: found.pop(k) for k in WHOLE}
     return {**found, "peak_memory": peak_memory(dls.device)}
 
 
@@ -161,6 +164,15 @@ def prediction_rates(learn: FusionLearner, config: TrainConfig) -> dict[str, flo
         "prediction": statistics.median(whole for _, whole in rounds),
         "prediction_share": statistics.median(whole / alone for alone, whole in rounds),
     }
+
+
+def feature_rate(learn: FusionLearner, config: TrainConfig) -> float:
+    """Return of how many images a second the frozen backbone's features are computed."""
+    dtype = getattr(torch, precision(config.precision, learn.dls.device))
+    rows = learn.dls.rows["row"].to_numpy()[:PREDICTED]
+    started = time.perf_counter()
+    image_features(learn.model, learn.dls.pixels, rows, dtype=dtype)
+    return len(rows) / (time.perf_counter() - started)
 
 
 def feature_epoch(learn: FusionLearner) -> float:

@@ -39,8 +39,9 @@ def fit_to_budget(config: TrainConfig, df: pd.DataFrame) -> TrainConfig:
     """
     if config.budget is None:
         return config
-    seconds, chosen = read_duration(config.budget), None
+    given, chosen, started = read_duration(config.budget), None, time.perf_counter()
     for plan, fixed, epoch in plans(config, df):
+        seconds = given - (time.perf_counter() - started)  # measuring takes its share
         epochs = config.epochs
         if is_default("epochs", config):
             epochs = max(1, min(MOST, int((SPARE * seconds - fixed) / epoch)))
