@@ -110,6 +110,18 @@ def test_runs_lists_the_runs_with_their_metrics(folder):
     assert "test_resnet" in lesionfast("runs", cwd=folder).stdout
 
 
+@pytest.mark.parametrize("command", ["runs", "compare", "interpret"])
+def test_what_reads_runs_imports_no_torch(folder, command):
+    folder, _ = folder
+    code = (
+        f"import sys\nfrom lesionfast.cli import main\nsys.argv = ['lesionfast', '{command}']\n"
+        "try: main()\nexcept SystemExit as end: assert not end.code\n"
+        "print('LOADED', *{'torch', 'fastai'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder)
+    assert done.stdout.strip().endswith("LOADED"), done.stderr
+
+
 @pytest.fixture
 def two_runs(folder, tmp_path):
     """A folder with two runs of the same split, which is like a study's; the first is copied."""
