@@ -138,6 +138,11 @@ class TrainConfig(SplitConfig):
     lr_decay: float = option(
         0.7, "Learning rate of a stage as a share of the stage above it.", limits=(0, 1)
     )
+    ema: float = option(
+        0.99,
+        "Decay of the moving average of the weights, which is validated and kept; 0: none.",
+        limits=(0, 0.99999),
+    )
     weight_decay: float = option(0.01, "Decoupled weight decay (AdamW).", limits=(0, math.inf))
     unfreeze: str = option(
         "auto",

@@ -20,6 +20,8 @@ from lesionfast.data.augment import augment, augmentations
 from lesionfast.data.decoding import Task, decode_blocks
 from lesionfast.data.loaders import build_dls
 from lesionfast.models.features import image_features
+from lesionfast.training.averaging import WeightAverage
+from lesionfast.training.callbacks import OneCycle
 from lesionfast.training.frozen import FeatureLoader
 from lesionfast.training.learner import FusionLearner, fusion_learner
 from lesionfast.training.precision import autocast, precision
@@ -126,7 +128,9 @@ def training_rates(learn: FusionLearner, config: TrainConfig) -> dict[str, float
 
     bare()
     learn.unfreeze()
-    seconds = [(timed(bare, batch[0].device, STEPS), whole_step(learn)) for _ in range(ROUNDS)]
+    seconds = [
+        (timed(bare, batch[0].device, STEPS), whole_step(learn, config.ema)) for _ in range(ROUNDS)
+    ]
     n = len(batch[0])
     return {
         "bare step": n / statistics.median(first for first, _ in seconds),
@@ -135,10 +139,11 @@ def training_rates(learn: FusionLearner, config: TrainConfig) -> dict[str, float
     }
 
 
-def whole_step(learn: FusionLearner) -> float:
+def whole_step(learn: FusionLearner, ema: float) -> float:
     """Return the seconds of one step of the Learner over its loader, as in a training."""
     clock = StepClock(STEPS)
-    learn.fit(ceil((STEPS + 1) / len(learn.dls.train)), 1e-5, cbs=clock)
+    average = [WeightAverage(ema)] if ema else []
+    learn.fit(ceil((STEPS + 1) / len(learn.dls.train)), 1e-5, cbs=[clock, OneCycle(), *average])
     return clock.mean
 
 

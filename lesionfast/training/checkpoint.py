@@ -32,10 +32,13 @@ class Checkpoint(Callback):
             self.learn.first_epoch = self._restore()
 
     def after_epoch(self) -> None:
-        """Write weights, optimizer state and the state of the other callbacks, atomically."""
+        """Write weights, optimizer state, and state and tensors of other callbacks, atomically."""
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         for index, state in self.opt.opt.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items()}
+        for cb in self.learn.cbs:
+            if hasattr(cb, "load_tensors"):
+                tensors |= {f"{cb.name}.{k}": v for k, v in cb.tensors().items()}
         states = {cb.name: cb.state() for cb in self.learn.cbs if hasattr(cb, "load_state")}
         header = {"epochs_done": self.epoch + 1, "callbacks": states}
         write_atomically(self.path, lambda aside: save_tensors(tensors, aside, header))
@@ -49,13 +52,20 @@ class Checkpoint(Callback):
                 f"{self.path} is broken ({error}), so the run can't go on. "
                 f"Start it again: lesionfast train --config {config}"
             ) from None
-        model = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-        self.model.load_state_dict(model)
+        self.model.load_state_dict(named(tensors, "model"))
         load_optimizer(self.opt.opt, tensors)
         for cb in self.learn.cbs:
             if cb.name in header["callbacks"]:
                 cb.load_state(header["callbacks"][cb.name])
+            if hasattr(cb, "load_tensors"):
+                cb.load_tensors(named(tensors, cb.name))
         return header["epochs_done"]
+
+
+def named(tensors: dict[str, Tensor], owner: str) -> dict[str, Tensor]:
+    """Return the tensors named `<owner>.<key>` by their keys."""
+    start = f"{owner}."
+    return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, header: Any = None) -> None:

@@ -26,6 +26,7 @@ from lesionfast.evaluation.metrics import summarize
 from lesionfast.models.backbones import check_arch
 from lesionfast.models.fusion import FusionModel, check_metadata, fusions
 from lesionfast.runs import Run, sha256, write_atomically, write_json, write_text
+from lesionfast.training.averaging import WeightAverage
 from lesionfast.training.callbacks import (
     AugmentValid,
     OneCycle,
@@ -223,6 +224,8 @@ def fit(learn: FusionLearner, run: Run, resume: bool = False) -> dict[str, Any]:
         best,
         lines,
     ]
+    if config.ema:
+        cbs.append(WeightAverage(config.ema))
     if caches_features(learn.model, config):
         cbs.append(cached_features(learn, config))
     if config.augment_valid is not None:

@@ -17,7 +17,7 @@ import torch
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.dataset import load_dataset
-from lesionfast.data.loaders import build_dls
+from lesionfast.data.loaders import build_dls, images_at_once
 from lesionfast.data.sample import make_sample
 from lesionfast.errors import LesionfastError
 from lesionfast.models.fusion import load_model
@@ -154,7 +154,8 @@ train(load_dataset(config), config, sys.argv[2])
 def test_a_killed_training_goes_on_as_if_it_had_not_been(run, tmp_path, epochs_done):
     """SIGKILL in the middle of an epoch that trains the backbone."""
     split = pd.read_csv(run.path / "split.csv")["split"].value_counts()
-    steps, valid = split["train"] // TINY.batch_size, ceil(split["valid"] / TINY.batch_size / 2)
+    steps = split["train"] // TINY.batch_size
+    valid = ceil(split["valid"] / images_at_once(torch.device("cpu")))
     of_head = ceil(split["train"] / HEAD_BATCH) + ceil(split["valid"] / HEAD_BATCH)
     config = tmp_path / "config.json"
     config.write_text(TINY.to_json())
