@@ -9,7 +9,6 @@ on one --out at a time; what is there already is not trained again.
 """
 
 import argparse
-import copy
 import logging
 from contextlib import suppress
 from dataclasses import replace
@@ -30,9 +29,11 @@ RECIPE = "the recipe, 1 view"
 ROWS: dict[str, dict] = {  # --tta 8 is a row, so that the others predict one view each
     RECIPE: {},
     "8 dihedral views": {"tta": 8},
-    "mean of weights, 0.99": {},
-    "no warm-up of the head": {"unfreeze": "none"},
-    "one rate for all stages": {"lr_decay": 1.0},
+    "no mean of weights": {"ema": 0.0},
+    "no epochs of the head alone": {"unfreeze": "none"},
+    "falling rates, 0.7 a stage": {"lr_decay": 0.7},
+    "half the rate": {"lr": TrainConfig.lr / 2},
+    "twice the rate": {"lr": TrainConfig.lr * 2},
     "label smoothing 0.1": {"label_smoothing": 0.1},
     "class weights": {"balance": "weights"},
     "logit adjustment": {"loss": "logit_adjusted"},
@@ -42,15 +43,10 @@ ROWS: dict[str, dict] = {  # --tta 8 is a row, so that the others predict one vi
     "no age and sex": {"fusion": "none", "metadata": "none"},
     "gated fusion": {"fusion": "gated"},
     "max and mean pooling": {"pool": "concat"},
-    "max pooling": {"pool": "max"},
-    "lr 1e-3": {"lr": 1e-3},
-    "lr 4e-3": {"lr": 4e-3},
-    "batch 64": {"batch_size": 64},
     "growing from 64 px": {"start_size": 64},
     "64 px": {"size": 64},
     "128 px": {"size": 128},
 }
-AVERAGED = "mean of weights, 0.99"
 
 
 def main() -> None:
@@ -101,49 +97,10 @@ def folder(name: str, seed: int) -> str:
 
 def train_row(df: pd.DataFrame, config: TrainConfig, out: Path, name: str, seed: int) -> None:
     """Train one row with one seed, in a run directory of its own."""
-    from lesionfast.training import experiment
+    from lesionfast.training.experiment import train
 
-    learn = experiment.prepare_learner(df, config)
-    if name == AVERAGED:
-        learn.add_cb(weight_average())
-    run = Run.create(out, config, folder(name, seed))
-    with experiment.logging_to(run.path / "log.txt"):
-        experiment.write_preparation(learn, run)
-        experiment.evaluate(learn, run, experiment.fit(learn, run))
+    run = train(df, config, out, folder(name, seed))
     print(f"{folder(name, seed)}: {run.metrics['train_seconds']:.0f} s", flush=True)
-
-
-def weight_average():
-    """Return a callback that validates and keeps timm's moving average of the weights."""
-    from fastai.callback.core import Callback
-    from timm.utils import ModelEmaV3
-
-    class WeightAverage(Callback):
-        order = 10
-
-        def before_fit(self) -> None:
-            self.training_phases = self.learn.progressive_unfreezing
-
-        def before_epoch(self) -> None:
-            if self.epoch == self.training_phases.phase.first:
-                self.average = ModelEmaV3(self.model, decay=0.99, use_warmup=True)
-                self.step = 0
-            else:
-                self.model.load_state_dict(self.own)
-
-        def after_batch(self) -> None:
-            if self.training:
-                self.step += 1
-                self.average.update(self.model, self.step)
-
-        def before_validate(self) -> None:
-            self.own = copy.deepcopy(self.model.state_dict())
-            self.model.load_state_dict(self.average.module.state_dict())
-
-        def after_fit(self) -> None:  # what predicts afterwards is what was kept
-            self.learn.remove_cb(self)
-
-    return WeightAverage()
 
 
 def table(out: Path, seeds: int) -> pd.DataFrame:
