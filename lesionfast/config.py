@@ -146,8 +146,9 @@ class TrainConfig(SplitConfig):
     weight_decay: float = option(0.01, "Decoupled weight decay (AdamW).", limits=(0, math.inf))
     unfreeze: str = option(
         "auto",
-        "'gradual' (head, then stage by stage), 'two-step' (head, then all), 'last:N' (head, then "
-        "the last N stages), 'none' (all at once); 'auto': two-step if pretrained, else none.",
+        "'fresh' (head, then all with a fresh head), 'two-step' (head, then all), 'gradual' (head, "
+        "then stage by stage), 'last:N' (head, then the last N stages), 'none' (all at once); "
+        "'auto': fresh if pretrained, else none.",
     )
     subclass: str | None = option(
         None, "Cut classes into visual sub-classes while training, such as mel=3."

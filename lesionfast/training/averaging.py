@@ -26,10 +26,13 @@ class WeightAverage(Callback):
         self.average = ModelEmaV3(self.model, decay=self.decay, use_warmup=True)
 
     def before_epoch(self) -> None:
-        """Go on with the trained weights; start a new average where a phase starts."""
+        """Go on with the trained weights."""
         if self.own is not None:
             self.model.load_state_dict(self.own)
             self.own = None
+
+    def before_train(self) -> None:
+        """Start a new average where a phase starts."""
         unfreezing = getattr(self.learn, "progressive_unfreezing", None)
         first = 0 if unfreezing is None else unfreezing.phase.first
         if self.epoch == first:

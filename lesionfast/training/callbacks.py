@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.callback.schedule import combined_cos
 from fastai.learner import Learner
+from torch import nn
 
 from lesionfast.data.augment import Recipe, augment, turn
 from lesionfast.training.schedule import Phase, plan_phases
@@ -17,7 +18,8 @@ class ProgressiveUnfreezing(Callback):
     """Freeze the stages below the first that learns, phase by phase within one fit.
 
     `how` and `head_epochs` are what `plan_phases` takes. The optimizer's state starts anew with
-    each phase.
+    each phase, and so does the head after having learned alone where `how` is 'fresh': one that
+    has fitted the features of the frozen backbone well keeps the backbone from learning others.
     """
 
     order = -20  # before anything that looks at what is frozen
@@ -29,6 +31,7 @@ class ProgressiveUnfreezing(Callback):
         """Plan the phases from the number of epochs and of parameter groups."""
         n_groups = len(self.opt.param_lists)
         self.phases = plan_phases(self.how, n_groups, self.n_epoch, self.head_epochs)
+        self.first_head = [each.detach().clone() for each in self.head]
 
     def before_epoch(self) -> None:
         """Freeze as the phase says; forget the optimizer's averages where a phase starts."""
@@ -36,6 +39,17 @@ class ProgressiveUnfreezing(Callback):
         self.opt.freeze_to(len(self.opt.param_lists) - phase.groups)
         if self.epoch == phase.first:
             self.opt.clear_state()
+
+    def before_train(self) -> None:
+        """Give the head its first weights where a phase starts, if it is to be fresh."""
+        if self.how == "fresh" and self.epoch == self.phase.first:
+            for parameter, first in zip(self.head, self.first_head, strict=True):
+                parameter.data.copy_(first)
+
+    @property
+    def head(self) -> list[nn.Parameter]:
+        """The last parameter group."""
+        return list(self.opt.param_lists[-1])
 
     @property
     def phase(self) -> Phase:

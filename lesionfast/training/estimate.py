@@ -87,7 +87,7 @@ def how_to_unfreeze(model: FusionModel, config: TrainConfig) -> str:
     """Return how the training will unfreeze, taking it that its pretrained weights are found."""
     if config.unfreeze != "auto":
         return config.unfreeze
-    return "none" if model.backbone is None or config.weights == "none" else "two-step"
+    return "none" if model.backbone is None or config.weights == "none" else "fresh"
 
 
 def rows_an_epoch(targets: pd.Series, balance: str) -> int:

@@ -172,11 +172,11 @@ def write_preparation(learn: FusionLearner, run: Run) -> None:
 
 
 def unfreezing(learn: FusionLearner, config: TrainConfig) -> str:
-    """Return how to unfreeze: 'auto' is two-step for a pretrained backbone, else none."""
+    """Return how to unfreeze: 'auto' is fresh for a pretrained backbone, else none."""
     if config.unfreeze != "auto":
         return config.unfreeze
     backbone = learn.model.backbone
-    return "two-step" if backbone is not None and backbone.pretrained else "none"
+    return "fresh" if backbone is not None and backbone.pretrained else "none"
 
 
 def phases_of(learn: FusionLearner, config: TrainConfig) -> list[Phase]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lesionfast.errors import LesionfastError
 
-HOWS = "gradual, two-step, last:N, none"
+HOWS = "fresh, gradual, two-step, last:N, none"
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Phase:
 def plan_phases(unfreeze: str, n_groups: int, epochs: int, head_epochs: int = 1) -> list[Phase]:
     """Return the phases of `epochs` epochs over parameter groups counted from the stem.
 
-    gradual (Howard and Ruder 2018, arXiv:1801.06146, section 3.3): the head, then one stage more
+    fresh: the head, which gives a first answer, then all with a head that starts anew. gradual (Howard and Ruder 2018, arXiv:1801.06146, section 3.3): the head, then one stage more
     an epoch, then, for at least half of the rest, everything. two-step: the head, then all.
     last:N: the head, then the head and the last N stages. none: all at once. The head alone learns
     for `head_epochs`, or not at all if no epoch were left.
@@ -54,7 +54,7 @@ def group_stops(unfreeze: str, n_groups: int) -> list[int]:
         return [1, 1 + int(last[1])]
     if unfreeze == "gradual":
         return list(range(1, n_groups + 1))
-    if unfreeze == "two-step":
+    if unfreeze in ("fresh", "two-step"):
         return [1, n_groups] if n_groups > 1 else [1]
     if unfreeze == "none":
         return [n_groups]

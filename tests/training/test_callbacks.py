@@ -9,6 +9,7 @@ from fastai.losses import CrossEntropyLossFlat
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from lesionfast.training.averaging import WeightAverage
 from lesionfast.training.callbacks import (
     Autocast,
     ChannelsLast,
@@ -53,6 +54,28 @@ def test_unfreezing_thaws_from_the_head_on_a_plain_learner(plain_learner):
         [False, True, True],
         *[[True, True, True]] * 4,
     ]
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_a_fresh_head_starts_anew_when_the_backbone_learns(plain_learner, average):
+    class Begun(Callback):
+        def before_fit(self):
+            self.heads = [self.head()]
+
+        def before_batch(self):
+            if self.training and self.iter == 0:
+                self.heads.append(self.head())
+
+        def head(self):
+            return self.model[-1].weight.detach().clone()
+
+    for how, anew in (("fresh", True), ("two-step", False)):
+        begun = Begun()
+        cbs = [WeightAverage(0.9)] if average else []
+        fit(plain_learner, 4, ProgressiveUnfreezing(how, 2), OneCycle(1e-2), begun, *cbs)
+        first, _, second, third, fourth = begun.heads
+        assert not torch.equal(second, first) and not torch.equal(fourth, first)
+        assert torch.equal(third, first) == anew
 
 
 def test_frozen_weights_stay_and_thawed_ones_move(plain_learner):

@@ -77,7 +77,7 @@ def test_a_classifier_starts_from_the_encoder_and_says_so(df, folder, run):
     state, encoder = learn.model.backbone.body.state_dict(), read_weights(folder)
     assert state.keys() == encoder.keys()
     assert all(torch.equal(state[name], encoder[name]) for name in encoder)
-    assert unfreezing(learn, run.config) == "two-step"
+    assert unfreezing(learn, run.config) == "fresh"
     assert run.model["weights_origin"] == f"weights of the run {folder}"
     assert f"weights of the run {folder}" in (run.path / "log.txt").read_text()
 

@@ -4,7 +4,7 @@ from lesionfast.errors import LesionfastError
 from lesionfast.training.schedule import discriminative, plan_phases
 
 
-@pytest.mark.parametrize("how", ["gradual", "two-step", "last:2", "none"])
+@pytest.mark.parametrize("how", ["fresh", "gradual", "two-step", "last:2", "none"])
 @pytest.mark.parametrize("epochs", [1, 2, 3, 6, 20])
 @pytest.mark.parametrize("n_groups", [3, 6])
 def test_phases_cover_every_epoch_once_and_only_thaw(how, epochs, n_groups):
@@ -33,7 +33,7 @@ def test_two_step_is_head_then_all():
 
 @pytest.mark.parametrize("how", ["gradul", "last:0", "last:6", "last:x", ""])
 def test_wrong_unfreeze_says_what_to_type(how):
-    with pytest.raises(LesionfastError, match=r"gradual, two-step, last:N, none.*from 1 to 5"):
+    with pytest.raises(LesionfastError, match=r"fresh, gradual, two-step, last:N, none.*from 1 to 5"):
         plan_phases(how, 6, 4)
 
 
