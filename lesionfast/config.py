@@ -133,10 +133,10 @@ class TrainConfig(SplitConfig):
     )
     batch_size: int = option(32, "Images per step.", limits=(1, math.inf))
     lr: float | str = option(
-        2e-3, "Highest learning rate of the head, or 'auto' (LR finder).", limits=(1e-9, 1e3)
+        1e-3, "Highest learning rate of the head, or 'auto' (LR finder).", limits=(1e-9, 1e3)
     )
     lr_decay: float = option(
-        0.7, "Learning rate of a stage as a share of the stage above it.", limits=(0, 1)
+        1.0, "Learning rate of a stage as a share of the stage above it.", limits=(0, 1)
     )
     ema: float = option(
         0.99,

@@ -121,9 +121,17 @@ def configuration(arguments: argparse.Namespace):
 
 
 def figures(
-    valid: tuple, test: tuple, classes: list[str], prior, seconds: dict, trained: int
+    valid: tuple,
+    test: tuple,
+    classes: list[str],
+    prior,
+    seconds: dict[str, float],
+    trained: int,
 ) -> dict[str, float]:
-    """Return the figures that are compared; `valid` and `test` are (probabilities, truth)."""
+    """Return the figures that are compared; `valid` and `test` are (probabilities, truth).
+
+    `seconds` are those of preparing, of the fit, and of predicting the test images, one view each.
+    """
     from lesionfast.evaluation.metrics import summarize
 
     found = {}
@@ -135,8 +143,9 @@ def figures(
     own, workers = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     processor = own.ru_utime + own.ru_stime + workers.ru_utime + workers.ru_stime
     return found | {
-        "training time, s": sum(seconds.values()),
+        "training time, s": seconds["prepare"] + seconds["fit"],
         "images per second": trained / seconds["fit"],
+        "images per second, prediction": len(test[1]) / seconds["predict"],
         "processor time of all, s": processor,
         "peak memory, GiB": own.ru_maxrss / 2**20,
     }
@@ -162,10 +171,19 @@ def run_lesionfast(arguments: argparse.Namespace) -> dict[str, float | None]:
     training = experiment.fit(learn, run)
     seconds = {"prepare": prepared - started, "fit": time.perf_counter() - prepared}
     experiment.evaluate(learn, run, training)
+    with learn.no_bar():
+        _, seconds["predict"] = timed(lambda: learn.get_preds(ds_idx=2))
     trained = len(learn.dls.train_ds) * (config.epochs + 1)
     parts = [predictions_of(run, name) for name in ("valid", "test")]
     found = figures(*parts, run.classes, run.model["prior"], seconds, trained)
     return found | {REACHED: clock.seconds}
+
+
+def timed(function: Callable[[], Any]) -> tuple[Any, float]:
+    """Return what a function returns, and how many seconds that took."""
+    started = time.perf_counter()
+    found = function()
+    return found, time.perf_counter() - started
 
 
 def reaching_clock(started: float, reach: float):
@@ -223,8 +241,10 @@ def print_table(rounds: list[dict[str, dict]], arguments: argparse.Namespace) ->
         print(f"{figure:44}" + "".join(f"{each:>12}" for each in cells) + f"{shown(ratios):>9}")
 
 
-def ratio(ours: float | None, plain: float) -> float | None:
-    """Return ours : plain, None if ours was never reached."""
+def ratio(ours: float | None, plain: float) -> float | None | str:
+    """Return ours : plain, None if ours was never reached, '' if plain is 0."""
+    if not plain:
+        return ""
     return None if ours is None else ours / plain
 
 

@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from side_by_side import compare, configuration, figures, pretrained, prior_of
+from side_by_side import compare, configuration, figures, pretrained, prior_of, timed
 
 
 def run_fastai(arguments: argparse.Namespace) -> dict:
@@ -38,9 +38,10 @@ def run_fastai(arguments: argparse.Namespace) -> dict:
         learn.fine_tune(config.epochs)
     seconds = {"prepare": prepared - started, "fit": time.perf_counter() - prepared}
     classes = list(learn.dls.vocab)
-    parts = [predict(learn, df[df["split"] == name], classes) for name in ("valid", "test")]
+    valid = predict(learn, df[df["split"] == "valid"], classes)
+    test, seconds["predict"] = timed(lambda: predict(learn, df[df["split"] == "test"], classes))
     trained = len(learn.dls.train_ds) * arguments.epochs
-    return figures(*parts, classes, prior_of(df, classes), seconds, trained)
+    return figures(valid, test, classes, prior_of(df, classes), seconds, trained)
 
 
 def plain_learner(df, config, folder: Path, weights: str):

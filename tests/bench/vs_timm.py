@@ -14,7 +14,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from side_by_side import compare, configuration, figures, pretrained, prior_of
+from side_by_side import compare, configuration, figures, pretrained, prior_of, timed
 
 
 def run_timm(arguments: argparse.Namespace) -> dict:
@@ -44,9 +44,9 @@ def run_timm(arguments: argparse.Namespace) -> dict:
     loop = Loop(model, partial(autocast, config.precision, device))
     loop.fit(train, valid, arguments.epochs, config.weight_decay)
     seconds = {"prepare": prepared - started, "fit": time.perf_counter() - prepared}
-    parts = [loop.predict(valid), loop.predict(test)]
+    found, seconds["predict"] = timed(lambda: loop.predict(test))
     trained = len(train.dataset) * arguments.epochs
-    return figures(*parts, classes, prior_of(df, classes), seconds, trained)
+    return figures(loop.predict(valid), found, classes, prior_of(df, classes), seconds, trained)
 
 
 if __name__ == "__main__":
