@@ -41,7 +41,8 @@ def fit_to_budget(config: TrainConfig, df: pd.DataFrame) -> TrainConfig:
         return config
     given, chosen, started = read_duration(config.budget), None, time.perf_counter()
     for plan, fixed, epoch in plans(config, df):
-        seconds = given - (time.perf_counter() - started)  # measuring takes its share
+        measuring = time.perf_counter() - started  # takes its share of the time
+        seconds = given - measuring
         epochs = config.epochs
         if is_default("epochs", config):
             epochs = max(1, min(MOST, int((SPARE * seconds - fixed) / epoch)))
@@ -50,6 +51,7 @@ def fit_to_budget(config: TrainConfig, df: pd.DataFrame) -> TrainConfig:
             break
         chosen = replace(plan, epochs=epochs, budget=None), needed
     if chosen is None:
+        needed += measuring
         raise LesionfastError(
             f"--budget {config.budget} is too short: the smallest training takes about "
             f"{needed:.0f} s here. Type --budget {needed + 1:.0f}s, or another --arch."
