@@ -195,7 +195,8 @@ def lr_find(
 
     settings = TrainConfig(**given)
     df = load_dataset(settings)
-    from lesionfast.training.experiment import prepare_learner, starts_frozen
+    from lesionfast.training.experiment import prepare_learner
+    from lesionfast.training.fitting import starts_frozen
     from lesionfast.training.lr_finder import draw_lr_curve, find_lr
 
     learn = prepare_learner(df, settings)

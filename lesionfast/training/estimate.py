@@ -13,7 +13,7 @@ from lesionfast.data.loaders import images_at_once, pick_device
 from lesionfast.data.metadata import MetadataEncoder
 from lesionfast.models.fusion import FusionModel, build_model, stage_groups
 from lesionfast.training.balancing import balances
-from lesionfast.training.experiment import (
+from lesionfast.training.fitting import (
     caches_features,
     memory_error_explained,
     total_epochs,

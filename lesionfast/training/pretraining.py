@@ -24,10 +24,10 @@ from lesionfast.runs import create_directory, write_atomically, write_json, writ
 from lesionfast.training.callbacks import OneCycle, ProgressiveUnfreezing
 from lesionfast.training.checkpoint import save_tensors
 from lesionfast.training.description import describe_environment, images_by_split
-from lesionfast.training.experiment import cleaned_up, logging_to, memory_error_explained
+from lesionfast.training.fitting import cleaned_up, memory_error_explained
 from lesionfast.training.learner import FusionLearner, learner_callbacks
 from lesionfast.training.lr_finder import find_lr
-from lesionfast.training.progress import EpochBar, EpochLines, StopOnInterrupt
+from lesionfast.training.progress import EpochBar, EpochLines, StopOnInterrupt, logging_to
 from lesionfast.training.tracking import EarlyStopping, KeepBest, StopOnNaN, WriteHistory
 
 logger = logging.getLogger("lesionfast")

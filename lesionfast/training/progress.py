@@ -1,10 +1,13 @@
-"""What a person sees and may do while a model trains: a bar, a line an epoch, Ctrl-C."""
+"""What a person sees and may do while a model trains: a bar, a line an epoch, a log, Ctrl-C."""
 
 import logging
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -141,3 +144,19 @@ class StopOnInterrupt(Callback):
         self.interrupted = True
         signal.signal(signal.SIGINT, self.before)
         print("\nCtrl-C: ending the run with the best weights so far", file=sys.stderr)
+
+
+@contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """Append what lesionfast logs to a file, whatever the console shows."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        handler.close()

@@ -26,9 +26,10 @@ class Phase:
 def plan_phases(unfreeze: str, n_groups: int, epochs: int, head_epochs: int = 1) -> list[Phase]:
     """Return the phases of `epochs` epochs over parameter groups counted from the stem.
 
-    fresh: the head, which gives a first answer, then all with a head that starts anew. gradual (Howard and Ruder 2018, arXiv:1801.06146, section 3.3): the head, then one stage more
-    an epoch, then, for at least half of the rest, everything. two-step: the head, then all.
-    last:N: the head, then the head and the last N stages. none: all at once. The head alone learns
+    fresh: the head, which gives a first answer, then all with a head that starts anew. two-step:
+    the head, then all. gradual (Howard and Ruder 2018, arXiv:1801.06146, section 3.3): the head,
+    then one stage more an epoch, then, for at least half of the rest, everything. last:N: the
+    head, then the head and the last N stages. none: all at once. The head alone learns
     for `head_epochs`, or not at all if no epoch were left.
     """
     head, *stops = group_stops(unfreeze, n_groups)

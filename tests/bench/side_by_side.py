@@ -157,6 +157,8 @@ def run_lesionfast(arguments: argparse.Namespace) -> dict[str, float | None]:
     from lesionfast.runs import Run
     from lesionfast.training import experiment
     from lesionfast.training.budget import fit_to_budget
+    from lesionfast.training.fitting import fit
+    from lesionfast.training.prediction import evaluate
 
     config = configuration(arguments)
     df = load_dataset(config)
@@ -168,9 +170,9 @@ def run_lesionfast(arguments: argparse.Namespace) -> dict[str, float | None]:
     prepared = time.perf_counter()
     run = Run.create(Path(arguments.folder) / "runs", config)
     experiment.write_preparation(learn, run)
-    training = experiment.fit(learn, run)
+    training = fit(learn, run)
     seconds = {"prepare": prepared - started, "fit": time.perf_counter() - prepared}
-    experiment.evaluate(learn, run, training)
+    evaluate(learn, run, training)
     with learn.no_bar():
         _, seconds["predict"] = timed(lambda: learn.get_preds(ds_idx=2))
     trained = len(learn.dls.train_ds) * (config.epochs + 1)
@@ -241,7 +243,7 @@ def print_table(rounds: list[dict[str, dict]], arguments: argparse.Namespace) ->
         print(f"{figure:44}" + "".join(f"{each:>12}" for each in cells) + f"{shown(ratios):>9}")
 
 
-def ratio(ours: float | None, plain: float) -> float | None | str:
+def ratio(ours: float | None, plain: float) -> float | str | None:
     """Return ours : plain, None if ours was never reached, '' if plain is 0."""
     if not plain:
         return ""

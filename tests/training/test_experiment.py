@@ -24,12 +24,12 @@ from lesionfast.models.fusion import load_model
 from lesionfast.runs import Run, sha256
 from lesionfast.training.balancing import balances
 from lesionfast.training.experiment import (
-    highest_lr,
     only_trainer,
     prepare_learner,
     resume,
     train,
 )
+from lesionfast.training.fitting import highest_lr
 from lesionfast.training.frozen import BATCH as HEAD_BATCH
 from lesionfast.training.learner import fusion_learner
 from lesionfast.training.losses import losses
@@ -224,7 +224,7 @@ def test_a_resumed_run_keeps_its_joined_lesions_and_skipped_images(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("lesionfast.training.experiment.predict_splits", power_cut)
+        patch.setattr("lesionfast.training.prediction.predict_splits", power_cut)
         train(joined, config, tmp_path / "runs")
     stopped = Run.open(next((tmp_path / "runs").iterdir()))
     log = (stopped.path / "log.txt").read_text()
@@ -262,7 +262,7 @@ def test_a_resumed_run_does_not_show_metrics_of_other_weights(stopped, monkeypat
     def power_cut(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lesionfast.training.experiment.predict_splits", power_cut)
+    monkeypatch.setattr("lesionfast.training.prediction.predict_splits", power_cut)
     with pytest.raises(KeyboardInterrupt):
         resume(Run.open(stopped.path))
     assert not Run.open(stopped.path).finished

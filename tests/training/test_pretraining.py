@@ -15,7 +15,8 @@ from lesionfast.errors import LesionfastError
 from lesionfast.models.files import read_weights
 from lesionfast.models.fusion import load_model
 from lesionfast.runs import Run, list_runs, sha256
-from lesionfast.training.experiment import prepare_learner, train, unfreezing
+from lesionfast.training.experiment import prepare_learner, train
+from lesionfast.training.fitting import unfreezing
 from lesionfast.training.pretraining import ImageIsTarget, pretrain
 
 TINY = TrainConfig(arch="vanilla_cnn", size=32, epochs=2, batch_size=32)

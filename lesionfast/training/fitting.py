@@ -1,0 +1,154 @@
+"""The fit of an experiment: its phases, its callbacks, and what is kept of it."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from fastai.callback.core import Callback
+
+from lesionfast.config import TrainConfig
+from lesionfast.data.augment import augmentations
+from lesionfast.errors import LesionfastError, TrainingInterrupted
+from lesionfast.models.fusion import FusionModel
+from lesionfast.runs import Run, write_json
+from lesionfast.training.averaging import WeightAverage
+from lesionfast.training.callbacks import (
+    AugmentValid,
+    OneCycle,
+    ProgressiveResizing,
+    ProgressiveUnfreezing,
+)
+from lesionfast.training.checkpoint import Checkpoint
+from lesionfast.training.description import announce
+from lesionfast.training.frozen import CachedFeatures
+from lesionfast.training.learner import FusionLearner
+from lesionfast.training.lr_finder import find_lr
+from lesionfast.training.precision import precision
+from lesionfast.training.progress import EpochBar, EpochLines, StopOnInterrupt
+from lesionfast.training.schedule import Phase, discriminative, plan_phases
+from lesionfast.training.tracking import EarlyStopping, KeepBest, StopOnNaN, WriteHistory
+
+
+def fit(learn: FusionLearner, run: Run, resume: bool = False) -> dict[str, Any]:
+    """Train in phases, from where the run's checkpoint stands if `resume`; keep the best weights.
+
+    Writes history.csv and weights.safetensors; returns what metrics.json says of the training.
+    Raises `TrainingInterrupted` when the user stops it before its first epoch ended.
+    """
+    config = run.config
+    lrs = discriminative(highest_lr(learn, run), config.lr_decay, len(learn.splitter(learn.model)))
+    one_cycle = OneCycle(lrs, head_lr=None if config.lr == "auto" else config.head_lr)
+    announce(learn, run, phases_of(learn, config), lrs, one_cycle.head_lr)
+    how = unfreezing(learn, config)
+    interrupt, lines = StopOnInterrupt(), EpochLines()
+    best = KeepBest(config.monitor, run.path / "weights.safetensors")
+    cbs = [
+        ProgressiveUnfreezing(how, config.head_epochs),
+        one_cycle,
+        StopOnNaN(),
+        WriteHistory(run.path / "history.csv"),
+        Checkpoint(run.path / "checkpoints" / "last.safetensors", resume),
+        EpochBar(),
+        interrupt,
+        best,
+        lines,
+    ]
+    if config.ema:
+        cbs.append(WeightAverage(config.ema))
+    if caches_features(learn.model, config):
+        cbs.append(cached_features(learn, config))
+    if config.augment_valid is not None:
+        cbs.append(AugmentValid(augmentations[config.augment](), config.augment_valid))
+    if config.start_size:
+        cbs.append(ProgressiveResizing(config.start_size))
+    if config.patience:
+        cbs.append(EarlyStopping(config.monitor, config.patience))
+    with memory_error_explained(config), learn.no_bar(), learn.no_logging(), cleaned_up(learn, cbs):
+        learn.fit(total_epochs(how, config), lrs, cbs=cbs)
+    check_trained(run, best)
+    return {
+        "train_seconds": round(lines.train_seconds, 2),
+        "images_per_second": round(lines.images_per_second, 2),
+        "best_epoch": best.best_epoch + 1,
+        "status": "interrupted" if interrupt.interrupted else "finished",
+    }
+
+
+def unfreezing(learn: FusionLearner, config: TrainConfig) -> str:
+    """Return how to unfreeze: 'auto' is fresh for a pretrained backbone, else none."""
+    if config.unfreeze != "auto":
+        return config.unfreeze
+    backbone = learn.model.backbone
+    return "fresh" if backbone is not None and backbone.pretrained else "none"
+
+
+def phases_of(learn: FusionLearner, config: TrainConfig) -> list[Phase]:
+    """Return the phases of a training; raises `LesionfastError` if --unfreeze does not fit."""
+    n_groups, how = len(learn.splitter(learn.model)), unfreezing(learn, config)
+    return plan_phases(how, n_groups, total_epochs(how, config), config.head_epochs)
+
+
+def total_epochs(how: str, config: TrainConfig) -> int:
+    """Return the epochs of all phases: those of the backbone, and of the head alone before them."""
+    return config.epochs + (config.head_epochs if how != "none" else 0)
+
+
+def starts_frozen(learn: FusionLearner, config: TrainConfig) -> bool:
+    """Return whether the first phase trains a part of the model only."""
+    return phases_of(learn, config)[0].groups < len(learn.splitter(learn.model))
+
+
+def caches_features(model: FusionModel, config: TrainConfig) -> bool:
+    """Return whether epochs of the head alone can learn from features that are computed once."""
+    changes = config.mix != "none" or config.augment_valid is not None  # of images, batch by batch
+    return model.backbone is not None and not changes
+
+
+def cached_features(learn: FusionLearner, config: TrainConfig) -> CachedFeatures:
+    """Return the callback that computes them, in the precision of the run."""
+    dtype = getattr(torch, precision(config.precision, learn.dls.device))
+    return CachedFeatures(augmentations[config.augment](), config.views, config.seed, dtype)
+
+
+def highest_lr(learn: FusionLearner, run: Run) -> float:
+    """Return the highest learning rate of the head; one that was found holds for a resumed run."""
+    if run.config.lr != "auto":
+        return run.config.lr
+    file = run.path / "checkpoints" / "lr.json"
+    if not file.is_file():
+        write_json(file, find_lr(learn, starts_frozen(learn, run.config)))
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def check_trained(run: Run, best: KeepBest) -> None:
+    """Raise `TrainingInterrupted` if no epoch ended."""
+    if best.best_epoch < 0:
+        raise TrainingInterrupted(
+            f"the training stopped before its first epoch ended, so there are no weights to keep. "
+            f"Start it again: lesionfast train --resume {run.path}"
+        )
+
+
+@contextmanager
+def cleaned_up(learn: FusionLearner, cbs: list[Callback]) -> Iterator[None]:
+    """Give back what the callbacks took over, also after an error, where fastai calls no event."""
+    try:
+        yield
+    finally:
+        for cb in [*learn.cbs, *cbs]:
+            if hasattr(cb, "clean_up"):
+                cb.clean_up()
+
+
+@contextmanager
+def memory_error_explained(config: TrainConfig) -> Iterator[None]:
+    """Turn the GPU's out-of-memory error into one that says which batch size to try."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise LesionfastError(
+            f"the device ran out of memory with {config.batch_size} images of {config.size} pixels "
+            f"a step. Type --batch-size {max(1, config.batch_size // 2)}, or a smaller --size."
+        ) from None

@@ -1,0 +1,60 @@
+"""What a trained Learner predicts of validation and test: predictions.csv and metrics.json."""
+
+import shutil
+from typing import Any
+
+import pandas as pd
+import torch
+
+from lesionfast.data.splits import PARTS
+from lesionfast.evaluation.metrics import summarize
+from lesionfast.runs import Run, sha256, write_atomically, write_json
+from lesionfast.training.callbacks import Turned
+from lesionfast.training.fitting import cleaned_up, memory_error_explained
+from lesionfast.training.learner import FusionLearner
+
+
+def evaluate(learn: FusionLearner, run: Run, training: dict[str, Any]) -> None:
+    """Predict validation and test with the best weights; write predictions and metrics.
+
+    `training` is what `fit` returned.
+    """
+    with memory_error_explained(run.config), learn.no_bar(), cleaned_up(learn, []):
+        predictions = predict_splits(learn, run.config.tta)
+    write_atomically(run.path / "predictions.csv", lambda p: predictions.to_csv(p, index=False))
+    write_json(
+        run.path / "metrics.json",
+        {
+            "split_sha256": sha256(run.path / "split.csv"),
+            **training,
+            **{name: summary(learn, table) for name, table in predictions.groupby("split")},
+        },
+    )
+    if training["status"] == "finished":
+        shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+
+
+def predict_splits(learn: FusionLearner, views: int) -> pd.DataFrame:
+    """Return one row an image of validation and test, with a column `p_<class>` for each class.
+
+    The probabilities are the mean over the first `views` elements of the dihedral group.
+    """
+    tables = []
+    for index, name in enumerate(PARTS):
+        rows = learn.dls.rows[learn.dls.rows["split"] == name].drop(columns="row")
+        if name == "train" or rows.empty:
+            continue
+        found = [learn.get_preds(ds_idx=index, cbs=Turned(view))[0] for view in range(views)]
+        probabilities = torch.stack(found).mean(dim=0)
+        columns = [f"p_{each}" for each in learn.dls.vocab]
+        scores = pd.DataFrame(probabilities.numpy().astype(float), rows.index, columns)
+        tables.append(pd.concat([rows, scores], axis=1))
+    return pd.concat(tables, ignore_index=True)
+
+
+def summary(learn: FusionLearner, predictions: pd.DataFrame) -> dict[str, Any]:
+    """Return the metrics of one split's predictions."""
+    classes = list(learn.dls.vocab)
+    truth = predictions["target"].map(classes.index).to_numpy()
+    probabilities = predictions[[f"p_{each}" for each in classes]].to_numpy()
+    return summarize(truth, probabilities, classes, learn.balance.prior)
