@@ -31,6 +31,7 @@ ROWS: dict[str, dict] = {  # --tta 8 is a row, so that the others predict one vi
     "8 dihedral views": {"tta": 8},
     "no mean of weights": {"ema": 0.0},
     "no epochs of the head alone": {"unfreeze": "none"},
+    "the head kept when all learn": {"unfreeze": "two-step"},
     "falling rates, 0.7 a stage": {"lr_decay": 0.7},
     "half the rate": {"lr": TrainConfig.lr / 2},
     "twice the rate": {"lr": TrainConfig.lr * 2},
@@ -43,8 +44,8 @@ ROWS: dict[str, dict] = {  # --tta 8 is a row, so that the others predict one vi
     "no age and sex": {"fusion": "none", "metadata": "none"},
     "gated fusion": {"fusion": "gated"},
     "max and mean pooling": {"pool": "concat"},
-    "growing from 64 px": {"start_size": 64},
-    "64 px": {"size": 64},
+    "growing from half the size": {"start_size": 32},
+    "96 px": {"size": 96},
     "128 px": {"size": 128},
 }
 
@@ -72,9 +73,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="folder of HAM10000 as downloaded")
     parser.add_argument("--out", required=True, help="folder of the runs")
     parser.add_argument("--seeds", type=int, default=3, help="of weights and order of the batches")
-    parser.add_argument("--share", type=float, default=0.5, help="of the training lesions")
-    parser.add_argument("--size", type=int, default=96)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--share", type=float, default=1.0, help="of the training lesions")
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--epochs", type=int, default=TrainConfig.epochs)
     parser.add_argument("--rows", nargs="*", choices=list(ROWS), help="only these rows")
     return parser.parse_args()
 
