@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from lesionfast.evaluation.diagnoses import NAMES
@@ -58,5 +59,6 @@ def sign(figure: Figure, interpretation: Interpretation) -> None:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG, atomically, and return its path."""
+    """Write a figure as PNG and beside it as SVG, each atomically; return the path of the PNG."""
+    write_atomically(path.with_suffix(".svg"), figure.savefig)
     return write_atomically(path, figure.savefig)

@@ -293,6 +293,9 @@ def bench_table(found: dict[str, Any]) -> "Table":
     table.add_row(
         "head epoch, 8,500 cached features", f"{found['feature_epoch_seconds']:.2f} s", ""
     )
+    if "compile_gain" in found:
+        told = f"{found['compile_gain']:.2f} of the bare"
+        table.add_row("step with --compile", f"{found['compile_seconds']:.0f} s at first", told)
     for where, size in found["peak_memory"].items():
         table.add_row(f"peak memory, {where}", f"{size / 2**30:.2f} GiB", "")
     return table

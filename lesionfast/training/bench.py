@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.data.core import DataLoaders
-from torch import Tensor
+from torch import Tensor, nn
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.augment import augment, augmentations
@@ -40,7 +40,8 @@ def bench(config: TrainConfig, df: pd.DataFrame) -> dict[str, Any]:
     `parts` maps names to images per second; `step_share` and `prediction_share` are medians over
     rounds in which the bare model and lesionfast take turns: the whole training step over the bare
     one (model, loss, backward pass and AdamW on a batch in memory), and prediction over the bare
-    forward pass in inference mode. `feature_epoch_seconds` is an epoch of the head over 8,500 rows
+    forward pass in inference mode; `compile_gain`, with --compile, is that of the compiled bare
+    step over the bare one. `feature_epoch_seconds` is an epoch of the head over 8,500 rows
     of cached features, `peak_memory` in bytes. Raises `LesionfastError` for bad data.
     """
     config = replace(config, patience=0)
@@ -56,6 +57,7 @@ def bench(config: TrainConfig, df: pd.DataFrame) -> dict[str, Any]:
             **training_rates(learn, config),
             **prediction_rates(learn, config),
             "feature_epoch_seconds": feature_epoch(learn),
+            **(compile_rates(learn, config) if config.compile else {}),
         }
     found["parts"] |= {k: found.pop(k) for k in WHOLE}
     return {**found, "peak_memory": peak_memory(dls.device)}
@@ -107,36 +109,54 @@ def batch_of(learn: FusionLearner) -> tuple[Tensor, Tensor, Tensor]:
     return tuple(each.as_subclass(Tensor) for each in learn.dls.one_batch())
 
 
-def loss_of(learn: FusionLearner, config: TrainConfig, *batch: Tensor) -> Tensor:
+def loss_of(
+    learn: FusionLearner, config: TrainConfig, *batch: Tensor, model: nn.Module | None = None
+) -> Tensor:
     """Return the loss of the bare model in training mode."""
     image, metadata, target = batch
-    learn.model.train()
+    model = learn.model if model is None else model
+    model.train()
     with autocast(config.precision, image.device):
-        logits = learn.model(image, metadata)
+        logits = model(image, metadata)
     return learn.loss_func(logits.float(), target)
+
+
+def bare_step(learn: FusionLearner, config: TrainConfig, model: nn.Module) -> Callable[[], None]:
+    """Return a function that takes one step on a batch in memory, after the first has been."""
+    batch = batch_of(learn)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+
+    def bare() -> None:
+        loss_of(learn, config, *batch, model=model).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    learn.unfreeze()
+    bare()
+    return bare
 
 
 def training_rates(learn: FusionLearner, config: TrainConfig) -> dict[str, float]:
     """Return the images per second of the bare and of the whole step, and their ratio."""
-    batch = batch_of(learn)
-    optimizer = torch.optim.AdamW(learn.model.parameters(), lr=1e-5)
-
-    def bare() -> None:
-        loss_of(learn, config, *batch).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    bare()
-    learn.unfreeze()
-    seconds = [
-        (timed(bare, batch[0].device, STEPS), whole_step(learn, config.ema)) for _ in range(ROUNDS)
-    ]
-    n = len(batch[0])
+    bare, device = bare_step(learn, config, learn.model), learn.dls.device
+    seconds = [(timed(bare, device, STEPS), whole_step(learn, config.ema)) for _ in range(ROUNDS)]
+    n = learn.dls.train.bs
     return {
         "bare step": n / statistics.median(first for first, _ in seconds),
         "step": n / statistics.median(second for _, second in seconds),
         "step_share": statistics.median(first / second for first, second in seconds),
     }
+
+
+def compile_rates(learn: FusionLearner, config: TrainConfig) -> dict[str, float]:
+    """Return what torch.compile makes of the bare step, and the seconds of its first step."""
+    device, started = learn.dls.device, time.perf_counter()
+    compiled = bare_step(learn, config, torch.compile(learn.model))
+    seconds = time.perf_counter() - started
+    bare = bare_step(learn, config, learn.model)
+    rounds = [(timed(bare, device, STEPS), timed(compiled, device, STEPS)) for _ in range(ROUNDS)]
+    gain = statistics.median(first / second for first, second in rounds)
+    return {"compile_gain": gain, "compile_seconds": seconds}
 
 
 def whole_step(learn: FusionLearner, ema: float) -> float:

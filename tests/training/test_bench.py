@@ -6,9 +6,11 @@ import pytest
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.dataset import load_dataset
+from lesionfast.data.loaders import build_dls
 from lesionfast.evaluation.tables import PARTS_OF_A_TRAINING, bench_table
 from lesionfast.training import bench as module
-from lesionfast.training.bench import bench
+from lesionfast.training.bench import bench, compile_rates
+from lesionfast.training.learner import fusion_learner
 
 TINY = TrainConfig(arch="test_resnet", weights="none", size=32, batch_size=16)
 
@@ -39,3 +41,11 @@ def test_it_says_what_it_was_measured_on(found):
 
 def test_the_table_has_a_row_for_each(found):
     assert bench_table(found).row_count == len(PARTS_OF_A_TRAINING) + 1 + len(found["peak_memory"])
+
+
+def test_compiling_is_measured_where_it_is_asked_for(found):
+    learn = fusion_learner(build_dls(load_dataset(TINY), TINY), TINY)
+    gain = compile_rates(learn, TINY)
+    assert 0 < gain["compile_gain"] < 10 and gain["compile_seconds"] > 0
+    assert bench_table(found | gain).row_count == bench_table(found).row_count + 1
+    assert "compile_gain" not in found
