@@ -27,7 +27,7 @@ from lesionfast.training.timing import time_one
 class Estimate:
     """What a training will take here: seconds of epochs on cached features, and of the others.
 
-    `predicting` is the time for the predictions at the end.
+    `predicting` is the time for the predictions and the features at the end.
     """
 
     parameters: int
@@ -68,7 +68,8 @@ def estimate(config: TrainConfig, df: pd.DataFrame) -> Estimate:
             else:
                 step = time_training(model, batch, config)
                 backbone += phase.epochs * (rows["valid"] * forward + n // size * step)
-    predicting = config.tta * (rows["valid"] + rows.get("test", 0)) * forward
+    features = 0 if config.fusion == "metadata" else len(df)  # kept with the run
+    predicting = (config.tta * (rows["valid"] + rows.get("test", 0)) + features) * forward
     parameters = sum(p.numel() for p in model.parameters())
     return Estimate(parameters, config.epochs, head, backbone, predicting)
 

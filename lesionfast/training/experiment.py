@@ -68,7 +68,7 @@ def resume(run: Run, **moved: str) -> Run:
         df = load_dataset(config, split=run.path / "split.csv")
         learn = prepare_learner(df, config)
         check_same_data(learn, run)
-        for name in ("metrics.json", "predictions.csv"):  # they tell of other weights
+        for name in ("metrics.json", "predictions.csv", "features.safetensors"):  # of other weights
             (run.path / name).unlink(missing_ok=True)
         run = Run(run.path)
         with logging_to(run.path / "log.txt"):

@@ -1,4 +1,4 @@
-"""What a trained Learner predicts of validation and test: predictions.csv and metrics.json."""
+"""What a trained Learner predicts of validation and test: predictions, features and metrics."""
 
 import shutil
 from typing import Any
@@ -6,21 +6,26 @@ from typing import Any
 import pandas as pd
 import torch
 
+from lesionfast.console import counting_bar
 from lesionfast.data.splits import PARTS
+from lesionfast.evaluation.features import write_features
 from lesionfast.evaluation.metrics import summarize
+from lesionfast.models.features import image_features
 from lesionfast.runs import Run, sha256, write_atomically, write_json
 from lesionfast.training.callbacks import Turned
 from lesionfast.training.fitting import cleaned_up, memory_error_explained
 from lesionfast.training.learner import FusionLearner
+from lesionfast.training.precision import precision
 
 
 def evaluate(learn: FusionLearner, run: Run, training: dict[str, Any]) -> None:
-    """Predict validation and test with the best weights; write predictions and metrics.
+    """Predict validation and test with the best weights; write predictions, features and metrics.
 
     `training` is what `fit` returned.
     """
     with memory_error_explained(run.config), learn.no_bar(), cleaned_up(learn, []):
         predictions = predict_splits(learn, run.config.tta)
+        keep_features(learn, run)
     write_atomically(run.path / "predictions.csv", lambda p: predictions.to_csv(p, index=False))
     write_json(
         run.path / "metrics.json",
@@ -50,6 +55,19 @@ def predict_splits(learn: FusionLearner, views: int) -> pd.DataFrame:
         scores = pd.DataFrame(probabilities.numpy().astype(float), rows.index, columns)
         tables.append(pd.concat([rows, scores], axis=1))
     return pd.concat(tables, ignore_index=True)
+
+
+def keep_features(learn: FusionLearner, run: Run) -> None:
+    """Keep the image features of all parts, from which pictures and outliers are found later."""
+    if learn.model.backbone is None:
+        return
+    dtype = getattr(torch, precision(run.config.precision, learn.dls.device))
+    rows = learn.dls.rows
+    with counting_bar("features of the images") as progress:
+        features = image_features(
+            learn.model, learn.dls.pixels, rows["row"].to_numpy(), progress, dtype=dtype
+        )
+    write_features(run, rows["image_id"].tolist(), features)
 
 
 def summary(learn: FusionLearner, predictions: pd.DataFrame) -> dict[str, Any]:

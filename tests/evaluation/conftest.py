@@ -94,6 +94,7 @@ def make_run(tmp_path) -> Callable[..., Run]:
         (path / "history.csv").write_text(HISTORY)
         (path / "metrics.json").write_text(json.dumps(told | summaries))
         table.to_csv(path / "predictions.csv", index=False)
+        table[["image_id", "group", "split"]].to_csv(path / "split.csv", index=False)
         return Run(path)
 
     return make

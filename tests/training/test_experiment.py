@@ -20,6 +20,7 @@ from lesionfast.data.dataset import load_dataset
 from lesionfast.data.loaders import build_dls, images_at_once
 from lesionfast.data.sample import make_sample
 from lesionfast.errors import LesionfastError
+from lesionfast.evaluation.features import read_features
 from lesionfast.models.fusion import load_model
 from lesionfast.runs import Run, sha256
 from lesionfast.training.balancing import balances
@@ -64,6 +65,7 @@ def test_the_run_directory_is_complete_and_holds_no_pickle(run):
         "config.json",
         "encoder.json",
         "environment.json",
+        "features.safetensors",
         "history.csv",
         "log.txt",
         "metrics.json",
@@ -417,3 +419,9 @@ def test_out_of_memory_says_which_batch_size_to_try(df, tmp_path, monkeypatch):
     with pytest.raises(LesionfastError, match="--batch-size 8"):
         train(df, TINY, tmp_path)
     assert signal.getsignal(signal.SIGINT) == before  # Ctrl-C is Python's again
+
+
+def test_the_features_of_every_image_are_kept(run, df):
+    features = read_features(run)
+    assert sorted(features.index) == sorted(df["image_id"]) and features.shape[1] > 8
+    assert np.isfinite(features.to_numpy()).all() and features.std().max() > 0

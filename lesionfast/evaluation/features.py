@@ -1,0 +1,47 @@
+"""What a run's backbone makes of each image: kept with the run, read without torch."""
+
+import json
+
+import numpy as np
+import pandas as pd
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from lesionfast.errors import LesionfastError
+from lesionfast.runs import Run, write_atomically
+
+NAME = "features.safetensors"
+
+
+def write_features(run: Run, image_ids: list[str], features: np.ndarray) -> None:
+    """Keep the pooled image features (n, F) of a run, as float16."""
+    header = {"image_ids": json.dumps(image_ids)}
+    tensors = {"features": np.ascontiguousarray(features, np.float16)}
+    write_atomically(run.path / NAME, lambda aside: save_file(tensors, aside, header))
+
+
+def has_features(run: Run) -> bool:
+    """Return whether features were kept with a run."""
+    return (run.path / NAME).is_file()
+
+
+def read_features(run: Run) -> pd.DataFrame:
+    """Return the features of a run's images, float32, one row an image, by image id.
+
+    Raises `LesionfastError` if none were kept (a committee, a run without a backbone, an old run).
+    """
+    path = run.path / NAME
+    if not path.is_file():
+        raise LesionfastError(
+            f"{run.path} keeps no {NAME}: it looks at no image, is a committee, or is old. "
+            f"Train it again: lesionfast train --config {run.path / 'config.json'}"
+        )
+    try:
+        with safe_open(path, framework="np") as file:
+            ids = json.loads(file.metadata()["image_ids"])
+            features = file.get_tensor("features").astype(np.float32)
+        return pd.DataFrame(features, index=pd.Index(ids, name="image_id"))
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise LesionfastError(
+            f"{path} is broken ({error}). Delete it, and it is made again."
+        ) from None

@@ -1,0 +1,131 @@
+"""The sections of a report, each from one part of the findings."""
+
+from collections.abc import Callable
+
+import pandas as pd
+
+from lesionfast.evaluation.diagnoses import full_name
+from lesionfast.evaluation.figures import draw_confusion, draw_training
+from lesionfast.evaluation.findings import Findings
+from lesionfast.evaluation.grids import draw_melanomas_taken_for_nevi, draw_top_losses
+from lesionfast.evaluation.measures import ALL, CANCER
+from lesionfast.evaluation.page import Section, picture_of, table_of
+
+OF_CLASS = {
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "precision": "precision",
+    "f1": "F1",
+    "auc": "AUC",
+    "average_precision": "average precision",
+}
+OVER_ALL = {  # plain accuracy last
+    "balanced_accuracy": "balanced accuracy",
+    "macro_auc": "macro AUC",
+    "macro_f1": "macro F1",
+    "macro_average_precision": "macro average precision",
+    "macro_precision": "macro precision",
+    "macro_specificity": "macro specificity",
+    "kappa": "Cohen's kappa",
+    "log_loss": "log loss, nats",
+    "brier": "Brier score",
+    "accuracy": "accuracy",
+}
+
+
+def sections_of(findings: Findings) -> list[Section]:
+    """Return the sections on what a run gets right and wrong, in the order of the report."""
+    found = [build(findings) for build in SECTIONS]
+    return [each for each in found if each is not None]
+
+
+def melanoma(findings: Findings) -> Section | None:
+    """Return what becomes of the melanomas."""
+    read = findings.interpretation
+    if "mel" not in read.classes:
+        return None
+    confused = read.most_confused()
+    confused = confused[confused["truth"] == "mel"]
+    total = int((read.rows["truth"] == "mel").sum())
+    missed = int(confused["count"].sum())
+    words = [f"{missed} of {total} melanomas are decided to be something else."]
+    pictures = []
+    if "nv" in read.classes:
+        taken = read.taken_for()
+        words.append(f"{len(taken)} are taken for nevi, the costliest error.")
+        file = draw_melanomas_taken_for_nevi(read, findings.folder)
+        pictures.append(picture_of(file, "The melanomas taken for nevi, most confident first"))
+    return Section("Melanoma", [" ".join(words)], [pivot(findings.measures, ["mel"])], pictures)
+
+
+def metrics(findings: Findings) -> Section:
+    """Return every metric, over images and over lesions."""
+    classes = [*findings.interpretation.classes, CANCER]
+    tables = [
+        overall(findings),
+        pivot(findings.measures, classes, "Each class against the rest, by image"),
+        pivot(findings.lesion_measures, classes, "Each class against the rest, by lesion"),
+    ]
+    words = ["By lesion: the probabilities of a lesion's images are averaged, then decided."]
+    return Section("Metrics", words, tables)
+
+
+def overall(findings: Findings):
+    """Return the metrics over all classes, by image and by lesion."""
+    parts = {"by image": findings.measures, "by lesion": findings.lesion_measures}
+    rows = []
+    for name, label in OVER_ALL.items():
+        row: dict[str, object] = {"metric": label}
+        for part, measures in parts.items():
+            found = measures[(measures["metric"] == name) & (measures["of"] == ALL)].iloc[0]
+            row |= {part: found["value"]}
+            row |= {f"{part}_low": found["low"], f"{part}_high": found["high"]}
+        rows.append(row)
+    return table_of(pd.DataFrame(rows), "Over all classes")
+
+
+def pivot(measures: pd.DataFrame, of: list[str], caption: str = "Against the rest, by image"):
+    """Return one row a class, one column a metric."""
+    rows = []
+    for name in of:
+        chosen = measures[measures["of"] == name].set_index("metric")
+        if chosen.empty:
+            continue
+        row: dict[str, object] = {"class": full_name(name), "n": int(chosen["n"].iloc[0])}
+        for metric, label in OF_CLASS.items():
+            found = chosen.loc[metric]
+            row |= {label: found["value"]}
+            row |= {f"{label}_low": found["low"], f"{label}_high": found["high"]}
+        rows.append(row)
+    return table_of(pd.DataFrame(rows), caption)
+
+
+def confusion(findings: Findings) -> Section:
+    """Return the confusion matrix and the errors, the gravest first."""
+    read = findings.interpretation
+    picture = picture_of(draw_confusion(read, findings.folder), "Truth by decision")
+    return Section("Confusion", pictures=[picture])
+
+
+def pictures(findings: Findings) -> Section:
+    """Return the pictures that the model is most wrong about."""
+    file = draw_top_losses(findings.interpretation, findings.folder)
+    return Section("Pictures", pictures=[picture_of(file, "The highest losses")])
+
+
+def training(findings: Findings) -> Section | None:
+    """Return the training curves, if the run has any."""
+    if not (findings.run.path / "history.csv").is_file():
+        return None
+    file = draw_training(findings.interpretation, findings.folder)
+    words = "Losses and validation metrics over the epochs"
+    return Section("Training", pictures=[picture_of(file, words)])
+
+
+SECTIONS: list[Callable[[Findings], Section | None]] = [
+    melanoma,
+    confusion,
+    metrics,
+    pictures,
+    training,
+]
