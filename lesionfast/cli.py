@@ -120,7 +120,7 @@ def interpret(
     out: Root = "runs",
     json: Json = False,
 ) -> None:
-    """Show what a run confuses, melanoma first, and draw it to the run's figures/.
+    """Show what a run confuses, melanoma first; write its figures/ and its report.html.
 
     Example: lesionfast interpret runs/20260102-030405-densenet121 --nearest ISIC_0024306
     """
@@ -128,20 +128,20 @@ def interpret(
     if nearest is not None:
         print_nearest(found, nearest, k, json)
         return
-    from lesionfast.evaluation.interpretation import Interpretation
+    from lesionfast.evaluation.findings import Findings
+    from lesionfast.evaluation.report import write_report
 
-    interpretation = Interpretation.of(found, split=split, rule=rule)
-    from lesionfast.evaluation.figures import draw_figures
-
-    figures = draw_figures(interpretation)
+    findings = Findings.of(found, split=split, rule=rule)
+    page = write_report(findings)
+    figures = [str(file) for file in findings.files.values()]
     if json:
-        print(json_module.dumps(interpretation.to_dict() | {"figures": list(map(str, figures))}))
+        print(json_module.dumps(findings.to_dict() | {"figures": figures, "report": str(page)}))
         return
     from lesionfast.evaluation.tables import interpretation_tables, print_table
 
-    for table in interpretation_tables(interpretation):
+    for table in interpretation_tables(findings.interpretation):
         print_table(table)
-    print("\n".join(map(str, figures)))
+    print("\n".join([*figures, str(page)]))
 
 
 def print_nearest(run: Run, image: str, k: int, as_json: bool) -> None:
@@ -157,6 +157,31 @@ def print_nearest(run: Run, image: str, k: int, as_json: bool) -> None:
         return
     print_table(nearest_table(table))
     print(figure)
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(help="A run (default: the newest), or several.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which predictions: valid or test.")] = "test",
+    to: Annotated[
+        Path | None, typer.Option(help="HTML file; default: report.html in the run.")
+    ] = None,
+    out: Root = "runs",
+) -> None:
+    """Write all that is known of a run as one HTML file, or of several beside each other.
+
+    Example: lesionfast report runs/20260102-030405-densenet121
+    """
+    from lesionfast.evaluation.findings import Findings
+    from lesionfast.evaluation.report import write_comparison, write_report
+
+    found = [Run.open(run) for run in runs] if runs else [newest_run(out)]
+    if len(found) == 1:
+        print(write_report(Findings.of(found[0], split), to))
+    else:
+        print(write_comparison(found, to or Path(out) / "comparison" / "report.html", split))
 
 
 @app.command()

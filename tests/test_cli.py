@@ -74,6 +74,15 @@ def test_interpret_takes_the_newest_run_and_draws(folder):
     assert "mel" in shown.stdout
 
 
+def test_interpret_writes_the_report_and_report_says_where(folder, tmp_path):
+    folder, done = folder
+    found = json.loads(invoke("interpret", folder / done.stdout.strip(), "--json").stdout)
+    assert Path(found["report"]).name == "report.html" and found["estimates"][0]["low"] is not None
+    to = tmp_path / "mine.html"
+    shown = invoke("report", "--out", folder / "runs", "--to", to)
+    assert shown.stdout.strip() == str(to) and "Balanced accuracy" in to.read_text()
+
+
 def test_interpret_as_json_agrees_with_the_table_of_predictions(folder):
     folder, done = folder
     run = Run.open(folder / done.stdout.strip())
@@ -141,6 +150,12 @@ def test_compare_prints_table_and_figures_or_json(two_runs):
     chosen = ["compare", two_runs / "second", "--split", "valid", "--json", "--out", two_runs]
     (row,) = json.loads(invoke(*chosen).stdout)["runs"]
     assert row["name"] == "second" and row["parameters"] > 100_000
+
+
+def test_report_of_two_runs_compares_them(two_runs):
+    pair = [two_runs / "first", two_runs / "second"]
+    page = Path(invoke("report", *pair, "--out", two_runs).stdout.strip())
+    assert page.parent.name == "comparison" and "second" in page.read_text()
 
 
 def test_committee_prints_the_path_of_a_run_that_runs_and_interpret_know(two_runs):

@@ -1,13 +1,15 @@
 """Findings: all that is said of a run's predictions, each part worked out when it is asked for."""
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.evaluation.measures import by_lesion, measure
+from lesionfast.evaluation.measures import as_records, by_lesion, measure
 from lesionfast.evaluation.metrics import decide
 from lesionfast.runs import Run
 
@@ -18,6 +20,7 @@ class Findings:
     def __init__(self, interpretation: Interpretation) -> None:
         self.interpretation = interpretation
         self.run = interpretation.run
+        self.files: dict[str, Path] = {}  # the figures that were drawn, by name
 
     @classmethod
     def of(cls, run: Run, split: str = "test", rule: str | None = None) -> "Findings":
@@ -61,7 +64,20 @@ class Findings:
         decision = decide(probabilities, read.rule, self.run.model["prior"])
         return measure(truth, probabilities, decision, names, read.classes)
 
+    def drawn(self, draw: Callable[..., Path], *more: Any) -> Path:
+        """Return the figure of `draw(interpretation, *more, folder)`, drawn once."""
+        name = draw.__name__.removeprefix("draw_")
+        if name not in self.files:
+            self.files[name] = draw(self.interpretation, *more, self.folder)
+        return self.files[name]
+
     def measure(self, metric: str, of: str) -> pd.Series | None:
         """Return the row of one metric over the images; None if there is none."""
         found = self.measures[(self.measures["metric"] == metric) & (self.measures["of"] == of)]
         return None if found.empty else found.iloc[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as JSON-safe values; what is missing or undefined is None."""
+        told = self.interpretation.to_dict()
+        tables = {"estimates": self.measures, "estimates_by_lesion": self.lesion_measures}
+        return told | {name: as_records(table) for name, table in tables.items()}

@@ -21,13 +21,13 @@ from lesionfast.runs import Run, write_text
 NOT_A_DEVICE = "Not a medical device: for research, not for diagnosis."
 
 
-def write_report(run: Run, findings: Findings | None = None, to: Path | None = None) -> Path:
-    """Write what is found of a run as one HTML file and return its path, RUN/report.html.
+def write_report(findings: Findings, to: Path | None = None) -> Path:
+    """Write what is found of a run as one HTML file and return its path.
 
     It carries its figures in itself, fetches nothing, and gives no estimate without its interval.
-    `findings` are those of its test images and its own rule unless given.
+    Unless given, the path is RUN/report.html, or RUN/report-valid.html of the validation images.
     """
-    findings = findings or Findings.of(run)
+    run, split = findings.run, findings.interpretation.split
     text = render(
         "report.html",
         title=f"{run.path.name}: {run.model.get('arch') or 'committee'}",
@@ -38,7 +38,8 @@ def write_report(run: Run, findings: Findings | None = None, to: Path | None = N
         footer=f"lesionfast {installed()}. {INTERVALS} {NOT_A_DEVICE}",
         version=installed(),
     )
-    return write_text(to or run.path / "report.html", text)
+    name = "report.html" if split == "test" else f"report-{split}.html"
+    return write_text(to or run.path / name, text)
 
 
 INTERVALS = (

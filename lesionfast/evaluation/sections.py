@@ -5,7 +5,12 @@ from collections.abc import Callable
 import pandas as pd
 
 from lesionfast.evaluation.diagnoses import full_name
-from lesionfast.evaluation.figures import draw_confusion, draw_training
+from lesionfast.evaluation.figures import (
+    draw_confusion,
+    draw_precision_recall,
+    draw_roc,
+    draw_training,
+)
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.grids import draw_melanomas_taken_for_nevi, draw_top_losses
 from lesionfast.evaluation.measures import ALL, CANCER
@@ -53,7 +58,7 @@ def melanoma(findings: Findings) -> Section | None:
     if "nv" in read.classes:
         taken = read.taken_for()
         words.append(f"{len(taken)} are taken for nevi, the costliest error.")
-        file = draw_melanomas_taken_for_nevi(read, findings.folder)
+        file = findings.drawn(draw_melanomas_taken_for_nevi)
         pictures.append(picture_of(file, "The melanomas taken for nevi, most confident first"))
     return Section("Melanoma", [" ".join(words)], [pivot(findings.measures, ["mel"])], pictures)
 
@@ -67,7 +72,12 @@ def metrics(findings: Findings) -> Section:
         pivot(findings.lesion_measures, classes, "Each class against the rest, by lesion"),
     ]
     words = ["By lesion: the probabilities of a lesion's images are averaged, then decided."]
-    return Section("Metrics", words, tables)
+    files = {
+        draw_roc: "ROC curve of each class against the rest",
+        draw_precision_recall: "Precision and sensitivity of each class against the rest",
+    }
+    curves = [picture_of(findings.drawn(draw), told) for draw, told in files.items()]
+    return Section("Metrics", words, tables, curves)
 
 
 def overall(findings: Findings):
@@ -102,14 +112,13 @@ def pivot(measures: pd.DataFrame, of: list[str], caption: str = "Against the res
 
 def confusion(findings: Findings) -> Section:
     """Return the confusion matrix and the errors, the gravest first."""
-    read = findings.interpretation
-    picture = picture_of(draw_confusion(read, findings.folder), "Truth by decision")
+    picture = picture_of(findings.drawn(draw_confusion), "Truth by decision")
     return Section("Confusion", pictures=[picture])
 
 
 def pictures(findings: Findings) -> Section:
     """Return the pictures that the model is most wrong about."""
-    file = draw_top_losses(findings.interpretation, findings.folder)
+    file = findings.drawn(draw_top_losses)
     return Section("Pictures", pictures=[picture_of(file, "The highest losses")])
 
 
@@ -117,7 +126,7 @@ def training(findings: Findings) -> Section | None:
     """Return the training curves, if the run has any."""
     if not (findings.run.path / "history.csv").is_file():
         return None
-    file = draw_training(findings.interpretation, findings.folder)
+    file = findings.drawn(draw_training)
     words = "Losses and validation metrics over the epochs"
     return Section("Training", pictures=[picture_of(file, words)])
 

@@ -21,7 +21,7 @@ def run(make_run, images):
 
 @pytest.fixture
 def report(run):
-    return write_report(run)
+    return write_report(Findings.of(run))
 
 
 def test_the_headline_comes_first_with_interval_n_and_split(run, report):
@@ -52,13 +52,13 @@ def test_estimates_have_intervals(run):
 
 def test_a_committee_or_an_old_run_has_no_history_and_no_environment(run):
     (run.path / "history.csv").unlink()
-    assert 'id="training"' not in write_report(Run(run.path)).read_text()
+    assert 'id="training"' not in write_report(Findings.of(Run(run.path))).read_text()
 
 
 def test_classes_that_are_not_those_of_ham10000(make_run, images):
     run = make_run(classes=("benign", "malign"), n=60)
     images(run.predictions)
-    text = write_report(run).read_text()
+    text = write_report(Findings.of(run)).read_text()
     assert 'id="melanoma"' not in text and "malign" in text
 
 
