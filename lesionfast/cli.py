@@ -95,7 +95,8 @@ def configured(given: dict[str, Any], file: Path | None) -> TrainConfig:
 
 def print_run(run: Run, as_json: bool) -> None:
     """Print the metrics of a run to stderr and its path, or JSON, to stdout."""
-    from lesionfast.evaluation.tables import metrics_table, print_table
+    from lesionfast.evaluation.run_tables import metrics_table
+    from lesionfast.evaluation.tables import print_table
 
     for split in ("valid", "test"):
         if split in run.metrics:
@@ -137,9 +138,10 @@ def interpret(
     if json:
         print(json_module.dumps(findings.to_dict() | {"figures": figures, "report": str(page)}))
         return
-    from lesionfast.evaluation.tables import interpretation_tables, print_table
+    from lesionfast.evaluation.run_tables import interpretation_tables
+    from lesionfast.evaluation.tables import print_table
 
-    for table in interpretation_tables(findings.interpretation):
+    for table in interpretation_tables(findings):
         print_table(table)
     print("\n".join([*figures, str(page)]))
 
@@ -148,7 +150,8 @@ def print_nearest(run: Run, image: str, k: int, as_json: bool) -> None:
     """Print the training lesions most similar to an image, and the path of their picture."""
     from lesionfast.evaluation.explain import draw_nearest, nearest_lesions
     from lesionfast.evaluation.interpretation import records
-    from lesionfast.evaluation.tables import nearest_table, print_table
+    from lesionfast.evaluation.run_tables import nearest_table
+    from lesionfast.evaluation.tables import print_table
 
     table = nearest_lesions(run, image, k)
     figure = draw_nearest(run, table)
@@ -238,7 +241,8 @@ def bench(given: dict[str, Any], json: Json = False) -> None:
     Example: lesionfast bench --data HAM10000 --arch densenet121
     """
     from lesionfast.data.dataset import load_dataset
-    from lesionfast.evaluation.tables import bench_table, print_table
+    from lesionfast.evaluation.bench_tables import bench_table
+    from lesionfast.evaluation.tables import print_table
 
     settings = TrainConfig(**given)
     df = load_dataset(settings)
@@ -310,7 +314,8 @@ def runs(out: Root = "runs", json: Json = False) -> None:
         rows = [{"run": str(r.path), **(r.metrics if r.finished else {})} for r in found]
         print(json_module.dumps(rows))
         return
-    from lesionfast.evaluation.tables import print_table, runs_table
+    from lesionfast.evaluation.run_tables import runs_table
+    from lesionfast.evaluation.tables import print_table
 
     print_table(runs_table(found))
 
@@ -343,7 +348,8 @@ def print_comparison(
 ) -> None:
     """Draw a comparison to a folder; print it as a table or JSON, and the files, to stdout."""
     from lesionfast.evaluation.comparison_figures import draw_comparison
-    from lesionfast.evaluation.tables import comparison_table, print_table
+    from lesionfast.evaluation.comparison_tables import comparison_table
+    from lesionfast.evaluation.tables import print_table
 
     figures = draw_comparison(comparison, folder)
     if as_json:
@@ -412,7 +418,8 @@ def study(
 
     Example: lesionfast study --author --data HAM10000 --dry-run
     """
-    from lesionfast.evaluation.tables import plan_table, print_table
+    from lesionfast.evaluation.comparison_tables import plan_table
+    from lesionfast.evaluation.tables import print_table
     from lesionfast.training.study import (
         AUTHOR,
         AUTHOR_FROM_SCRATCH,
@@ -459,7 +466,8 @@ def check(
     Example: lesionfast data check HAM10000
     """
     from lesionfast.data.audit import audit
-    from lesionfast.evaluation.tables import audit_table, print_table
+    from lesionfast.evaluation.audit_tables import audit_table
+    from lesionfast.evaluation.tables import print_table
 
     with counting_bar("comparing images") as progress:
         report = audit(DataConfig(data=data, **given), progress)

@@ -37,7 +37,11 @@ TORCH_FREE = [
     "evaluation.comparison_figures",
     "evaluation.committee",
     "evaluation.figures",
-    "evaluation.tables",
+    "evaluation.run_tables",
+    "evaluation.comparison_tables",
+    "evaluation.bench_tables",
+    "evaluation.audit_tables",
+    "evaluation.report",
     "training.study",
 ]
 

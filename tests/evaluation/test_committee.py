@@ -12,7 +12,7 @@ from lesionfast.evaluation.comparison import Comparison
 from lesionfast.evaluation.figures import draw_figures
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.metrics import losses
-from lesionfast.evaluation.tables import runs_table
+from lesionfast.evaluation.run_tables import runs_table
 from lesionfast.runs import Run, list_runs, newest_run, sha256
 
 EVEN = [1 / 7] * 7

@@ -13,8 +13,9 @@ from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.bootstrap import interval, resample
 from lesionfast.evaluation.comparison import Comparison, comparable_runs, distinctions
 from lesionfast.evaluation.comparison_figures import draw_comparison, push_apart
+from lesionfast.evaluation.comparison_tables import comparison_table
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.evaluation.tables import comparison_table, print_table
+from lesionfast.evaluation.tables import print_table
 from lesionfast.runs import Run, write_text
 
 

@@ -180,7 +180,7 @@ def test_no_errors_give_empty_tables(run):
 
 def test_importing_it_imports_no_matplotlib_no_rich_and_no_scikit_learn():
     code = (
-        "import sys, lesionfast.evaluation.interpretation, lesionfast.evaluation.tables\n"
+        "import sys, lesionfast.evaluation.interpretation, lesionfast.evaluation.run_tables\n"
         "print(*{'matplotlib', 'rich', 'sklearn', 'torch'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,17 +8,18 @@ import pytest
 from rich.console import Console
 
 from lesionfast.errors import LesionfastError
+from lesionfast.evaluation.audit_tables import audit_table
+from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.evaluation.tables import (
-    audit_table,
+from lesionfast.evaluation.run_tables import (
     confusion_table,
     interpretation_tables,
     metrics_table,
     most_confused_table,
-    print_table,
     runs_table,
     taken_for_table,
 )
+from lesionfast.evaluation.tables import print_table
 
 
 def render(table, width: int = 80) -> list[str]:
@@ -69,7 +70,7 @@ def test_metrics_table_names_an_unknown_split(make_run):
 
 def test_everything_fits_80_columns(make_run):
     run = make_run(localization="lower extremity")
-    tables = [*interpretation_tables(Interpretation.of(run)), metrics_table(run), runs_table([run])]
+    tables = [*interpretation_tables(Findings.of(run)), metrics_table(run), runs_table([run])]
     for table in tables:
         natural = render(table, 200)
         assert max(map(len, natural)) <= 80
@@ -95,7 +96,7 @@ def test_many_long_names_get_numbered_columns(make_run):
 
 
 def test_a_matrix_of_too_many_classes_is_left_to_the_figure(make_run):
-    many = Interpretation.of(make_run(classes=tuple(f"class {i}" for i in range(13)), n=100))
+    many = Findings.of(make_run(classes=tuple(f"class {i}" for i in range(13)), n=100))
     titles = [table.title for table in interpretation_tables(many)]
     assert not any(title.startswith("Confusion") for title in titles)
     assert any(title.startswith("Most confused") for title in titles)

@@ -7,7 +7,7 @@ import pytest
 from lesionfast.config import TrainConfig
 from lesionfast.data.dataset import load_dataset
 from lesionfast.data.loaders import build_dls
-from lesionfast.evaluation.tables import PARTS_OF_A_TRAINING, bench_table
+from lesionfast.evaluation.bench_tables import PARTS_OF_A_TRAINING, bench_table
 from lesionfast.training import bench as module
 from lesionfast.training.bench import bench, compile_rates
 from lesionfast.training.learner import fusion_learner
