@@ -65,7 +65,8 @@ def test_every_figure_is_a_picture_with_something_on_it(make_run, images):
             assert 700 < picture.width < 3000 and 300 < picture.height < 4000
             grey = np.asarray(picture.convert("L"))
         assert 0.01 < (grey < 200).mean() < 0.9
-    assert len(list(paths[0].parent.iterdir())) == len(NAMES)
+        assert "<svg" in path.with_suffix(".svg").read_text()[:1000]
+    assert len(list(paths[0].parent.iterdir())) == 2 * len(NAMES)
     pyplot = sys.modules.get("matplotlib.pyplot")  # only if another test imported it
     assert pyplot is None or not pyplot.get_fignums()
 
