@@ -1,12 +1,9 @@
 """What a model sees alike: the training lesions nearest to an image, by the run's own features."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from lesionfast.console import counting_bar
 from lesionfast.data.dataset import load_dataset
@@ -14,10 +11,14 @@ from lesionfast.data.images import open_images
 from lesionfast.errors import LesionfastError, did_you_mean
 from lesionfast.evaluation.canvas import GREY, new_figure, save
 from lesionfast.evaluation.diagnoses import full_name
+from lesionfast.evaluation.features import has_features, read_features, write_features
 from lesionfast.evaluation.grids import patient, read_pixels
 from lesionfast.models.features import image_features
-from lesionfast.models.fusion import load_model
-from lesionfast.runs import Run, write_atomically
+from lesionfast.models.fusion import FusionModel, load_model
+from lesionfast.runs import Run
+
+
+COLUMNS = ["image_id", "group", "target", "similarity", "path", "age", "sex", "localization"]
 
 
 def nearest_lesions(run: Run, image: str, k: int = 5) -> pd.DataFrame:
@@ -27,33 +28,71 @@ def nearest_lesions(run: Run, image: str, k: int = 5) -> pd.DataFrame:
     features of the run's backbone, less the mean of the training images, of each lesion its most
     similar image. Columns: image_id, group, target, similarity, path, and age, sex and
     localization where the dataset has them.
-    The features of the training images are computed once and kept in the run. Raises
-    `LesionfastError` for an image that is neither, and for a model without a backbone.
+    The features of the images are computed once and kept in the run. Raises `LesionfastError` for
+    an image that is neither, and for a model without a backbone.
     """
-    if k < 1:
-        raise LesionfastError(f"--k is {k}; type 1 or more.")
+    require_k(k)
     df = load_dataset(run.config, split=run.path / "split.csv")
     query = find_image(df, image)
-    train = df[df["split"] == "train"].reset_index(drop=True)
+    best = find_nearest(run, df, query.to_frame().T, k)[0]
+    table = pd.concat([query.to_frame().T.assign(similarity=1.0), best], ignore_index=True)
+    return table[[name for name in COLUMNS if name in table]]
+
+
+def nearest_of(run: Run, rows: pd.DataFrame, k: int = 5) -> list[pd.DataFrame]:
+    """Return the k training lesions most similar to each of many images, as `nearest_lesions`.
+
+    `rows` has image_id, group and path. The tables are in the order of the rows, without the
+    images themselves.
+    """
+    require_k(k)
+    if rows.empty:
+        return []
+    df = load_dataset(run.config, split=run.path / "split.csv")
+    return find_nearest(run, df, rows, k)
+
+
+def require_k(k: int) -> None:
+    """Raise `LesionfastError` unless k is a number of lesions."""
+    if k < 1:
+        raise LesionfastError(f"--k is {k}; type 1 or more.")
+
+
+def find_nearest(run: Run, df: pd.DataFrame, rows: pd.DataFrame, k: int) -> list[pd.DataFrame]:
+    """Return the k training lesions of the dataset `df` most similar to each of the rows."""
     model = load_model(run)
     if model.backbone is None:
         raise LesionfastError(
             f"{run.path} looks at no image (fusion 'metadata'), so no lesion is like another. "
             "Name a run with a backbone."
         )
-    kept = train_features(run, model, train)
-    train = train[train["image_id"].isin(kept)].reset_index(drop=True)
-    features = np.stack([kept[each] for each in train["image_id"]]).astype(np.float32)
-    pixels = open_images([query["path"]], run.config.size, resize=run.config.resize, cache=False)
-    own = image_features(model, pixels.pixels, np.arange(1))[0]
+    kept = dataset_features(run, model, df)
+    train = df[(df["split"] == "train") & df["image_id"].isin(kept.index)].reset_index(drop=True)
+    features = kept.loc[train["image_id"]].to_numpy()
     centre = features.mean(axis=0)  # what all skin has in common would make all alike
-    similarity = unit(features - centre) @ unit(own - centre)
-    others = train.assign(similarity=similarity)[train["group"] != query["group"]]
-    best = others.sort_values("similarity", ascending=False, kind="stable")
-    best = best.drop_duplicates("group").head(k)
-    table = pd.concat([query.to_frame().T.assign(similarity=1.0), best], ignore_index=True)
-    columns = ["image_id", "group", "target", "similarity", "path", "age", "sex", "localization"]
-    return table[[name for name in columns if name in table]]
+    features = unit(features - centre)
+    tables = []
+    for (_, row), own in zip(rows.iterrows(), own_features(run, model, kept, rows), strict=True):
+        others = train.assign(similarity=features @ unit(own - centre))
+        others = others[others["group"] != row["group"]]
+        best = others.sort_values("similarity", ascending=False, kind="stable")
+        best = best.drop_duplicates("group").head(k).reset_index(drop=True)
+        tables.append(best[[name for name in COLUMNS if name in best]])
+    return tables
+
+
+def own_features(
+    run: Run, model: FusionModel, kept: pd.DataFrame, rows: pd.DataFrame
+) -> np.ndarray:
+    """Return the features (n, F) of images, those that are not kept from their files."""
+    known = rows["image_id"].isin(kept.index).to_numpy()
+    found = np.empty((len(rows), kept.shape[1]), np.float32)
+    found[known] = kept.loc[rows["image_id"][known]]
+    if not known.all():
+        paths = rows["path"][~known].tolist()
+        images = open_images(paths, run.config.size, resize=run.config.resize, cache=False)
+        found[~known] = image_features(model, images.pixels, np.arange(len(paths)))
+    return found
 
 
 def find_image(df: pd.DataFrame, image: str) -> pd.Series:
@@ -70,40 +109,24 @@ def find_image(df: pd.DataFrame, image: str) -> pd.Series:
     )
 
 
-def train_features(run: Run, model, train: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Return image id -> features (F,), float16, kept in the run's features.safetensors."""
-    path = run.path / "features.safetensors"
-    if path.is_file():
-        return read_features(path)
-    config = run.config
-    with counting_bar("decoding images") as progress:
-        images = open_images(
-            train["path"].tolist(),
-            config.size,
-            resize=config.resize,
-            cache=config.cache,
-            skip_bad=config.skip_bad,
-            progress=progress,
-        )
-    rows = np.setdiff1d(np.arange(len(train)), list(images.bad))
-    with counting_bar("features of the training images") as progress:
-        features = image_features(model, images.pixels, rows, progress).astype(np.float16)
-    ids = train["image_id"].iloc[rows].tolist()
-    header = {"image_ids": json.dumps(ids)}
-    write_atomically(path, lambda aside: save_file({"features": features}, aside, header))
-    return dict(zip(ids, features, strict=True))
-
-
-def read_features(path: Path) -> dict[str, np.ndarray]:
-    """Return what `train_features` has written."""
-    try:
-        with safe_open(path, framework="np") as file:
-            ids = json.loads(file.metadata()["image_ids"])
-            return dict(zip(ids, file.get_tensor("features"), strict=True))
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise LesionfastError(
-            f"{path} is broken ({error}). Delete it, and it is made again."
-        ) from None
+def dataset_features(run: Run, model: FusionModel, df: pd.DataFrame) -> pd.DataFrame:
+    """Return the features kept in a run, by image id; of an old run they are computed first."""
+    if not has_features(run):
+        config = run.config
+        with counting_bar("decoding images") as progress:
+            images = open_images(
+                df["path"].tolist(),
+                config.size,
+                resize=config.resize,
+                cache=config.cache,
+                skip_bad=config.skip_bad,
+                progress=progress,
+            )
+        rows = np.setdiff1d(np.arange(len(df)), list(images.bad))
+        with counting_bar("features of the images") as progress:
+            features = image_features(model, images.pixels, rows, progress)
+        write_features(run, df["image_id"].iloc[rows].tolist(), features)
+    return read_features(run)
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fastai.callback.core import Callback
+
 System = Callable[[argparse.Namespace], dict]
 OURS, SAME_TIME = "lesionfast", "same time"
 REACHED = "time to the plain balanced accuracy, s"
@@ -47,6 +49,7 @@ def parse(description: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", required=True, help="folder of HAM10000 as downloaded")
     parser.add_argument("--arch", default="tf_efficientnet_lite0", help="a timm name")
+    parser.add_argument("--weights", default="auto", help="'none': random ones, for speed alone")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=5, help="the first of the head alone")
     parser.add_argument("--seed", type=int, default=42)
@@ -70,7 +73,7 @@ def run(
 ) -> dict[str, Any]:
     """Run one system in a fresh process with an empty cache and return its figures."""
     command = [sys.executable, script, "--system", name, "--folder", folder, "--reach", str(reach)]
-    for option in ("data", "arch", "size", "epochs", "seed"):
+    for option in ("data", "arch", "weights", "size", "epochs", "seed"):
         command += [f"--{option}", str(getattr(arguments, option))]
     command += ["--budget", budget] if budget else []
     with tempfile.TemporaryDirectory() as cache:
@@ -113,7 +116,7 @@ def configuration(arguments: argparse.Namespace):
     """Return what both systems share, as a configuration of lesionfast."""
     from lesionfast.config import TrainConfig
 
-    shared = {name: getattr(arguments, name) for name in ("data", "arch", "seed")}
+    shared = {name: getattr(arguments, name) for name in ("data", "arch", "weights", "seed")}
     if arguments.budget:
         return TrainConfig(**shared, patience=0, budget=arguments.budget)
     epochs = arguments.epochs - 1  # through the backbone, after those of the head
@@ -130,7 +133,8 @@ def figures(
 ) -> dict[str, float]:
     """Return the figures that are compared; `valid` and `test` are (probabilities, truth).
 
-    `seconds` are those of preparing, of the fit, and of predicting the test images, one view each.
+    `seconds` are those of preparing, of the fit, of predicting the test images, one view each, and
+    of an image while all layers learn, validation left out.
     """
     from lesionfast.evaluation.metrics import summarize
 
@@ -144,7 +148,8 @@ def figures(
     processor = own.ru_utime + own.ru_stime + workers.ru_utime + workers.ru_stime
     return found | {
         "training time, s": seconds["prepare"] + seconds["fit"],
-        "images per second": trained / seconds["fit"],
+        "images per second, fit": trained / seconds["fit"],
+        "images per second, all layers": 1 / seconds["image"],
         "images per second, prediction": len(test[1]) / seconds["predict"],
         "processor time of all, s": processor,
         "peak memory, GiB": own.ru_maxrss / 2**20,
@@ -166,16 +171,18 @@ def run_lesionfast(arguments: argparse.Namespace) -> dict[str, float | None]:
     config = fit_to_budget(config, df)
     learn = experiment.prepare_learner(df, config)
     clock = reaching_clock(started, arguments.reach)
-    learn.add_cb(clock)
+    learn.add_cbs([clock, last := LastEpoch()])
     prepared = time.perf_counter()
     run = Run.create(Path(arguments.folder) / "runs", config)
     experiment.write_preparation(learn, run)
     training = fit(learn, run)
     seconds = {"prepare": prepared - started, "fit": time.perf_counter() - prepared}
+    seconds["image"] = last.seconds / len(learn.dls.train_ds)
     evaluate(learn, run, training)
     with learn.no_bar():
         _, seconds["predict"] = timed(lambda: learn.get_preds(ds_idx=2))
-    trained = len(learn.dls.train_ds) * (config.epochs + 1)
+    of_head = config.weights != "none"  # else all layers learn from the start
+    trained = len(learn.dls.train_ds) * (config.epochs + of_head)
     parts = [predictions_of(run, name) for name in ("valid", "test")]
     found = figures(*parts, run.classes, run.model["prior"], seconds, trained)
     return found | {REACHED: clock.seconds}
@@ -188,9 +195,22 @@ def timed(function: Callable[[], Any]) -> tuple[Any, float]:
     return found, time.perf_counter() - started
 
 
+class LastEpoch(Callback):
+    """Measures `seconds`: those of the training part of the last epoch."""
+
+    order, run_valid = 70, False
+
+    def before_train(self) -> None:
+        """Start the clock."""
+        self.started = time.perf_counter()
+
+    def after_train(self) -> None:
+        """Read it."""
+        self.seconds = time.perf_counter() - self.started
+
+
 def reaching_clock(started: float, reach: float):
     """Return a callback whose `seconds` are those until validation first reached `reach`."""
-    from fastai.callback.core import Callback
 
     class Clock(Callback):
         order, seconds = 80, None
@@ -212,7 +232,12 @@ def predictions_of(run, split: str) -> tuple:
 
 
 def pretrained(config, folder: Path) -> str:
-    """Write the weights that lesionfast starts from as a file for timm and return its path."""
+    """Write the weights that lesionfast starts from as a file for timm and return its path.
+
+    '' if it starts from random ones.
+    """
+    if config.weights == "none":
+        return ""
     import timm
     import torch
 

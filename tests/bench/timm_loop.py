@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -66,7 +67,9 @@ class Loop:
         optimizer = create_optimizer_v2(self.model, opt="adamw", lr=LR, weight_decay=weight_decay)
         scheduler = build_schedule(optimizer, epochs, len(train))
         for epoch in range(epochs):
+            started = time.perf_counter()
             self.train_epoch(train, optimizer, scheduler, epoch * len(train))
+            self.epoch_seconds = time.perf_counter() - started
             probabilities, truth = self.predict(valid)
             accuracy = (probabilities.argmax(axis=1) == truth).mean()
             print(f"epoch {epoch + 1}: validation accuracy {accuracy:.3f}", file=sys.stderr)

@@ -5,9 +5,9 @@
 Plain fastai is what its documentation recommends: ImageDataLoaders with as many workers as
 cores, Resize, aug_transforms, Normalize, vision_learner, fine_tune. Each system runs in a process
 of its own, in turns. Its time is from the split table to the trained weights, decoding included;
-images per second are the training images of the epochs of all layers and one more, over the time
-of the fit, validation included. For lesionfast that one is all of the head's epochs, on features
-that are computed once.
+images per second of the fit are the training images of the epochs of all layers and one more, over
+its time, validation included. For lesionfast that one is all of the head's epochs, on features
+that are computed once. Those of all layers are of the last epoch, without validation.
 Peak memory is that of the main process, without the workers.
 """
 
@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from side_by_side import compare, configuration, figures, pretrained, prior_of, timed
+from side_by_side import LastEpoch, compare, configuration, figures, pretrained, prior_of, timed
 
 
 def run_fastai(arguments: argparse.Namespace) -> dict:
@@ -35,8 +35,9 @@ def run_fastai(arguments: argparse.Namespace) -> dict:
     prepared = time.perf_counter()
     with learn.no_bar():
         learn.logger = lambda values: print(*values, file=sys.stderr)
-        learn.fine_tune(config.epochs)
+        learn.fine_tune(config.epochs, cbs=(last := LastEpoch()))
     seconds = {"prepare": prepared - started, "fit": time.perf_counter() - prepared}
+    seconds["image"] = last.seconds / len(learn.dls.train_ds)
     classes = list(learn.dls.vocab)
     valid = predict(learn, df[df["split"] == "valid"], classes)
     test, seconds["predict"] = timed(lambda: predict(learn, df[df["split"] == "test"], classes))
@@ -64,8 +65,8 @@ def plain_learner(df, config, folder: Path, weights: str):
         batch_tfms=aug_transforms(),
         bs=config.batch_size,
     )
-    file = {"file": weights}
-    return vision_learner(dls, config.arch, metrics=BalancedAccuracy(), pretrained_cfg_overlay=file)
+    given = {"pretrained_cfg_overlay": {"file": weights}} if weights else {"pretrained": False}
+    return vision_learner(dls, config.arch, metrics=BalancedAccuracy(), **given)
 
 
 def predict(learn, rows, classes: list[str]) -> tuple:

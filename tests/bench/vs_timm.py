@@ -30,11 +30,12 @@ def run_timm(arguments: argparse.Namespace) -> dict:
     config, folder = configuration(arguments), Path(arguments.folder)
     df, device = load_dataset(config), pick_device(config.device)
     df["file"] = [folder / "images" / Path(path).name for path in df["path"]]
-    classes, file = sorted(df["target"].unique()), {"file": pretrained(config, folder)}
+    classes, file = sorted(df["target"].unique()), pretrained(config, folder)
+    given = {"pretrained_cfg_overlay": {"file": file}} if file else {}
     torch.manual_seed(config.seed)
     started = time.perf_counter()
     model = timm.create_model(
-        config.arch, pretrained=True, pretrained_cfg_overlay=file, num_classes=len(classes)
+        config.arch, pretrained=bool(file), num_classes=len(classes), **given
     ).to(device, memory_format=torch.channels_last)
     train, valid, test = (
         build_loader(rows, classes, model, config.size, config.batch_size, name == "train")
@@ -44,6 +45,7 @@ def run_timm(arguments: argparse.Namespace) -> dict:
     loop = Loop(model, partial(autocast, config.precision, device))
     loop.fit(train, valid, arguments.epochs, config.weight_decay)
     seconds = {"prepare": prepared - started, "fit": time.perf_counter() - prepared}
+    seconds["image"] = loop.epoch_seconds / len(train.dataset)
     found, seconds["predict"] = timed(lambda: loop.predict(test))
     trained = len(train.dataset) * arguments.epochs
     return figures(loop.predict(valid), found, classes, prior_of(df, classes), seconds, trained)
