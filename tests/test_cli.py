@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from lesionfast.cli import app, data_app, main
+from lesionfast.cli import main
+from lesionfast.commands.base import app, data_app
 from lesionfast.config import TrainConfig
 from lesionfast.data.sample import make_sample
 from lesionfast.errors import LesionfastError

@@ -1,0 +1,110 @@
+"""Commands over several runs that may train more: committee, study."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lesionfast.commands.base import Json, Root, app
+from lesionfast.commands.output import print_comparison, print_run
+from lesionfast.config import TrainConfig
+from lesionfast.errors import LesionfastError
+from lesionfast.options import options_of
+from lesionfast.runs import Run
+
+if TYPE_CHECKING:
+    from lesionfast.training.study import Outcome
+
+
+@app.command()
+def committee(
+    runs: Annotated[list[Path], typer.Argument(help="Runs over one split.")],
+    mean: Annotated[str, typer.Option(help="arithmetic or geometric.")] = "arithmetic",
+    fit_weights: Annotated[
+        bool, typer.Option("--fit-weights", help="Weights of least log loss on validation.")
+    ] = False,
+    specialists: Annotated[
+        str | None,
+        typer.Option(help="Train one more member for each of these classes, from one RUN."),
+    ] = None,
+    out: Root = "runs",
+    json: Json = False,
+) -> None:
+    """Let runs decide together, by the mean of their probabilities; print the path of their run.
+
+    Members that saw different class shares have their probabilities divided by them first.
+
+    Example: lesionfast committee runs/20260102-030405-densenet121 --specialists mel,bcc,akiec
+    """
+    from lesionfast.evaluation.committee import combine
+
+    members = [Run.open(run) for run in runs]
+    if specialists is not None:
+        from lesionfast.training.specialists import add_specialists
+
+        members = add_specialists(members, specialists, out)
+    print_run(combine(members, out, mean=mean, fit_weights=fit_weights), json)
+
+
+@app.command()
+@options_of(TrainConfig)
+def study(
+    given: dict[str, Any],
+    file: Annotated[
+        Path | None, typer.Argument(help="TOML file with a table 'run' for each configuration.")
+    ] = None,
+    author: Annotated[
+        bool, typer.Option("--author", help="The original author's systems.")
+    ] = False,
+    from_scratch: Annotated[
+        bool,
+        typer.Option(
+            "--from-scratch", help="With --author: his all from random weights, at 64 pixels."
+        ),
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the plan.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the runs; default: runs/NAME.")
+    ] = None,
+) -> None:
+    """Train the configurations of a file over one split, and compare them.
+
+    Type it again after an interruption: what is done stays. Options override the file's
+    table 'defaults'.
+
+    Example: lesionfast study --author --data HAM10000 --dry-run
+    """
+    from lesionfast.evaluation.comparison_tables import plan_table
+    from lesionfast.evaluation.tables import print_table
+    from lesionfast.training.study import (
+        AUTHOR,
+        AUTHOR_FROM_SCRATCH,
+        plan_study,
+        read_study,
+        run_study,
+    )
+
+    if (file is None) != author or (from_scratch and not author):
+        raise LesionfastError(
+            "type one of: lesionfast study FILE.toml, lesionfast study --author, "
+            "lesionfast study --author --from-scratch"
+        )
+    settings = read_study(file or (AUTHOR_FROM_SCRATCH if from_scratch else AUTHOR), given)
+    folder = out or Path("runs") / settings.name
+    if dry_run:
+        print_table(plan_table(plan_study(settings, folder)))
+        return
+    outcome = run_study(settings, folder)
+    print_outcome(outcome, folder)
+
+
+def print_outcome(outcome: "Outcome", folder: Path) -> None:
+    """Print the comparison of a study's runs; raise `LesionfastError` if some failed."""
+    from lesionfast.evaluation.comparison import Comparison
+
+    if outcome.runs:
+        split = "test" if "test" in outcome.runs[0].metrics else "valid"
+        print_comparison(Comparison.of(outcome.runs, split), folder / "comparison")
+    if outcome.failures:
+        told = "; ".join(f"'{name}': {why}" for name, why in outcome.failures.items())
+        raise LesionfastError(f"{len(outcome.failures)} runs failed. {told}")

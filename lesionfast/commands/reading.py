@@ -1,0 +1,135 @@
+"""Commands that read a run: interpret, report, runs, compare."""
+
+import json as json_module
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lesionfast.commands.base import Json, Root, app
+from lesionfast.commands.output import print_comparison
+from lesionfast.errors import LesionfastError
+from lesionfast.runs import Run, list_runs, newest_run
+
+
+@app.command()
+def interpret(
+    run: Annotated[Path | None, typer.Argument(help="A run; default: the newest.")] = None,
+    split: Annotated[str, typer.Option(help="Which predictions: valid or test.")] = "test",
+    rule: Annotated[
+        str | None, typer.Option(help="argmax or balanced; default: the one that decides.")
+    ] = None,
+    nearest: Annotated[
+        str | None,
+        typer.Option(help="Instead: the training lesions most like this image id or file."),
+    ] = None,
+    k: Annotated[int, typer.Option("--k", help="How many of them.")] = 5,
+    out: Root = "runs",
+    json: Json = False,
+) -> None:
+    """Show what a run confuses, melanoma first; write its figures/ and its report.html.
+
+    Example: lesionfast interpret runs/20260102-030405-densenet121 --nearest ISIC_0024306
+    """
+    found = Run.open(run) if run else newest_run(out)
+    if nearest is not None:
+        print_nearest(found, nearest, k, json)
+        return
+    from lesionfast.evaluation.findings import Findings
+    from lesionfast.evaluation.report import write_report
+
+    findings = Findings.of(found, split=split, rule=rule)
+    page = write_report(findings)
+    figures = [str(file) for file in findings.files.values()]
+    if json:
+        print(json_module.dumps(findings.to_dict() | {"figures": figures, "report": str(page)}))
+        return
+    from lesionfast.evaluation.run_tables import interpretation_tables
+    from lesionfast.evaluation.tables import print_table
+
+    for table in interpretation_tables(findings):
+        print_table(table)
+    print("\n".join([*figures, str(page)]))
+
+
+def print_nearest(run: Run, image: str, k: int, as_json: bool) -> None:
+    """Print the training lesions most similar to an image, and the path of their picture."""
+    from lesionfast.evaluation.explain import draw_nearest, nearest_lesions
+    from lesionfast.evaluation.interpretation import records
+    from lesionfast.evaluation.run_tables import nearest_table
+    from lesionfast.evaluation.tables import print_table
+
+    table = nearest_lesions(run, image, k)
+    figure = draw_nearest(run, table)
+    if as_json:
+        print(json_module.dumps({"nearest": records(table), "figure": str(figure)}))
+        return
+    print_table(nearest_table(table))
+    print(figure)
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(help="A run (default: the newest), or several.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which predictions: valid or test.")] = "test",
+    to: Annotated[
+        Path | None, typer.Option(help="HTML file; default: report.html in the run.")
+    ] = None,
+    out: Root = "runs",
+) -> None:
+    """Write all that is known of a run as one HTML file, or of several beside each other.
+
+    Example: lesionfast report runs/20260102-030405-densenet121
+    """
+    from lesionfast.evaluation.findings import Findings
+    from lesionfast.evaluation.report import write_comparison, write_report
+
+    found = [Run.open(run) for run in runs] if runs else [newest_run(out)]
+    if len(found) == 1:
+        print(write_report(Findings.of(found[0], split), to))
+    else:
+        print(write_comparison(found, to or Path(out) / "comparison" / "report.html", split))
+
+
+@app.command()
+def runs(out: Root = "runs", json: Json = False) -> None:
+    """List the runs and their metrics, oldest first.
+
+    Example: lesionfast runs --json
+    """
+    found = list_runs(out)
+    if not found:
+        raise LesionfastError(f"there is no run in {out}. Make one: lesionfast train")
+    if json:
+        rows = [{"run": str(r.path), **(r.metrics if r.finished else {})} for r in found]
+        print(json_module.dumps(rows))
+        return
+    from lesionfast.evaluation.run_tables import runs_table
+    from lesionfast.evaluation.tables import print_table
+
+    print_table(runs_table(found))
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Runs; default: all with the split of the newest."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which predictions: valid or test.")] = "test",
+    csv: Annotated[Path | None, typer.Option(help="CSV file to write the table to.")] = None,
+    out: Root = "runs",
+    json: Json = False,
+) -> None:
+    """Compare runs on one split, with intervals, and draw them to the comparison/ of --out.
+
+    Example: lesionfast compare --csv comparison.csv
+    """
+    from lesionfast.evaluation.comparison import Comparison, comparable_runs
+
+    chosen = [Run.open(run) for run in runs] if runs else comparable_runs(out)
+    comparison = Comparison.of(chosen, split)
+    files = [comparison.write_csv(csv)] if csv else []
+    print_comparison(comparison, Path(out) / "comparison", json, files)
