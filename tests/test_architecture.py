@@ -12,13 +12,17 @@ BELOW = {
     "errors": set(),
     "registry": {"errors"},
     "config": {"errors"},
+    "emphasis": {"errors"},
     "console": set(),
     "options": {"config"},
     "runs": {"config", "errors"},
-    "data": {"errors", "registry", "config", "runs", "console"},
+    "data": {"errors", "registry", "config", "emphasis", "runs", "console"},
     "models": {"errors", "registry", "config", "runs", "data"},
-    "evaluation": {"errors", "registry", "config", "runs", "data"},
-    "training": {"errors", "registry", "config", "runs", "data", "models", "evaluation", "console"},
+    "evaluation": {"errors", "registry", "config", "emphasis", "runs", "data"},
+    "training": {
+        *("errors", "registry", "config", "emphasis", "runs"),
+        *("data", "models", "evaluation", "console"),
+    },
 }
 RUN_THE_MODEL = {"explain.py", "attribution.py", "outlier_features.py"}  # of the evaluation
 TORCH_FREE = [

@@ -14,6 +14,7 @@ from fastai.metrics import AccumMetric
 from fastai.optimizer import OptimWrapper
 
 from lesionfast.config import TrainConfig
+from lesionfast.emphasis import read_subclasses
 from lesionfast.evaluation.metrics import balanced_accuracy, decide, macro_auc, sensitivity
 from lesionfast.models.fusion import build_model, stage_groups
 from lesionfast.training.callbacks import (
@@ -23,7 +24,6 @@ from lesionfast.training.callbacks import (
     PlainTensors,
     SeedEpochs,
 )
-from lesionfast.training.emphasis import read_subclasses
 from lesionfast.training.objective import build_objective
 from lesionfast.training.precision import precision_callbacks
 from lesionfast.training.subclasses import assign_subclasses, parents_of

@@ -10,9 +10,9 @@ from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 
 from lesionfast.config import TrainConfig
+from lesionfast.emphasis import read_costs, read_subclasses, read_weights_of
 from lesionfast.errors import LesionfastError
 from lesionfast.training.balancing import Balance, balances, shares
-from lesionfast.training.emphasis import read_costs, read_subclasses, read_weights_of
 from lesionfast.training.losses import ClassificationLoss, losses
 from lesionfast.training.mixing import mixes
 from lesionfast.training.subclasses import Subclasses, output_codes, split_codes

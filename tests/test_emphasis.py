@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from lesionfast.emphasis import read_costs, read_subclasses, read_weights_of
 from lesionfast.errors import LesionfastError
-from lesionfast.training.emphasis import read_costs, read_subclasses, read_weights_of
 
 CLASSES = ["bcc", "mel", "nv"]
 
