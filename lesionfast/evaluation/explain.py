@@ -1,6 +1,7 @@
 """What a model sees alike: the training lesions nearest to an image, by the run's own features."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,10 +14,7 @@ from lesionfast.evaluation.canvas import GREY, new_figure, save
 from lesionfast.evaluation.diagnoses import full_name
 from lesionfast.evaluation.features import has_features, read_features, write_features
 from lesionfast.evaluation.grids import patient, read_pixels
-from lesionfast.models.features import image_features
-from lesionfast.models.fusion import FusionModel, load_model
 from lesionfast.runs import Run
-
 
 COLUMNS = ["image_id", "group", "target", "similarity", "path", "age", "sex", "localization"]
 
@@ -60,19 +58,14 @@ def require_k(k: int) -> None:
 
 def find_nearest(run: Run, df: pd.DataFrame, rows: pd.DataFrame, k: int) -> list[pd.DataFrame]:
     """Return the k training lesions of the dataset `df` most similar to each of the rows."""
-    model = load_model(run)
-    if model.backbone is None:
-        raise LesionfastError(
-            f"{run.path} looks at no image (fusion 'metadata'), so no lesion is like another. "
-            "Name a run with a backbone."
-        )
-    kept = dataset_features(run, model, df)
+    require_backbone(run)
+    kept = dataset_features(run, df)
     train = df[(df["split"] == "train") & df["image_id"].isin(kept.index)].reset_index(drop=True)
     features = kept.loc[train["image_id"]].to_numpy()
     centre = features.mean(axis=0)  # what all skin has in common would make all alike
     features = unit(features - centre)
     tables = []
-    for (_, row), own in zip(rows.iterrows(), own_features(run, model, kept, rows), strict=True):
+    for (_, row), own in zip(rows.iterrows(), own_features(run, kept, rows), strict=True):
         others = train.assign(similarity=features @ unit(own - centre))
         others = others[others["group"] != row["group"]]
         best = others.sort_values("similarity", ascending=False, kind="stable")
@@ -81,9 +74,16 @@ def find_nearest(run: Run, df: pd.DataFrame, rows: pd.DataFrame, k: int) -> list
     return tables
 
 
-def own_features(
-    run: Run, model: FusionModel, kept: pd.DataFrame, rows: pd.DataFrame
-) -> np.ndarray:
+def require_backbone(run: Run) -> None:
+    """Raise `LesionfastError` if a run's model looks at no image, or it is a committee."""
+    if run.model.get("fusion") in (None, "metadata"):
+        raise LesionfastError(
+            f"{run.path} looks at no image (a committee, or fusion 'metadata'), so no lesion is "
+            "like another. Name a run with a backbone."
+        )
+
+
+def own_features(run: Run, kept: pd.DataFrame, rows: pd.DataFrame) -> np.ndarray:
     """Return the features (n, F) of images, those that are not kept from their files."""
     known = rows["image_id"].isin(kept.index).to_numpy()
     found = np.empty((len(rows), kept.shape[1]), np.float32)
@@ -91,7 +91,7 @@ def own_features(
     if not known.all():
         paths = rows["path"][~known].tolist()
         images = open_images(paths, run.config.size, resize=run.config.resize, cache=False)
-        found[~known] = image_features(model, images.pixels, np.arange(len(paths)))
+        found[~known] = run_backbone(run, images.pixels, np.arange(len(paths)))
     return found
 
 
@@ -109,7 +109,15 @@ def find_image(df: pd.DataFrame, image: str) -> pd.Series:
     )
 
 
-def dataset_features(run: Run, model: FusionModel, df: pd.DataFrame) -> pd.DataFrame:
+def run_backbone(run: Run, pixels: np.ndarray, rows: np.ndarray, *more: Any) -> np.ndarray:
+    """Return the features (n, F) of pixels by a run's model; torch is loaded for this alone."""
+    from lesionfast.models.features import image_features
+    from lesionfast.models.fusion import load_model
+
+    return image_features(load_model(run), pixels, rows, *more)
+
+
+def dataset_features(run: Run, df: pd.DataFrame) -> pd.DataFrame:
     """Return the features kept in a run, by image id; of an old run they are computed first."""
     if not has_features(run):
         config = run.config
@@ -124,7 +132,7 @@ def dataset_features(run: Run, model: FusionModel, df: pd.DataFrame) -> pd.DataF
             )
         rows = np.setdiff1d(np.arange(len(df)), list(images.bad))
         with counting_bar("features of the images") as progress:
-            features = image_features(model, images.pixels, rows, progress)
+            features = run_backbone(run, images.pixels, rows, progress)
         write_features(run, df["image_id"].iloc[rows].tolist(), features)
     return read_features(run)
 

@@ -8,27 +8,50 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lesionfast.data.dataset import load_dataset
+from lesionfast.evaluation.calibration import FILE as CALIBRATION
+from lesionfast.evaluation.calibration import read_calibration, write_calibration
+from lesionfast.evaluation.conformal import COVERAGE, Conformal, read_conformal, write_conformal
+from lesionfast.evaluation.conformal import FILE as SETS
+from lesionfast.evaluation.features import read_features
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.measures import as_records, by_lesion, measure
 from lesionfast.evaluation.metrics import decide
+from lesionfast.evaluation.outliers import NAME as OUTLIERS
+from lesionfast.evaluation.outliers import OutlierScorer
+from lesionfast.evaluation.scaling import Calibrator
+from lesionfast.evaluation.selective import FILE as REFERRAL
+from lesionfast.evaluation.selective import SHARE, Referral, read_referral, write_referral
 from lesionfast.runs import Run
 
 
 class Findings:
     """What a run's predictions of one split say, with what was chosen on validation."""
 
-    def __init__(self, interpretation: Interpretation) -> None:
+    def __init__(
+        self,
+        interpretation: Interpretation,
+        *,
+        coverage: float = COVERAGE,
+        refer: float = SHARE,
+        cost: str | None = None,
+    ) -> None:
         self.interpretation = interpretation
         self.run = interpretation.run
+        self.coverage, self.refer, self.cost = coverage, refer, cost
         self.files: dict[str, Path] = {}  # the figures that were drawn, by name
 
     @classmethod
-    def of(cls, run: Run, split: str = "test", rule: str | None = None) -> "Findings":
+    def of(
+        cls, run: Run, split: str = "test", rule: str | None = None, **chosen: Any
+    ) -> "Findings":
         """Read a run's predictions; `rule` is the run's own unless given.
 
-        Raises `LesionfastError` as `Interpretation.of` does.
+        `chosen` are `coverage` (of the prediction sets), `refer` (the share of images to refer)
+        and `cost` (of errors, such as mel:nv=10). Raises `LesionfastError` as
+        `Interpretation.of` does.
         """
-        return cls(Interpretation.of(run, split, rule))
+        return cls(Interpretation.of(run, split, rule), **chosen)
 
     @property
     def folder(self) -> Path:
@@ -43,12 +66,69 @@ class Findings:
         return rows["group" if "group" in rows else "image_id"].to_numpy(str)
 
     @cached_property
-    def valid(self) -> Interpretation | None:
+    def on_test(self) -> bool:
+        """Whether there are validation predictions to choose on, and these are others."""
+        return self.interpretation.split != "valid" and "valid" in set(
+            self.run.predictions["split"]
+        )
+
+    @cached_property
+    def validation(self) -> Interpretation:
         """The validation predictions under the same rule, on which everything is chosen."""
-        splits = set(self.run.predictions["split"])
-        if "valid" not in splits:
-            return None
         return Interpretation.of(self.run, "valid", self.interpretation.rule)
+
+    @cached_property
+    def calibrator(self) -> Calibrator:
+        """The calibration that validation chose, kept in the run."""
+        if not (self.run.path / CALIBRATION).is_file():
+            write_calibration(self.run)
+        return read_calibration(self.run)
+
+    @cached_property
+    def conformal(self) -> Conformal:
+        """The prediction sets of the wanted coverage, kept in the run."""
+        if (self.run.path / SETS).is_file():
+            found = read_conformal(self.run)
+            if found.coverage == self.coverage:
+                return found
+        write_conformal(self.run, self.coverage)
+        return read_conformal(self.run)
+
+    @cached_property
+    def referral(self) -> Referral:
+        """Which images to refer, by a threshold of validation, kept in the run."""
+        rule = self.interpretation.rule
+        if (self.run.path / REFERRAL).is_file():
+            found = read_referral(self.run)
+            if (found.share, found.rule) == (self.refer, rule):
+                return found
+        write_referral(self.run, self.refer, rule)
+        return read_referral(self.run)
+
+    @cached_property
+    def features(self) -> pd.DataFrame:
+        """The image features kept with the run, by image id; raises `LesionfastError` if none."""
+        return read_features(self.run)
+
+    @cached_property
+    def outliers(self) -> OutlierScorer:
+        """What tells images unlike the training images, kept in the run.
+
+        Raises `LesionfastError` if the run keeps no features, or its data is elsewhere.
+        """
+        file = self.run.path / OUTLIERS
+        if file.is_file():
+            return OutlierScorer.load(file)
+        df = load_dataset(self.run.config, split=self.run.path / "split.csv")
+        df = df[df["image_id"].isin(self.features.index)]
+        train, valid = (df[df["split"] == name] for name in ("train", "valid"))
+        scorer = OutlierScorer.fit(
+            self.features.loc[train["image_id"]],
+            train["target"].to_numpy(str),
+            self.features.loc[valid["image_id"]],
+        )
+        scorer.save(file)
+        return scorer
 
     @cached_property
     def measures(self) -> pd.DataFrame:

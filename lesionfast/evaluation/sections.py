@@ -13,9 +13,12 @@ from lesionfast.evaluation.figures import (
 )
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.grids import draw_melanomas_taken_for_nevi, draw_top_losses
+from lesionfast.evaluation.group_sections import labels, outliers, subgroups
 from lesionfast.evaluation.measures import ALL, CANCER
-from lesionfast.evaluation.page import Section, picture_of, table_of
+from lesionfast.evaluation.page import Section, Table, picture_of, table_of
+from lesionfast.evaluation.trust_sections import calibration, prediction_sets, referral
 
+BY_IMAGE = "Against the rest, by image"
 OF_CLASS = {
     "sensitivity": "sensitivity",
     "specificity": "specificity",
@@ -80,7 +83,7 @@ def metrics(findings: Findings) -> Section:
     return Section("Metrics", words, tables, curves)
 
 
-def overall(findings: Findings):
+def overall(findings: Findings) -> Table:
     """Return the metrics over all classes, by image and by lesion."""
     parts = {"by image": findings.measures, "by lesion": findings.lesion_measures}
     rows = []
@@ -94,7 +97,7 @@ def overall(findings: Findings):
     return table_of(pd.DataFrame(rows), "Over all classes")
 
 
-def pivot(measures: pd.DataFrame, of: list[str], caption: str = "Against the rest, by image"):
+def pivot(measures: pd.DataFrame, of: list[str], caption: str = BY_IMAGE) -> Table:
     """Return one row a class, one column a metric."""
     rows = []
     for name in of:
@@ -135,6 +138,12 @@ SECTIONS: list[Callable[[Findings], Section | None]] = [
     melanoma,
     confusion,
     metrics,
+    calibration,
+    prediction_sets,
+    referral,
+    subgroups,
+    labels,
+    outliers,
     pictures,
     training,
 ]

@@ -1,0 +1,107 @@
+"""Sections of a report on patients and labels: subgroups, outliers, labels that may be wrong."""
+
+import pandas as pd
+
+from lesionfast.errors import LesionfastError
+from lesionfast.evaluation.diagnoses import full_name
+from lesionfast.evaluation.findings import Findings
+from lesionfast.evaluation.labels import disagreeing_duplicates
+from lesionfast.evaluation.page import Section, Table, picture_of, table_of
+from lesionfast.evaluation.subgroup_figures import draw_subgroups
+from lesionfast.evaluation.subgroup_gaps import gap_table
+from lesionfast.evaluation.subgroups import FEWEST, subgroup_table
+
+MOST_PAIRS = 12
+
+
+def subgroups(findings: Findings) -> Section | None:
+    """Return the metrics of each sex, age band and site, and the gaps between them."""
+    read = findings.interpretation
+    found = subgroup_table(read)
+    if found.empty:
+        return None
+    words = [
+        f"Groups with fewer than {FEWEST} lesions to count are marked as few and take no part in "
+        "the gaps. A gap is the best group less the worst, which is above 0 even where groups do "
+        "not differ: beside it stands the gap to expect then, and p, the share of random groups "
+        "with a gap at least as large (not corrected for the number of rows).",
+    ]
+    picture = picture_of(findings.drawn(draw_subgroups), "Sensitivity and AUC of each group")
+    gaps = gap_table(read)
+    tables = [subgroups_wide(found), gaps_table(gaps[gaps["value"].notna()])]
+    return Section("Subgroups", words, tables, [picture])
+
+
+def subgroups_wide(found: pd.DataFrame) -> Table:
+    """Return one row a group, one column a metric; 'few' where its cases are."""
+    rows = []
+    for (column, group), cells in found.groupby(["column", "group"], sort=False):
+        row: dict[str, object] = {"by": column, "group": group}
+        row |= {"images": int(cells["images"].iloc[0]), "lesions": int(cells["lesions"].iloc[0])}
+        for each in cells.itertuples():
+            of = {"mel": "melanoma ", "malignant": "malignant "}.get(each.of, "")
+            name = f"{of}{each.metric.replace('_', ' ').replace('auc', 'AUC')}"
+            row |= {name: each.value, f"{name}_low": each.low, f"{name}_high": each.high}
+            if each.of != "all" and each.metric == "sensitivity":
+                few = " (few)" if each.few else ""
+                row[f"{of}lesions"] = f"{each.positives}{few}"
+        rows.append(row)
+    return table_of(pd.DataFrame(rows), "Groups of patients")
+
+
+def gaps_table(gaps: pd.DataFrame) -> Table:
+    """Return the gaps between the ranked groups."""
+    told = gaps.assign(
+        metric=gaps["of"].replace("all", "") + " " + gaps["metric"].str.replace("_", " ")
+    )
+    names = {"column": "by", "metric": "metric", "value": "gap", "best": "best", "worst": "worst"}
+    names |= {"expected": "expected by chance", "p": "p"}
+    return table_of(told, "Gaps", names)
+
+
+def outliers(findings: Findings) -> Section | None:
+    """Return how many images look unlike the training images."""
+    if not findings.on_test:
+        return None
+    try:
+        scorer = findings.outliers
+    except LesionfastError:  # a committee, no backbone, or data that is elsewhere
+        return None
+    rows, features = findings.interpretation.rows, findings.features
+    known = rows[rows["image_id"].isin(features.index)]
+    scores = pd.Series(scorer.score(features.loc[known["image_id"]]), known.index)
+    flagged = known.assign(score=scores)[scores > scorer.threshold]
+    words = [
+        f"{len(flagged)} of {len(known)} images ({len(flagged) / len(known):.1%}) look less like "
+        f"the training images than {scorer.level:.0%} of the validation images do "
+        f"({scorer.method} on the image features). On such images trust the model less.",
+    ]
+    worst = flagged.sort_values("score", ascending=False).head(MOST_PAIRS)
+    names = {"image_id": "image", "score": "score", "truth": "truth", "decision": "decision"}
+    return Section("Outliers", words, [table_of(worst, "The furthest", names)])
+
+
+def labels(findings: Findings) -> Section | None:
+    """Return images of one lesion that were decided differently."""
+    if "group" not in findings.interpretation.rows:
+        return None
+    found = disagreeing_duplicates(findings.interpretation)
+    if found.empty:
+        return None
+    grave = (found["truth_a"] == "mel") | (found["truth_b"] == "mel")
+    ordered = pd.concat([found[grave], found[~grave]])
+    words = [
+        f"{len(found)} pairs of images of one lesion are decided differently, {int(grave.sum())} "
+        "of them of melanomas; those first. The difference is half the sum of what their "
+        "probabilities differ by. `lesionfast labels` looks for labels that may be wrong.",
+    ]
+    names = {
+        "image_a": "image",
+        "decision_a": "decided",
+        "image_b": "other image",
+        "decision_b": "decided ",
+        "truth_a": "truth",
+        "difference": "difference",
+    }
+    told = ordered.head(MOST_PAIRS).assign(truth_a=lambda d: d["truth_a"].map(full_name))
+    return Section("One lesion, two decisions", words, [table_of(told, "Pairs", names)])

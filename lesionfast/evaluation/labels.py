@@ -1,0 +1,170 @@
+"""Labels that may be wrong, as models contradict them, and duplicates decided differently."""
+
+import logging
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from lesionfast.errors import LesionfastError
+from lesionfast.evaluation.interpretation import Interpretation, codes_and_probabilities
+from lesionfast.runs import Run
+
+logger = logging.getLogger("lesionfast")
+
+ABOUT = ("dx_type", "age", "sex", "localization", "path")  # what a table of labels tells besides
+SAME_LESION, NEAR_DUPLICATE = "same lesion", "near-duplicate"
+OWN_OF_FOLD = ("fold", "split")  # configuration that the runs of a cross-validation differ in
+
+
+def suspicious_labels(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return the images whose label confident learning takes for wrong, the least likely first.
+
+    `runs` are those of `lesionfast train --folds 5 --fold 0` to `--fold 4`, each of which
+    predicts its own validation part; of a single run it is its validation and test images. An
+    image is named if a class other than its own has more than the mean probability that the
+    images of that class give it, and the most of such classes (Northcutt et al. 2021,
+    arXiv:1911.00068, the confident joint; by cleanlab). Columns: image_id, group, target,
+    suggested (the most probable class), self_confidence (the probability of the label),
+    probability (of the suggested class), and dx_type, age, sex, localization and path where the
+    dataset has them. How many images were covered is said in the log. Raises `LesionfastError`
+    for runs that are not folds of one data set.
+    """
+    from cleanlab.filter import find_label_issues
+    from cleanlab.rank import get_self_confidence_for_each_label
+
+    table = out_of_sample(runs)
+    logger.info("label check: %s", coverage(runs))
+    truth, probabilities = codes_and_probabilities(runs[0], table)
+    seen, codes = np.unique(truth, return_inverse=True)  # a class without images has no threshold
+    shares = probabilities[:, seen]
+    shares = shares / np.maximum(shares.sum(axis=1, keepdims=True), 1e-12)
+    found = np.zeros(len(table), bool)
+    if len(seen) > 1:
+        found = find_label_issues(codes, shares, filter_by="confident_learning", n_jobs=1)
+    names = np.asarray(runs[0].classes, dtype=object)[seen]
+    columns = ["image_id", "group", "target"]
+    table = table.assign(
+        suggested=names[shares.argmax(axis=1)],
+        self_confidence=get_self_confidence_for_each_label(codes, shares),
+        probability=shares.max(axis=1),
+    )
+    columns += ["suggested", "self_confidence", "probability"]
+    columns += [name for name in ABOUT if name in table]
+    doubted = table.loc[found, columns].sort_values(["self_confidence", "image_id"])
+    return doubted.reset_index(drop=True)
+
+
+def out_of_sample(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return the predictions of images that no model was trained on, one row an image."""
+    if not runs:
+        raise LesionfastError("there are no runs. Pass one, or the folds of a cross-validation.")
+    if len(runs) == 1:
+        return runs[0].predictions.reset_index(drop=True)
+    check_folds(runs)
+    parts = [run.predictions for run in runs]
+    table = pd.concat([part[part["split"] == "valid"] for part in parts], ignore_index=True)
+    twice = table["image_id"][table["image_id"].duplicated()]
+    if len(twice):
+        raise LesionfastError(
+            f"{twice.nunique()} images are in the validation part of several runs, such as "
+            f"{twice.iloc[0]}. Pass each --fold of one split once."
+        )
+    return table
+
+
+def check_folds(runs: Sequence[Run]) -> None:
+    """Raise `LesionfastError` unless the runs are different folds of the same data."""
+    first = runs[0]
+    folds = [run.config.folds for run in runs]
+    if None in folds:
+        raise LesionfastError(
+            f"{runs[folds.index(None)].path} is no fold of a cross-validation. Pass a single run, "
+            "or those of: lesionfast train --folds 5 --fold 0 (to --fold 4)."
+        )
+    for run in runs[1:]:
+        for name in ("data", "csv", "target", "group", "seed", "test", "folds"):
+            ours, theirs = getattr(first.config, name), getattr(run.config, name)
+            if ours != theirs:
+                raise LesionfastError(
+                    f"{run.path} has --{name} {theirs}, and {first.path} {ours}: they are no folds "
+                    "of one cross-validation. Pass runs that differ in --fold alone."
+                )
+        if run.classes != first.classes:
+            raise LesionfastError(
+                f"{run.path} knows the classes {', '.join(run.classes)}, and {first.path} "
+                f"{', '.join(first.classes)}. Pass runs of the same data."
+            )
+        if set(run.split["image_id"]) != set(first.split["image_id"]):
+            raise LesionfastError(
+                f"{run.path} and {first.path} have split other images. Pass runs of the same data."
+            )
+
+
+def coverage(runs: Sequence[Run]) -> str:
+    """Return "5,012 of 10,015 images, validation parts of 3 of 5 folds"."""
+    covered, total = len(out_of_sample(runs)), runs[0].split["image_id"].nunique()
+    if len(runs) == 1:
+        parts = "validation and test of one run; its training images can't be judged by it"
+    else:
+        parts = f"the validation parts of {len(runs)} of {runs[0].config.folds} folds"
+    return f"{covered:,} of {total:,} images, {parts}"
+
+
+PAIRS = ["kind", "image_a", "image_b", "group_a", "group_b", "truth_a", "truth_b"]
+PAIRS += ["decision_a", "decision_b", "difference"]
+
+
+def disagreeing_duplicates(
+    interpretation: Interpretation, pairs: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """Return pairs of images of the same thing that were decided differently.
+
+    These are images of one lesion, and the near-duplicates in `pairs` (image_a and image_b, as
+    `find_near_duplicates` gives them) as far as both are predicted. Columns: kind ('same lesion'
+    or 'near-duplicate'), image, group, truth and decision of either, and difference, half the
+    sum of what their probabilities differ by (0 to 1), the largest first.
+    """
+    rows = interpretation.rows
+    positions = {name: place for place, name in enumerate(rows["image_id"])}
+    chosen = {
+        pair: SAME_LESION
+        for members in rows.groupby("group", sort=False).indices.values()
+        for pair in combinations(sorted(members.tolist()), 2)
+    }
+    if pairs is not None:
+        require_pairs(pairs)
+        known = pairs[pairs["image_a"].isin(positions) & pairs["image_b"].isin(positions)]
+        logger.info("near-duplicates: %d of %d pairs are predicted", len(known), len(pairs))
+        for a, b in zip(known["image_a"], known["image_b"], strict=True):
+            chosen.setdefault(tuple(sorted((positions[a], positions[b]))), NEAR_DUPLICATE)
+    decided = rows["decision"].to_numpy()
+    told = [
+        (kind, *sides(rows, a, b), difference_of(interpretation.probabilities, a, b))
+        for (a, b), kind in chosen.items()
+        if decided[a] != decided[b]
+    ]
+    table = pd.DataFrame(told, columns=PAIRS)
+    return table.sort_values("difference", ascending=False, kind="stable", ignore_index=True)
+
+
+def require_pairs(pairs: pd.DataFrame) -> None:
+    """Raise `LesionfastError` unless a table has both ends of pairs."""
+    missing = {"image_a", "image_b"} - set(pairs)
+    if missing:
+        raise LesionfastError(
+            f"the pairs have no column {' and '.join(sorted(missing))}; they have: "
+            f"{', '.join(map(str, pairs))}. Pass what find_near_duplicates returns."
+        )
+
+
+def sides(rows: pd.DataFrame, a: int, b: int) -> tuple:
+    """Return image, group, truth and decision of rows a and b, in the order of the table."""
+    names = ("image_id", "group", "truth", "decision")
+    return tuple(rows[name].iat[place] for name in names for place in (a, b))
+
+
+def difference_of(probabilities: np.ndarray, a: int, b: int) -> float:
+    """Return the total variation distance of the probabilities of rows a and b."""
+    return float(np.abs(probabilities[a] - probabilities[b]).sum() / 2)
