@@ -331,3 +331,22 @@ def test_the_help_shows_every_word_that_was_written():
         written = [p.annotation.__metadata__[0].help for p in parameters if p.name != "given"]
         for text in [each.callback.__doc__, *written]:
             assert "[" not in text
+
+
+def test_labels_lists_and_draws_doubtful_labels(folder, tmp_path):
+    folder, done = folder
+    file = tmp_path / "labels.csv"
+    shown = invoke("labels", folder / done.stdout.strip(), "--csv", file)
+    assert shown.exit_code == 0 and "Doubtful labels" in shown.stdout
+    assert file.read_text().startswith("image_id,group,target,suggested")
+    assert Path(shown.stdout.strip().splitlines()[-1]).is_file()
+
+
+def test_interpret_writes_a_submission_and_explains(folder, tmp_path):
+    folder, done = folder
+    file = tmp_path / "submission.csv"
+    given = ["--submission", file, "--explain", "--cost", "mel:nv=10", "--json"]
+    found = json.loads(invoke("interpret", folder / done.stdout.strip(), *given).stdout)
+    assert file.read_text().startswith("image,MEL,NV,BCC,AKIEC,BKL,DF,VASC")
+    names = {Path(each).stem for each in found["figures"]}
+    assert {"attribution_top_losses", "operating_points", "atlas_melanoma_right"} <= names

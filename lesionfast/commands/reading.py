@@ -9,7 +9,7 @@ import typer
 from lesionfast.commands.base import Json, Root, app
 from lesionfast.commands.output import print_comparison
 from lesionfast.errors import LesionfastError
-from lesionfast.runs import Run, list_runs, newest_run
+from lesionfast.runs import Run, list_runs, newest_run, write_atomically
 
 
 @app.command()
@@ -18,6 +18,24 @@ def interpret(
     split: Annotated[str, typer.Option(help="Which predictions: valid or test.")] = "test",
     rule: Annotated[
         str | None, typer.Option(help="argmax or balanced; default: the one that decides.")
+    ] = None,
+    cost: Annotated[
+        str | None, typer.Option(help="What errors cost, such as mel:nv=10 (truth:decision).")
+    ] = None,
+    coverage: Annotated[
+        float, typer.Option(help="Of the prediction sets: the share that hold the truth.")
+    ] = 0.9,
+    refer: Annotated[
+        float, typer.Option(help="Share of the images to refer to a dermatologist.")
+    ] = 0.2,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Run the model for what speaks for its decisions.")
+    ] = False,
+    submission: Annotated[
+        Path | None, typer.Option(help="CSV file for the ISIC 2018 challenge to write.")
+    ] = None,
+    masks: Annotated[
+        Path | None, typer.Option(help="With that: a folder of lesion masks to compare with.")
     ] = None,
     nearest: Annotated[
         str | None,
@@ -38,8 +56,14 @@ def interpret(
     from lesionfast.evaluation.findings import Findings
     from lesionfast.evaluation.report import write_report
 
-    findings = Findings.of(found, split=split, rule=rule)
+    chosen = {"cost": cost, "coverage": coverage, "refer": refer}
+    findings = Findings.of(found, split, rule, **chosen, explain=explain, masks=masks)
     page = write_report(findings)
+    if submission:
+        from lesionfast.evaluation.challenge import write_submission
+
+        rows = found.predictions[found.predictions["split"] == split]
+        write_submission(rows, submission)
     figures = [str(file) for file in findings.files.values()]
     if json:
         print(json_module.dumps(findings.to_dict() | {"figures": figures, "report": str(page)}))
@@ -91,6 +115,36 @@ def report(
         print(write_report(Findings.of(found[0], split), to))
     else:
         print(write_comparison(found, to or Path(out) / "comparison" / "report.html", split))
+
+
+@app.command()
+def labels(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="The runs of --folds 5 --fold 0 to 4; default: the newest run."),
+    ] = None,
+    csv: Annotated[Path | None, typer.Option(help="CSV file to write the table to.")] = None,
+    out: Root = "runs",
+) -> None:
+    """List and draw the images whose label is doubtful, by confident learning.
+
+    Images that a run was trained on tell nothing: one run covers its validation and test images,
+    the runs of all folds of a cross-validation all of them.
+
+    Example: lesionfast labels runs/fold0 runs/fold1 runs/fold2 runs/fold3 runs/fold4
+    """
+    from lesionfast.evaluation.label_figures import draw_suspicious_labels
+    from lesionfast.evaluation.labels import suspicious_labels
+    from lesionfast.evaluation.run_tables import labels_table
+    from lesionfast.evaluation.tables import print_table
+
+    found = [Run.open(run) for run in runs] if runs else [newest_run(out)]
+    table = suspicious_labels(found)
+    print_table(labels_table(table))
+    if csv:
+        write_atomically(csv, lambda aside: table.to_csv(aside, index=False))
+        print(csv)
+    print(draw_suspicious_labels(found, found[0].path / "figures", table))
 
 
 @app.command()

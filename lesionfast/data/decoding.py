@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -20,15 +21,16 @@ class BadImage(Exception):
     """A file that gives no picture; the message is the reason."""
 
 
-def read_image(path: str) -> Image.Image:
+def read_image(path: str, reader: FileReader | None = None) -> Image.Image:
     """Return the picture in a file or a zip member ("<zip>/<member>") as upright RGB, full size.
 
-    EXIF orientation is applied, transparency laid over white, 16 bits scaled to 8. Raises
-    `LesionfastError` with the file and the reason if there is no picture in it.
+    EXIF orientation is applied, transparency laid over white, 16 bits scaled to 8. Who reads many
+    passes a `reader`, which keeps zip files open. Raises `LesionfastError` with the file and the
+    reason if there is no picture in it.
     """
     try:
-        with FileReader() as reader:
-            return read_with(reader, path)
+        with nullcontext(reader) if reader else FileReader() as opened:
+            return read_with(opened, path)
     except BadImage as bad:
         raise LesionfastError(
             f"{path} can't be read: {bad}. Replace the file, or leave it out with --skip-bad."

@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lesionfast.data.files import FileReader
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.canvas import class_styles, new_figure, save, sign
 from lesionfast.evaluation.explain import nearest_of
@@ -47,7 +48,7 @@ BLOCKS = {
 }
 
 
-def draw_atlas(interpretation: Interpretation, folder: Path, most: int = 8) -> list[Path]:
+def draw_atlas(interpretation: Interpretation, folder: Path, most: int = 6) -> list[Path]:
     """Draw missed melanomas, nevi taken for melanomas and melanomas decided right, a figure each.
 
     In each the `most` confident cases, a line each: the image, and the training lesions nearest
@@ -108,24 +109,25 @@ def draw_lines(
     figure = new_figure(width, height, title, subtitle)
     ratios = [1.25] + [1] * NEAREST
     axes = figure.subplots(len(cases), columns, squeeze=False, width_ratios=ratios)
-    for line, (_, row) in zip(axes, cases.iterrows(), strict=True):
-        draw_cell(line[0], row)
-        line[0].spines[:].set(color="black", linewidth=1.5)
-        neighbours = nearest[row["image_id"]]
-        for axis, (_, each) in zip(line[1:], neighbours.iterrows(), strict=False):
-            draw_neighbour(axis, each)
-        for axis in line[1 + len(neighbours) :]:
-            axis.set_axis_off()
+    with FileReader() as reader:
+        for line, (_, row) in zip(axes, cases.iterrows(), strict=True):
+            draw_cell(line[0], row, reader)
+            line[0].spines[:].set(color="black", linewidth=1.5)
+            neighbours = nearest[row["image_id"]]
+            for axis, (_, each) in zip(line[1:], neighbours.iterrows(), strict=False):
+                draw_neighbour(axis, each, reader)
+            for axis in line[1 + len(neighbours) :]:
+                axis.set_axis_off()
     return figure
 
 
-def draw_neighbour(axis: Axes, row: pd.Series) -> None:
+def draw_neighbour(axis: Axes, row: pd.Series, reader: FileReader) -> None:
     """Draw a training lesion in a frame of its class's colour, with its class and likeness."""
     style = class_styles([row["target"]])[row["target"]]
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set(color=style["color"], linewidth=3)
     try:
-        axis.imshow(read_pixels(row["path"]))
+        axis.imshow(read_pixels(row["path"], reader))
     except (LesionfastError, OSError) as error:
         draw_grey_box(axis, str(error))
     weight = "bold" if row["target"] == "mel" else "normal"

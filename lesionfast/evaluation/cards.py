@@ -2,10 +2,10 @@
 
 import pandas as pd
 
-from lesionfast.data.dataset import load_dataset
 from lesionfast.data.splits import PARTS
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.diagnoses import full_name
+from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.page import Table, table_of
 from lesionfast.runs import Run
 
@@ -18,9 +18,9 @@ SOURCE = (
 SAMPLE = "The built-in synthetic sample: drawn pictures, no patients. Its figures mean nothing."
 
 
-def data_card(run: Run) -> tuple[list[str], list[Table]]:
+def data_card(findings: Findings) -> tuple[list[str], list[Table]]:
     """Return what the images of a run are: in words, and counted by class and part."""
-    split = run.split
+    run, split = findings.run, findings.run.split
     words = [f"The split has the SHA-256 {run.metrics['split_sha256']}."]
     if run.config.data is None and run.config.csv is None:
         words.insert(0, SAMPLE)
@@ -29,7 +29,7 @@ def data_card(run: Run) -> tuple[list[str], list[Table]]:
     if "group" in split:
         words.append("No lesion has images in two parts." if tight(split) else LEAKING)
     try:
-        df = load_dataset(run.config, split=run.path / "split.csv")
+        df = findings.dataset
     except LesionfastError as error:
         words.append(f"The data is not here, so classes are not counted: {error}")
         return words, [table_of(counted(split.assign(target="all")), "Images and lesions")]

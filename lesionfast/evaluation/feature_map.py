@@ -15,6 +15,7 @@ from lesionfast.evaluation.interpretation import Interpretation
 
 FEWEST = 10  # images of which a map makes sense
 PERPLEXITY = 30.0
+ITERATIONS = 500  # half of scikit-learn's default; the map looks the same
 MISSED = ("mel", "nv")  # truth and decision of the error that is ringed
 
 
@@ -32,7 +33,8 @@ def project(features: np.ndarray, seed: int = 0, perplexity: float = PERPLEXITY)
         )
     reduced = PCA(min(50, n, features.shape[1]), random_state=seed).fit_transform(features)
     perplexity = min(perplexity, (n - 1) / 3)
-    return TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
+    how = {"perplexity": perplexity, "init": "pca", "max_iter": ITERATIONS, "n_jobs": -1}
+    return TSNE(2, random_state=seed, **how).fit_transform(reduced)
 
 
 def draw_feature_map(interpretation: Interpretation, folder: Path) -> Path:

@@ -1,5 +1,6 @@
 """Findings: all that is said of a run's predictions, each part worked out when it is asked for."""
 
+import logging
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from lesionfast.evaluation.calibration import FILE as CALIBRATION
 from lesionfast.evaluation.calibration import read_calibration, write_calibration
 from lesionfast.evaluation.conformal import COVERAGE, Conformal, read_conformal, write_conformal
 from lesionfast.evaluation.conformal import FILE as SETS
-from lesionfast.evaluation.features import read_features
+from lesionfast.evaluation.features import has_features, read_features
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.measures import as_records, by_lesion, measure
 from lesionfast.evaluation.metrics import decide
@@ -23,6 +24,8 @@ from lesionfast.evaluation.scaling import Calibrator
 from lesionfast.evaluation.selective import FILE as REFERRAL
 from lesionfast.evaluation.selective import SHARE, Referral, read_referral, write_referral
 from lesionfast.runs import Run
+
+logger = logging.getLogger("lesionfast")
 
 
 class Findings:
@@ -35,10 +38,13 @@ class Findings:
         coverage: float = COVERAGE,
         refer: float = SHARE,
         cost: str | None = None,
+        explain: bool = False,
+        masks: Path | None = None,
     ) -> None:
         self.interpretation = interpretation
         self.run = interpretation.run
         self.coverage, self.refer, self.cost = coverage, refer, cost
+        self.explain, self.masks = explain or masks is not None, masks
         self.files: dict[str, Path] = {}  # the figures that were drawn, by name
 
     @classmethod
@@ -47,9 +53,10 @@ class Findings:
     ) -> "Findings":
         """Read a run's predictions; `rule` is the run's own unless given.
 
-        `chosen` are `coverage` (of the prediction sets), `refer` (the share of images to refer)
-        and `cost` (of errors, such as mel:nv=10). Raises `LesionfastError` as
-        `Interpretation.of` does.
+        `chosen` are `coverage` (of the prediction sets), `refer` (the share of images to refer),
+        `cost` (of errors, such as mel:nv=10), `explain` (run the model for what speaks for its
+        decisions) and `masks` (a folder of lesion masks to compare that with). Raises
+        `LesionfastError` as `Interpretation.of` does.
         """
         return cls(Interpretation.of(run, split, rule), **chosen)
 
@@ -105,6 +112,16 @@ class Findings:
         write_referral(self.run, self.refer, rule)
         return read_referral(self.run)
 
+    @property
+    def keeps_features(self) -> bool:
+        """Whether the image features were kept with the run."""
+        return has_features(self.run)
+
+    @cached_property
+    def dataset(self) -> pd.DataFrame:
+        """The whole dataset under the run's split; raises `LesionfastError` if it is elsewhere."""
+        return load_dataset(self.run.config, split=self.run.path / "split.csv")
+
     @cached_property
     def features(self) -> pd.DataFrame:
         """The image features kept with the run, by image id; raises `LesionfastError` if none."""
@@ -119,8 +136,7 @@ class Findings:
         file = self.run.path / OUTLIERS
         if file.is_file():
             return OutlierScorer.load(file)
-        df = load_dataset(self.run.config, split=self.run.path / "split.csv")
-        df = df[df["image_id"].isin(self.features.index)]
+        df = self.dataset[self.dataset["image_id"].isin(self.features.index)]
         train, valid = (df[df["split"] == name] for name in ("train", "valid"))
         scorer = OutlierScorer.fit(
             self.features.loc[train["image_id"]],
@@ -150,6 +166,10 @@ class Findings:
         if name not in self.files:
             self.files[name] = draw(self.interpretation, *more, self.folder)
         return self.files[name]
+
+    def left_out(self, what: str, why: Exception) -> None:
+        """Say that a part can't be had, and why."""
+        logger.warning("left out: %s; %s", what, why)
 
     def measure(self, metric: str, of: str) -> pd.Series | None:
         """Return the row of one metric over the images; None if there is none."""

@@ -9,6 +9,12 @@ from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.runs import Run
 
+OF_THE_WEIGHTS = (  # what a run says of its weights, which further training changes
+    *("metrics.json", "predictions.csv", "features.safetensors"),
+    *("operating.json", "calibration.json", "conformal.json", "referral.json"),
+    "outliers.safetensors",
+)
+
 
 def require_validation(valid: Interpretation, what: str) -> None:
     """Raise `LesionfastError` unless the split is validation: nothing is fitted on test."""

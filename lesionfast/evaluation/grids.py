@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lesionfast.data.files import FileReader
 from lesionfast.data.images import read_image
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.canvas import GREY, new_figure, save, sign
@@ -65,7 +66,11 @@ def draw_grid(rows: pd.DataFrame, title: str, subtitle: str, nothing: str) -> Fi
     subtitle += "\nin per cent: the probability that the model gave"
     figure = new_figure(width, height, title, subtitle)
     axes = figure.subplots(lines, columns, squeeze=False).flat
-    reasons = [draw_cell(axis, row) for axis, (_, row) in zip(axes, rows.iterrows(), strict=False)]
+    with FileReader() as reader:
+        reasons = [
+            draw_cell(axis, row, reader)
+            for axis, (_, row) in zip(axes, rows.iterrows(), strict=False)
+        ]
     for axis in axes[len(rows) :]:
         axis.set_axis_off()
     bad = [reason for reason in reasons if reason]
@@ -83,14 +88,14 @@ def draw_words(title: str, subtitle: str, words: str) -> Figure:
     return figure
 
 
-def draw_cell(axis: Axes, row: pd.Series) -> str:
+def draw_cell(axis: Axes, row: pd.Series, reader: FileReader | None = None) -> str:
     """Draw one image with its caption; return why it could not be read, else ''."""
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_color("0.8")
     axis.set_title(str(row["image_id"]), loc="left", fontsize=7.5, color=GREY, pad=3)
     axis.set_xlabel(caption(row), loc="left", fontsize=9, linespacing=1.3)
     try:
-        pixels = read_pixels(row.get("path"))
+        pixels = read_pixels(row.get("path"), reader)
     except (LesionfastError, OSError) as error:
         draw_grey_box(axis, str(error))
         return str(error)
@@ -98,11 +103,11 @@ def draw_cell(axis: Axes, row: pd.Series) -> str:
     return ""
 
 
-def read_pixels(path: Any) -> np.ndarray:
+def read_pixels(path: Any, reader: FileReader | None = None) -> np.ndarray:
     """Return an image as uint8 (height, width, 3), no larger than a cell can show."""
     if not isinstance(path, str):
         raise LesionfastError("predictions.csv has no path of this image")
-    image = read_image(path)
+    image = read_image(path, reader)
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     return np.asarray(image)
 

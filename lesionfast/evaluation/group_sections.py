@@ -61,11 +61,12 @@ def gaps_table(gaps: pd.DataFrame) -> Table:
 
 def outliers(findings: Findings) -> Section | None:
     """Return how many images look unlike the training images."""
-    if not findings.on_test:
+    if not (findings.on_test and findings.keeps_features):
         return None
     try:
         scorer = findings.outliers
-    except LesionfastError:  # a committee, no backbone, or data that is elsewhere
+    except LesionfastError as error:
+        findings.left_out("outliers", error)
         return None
     rows, features = findings.interpretation.rows, findings.features
     known = rows[rows["image_id"].isin(features.index)]

@@ -4,14 +4,16 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
+from PIL import Image
 
-ENDS = ("_low", "_high")
+LARGE, QUALITY = 300_000, 82  # bytes above which a picture loses what nobody sees
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,13 @@ def pairs_table(pairs: dict[str, Any], caption: str, heading: str = "what") -> T
 
 
 def picture_of(path: Path, words: str) -> Picture:
-    """Return a PNG file as a picture that the page carries in itself."""
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
-    return Picture(words, f"data:image/png;base64,{data}")
+    """Return a PNG file as a picture that the page carries in itself; a large one as WebP."""
+    data, kind = path.read_bytes(), "png"
+    if len(data) > LARGE:
+        with Image.open(path) as picture, BytesIO() as file:
+            picture.convert("RGB").save(file, "WEBP", quality=QUALITY)
+            data, kind = file.getvalue(), "webp"
+    return Picture(words, f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}")
 
 
 def render(template: str, **values: Any) -> str:

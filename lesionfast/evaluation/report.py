@@ -34,7 +34,7 @@ def write_report(findings: Findings, to: Path | None = None) -> Path:
         subtitle=f"lesionfast report. {NOT_A_DEVICE}",
         headline=headline(findings),
         numbers=numbers(findings),
-        sections=[*sections_of(findings), *about(run)],
+        sections=[*sections_of(findings), *about(findings)],
         footer=f"lesionfast {installed()}. {INTERVALS} {NOT_A_DEVICE}",
         version=installed(),
     )
@@ -84,8 +84,9 @@ def numbers(findings: Findings) -> list[dict[str, str]]:
     ]
 
 
-def about(run: Run) -> list[Section]:
+def about(findings: Findings) -> list[Section]:
     """Return the sections on how the run came about, and what it is for."""
+    run = findings.run
     plain = asdict(TrainConfig())
     config = pd.DataFrame(
         [
@@ -96,7 +97,7 @@ def about(run: Run) -> list[Section]:
     changed = config[config["value"] != config["default"]]
     tables = [table_of(changed, "Options that are not the default")] if len(changed) else []
     return [
-        Section("Data card", *data_card(run)),
+        Section("Data card", *data_card(findings)),
         Section("Model card", model_card(run)),
         Section(
             "Configuration",

@@ -176,6 +176,19 @@ def taken_for_table(
     return table
 
 
+def labels_table(doubted: "pd.DataFrame") -> "Table":
+    """Return the images whose label is doubted, the least likely first."""
+    more = f"the {MOST_ROWS} least likely of {len(doubted)}; not proof that they are wrong"
+    table = new_table("Doubtful labels", more)
+    add_columns(table, "image", "lesion", "label", "p(label)", "suggested", "p")
+    for row in doubted.head(MOST_ROWS).itertuples():
+        chances = decimal(row.self_confidence), decimal(row.probability)
+        table.add_row(
+            row.image_id, str(row.group), row.target, chances[0], row.suggested, chances[1]
+        )
+    return table
+
+
 def nearest_table(nearest: "pd.DataFrame") -> "Table":
     """Return the training lesions most similar to an image, the first row of `nearest`."""
     query = nearest.iloc[0]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
+from lesionfast.evaluation.decision_sections import challenge, operating
 from lesionfast.evaluation.diagnoses import full_name
 from lesionfast.evaluation.figures import (
     draw_confusion,
@@ -12,10 +13,11 @@ from lesionfast.evaluation.figures import (
     draw_training,
 )
 from lesionfast.evaluation.findings import Findings
-from lesionfast.evaluation.grids import draw_melanomas_taken_for_nevi, draw_top_losses
+from lesionfast.evaluation.grids import draw_melanomas_taken_for_nevi
 from lesionfast.evaluation.group_sections import labels, outliers, subgroups
 from lesionfast.evaluation.measures import ALL, CANCER
 from lesionfast.evaluation.page import Section, Table, picture_of, table_of
+from lesionfast.evaluation.picture_sections import attribution, pictures
 from lesionfast.evaluation.trust_sections import calibration, prediction_sets, referral
 
 BY_IMAGE = "Against the rest, by image"
@@ -119,12 +121,6 @@ def confusion(findings: Findings) -> Section:
     return Section("Confusion", pictures=[picture])
 
 
-def pictures(findings: Findings) -> Section:
-    """Return the pictures that the model is most wrong about."""
-    file = findings.drawn(draw_top_losses)
-    return Section("Pictures", pictures=[picture_of(file, "The highest losses")])
-
-
 def training(findings: Findings) -> Section | None:
     """Return the training curves, if the run has any."""
     if not (findings.run.path / "history.csv").is_file():
@@ -138,6 +134,8 @@ SECTIONS: list[Callable[[Findings], Section | None]] = [
     melanoma,
     confusion,
     metrics,
+    operating,
+    challenge,
     calibration,
     prediction_sets,
     referral,
@@ -145,5 +143,6 @@ SECTIONS: list[Callable[[Findings], Section | None]] = [
     labels,
     outliers,
     pictures,
+    attribution,
     training,
 ]

@@ -17,6 +17,7 @@ from lesionfast.data.leaks import check_weights
 from lesionfast.data.loaders import build_dls, pick_device
 from lesionfast.data.splits import split_text, write_split
 from lesionfast.errors import LesionfastError
+from lesionfast.evaluation.fitted import OF_THE_WEIGHTS
 from lesionfast.models.backbones import check_arch
 from lesionfast.models.fusion import check_metadata, fusions
 from lesionfast.runs import Run, write_json, write_text
@@ -68,7 +69,7 @@ def resume(run: Run, **moved: str) -> Run:
         df = load_dataset(config, split=run.path / "split.csv")
         learn = prepare_learner(df, config)
         check_same_data(learn, run)
-        for name in ("metrics.json", "predictions.csv", "features.safetensors"):  # of other weights
+        for name in OF_THE_WEIGHTS:
             (run.path / name).unlink(missing_ok=True)
         run = Run(run.path)
         with logging_to(run.path / "log.txt"):

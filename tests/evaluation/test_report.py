@@ -63,7 +63,7 @@ def test_classes_that_are_not_those_of_ham10000(make_run, images):
 
 
 def test_the_data_card_says_where_the_data_is_not(run):
-    words, tables = data_card(run)
+    words, tables = data_card(Findings.of(run))
     assert any("The data is not here" in each for each in words)
     assert any("No lesion has images in two parts" in each for each in words)
     assert tables[0].rows[-1][0].text == "all"
@@ -72,7 +72,8 @@ def test_the_data_card_says_where_the_data_is_not(run):
 def test_a_split_that_leaks_is_said(run):
     split = run.split.assign(group="one")
     split.to_csv(run.path / "split.csv", index=False)
-    assert any("estimates are too good" in each for each in data_card(Run(run.path))[0])
+    words, _ = data_card(Findings.of(Run(run.path)))
+    assert any("estimates are too good" in each for each in words)
 
 
 def test_the_model_card_says_that_it_is_no_medical_device(run):

@@ -1,0 +1,63 @@
+"""Sections of a report on decisions: operating points, costs, the ISIC challenge's score."""
+
+import pandas as pd
+
+from lesionfast.evaluation.challenge import COLUMNS, challenge_score
+from lesionfast.evaluation.diagnoses import MALIGNANT
+from lesionfast.evaluation.findings import Findings
+from lesionfast.evaluation.metrics import decide
+from lesionfast.evaluation.operating import points_table
+from lesionfast.evaluation.operating_figures import draw_decision_curves, draw_operating
+from lesionfast.evaluation.page import Section, Table, picture_of, table_of
+from lesionfast.evaluation.utility import cost_decision, cost_table, read_cost_matrix
+
+
+def operating(findings: Findings) -> Section | None:
+    """Return what the thresholds that validation chose reach on these images."""
+    read = findings.interpretation
+    if not findings.on_test or not set(MALIGNANT) & set(read.classes):
+        return None
+    words = [
+        "The thresholds are chosen on validation, to reach there the specificity or sensitivity "
+        "that is named, and reported here; they are kept in the run's operating.json.",
+    ]
+    tables = [operating_table(points_table(read))]
+    if findings.cost:
+        words.append(f"Costs: {findings.cost}; any other error costs 1, a right decision nothing.")
+        tables.append(costs_table(findings))
+    figures = {
+        draw_operating: "The points on the curves of validation and of these images",
+        draw_decision_curves: "Net benefit of flagging by the model, over the threshold",
+    }
+    shown = [picture_of(findings.drawn(draw), told) for draw, told in figures.items()]
+    return Section("Operating points", words, tables, shown)
+
+
+def operating_table(found: pd.DataFrame) -> Table:
+    """Return one row a point: its aim on validation, and what it reaches."""
+    aims = [f"{row.goal} {row.level:.0%}" for row in found.itertuples()]
+    names = {"of": "of", "aim": "aim on validation", "threshold": "threshold"}
+    names |= {name: name for name in ("sensitivity", "specificity", "precision", "flagged")}
+    return table_of(found.assign(aim=aims), "Flagged at or above the threshold", names)
+
+
+def costs_table(findings: Findings) -> Table:
+    """Return the mean cost an image of each rule, and of the rule of least expected cost."""
+    read, prior = findings.interpretation, findings.run.model["prior"]
+    costs = read_cost_matrix(findings.cost, read.classes)
+    decisions = {rule: decide(read.probabilities, rule, prior) for rule in ("argmax", "balanced")}
+    decisions["least expected cost"] = cost_decision(read.probabilities, costs)
+    found = cost_table(read.truth, decisions, costs, findings.lesions)
+    return table_of(found, "Mean cost an image", {"rule": "rule", "value": "cost"})
+
+
+def challenge(findings: Findings) -> Section | None:
+    """Return the score of ISIC 2018 Task 3, by the challenge's own rules."""
+    read = findings.interpretation
+    if {name.upper() for name in read.classes} != set(COLUMNS):
+        return None
+    score = challenge_score(read)
+    row = {"score": "balanced multi-class accuracy", "value": score["balanced_accuracy"]}
+    row |= {end: score[f"balanced_accuracy_{end}"] for end in ("low", "high")}
+    words = ["The decision is the most probable class, ties count as wrong; not by the run's rule."]
+    return Section("ISIC 2018 score", words, [table_of(pd.DataFrame([row]), "Task 3")])
