@@ -350,3 +350,10 @@ def test_interpret_writes_a_submission_and_explains(folder, tmp_path):
     assert file.read_text().startswith("image,MEL,NV,BCC,AKIEC,BKL,DF,VASC")
     names = {Path(each).stem for each in found["figures"]}
     assert {"attribution_top_losses", "operating_points", "atlas_melanoma_right"} <= names
+
+
+def test_ablate_says_what_the_metadata_adds(folder):
+    folder, done = folder
+    shown = invoke("ablate", folder / done.stdout.strip())
+    assert shown.exit_code == 0 and "metadata alone" in shown.stdout
+    assert shown.stdout.strip().splitlines()[-1].startswith("withholding age and sex")

@@ -184,15 +184,16 @@ def build_dls(
     df: pd.DataFrame,
     config: TrainConfig | None = None,
     progress: Callable[[int, int], None] | None = None,
+    encoder: MetadataEncoder | None = None,
 ) -> DataLoaders:
     """Return fastai DataLoaders (train, valid, test) over a split table.
 
     A batch is (image float32 (B, 3, H, W) in 0..1, metadata float32 (B, width), class number
-    (B,)). The metadata encoder is fitted on the training rows and kept as `dls.encoder`, the
-    rows as `dls.rows`, all rows with skipped bad images as `dls.split`, the decoded images as
-    `dls.pixels` (uint8 (n, H, W, 3), at the positions of the column "row"), the reasons of the
-    skipped images by image id as `dls.bad`. Raises
-    `LesionfastError` if the split or an image is missing or bad.
+    (B,)). The metadata encoder is fitted on the training rows unless it is given, and kept as
+    `dls.encoder`, the rows as `dls.rows`, all rows with skipped bad images as `dls.split`, the
+    decoded images as `dls.pixels` (uint8 (n, H, W, 3), at the positions of the column "row"), the
+    reasons of the skipped images by image id as `dls.bad`. Raises `LesionfastError` if the split
+    or an image is missing or bad.
     """
     config = config or TrainConfig()
     check_split(df)
@@ -207,7 +208,8 @@ def build_dls(
     df = df.assign(row=np.arange(len(df)))
     rows = df[~df["row"].isin(images.bad)].reset_index(drop=True)
     device = pick_device(config.device)
-    encoder = MetadataEncoder(config.metadata_columns).fit(rows[rows["split"] == "train"])
+    if encoder is None:
+        encoder = MetadataEncoder(config.metadata_columns).fit(rows[rows["split"] == "train"])
     dls = lesion_block(images.pixels, encoder, df, config).dataloaders(
         rows,
         bs=min(config.batch_size, int((rows["split"] == "train").sum())),

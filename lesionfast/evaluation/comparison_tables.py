@@ -15,6 +15,7 @@ from lesionfast.evaluation.tables import (
 )
 
 if TYPE_CHECKING:
+    import pandas as pd
     from rich.table import Table
 
     from lesionfast.evaluation.comparison import Comparison
@@ -68,4 +69,33 @@ def plan_table(rows: Sequence[dict[str, Any]]) -> "Table":
     for row in rows:
         numbers = (count(row["parameters"]), str(row["size"]), str(row["epochs"]))
         table.add_row(row["name"], row["arch"], *numbers, duration(row["seconds"]), row["state"])
+    return table
+
+
+OF_A_SYSTEM = {
+    ("balanced_accuracy", "all"): "balanced\naccuracy",
+    ("macro_auc", "all"): "macro\nAUC",
+    ("sensitivity", "mel"): "melanoma\nsensitivity",
+    ("auc", "malignant"): "malignant\nAUC",
+}
+
+
+def contribution_table(found: "pd.DataFrame") -> "Table":
+    """Return two lines a system: its metrics, and their differences from the whole run."""
+    table = new_table(
+        "What each input contributes",
+        "below: the difference from the whole run, and its paired 95 % interval",
+    )
+    metrics = {key: name for key, name in OF_A_SYSTEM.items() if (found["metric"] == key[0]).any()}
+    add_columns(table, "system", *metrics.values())
+    for system, rows in found.groupby("system", sort=False):
+        cells = []
+        for metric, of in metrics:
+            chosen = rows[(rows["metric"] == metric) & (rows["of"] == of)]
+            row = {} if chosen.empty else chosen.iloc[0].to_dict()
+            told = decimal(row.get("value"))
+            if system != "whole" and row:
+                told += "\n" + with_interval(row, "difference", "+.3f")
+            cells.append(told)
+        table.add_row(str(system), *cells, end_section=True)
     return table

@@ -1,0 +1,71 @@
+"""What one input contributes: runs over the same images, less the run that has all inputs."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from lesionfast.evaluation.bootstrap import RESAMPLES, interval
+from lesionfast.evaluation.comparison import check_images
+from lesionfast.evaluation.fitted import lesions_of
+from lesionfast.evaluation.interpretation import Interpretation
+from lesionfast.evaluation.measures import ALL, CANCER, metrics_of
+from lesionfast.evaluation.resampling import Found, resampled
+
+SHOWN = (
+    ("balanced_accuracy", ALL),
+    ("macro_auc", ALL),
+    ("sensitivity", "mel"),
+    ("auc", CANCER),
+)
+ENDS = ("difference", "difference_low", "difference_high")
+
+
+def contribution_table(
+    whole: Interpretation,
+    others: Mapping[str, Interpretation],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return the metrics of a run and of others by name, and their paired differences from it.
+
+    Columns: system, metric, of, value, low, high, and difference, difference_low and
+    difference_high: the other less the whole, over the same resamples of lesions, so that what
+    both get wrong alike does not widen the interval. Raises `LesionfastError` for runs of other
+    images, diagnoses or classes.
+    """
+    read = {"whole": whole, **others}
+    orders = check_images(list(read.values()))
+    finds = {
+        name: metrics_of(whole.truth[orders[0]], e.probabilities[o], e.decision[o], e.classes)
+        for (name, e), o in zip(read.items(), orders, strict=True)
+    }
+
+    def find(weights: np.ndarray) -> Found:
+        return {
+            (name, *key): value
+            for name, each in finds.items()
+            for key, value in each(weights).items()
+            if key in SHOWN
+        }
+
+    lesions = lesions_of(whole)[orders[0]]
+    values, drawn = resampled(find, whole.truth[orders[0]], lesions, resamples=resamples, seed=seed)
+    rows = []
+    for (name, *key), value in values.items():
+        first = values["whole", *key]
+        ends = interval(drawn[name, *key] - drawn["whole", *key])
+        rows.append((name, *key, value, *interval(drawn[name, *key]), value - first, *ends))
+    columns = ["system", "metric", "of", "value", "low", "high", *ENDS]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def in_words(table: pd.DataFrame, system: str, loses: str) -> str:
+    """Return what a system loses of balanced accuracy, "no measurable loss: +0.3 points […]"."""
+    chosen = (table["system"] == system) & (table["metric"] == "balanced_accuracy")
+    change, low, high = (100 * table.loc[chosen, name].item() for name in ENDS)
+    told = f"{change:+.1f} points [{low:.1f}, {high:.1f}] of balanced accuracy"
+    if low > 0:
+        return f"{loses} is a gain: {told}"
+    return f"{loses} costs: {told}" if high < 0 else f"{loses}: no measurable change: {told}"

@@ -1,0 +1,81 @@
+"""Paired differences from a run: against a loop, against itself, and in plain words."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import balanced_accuracy_score
+
+from lesionfast.errors import LesionfastError
+from lesionfast.evaluation.comparison_tables import contribution_table as terminal_table
+from lesionfast.evaluation.contribution import contribution_table, in_words
+from lesionfast.evaluation.interpretation import Interpretation
+from lesionfast.evaluation.measures import drawn_rows
+
+
+@pytest.fixture
+def pair(make_run, make_worse):
+    run = make_run(n=300)
+    return Interpretation.of(run), Interpretation.of(make_worse(run, "worse", 3.0))
+
+
+def row_of(table: pd.DataFrame, system: str, metric: str) -> pd.Series:
+    return table[(table["system"] == system) & (table["metric"] == metric)].iloc[0]
+
+
+def test_a_run_does_not_differ_from_itself(pair):
+    table = contribution_table(pair[0], {"same": pair[0]}, resamples=1000)
+    same = table[table["system"] == "same"]
+    assert (same[["difference", "difference_low", "difference_high"]] == 0).all(None)
+
+
+def test_the_differences_are_those_of_a_loop_over_the_same_lesions(pair):
+    whole, worse = pair
+    table = contribution_table(whole, {"worse": worse}, resamples=1000)
+    order = np.argsort(whole.rows["image_id"].to_numpy(str))
+    other = np.argsort(worse.rows["image_id"].to_numpy(str))
+    truth = whole.truth[order]
+    codes = np.unique(whole.rows["group"].to_numpy(str)[order], return_inverse=True)[1]
+    first, second = whole.decision[order], worse.decision[other]
+    drawn = [
+        balanced_accuracy_score(truth, second, sample_weight=weights)
+        - balanced_accuracy_score(truth, first, sample_weight=weights)
+        for block in drawn_rows(truth, codes, 1000, 0)
+        for weights in block
+    ]
+    found = row_of(table, "worse", "balanced_accuracy")
+    expected = balanced_accuracy_score(truth, second) - balanced_accuracy_score(truth, first)
+    assert found["difference"] == pytest.approx(expected)
+    ends = found[["difference_low", "difference_high"]].to_list()
+    assert ends == pytest.approx(np.quantile(drawn, [0.025, 0.975]).tolist())
+
+
+def test_the_pairing_narrows_the_interval(pair):
+    table = contribution_table(pair[0], {"worse": pair[1]}, resamples=1000)
+    whole, worse = (row_of(table, name, "macro_auc") for name in ("whole", "worse"))
+    unpaired = np.hypot(whole["high"] - whole["low"], worse["high"] - worse["low"])
+    assert worse["difference_high"] - worse["difference_low"] < unpaired
+
+
+@pytest.mark.parametrize(
+    "ends, told",
+    [
+        ((-0.03, -0.05, -0.01), "taking it away costs: -3.0 points [-5.0, -1.0]"),
+        ((0.003, -0.009, 0.015), "no measurable change: +0.3 points [-0.9, 1.5]"),
+        ((0.02, 0.01, 0.03), "taking it away is a gain: +2.0 points [1.0, 3.0]"),
+    ],
+)
+def test_it_is_said_in_words(ends, told):
+    names = ("difference", "difference_low", "difference_high")
+    row = {"system": "other", "metric": "balanced_accuracy", **dict(zip(names, ends, strict=True))}
+    assert told in in_words(pd.DataFrame([row]), "other", "taking it away")
+
+
+def test_runs_of_other_images_are_refused(pair, make_run):
+    with pytest.raises(LesionfastError, match="different test images"):
+        contribution_table(pair[0], {"other": Interpretation.of(make_run(n=200))})
+
+
+def test_the_terminal_shows_every_difference(pair):
+    table = contribution_table(pair[0], {"worse": pair[1]}, resamples=1000)
+    shown = terminal_table(table)
+    assert shown.row_count == 2 and len(shown.columns) == 5

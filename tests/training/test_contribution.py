@@ -1,0 +1,91 @@
+"""The same run with less to go by: same split and seed, trained once, metadata withheld truly."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from lesionfast.config import TrainConfig
+from lesionfast.data.dataset import load_dataset
+from lesionfast.data.encoder import MetadataEncoder
+from lesionfast.data.images import open_images
+from lesionfast.errors import LesionfastError
+from lesionfast.models.fusion import load_model
+from lesionfast.runs import Run
+from lesionfast.training.contribution import IMAGE, METADATA, WITHHELD, ablate
+from lesionfast.training.experiment import train
+
+TINY = TrainConfig(
+    arch="test_resnet", weights="none", size=32, epochs=2, batch_size=16, tta=1, lr=5e-3
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return train(load_dataset(TINY), TINY, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def found(run):
+    return ablate(run)
+
+
+def test_the_others_share_split_seed_and_options(run, found):
+    assert list(found.others) == [IMAGE, METADATA, WITHHELD]
+    for other in found.others.values():
+        assert other.metrics["split_sha256"] == run.metrics["split_sha256"]
+        assert (other.config.seed, other.config.lr) == (run.config.seed, run.config.lr)
+        assert other.path.parent == run.path / "ablation"
+    assert found.others[IMAGE].model["fusion"] == "none"
+    assert found.others[METADATA].model["fusion"] == "metadata"
+
+
+def test_withheld_are_the_run_s_own_weights_that_know_no_age_and_sex(run, found):
+    withheld = found.others[WITHHELD].predictions
+    rows = run.predictions[run.predictions["split"] == "test"].head(8)
+    encoder = MetadataEncoder.from_json((run.path / "encoder.json").read_text())
+    unknown = encoder.transform(rows.assign(age=np.nan, sex=None))
+    pixels = open_images(rows["path"].tolist(), 32, resize=run.config.resize).pixels
+    image = torch.from_numpy(np.array(pixels)).movedim(-1, 1).float() / 255
+    with torch.inference_mode():
+        expected = load_model(run)(image, torch.from_numpy(unknown)).softmax(dim=1).numpy()
+    columns = [f"p_{name}" for name in run.classes]
+    known = withheld.set_index("image_id").loc[rows["image_id"], columns].to_numpy()
+    np.testing.assert_allclose(known, expected, atol=1e-4)
+    assert not np.allclose(known, rows[columns].to_numpy(), atol=1e-4)
+
+
+def test_what_is_there_is_not_trained_again(run, found):
+    stamps = {o.path: (o.path / "metrics.json").stat().st_mtime_ns for o in found.others.values()}
+    again = ablate(Run(run.path))
+    assert {
+        o.path: (o.path / "metrics.json").stat().st_mtime_ns for o in again.others.values()
+    } == stamps
+    assert again.table.equals(found.table)
+
+
+def test_the_table_and_the_words_tell_of_all_three(found):
+    assert set(found.table["system"]) == {"whole", IMAGE, METADATA, WITHHELD}
+    words = found.words()
+    assert "training without age and sex" in words[0] and "points [" in words[2]
+
+
+def test_a_run_that_fuses_nothing_is_refused(found):
+    with pytest.raises(LesionfastError, match="fusion 'none', so there is nothing to take away"):
+        ablate(found.others[IMAGE])
+
+
+def test_a_run_that_did_not_end_is_refused(run, tmp_path):
+    half = Run.create(tmp_path, replace(TINY, epochs=1))
+    with pytest.raises(LesionfastError, match="did not end. Go on with"):
+        ablate(half)
+
+
+def test_a_committee_is_refused(run, tmp_path):
+    made = Run.create(tmp_path, TINY, "committee")
+    (made.path / "metrics.json").write_text("{}")
+    (made.path / "model.json").write_text(json.dumps({"members": ["a", "b"]}))
+    with pytest.raises(LesionfastError, match="is a committee"):
+        ablate(made)
