@@ -92,21 +92,8 @@ def predict_without_metadata(run: Run, folder: Path) -> Run:
     path = folder / WITHHELD.replace(" ", "-")
     if Run(path).finished:
         return Run(path)
-    from lesionfast.data.encoder import MetadataEncoder
-    from lesionfast.data.loaders import build_dls
-    from lesionfast.models.fusion import load_model
-    from lesionfast.training.experiment import write_preparation
-    from lesionfast.training.learner import fusion_learner
-    from lesionfast.training.prediction import evaluate
+    from lesionfast.training.experiment import predict_again
 
-    config = replace(run.config, weights="none")
-    df = load_dataset(config, split=run.path / "split.csv")
+    df = load_dataset(run.config, split=run.path / "split.csv")
     df = df.assign(**dict.fromkeys(run.model["metadata"], None))
-    encoder = MetadataEncoder.from_json((run.path / "encoder.json").read_text(encoding="utf-8"))
-    dls = build_dls(df, config, encoder=encoder)
-    learn = fusion_learner(dls, config)
-    learn.model = load_model(run).to(dls.device)
-    made = Run.create(folder, run.config, path.name)
-    write_preparation(learn, made)
-    evaluate(learn, made, {"train_seconds": 0.0, "status": "finished"})
-    return made
+    return predict_again(run, df, run.config, folder, path.name)

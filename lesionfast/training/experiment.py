@@ -13,13 +13,14 @@ from lesionfast.config import WHERE, TrainConfig, check_choice
 from lesionfast.console import counting_bar
 from lesionfast.data.augment import augmentations
 from lesionfast.data.dataset import load_dataset
+from lesionfast.data.encoder import MetadataEncoder
 from lesionfast.data.leaks import check_weights
 from lesionfast.data.loaders import build_dls, pick_device
 from lesionfast.data.splits import split_text, write_split
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.fitted import OF_THE_WEIGHTS
 from lesionfast.models.backbones import check_arch
-from lesionfast.models.fusion import check_metadata, fusions
+from lesionfast.models.fusion import check_metadata, fusions, load_model
 from lesionfast.runs import Run, write_json, write_text
 from lesionfast.training.description import describe_environment, describe_model
 from lesionfast.training.fitting import fit, phases_of
@@ -75,6 +76,21 @@ def resume(run: Run, **moved: str) -> Run:
         with logging_to(run.path / "log.txt"):
             evaluate(learn, run, learn_weights(learn, run, resume=True))
     return run
+
+
+def predict_again(run: Run, df: pd.DataFrame, config: TrainConfig, root: Path, name: str) -> Run:
+    """Return a new run, without weights, of what a run's weights predict of other rows or views.
+
+    `df` has the rows, `config` the options of the prediction, such as --tta.
+    """
+    encoder = MetadataEncoder.from_json((run.path / "encoder.json").read_text(encoding="utf-8"))
+    plain = replace(config, weights="none")
+    learn = fusion_learner(build_dls(df, plain, encoder=encoder), plain)
+    learn.model = load_model(run).to(learn.dls.device)
+    made = Run.create(root, config, name)
+    write_preparation(learn, made)
+    evaluate(learn, made, {"train_seconds": 0.0, "status": "finished"})
+    return made
 
 
 def check_resumable(run: Run) -> None:

@@ -98,9 +98,13 @@ def folder(name: str, seed: int) -> str:
 
 def train_row(df: pd.DataFrame, config: TrainConfig, out: Path, name: str, seed: int) -> None:
     """Train one row with one seed, in a run directory of its own."""
-    from lesionfast.training.experiment import train
+    from lesionfast.training.experiment import predict_again, train
 
-    run = train(df, config, out, folder(name, seed))
+    if set(ROWS[name]) == {"tta"}:  # the recipe's own weights
+        recipe = Run(out / folder(RECIPE, seed))
+        run = predict_again(recipe, df, config, out, folder(name, seed))
+    else:
+        run = train(df, config, out, folder(name, seed))
     print(f"{folder(name, seed)}: {run.metrics['train_seconds']:.0f} s", flush=True)
 
 
