@@ -47,6 +47,9 @@ TORCH_FREE = [
     "evaluation.bench_tables",
     "evaluation.audit_tables",
     "evaluation.report",
+    "evaluation.explain",
+    "evaluation.contribution",
+    "emphasis",
     "training.study",
 ]
 
