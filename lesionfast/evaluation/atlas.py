@@ -121,7 +121,7 @@ def draw_lines(
     return figure
 
 
-def draw_neighbour(axis: Axes, row: pd.Series, reader: FileReader) -> None:
+def draw_neighbour(axis: Axes, row: pd.Series, reader: FileReader | None = None) -> None:
     """Draw a training lesion in a frame of its class's colour, with its class and likeness."""
     style = class_styles([row["target"]])[row["target"]]
     axis.set(xticks=[], yticks=[])

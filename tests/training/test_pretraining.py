@@ -49,6 +49,7 @@ def test_the_directory_is_complete_and_no_run(folder):
         "weights.safetensors",
         "log.txt",
         "figures/reconstructions.png",
+        "figures/reconstructions.svg",
     }
     assert list_runs(folder.parent) == []
     with pytest.raises(LesionfastError, match="is a pretraining, which has no predictions"):
