@@ -1,15 +1,22 @@
 """Commands that read a run: interpret, report, runs, compare."""
 
 import json as json_module
+import logging
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lesionfast.commands.base import Json, Root, app
 from lesionfast.commands.output import print_comparison
+from lesionfast.console import counting_bar
 from lesionfast.errors import LesionfastError
 from lesionfast.runs import Run, list_runs, newest_run, write_atomically
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+logger = logging.getLogger("lesionfast")
 
 
 @app.command()
@@ -117,6 +124,20 @@ def report(
         print(write_comparison(found, to or Path(out) / "comparison" / "report.html", split))
 
 
+def near_duplicates_of(run: Run) -> "pd.DataFrame | None":
+    """Return the near-duplicates in a run's data; None, and why, if it is elsewhere."""
+    from lesionfast.data.dataset import load_dataset
+    from lesionfast.data.duplicates import find_near_duplicates
+
+    try:
+        df = load_dataset(run.config, split=run.path / "split.csv")
+        with counting_bar("comparing images") as progress:
+            return find_near_duplicates(df, progress, cache=run.config.cache)
+    except LesionfastError as error:
+        logger.warning("left out: near-duplicates; %s", error)
+        return None
+
+
 @app.command()
 def labels(
     runs: Annotated[
@@ -129,18 +150,21 @@ def labels(
     """List and draw the images whose label is doubtful, by confident learning.
 
     Images that a run was trained on tell nothing: one run covers its validation and test images,
-    the runs of all folds of a cross-validation all of them.
+    the runs of all folds of a cross-validation all of them. Images of one lesion, and
+    near-duplicates under different lesion ids, that were decided differently are listed too.
 
     Example: lesionfast labels runs/fold0 runs/fold1 runs/fold2 runs/fold3 runs/fold4
     """
     from lesionfast.evaluation.label_figures import draw_suspicious_labels
-    from lesionfast.evaluation.labels import suspicious_labels
-    from lesionfast.evaluation.run_tables import labels_table
+    from lesionfast.evaluation.labels import contradictions, suspicious_labels
+    from lesionfast.evaluation.run_tables import contradictions_table, labels_table
     from lesionfast.evaluation.tables import print_table
 
     found = [Run.open(run) for run in runs] if runs else [newest_run(out)]
     table = suspicious_labels(found)
     print_table(labels_table(table))
+    if "group" in found[0].predictions:
+        print_table(contradictions_table(contradictions(found, near_duplicates_of(found[0]))))
     if csv:
         write_atomically(csv, lambda aside: table.to_csv(aside, index=False))
         print(csv)

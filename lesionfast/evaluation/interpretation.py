@@ -40,8 +40,17 @@ class Interpretation:
         Never runs the model. Raises `LesionfastError` for an unknown rule, a split that the run
         has no predictions of, and predictions that do not fit the run's classes.
         """
+        return cls.of_table(run, predictions_of(run, split), split, rule)
+
+    @classmethod
+    def of_table(
+        cls, run: Run, predictions: pd.DataFrame, split: str, rule: str | None = None
+    ) -> "Interpretation":
+        """Read rows of predictions.csv, of this run or of others of the same classes.
+
+        Raises `LesionfastError` as `of` does.
+        """
         rule = rule or run.model["rule"]
-        predictions = predictions_of(run, split)
         truth, probabilities = codes_and_probabilities(run, predictions)
         decision = decide(probabilities, rule, run.model["prior"])
         rows = describe(predictions, run.classes, truth, decision, probabilities)

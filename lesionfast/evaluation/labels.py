@@ -112,6 +112,15 @@ def coverage(runs: Sequence[Run]) -> str:
     return f"{covered:,} of {total:,} images, {parts}"
 
 
+def contradictions(runs: Sequence[Run], pairs: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Return what `disagreeing_duplicates` does, over all images that the runs were not trained on.
+
+    The first run's rule decides. Raises `LesionfastError` as `suspicious_labels` does.
+    """
+    read = Interpretation.of_table(runs[0], out_of_sample(runs), "unseen")
+    return disagreeing_duplicates(read, pairs)
+
+
 PAIRS = ["kind", "image_a", "image_b", "group_a", "group_b", "truth_a", "truth_b"]
 PAIRS += ["decision_a", "decision_b", "difference"]
 

@@ -189,6 +189,21 @@ def labels_table(doubted: "pd.DataFrame") -> "Table":
     return table
 
 
+def contradictions_table(pairs: "pd.DataFrame") -> "Table":
+    """Return pairs of images of the same thing that were decided differently."""
+    kinds = ", ".join(f"{n} {kind}" for kind, n in pairs["kind"].value_counts().items())
+    more = f"{min(len(pairs), MOST_ROWS)} of {len(pairs)} pairs ({kinds})" if len(pairs) else ""
+    table = new_table("The same in two images, decided differently", more)
+    add_columns(table, "kind", "image", "truth", "decided", "other image", "truth", "decided", "by")
+    for row in pairs.head(MOST_ROWS).itertuples():
+        first = row.image_a, row.truth_a, row.decision_a
+        second = row.image_b, row.truth_b, row.decision_b
+        table.add_row(row.kind, *first, *second, decimal(row.difference))
+    if pairs.empty:
+        table.add_row("none")
+    return table
+
+
 def nearest_table(nearest: "pd.DataFrame") -> "Table":
     """Return the training lesions most similar to an image, the first row of `nearest`."""
     query = nearest.iloc[0]

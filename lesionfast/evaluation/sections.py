@@ -1,8 +1,11 @@
 """The sections of a report, each from one part of the findings."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pandas as pd
+from joblib import Parallel, delayed
+from threadpoolctl import threadpool_limits
 
 from lesionfast.evaluation.decision_sections import challenge, operating
 from lesionfast.evaluation.diagnoses import full_name
@@ -44,9 +47,30 @@ OVER_ALL = {  # plain accuracy last
 
 
 def sections_of(findings: Findings) -> list[Section]:
-    """Return the sections on what a run gets right and wrong, in the order of the report."""
-    found = [build(findings) for build in SECTIONS]
+    """Return the sections on what a run gets right and wrong, in the order of the report.
+
+    A second process draws the pictures meanwhile.
+    """
+    beside = Parallel(n_jobs=2, return_as="generator")([delayed(with_files)(pictures, findings)])
+    with threadpool_limits(1):  # small products of matrices only wait for each other's threads
+        found = [
+            collected(findings, *next(beside)) if build is pictures else build(findings)
+            for build in SECTIONS
+        ]
     return [each for each in found if each is not None]
+
+
+def with_files(
+    build: Callable[[Findings], Section], findings: Findings
+) -> tuple[Section, dict[str, Path]]:
+    """Return a section and the figures that were drawn for it, by name."""
+    return build(findings), findings.files
+
+
+def collected(findings: Findings, section: Section, files: dict[str, Path]) -> Section:
+    """Return a section that another process made, and note its figures."""
+    findings.files |= files
+    return section
 
 
 def melanoma(findings: Findings) -> Section | None:

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from lesionfast.data.images import cache_folder
 from lesionfast.data.loaders import images_at_once
+from lesionfast.models.folding import folded
 from lesionfast.models.fusion import FusionModel
 from lesionfast.models.prefix import blocks_below, prefix_maps
 from lesionfast.runs import write_atomically
 
-VERSION = 1  # part of every key: raise it when the features of the same weights change
+VERSION = 2  # part of every key: raise it when the features of the same weights change
 Progress = Callable[[int, int], None] | None
 
 
@@ -45,16 +46,20 @@ def image_features(
     """
     training, device = model.training, next(model.parameters()).device
     model.eval()
-    found, size = None, images_at_once(device)
+    found = backbone = None
+    size = images_at_once(device)
     cast = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
     with torch.inference_mode(), cast:
         for start in range(0, len(rows), size):
             batch = torch.from_numpy(pixels[rows[start : start + size]]).to(device)
             image = change(batch.movedim(-1, 1).float() / 255)
-            if stages is None:
-                features = model.features(image).float()
-            else:
+            if stages is not None:
                 features = prefix_maps(model.backbone, image, stages).half()
+            elif model.backbone is None:
+                features = model.features(image)
+            else:
+                backbone = backbone or folded(model.backbone, image)
+                features = model.pool(backbone(image)).float()
             features = features.cpu().numpy()
             if found is None:
                 found = allocate((len(rows), *features.shape[1:]), features.dtype.str)

@@ -20,17 +20,17 @@ from lesionfast.data.augment import augment, augmentations
 from lesionfast.data.decoding import Task, decode_blocks
 from lesionfast.data.loaders import build_dls
 from lesionfast.models.features import image_features
+from lesionfast.models.precision import autocast, precision
 from lesionfast.training.averaging import WeightAverage
 from lesionfast.training.callbacks import OneCycle
 from lesionfast.training.frozen import FeatureLoader
 from lesionfast.training.learner import FusionLearner, fusion_learner
-from lesionfast.training.precision import autocast, precision
 from lesionfast.training.timing import StepClock, time_one, timed
 
 ROUNDS, STEPS = 5, 4  # the parts of a ratio take turns, for machines are noisy
 ENOUGH = 1.0  # seconds for the parts that are no ratio
 WHOLE = ("bare step", "step", "bare forward", "prediction", "features")
-DECODED, PREDICTED = 256, 256  # images
+DECODED, PREDICTED = 256, 1024  # images
 EPOCH = 8500  # rows of an epoch on cached features
 
 

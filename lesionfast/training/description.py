@@ -10,10 +10,10 @@ import torch
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.splits import PARTS
+from lesionfast.models.precision import explain_precision, precision
 from lesionfast.runs import Run
 from lesionfast.training.learner import FusionLearner
 from lesionfast.training.objective import default_cost
-from lesionfast.training.precision import explain_precision, precision
 from lesionfast.training.schedule import Phase
 
 logger = logging.getLogger("lesionfast")

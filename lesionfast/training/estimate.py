@@ -12,13 +12,13 @@ from lesionfast.config import TrainConfig
 from lesionfast.data.loaders import images_at_once, pick_device
 from lesionfast.data.metadata import MetadataEncoder
 from lesionfast.models.fusion import FusionModel, build_model, stage_groups
+from lesionfast.models.precision import autocast
 from lesionfast.training.balancing import balances
 from lesionfast.training.fitting import (
     caches_features,
     memory_error_explained,
     total_epochs,
 )
-from lesionfast.training.precision import autocast
 from lesionfast.training.schedule import Phase, plan_phases
 from lesionfast.training.timing import time_one
 

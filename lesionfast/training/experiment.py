@@ -21,13 +21,13 @@ from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.fitted import OF_THE_WEIGHTS
 from lesionfast.models.backbones import check_arch
 from lesionfast.models.fusion import check_metadata, fusions, load_model
+from lesionfast.models.precision import precision
 from lesionfast.runs import Run, write_json, write_text
 from lesionfast.training.description import describe_environment, describe_model
 from lesionfast.training.fitting import fit, phases_of
 from lesionfast.training.heads import check_head, solve_head
 from lesionfast.training.learner import FusionLearner, fusion_learner, history_names
 from lesionfast.training.objective import check_objective
-from lesionfast.training.precision import precision
 from lesionfast.training.prediction import evaluate
 from lesionfast.training.progress import logging_to
 

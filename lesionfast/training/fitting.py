@@ -12,6 +12,7 @@ from lesionfast.config import TrainConfig
 from lesionfast.data.augment import augmentations
 from lesionfast.errors import LesionfastError, TrainingInterrupted
 from lesionfast.models.fusion import FusionModel
+from lesionfast.models.precision import precision
 from lesionfast.runs import Run, write_json
 from lesionfast.training.averaging import WeightAverage
 from lesionfast.training.callbacks import (
@@ -25,7 +26,6 @@ from lesionfast.training.description import announce
 from lesionfast.training.frozen import CachedFeatures
 from lesionfast.training.learner import FusionLearner
 from lesionfast.training.lr_finder import find_lr
-from lesionfast.training.precision import precision
 from lesionfast.training.progress import EpochBar, EpochLines, StopOnInterrupt
 from lesionfast.training.schedule import Phase, discriminative, plan_phases
 from lesionfast.training.tracking import EarlyStopping, KeepBest, StopOnNaN, WriteHistory

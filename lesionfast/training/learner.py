@@ -19,6 +19,7 @@ from lesionfast.evaluation.metrics import balanced_accuracy, decide, macro_auc, 
 from lesionfast.models.fusion import build_model, stage_groups
 from lesionfast.training.callbacks import (
     ChannelsLast,
+    FoldedNorms,
     FrozenEval,
     InferenceMode,
     PlainTensors,
@@ -76,6 +77,8 @@ def fusion_learner(dls: DataLoaders, config: TrainConfig | None = None) -> Fusio
 def learner_callbacks(device: torch.device, config: TrainConfig) -> list[Any]:
     """Return the callbacks that every fit of a fusion learner runs with."""
     cbs = [FrozenEval(), PlainTensors(), ChannelsLast(), InferenceMode(), SeedEpochs(config.seed)]
+    if not config.compile:
+        cbs.append(FoldedNorms())
     return [*cbs, *precision_callbacks(config.precision, device)]
 
 

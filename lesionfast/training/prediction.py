@@ -11,11 +11,11 @@ from lesionfast.data.splits import PARTS
 from lesionfast.evaluation.features import write_features
 from lesionfast.evaluation.metrics import summarize
 from lesionfast.models.features import image_features
+from lesionfast.models.precision import precision
 from lesionfast.runs import Run, sha256, write_atomically, write_json
 from lesionfast.training.callbacks import Turned
 from lesionfast.training.fitting import cleaned_up, memory_error_explained
 from lesionfast.training.learner import FusionLearner
-from lesionfast.training.precision import precision
 
 
 def evaluate(learn: FusionLearner, run: Run, training: dict[str, Any]) -> None:

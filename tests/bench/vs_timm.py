@@ -25,7 +25,7 @@ def run_timm(arguments: argparse.Namespace) -> dict:
 
     from lesionfast.data.dataset import load_dataset
     from lesionfast.data.loaders import pick_device
-    from lesionfast.training.precision import autocast
+    from lesionfast.models.precision import autocast
 
     config, folder = configuration(arguments), Path(arguments.folder)
     df, device = load_dataset(config), pick_device(config.device)

@@ -7,9 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from lesionfast.config import TrainConfig
+from lesionfast.evaluation import canvas
 from lesionfast.evaluation.metrics import summarize
 from lesionfast.runs import Run
 
@@ -134,3 +136,17 @@ def make_worse() -> Callable[[Run, str, float], Run]:
         return Run(path)
 
     return make
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> dict[str, Figure]:
+    """The figures that are saved while a test runs, by their file's name without suffix."""
+    found: dict[str, Figure] = {}
+    print_png = canvas.FigureCanvasAgg.print_png
+
+    def remember(self, path, **options):
+        found[path.name.split(".")[1]] = self.figure
+        print_png(self, path, **options)
+
+    monkeypatch.setattr(canvas.FigureCanvasAgg, "print_png", remember)
+    return found

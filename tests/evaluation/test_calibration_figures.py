@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 
 from lesionfast.evaluation.calibration import calibrator_of
@@ -17,20 +16,6 @@ from lesionfast.evaluation.coverage import coverage_of
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.scaling import Calibrator
 from lesionfast.evaluation.selective import confidence_in, referral_of, risk_coverage
-
-
-@pytest.fixture
-def drawn(monkeypatch) -> dict[str, Figure]:
-    """The figures that are saved while a test runs, by the start of their file's name."""
-    found: dict[str, Figure] = {}
-    save = Figure.savefig
-
-    def remember(figure, path, **options):
-        found[path.name.split(".")[1]] = figure
-        save(figure, path, **options)
-
-    monkeypatch.setattr(Figure, "savefig", remember)
-    return found
 
 
 @pytest.fixture

@@ -28,20 +28,6 @@ NAMES = [
 ]
 
 
-@pytest.fixture
-def drawn(monkeypatch) -> dict[str, Figure]:
-    """The figures that are saved while a test runs, by file name."""
-    found: dict[str, Figure] = {}
-    save = Figure.savefig
-
-    def remember(figure, path, **options):
-        found[path.name.split(".")[1] + ".png"] = figure
-        save(figure, path, **options)
-
-    monkeypatch.setattr(Figure, "savefig", remember)
-    return found
-
-
 def words(figure: Figure) -> str:
     """All text on a figure."""
     texts = [each.get_text() for axis in figure.axes for each in axis.findobj(match=_is_text)]
@@ -74,7 +60,7 @@ def test_every_figure_is_a_picture_with_something_on_it(make_run, images):
 def test_confusion_has_every_count_and_share(make_run, tmp_path, drawn):
     interpretation = Interpretation.of(make_run(), rule="argmax")
     figures.draw_confusion(interpretation, tmp_path)
-    counts, text = interpretation.confusion(), words(drawn["confusion.png"])
+    counts, text = interpretation.confusion(), words(drawn["confusion"])
     for truth in counts.index:
         for decision in counts.columns:
             count, share = counts.loc[truth, decision], counts.loc[truth] / counts.loc[truth].sum()
@@ -91,7 +77,7 @@ def test_curves_name_every_class_with_its_number(make_run, tmp_path, drawn):
     figures.draw_precision_recall(interpretation, tmp_path)
     metrics = interpretation.metrics
     for name, metric in (("roc.png", "auc"), ("precision_recall.png", "average_precision")):
-        axis = drawn[name].axes[0]
+        axis = drawn[name.removesuffix(".png")].axes[0]
         legend = [text.get_text() for text in axis.get_legend().get_texts()]
         assert [text.split(" ")[0] for text in legend] == interpretation.classes
         for text, value in zip(legend, metrics[metric].values(), strict=True):
@@ -102,7 +88,7 @@ def test_curves_name_every_class_with_its_number(make_run, tmp_path, drawn):
 def test_marks_sit_where_the_rule_decides(make_run, tmp_path, drawn):
     interpretation = Interpretation.of(make_run())
     figures.draw_precision_recall(interpretation, tmp_path)
-    marks = drawn["precision_recall.png"].axes[0].collections
+    marks = drawn["precision_recall"].axes[0].collections
     found = np.array([each.get_offsets()[0] for each in marks])
     table = interpretation.sensitivity_table()
     assert found == pytest.approx(table[["sensitivity", "precision"]].to_numpy())
@@ -113,7 +99,7 @@ def test_a_class_without_images_keeps_its_place_in_the_legend(make_run, tmp_path
     table = run.predictions[run.predictions["target"] != "df"]
     table.to_csv(run.path / "predictions.csv", index=False)
     figures.draw_roc(Interpretation.of(Run(run.path)), tmp_path)
-    legend = drawn["roc.png"].axes[0].get_legend().get_texts()
+    legend = drawn["roc"].axes[0].get_legend().get_texts()
     assert legend[3].get_text() == "df (dermatofibroma)\nundefined, n 0"
 
 
@@ -127,7 +113,7 @@ def test_classes_keep_their_look_whichever_others_there_are():
 def test_training_shows_phases_and_the_epoch_that_was_kept(make_run, tmp_path, drawn):
     run = make_run()
     figures.draw_training(Interpretation.of(run), tmp_path)
-    figure = drawn["training.png"]
+    figure = drawn["training"]
     text = words(figure)
     assert "best epoch, 5" in text and "balanced accuracy" in text
     phases = [t.get_text() for t in figure.axes[0].child_axes[0].get_xticklabels()]
@@ -140,7 +126,7 @@ def test_one_epoch_is_drawn(make_run, tmp_path, drawn):
     lines = (run.path / "history.csv").read_text().splitlines()
     (run.path / "history.csv").write_text("\n".join(lines[:2]) + "\n")
     figures.draw_training(Interpretation.of(Run(run.path)), tmp_path)
-    assert drawn["training.png"].axes[0].lines[0].get_ydata().tolist() == [1.52]
+    assert drawn["training"].axes[0].lines[0].get_ydata().tolist() == [1.52]
 
 
 def test_other_classes_have_no_grid_of_melanomas(make_run, images):
@@ -155,7 +141,7 @@ def test_grid_shows_the_pictures_and_says_how_many_of_how_many(make_run, images,
     taken = interpretation.taken_for()
     images(taken)
     grids.draw_melanomas_taken_for_nevi(interpretation, tmp_path, most=6)
-    figure = drawn["melanomas_taken_for_nevi.png"]
+    figure = drawn["melanomas_taken_for_nevi"]
     melanomas = interpretation.confusion().loc["mel"].sum()
     assert f"{len(taken)} of {melanomas} melanomas, the 6 most confident" in figure.get_suptitle()
     assert "test, rule argmax" in figure.get_suptitle()
@@ -175,7 +161,7 @@ def test_no_rows_become_a_figure_that_says_so(make_run, tmp_path, drawn):
     table.to_csv(run.path / "predictions.csv", index=False)
     path = grids.draw_melanomas_taken_for_nevi(Interpretation.of(Run(run.path)), tmp_path)
     assert path.is_file()
-    assert "no melanoma was taken for a nevus" in words(drawn["melanomas_taken_for_nevi.png"])
+    assert "no melanoma was taken for a nevus" in words(drawn["melanomas_taken_for_nevi"])
 
 
 def test_a_missing_image_is_a_grey_box_and_is_counted_in_the_log(make_run, images, caplog):

@@ -5,13 +5,13 @@ import logging
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 
 from lesionfast.config import TrainConfig
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.label_figures import draw_suspicious_labels
 from lesionfast.evaluation.labels import (
+    contradictions,
     coverage,
     disagreeing_duplicates,
     out_of_sample,
@@ -164,22 +164,22 @@ def test_pairs_of_one_lesion_and_near_duplicates_that_disagree(make_run, caplog)
     row = found.iloc[1]
     assert (row["image_a"], row["image_b"]) == (ids[c], ids[d])
     assert (row["decision_a"], row["decision_b"]) == ("nv", "mel")
+    both = contradictions([run], pairs).query("image_a in @ids[@test]")
+    assert both[["image_a", "image_b"]].to_numpy().tolist() == [[ids[a], ids[b]], [ids[c], ids[d]]]
     with pytest.raises(LesionfastError, match="the pairs have no column image_b; they have"):
         disagreeing_duplicates(interpretation, pairs[["image_a"]])
 
 
-def test_the_grid_shows_label_and_suggestion(make_run, images, tmp_path, monkeypatch):
-    figures, save = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda f, *a, **k: (figures.append(f), save(f, *a, **k)))
+def test_the_grid_shows_label_and_suggestion(make_run, images, tmp_path, drawn):
     run, _ = flip(make_run())
     table = suspicious_labels([run]).assign(dx_type="histo")
     images(table.head(5))
     path = draw_suspicious_labels([run], tmp_path, table, k=5)
     assert path.name == "suspicious_labels.png" and path.with_suffix(".svg").is_file()
-    assert "12 doubted, the 5 least likely" in figures[0].get_suptitle()
-    assert len([axis for axis in figures[0].axes if axis.images]) == 5
-    text = figures[0].axes[0].get_xlabel()
+    assert "12 doubted, the 5 least likely" in drawn["suspicious_labels"].get_suptitle()
+    assert len([axis for axis in drawn["suspicious_labels"].axes if axis.images]) == 5
+    text = drawn["suspicious_labels"].axes[0].get_xlabel()
     assert text.startswith("label: mel (melanoma), 2%\nsuggested: nv (nevus), 88%\n")
     assert text.endswith("diagnosed by: histo")
     draw_suspicious_labels([run], tmp_path, table.head(0))
-    assert figures[-1].axes[0].texts[0].get_text() == "no label is in doubt"
+    assert drawn["suspicious_labels"].axes[0].texts[0].get_text() == "no label is in doubt"

@@ -1,8 +1,6 @@
 """The figures show the points, the intervals and the curves that the tables have."""
 
 import numpy as np
-import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 
 from lesionfast.evaluation.interpretation import Interpretation
@@ -14,14 +12,6 @@ from lesionfast.evaluation.operating_figures import (
 )
 
 
-@pytest.fixture
-def drawn(monkeypatch) -> list[Figure]:
-    """The figures that are saved while a test runs."""
-    found, save = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda f, *a, **k: (found.append(f), save(f, *a, **k)))
-    return found
-
-
 def test_points_sit_where_the_table_says(make_run, tmp_path, drawn):
     test = Interpretation.of(make_run())
     path = draw_operating(test, tmp_path)
@@ -31,7 +21,7 @@ def test_points_sit_where_the_table_says(make_run, tmp_path, drawn):
     table, points = points_table(test), read_points(test.run)
     marks = [
         (line.get_xdata()[0], line.get_ydata()[0])
-        for axis in drawn[0].axes
+        for axis in next(iter(drawn.values())).axes
         for line in axis.lines
         if len(line.get_xdata()) == 1 and line.get_marker() in "os"
     ]
@@ -43,7 +33,7 @@ def test_points_sit_where_the_table_says(make_run, tmp_path, drawn):
 
 def test_decision_curves_have_three_lines_and_a_band(make_run, tmp_path, drawn):
     draw_decision_curves(Interpretation.of(make_run()), tmp_path)
-    for axis in drawn[0].axes:
+    for axis in next(iter(drawn.values())).axes:
         assert len(axis.lines) == 3 and len(axis.collections) == 1
         assert axis.get_xlabel() and axis.get_ylabel() and axis.get_legend()
 
@@ -52,5 +42,5 @@ def test_other_classes_say_that_there_is_nothing(make_run, tmp_path, drawn):
     test = Interpretation.of(make_run(classes=("nv", "df"), n=40))
     draw_operating(test, tmp_path)
     draw_decision_curves(test, tmp_path)
-    for figure in drawn:
+    for figure in drawn.values():
         assert all(NOTHING in [t.get_text() for t in axis.texts] for axis in figure.axes)

@@ -13,6 +13,7 @@ from lesionfast.training.averaging import WeightAverage
 from lesionfast.training.callbacks import (
     Autocast,
     ChannelsLast,
+    FoldedNorms,
     FrozenEval,
     InferenceMode,
     OneCycle,
@@ -211,8 +212,8 @@ def picture_learner(tmp_path):
     dataset = TensorDataset(torch.rand(24, 3, 96, 96), torch.arange(24) % 2)
     train = DataLoader(dataset, bs=8, shuffle=True, drop_last=True, num_workers=0)
     valid = DataLoader(dataset, bs=8, num_workers=0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.AdaptiveAvgPool2d(3), nn.Flatten())
-    model.append(nn.Linear(36, 2))
+    body = [nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(3)]
+    model = nn.Sequential(*body, nn.Flatten(), nn.Linear(36, 2))
     dls = DataLoaders(train, valid, device=torch.device("cpu"))
     return Learner(dls, model, CrossEntropyLossFlat(), lr=1e-3, path=tmp_path)
 
@@ -225,3 +226,44 @@ def test_the_head_alone_learns_at_its_own_rate(plain_learner):
     assert max(head[:steps]) == pytest.approx(0.05, rel=0.05)
     assert max(head[steps:]) == pytest.approx(0.01, rel=0.05)
     assert max(rates[0] for rates in spy.rates[steps:]) == pytest.approx(1e-4, rel=0.05)
+
+
+class NoteModel(Callback):
+    """Notes which model each batch is given to."""
+
+    order = 60
+
+    def before_fit(self):
+        self.training_models, self.validation_models = set(), set()
+
+    def before_batch(self):
+        (self.training_models if self.training else self.validation_models).add(id(self.model))
+
+
+def test_validation_runs_on_a_folded_copy_and_training_on_the_model(picture_learner):
+    own, seen = picture_learner.model, NoteModel()
+    with picture_learner.no_bar(), picture_learner.no_logging():
+        picture_learner.fit(1, 1e-3, cbs=[FoldedNorms(), seen])
+        plain = picture_learner.get_preds()[0]
+        faster = picture_learner.get_preds(cbs=FoldedNorms())[0]
+    assert picture_learner.model is own
+    assert seen.training_models == {id(own)}
+    assert len(seen.validation_models) == 1
+    assert seen.validation_models != seen.training_models
+    torch.testing.assert_close(faster, plain, rtol=0, atol=1e-5)
+
+
+def test_the_model_is_back_after_a_broken_validation(picture_learner):
+    class Broken(Callback):
+        order = 70
+
+        def before_batch(self):
+            raise RuntimeError("broken")
+
+    own, folding = picture_learner.model, FoldedNorms()
+    picture_learner.add_cbs([folding, Broken()])
+    with picture_learner.no_bar(), pytest.raises(RuntimeError, match="broken"):
+        picture_learner.validate()
+    assert picture_learner.model is not own
+    folding.clean_up()
+    assert picture_learner.model is own

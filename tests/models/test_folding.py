@@ -1,0 +1,116 @@
+import pytest
+import timm
+import torch
+from timm.layers import BatchNormAct2d, Conv2dSame
+from torch import nn
+
+from lesionfast.models.backbones import create_backbone
+from lesionfast.models.folding import folded
+from lesionfast.models.fusion import FusionModel
+
+
+def norms(model):
+    return sum(isinstance(each, (nn.BatchNorm2d, BatchNormAct2d)) for each in model.modules())
+
+
+def trained_norms(model):
+    """Give the batch norms statistics and scales that are not those of a new model."""
+    generator = torch.Generator().manual_seed(0)
+    for each in model.modules():
+        if isinstance(each, nn.BatchNorm2d):
+            for tensor, low in (
+                (each.running_mean, -0.5),
+                (each.running_var, 0.5),
+                (each.weight.data, 0.5),
+                (each.bias.data, -0.5),
+            ):
+                tensor.uniform_(low, low + 1, generator=generator)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("arch", "left"),
+    [
+        ("tf_efficientnet_lite0", 0),  # timm, norm and activation in one module
+        ("resnet18", 0),
+        ("mobilenetv3_large_100", 0),  # squeeze and excitation
+        ("densenet121", 62),  # norms before convolutions stay
+        ("resnetv2_50", 17),
+        ("convnext_atto", 0),  # layer norm only
+    ],
+)
+def test_the_folded_model_gives_the_same(arch, left):
+    backbone = trained_norms(create_backbone(arch, size=64, weights="none"))
+    image = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    before = norms(backbone)
+    faster = folded(backbone, image)
+    assert norms(faster) == left
+    assert norms(backbone) == before
+    with torch.inference_mode():
+        expected, found = backbone(image), faster(image)
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("side", [63, 64, 65, 70])
+def test_uneven_padding_becomes_part_of_the_kernel(side):
+    backbone = create_backbone("tf_efficientnet_lite0", size=side, weights="none").eval()
+    image = torch.rand(2, 3, side, side - 3)
+    faster = folded(backbone, image)
+    assert any(isinstance(each, Conv2dSame) for each in backbone.modules())
+    assert not any(isinstance(each, Conv2dSame) for each in faster.modules())
+    with torch.inference_mode():
+        torch.testing.assert_close(faster(image), backbone(image), rtol=1e-4, atol=1e-4)
+
+
+def test_what_has_no_norm_after_a_convolution_is_left_as_it_is():
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 4, 1))
+    assert folded(model, torch.rand(2, 3, 8, 8)) is model
+    assert not model.training
+
+
+class Skipping(nn.Module):
+    """Uses what the convolution gives beside what the norm makes of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, image):
+        found = self.convolution(image)
+        return found + self.norm(found)
+
+
+class Twice(Skipping):
+    """Runs one convolution and one norm two times."""
+
+    def forward(self, image):
+        return self.norm(self.convolution(image)) + self.norm(self.convolution(1 - image))
+
+
+@pytest.mark.parametrize("kind", [Skipping, Twice])
+def test_a_copy_that_would_give_something_else_is_not_taken(kind):
+    model = trained_norms(kind())
+    assert folded(model, torch.rand(2, 3, 8, 8)) is model
+
+
+def test_a_model_of_image_and_metadata_folds_whole():
+    backbone = create_backbone("resnet18", size=64, weights="none")
+    parts = {"pool": "avg", "n_metadata": 5, "n_classes": 7, "fusion": "concat", "dropout": 0.5}
+    model = trained_norms(FusionModel(backbone, **parts)).train()
+    image, metadata = torch.rand(4, 3, 64, 64), torch.rand(4, 5)
+    faster = folded(model, image, metadata)
+    assert norms(faster) == 0
+    assert not any(each.training for each in faster.modules())
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            faster(image, metadata), model(image, metadata), rtol=1e-4, atol=1e-4
+        )
+
+
+def test_no_hook_stays_behind():
+    model = timm.create_model("resnet10t", num_classes=2).eval()
+    faster = folded(model, torch.rand(1, 3, 64, 64))
+    for each in (*model.modules(), *faster.modules()):
+        assert not each._forward_hooks
+        assert not each._forward_pre_hooks
