@@ -1,0 +1,226 @@
+"""Bundle: what a model needs besides its weights, from a run or an exported folder. No torch."""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from lesionfast.data.encoder import MetadataEncoder
+from lesionfast.errors import LesionfastError
+from lesionfast.evaluation.conformal import Conformal, unbounded_if_none
+from lesionfast.evaluation.findings import Findings
+from lesionfast.evaluation.interpretation import Interpretation
+from lesionfast.evaluation.metrics import json_safe
+from lesionfast.evaluation.operating import OperatingPoint, read_points
+from lesionfast.evaluation.outliers import NAME as OUTLIERS
+from lesionfast.evaluation.outliers import OutlierScorer
+from lesionfast.evaluation.scaling import Calibrator
+from lesionfast.evaluation.selective import Referral
+from lesionfast.runs import Run, sha256
+
+logger = logging.getLogger("lesionfast")
+
+SCHEMA = 1
+FILE, WEIGHTS, ONNX = "model.json", "model.safetensors", "model.onnx"
+PACKAGES = ("lesionfast", "torch", "timm", "torchvision")
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """Architecture, classes, preprocessing, encoder, and all that was chosen on validation.
+
+    `model` is the model.json of a run. What the run had no validation images or features for is
+    None, or an empty list of points.
+    """
+
+    name: str
+    model: dict[str, Any]
+    image_column: str
+    precision: str
+    encoder: MetadataEncoder
+    points: list[OperatingPoint]
+    calibrator: Calibrator | None
+    conformal: Conformal | None
+    referral: Referral | None
+    outliers: OutlierScorer | None
+    split_sha256: str
+    versions: dict[str, str]
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names, in the order of the probabilities."""
+        return self.model["classes"]
+
+    @property
+    def size(self) -> int:
+        """Height and width in pixels of what the model sees."""
+        return self.model["size"]
+
+    @classmethod
+    def of(cls, run: Run) -> "Bundle":
+        """Return that of a run; what it keeps no choice of yet is chosen on its validation.
+
+        Raises `LesionfastError` for a run that did not end, and for a committee.
+        """
+        if "members" in run.model:
+            raise LesionfastError(
+                f"{run.path} is a committee and has no weights of its own. Name one of its "
+                f"members: {', '.join(run.model['members'])}"
+            )
+        findings = Findings(Interpretation.of(run, "valid"))
+        wanted = {
+            "calibrator": lambda: findings.calibrator,
+            "conformal": lambda: findings.conformal,
+            "referral": lambda: findings.referral,
+            "outliers": lambda: findings.outliers,
+        }
+        return cls(
+            name=run.path.resolve().name,
+            model=run.model,
+            image_column=run.config.image,
+            precision=run.config.precision,
+            encoder=MetadataEncoder.from_json((run.path / "encoder.json").read_text("utf-8")),
+            points=optional("operating points", lambda: read_points(run)) or [],
+            **{name: optional(name, find) for name, find in wanted.items()},
+            split_sha256=run.metrics["split_sha256"],
+            versions=installed(),
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> "Bundle":
+        """Return that of an exported folder, every file checked against its SHA-256.
+
+        Raises `LesionfastError` for one that is not whole, was changed, or is of a newer schema.
+        """
+        told = read_json(folder / FILE)
+        for name, expected in told["files"].items():
+            check_file(folder / name, expected)
+        outliers = folder / OUTLIERS
+        return cls.from_dict(told, OutlierScorer.load(outliers) if told["outliers"] else None)
+
+    @classmethod
+    def from_dict(cls, told: dict[str, Any], outliers: OutlierScorer | None) -> "Bundle":
+        """Return what `to_dict` told; raises `LesionfastError` for a newer schema."""
+        check_schema(told)
+        return cls(
+            name=told["name"],
+            model=told["model"],
+            image_column=told["image_column"],
+            precision=told["precision"],
+            encoder=MetadataEncoder.from_json(json.dumps(told["encoder"])),
+            points=[OperatingPoint(**each) for each in told["operating_points"]],
+            calibrator=built(Calibrator.from_dict, told["calibration"]),
+            conformal=built(conformal_from, told["conformal"]),
+            referral=built(referral_from, told["referral"]),
+            outliers=outliers,
+            split_sha256=told["split_sha256"],
+            versions=told["versions"],
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON-safe values, without the outliers' training features."""
+        kept = {"calibration": self.calibrator and self.calibrator.to_dict()}
+        for name in ("conformal", "referral"):
+            part = getattr(self, name)
+            kept[name] = part and json_safe(asdict(part))
+        return {
+            "schema": SCHEMA,
+            "name": self.name,
+            "model": self.model,
+            "image_column": self.image_column,
+            "precision": self.precision,
+            "encoder": json.loads(self.encoder.to_json()),
+            "operating_points": [asdict(each) for each in self.points],
+            **kept,
+            "outliers": self.outliers is not None,
+            "split_sha256": self.split_sha256,
+            "versions": self.versions,
+        }
+
+
+def optional(what: str, find: Callable[[], Any]) -> Any:
+    """Return what is found, or None where a run lacks what it takes; that is said."""
+    try:
+        return find()
+    except LesionfastError as error:
+        logger.warning("predictions without %s: %s", what, error)
+        return None
+
+
+def built(build: Callable[[dict], Any], told: dict | None) -> Any:
+    """Return what is built from a dict, None from none."""
+    return None if told is None else build(told)
+
+
+def conformal_from(told: dict[str, Any]) -> Conformal:
+    """Return prediction sets from JSON, where null is infinity."""
+    return Conformal(
+        coverage=told["coverage"],
+        classes=tuple(told["classes"]),
+        marginal=unbounded_if_none(told["marginal"]),
+        by_class=tuple(unbounded_if_none(each) for each in told["by_class"]),
+        lesions=tuple(told["lesions"]),
+    )
+
+
+def referral_from(told: dict[str, Any]) -> Referral:
+    """Return a referral from JSON."""
+    return Referral(**(told | {"classes": tuple(told["classes"])}))
+
+
+def installed() -> dict[str, str]:
+    """Return the versions of the packages that the probabilities depend on."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "from source"
+    return found
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the model.json of an exported folder; raises `LesionfastError` if it is none."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LesionfastError(
+            f"{path.parent} is no exported model: it has no {path.name}. "
+            f"Make one: lesionfast export RUN --to DIR"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise LesionfastError(f"{path} is broken: {error}. Export the run again.") from None
+    if not isinstance(told, dict) or "schema" not in told:
+        raise LesionfastError(f"{path} is no model of lesionfast. Export a run: lesionfast export")
+    check_schema(told)
+    if "files" not in told:
+        raise LesionfastError(
+            f"{path} is of a run that did not end, or lost files. Name a finished run, or a folder "
+            "that `lesionfast export` wrote."
+        )
+    return told
+
+
+def check_schema(told: dict[str, Any]) -> None:
+    """Raise `LesionfastError` for a schema that this version does not know."""
+    found = told.get("schema")
+    if not isinstance(found, int) or found > SCHEMA:
+        raise LesionfastError(
+            f"the model has the schema {found}, and this lesionfast reads up to {SCHEMA}. "
+            "Upgrade it: pip install --upgrade lesionfast"
+        )
+
+
+def check_file(path: Path, expected: str) -> None:
+    """Raise `LesionfastError` unless a file has the SHA-256 that the model names."""
+    if not path.is_file():
+        raise LesionfastError(f"{path} is missing. Copy the whole folder again.")
+    found = sha256(path)
+    if found != expected:
+        raise LesionfastError(
+            f"{path} is not the file that was exported: its SHA-256 is {found[:12]}…, not "
+            f"{expected[:12]}…. Copy the whole folder again."
+        )
