@@ -10,7 +10,7 @@ from lesionfast.commands.base import app
 from lesionfast.console import log_to_console
 from lesionfast.errors import LesionfastError
 
-for room in ("training", "reading", "many", "names", "data"):  # in the order of --help
+for room in ("training", "reading", "many", "serving", "names", "data"):  # in the order of --help
     import_module(f"lesionfast.commands.{room}")
 
 

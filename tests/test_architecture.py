@@ -19,6 +19,10 @@ BELOW = {
     "data": {"errors", "registry", "config", "emphasis", "runs", "console"},
     "models": {"errors", "registry", "config", "runs", "data"},
     "evaluation": {"errors", "registry", "config", "emphasis", "runs", "data"},
+    "serving": {
+        *("errors", "registry", "config", "emphasis", "runs"),
+        *("data", "models", "evaluation", "console"),
+    },
     "training": {
         *("errors", "registry", "config", "emphasis", "runs"),
         *("data", "models", "evaluation", "console"),
@@ -51,6 +55,8 @@ TORCH_FREE = [
     "evaluation.contribution",
     "emphasis",
     "training.study",
+    "serving.predictor",
+    "serving.batch",
 ]
 
 

@@ -13,6 +13,7 @@ from lesionfast.data.files import FileReader, count_threads
 from lesionfast.errors import LesionfastError
 
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")  # no format that runs a program
+MOVING = ("GIF", "WEBP", "PNG")  # formats of animations
 BLOCK = 256  # images decoded before they are passed on: bounds the memory
 SPARE = 2.0  # how far above the wanted size a JPEG is decoded, so that resizing stays smooth
 
@@ -63,6 +64,8 @@ def known_formats() -> str:
 def decode(data: bytes, size: int | None = None) -> Image.Image:
     """Return encoded bytes as upright RGB; a JPEG much larger than `size` at a half, quarter, …"""
     image = Image.open(BytesIO(data), formats=FORMATS)
+    if image.format in MOVING and getattr(image, "is_animated", False):
+        raise ValueError(f"it is an animation of {image.n_frames} pictures; save one of them")
     if size is not None:
         image.draft(None, (round(SPARE * size), round(SPARE * size)))
     image.load()

@@ -37,6 +37,11 @@ class MetadataEncoder:
         return np.hstack([np.zeros((len(df), 0), np.float32), *blocks])
 
     @property
+    def learned(self) -> list[dict[str, Any]]:
+        """What `fit` learned of each column: name and kind, and mean and scale, or the values."""
+        return self._fitted
+
+    @property
     def names(self) -> list[str]:
         """What each number of the vector is: "age", "age missing", "sex female", …"""
         return [name for each in self._fitted for name in names_of(each)]

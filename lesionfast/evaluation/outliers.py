@@ -79,6 +79,11 @@ class OutlierScorer:
         ]
         return np.concatenate(parts).astype(np.float64) if parts else np.zeros(0)
 
+    @property
+    def width(self) -> int:
+        """How many numbers the features of an image are."""
+        return self.tensors["train" if self.method == "knn" else "means"].shape[1]
+
     def flag(self, features: ArrayLike) -> np.ndarray:
         """Return which of features (n, F) are above the threshold, bool (n,)."""
         return self.score(features) > self.threshold

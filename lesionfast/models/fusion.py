@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -243,18 +245,26 @@ def load_model(run: Run) -> FusionModel:
         raise LesionfastError(
             f"{run.path} is a committee and has no weights of its own. Load its members: {named}"
         )
+    again = f"Train it again: lesionfast train --config {run.path / 'config.json'}"
+    model = model_of(about, run.path / "weights.safetensors", again)
+    if model.backbone is not None:
+        model.backbone.pretrained, model.backbone.origin = True, f"weights of the run {run.path}"
+    return model
+
+
+def model_of(about: dict[str, Any], path: Path, again: str) -> FusionModel:
+    """Return the model that a model.json tells about, with the weights in a safetensors file.
+
+    Raises `LesionfastError`, which says to do it `again`, if they are missing or broken.
+    """
     names = ("arch", "size", "pool", "fusion", "dropout")
     config = TrainConfig(weights="none", **{name: about[name] for name in names})
     parents = about.get("parents")
     model = build_model(config, about["n_metadata"], len(about["classes"]), parents)
-    path = run.path / "weights.safetensors"
     try:
         model.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise LesionfastError(
-            f"{path} is not the whole model of this run: {str(error).splitlines()[0]} "
-            f"Train it again: lesionfast train --config {run.path / 'config.json'}"
+            f"{path} is not the whole model: {str(error).splitlines()[0]} {again}"
         ) from None
-    if model.backbone is not None:
-        model.backbone.pretrained, model.backbone.origin = True, f"weights of the run {run.path}"
     return model.eval()

@@ -1,0 +1,109 @@
+"""Commands that use what was trained: predict, export, push, app."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lesionfast.commands.base import app
+from lesionfast.console import counting_bar
+from lesionfast.errors import LesionfastError
+from lesionfast.runs import Run
+
+MODEL = "A run, an exported folder, a model.onnx or hf://user/name."
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help=MODEL)],
+    inputs: Annotated[
+        list[str], typer.Argument(help="Images, folders, globs, zip files, or a CSV file.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="File to write (.csv, .jsonl, .parquet); else stdout.")
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option(help="csv, jsonl or parquet; default: by the suffix of --out.")
+    ] = None,
+    isic: Annotated[
+        bool, typer.Option("--isic", help="Write a submission to the ISIC 2018 challenge.")
+    ] = False,
+    images: Annotated[
+        Path | None, typer.Option(help="Where the images of a CSV file are; default: beside it.")
+    ] = None,
+    known: Annotated[
+        list[str] | None, typer.Option("--set", help="What is known of all, such as age=55.")
+    ] = None,
+    tta: Annotated[
+        int | None, typer.Option(help="Dihedral views to average, 1 to 8; default: the run's.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an unfinished --out.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    """Say what a model makes of images, one row each.
+
+    A row has the decision and its rule, probabilities, flags at the thresholds of validation, the
+    prediction set, whether to refer, and how unlike the training images it is. An image that can't
+    be read gets a row with its error; then the exit code is 2.
+
+    Example: lesionfast predict runs/20260102-030405-densenet121 photos --set age=55 --set sex=male
+    """
+    if isic and format:
+        raise LesionfastError("--isic is a format of its own. Type it without --format.")
+    if tta is not None and not 1 <= tta <= 8:
+        raise LesionfastError(f"--tta is {tta}; type 1 to 8 views.")
+    from lesionfast.serving.batch import predict_to
+    from lesionfast.serving.inputs import find_items
+    from lesionfast.serving.outputs import format_of
+    from lesionfast.serving.predictor import Predictor
+
+    kind = "isic" if isic else format_of(out, format)
+    told = pairs_of(known or [])
+    find_items(inputs)  # a name that is wrong is told before the model is loaded
+    predictor = Predictor(model, views=tta, device=device)
+    predictor.require_columns(told)
+    column = predictor.bundle.image_column
+    items = find_items(inputs, images=images, metadata=told, image_column=column)
+    with counting_bar("images") as bar:
+        count = predict_to(
+            predictor, items, out, kind, resume=resume, progress=lambda n: bar(n, None)
+        )
+    if count.images == 0:
+        raise LesionfastError("there is no image in what was named. Name images, or a folder.")
+    if out is not None:
+        print(f"{count.images} images, {count.failed} of them failed", file=sys.stderr)
+        print(out)
+    if count.failed:
+        raise LesionfastError(
+            f"{count.failed} of {count.images} images have no prediction; the column 'error' says "
+            "why."
+        )
+
+
+def pairs_of(given: list[str]) -> dict[str, Any]:
+    """Return {"age": "55"} of ["age=55"]; raises `LesionfastError` for anything else."""
+    for each in given:
+        if "=" not in each:
+            raise LesionfastError(f"--set {each} has no value. Type for example --set age=55")
+    return dict(each.split("=", 1) for each in given)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run.")],
+    to: Annotated[Path, typer.Option(help="Folder to make.")],
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write model.onnx too.")] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="And one of 8-bit numbers; its loss is measured.")
+    ] = False,
+) -> None:
+    """Write a run as one folder that is the whole model, with no pickle in it.
+
+    Example: lesionfast export runs/20260102-030405-densenet121 --to model --onnx
+    """
+    from lesionfast.serving.export import export as write
+
+    print(write(Run.open(run), to, onnx=onnx, int8=int8))

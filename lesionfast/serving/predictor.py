@@ -1,0 +1,208 @@
+"""Predictor: a run, an exported folder or an ONNX file, ready for images."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+from PIL import Image, UnidentifiedImageError
+
+from lesionfast.data.decoding import BadImage, decode, fit_square, known_formats, read_with, to_rgb
+from lesionfast.data.files import FileReader, check_size, count_threads
+from lesionfast.errors import LesionfastError
+from lesionfast.evaluation.interpretation import records
+from lesionfast.runs import Run
+from lesionfast.serving.assessment import assess, columns_of
+from lesionfast.serving.bundle import ONNX, WEIGHTS, Bundle
+from lesionfast.serving.inputs import Item
+from lesionfast.serving.known import BadValue, Known
+
+CHUNK = 256  # images that are decoded, run and told together: bounds the memory
+AHEAD = 2  # chunks that are decoded while one is run
+SMALLEST = 8  # pixels a side: less shows no lesion
+Picture = str | Path | bytes | Image.Image | np.ndarray
+
+
+class Engine(Protocol):
+    """What runs a model."""
+
+    def __call__(self, pixels: np.ndarray, metadata: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return probabilities (n, k) and features (n, F) of pixels uint8 and metadata."""
+
+
+class Predictor:
+    """Says what a trained model makes of images.
+
+    `source` is a Run, the folder of a run or of an exported model, or a model.onnx. `views` is the
+    number of dihedral views that are averaged, the run's own unless given. Raises
+    `LesionfastError` for anything else, and for files that are broken.
+    """
+
+    def __init__(
+        self, source: str | Path | Run, *, views: int | None = None, device: str = "auto"
+    ) -> None:
+        self.bundle, self.engine = opened(source, views, device)
+        self.known = Known(self.bundle.encoder)
+        self.columns = ["image", *columns_of(self.bundle), "not_known", "error"]
+
+    def __call__(self, image: Picture, **metadata: Any) -> dict[str, Any]:
+        """Return what is said of one image: the columns of `assess`, and what was not known.
+
+        `image` is a path, encoded bytes, a PIL image, or uint8 (H, W, 3); `metadata` is what is
+        known of the person, such as age=55, sex="female". Raises `LesionfastError` for what is no
+        image, and for metadata that the model has no column for or that is no number.
+        """
+        self.require_columns(metadata)
+        try:
+            with FileReader() as reader:
+                pixels = self.pixels(reader, image)
+            cleaned = self.known.clean(metadata)
+        except (BadImage, BadValue) as bad:
+            raise LesionfastError(f"the image can't be predicted: {bad}.") from None
+        told = self.table([Item("", None)], [(pixels, cleaned)])
+        return records(told.drop(columns=["image", "error"]))[0]
+
+    def require_columns(self, metadata: Iterable[str]) -> None:
+        """Raise `LesionfastError` for metadata that the model has no column for."""
+        unknown = sorted(set(metadata) - set(self.bundle.encoder.columns))
+        if unknown:
+            takes = ", ".join(self.bundle.encoder.columns) or "no metadata"
+            raise LesionfastError(
+                f"the model knows nothing of {', '.join(unknown)}; it takes {takes}. "
+                "Leave it out, or correct the name."
+            )
+
+    def predict(self, df: pd.DataFrame) -> pd.DataFrame:
+        """Return one row for each row of a table with `path` and the model's metadata columns.
+
+        Columns: image (image_id where the table has it, else path), those of `assess`, not_known
+        (the columns that were missing) and error (why there is no answer), under the same index.
+        """
+        if "path" not in df:
+            raise LesionfastError(
+                f"the table has no column 'path'; it has: {', '.join(map(str, df))}. Add the path "
+                "of each image."
+            )
+        names = df["image_id" if "image_id" in df else "path"].astype(str)
+        rows = zip(names, df["path"].astype(str), df.to_dict("records"), strict=True)
+        tables = list(self.stream(Item(*row) for row in rows))
+        found = (
+            pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=self.columns)
+        )
+        return found.set_index(df.index)
+
+    def stream(self, items: Iterable[Item]) -> Iterator[pd.DataFrame]:
+        """Yield the rows of many images, a chunk at a time, in order.
+
+        The next images are decoded while the model runs; the memory does not grow with them.
+        """
+        items, waiting = iter(items), deque()
+        with FileReader() as reader, ThreadPoolExecutor(count_threads()) as threads:
+
+            def begin() -> None:
+                chunk = list(islice(items, CHUNK))
+                if chunk:
+                    waiting.append(
+                        (chunk, [threads.submit(self.prepare, reader, each) for each in chunk])
+                    )
+
+            for _ in range(AHEAD):
+                begin()
+            while waiting:
+                chunk, futures = waiting.popleft()
+                prepared = [outcome(each) for each in futures]
+                begin()
+                yield self.table(chunk, prepared)
+
+    def prepare(self, reader: FileReader, item: Item) -> tuple[np.ndarray, dict[str, Any]]:
+        """Return the pixels and the cleaned metadata of an image; raises BadImage or BadValue."""
+        if item.path is None:
+            raise BadImage(f"there is no image '{item.name}'")
+        return self.pixels(reader, item.path), self.known.clean(item.metadata)
+
+    def pixels(self, reader: FileReader, image: Picture) -> np.ndarray:
+        """Return what the model sees of an image, uint8 (size, size, 3); raises `BadImage`."""
+        size = self.bundle.size
+        if isinstance(image, str | Path):
+            picture = read_with(reader, str(image), size)
+        else:
+            picture = decoded(image, size)
+        if min(picture.size) < SMALLEST:
+            width, height = picture.size
+            raise BadImage(f"it has {width} x {height} pixels, too few to show a lesion")
+        return np.asarray(fit_square(picture, size, self.bundle.model["resize"]))
+
+    def table(self, items: list[Item], prepared: list[Any]) -> pd.DataFrame:
+        """Return the rows of images, some of which are a reason why there is no answer."""
+        good = [i for i, each in enumerate(prepared) if not isinstance(each, str)]
+        told = pd.DataFrame(columns=self.columns, index=range(len(items)), dtype=object)
+        if good:
+            pixels = np.stack([prepared[i][0] for i in good])
+            cleaned = [prepared[i][1] for i in good]
+            found = assess(self.bundle, *self.engine(pixels, self.known.encode(cleaned)))
+            found["not_known"] = [
+                " ".join(k for k, v in row.items() if pd.isna(v)) for row in cleaned
+            ]
+            found.index = good
+            told = found if len(good) == len(items) else found.astype(object).reindex(told.index)
+        told = told.assign(error=[each if isinstance(each, str) else "" for each in prepared])
+        return told.assign(image=[each.name for each in items])[self.columns]
+
+
+def predict(run: str | Path | Run, df: pd.DataFrame, **options: Any) -> pd.DataFrame:
+    """Return what a model says of the rows of a table; see `Predictor` and `Predictor.predict`."""
+    return Predictor(run, **options).predict(df)
+
+
+def outcome(future: Future) -> Any:
+    """Return what was prepared, or why it could not be."""
+    try:
+        return future.result()
+    except (BadImage, BadValue) as bad:
+        return str(bad)
+
+
+def decoded(image: bytes | Image.Image | np.ndarray, size: int) -> Image.Image:
+    """Return an image in memory as upright RGB; raises `BadImage`."""
+    try:
+        if isinstance(image, bytes):
+            check_size(len(image))
+            return decode(image, size)
+        return to_rgb(image if isinstance(image, Image.Image) else Image.fromarray(image))
+    except UnidentifiedImageError:
+        raise BadImage(f"it is no picture in a format that is read ({known_formats()})") from None
+    except Exception as error:  # decoders raise anything on broken bytes
+        raise BadImage(str(error).rstrip(".") or type(error).__name__) from error
+
+
+def opened(source: str | Path | Run, views: int | None, device: str) -> tuple[Bundle, Engine]:
+    """Return what a source says of its model, and what runs it."""
+    if isinstance(source, str) and source.startswith("hf://"):
+        from lesionfast.serving.hub import fetch
+
+        source = fetch(source)
+    path = source.path if isinstance(source, Run) else Path(source).expanduser()
+    if path.suffix == ".onnx":
+        from lesionfast.serving.onnx_engine import open_onnx
+
+        return open_onnx(path, views)
+    if (path / "config.json").is_file():
+        bundle, weights = Bundle.of(Run.open(path)), path / "weights.safetensors"
+    elif (path / WEIGHTS).is_file() or (path / "model.json").is_file():
+        bundle, weights = Bundle.read(path), path / WEIGHTS
+    else:
+        raise LesionfastError(
+            f"{path} is no model: neither a run, nor a folder that `lesionfast export` wrote, nor "
+            f"a {ONNX}. `lesionfast runs` lists the runs here."
+        )
+    from lesionfast.serving.torch_engine import TorchEngine
+
+    chosen = bundle.model["tta"] if views is None else views
+    engine = TorchEngine(
+        bundle.model, weights, views=chosen, precision=bundle.precision, device=device
+    )
+    return bundle, engine

@@ -1,0 +1,32 @@
+"""A run that was trained, and exported, once for all tests."""
+
+from pathlib import Path
+
+import pytest
+
+from lesionfast.config import TrainConfig
+from lesionfast.data.dataset import load_dataset
+from lesionfast.runs import Run
+from lesionfast.serving.export import export
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, cache_folder) -> Run:
+    """A small run on the built-in sample, with metadata, views and features."""
+    from lesionfast.training.experiment import train
+
+    config = TrainConfig(size=64, epochs=1, head_epochs=2, views=1, tta=2, batch_size=16)
+    return train(load_dataset(config), config, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="session")
+def exported(trained, tmp_path_factory) -> Path:
+    """That run as a folder."""
+    return export(trained, tmp_path_factory.mktemp("exported") / "model")
+
+
+@pytest.fixture(scope="session")
+def photos(trained) -> list[str]:
+    """The paths of its test images."""
+    df = load_dataset(trained.config, split=trained.path / "split.csv")
+    return df.loc[df["split"] == "test", "path"].tolist()

@@ -1,0 +1,112 @@
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from lesionfast.data.dataset import load_dataset
+from lesionfast.errors import LesionfastError
+from lesionfast.serving.inputs import Item
+from lesionfast.serving.predictor import CHUNK, Predictor, predict
+
+
+@pytest.fixture(scope="module")
+def predictor(exported):
+    return Predictor(exported)
+
+
+@pytest.fixture(scope="module")
+def test_rows(trained):
+    df = load_dataset(trained.config, split=trained.path / "split.csv")
+    return df[df["split"] == "test"]
+
+
+@pytest.mark.parametrize("source", ["run", "folder"])
+def test_the_probabilities_are_those_of_the_training(source, trained, exported, test_rows):
+    found = predict(trained if source == "run" else str(exported), test_rows)
+    assert found.index.equals(test_rows.index)
+    known = trained.predictions.set_index("image_id")
+    columns = [f"p_{name}" for name in trained.classes]
+    expected = known.loc[found["image"], columns].to_numpy()
+    np.testing.assert_allclose(found[columns].to_numpy(float), expected, rtol=0, atol=1e-5)
+    assert (found["error"] == "").all()
+
+
+def test_one_image_is_the_row_of_many(predictor, test_rows):
+    row = test_rows.dropna(subset=["age", "sex"]).iloc[0]
+    many = predictor.predict(test_rows).set_index("image").loc[row["image_id"]]
+    one = predictor(row["path"], age=row["age"], sex=row["sex"])
+    assert one["decision"] == many["decision"] and one["prediction_set"] == many["prediction_set"]
+    names = [name for name in one if name.startswith(("p_", "calibrated_"))]
+    assert len(names) == 2 * len(predictor.bundle.classes)
+    np.testing.assert_allclose([one[n] for n in names], many[names].astype(float), atol=1e-6)
+    assert sum(one[f"p_{name}"] for name in predictor.bundle.classes) == pytest.approx(1, abs=1e-5)
+
+
+def test_an_image_may_come_as_bytes_picture_or_array(predictor, photos):
+    with open(photos[0], "rb") as file:
+        data = file.read()
+    picture = Image.open(io.BytesIO(data)).convert("RGB")
+    found = [predictor(each)["p_mel"] for each in (photos[0], data, picture, np.asarray(picture))]
+    assert found == pytest.approx([found[0]] * 4, abs=1e-5)
+
+
+def test_what_is_not_known_is_said_and_changes_the_answer(predictor, photos):
+    known, unknown = predictor(photos[0], age=85, sex="male"), predictor(photos[0])
+    assert known["not_known"] == "" and unknown["not_known"] == "age sex"
+    assert known["p_mel"] != unknown["p_mel"]
+    assert predictor(photos[0], age=None, sex="unknown") == unknown
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"height": 180}, "knows nothing of height; it takes age, sex"),
+        ({"age": "old"}, "age is 'old', which is no number"),
+    ],
+)
+def test_wrong_metadata_is_an_error(predictor, photos, metadata, message):
+    with pytest.raises(LesionfastError, match=message):
+        predictor(photos[0], **metadata)
+
+
+def test_a_value_that_training_never_saw_counts_as_not_known(predictor, photos, caplog):
+    found = list(predictor.stream([Item("a", photos[0], {"sex": "other"})]))[0]
+    predictor.known.report()
+    assert found["not_known"].tolist() == ["age sex"]
+    assert "values that training never saw count as not known: sex other (1)" in caplog.text
+
+
+def test_fewer_views_are_another_mean(trained, photos):
+    first, both = (Predictor(trained, views=n)(photos[0])["p_mel"] for n in (1, 2))
+    assert first != both
+
+
+def test_many_chunks_keep_their_order_and_are_not_read_at_once(predictor, photos):
+    opened = 0
+
+    def items():
+        nonlocal opened
+        for i in range(5 * CHUNK):
+            opened += 1
+            yield Item(str(i), photos[i % 3])
+
+    tables = predictor.stream(items())
+    first = next(tables)
+    assert opened <= 4 * CHUNK
+    table = pd.concat([first, *tables])
+    assert table["image"].tolist() == [str(i) for i in range(5 * CHUNK)]
+    assert table["p_nv"].nunique() <= 3 * 2  # the last bit may differ with the batch
+
+
+def test_another_folder_is_no_model(tmp_path):
+    with pytest.raises(LesionfastError, match="is no model: neither a run, nor a folder"):
+        Predictor(tmp_path)
+    with pytest.raises(LesionfastError, match="is no model"):
+        Predictor(tmp_path / "gone")
+
+
+def test_a_table_without_paths_is_an_error(predictor):
+    with pytest.raises(LesionfastError, match="no column 'path'; it has: image_id"):
+        predictor.predict(pd.DataFrame({"image_id": ["a"]}))
