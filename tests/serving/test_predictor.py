@@ -72,7 +72,7 @@ def test_wrong_metadata_is_an_error(predictor, photos, metadata, message):
 
 
 def test_a_value_that_training_never_saw_counts_as_not_known(predictor, photos, caplog):
-    found = list(predictor.stream([Item("a", photos[0], {"sex": "other"})]))[0]
+    found = next(iter(predictor.stream([Item("a", photos[0], {"sex": "other"})])))
     predictor.known.report()
     assert found["not_known"].tolist() == ["age sex"]
     assert "values that training never saw count as not known: sex other (1)" in caplog.text
