@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from datetime import datetime
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from lesionfast.errors import LesionfastError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from fastai.learner import Learner
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
@@ -149,6 +151,14 @@ class Run:
     def classes(self) -> list[str]:
         """Class names, in the order of the probabilities."""
         return self.model["classes"]
+
+    def learner(self) -> "Learner":
+        """Return a fastai Learner over this run's data, with its weights.
+
+        Raises `LesionfastError` if the data is no longer where it was.
+        """
+        # The one way up from here: torch and fastai are loaded by those alone who ask for it.
+        return import_module("lesionfast.training.experiment").trained_learner(self)
 
     def _require(self, name: str) -> Path:
         path = self.path / name

@@ -25,7 +25,7 @@ BELOW = {
     },
     "training": {
         *("errors", "registry", "config", "emphasis", "runs"),
-        *("data", "models", "evaluation", "console"),
+        *("data", "models", "evaluation", "console", "serving"),
     },
 }
 RUN_THE_MODEL = {"explain.py", "attribution.py", "outlier_features.py"}  # of the evaluation

@@ -17,6 +17,7 @@ PARTS_OF_A_TRAINING = {  # as of training.bench
     "step": "whole training step",
     "bare forward": "bare forward pass, in inference mode",
     "prediction": "prediction of the validation images",
+    "files": "lesionfast predict on files, one view",
     "features": "features of the frozen backbone, once",
 }
 
@@ -29,6 +30,7 @@ def bench_table(found: dict[str, Any]) -> "Table":
     table = new_table(title, caption)
     add_columns(table, "part", "images a second", "share")
     shares = {"step": found["step_share"], "prediction": found["prediction_share"]}
+    shares["files"] = found["file_share"]
     for name, label in PARTS_OF_A_TRAINING.items():
         share = f"{shares[name]:.2f} of the bare" if name in shares else ""
         table.add_row(label, f"{found['parts'][name]:,.0f}", share)

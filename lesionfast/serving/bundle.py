@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -41,13 +41,13 @@ class Bundle:
     image_column: str
     precision: str
     encoder: MetadataEncoder
-    points: list[OperatingPoint]
-    calibrator: Calibrator | None
-    conformal: Conformal | None
-    referral: Referral | None
-    outliers: OutlierScorer | None
-    split_sha256: str
-    versions: dict[str, str]
+    points: list[OperatingPoint] = field(default_factory=list)
+    calibrator: Calibrator | None = None
+    conformal: Conformal | None = None
+    referral: Referral | None = None
+    outliers: OutlierScorer | None = None
+    split_sha256: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
 
     @property
     def classes(self) -> list[str]:

@@ -38,7 +38,7 @@ from lesionfast.serving.predictor import Predictor
 Predictor("THIS_FOLDER")("image.jpg", age=55, sex="female")
 ```
 
-No file here is a pickle. `model.json` has the SHA-256 of every other file.
+No file here is a pickle. `model.json` has the SHA-256 of each, which is checked.
 """
 
 
@@ -50,7 +50,9 @@ def card_of(findings: Findings, bundle: Bundle, files: list[str]) -> str:
         FRONT,
         f"# {bundle.name}: {bundle.model['arch']}, {bundle.size} pixels\n",
         "**Not a medical device: for research, not for diagnosis.**\n",
-        USE.replace("`model.json` has", f"Files: {', '.join(files)}. `model.json` has"),
+        USE.replace(
+            "No file here", f"The model is {', '.join(['model.json', *files])}. No file here"
+        ),
         f"## Estimates on {len(read.rows):,} {read.split} images, rule {read.rule}\n",
         f"With 95 % intervals. Split SHA-256 {bundle.split_sha256}.\n",
         estimates(findings),

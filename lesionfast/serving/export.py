@@ -57,9 +57,15 @@ def write_files(run: Run, bundle: Bundle, folder: Path, onnx: bool, int8: bool) 
         from lesionfast.serving.onnx_export import write_int8
 
         write_int8(run, bundle, folder / ONNX, folder / INT8)
-    files = {each.name: sha256(each) for each in sorted(folder.iterdir())}
+    names = sorted(each.name for each in folder.iterdir())
     findings = Findings(Interpretation.of(run, reported_split(run)))
-    write_text(folder / "README.md", card_of(findings, bundle, list(files)))
+    write_bundle(bundle, folder)
+    write_text(folder / "README.md", card_of(findings, bundle, names))
+
+
+def write_bundle(bundle: Bundle, folder: Path) -> None:
+    """Write model.json beside the files that it vouches for, which are there already."""
+    files = {each.name: sha256(each) for each in sorted(folder.iterdir())}
     write_json(folder / FILE, bundle.to_dict() | {"files": files})
 
 

@@ -7,29 +7,37 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from math import ceil
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from fastai.data.core import DataLoaders
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.augment import augment, augmentations
 from lesionfast.data.decoding import Task, decode_blocks
-from lesionfast.data.loaders import build_dls
+from lesionfast.data.loaders import build_dls, images_at_once
 from lesionfast.models.features import image_features
 from lesionfast.models.precision import autocast, precision
+from lesionfast.serving.bundle import WEIGHTS, Bundle
+from lesionfast.serving.export import write_bundle
+from lesionfast.serving.inputs import Item
+from lesionfast.serving.predictor import Predictor
 from lesionfast.training.averaging import WeightAverage
 from lesionfast.training.callbacks import OneCycle
+from lesionfast.training.description import describe_model
 from lesionfast.training.frozen import FeatureLoader
 from lesionfast.training.learner import FusionLearner, fusion_learner
 from lesionfast.training.timing import StepClock, time_one, timed
 
 ROUNDS, STEPS = 5, 4  # the parts of a ratio take turns, for machines are noisy
 ENOUGH = 1.0  # seconds for the parts that are no ratio
-WHOLE = ("bare step", "step", "bare forward", "prediction", "features")
+WHOLE = ("bare step", "step", "bare forward", "prediction", "files", "features")
 DECODED, PREDICTED = 256, 1024  # images
 EPOCH = 8500  # rows of an epoch on cached features
 
@@ -56,6 +64,7 @@ def bench(config: TrainConfig, df: pd.DataFrame) -> dict[str, Any]:
             "features": feature_rate(learn, config),
             **training_rates(learn, config),
             **prediction_rates(learn, config),
+            **file_rates(learn, config, df),
             "feature_epoch_seconds": feature_epoch(learn),
             **(compile_rates(learn, config) if config.compile else {}),
         }
@@ -189,6 +198,51 @@ def prediction_rates(learn: FusionLearner, config: TrainConfig) -> dict[str, flo
         "prediction": statistics.median(whole for _, whole in rounds),
         "prediction_share": statistics.median(whole / alone for alone, whole in rounds),
     }
+
+
+def file_rates(learn: FusionLearner, config: TrainConfig, df: pd.DataFrame) -> dict[str, float]:
+    """Return the images per second of `lesionfast predict` on files, and their share of the bare.
+
+    That is decoding, one view of each, and all that is said of them, as from an exported model.
+    """
+    paths = df["path"].tolist()[:PREDICTED]
+    image, metadata = (each[: images_at_once(learn.dls.device)] for each in batch_of(learn)[:2])
+    with TemporaryDirectory() as folder:
+        predictor = exported_predictor(learn, config, Path(folder))
+
+    def bare() -> None:
+        with torch.inference_mode(), autocast(config.precision, image.device):
+            learn.model(image, metadata)
+
+    def whole() -> None:
+        for _ in predictor.stream(Item(path, path) for path in paths):
+            pass
+
+    learn.model.eval()
+    bare()
+    rounds = [
+        (len(image) / timed(bare, image.device, STEPS), len(paths) / timed(whole, image.device, 1))
+        for _ in range(ROUNDS)
+    ]
+    return {
+        "files": statistics.median(files for _, files in rounds),
+        "file_share": statistics.median(files / alone for alone, files in rounds),
+    }
+
+
+def exported_predictor(learn: FusionLearner, config: TrainConfig, folder: Path) -> Predictor:
+    """Return what predicts with the model as it is, by one view."""
+    weights = {name: each.cpu().contiguous() for name, each in learn.model.state_dict().items()}
+    save_file(weights, folder / WEIGHTS)
+    bundle = Bundle(
+        name="bench",
+        model=describe_model(learn, config),
+        image_column=config.image,
+        precision=config.precision,
+        encoder=learn.dls.encoder,
+    )
+    write_bundle(bundle, folder)
+    return Predictor(folder, views=1, device=config.device)
 
 
 def feature_rate(learn: FusionLearner, config: TrainConfig) -> float:

@@ -83,14 +83,27 @@ def predict_again(run: Run, df: pd.DataFrame, config: TrainConfig, root: Path, n
 
     `df` has the rows, `config` the options of the prediction, such as --tta.
     """
-    encoder = MetadataEncoder.from_json((run.path / "encoder.json").read_text(encoding="utf-8"))
-    plain = replace(config, weights="none")
-    learn = fusion_learner(build_dls(df, plain, encoder=encoder), plain)
-    learn.model = load_model(run).to(learn.dls.device)
+    learn = trained_learner(run, df, config)
     made = Run.create(root, config, name)
     write_preparation(learn, made)
     evaluate(learn, made, {"train_seconds": 0.0, "status": "finished"})
     return made
+
+
+def trained_learner(
+    run: Run, df: pd.DataFrame | None = None, config: TrainConfig | None = None
+) -> FusionLearner:
+    """Return an ordinary fastai Learner over a run's data, with its weights and its encoder.
+
+    `df` and `config` are others than the run's. Raises `LesionfastError` if the data is gone.
+    """
+    encoder = MetadataEncoder.from_json((run.path / "encoder.json").read_text(encoding="utf-8"))
+    plain = replace(config or run.config, weights="none")
+    if df is None:
+        df = load_dataset(plain, split=run.path / "split.csv")
+    learn = fusion_learner(build_dls(df, plain, encoder=encoder), plain)
+    learn.model = load_model(run).to(learn.dls.device)
+    return learn
 
 
 def check_resumable(run: Run) -> None:

@@ -110,3 +110,16 @@ def test_another_folder_is_no_model(tmp_path):
 def test_a_table_without_paths_is_an_error(predictor):
     with pytest.raises(LesionfastError, match="no column 'path'; it has: image_id"):
         predictor.predict(pd.DataFrame({"image_id": ["a"]}))
+
+
+def test_a_run_gives_back_a_fastai_learner(trained):
+    from fastai.learner import Learner
+
+    learn = trained.learner()
+    assert isinstance(learn, Learner) and list(learn.dls.vocab) == trained.classes
+    with learn.no_bar(), learn.no_logging():
+        found = learn.get_preds(ds_idx=1)[0].numpy()
+        both = Predictor(trained, views=1).predict(learn.dls.rows.query("split == 'valid'"))
+        learn.fit(1, 0.0)
+    columns = [f"p_{name}" for name in trained.classes]
+    np.testing.assert_allclose(found, both[columns].to_numpy(float), rtol=0, atol=1e-5)
