@@ -145,7 +145,7 @@ def optional(what: str, find: Callable[[], Any]) -> Any:
     """Return what is found, or None where a run lacks what it takes; that is said."""
     try:
         return find()
-    except LesionfastError as error:
+    except (LesionfastError, OSError) as error:  # such as a run on a disk that is read-only
         logger.warning("predictions without %s: %s", what, error)
         return None
 
