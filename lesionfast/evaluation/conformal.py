@@ -58,6 +58,17 @@ class Conformal:
         reach = self.marginal if kind == MARGINAL else np.asarray(self.by_class)
         return 1 - probabilities <= reach
 
+    @classmethod
+    def from_dict(cls, found: dict[str, Any]) -> "Conformal":
+        """Return the sets of a JSON object, where null is infinity."""
+        return cls(
+            coverage=found["coverage"],
+            classes=tuple(found["classes"]),
+            marginal=unbounded_if_none(found["marginal"]),
+            by_class=tuple(unbounded_if_none(each) for each in found["by_class"]),
+            lesions=tuple(found["lesions"]),
+        )
+
     @property
     def unbounded(self) -> list[str]:
         """The classes with too few lesions in validation, which are in every set."""
@@ -147,14 +158,7 @@ def conformal_of(valid: Interpretation, coverage: float = COVERAGE) -> Conformal
 
 def read_conformal(run: Run) -> Conformal:
     """Return the prediction sets of a run; raises `LesionfastError` if it has none that fit."""
-    found = read_fitted(run, FILE, "write_conformal(run)")
-    return Conformal(
-        coverage=found["coverage"],
-        classes=tuple(found["classes"]),
-        marginal=unbounded_if_none(found["marginal"]),
-        by_class=tuple(unbounded_if_none(each) for each in found["by_class"]),
-        lesions=tuple(found["lesions"]),
-    )
+    return Conformal.from_dict(read_fitted(run, FILE, "write_conformal(run)"))
 
 
 def unbounded_if_none(value: Any) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lesionfast.data.encoder import MetadataEncoder
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.conformal import Conformal, unbounded_if_none
+from lesionfast.evaluation.conformal import Conformal
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.metrics import json_safe
@@ -113,7 +113,7 @@ class Bundle:
             encoder=MetadataEncoder.from_json(json.dumps(told["encoder"])),
             points=[OperatingPoint(**each) for each in told["operating_points"]],
             calibrator=built(Calibrator.from_dict, told["calibration"]),
-            conformal=built(conformal_from, told["conformal"]),
+            conformal=built(Conformal.from_dict, told["conformal"]),
             referral=built(referral_from, told["referral"]),
             outliers=outliers,
             split_sha256=told["split_sha256"],
@@ -153,17 +153,6 @@ def optional(what: str, find: Callable[[], Any]) -> Any:
 def built(build: Callable[[dict], Any], told: dict | None) -> Any:
     """Return what is built from a dict, None from none."""
     return None if told is None else build(told)
-
-
-def conformal_from(told: dict[str, Any]) -> Conformal:
-    """Return prediction sets from JSON, where null is infinity."""
-    return Conformal(
-        coverage=told["coverage"],
-        classes=tuple(told["classes"]),
-        marginal=unbounded_if_none(told["marginal"]),
-        by_class=tuple(unbounded_if_none(each) for each in told["by_class"]),
-        lesions=tuple(told["lesions"]),
-    )
 
 
 def referral_from(told: dict[str, Any]) -> Referral:
