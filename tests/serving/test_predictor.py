@@ -5,10 +5,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from lesionfast.config import TrainConfig
 from lesionfast.data.dataset import load_dataset
 from lesionfast.errors import LesionfastError
+from lesionfast.serving.export import export
 from lesionfast.serving.inputs import Item
 from lesionfast.serving.predictor import CHUNK, Predictor, predict
+from lesionfast.training.experiment import train
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +126,19 @@ def test_a_run_gives_back_a_fastai_learner(trained):
         learn.fit(1, 0.0)
     columns = [f"p_{name}" for name in trained.classes]
     np.testing.assert_allclose(found, both[columns].to_numpy(float), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"fusion": "none", "metadata": "none"}, {"fusion": "metadata"}], ids=str
+)
+def test_a_model_of_images_or_of_metadata_alone(changes, photos, tmp_path):
+    config = TrainConfig(
+        arch="test_resnet", weights="none", size=32, epochs=1, batch_size=16, tta=1, **changes
+    )
+    df = load_dataset(config)
+    run = train(df, config, tmp_path)
+    known = run.predictions.set_index("image_id")
+    found = Predictor(export(run, tmp_path / "model")).predict(df[df["split"] == "test"])
+    columns = [f"p_{name}" for name in run.classes]
+    expected = known.loc[found["image"], columns].to_numpy()
+    np.testing.assert_allclose(found[columns].to_numpy(float), expected, rtol=0, atol=1e-5)
