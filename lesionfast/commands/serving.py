@@ -107,3 +107,23 @@ def export(
     from lesionfast.serving.export import export as write
 
     print(write(Run.open(run), to, onnx=onnx, int8=int8))
+
+
+@app.command()
+def push(
+    source: Annotated[Path, typer.Argument(help="A run, or an exported folder.")],
+    name: Annotated[str, typer.Argument(help="Where to on the Hugging Face hub: user/name.")],
+    public: Annotated[
+        bool, typer.Option("--public", help="For everybody; else the repository is private.")
+    ] = False,
+    onnx: Annotated[bool, typer.Option("--onnx", help="With model.onnx, of a run.")] = False,
+) -> None:
+    """Share a run on the Hugging Face hub, and print the address to predict with.
+
+    Example: lesionfast push runs/20260102-030405-densenet121 clinic/lesions
+    """
+    from lesionfast.serving.hub import push as upload
+
+    address = upload(source, name, public=public, onnx=onnx)
+    print(f"a new repository is {'public' if public else 'private'}", file=sys.stderr)
+    print(address)

@@ -1,0 +1,131 @@
+"""Models on the Hugging Face hub: push a run there, fetch a model from there or from its cache."""
+
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lesionfast.errors import LesionfastError
+from lesionfast.runs import Run
+from lesionfast.serving.bundle import FILE, read_json
+from lesionfast.serving.export import export
+
+PREFIX = "hf://"
+NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+OPTIONAL = ".onnx"  # fetched by those alone who name it
+
+
+def push(source: Path, name: str, *, public: bool = False, onnx: bool = False) -> str:
+    """Upload a run, or a folder that `export` wrote, to the hub as user/name; return hf://user/name.
+
+    The repository is made if there is none, private unless `public`. Whoever is logged in with
+    `hf auth login`, or whose HF_TOKEN it is, uploads. Raises `LesionfastError` for a name that is
+    none, without a token or the right to write, and without the network.
+    """
+    from huggingface_hub import HfApi
+
+    require_name(name)
+    with tempfile.TemporaryDirectory() as made, explained(name):
+        folder = Path(source)
+        if (folder / "config.json").is_file():
+            folder = export(Run.open(folder), Path(made) / "model", onnx=onnx)
+        files = [FILE, "README.md", *read_json(folder / FILE)["files"]]
+        api = HfApi()
+        api.create_repo(name, private=not public, exist_ok=True)
+        api.upload_folder(
+            folder_path=folder,
+            repo_id=name,
+            allow_patterns=files,
+            commit_message="Upload a model of lesionfast",
+        )
+    return f"{PREFIX}{name}"
+
+
+def fetch(address: str) -> Path:
+    """Return the local folder of hf://user/name, or the file of hf://user/name/model.onnx.
+
+    `@revision` after the name takes another than the newest. What is in the hub's cache is not
+    loaded again, and is used without a network or with HF_HUB_OFFLINE=1. Raises `LesionfastError`
+    for a repository that is not there, is not allowed, or holds no model of lesionfast.
+    """
+    name, file, revision = parts_of(address)
+    told = download(name, FILE, revision)
+    files = read_json(told)["files"]
+    if file and file not in files:
+        raise LesionfastError(
+            f"{PREFIX}{name} has no {file}; it has: {', '.join(files)}. "
+            f"Type {PREFIX}{name}, or one of these after it."
+        )
+    for each in files:
+        if each == file or not each.endswith(OPTIONAL):
+            download(name, each, told.parent.name)  # the commit that model.json is of
+    return told.parent / file if file else told.parent
+
+
+def parts_of(address: str) -> tuple[str, str, str | None]:
+    """Return name, file ('' for the folder) and revision of hf://user/name[@revision][/file]."""
+    found = re.fullmatch(
+        rf"{PREFIX}(?P<name>{NAME.pattern})(@(?P<revision>[^/]+))?(/(?P<file>[\w.-]+))?/?", address
+    )
+    if found is None:
+        raise LesionfastError(
+            f"{address!r} is no address of a model. Type hf://user/name, with @revision or "
+            "/model.onnx after it if you like."
+        )
+    return found["name"], found["file"] or "", found["revision"]
+
+
+def require_name(name: str) -> None:
+    """Raise `LesionfastError` unless a name is user/name."""
+    if not NAME.fullmatch(name.removeprefix(PREFIX)) or name.startswith(PREFIX):
+        raise LesionfastError(
+            f"{name!r} is no name on the hub. Type user/name, such as clinic/lesions."
+        )
+
+
+def download(name: str, file: str, revision: str | None) -> Path:
+    """Return the path of one file in the hub's cache."""
+    from huggingface_hub import hf_hub_download
+
+    with explained(name, file):
+        return Path(hf_hub_download(name, file, revision=revision))
+
+
+@contextmanager
+def explained(name: str, file: str = "") -> Iterator[None]:
+    """Turn the hub's errors into ones that say what to type."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.LocalTokenNotFoundError:
+        raise LesionfastError(f"{PREFIX}{name}: nobody is logged in. {LOGIN}") from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        raise LesionfastError(
+            f"{PREFIX}{name} is not in the cache, and the hub is not asked (HF_HUB_OFFLINE is set) "
+            "or out of reach. Connect once, or copy an exported folder here and name that."
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise LesionfastError(
+            f"{PREFIX}{name} has no such revision. Leave it out, or look at the hub's page."
+        ) from None
+    except errors.EntryNotFoundError:
+        raise LesionfastError(
+            f"{PREFIX}{name} holds no model of lesionfast: it has no {file}. "
+            "Name one that `lesionfast push` wrote."
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise LesionfastError(
+            f"{PREFIX}{name} is not there, or not for you. Check the name. {LOGIN}"
+        ) from None
+    except (errors.HfHubHTTPError, errors.HFValidationError) as error:
+        told = getattr(error, "server_message", None) or str(error).strip().splitlines()[0]
+        raise LesionfastError(f"{PREFIX}{name}: the hub says: {told}. {LOGIN}") from None
+    except errors.HTTPError as error:  # of its HTTP client: no connection
+        raise LesionfastError(
+            f"{PREFIX}{name}: the hub is out of reach ({error}). Try again when you are online."
+        ) from None
+
+
+LOGIN = "To log in type: hf auth login, or set HF_TOKEN."
