@@ -1,5 +1,7 @@
 """The model card of an exported model, as Markdown that Hugging Face understands."""
 
+from typing import Any
+
 import pandas as pd
 
 from lesionfast.evaluation.cards import data_card, model_card
@@ -42,8 +44,13 @@ No file here is a pickle. `model.json` has the SHA-256 of each, which is checked
 """
 
 
-def card_of(findings: Findings, bundle: Bundle, files: list[str]) -> str:
-    """Return the README.md of an exported model: use, estimates with intervals, data, limits."""
+def card_of(
+    findings: Findings, bundle: Bundle, files: list[str], int8: dict[str, Any] | None = None
+) -> str:
+    """Return the README.md of an exported model: use, estimates with intervals, data, limits.
+
+    `int8` is what 8-bit numbers do to the test images, where there is such a file.
+    """
     read = findings.interpretation
     words, tables = data_card(findings)
     parts = [
@@ -56,6 +63,7 @@ def card_of(findings: Findings, bundle: Bundle, files: list[str]) -> str:
         f"## Estimates on {len(read.rows):,} {read.split} images, rule {read.rule}\n",
         f"With 95 % intervals. Split SHA-256 {bundle.split_sha256}.\n",
         estimates(findings),
+        *([eight_bits(int8)] if int8 else []),
         "## Data\n",
         *(f"{each}\n" for each in words),
         *(markdown(each) for each in tables),
@@ -74,6 +82,17 @@ def estimates(findings: Findings) -> str:
             ends = f"[{found['low']:.3f}, {found['high']:.3f}]"
             rows.append(f"| {name} | {found['value']:.3f} | {ends} |")
     return "\n".join(["| | value | 95 % interval |", "|---|---|---|", *rows, ""])
+
+
+def eight_bits(change: dict[str, Any]) -> str:
+    """Return what 8-bit numbers do to the decisions."""
+    before, after = change["float32"], change["int8"]
+    told = f"balanced accuracy {before['balanced_accuracy']:.3f} in float32"
+    told += f", in 8-bit numbers {after['balanced_accuracy']:.3f}"
+    if "sensitivity_mel" in after:
+        told += f"; melanoma sensitivity {before['sensitivity_mel']:.3f}"
+        told += f" and {after['sensitivity_mel']:.3f}"
+    return f"On {change['images']:,} test images: {told}.\n"
 
 
 def markdown(table: Table) -> str:

@@ -53,14 +53,15 @@ def write_files(run: Run, bundle: Bundle, folder: Path, onnx: bool, int8: bool) 
         from lesionfast.serving.onnx_export import write_onnx
 
         write_onnx(run, bundle, folder / ONNX)
+    change = None
     if int8:
         from lesionfast.serving.onnx_export import write_int8
 
-        write_int8(run, bundle, folder / ONNX, folder / INT8)
+        change = write_int8(run, bundle, folder / ONNX, folder / INT8)
     names = sorted(each.name for each in folder.iterdir())
     findings = Findings(Interpretation.of(run, reported_split(run)))
     write_bundle(bundle, folder)
-    write_text(folder / "README.md", card_of(findings, bundle, names))
+    write_text(folder / "README.md", card_of(findings, bundle, names, change))
 
 
 def write_bundle(bundle: Bundle, folder: Path) -> None:

@@ -62,7 +62,7 @@ class WholeModel(nn.Module):
         features = self.model.features(views)
         logits = self.model.classify(features, metadata.repeat(self.views, 1))
         shares = logits.softmax(dim=-1).reshape(self.views, -1, logits.shape[-1]).mean(dim=0)
-        first = features.reshape(self.views, -1, features.shape[-1])[0]
+        first = features[: image.shape[0]]
         if not self.calibrated:
             return shares + 0, shares, first
         logs = shares.clamp(min=TINY).log()
