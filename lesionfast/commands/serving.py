@@ -127,3 +127,23 @@ def push(
     address = upload(source, name, public=public, onnx=onnx)
     print(f"a new repository is {'public' if public else 'private'}", file=sys.stderr)
     print(address)
+
+
+@app.command(name="app")
+def open_page(
+    model: Annotated[str, typer.Argument(help=MODEL)],
+    port: Annotated[int, typer.Option(help="Port of the page.")] = 7860,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; any other opens it to the network.")
+    ] = "127.0.0.1",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    """Open a page on this machine that says what a model makes of an image, and an HTTP API.
+
+    Nothing is fetched from outside, and no upload is kept. Stop it with Ctrl-C.
+
+    Example: lesionfast app runs/20260102-030405-densenet121
+    """
+    from lesionfast.serving.app import serve
+
+    serve(model, host=host, port=port, device=device)

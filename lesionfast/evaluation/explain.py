@@ -60,14 +60,25 @@ def find_nearest(run: Run, df: pd.DataFrame, rows: pd.DataFrame, k: int) -> list
     """Return the k training lesions of the dataset `df` most similar to each of the rows."""
     require_backbone(run)
     kept = dataset_features(run, df)
+    return most_alike(kept, df, own_features(run, kept, rows), rows["group"].tolist(), k)
+
+
+def most_alike(
+    kept: pd.DataFrame, df: pd.DataFrame, features: np.ndarray, groups: list[str], k: int
+) -> list[pd.DataFrame]:
+    """Return the k training lesions most similar to each of features (n, F), best first.
+
+    `kept` are the features of the dataset `df` by image id, `groups` (n,) the lesions that do not
+    count as similar to themselves.
+    """
     train = df[(df["split"] == "train") & df["image_id"].isin(kept.index)].reset_index(drop=True)
-    features = kept.loc[train["image_id"]].to_numpy()
-    centre = features.mean(axis=0)  # what all skin has in common would make all alike
-    features = unit(features - centre)
+    known = kept.loc[train["image_id"]].to_numpy()
+    centre = known.mean(axis=0)  # what all skin has in common would make all alike
+    known = unit(known - centre)
     tables = []
-    for (_, row), own in zip(rows.iterrows(), own_features(run, kept, rows), strict=True):
-        others = train.assign(similarity=features @ unit(own - centre))
-        others = others[others["group"] != row["group"]]
+    for group, own in zip(groups, features, strict=True):
+        others = train.assign(similarity=known @ unit(own - centre))
+        others = others[others["group"] != group]
         best = others.sort_values("similarity", ascending=False, kind="stable")
         best = best.drop_duplicates("group").head(k).reset_index(drop=True)
         tables.append(best[[name for name in COLUMNS if name in best]])

@@ -111,11 +111,15 @@ def picture_of(path: Path, words: str) -> Picture:
 
 def render(template: str, **values: Any) -> str:
     """Return a template of this package filled with values, which are escaped."""
-    folder = resources.files("lesionfast.evaluation") / "templates"
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    text = (folder / template).read_text(encoding="utf-8")
-    style = (folder / "page.css").read_text(encoding="utf-8")
-    script = (folder / "page.js").read_text(encoding="utf-8")
+    style, script = read_template("page.css"), read_template("page.js")
+    text = read_template(template)
     return environment.from_string(text).render(style=style, script=script, **values)
+
+
+def read_template(name: str) -> str:
+    """Return the text of a template, style or script of this package."""
+    folder = resources.files("lesionfast.evaluation") / "templates"
+    return (folder / name).read_text(encoding="utf-8")

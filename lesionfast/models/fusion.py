@@ -165,7 +165,7 @@ class FusionModel(nn.Module):
     def features(self, image: Tensor) -> Tensor:
         """Return the pooled image features (B, F); F is 0 without a backbone."""
         if self.backbone is None:
-            return image.new_zeros(len(image), 0)
+            return image.new_zeros(image.shape[0], 0)  # a length would be fixed by an export
         return self.pool(self.backbone(image))
 
     def classify(self, features: Tensor, metadata: Tensor) -> Tensor:
