@@ -55,7 +55,7 @@ def write_files(run: Run, bundle: Bundle, folder: Path, onnx: bool, int8: bool) 
         write_onnx(run, bundle, folder / ONNX)
     change = None
     if int8:
-        from lesionfast.serving.onnx_export import write_int8
+        from lesionfast.serving.quantization import write_int8
 
         change = write_int8(run, bundle, folder / ONNX, folder / INT8)
     names = sorted(each.name for each in folder.iterdir())

@@ -179,13 +179,18 @@ def decoded(image: bytes | Image.Image | np.ndarray, size: int) -> Image.Image:
         raise BadImage(str(error).rstrip(".") or type(error).__name__) from error
 
 
-def opened(source: str | Path | Run, views: int | None, device: str) -> tuple[Bundle, Engine]:
-    """Return what a source says of its model, and what runs it."""
+def located(source: str | Path | Run) -> Path:
+    """Return where a source is on this disk; what is on the hub is fetched."""
     if isinstance(source, str) and source.startswith("hf://"):
         from lesionfast.serving.hub import fetch
 
-        source = fetch(source)
-    path = source.path if isinstance(source, Run) else Path(source).expanduser()
+        return fetch(source)
+    return source.path if isinstance(source, Run) else Path(source).expanduser()
+
+
+def opened(source: str | Path | Run, views: int | None, device: str) -> tuple[Bundle, Engine]:
+    """Return what a source says of its model, and what runs it."""
+    path = located(source)
     if path.suffix == ".onnx":
         from lesionfast.serving.onnx_engine import open_onnx
 

@@ -18,7 +18,7 @@ from lesionfast.evaluation.explain import most_alike
 from lesionfast.evaluation.features import read_features
 from lesionfast.runs import Run
 from lesionfast.serving.bundle import WEIGHTS
-from lesionfast.serving.predictor import Predictor
+from lesionfast.serving.predictor import Predictor, located
 
 logger = logging.getLogger("lesionfast")
 
@@ -53,8 +53,8 @@ class Service:
     """Answers for a model. Answers are worked out one after the other, whoever asks."""
 
     def __init__(self, source: str | Path | Run, device: str = "auto") -> None:
-        self.predictor = Predictor(source, device=device)
-        self.path = source.path if isinstance(source, Run) else Path(source)
+        self.path = located(source)
+        self.predictor = Predictor(self.path, device=device)
         self._lock = Lock()
         self._heat: Callable | None = None
         self._dataset: pd.DataFrame | None = None
