@@ -36,7 +36,7 @@ from lesionfast.training.learner import FusionLearner, fusion_learner
 from lesionfast.training.timing import StepClock, time_one, timed
 
 ROUNDS, STEPS = 5, 4  # the parts of a ratio take turns, for machines are noisy
-ENOUGH = 1.0  # seconds for the parts that are no ratio
+ENOUGH, PREDICTING = 1.0, 3.0  # seconds for the parts that are no ratio, and for a prediction
 WHOLE = ("bare step", "step", "bare forward", "prediction", "files", "features")
 DECODED, PREDICTED = 256, 1024  # images
 EPOCH = 8500  # rows of an epoch on cached features
@@ -178,21 +178,11 @@ def whole_step(learn: FusionLearner, ema: float) -> float:
 
 def prediction_rates(learn: FusionLearner, config: TrainConfig) -> dict[str, float]:
     """Return the images per second of prediction and of the bare forward pass, and their ratio."""
-    n = min(PREDICTED, len(learn.dls.valid_ds))
-    dl = learn.dls.valid.new(n=n)
-    image, metadata = (each[: dl.bs] for each in batch_of(learn)[:2])
 
-    def bare() -> None:
-        with torch.inference_mode(), autocast(config.precision, image.device):
-            learn.model(image, metadata)
+    def predict(n: int) -> None:
+        learn.get_preds(dl=learn.dls.valid.new(n=n))
 
-    learn.model.eval()
-    bare()
-    rounds = []
-    for _ in range(ROUNDS):
-        learn.model.eval()
-        alone = len(image) / timed(bare, image.device, STEPS)
-        rounds.append((alone, n / timed(lambda: learn.get_preds(dl=dl), image.device, 1)))
+    rounds = in_turns(learn, config, predict, len(learn.dls.valid_ds))
     return {
         "bare forward": statistics.median(alone for alone, _ in rounds),
         "prediction": statistics.median(whole for _, whole in rounds),
@@ -205,29 +195,42 @@ def file_rates(learn: FusionLearner, config: TrainConfig, df: pd.DataFrame) -> d
 
     That is decoding, one view of each, and all that is said of them, as from an exported model.
     """
-    paths = df["path"].tolist()[:PREDICTED]
-    image, metadata = (each[: images_at_once(learn.dls.device)] for each in batch_of(learn)[:2])
+    paths = df["path"].tolist()
     with TemporaryDirectory() as folder:
         predictor = exported_predictor(learn, config, Path(folder))
+
+    def predict(n: int) -> None:
+        for _ in predictor.stream(Item(path, path) for path in paths[:n]):
+            pass
+
+    rounds = in_turns(learn, config, predict, len(paths))
+    return {
+        "files": statistics.median(files for _, files in rounds),
+        "file_share": statistics.median(files / alone for alone, files in rounds),
+    }
+
+
+def in_turns(
+    learn: FusionLearner, config: TrainConfig, predict: Callable[[int], None], most: int
+) -> list[tuple[float, float]]:
+    """Return the images per second of the bare forward pass and of predicting n images, by round.
+
+    n is what the bare model does in 3 seconds, at most 1,024 and what there is.
+    """
+    image, metadata = (each[: images_at_once(learn.dls.device)] for each in batch_of(learn)[:2])
 
     def bare() -> None:
         with torch.inference_mode(), autocast(config.precision, image.device):
             learn.model(image, metadata)
 
-    def whole() -> None:
-        for _ in predictor.stream(Item(path, path) for path in paths):
-            pass
-
     learn.model.eval()
-    bare()
-    rounds = [
-        (len(image) / timed(bare, image.device, STEPS), len(paths) / timed(whole, image.device, 1))
-        for _ in range(ROUNDS)
-    ]
-    return {
-        "files": statistics.median(files for _, files in rounds),
-        "file_share": statistics.median(files / alone for alone, files in rounds),
-    }
+    enough = int(PREDICTING * len(image) / time_one(bare, image.device))
+    n, rounds = min(max(enough, len(image)), PREDICTED, most), []
+    for _ in range(ROUNDS):
+        learn.model.eval()
+        alone = len(image) / timed(bare, image.device, STEPS)
+        rounds.append((alone, n / timed(lambda: predict(n), image.device, 1)))
+    return rounds
 
 
 def exported_predictor(learn: FusionLearner, config: TrainConfig, folder: Path) -> Predictor:
