@@ -3,6 +3,7 @@
 import logging
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,8 @@ def write_int8(run: Run, bundle: Bundle, source: Path, to: Path) -> dict[str, An
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    logging.getLogger("root").setLevel(logging.ERROR)
     pixels, metadata, _ = images_of(run, bundle, "train", IMAGES)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, quiet_root():
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
         quantize_static(
@@ -53,6 +53,19 @@ def write_int8(run: Run, bundle: Bundle, source: Path, to: Path) -> dict[str, An
     level = logging.WARNING if before - after > LOSS_TOLD else logging.INFO
     logger.log(level, "%s", told.format(images=found["images"], before=before, after=after))
     return found
+
+
+@contextmanager
+def quiet_root() -> Iterator[None]:
+    """Keep Python's root logger as it is: onnxruntime tells it things, which gives it a handler."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 def exact_nodes(path: Path) -> list[str]:
