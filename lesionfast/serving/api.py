@@ -77,6 +77,7 @@ def build_api(service: Service) -> FastAPI:
 
     @api.get("/model")
     def model() -> Model:
+        """Say which model answers."""
         return Model(
             name=bundle.name,
             classes=bundle.classes,
@@ -86,6 +87,7 @@ def build_api(service: Service) -> FastAPI:
 
     @api.post("/predict", responses=PROBLEMS, openapi_extra=fields_of(bundle))
     async def predict(request: Request, image: Annotated[UploadFile, File()]) -> Prediction:
+        """Say what the model makes of an image; nothing of it is kept."""
         form = await request.form()
         known = {name: value for name, value in form.items() if name != "image" and value != ""}
         data = await image.read()
