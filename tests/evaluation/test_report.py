@@ -19,9 +19,17 @@ def run(make_run, images):
     return run
 
 
+WRITTEN: list[bytes] = []
+
+
 @pytest.fixture
 def report(run):
-    return write_report(Findings.of(run))
+    """The report of a run, which is the same for every test, and so is written once."""
+    if not WRITTEN:
+        WRITTEN.append(write_report(Findings.of(run)).read_bytes())
+    path = run.path / "report.html"
+    path.write_bytes(WRITTEN[0])
+    return path
 
 
 def test_the_headline_comes_first_with_interval_n_and_split(run, report):

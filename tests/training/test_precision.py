@@ -1,58 +1,13 @@
-import pytest
 import torch
 from fastai.callback.fp16 import MixedPrecision
 
-from lesionfast.errors import LesionfastError
 from lesionfast.training.callbacks import Autocast
-from lesionfast.training.precision import (
-    autocast,
-    explain_precision,
-    precision,
-    precision_callbacks,
-)
+from lesionfast.training.precision import precision_callbacks
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-
-
-def test_precision_is_what_was_asked():
-    assert precision("float32", CPU) == "float32" and precision("bfloat16", CPU) == "bfloat16"
-    assert explain_precision("bfloat16", CPU) == "bfloat16, as asked"
-
-
-@pytest.mark.parametrize(
-    ("found", "expected", "told"),
-    [
-        ({"amx_bf16": True}, "bfloat16", "has AMX"),
-        ({"avx512_bf16": True}, "bfloat16", "has AVX512-BF16"),
-        ({"avx2": True, "amx_bf16": False}, "float32", "has no AMX or AVX512-BF16"),
-    ],
-)
-def test_auto_is_what_the_processor_is_fast_at(monkeypatch, found, expected, told):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
-    assert precision("auto", CPU) == expected
-    assert told in explain_precision("auto", CPU)
-
-
-def test_float16_needs_a_gpu():
-    with pytest.raises(LesionfastError, match="needs a CUDA GPU.*bfloat16"):
-        precision("float16", CPU)
-    assert precision("float16", CUDA) == "float16"
 
 
 def test_each_precision_has_its_callback():
     assert precision_callbacks("float32", CPU) == []
     assert isinstance(precision_callbacks("bfloat16", CPU)[0], Autocast)
     assert isinstance(precision_callbacks("float16", CUDA)[0], MixedPrecision)
-
-
-@pytest.mark.parametrize(("name", "dtype"), [("float32", "float32"), ("bfloat16", "bfloat16")])
-def test_a_bare_model_computes_in_the_precision(name, dtype):
-    with autocast(name, CPU):
-        assert torch.nn.Linear(4, 4)(torch.ones(1, 4)).dtype == getattr(torch, dtype)
-
-
-def test_a_bare_model_computes_in_float16_on_a_gpu(monkeypatch):
-    opened = []
-    monkeypatch.setattr(torch, "autocast", lambda *given, **named: opened.append((given, named)))
-    autocast("float16", CUDA)
-    assert opened == [(("cuda",), {"dtype": torch.float16})]
