@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ def serve(source: str | Path, *, host: str = LOCAL, port: int = 7860, device: st
         os.environ["GRADIO_TEMP_DIR"] = folder
         import uvicorn
 
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the folder goes
         print(f"http://{host}:{port}", flush=True)
         uvicorn.run(build_app(service), host=host, port=port, log_level="warning")
 

@@ -52,6 +52,7 @@ def server(trained, tmp_path_factory):
     yield url, folder
     process.terminate()
     process.wait(20)
+    assert not list(folder.glob("lesionfast-*"))
 
 
 @pytest.fixture(scope="module")
