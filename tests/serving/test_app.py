@@ -34,7 +34,7 @@ def start(model, folder: Path):
     environment = os.environ | {"TMPDIR": str(folder)}
     server = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
     url = f"http://127.0.0.1:{port}"
-    for _ in range(600):
+    for _ in range(2400):  # a loaded machine takes long to import it all
         try:
             urllib.request.urlopen(f"{url}/model", timeout=1)
             return server, url
