@@ -41,6 +41,7 @@ def start(model, folder: Path):
         except OSError:
             assert server.poll() is None, (folder / "app.log").read_text()
             time.sleep(0.1)
+    server.kill()
     raise AssertionError((folder / "app.log").read_text())
 
 
