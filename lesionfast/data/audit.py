@@ -125,11 +125,11 @@ def check_missing(df: pd.DataFrame, config: DataConfig) -> Iterator[Finding]:
 def check_files(source: Source, config: DataConfig) -> Iterator[Finding]:
     """Count rows without an image and images without a row."""
     table = read_table(source.csv, required_columns(config), config.separator)
-    rows = without_suffix(table[config.image])
-    files = list_images(source.images)["stem"]
-    alone = sorted(rows[~rows.isin(files)])
+    rows = set(without_suffix(table[config.image]))
+    files = set(list_images(source.images)["stem"])
+    alone = sorted(rows - files)
     yield Finding("rows without an image", len(alone), verdict(len(alone), "note"), some(alone))
-    extra = sorted(files[~files.isin(rows)])
+    extra = sorted(files - rows)
     yield Finding("images without a row", len(extra), verdict(len(extra), "note"), some(extra))
 
 

