@@ -88,10 +88,7 @@ def fit_conformal(
     `truth` (n,) are class numbers, `probabilities` (n, k), `lesions` (n,) name the lesion of each
     image. Raises `LesionfastError` unless 0 < `coverage` < 1.
     """
-    if not 0 < coverage < 1:
-        raise LesionfastError(
-            f"a coverage lies between 0 and 1; found {coverage}. Type for example --coverage 0.9"
-        )
+    check_coverage(coverage)
     probabilities, truth = as_probabilities(probabilities), as_codes(truth, len(classes))
     check_shapes(truth, probabilities, classes)
     lesions = np.asarray(lesions)
@@ -104,6 +101,14 @@ def fit_conformal(
         by_class=tuple(conformal_quantile(scores[m], lesions[m], coverage) for m in members),
         lesions=tuple(len(np.unique(lesions[m])) for m in members),
     )
+
+
+def check_coverage(coverage: float) -> None:
+    """Raise `LesionfastError` unless `coverage` is a share above 0 and below 1."""
+    if not 0 < coverage < 1:
+        raise LesionfastError(
+            f"a coverage lies between 0 and 1; found {coverage}. Type for example --coverage 0.9"
+        )
 
 
 def lesion_weights(lesions: ArrayLike) -> np.ndarray:

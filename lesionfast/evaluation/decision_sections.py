@@ -9,7 +9,7 @@ from lesionfast.evaluation.metrics import decide
 from lesionfast.evaluation.operating import points_table
 from lesionfast.evaluation.operating_figures import draw_decision_curves, draw_operating
 from lesionfast.evaluation.page import Section, Table, picture_of, table_of
-from lesionfast.evaluation.utility import cost_decision, cost_table, read_cost_matrix
+from lesionfast.evaluation.utility import cost_decision, cost_table
 
 
 def operating(findings: Findings) -> Section | None:
@@ -44,10 +44,9 @@ def operating_table(found: pd.DataFrame) -> Table:
 def costs_table(findings: Findings) -> Table:
     """Return the mean cost an image of each rule, and of the rule of least expected cost."""
     read, prior = findings.interpretation, findings.run.model["prior"]
-    costs = read_cost_matrix(findings.cost, read.classes)
     decisions = {rule: decide(read.probabilities, rule, prior) for rule in ("argmax", "balanced")}
-    decisions["least expected cost"] = cost_decision(read.probabilities, costs)
-    found = cost_table(read.truth, decisions, costs, findings.lesions)
+    decisions["least expected cost"] = cost_decision(read.probabilities, findings.costs)
+    found = cost_table(read.truth, decisions, findings.costs, findings.lesions)
     return table_of(found, "Mean cost an image", {"rule": "rule", "value": "cost"})
 
 

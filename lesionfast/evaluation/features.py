@@ -14,10 +14,11 @@ NAME = "features.safetensors"
 
 
 def write_features(run: Run, image_ids: list[str], features: np.ndarray) -> None:
-    """Keep the pooled image features (n, F) of a run, as float16."""
+    """Keep the pooled image features (n, F) of a run, as float16 if none is too large for it."""
     header = {"image_ids": json.dumps(image_ids)}
-    tensors = {"features": np.ascontiguousarray(features, np.float16)}
-    write_atomically(run.path / NAME, lambda aside: save_file(tensors, aside, header))
+    fits = np.abs(features).max(initial=0) <= np.finfo(np.float16).max
+    kept = np.ascontiguousarray(features, np.float16 if fits else np.float32)
+    write_atomically(run.path / NAME, lambda aside: save_file({"features": kept}, aside, header))
 
 
 def has_features(run: Run) -> bool:

@@ -12,7 +12,13 @@ import pandas as pd
 from lesionfast.data.dataset import load_dataset
 from lesionfast.evaluation.calibration import FILE as CALIBRATION
 from lesionfast.evaluation.calibration import read_calibration, write_calibration
-from lesionfast.evaluation.conformal import COVERAGE, Conformal, read_conformal, write_conformal
+from lesionfast.evaluation.conformal import (
+    COVERAGE,
+    Conformal,
+    check_coverage,
+    read_conformal,
+    write_conformal,
+)
 from lesionfast.evaluation.conformal import FILE as SETS
 from lesionfast.evaluation.features import has_features, read_features
 from lesionfast.evaluation.interpretation import Interpretation
@@ -22,7 +28,14 @@ from lesionfast.evaluation.outliers import NAME as OUTLIERS
 from lesionfast.evaluation.outliers import OutlierScorer
 from lesionfast.evaluation.scaling import Calibrator
 from lesionfast.evaluation.selective import FILE as REFERRAL
-from lesionfast.evaluation.selective import SHARE, Referral, read_referral, write_referral
+from lesionfast.evaluation.selective import (
+    SHARE,
+    Referral,
+    check_share,
+    read_referral,
+    write_referral,
+)
+from lesionfast.evaluation.utility import read_cost_matrix
 from lesionfast.runs import Run
 
 logger = logging.getLogger("lesionfast")
@@ -43,7 +56,10 @@ class Findings:
     ) -> None:
         self.interpretation = interpretation
         self.run = interpretation.run
+        check_coverage(coverage)
+        check_share(refer)
         self.coverage, self.refer, self.cost = coverage, refer, cost
+        self.costs = read_cost_matrix(cost, interpretation.classes)  # (k, k)
         self.explain, self.masks = explain or masks is not None, masks
         self.files: dict[str, Path] = {}  # the figures that were drawn, by name
 
@@ -56,7 +72,7 @@ class Findings:
         `chosen` are `coverage` (of the prediction sets), `refer` (the share of images to refer),
         `cost` (of errors, such as mel:nv=10), `explain` (run the model for what speaks for its
         decisions) and `masks` (a folder of lesion masks to compare that with). Raises
-        `LesionfastError` as `Interpretation.of` does.
+        `LesionfastError` as `Interpretation.of` does, and for what can't be chosen.
         """
         return cls(Interpretation.of(run, split, rule), **chosen)
 

@@ -182,12 +182,17 @@ def fit_referral(confidence: ArrayLike, share: float = SHARE) -> float:
 
     Raises `LesionfastError` unless 0 < `share` < 1.
     """
+    check_share(share)
+    ordered = np.sort(np.asarray(confidence, np.float64))
+    return float(ordered[int(share * len(ordered) + 1e-9)])
+
+
+def check_share(share: float) -> None:
+    """Raise `LesionfastError` unless `share` is above 0 and below 1."""
     if not 0 < share < 1:
         raise LesionfastError(
             f"the share to refer lies between 0 and 1; found {share}. Type for example --refer 0.2"
         )
-    ordered = np.sort(np.asarray(confidence, np.float64))
-    return float(ordered[int(share * len(ordered) + 1e-9)])
 
 
 def referral_of(valid: Interpretation, share: float = SHARE) -> Referral:

@@ -94,8 +94,21 @@ def test_the_measures_are_those_of_the_rows(run):
 def test_costs_are_in_the_report(run):
     text = write_report(Findings.of(run, cost="mel:nv=10")).read_text()
     assert "mel:nv=10" in text and "least expected cost" in text
-    with pytest.raises(LesionfastError, match="'nevus', which is no class"):
-        write_report(Findings.of(run, cost="mel:nevus=10"))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"cost": "mel:nevus=10"}, "'nevus', which is no class"),
+        ({"coverage": 90}, "found 90. Type for example --coverage 0.9"),
+        ({"refer": 1.0}, "found 1.0. Type for example --refer 0.2"),
+    ],
+)
+def test_what_can_not_be_chosen_is_said_before_anything_is_written(run, chosen, message):
+    before = sorted(run.path.rglob("*"))
+    with pytest.raises(LesionfastError, match=message):
+        Findings.of(run, **chosen)
+    assert sorted(run.path.rglob("*")) == before
 
 
 def test_features_that_are_kept_give_the_feature_map(run):
