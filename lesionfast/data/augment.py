@@ -99,11 +99,22 @@ def augment(image: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor
         image = turn(image, torch.randint(8, (len(image),), generator=generator))
     if recipe.moves:
         matrices = draw_affine(len(image), recipe, generator).to(image)
-        grid = F.affine_grid(matrices, list(image.shape), align_corners=False)
+        grid = affine_grid(matrices, *image.shape[2:])
         image = F.grid_sample(image, grid, padding_mode="reflection", align_corners=False)
     if recipe.recolours:
         image = recolour(image, recipe, generator).clamp(0, 1)
     return image
+
+
+def affine_grid(matrices: Tensor, height: int, width: int) -> Tensor:
+    """Return where affine matrices (B, 2, 3) take each pixel from, (B, height, width, 2).
+
+    That is torch's `affine_grid` without aligned corners, which multiplies a matrix for each pixel.
+    """
+    x, y = ((torch.arange(n, device=matrices.device) * 2 + 1) / n - 1 for n in (width, height))
+    of_columns = matrices[:, :, :1] * x
+    of_rows = matrices[:, :, 1:2] * y + matrices[:, :, 2:]
+    return (of_rows[:, :, :, None] + of_columns[:, :, None]).movedim(1, -1)
 
 
 def turn(image: Tensor, element: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class ReadRows(DisplayedTransform):
 
     def encodes(self, rows: Any) -> TensorBase:
         """Return the array at the rows' positions as a tensor; images become (…, 3, H, W)."""
-        values = torch.as_tensor(np.array(self.array[np.asarray(rows["row"])]))
+        values = torch.as_tensor(np.take(self.array, rows["row"], axis=0))
         if self.tensor_type is TensorImage:
             values = values.movedim(-1, -3)  # a view: the batch is channels-last in memory
         return self.tensor_type(values)

@@ -1,8 +1,12 @@
 """Which numbers a model computes with: float32, or 16 bits where the device is fast at it."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from lesionfast.errors import LesionfastError
 
@@ -42,8 +46,50 @@ def explain_precision(wanted: str, device: torch.device) -> str:
 
 
 def autocast(wanted: str, device: torch.device) -> AbstractContextManager:
-    """Return the context in which a bare model computes in a precision."""
+    """Return the context in which a model computes in a precision."""
     chosen = precision(wanted, device)
     if chosen == "float32":
         return nullcontext()
+    if device.type == "cpu":
+        return bfloat16_on_cpu()
     return torch.autocast(device.type, dtype=getattr(torch, chosen))
+
+
+@contextmanager
+def bfloat16_on_cpu() -> Iterator[None]:
+    """Compute in bfloat16, but for what is many times slower in it."""
+    with torch.autocast("cpu", dtype=torch.bfloat16), StridedDepthwiseInFloat32():
+        yield
+
+
+class StridedDepthwiseInFloat32(TorchFunctionMode):
+    """Compute depthwise convolutions of a stride, or of a wide kernel, in float32 while training.
+
+    PyTorch's CPU library (oneDNN) has no fast backward pass in bfloat16 for them: with it
+    tf_efficientnet_lite0 spends half of a training step in ten of its layers.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        """Call a function of torch, its tensors in float32 if it is one of these convolutions."""
+        kwargs = kwargs or {}
+        if function is torch.conv2d and torch.is_grad_enabled() and is_slow(*args, **kwargs):
+            with torch.autocast("cpu", enabled=False):
+                image, weight, *rest = args
+                return function(image.float(), weight.float(), *rest, **kwargs)
+        return function(*args, **kwargs)
+
+
+def is_slow(
+    image: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> bool:
+    """Return whether the backward pass of a convolution is slow in bfloat16 on a CPU."""
+    depthwise = 1 < groups == weight.shape[0]
+    return depthwise and (max(weight.shape[2:]) > 3 or stride not in (1, (1, 1), [1, 1]))

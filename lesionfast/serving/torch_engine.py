@@ -10,6 +10,7 @@ from lesionfast.data.augment import turn
 from lesionfast.data.loaders import images_at_once, pick_device
 from lesionfast.models.folding import folded
 from lesionfast.models.fusion import FusionModel, model_of
+from lesionfast.models.memory import keep_freed_memory
 from lesionfast.models.precision import autocast
 
 
@@ -20,6 +21,7 @@ class TorchEngine:
         self, about: dict, weights: Path, *, views: int, precision: str, device: str = "auto"
     ) -> None:
         self.views, self.precision, self.device = views, precision, pick_device(device)
+        keep_freed_memory()
         again = "Copy the whole folder again."
         self.model: FusionModel = model_of(about, weights, again)
         self.model.to(self.device, memory_format=torch.channels_last)

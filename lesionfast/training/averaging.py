@@ -5,6 +5,7 @@ from typing import Any
 from fastai.callback.core import Callback
 from timm.utils import ModelEmaV3
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class WeightAverage(Callback):
@@ -38,17 +39,23 @@ class WeightAverage(Callback):
         if self.epoch == first:
             self.average.set(self.model)
             self.steps = 0
+        both = self.average.module.state_dict(), self.model.state_dict()  # slow to ask for
+        self.mean, self.trained = [
+            [v for v in each.values() if v.is_floating_point()] for each in both
+        ]
 
     def after_batch(self) -> None:
         """Take the weights after a training step into the average."""
         if self.training:
             self.steps += 1
-            self.average.update(self.model, self.steps)
+            update = get_ema_multi_avg_fn(self.average.get_decay(self.steps))
+            update(self.mean, self.trained, None)
 
     def before_validate(self) -> None:
         """Put the average into the model, the trained weights aside."""
         self.own = {name: each.clone() for name, each in self.model.state_dict().items()}
-        self.model.load_state_dict(self.average.module.state_dict())
+        for own, mean in zip(self.trained, self.mean, strict=True):
+            own.copy_(mean)
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed training must know."""

@@ -12,6 +12,7 @@ from torch import nn
 
 from lesionfast.data.augment import Recipe, augment, turn
 from lesionfast.models.folding import folded
+from lesionfast.models.precision import autocast
 from lesionfast.training.schedule import Phase, plan_phases
 
 
@@ -224,12 +225,12 @@ class Autocast(Callback):
 
     order = 55
 
-    def __init__(self, device_type: str) -> None:
-        self.device_type, self.stack = device_type, ExitStack()
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.stack = device, ExitStack()
 
     def before_batch(self) -> None:
         """Switch autocast on for the forward pass."""
-        self.stack.enter_context(torch.autocast(self.device_type, dtype=torch.bfloat16))
+        self.stack.enter_context(autocast("bfloat16", self.device))
 
     def after_pred(self) -> None:
         """Switch it off and return to float32."""

@@ -17,6 +17,7 @@ from lesionfast.config import TrainConfig
 from lesionfast.emphasis import read_subclasses
 from lesionfast.evaluation.metrics import balanced_accuracy, decide, macro_auc, sensitivity
 from lesionfast.models.fusion import build_model, stage_groups
+from lesionfast.models.memory import keep_freed_memory
 from lesionfast.training.callbacks import (
     ChannelsLast,
     FoldedNorms,
@@ -49,6 +50,7 @@ def fusion_learner(dls: DataLoaders, config: TrainConfig | None = None) -> Fusio
     names that are not known and weights that can't be had.
     """
     config = config or TrainConfig()
+    keep_freed_memory()
     classes = list(dls.vocab)
     parents = parents_of(read_subclasses(config.subclass, classes), classes)
     torch.manual_seed(config.seed)  # the head's first weights
@@ -61,7 +63,7 @@ def fusion_learner(dls: DataLoaders, config: TrainConfig | None = None) -> Fusio
         dls,
         model,
         loss_func=objective.loss,
-        opt_func=partial(OptimWrapper, opt=torch.optim.AdamW),
+        opt_func=partial(OptimWrapper, opt=torch.optim.AdamW, fused=True),
         lr=config.lr if isinstance(config.lr, float) else 1e-3,
         splitter=stage_groups,
         cbs=[*learner_callbacks(dls.device, config), *objective.callbacks],

@@ -13,4 +13,4 @@ def precision_callbacks(wanted: str, device: torch.device) -> list[Callback]:
     chosen = precision(wanted, device)
     if chosen == "float16":
         return [MixedPrecision()]
-    return [Autocast(device.type)] if chosen == "bfloat16" else []
+    return [Autocast(device)] if chosen == "bfloat16" else []

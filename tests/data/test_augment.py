@@ -1,7 +1,14 @@
 import pytest
 import torch
 
-from lesionfast.data.augment import BatchAugment, Recipe, augment, augmentations
+from lesionfast.data.augment import (
+    BatchAugment,
+    Recipe,
+    affine_grid,
+    augment,
+    augmentations,
+    draw_affine,
+)
 
 
 def generator(seed=0):
@@ -26,6 +33,12 @@ def test_shape_and_range_stay_and_pictures_differ(name, images):
     assert changed.shape == images.shape
     assert changed.min() >= 0 and changed.max() <= 1
     assert (changed[0] - changed[1]).abs().max() > 0.1
+
+
+def test_the_grid_is_that_of_torch():
+    matrices = draw_affine(5, augmentations["strong"](), generator())
+    expected = torch.nn.functional.affine_grid(matrices, [5, 3, 12, 20], align_corners=False)
+    torch.testing.assert_close(affine_grid(matrices, 12, 20), expected, rtol=0, atol=1e-6)
 
 
 def test_rotation_keeps_the_distance_of_the_blob_from_the_centre(images):

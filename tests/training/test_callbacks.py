@@ -166,7 +166,7 @@ def test_autocast_computes_in_bfloat16_and_gives_back_float32(plain_learner):
     plain_learner.loss_func = lambda pred, y: (
         outside.append(pred.dtype) or torch.nn.functional.cross_entropy(pred, y)
     )
-    fit(plain_learner, 1, Autocast("cpu"))
+    fit(plain_learner, 1, Autocast(torch.device("cpu")))
     assert set(inside) == {torch.bfloat16} and set(outside) == {torch.float32}
     assert not torch.is_autocast_enabled("cpu")
 
