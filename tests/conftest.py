@@ -1,7 +1,6 @@
 """What every test shares: one torch thread, a cache folder of its own, the real data if present."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,16 +15,6 @@ def cache_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     os.environ["LESIONFAST_CACHE"] = str(folder)
     return folder
-
-
-@pytest.fixture(scope="session", autouse=True)
-def float32() -> Iterator[None]:
-    """Let "auto" be float32 on every processor: the tests compare what is equal only then."""
-    import torch
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cpu, "get_capabilities", dict)
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ from lesionfast.runs import Run
 TINY = [
     *("--arch", "test_resnet", "--weights", "none", "--size", "32"),
     *("--epochs", "2", "--batch-size", "32", "--unfreeze", "none"),
+    *("--precision", "float32"),
 ]
 
 

@@ -92,7 +92,9 @@ class OutlierScorer:
         """Write it as safetensors, float32 (neighbours float16)."""
         told = {"method": self.method, "level": self.level, "threshold": self.threshold}
         header = {"outliers": json.dumps(told)}
-        return write_atomically(path, lambda aside: save_file(self.tensors, aside, header))
+        kinds = {"train": np.float16}
+        tensors = {k: v.astype(kinds.get(k, np.float32)) for k, v in self.tensors.items()}
+        return write_atomically(path, lambda aside: save_file(tensors, aside, header))
 
     @classmethod
     def load(cls, path: Path) -> "OutlierScorer":
@@ -102,7 +104,8 @@ class OutlierScorer:
         try:
             with safe_open(path, framework="np") as file:
                 told = json.loads(file.metadata()["outliers"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                names = file.keys()
+                tensors = {name: file.get_tensor(name).astype(np.float32) for name in names}
             return cls(told["method"], told["level"], told["threshold"], tensors)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise LesionfastError(
@@ -111,8 +114,8 @@ class OutlierScorer:
 
 
 def learn_neighbours(train: np.ndarray, codes: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the training features (n, F) with length 1, as float16."""
-    return {"train": np.ascontiguousarray(unit(train), np.float16)}
+    """Return the training features (n, F) with length 1, rounded as they are saved."""
+    return {"train": np.ascontiguousarray(unit(train), np.float16).astype(np.float32)}
 
 
 def learn_gaussians(train: np.ndarray, codes: np.ndarray) -> dict[str, np.ndarray]:
@@ -139,7 +142,7 @@ def whitening(centred: np.ndarray) -> np.ndarray:
 
 def to_neighbour(features: np.ndarray, tensors: dict[str, np.ndarray]) -> np.ndarray:
     """Return the distance (n,) to the k-th nearest training image on the unit sphere."""
-    train = tensors["train"].astype(np.float32)
+    train = tensors["train"]
     cosine = unit(features) @ train.T
     k = min(max(FEWEST_NEIGHBOURS, round(NEIGHBOURS * len(train))), len(train))
     nearest = np.partition(cosine, len(train) - k, axis=1)[:, len(train) - k]

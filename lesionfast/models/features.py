@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lesionfast.data.images import cache_folder
 from lesionfast.data.loaders import images_at_once
-from lesionfast.models.folding import folded
+from lesionfast.models.folding import for_inference
 from lesionfast.models.fusion import FusionModel
 from lesionfast.models.prefix import blocks_below, prefix_maps
 from lesionfast.runs import write_atomically
@@ -58,7 +58,7 @@ def image_features(
             elif model.backbone is None:
                 features = model.features(image)
             else:
-                backbone = backbone or folded(model.backbone, image)
+                backbone = backbone or for_inference(model.backbone, image, dtype=dtype)
                 features = model.pool(backbone(image)).float()
             features = features.cpu().numpy()
             if found is None:

@@ -1,4 +1,4 @@
-"""A model made for inference: batch norm and padding folded into the convolutions beside them."""
+"""A model made for inference: what is the same for every image is worked out once."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -14,6 +14,26 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 TOLERANCE = 1e-2  # of the largest output: TensorFloat-32 has 10 bits
 CONVOLUTIONS, NORMS = (nn.Conv2d, Conv2dSame), (nn.BatchNorm2d, BatchNormAct2d)
+
+
+def for_inference(
+    model: nn.Module, *inputs: Tensor, dtype: torch.dtype = torch.float32
+) -> nn.Module:
+    """Return a model in eval mode that gives the same for inputs of this size and computes less.
+
+    It is `folded`. For a `dtype` of 16 bits the weights that autocast would round in every batch
+    are rounded once: it must be called inside autocast. The model itself stays as it is.
+    """
+    found = folded(model, *inputs)
+    if dtype == torch.float32:
+        return found
+    with torch.inference_mode():
+        found = deepcopy(found) if found is model else found
+        for module in found.modules():
+            if type(module) in (*CONVOLUTIONS, nn.Linear):
+                for name, each in module.named_parameters():
+                    setattr(module, name, nn.Parameter(each.to(dtype), requires_grad=False))
+    return found
 
 
 def folded(model: nn.Module, *inputs: Tensor) -> nn.Module:

@@ -23,6 +23,8 @@ AT_ONCE = 16  # images
 class OnnxEngine:
     """Runs an ONNX file by onnxruntime."""
 
+    beside = False
+
     def __init__(self, path: Path) -> None:
         self.path = path
         try:

@@ -2,7 +2,8 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,13 +23,16 @@ from lesionfast.serving.inputs import Item
 from lesionfast.serving.known import BadValue, Known
 
 CHUNK = 256  # images that are decoded, run and told together: bounds the memory
-AHEAD = 2  # chunks that are decoded while one is run
+AHEAD = 2  # chunks that are decoded while a GPU runs one
+TASKS = 4  # of a chunk for each thread that decodes
 SMALLEST = 8  # pixels a side: less shows no lesion
 Picture = str | Path | bytes | Image.Image | np.ndarray
 
 
 class Engine(Protocol):
-    """What runs a model."""
+    """What runs a model; `beside` says whether the processor is free meanwhile."""
+
+    beside: bool
 
     def __call__(self, pixels: np.ndarray, metadata: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return probabilities (n, k) and features (n, F) of pixels uint8 and metadata."""
@@ -98,31 +102,39 @@ class Predictor:
     def stream(self, items: Iterable[Item]) -> Iterator[pd.DataFrame]:
         """Yield the rows of many images, a chunk at a time, in order.
 
-        The next images are decoded while the model runs; the memory does not grow with them.
+        The next images are decoded while a GPU runs the model, and in turns with it on a processor,
+        which would only be shared. The memory does not grow with them.
         """
-        items, waiting = iter(items), deque()
-        with FileReader() as reader, ThreadPoolExecutor(count_threads()) as threads:
+        items, waiting, n = iter(items), deque(), count_threads()
+        step = max(1, CHUNK // (TASKS * n))
+        with FileReader() as reader, ThreadPoolExecutor(n) as threads:
 
             def begin() -> None:
                 chunk = list(islice(items, CHUNK))
                 if chunk:
-                    waiting.append(
-                        (chunk, [threads.submit(self.prepare, reader, each) for each in chunk])
-                    )
+                    tasks = [chunk[start : start + step] for start in range(0, len(chunk), step)]
+                    submit = partial(threads.submit, self.prepare, reader)
+                    waiting.append((chunk, list(map(submit, tasks))))
 
-            for _ in range(AHEAD):
+            for _ in range(1 + AHEAD * self.engine.beside):
                 begin()
             while waiting:
                 chunk, futures = waiting.popleft()
-                prepared = [outcome(each) for each in futures]
+                yield self.table(chunk, [each for task in futures for each in task.result()])
                 begin()
-                yield self.table(chunk, prepared)
 
-    def prepare(self, reader: FileReader, item: Item) -> tuple[np.ndarray, dict[str, Any]]:
-        """Return the pixels and the cleaned metadata of an image; raises BadImage or BadValue."""
+    def prepare(self, reader: FileReader, items: list[Item]) -> list[Any]:
+        """Return the pixels and the cleaned metadata of images, or why there is no answer."""
+        return [self.prepare_one(reader, each) for each in items]
+
+    def prepare_one(self, reader: FileReader, item: Item) -> tuple[np.ndarray, dict] | str:
+        """Return the pixels and the cleaned metadata of an image, or why there is no answer."""
         if item.path is None:
-            raise BadImage(f"there is no image '{item.name}'")
-        return self.pixels(reader, item.path), self.known.clean(item.metadata)
+            return f"there is no image '{item.name}'"
+        try:
+            return self.pixels(reader, item.path), self.known.clean(item.metadata)
+        except (BadImage, BadValue) as bad:
+            return str(bad)
 
     def pixels(self, reader: FileReader, image: Picture) -> np.ndarray:
         """Return what the model sees of an image, uint8 (size, size, 3); raises `BadImage`."""
@@ -156,14 +168,6 @@ class Predictor:
 def predict(run: str | Path | Run, df: pd.DataFrame, **options: Any) -> pd.DataFrame:
     """Return what a model says of the rows of a table; see `Predictor` and `Predictor.predict`."""
     return Predictor(run, **options).predict(df)
-
-
-def outcome(future: Future) -> Any:
-    """Return what was prepared, or why it could not be."""
-    try:
-        return future.result()
-    except (BadImage, BadValue) as bad:
-        return str(bad)
 
 
 def decoded(image: bytes | Image.Image | np.ndarray, size: int) -> Image.Image:

@@ -8,10 +8,9 @@ from torch import Tensor
 
 from lesionfast.data.augment import turn
 from lesionfast.data.loaders import images_at_once, pick_device
-from lesionfast.models.folding import folded
+from lesionfast.models.folding import for_inference
 from lesionfast.models.fusion import FusionModel, model_of
-from lesionfast.models.memory import keep_freed_memory
-from lesionfast.models.precision import autocast
+from lesionfast.models.precision import autocast, precision
 
 
 class TorchEngine:
@@ -21,11 +20,11 @@ class TorchEngine:
         self, about: dict, weights: Path, *, views: int, precision: str, device: str = "auto"
     ) -> None:
         self.views, self.precision, self.device = views, precision, pick_device(device)
-        keep_freed_memory()
+        self.beside = self.device.type != "cpu"
         again = "Copy the whole folder again."
         self.model: FusionModel = model_of(about, weights, again)
         self.model.to(self.device, memory_format=torch.channels_last)
-        self.is_folded = self.model.backbone is None
+        self.is_ready = self.model.backbone is None
 
     def __call__(self, pixels: np.ndarray, metadata: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return probabilities (n, k) and image features (n, F), float32.
@@ -44,8 +43,12 @@ class TorchEngine:
         """Return the probabilities and features of as many images as fit at once."""
         image = pixels.to(self.device).movedim(-1, 1).float() / 255
         metadata = metadata.to(self.device)
-        if not self.is_folded:
-            self.model, self.is_folded = folded(self.model, image, metadata), True
+        if not self.is_ready:
+            dtype = getattr(torch, precision(self.precision, self.device))
+            self.model, self.is_ready = (
+                for_inference(self.model, image, metadata, dtype=dtype),
+                True,
+            )
         views = [self.look(image, metadata, view) for view in range(self.views)]
         probabilities = torch.stack([each[0] for each in views]).mean(dim=0)
         return probabilities.cpu().numpy(), views[0][1].cpu().numpy()

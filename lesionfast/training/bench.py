@@ -36,7 +36,7 @@ from lesionfast.training.learner import FusionLearner, fusion_learner
 from lesionfast.training.timing import StepClock, time_one, timed
 
 ROUNDS, STEPS = 5, 4  # the parts of a ratio take turns, for machines are noisy
-ENOUGH, PREDICTING = 1.0, 3.0  # seconds for the parts that are no ratio, and for a prediction
+ENOUGH, PREDICTING = 1.0, 2.0  # seconds for the parts that are no ratio, and for a prediction
 WHOLE = ("bare step", "step", "bare forward", "prediction", "files", "features")
 DECODED, PREDICTED = 256, 1024  # images
 EPOCH = 8500  # rows of an epoch on cached features
@@ -215,7 +215,7 @@ def in_turns(
 ) -> list[tuple[float, float]]:
     """Return the images per second of the bare forward pass and of predicting n images, by round.
 
-    n is what the bare model does in 3 seconds, at most 1,024 and what there is.
+    n is what the bare model does in 2 seconds, at most 1,024 and what there is.
     """
     image, metadata = (each[: images_at_once(learn.dls.device)] for each in batch_of(learn)[:2])
 
@@ -228,7 +228,7 @@ def in_turns(
     n, rounds = min(max(enough, len(image)), PREDICTED, most), []
     for _ in range(ROUNDS):
         learn.model.eval()
-        alone = len(image) / timed(bare, image.device, STEPS)
+        alone = len(image) / timed(bare, image.device, n // len(image))
         rounds.append((alone, n / timed(lambda: predict(n), image.device, 1)))
     return rounds
 

@@ -11,7 +11,7 @@ from fastai.learner import Learner
 from torch import nn
 
 from lesionfast.data.augment import Recipe, augment, turn
-from lesionfast.models.folding import folded
+from lesionfast.models.folding import for_inference
 from lesionfast.models.precision import autocast
 from lesionfast.training.schedule import Phase, plan_phases
 
@@ -261,18 +261,19 @@ class InferenceMode(Callback):
         self.stack.close()
 
 
-class FoldedNorms(Callback):
-    """Validate and predict with batch norm folded into the convolutions, which is faster."""
+class FastInference(Callback):
+    """Validate and predict with a copy that computes less, in the precision of autocast."""
 
     order, run_train = 54, False  # after the last change of the pictures, before autocast
 
-    def __init__(self) -> None:
-        self.whole = None
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype, self.whole = dtype, None
 
     def before_batch(self) -> None:
-        """Put the folded copy in the model's place for the images of this validation."""
+        """Put the copy in the model's place for the images of this validation."""
         if self.whole is None and self.xb[0].ndim == 4 and not resumes(self.model):
-            self.whole, self.learn.model = self.model, folded(self.model, *self.xb)
+            self.whole = self.model
+            self.learn.model = for_inference(self.model, *self.xb, dtype=self.dtype)
 
     def after_validate(self) -> None:
         """Put the model back."""

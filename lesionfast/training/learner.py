@@ -17,10 +17,10 @@ from lesionfast.config import TrainConfig
 from lesionfast.emphasis import read_subclasses
 from lesionfast.evaluation.metrics import balanced_accuracy, decide, macro_auc, sensitivity
 from lesionfast.models.fusion import build_model, stage_groups
-from lesionfast.models.memory import keep_freed_memory
+from lesionfast.models.precision import precision
 from lesionfast.training.callbacks import (
     ChannelsLast,
-    FoldedNorms,
+    FastInference,
     FrozenEval,
     InferenceMode,
     PlainTensors,
@@ -50,7 +50,6 @@ def fusion_learner(dls: DataLoaders, config: TrainConfig | None = None) -> Fusio
     names that are not known and weights that can't be had.
     """
     config = config or TrainConfig()
-    keep_freed_memory()
     classes = list(dls.vocab)
     parents = parents_of(read_subclasses(config.subclass, classes), classes)
     torch.manual_seed(config.seed)  # the head's first weights
@@ -80,7 +79,7 @@ def learner_callbacks(device: torch.device, config: TrainConfig) -> list[Any]:
     """Return the callbacks that every fit of a fusion learner runs with."""
     cbs = [FrozenEval(), PlainTensors(), ChannelsLast(), InferenceMode(), SeedEpochs(config.seed)]
     if not config.compile:
-        cbs.append(FoldedNorms())
+        cbs.append(FastInference(getattr(torch, precision(config.precision, device))))
     return [*cbs, *precision_callbacks(config.precision, device)]
 
 

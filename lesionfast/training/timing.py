@@ -26,7 +26,7 @@ def timed(function: Callable[[], Any], device: torch.device, times: int) -> floa
 
 
 def time_one(
-    step: Callable[[], Any], device: torch.device, most: int = 2, enough: float = 3.0
+    step: Callable[[], Any], device: torch.device, most: int = 5, enough: float = 3.0
 ) -> float:
     """Return the mean seconds of a step, after one that is not counted.
 

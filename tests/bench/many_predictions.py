@@ -15,7 +15,7 @@ import sys
 import time
 from itertools import cycle, islice
 
-ROUNDS, PASSES = 10, 8
+ROUNDS, PASSES = 10, 50
 
 
 def main() -> None:

@@ -16,7 +16,14 @@ from lesionfast.evaluation.explain import nearest_lesions, nearest_of
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.training.experiment import train
 
-CONFIG = TrainConfig(arch="test_resnet", weights="none", size=32, head="prototype", fusion="none")
+CONFIG = TrainConfig(
+    arch="test_resnet",
+    weights="none",
+    size=32,
+    head="prototype",
+    fusion="none",
+    precision="float32",
+)
 
 
 @pytest.fixture(scope="module")

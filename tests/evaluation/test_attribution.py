@@ -31,7 +31,14 @@ from lesionfast.training.experiment import train
 
 SIZE = 64
 CONFIG = TrainConfig(
-    arch="test_vit", weights="none", size=SIZE, epochs=6, metadata="age,sex", fusion="concat", tta=1
+    arch="test_vit",
+    weights="none",
+    size=SIZE,
+    epochs=6,
+    metadata="age,sex",
+    fusion="concat",
+    tta=1,
+    precision="float32",
 )
 ARCHS = ("torchvision:squeezenet1_1", "timm:test_resnet", "timm:test_vit")
 N = 3

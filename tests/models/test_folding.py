@@ -5,7 +5,7 @@ from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import nn
 
 from lesionfast.models.backbones import create_backbone
-from lesionfast.models.folding import folded
+from lesionfast.models.folding import folded, for_inference
 from lesionfast.models.fusion import FusionModel
 
 
@@ -61,6 +61,18 @@ def test_uneven_padding_becomes_part_of_the_kernel(side):
     assert not any(isinstance(each, Conv2dSame) for each in faster.modules())
     with torch.inference_mode():
         torch.testing.assert_close(faster(image), backbone(image), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("arch", ["tf_efficientnet_lite0", "densenet121", "convnext_atto"])
+def test_rounding_the_weights_once_is_what_autocast_does_every_time(arch):
+    backbone = trained_norms(create_backbone(arch, size=64, weights="none"))
+    before = {name: each.clone() for name, each in backbone.state_dict().items()}
+    image = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    faster = for_inference(backbone, image, dtype=torch.bfloat16)
+    assert any(each.dtype == torch.bfloat16 for each in faster.parameters())
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(faster(image), folded(backbone, image)(image))
+    assert all(torch.equal(each, before[name]) for name, each in backbone.state_dict().items())
 
 
 def test_what_has_no_norm_after_a_convolution_is_left_as_it_is():

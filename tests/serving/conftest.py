@@ -15,7 +15,9 @@ def trained(tmp_path_factory, cache_folder) -> Run:
     """A small run on the built-in sample, with metadata, views and features."""
     from lesionfast.training.experiment import train
 
-    config = TrainConfig(size=64, epochs=1, head_epochs=2, views=1, tta=2, batch_size=16)
+    config = TrainConfig(
+        size=64, epochs=1, head_epochs=2, views=1, tta=2, batch_size=16, precision="float32"
+    )
     return train(load_dataset(config), config, tmp_path_factory.mktemp("runs"))
 
 

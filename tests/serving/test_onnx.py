@@ -159,7 +159,14 @@ def test_a_model_of_images_or_of_metadata_alone(changes, tmp_path):
     from lesionfast.training.experiment import train
 
     config = TrainConfig(
-        arch="test_resnet", weights="none", size=32, epochs=1, batch_size=16, tta=2, **changes
+        arch="test_resnet",
+        weights="none",
+        size=32,
+        epochs=1,
+        batch_size=16,
+        tta=2,
+        precision="float32",
+        **changes,
     )
     df = load_dataset(config)
     run = train(df, config, tmp_path)

@@ -13,7 +13,7 @@ from lesionfast.training.averaging import WeightAverage
 from lesionfast.training.callbacks import (
     Autocast,
     ChannelsLast,
-    FoldedNorms,
+    FastInference,
     FrozenEval,
     InferenceMode,
     OneCycle,
@@ -243,9 +243,9 @@ class NoteModel(Callback):
 def test_validation_runs_on_a_folded_copy_and_training_on_the_model(picture_learner):
     own, seen = picture_learner.model, NoteModel()
     with picture_learner.no_bar(), picture_learner.no_logging():
-        picture_learner.fit(1, 1e-3, cbs=[FoldedNorms(), seen])
+        picture_learner.fit(1, 1e-3, cbs=[FastInference(), seen])
         plain = picture_learner.get_preds()[0]
-        faster = picture_learner.get_preds(cbs=FoldedNorms())[0]
+        faster = picture_learner.get_preds(cbs=FastInference())[0]
     assert picture_learner.model is own
     assert seen.training_models == {id(own)}
     assert len(seen.validation_models) == 1
@@ -260,7 +260,7 @@ def test_the_model_is_back_after_a_broken_validation(picture_learner):
         def before_batch(self):
             raise RuntimeError("broken")
 
-    own, folding = picture_learner.model, FoldedNorms()
+    own, folding = picture_learner.model, FastInference()
     picture_learner.add_cbs([folding, Broken()])
     with picture_learner.no_bar(), pytest.raises(RuntimeError, match="broken"):
         picture_learner.validate()

@@ -18,7 +18,14 @@ from lesionfast.training.contribution import IMAGE, METADATA, WITHHELD, ablate
 from lesionfast.training.experiment import train
 
 TINY = TrainConfig(
-    arch="test_resnet", weights="none", size=32, epochs=2, batch_size=16, tta=1, lr=5e-3
+    arch="test_resnet",
+    weights="none",
+    size=32,
+    epochs=2,
+    batch_size=16,
+    tta=1,
+    lr=5e-3,
+    precision="float32",
 )
 
 

@@ -46,6 +46,7 @@ TINY = TrainConfig(  # a model of half a million parameters
     batch_size=16,
     unfreeze="two-step",
     lr=5e-3,
+    precision="float32",  # else a step is not the same on every processor
 )
 
 
@@ -84,7 +85,7 @@ def test_the_model_says_how_many_parameters_it_has(run):
 
 def test_it_learns(run):
     assert run.history["train_loss"].iloc[-1] < run.history["train_loss"].iloc[0]
-    assert run.metrics["valid"]["rules"]["balanced"]["balanced_accuracy"] > 2 / 7
+    assert run.metrics["valid"]["macro_auc"] > 0.7
 
 
 def test_predictions_are_of_every_validation_and_test_row(run, df):

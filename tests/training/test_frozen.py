@@ -14,7 +14,7 @@ from lesionfast.data.loaders import build_dls
 from lesionfast.training.frozen import CachedFeatures, FeatureLoader
 from lesionfast.training.learner import fusion_learner
 
-TINY = TrainConfig(arch="test_resnet", weights="none", size=32, batch_size=32)
+TINY = TrainConfig(arch="test_resnet", weights="none", size=32, batch_size=32, precision="float32")
 STANDARD = augmentations["standard"]()
 
 
