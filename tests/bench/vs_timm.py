@@ -25,7 +25,7 @@ def run_timm(arguments: argparse.Namespace) -> dict:
 
     from lesionfast.data.dataset import load_dataset
     from lesionfast.data.loaders import pick_device
-    from lesionfast.models.precision import autocast
+    from lesionfast.models.precision import precision
 
     config, folder = configuration(arguments), Path(arguments.folder)
     df, device = load_dataset(config), pick_device(config.device)
@@ -42,7 +42,9 @@ def run_timm(arguments: argparse.Namespace) -> dict:
         for name, rows in ((name, df[df["split"] == name]) for name in ("train", "valid", "test"))
     )
     prepared = time.perf_counter()
-    loop = Loop(model, partial(autocast, config.precision, device))
+    dtype = getattr(torch, precision(config.precision, device))
+    enabled = dtype != torch.float32
+    loop = Loop(model, partial(torch.autocast, device.type, dtype=dtype, enabled=enabled))
     loop.fit(train, valid, arguments.epochs, config.weight_decay)
     seconds = {"prepare": prepared - started, "fit": time.perf_counter() - prepared}
     seconds["image"] = loop.epoch_seconds / len(train.dataset)
