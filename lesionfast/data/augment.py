@@ -114,7 +114,7 @@ def affine_grid(matrices: Tensor, height: int, width: int) -> Tensor:
     x, y = ((torch.arange(n, device=matrices.device) * 2 + 1) / n - 1 for n in (width, height))
     of_columns = matrices[:, :, :1] * x
     of_rows = matrices[:, :, 1:2] * y + matrices[:, :, 2:]
-    return (of_rows[:, :, :, None] + of_columns[:, :, None]).movedim(1, -1)
+    return (of_rows[:, :, :, None] + of_columns[:, :, None]).movedim(1, -1).to(matrices)
 
 
 def turn(image: Tensor, element: Tensor) -> Tensor:

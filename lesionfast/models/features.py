@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +13,11 @@ from lesionfast.data.images import cache_folder
 from lesionfast.data.loaders import images_at_once
 from lesionfast.models.folding import for_inference
 from lesionfast.models.fusion import FusionModel
+from lesionfast.models.precision import autocast
 from lesionfast.models.prefix import blocks_below, prefix_maps
 from lesionfast.runs import write_atomically
 
-VERSION = 2  # part of every key: raise it when the features of the same weights change
+VERSION = 3  # part of every key: raise it when the features of the same weights change
 Progress = Callable[[int, int], None] | None
 
 
@@ -48,8 +48,7 @@ def image_features(
     model.eval()
     found = backbone = None
     size = images_at_once(device)
-    cast = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
-    with torch.inference_mode(), cast:
+    with torch.inference_mode(), autocast(str(dtype).removeprefix("torch."), device):
         for start in range(0, len(rows), size):
             batch = torch.from_numpy(pixels[rows[start : start + size]]).to(device)
             image = change(batch.movedim(-1, 1).float() / 255)

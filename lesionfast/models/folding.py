@@ -22,7 +22,7 @@ def for_inference(
     """Return a model in eval mode that gives the same for inputs of this size and computes less.
 
     It is `folded`. For a `dtype` of 16 bits the weights that autocast would round in every batch
-    are rounded once: it must be called inside autocast. The model itself stays as it is.
+    are rounded once: it must be run inside autocast. The model itself stays as it is.
     """
     found = folded(model, *inputs)
     if dtype == torch.float32:

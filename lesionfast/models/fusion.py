@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from lesionfast.config import TrainConfig, check_choice
 from lesionfast.errors import LesionfastError
 from lesionfast.models.backbones import Backbone, create_backbone
-from lesionfast.models.memory import keep_freed_memory
 from lesionfast.models.names import check_arch
 from lesionfast.registry import Registry
 from lesionfast.runs import Run
@@ -212,7 +211,6 @@ def build_model(
     config: TrainConfig, n_metadata: int, n_classes: int, parents: list[int] | None = None
 ) -> FusionModel:
     """Return the model that a configuration describes, with its pretrained weights."""
-    keep_freed_memory()
     backbone = None
     if config.fusion != "metadata":
         backbone = create_backbone(config.arch, size=config.size, weights=config.weights)

@@ -28,6 +28,11 @@ def precision(wanted: str, device: torch.device) -> str:
     return "bfloat16" if fast_at_bfloat16(device) else "float32"
 
 
+def dtype_of(wanted: str, device: torch.device) -> torch.dtype:
+    """Return the type of the numbers of a precision, as of `precision`."""
+    return getattr(torch, precision(wanted, device))
+
+
 def fast_at_bfloat16(device: torch.device) -> str:
     """Return what makes a device fast at bfloat16, or ''."""
     if device.type == "cuda":
@@ -58,12 +63,12 @@ def autocast(wanted: str, device: torch.device) -> AbstractContextManager:
 @contextmanager
 def bfloat16_on_cpu() -> Iterator[None]:
     """Compute in bfloat16, but for what is many times slower in it."""
-    with torch.autocast("cpu", dtype=torch.bfloat16), StridedDepthwiseInFloat32():
+    with torch.autocast("cpu", dtype=torch.bfloat16), SlowDepthwiseInFloat32():
         yield
 
 
-class StridedDepthwiseInFloat32(TorchFunctionMode):
-    """Compute depthwise convolutions of a stride, or of a wide kernel, in float32 while training.
+class SlowDepthwiseInFloat32(TorchFunctionMode):
+    """Compute depthwise convolutions of a stride, or of a wide kernel, in float32 while they learn.
 
     PyTorch's CPU library (oneDNN) has no fast backward pass in bfloat16 for them: with it
     tf_efficientnet_lite0 spends half of a training step in ten of its layers.
@@ -72,17 +77,16 @@ class StridedDepthwiseInFloat32(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        """Call a function of torch, its tensors in float32 if it is one of these convolutions."""
+        """Call a function of torch, in float32 if it is one of these convolutions."""
         kwargs = kwargs or {}
         if function is torch.conv2d and torch.is_grad_enabled() and is_slow(*args, **kwargs):
             with torch.autocast("cpu", enabled=False):
-                image, weight, *rest = args
-                return function(image.float(), weight.float(), *rest, **kwargs)
+                return in_float32(*args, **kwargs)
         return function(*args, **kwargs)
 
 
 def is_slow(
-    image: Tensor,
+    input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
     stride: Any = 1,
@@ -90,6 +94,16 @@ def is_slow(
     dilation: Any = 1,
     groups: int = 1,
 ) -> bool:
-    """Return whether the backward pass of a convolution is slow in bfloat16 on a CPU."""
+    """Return whether a convolution has a backward pass that is slow in bfloat16 on a CPU."""
+    learns = input.requires_grad or weight.requires_grad
     depthwise = 1 < groups == weight.shape[0]
-    return depthwise and (max(weight.shape[2:]) > 3 or stride not in (1, (1, 1), [1, 1]))
+    strided = stride not in (1, (1, 1), [1, 1])
+    return learns and depthwise and (strided or max(weight.shape[2:]) > 3)
+
+
+def in_float32(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any
+) -> Tensor:
+    """Return a convolution computed in float32."""
+    bias = None if bias is None else bias.float()
+    return torch.conv2d(input.float(), weight.float(), bias, *args, **kwargs)

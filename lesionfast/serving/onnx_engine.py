@@ -23,7 +23,7 @@ AT_ONCE = 16  # images
 class OnnxEngine:
     """Runs an ONNX file by onnxruntime."""
 
-    beside = False
+    leaves_cpu_free = False
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -30,9 +30,9 @@ Picture = str | Path | bytes | Image.Image | np.ndarray
 
 
 class Engine(Protocol):
-    """What runs a model; `beside` says whether the processor is free meanwhile."""
+    """What runs a model; images are decoded meanwhile if it leaves the processor free."""
 
-    beside: bool
+    leaves_cpu_free: bool
 
     def __call__(self, pixels: np.ndarray, metadata: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return probabilities (n, k) and features (n, F) of pixels uint8 and metadata."""
@@ -106,17 +106,17 @@ class Predictor:
         which would only be shared. The memory does not grow with them.
         """
         items, waiting, n = iter(items), deque(), count_threads()
-        step = max(1, CHUNK // (TASKS * n))
         with FileReader() as reader, ThreadPoolExecutor(n) as threads:
 
             def begin() -> None:
                 chunk = list(islice(items, CHUNK))
+                step = max(1, len(chunk) // (TASKS * n))
                 if chunk:
                     tasks = [chunk[start : start + step] for start in range(0, len(chunk), step)]
                     submit = partial(threads.submit, self.prepare, reader)
                     waiting.append((chunk, list(map(submit, tasks))))
 
-            for _ in range(1 + AHEAD * self.engine.beside):
+            for _ in range(1 + AHEAD * self.engine.leaves_cpu_free):
                 begin()
             while waiting:
                 chunk, futures = waiting.popleft()
@@ -176,7 +176,9 @@ def decoded(image: bytes | Image.Image | np.ndarray, size: int) -> Image.Image:
         if isinstance(image, bytes):
             check_size(len(image))
             return decode(image, size)
-        return to_rgb(image if isinstance(image, Image.Image) else Image.fromarray(image))
+        picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        picture.load()  # a file that is cut off is found here
+        return to_rgb(picture)
     except UnidentifiedImageError:
         raise BadImage(f"it is no picture in a format that is read ({known_formats()})") from None
     except Exception as error:  # decoders raise anything on broken bytes

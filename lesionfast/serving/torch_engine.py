@@ -10,7 +10,7 @@ from lesionfast.data.augment import turn
 from lesionfast.data.loaders import images_at_once, pick_device
 from lesionfast.models.folding import for_inference
 from lesionfast.models.fusion import FusionModel, model_of
-from lesionfast.models.precision import autocast, precision
+from lesionfast.models.precision import autocast, dtype_of
 
 
 class TorchEngine:
@@ -20,11 +20,11 @@ class TorchEngine:
         self, about: dict, weights: Path, *, views: int, precision: str, device: str = "auto"
     ) -> None:
         self.views, self.precision, self.device = views, precision, pick_device(device)
-        self.beside = self.device.type != "cpu"
+        self.leaves_cpu_free = self.device.type != "cpu"
         again = "Copy the whole folder again."
         self.model: FusionModel = model_of(about, weights, again)
         self.model.to(self.device, memory_format=torch.channels_last)
-        self.is_ready = self.model.backbone is None
+        self.fast: FusionModel | None = None  # made for the first images
 
     def __call__(self, pixels: np.ndarray, metadata: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return probabilities (n, k) and image features (n, F), float32.
@@ -43,12 +43,9 @@ class TorchEngine:
         """Return the probabilities and features of as many images as fit at once."""
         image = pixels.to(self.device).movedim(-1, 1).float() / 255
         metadata = metadata.to(self.device)
-        if not self.is_ready:
-            dtype = getattr(torch, precision(self.precision, self.device))
-            self.model, self.is_ready = (
-                for_inference(self.model, image, metadata, dtype=dtype),
-                True,
-            )
+        if self.fast is None:
+            dtype = dtype_of(self.precision, self.device)
+            self.fast = for_inference(self.model, image, metadata, dtype=dtype)
         views = [self.look(image, metadata, view) for view in range(self.views)]
         probabilities = torch.stack([each[0] for each in views]).mean(dim=0)
         return probabilities.cpu().numpy(), views[0][1].cpu().numpy()
@@ -59,6 +56,6 @@ class TorchEngine:
         if view:
             image = turn(image, torch.full((len(image),), view))
         with autocast(self.precision, self.device):
-            features = self.model.features(image)
-            logits = self.model.classify(features, metadata)
+            features = self.fast.features(image)
+            logits = self.fast.classify(features, metadata)
         return logits.float().softmax(dim=-1), features.float()

@@ -23,7 +23,7 @@ from lesionfast.data.augment import augment, augmentations
 from lesionfast.data.decoding import Task, decode_blocks
 from lesionfast.data.loaders import build_dls, images_at_once
 from lesionfast.models.features import image_features
-from lesionfast.models.precision import autocast, precision
+from lesionfast.models.precision import autocast, dtype_of, precision
 from lesionfast.serving.bundle import WEIGHTS, Bundle
 from lesionfast.serving.export import write_bundle
 from lesionfast.serving.inputs import Item
@@ -48,9 +48,10 @@ def bench(config: TrainConfig, df: pd.DataFrame) -> dict[str, Any]:
     `parts` maps names to images per second; `step_share` and `prediction_share` are medians over
     rounds in which the bare model and lesionfast take turns: the whole training step over the bare
     one (model, loss, backward pass and AdamW on a batch in memory), and prediction over the bare
-    forward pass in inference mode; `compile_gain`, with --compile, is that of the compiled bare
-    step over the bare one. `feature_epoch_seconds` is an epoch of the head over 8,500 rows
-    of cached features, `peak_memory` in bytes. Raises `LesionfastError` for bad data.
+    forward pass in inference mode. Both compute as lesionfast does: in its precision, and in freed
+    memory. `compile_gain`, with --compile, is that of the compiled bare step over the bare one.
+    `feature_epoch_seconds` is an epoch of the head over 8,500 rows of cached features,
+    `peak_memory` in bytes. Raises `LesionfastError` for bad data.
     """
     config = replace(config, patience=0)
     decode = decoding_rate(config, df)
@@ -228,7 +229,7 @@ def in_turns(
     n, rounds = min(max(enough, len(image)), PREDICTED, most), []
     for _ in range(ROUNDS):
         learn.model.eval()
-        alone = len(image) / timed(bare, image.device, n // len(image))
+        alone = len(image) / timed(bare, image.device, max(1, n // len(image)))
         rounds.append((alone, n / timed(lambda: predict(n), image.device, 1)))
     return rounds
 
@@ -250,7 +251,7 @@ def exported_predictor(learn: FusionLearner, config: TrainConfig, folder: Path) 
 
 def feature_rate(learn: FusionLearner, config: TrainConfig) -> float:
     """Return of how many images a second the frozen backbone's features are computed."""
-    dtype = getattr(torch, precision(config.precision, learn.dls.device))
+    dtype = dtype_of(config.precision, learn.dls.device)
     rows = learn.dls.rows["row"].to_numpy()[:PREDICTED]
     started = time.perf_counter()
     image_features(learn.model, learn.dls.pixels, rows, dtype=dtype)

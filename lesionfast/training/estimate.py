@@ -12,6 +12,7 @@ from lesionfast.config import TrainConfig
 from lesionfast.data.loaders import images_at_once, pick_device
 from lesionfast.data.metadata import MetadataEncoder
 from lesionfast.models.fusion import FusionModel, build_model, stage_groups
+from lesionfast.models.memory import keep_freed_memory
 from lesionfast.models.precision import autocast
 from lesionfast.training.balancing import balances
 from lesionfast.training.fitting import (
@@ -50,6 +51,7 @@ def estimate(config: TrainConfig, df: pd.DataFrame) -> Estimate:
     Raises `LesionfastError` for a model that can't be built.
     """
     device, rows = pick_device(config.device), df["split"].value_counts()
+    keep_freed_memory(device)
     train = df[df["split"] == "train"]
     encoder = MetadataEncoder(config.metadata_columns).fit(train)
     torch.manual_seed(config.seed)

@@ -12,7 +12,7 @@ from lesionfast.config import TrainConfig
 from lesionfast.data.augment import augmentations
 from lesionfast.errors import LesionfastError, TrainingInterrupted
 from lesionfast.models.fusion import FusionModel
-from lesionfast.models.precision import precision
+from lesionfast.models.precision import dtype_of
 from lesionfast.runs import Run, write_json
 from lesionfast.training.averaging import WeightAverage
 from lesionfast.training.callbacks import (
@@ -108,7 +108,7 @@ def caches_features(model: FusionModel, config: TrainConfig) -> bool:
 
 def cached_features(learn: FusionLearner, config: TrainConfig) -> CachedFeatures:
     """Return the callback that computes them, in the precision of the run."""
-    dtype = getattr(torch, precision(config.precision, learn.dls.device))
+    dtype = dtype_of(config.precision, learn.dls.device)
     return CachedFeatures(augmentations[config.augment](), config.views, config.seed, dtype)
 
 

@@ -17,7 +17,8 @@ from lesionfast.config import TrainConfig
 from lesionfast.emphasis import read_subclasses
 from lesionfast.evaluation.metrics import balanced_accuracy, decide, macro_auc, sensitivity
 from lesionfast.models.fusion import build_model, stage_groups
-from lesionfast.models.precision import precision
+from lesionfast.models.memory import keep_freed_memory
+from lesionfast.models.precision import dtype_of
 from lesionfast.training.callbacks import (
     ChannelsLast,
     FastInference,
@@ -29,6 +30,8 @@ from lesionfast.training.callbacks import (
 from lesionfast.training.objective import build_objective
 from lesionfast.training.precision import precision_callbacks
 from lesionfast.training.subclasses import assign_subclasses, parents_of
+
+ADAMW = partial(OptimWrapper, opt=torch.optim.AdamW, fused=True)
 
 
 class FusionLearner(Learner):
@@ -50,6 +53,7 @@ def fusion_learner(dls: DataLoaders, config: TrainConfig | None = None) -> Fusio
     names that are not known and weights that can't be had.
     """
     config = config or TrainConfig()
+    keep_freed_memory(dls.device)
     classes = list(dls.vocab)
     parents = parents_of(read_subclasses(config.subclass, classes), classes)
     torch.manual_seed(config.seed)  # the head's first weights
@@ -62,7 +66,7 @@ def fusion_learner(dls: DataLoaders, config: TrainConfig | None = None) -> Fusio
         dls,
         model,
         loss_func=objective.loss,
-        opt_func=partial(OptimWrapper, opt=torch.optim.AdamW, fused=True),
+        opt_func=ADAMW,
         lr=config.lr if isinstance(config.lr, float) else 1e-3,
         splitter=stage_groups,
         cbs=[*learner_callbacks(dls.device, config), *objective.callbacks],
@@ -79,7 +83,7 @@ def learner_callbacks(device: torch.device, config: TrainConfig) -> list[Any]:
     """Return the callbacks that every fit of a fusion learner runs with."""
     cbs = [FrozenEval(), PlainTensors(), ChannelsLast(), InferenceMode(), SeedEpochs(config.seed)]
     if not config.compile:
-        cbs.append(FastInference(getattr(torch, precision(config.precision, device))))
+        cbs.append(FastInference(dtype_of(config.precision, device)))
     return [*cbs, *precision_callbacks(config.precision, device)]
 
 

@@ -11,7 +11,7 @@ from lesionfast.data.splits import PARTS
 from lesionfast.evaluation.features import write_features
 from lesionfast.evaluation.metrics import summarize
 from lesionfast.models.features import image_features
-from lesionfast.models.precision import precision
+from lesionfast.models.precision import dtype_of
 from lesionfast.runs import Run, sha256, write_atomically, write_json
 from lesionfast.training.callbacks import Turned
 from lesionfast.training.fitting import cleaned_up, memory_error_explained
@@ -61,7 +61,7 @@ def keep_features(learn: FusionLearner, run: Run) -> None:
     """Keep the image features of all parts, from which pictures and outliers are found later."""
     if learn.model.backbone is None:
         return
-    dtype = getattr(torch, precision(run.config.precision, learn.dls.device))
+    dtype = dtype_of(run.config.precision, learn.dls.device)
     rows = learn.dls.rows
     with counting_bar("features of the images") as progress:
         features = image_features(

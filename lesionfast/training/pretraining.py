@@ -2,13 +2,11 @@
 
 import logging
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
 from fastai.callback.core import Callback
-from fastai.optimizer import OptimWrapper
 
 from lesionfast.config import TrainConfig
 from lesionfast.console import counting_bar
@@ -20,12 +18,13 @@ from lesionfast.errors import TrainingInterrupted
 from lesionfast.evaluation.canvas import new_figure, save
 from lesionfast.models.autoencoder import Autoencoder
 from lesionfast.models.backbones import check_arch, create_backbone
+from lesionfast.models.memory import keep_freed_memory
 from lesionfast.runs import create_directory, write_atomically, write_json, write_text
 from lesionfast.training.callbacks import OneCycle, ProgressiveUnfreezing
 from lesionfast.training.checkpoint import save_tensors
 from lesionfast.training.description import describe_environment, images_by_split
 from lesionfast.training.fitting import cleaned_up, memory_error_explained
-from lesionfast.training.learner import FusionLearner, learner_callbacks
+from lesionfast.training.learner import ADAMW, FusionLearner, learner_callbacks
 from lesionfast.training.lr_finder import find_lr
 from lesionfast.training.progress import EpochBar, EpochLines, StopOnInterrupt, logging_to
 from lesionfast.training.tracking import EarlyStopping, KeepBest, StopOnNaN, WriteHistory
@@ -74,13 +73,14 @@ def autoencoder_learner(df: pd.DataFrame, config: TrainConfig) -> FusionLearner:
     check_weights(df, config.weights, config.arch)
     with counting_bar("decoding images") as progress:
         dls = build_dls(df, config, progress)
+    keep_freed_memory(dls.device)
     torch.manual_seed(config.seed)  # the first weights
     backbone = create_backbone(config.arch, size=config.size, weights=config.weights)
     return FusionLearner(
         dls,
         Autoencoder(backbone, config.size),
         loss_func=torch.nn.functional.mse_loss,
-        opt_func=partial(OptimWrapper, opt=torch.optim.AdamW),
+        opt_func=ADAMW,
         lr=config.lr if isinstance(config.lr, float) else 1e-3,
         cbs=[*learner_callbacks(dls.device, config), ImageIsTarget()],
         wd=config.weight_decay,

@@ -3,6 +3,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from lesionfast.models.memory import keep_freed_memory
 
 PAGES = """
 import resource
@@ -15,7 +18,7 @@ def pages():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 before = min(pages() for _ in range(20))
-kept = keep_freed_memory()
+kept = keep_freed_memory(torch.device("cpu"))
 print(kept, before, min(pages() for _ in range(20)))
 """
 
@@ -28,8 +31,7 @@ def test_memory_that_is_freed_is_not_asked_for_again():
     assert kept == "True" and int(before) > 1000 and int(after) < 100  # 64 MiB are 16,384 pages
 
 
-def test_it_does_nothing_where_there_is_no_glibc(monkeypatch):
-    from lesionfast.models.memory import keep_freed_memory
-
+def test_it_does_nothing_on_a_gpu_or_without_glibc(monkeypatch):
+    assert keep_freed_memory(torch.device("cuda")) is False
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
-    assert keep_freed_memory() is False
+    assert keep_freed_memory(torch.device("cpu")) is False

@@ -46,34 +46,38 @@ def test_a_bare_model_computes_in_float16_on_a_gpu(monkeypatch):
 
 
 def convolution(groups, kernel=3, stride=1):
-    torch.manual_seed(0)
     return torch.nn.Conv2d(16, 16, kernel, stride=stride, padding=kernel // 2, groups=groups)
 
 
 @pytest.mark.parametrize(
     ("layer", "expected"),
     [
-        (convolution(16, kernel=5), torch.float32),
-        (convolution(16, stride=2), torch.float32),
-        (convolution(16), torch.bfloat16),
-        (convolution(4, stride=2), torch.bfloat16),
-        (convolution(1, stride=2), torch.bfloat16),
+        ({"groups": 16, "kernel": 5}, torch.float32),
+        ({"groups": 16, "stride": 2}, torch.float32),
+        ({"groups": 16}, torch.bfloat16),
+        ({"groups": 4, "stride": 2}, torch.bfloat16),
+        ({"groups": 1, "stride": 2}, torch.bfloat16),
     ],
     ids=["wide", "strided", "narrow", "grouped", "dense"],
 )
 def test_depthwise_layers_that_are_slow_in_bfloat16_learn_in_float32(layer, expected):
-    image = torch.rand(2, 16, 12, 12)
+    image, layer = torch.rand(2, 16, 12, 12), convolution(**layer)
     with autocast("bfloat16", CPU):
         learned = layer(image)
+        by_name = torch.nn.functional.conv2d(
+            input=image, weight=layer.weight, stride=layer.stride, groups=layer.groups
+        )
         with torch.inference_mode():
             assert layer(image).dtype == torch.bfloat16
-    assert learned.dtype == expected
+        assert layer.requires_grad_(False)(image).dtype == torch.bfloat16
+    assert learned.dtype == by_name.dtype == expected
     assert layer(image).dtype == torch.float32  # all is as it was
 
 
 def test_a_step_in_bfloat16_is_that_in_float32_within_two_percent():
     gradients = {}
     for name in ("float32", "bfloat16"):
+        torch.manual_seed(0)
         layers = torch.nn.Sequential(convolution(1), convolution(16, 5, 2), convolution(16))
         with autocast(name, CPU):
             found = layers(torch.linspace(0, 1, 2 * 16 * 24 * 24).view(2, 16, 24, 24))

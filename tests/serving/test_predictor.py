@@ -10,7 +10,7 @@ from lesionfast.data.dataset import load_dataset
 from lesionfast.errors import LesionfastError
 from lesionfast.serving.export import export
 from lesionfast.serving.inputs import Item
-from lesionfast.serving.predictor import CHUNK, Predictor, predict
+from lesionfast.serving.predictor import AHEAD, CHUNK, Predictor, predict
 from lesionfast.training.experiment import train
 
 
@@ -55,6 +55,13 @@ def test_an_image_may_come_as_bytes_picture_or_array(predictor, photos):
     assert found == pytest.approx([found[0]] * 4, abs=1e-5)
 
 
+def test_a_picture_that_is_cut_off_is_told(predictor, photos):
+    with open(photos[0], "rb") as file:
+        data = file.read()
+    with pytest.raises(LesionfastError, match="can't be predicted: image file is truncated"):
+        predictor(Image.open(io.BytesIO(data[: len(data) // 2])))
+
+
 def test_what_is_not_known_is_said_and_changes_the_answer(predictor, photos):
     known, unknown = predictor(photos[0], age=85, sex="male"), predictor(photos[0])
     assert known["not_known"] == "" and unknown["not_known"] == "age sex"
@@ -86,7 +93,21 @@ def test_fewer_views_are_another_mean(trained, photos):
     assert first != both
 
 
-def test_many_chunks_keep_their_order_and_are_not_read_at_once(predictor, photos):
+def test_bfloat16_gives_nearly_what_float32_does(trained, test_rows):
+    columns, found = [f"p_{name}" for name in trained.classes], {}
+    for precision in ("float32", "bfloat16"):
+        predictor = Predictor(trained)
+        predictor.engine.precision = precision
+        found[precision] = predictor.predict(test_rows.head(40))[columns].to_numpy(float)
+    differences = np.abs(found["bfloat16"] - found["float32"])
+    assert 0 < differences.max() < 0.1 and differences.mean() < 0.01  # 8 bits of mantissa
+
+
+@pytest.mark.parametrize("leaves_cpu_free", [False, True])
+def test_many_chunks_keep_their_order_and_are_not_read_at_once(
+    predictor, photos, monkeypatch, leaves_cpu_free
+):
+    monkeypatch.setattr(predictor.engine, "leaves_cpu_free", leaves_cpu_free)
     opened = 0
 
     def items():
@@ -97,7 +118,7 @@ def test_many_chunks_keep_their_order_and_are_not_read_at_once(predictor, photos
 
     tables = predictor.stream(items())
     first = next(tables)
-    assert opened <= 4 * CHUNK
+    assert opened == (1 + AHEAD * leaves_cpu_free) * CHUNK
     table = pd.concat([first, *tables])
     assert table["image"].tolist() == [str(i) for i in range(5 * CHUNK)]
     assert table["p_nv"].nunique() <= 3 * 2  # the last bit may differ with the batch
