@@ -38,11 +38,11 @@ def interpret(
     explain: Annotated[
         bool, typer.Option("--explain", help="Run the model for what speaks for its decisions.")
     ] = False,
-    submission: Annotated[
-        Path | None, typer.Option(help="CSV file for the ISIC 2018 challenge to write.")
-    ] = None,
     masks: Annotated[
         Path | None, typer.Option(help="With that: a folder of lesion masks to compare with.")
+    ] = None,
+    submission: Annotated[
+        Path | None, typer.Option(help="CSV file for the ISIC 2018 challenge to write.")
     ] = None,
     nearest: Annotated[
         str | None,

@@ -31,9 +31,11 @@ def audit_table(report: "Audit") -> list["Table"]:
 
 def duplicates_table(pairs: "pd.DataFrame") -> "Table":
     """Return the pairs of images that look like one lesion but have different lesion ids."""
-    more = f"{MOST_ROWS} of {len(pairs)} pairs" if len(pairs) > MOST_ROWS else ""
+    more = f"{MOST_ROWS} of {len(pairs)} pairs; all: --json" if len(pairs) > MOST_ROWS else ""
     table = new_table("Near-duplicates under different lesion ids", more)
     add_columns(table, *pairs.columns)
+    for column in table.columns:
+        column.no_wrap = True  # half an image id is of no use
     for row in pairs.head(MOST_ROWS).itertuples(index=False):
         table.add_row(*map(plain, row))
     return table

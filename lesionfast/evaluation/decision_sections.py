@@ -42,12 +42,19 @@ def operating_table(found: pd.DataFrame) -> Table:
 
 
 def costs_table(findings: Findings) -> Table:
-    """Return the mean cost an image of each rule, and of the rule of least expected cost."""
+    """Return the mean cost an image of each rule as a table of the report."""
+    return table_of(mean_costs(findings), "Mean cost an image", {"rule": "rule", "value": "cost"})
+
+
+def mean_costs(findings: Findings) -> pd.DataFrame:
+    """Return the mean cost an image of each rule, and of the rule of least expected cost.
+
+    Columns: rule, value, low, high.
+    """
     read, prior = findings.interpretation, findings.run.model["prior"]
     decisions = {rule: decide(read.probabilities, rule, prior) for rule in ("argmax", "balanced")}
     decisions["least expected cost"] = cost_decision(read.probabilities, findings.costs)
-    found = cost_table(read.truth, decisions, findings.costs, findings.lesions)
-    return table_of(found, "Mean cost an image", {"rule": "rule", "value": "cost"})
+    return cost_table(read.truth, decisions, findings.costs, findings.lesions)
 
 
 def challenge(findings: Findings) -> Section | None:

@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from lesionfast.errors import LesionfastError, did_you_mean
+from lesionfast.evaluation.decision_sections import mean_costs
 from lesionfast.evaluation.diagnoses import full_name, gravity
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
@@ -90,7 +91,19 @@ def interpretation_tables(findings: Findings) -> list["Table"]:
     tables.append(most_confused_table(interpretation))
     if {"mel", "nv"} <= set(interpretation.classes):
         tables.append(taken_for_table(interpretation))
+    if findings.cost:
+        tables.append(costs_table(findings))
     return tables
+
+
+def costs_table(findings: Findings) -> "Table":
+    """Return the mean cost an image of each rule, and of the rule of least expected cost."""
+    told = f"{findings.cost}; any other error costs 1"
+    table = new_table("Mean cost an image", told)
+    add_columns(table, "rule", "cost")
+    for row in mean_costs(findings).to_dict("records"):
+        table.add_row(row["rule"], with_interval(row, "value"))
+    return table
 
 
 def class_table(findings: Findings) -> "Table":

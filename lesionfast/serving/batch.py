@@ -39,7 +39,10 @@ def predict_to(
     images or of another model.
     """
     count, items = Count(), iter(items)
-    go_on = resume and out is not None and out.is_file() and out.stat().st_size > 0
+    go_on = resume and out is not None and out.is_file()
+    if go_on and out.stat().st_size == 0:  # of a call that was stopped before its first row
+        out.unlink()
+        go_on = False
     if resume and kind not in ("csv", "jsonl"):
         raise LesionfastError(f"--resume goes on with CSV and JSON lines, not with {kind}.")
     if go_on:

@@ -1,5 +1,6 @@
 """What a trained Learner predicts of validation and test: predictions, features and metrics."""
 
+import logging
 import shutil
 from typing import Any
 
@@ -17,12 +18,15 @@ from lesionfast.training.callbacks import Turned
 from lesionfast.training.fitting import cleaned_up, memory_error_explained
 from lesionfast.training.learner import FusionLearner
 
+logger = logging.getLogger("lesionfast")
+
 
 def evaluate(learn: FusionLearner, run: Run, training: dict[str, Any]) -> None:
     """Predict validation and test with the best weights; write predictions, features and metrics.
 
     `training` is what `fit` returned.
     """
+    logger.info("predicting validation and test images, %d views of each", run.config.tta)
     with memory_error_explained(run.config), learn.no_bar(), cleaned_up(learn, []):
         predictions = predict_splits(learn, run.config.tta)
         keep_features(learn, run)

@@ -68,6 +68,7 @@ class EpochLines(Callback):
 
     def before_fit(self) -> None:
         """Log the names of the columns."""
+        self.last = time.perf_counter()
         names = [name.replace("_", " ") for name in history_columns(self.learn)]
         self.widths = [max(len(name), 8) for name in names]
         logger.info("epoch  %s   seconds", "  ".join(map(str.rjust, names, self.widths)))
@@ -90,7 +91,12 @@ class EpochLines(Callback):
         seconds = time.perf_counter() - self.train_started
         self.images += self.seen
         self.image_seconds += seconds if self.seen else 0.0
-        self.train_seconds += seconds
+
+    def after_validate(self) -> None:
+        """Add up the time of training: all that has passed, computing of features included."""
+        now = time.perf_counter()
+        self.train_seconds += now - self.last
+        self.last = now
 
     def after_epoch(self) -> None:
         """Log the line."""

@@ -72,6 +72,8 @@ def test_resuming_before_anything_was_written_begins(predictor, items, tmp_path)
     (tmp_path / "b.csv").touch()
     with pytest.raises(LesionfastError, match="is there already"):
         predict_to(predictor, items, tmp_path / "b.csv")
+    assert predict_to(predictor, items, tmp_path / "b.csv", resume=True).images == 10
+    assert (tmp_path / "b.csv").read_bytes() == (tmp_path / "a.csv").read_bytes()
 
 
 def test_a_file_is_never_overwritten(predictor, items, tmp_path):
