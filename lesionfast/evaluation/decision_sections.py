@@ -5,11 +5,10 @@ import pandas as pd
 from lesionfast.evaluation.challenge import COLUMNS, challenge_score
 from lesionfast.evaluation.diagnoses import MALIGNANT
 from lesionfast.evaluation.findings import Findings
-from lesionfast.evaluation.metrics import decide
 from lesionfast.evaluation.operating import points_table
 from lesionfast.evaluation.operating_figures import draw_decision_curves, draw_operating
 from lesionfast.evaluation.page import Section, Table, picture_of, table_of
-from lesionfast.evaluation.utility import cost_decision, cost_table
+from lesionfast.evaluation.utility import mean_costs
 
 
 def operating(findings: Findings) -> Section | None:
@@ -44,17 +43,6 @@ def operating_table(found: pd.DataFrame) -> Table:
 def costs_table(findings: Findings) -> Table:
     """Return the mean cost an image of each rule as a table of the report."""
     return table_of(mean_costs(findings), "Mean cost an image", {"rule": "rule", "value": "cost"})
-
-
-def mean_costs(findings: Findings) -> pd.DataFrame:
-    """Return the mean cost an image of each rule, and of the rule of least expected cost.
-
-    Columns: rule, value, low, high.
-    """
-    read, prior = findings.interpretation, findings.run.model["prior"]
-    decisions = {rule: decide(read.probabilities, rule, prior) for rule in ("argmax", "balanced")}
-    decisions["least expected cost"] = cost_decision(read.probabilities, findings.costs)
-    return cost_table(read.truth, decisions, findings.costs, findings.lesions)
 
 
 def challenge(findings: Findings) -> Section | None:

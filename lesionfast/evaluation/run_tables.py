@@ -5,7 +5,6 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from lesionfast.errors import LesionfastError, did_you_mean
-from lesionfast.evaluation.decision_sections import mean_costs
 from lesionfast.evaluation.diagnoses import full_name, gravity
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
@@ -19,6 +18,7 @@ from lesionfast.evaluation.tables import (
     plain,
     with_interval,
 )
+from lesionfast.evaluation.utility import mean_costs
 from lesionfast.runs import Run
 
 if TYPE_CHECKING:

@@ -1,6 +1,7 @@
 """What decisions are worth: net benefit over thresholds, and the decisions of least cost."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -9,9 +10,12 @@ from numpy.typing import ArrayLike
 from lesionfast.emphasis import read_costs
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.bootstrap import RESAMPLES, interval
-from lesionfast.evaluation.metrics import as_codes, as_probabilities
+from lesionfast.evaluation.metrics import as_codes, as_probabilities, decide
 from lesionfast.evaluation.operating import positive_and_score
 from lesionfast.evaluation.resampling import Found, resampled
+
+if TYPE_CHECKING:
+    from lesionfast.evaluation.findings import Findings
 
 THRESHOLDS = np.arange(1, 100) / 100
 SAME = 1e-12  # costs that differ by less are rounded differently, not different
@@ -122,3 +126,14 @@ def cost_table(
     values, drawn = resampled(find, truth, lesions, resamples=resamples, seed=seed)
     rows = [(name, value, *interval(drawn[name])) for name, value in values.items()]
     return pd.DataFrame(rows, columns=["rule", "value", "low", "high"])
+
+
+def mean_costs(findings: "Findings") -> pd.DataFrame:
+    """Return the mean cost an image of each rule, and of the rule of least expected cost.
+
+    Columns: rule, value, low, high.
+    """
+    read, prior = findings.interpretation, findings.run.model["prior"]
+    decisions = {rule: decide(read.probabilities, rule, prior) for rule in ("argmax", "balanced")}
+    decisions["least expected cost"] = cost_decision(read.probabilities, findings.costs)
+    return cost_table(read.truth, decisions, findings.costs, findings.lesions)
