@@ -65,6 +65,7 @@ def predict(
     find_items(inputs)  # a name that is wrong is told before the model is loaded
     predictor = Predictor(model, views=tta, device=device)
     predictor.require_columns(told)
+    predictor.known.check(told)
     column = predictor.bundle.image_column
     items = find_items(inputs, images=images, metadata=told, image_column=column)
     with counting_bar("images") as bar:

@@ -153,10 +153,15 @@ def place_of(run: Run, comparison: Comparison) -> int:
 
 
 def label_of(run: Run, comparison: Comparison, width: int = LABEL_WIDTH) -> str:
-    """Return a run's rank and name, over several lines if it is long, and balanced accuracy."""
+    """Return a run's rank and name, over several lines if it is long, and balanced accuracy.
+
+    With its interval, as every number.
+    """
     place = place_of(run, comparison)
+    row = comparison.table.iloc[place]
+    value, low, high = (row[f"balanced_accuracy{each}"] for each in ("", "_low", "_high"))
     name = "\n".join(wrap(f"{place + 1}  {run.path.name}", width))
-    return f"{name}\n{comparison.split} {comparison.table['balanced_accuracy'].iloc[place]:.3f}"
+    return f"{name}\n{comparison.split} {value:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def sign(figure: Figure, comparison: Comparison) -> None:

@@ -1,4 +1,4 @@
-"""Figures of a run as PNG files: confusion, curves, training, and grids of the worst errors."""
+"""Figures of a run as PNG files: confusion, curves of each class, training."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lesionfast.evaluation.canvas import GREY, class_styles, new_figure, save, sign
 from lesionfast.evaluation.diagnoses import NAMES, full_name
-from lesionfast.evaluation.grids import draw_melanomas_taken_for_nevi, draw_top_losses, per_cent
+from lesionfast.evaluation.grids import per_cent
 from lesionfast.evaluation.interpretation import Interpretation
 
 LOSSES = {  # column of the history: label, colour, line, mark
@@ -24,27 +24,6 @@ METRICS = {
     "mel_sensitivity": ("melanoma sensitivity", "#D55E00", "dashdot", "P"),
     "accuracy": ("accuracy", "#7F7F7F", "dotted", "^"),
 }
-
-
-def draw_figures(interpretation: Interpretation, folder: Path | None = None) -> list[Path]:
-    """Draw every figure as PNG to `folder`; return the files.
-
-    Unless given, `folder` is the run's figures/, or figures/valid/ for the validation split.
-
-    The grid of melanomas taken for nevi is left out if the run has no classes mel and nv, the
-    training curves if it has no history, as a committee. Images that can't be read become grey
-    boxes, counted in the log.
-    """
-    if folder is None:
-        folder = interpretation.run.path / "figures"
-        folder = folder if interpretation.split == "test" else folder / interpretation.split
-    draws = [draw_confusion, draw_top_losses]
-    if {"mel", "nv"} <= set(interpretation.classes):
-        draws.append(draw_melanomas_taken_for_nevi)
-    draws += [draw_precision_recall, draw_roc]
-    if (interpretation.run.path / "history.csv").is_file():
-        draws.append(draw_training)
-    return [draw(interpretation, folder) for draw in draws]
 
 
 def draw_confusion(interpretation: Interpretation, folder: Path) -> Path:
@@ -80,8 +59,13 @@ def write_cell(axis: Axes, i: int, j: int, share: float, count: int, size: float
         axis.text(j, i, text, ha="center", va="center", color=color, weight=weight, fontsize=size)
 
 
-def draw_precision_recall(interpretation: Interpretation, folder: Path) -> Path:
-    """Draw one precision-recall curve a class, with a mark where the rule decides."""
+def draw_precision_recall(
+    interpretation: Interpretation, measures: pd.DataFrame, folder: Path
+) -> Path:
+    """Draw one precision-recall curve a class, with a mark where the rule decides.
+
+    `measures` is what `measures.measure` says of the same predictions.
+    """
     from sklearn.metrics import precision_recall_curve
 
     def curve(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -89,9 +73,8 @@ def draw_precision_recall(interpretation: Interpretation, folder: Path) -> Path:
         return recall, precision
 
     title = "Precision and sensitivity of each class against the rest"
-    figure, axis = draw_curves(
-        interpretation, title, curve, "average_precision", "AP", "steps-post"
-    )
+    labels = labels_of(interpretation, measures, "average_precision", "AP")
+    figure, axis = draw_curves(interpretation, title, curve, labels, "steps-post")
     table = interpretation.sensitivity_table()
     mark_decisions(axis, interpretation, table["sensitivity"], table["precision"])
     axis.set(xlabel="sensitivity (recall)", ylabel="precision (positive predictive value)")
@@ -99,15 +82,19 @@ def draw_precision_recall(interpretation: Interpretation, folder: Path) -> Path:
     return save(figure, folder / "precision_recall.png")
 
 
-def draw_roc(interpretation: Interpretation, folder: Path) -> Path:
-    """Draw one ROC curve a class, with a mark where the rule decides."""
+def draw_roc(interpretation: Interpretation, measures: pd.DataFrame, folder: Path) -> Path:
+    """Draw one ROC curve a class, with a mark where the rule decides.
+
+    `measures` is what `measures.measure` says of the same predictions.
+    """
     from sklearn.metrics import roc_curve
 
     def curve(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return roc_curve(positive, scores)[:2]
 
     title = "ROC curve of each class against the rest"
-    figure, axis = draw_curves(interpretation, title, curve, "auc", "AUC")
+    labels = labels_of(interpretation, measures, "auc", "AUC")
+    figure, axis = draw_curves(interpretation, title, curve, labels)
     axis.plot([0, 1], [0, 1], color="0.75", linewidth=1, zorder=0)
     table = interpretation.sensitivity_table()
     mark_decisions(axis, interpretation, 1 - table["specificity"], table["sensitivity"])
@@ -120,28 +107,22 @@ def draw_curves(
     interpretation: Interpretation,
     title: str,
     curve: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
-    metric: str,
-    label: str,
+    labels: dict[str, str],
     drawstyle: str = "default",
 ) -> tuple[Figure, Axes]:
     """Return a figure with one curve a class, the legend beside it in the order of the classes."""
     subtitle = f"{told(interpretation)}; marks: where the rule decides"
     figure = new_figure(7.5, max(5.6, 0.45 * len(interpretation.classes)), title, subtitle)
     axis = figure.subplots()
-    counts, values = interpretation.metrics["counts"], interpretation.metrics[metric]
-    for name, style in class_styles(interpretation.classes).items():
-        text = f"{full_name(name)}\n{label} {values[name] or 0:.3f}, n {counts[name]}"
+    for number, (name, style) in enumerate(class_styles(interpretation.classes).items()):
+        positive = interpretation.truth == number
         points: tuple = ([], [])
-        if values[name] is None:
-            text = f"{full_name(name)}\nundefined, n {counts[name]}"
-        else:
-            number = interpretation.classes.index(name)
-            points = curve(interpretation.truth == number, interpretation.probabilities[:, number])
-        width = 2.8 if name == "mel" else 1.6
+        if positive.any() and not positive.all():
+            points = curve(positive, interpretation.probabilities[:, number])
         axis.plot(
             *points,
-            label=text,
-            linewidth=width,
+            label=f"{full_name(name)}\n{labels[name]}",
+            linewidth=2.8 if name == "mel" else 1.6,
             markevery=[],
             markersize=7,
             **style,
@@ -152,6 +133,19 @@ def draw_curves(
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, handlelength=3.5)
     return figure, axis
+
+
+def labels_of(
+    interpretation: Interpretation, measures: pd.DataFrame, metric: str, label: str
+) -> dict[str, str]:
+    """Return what the legend says of each class: a metric with its interval, and the images."""
+    found = measures[measures["metric"] == metric].set_index("of")
+    told = {}
+    for name in interpretation.classes:
+        row = found.loc[name]
+        value = f"{label} {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+        told[name] = f"{'undefined' if pd.isna(row['value']) else value}, n {row['n']}"
+    return told
 
 
 def mark_decisions(axis: Axes, interpretation: Interpretation, x: pd.Series, y: pd.Series) -> None:

@@ -105,7 +105,9 @@ def metrics(findings: Findings) -> Section:
         draw_roc: "ROC curve of each class against the rest",
         draw_precision_recall: "Precision and sensitivity of each class against the rest",
     }
-    curves = [picture_of(findings.drawn(draw), told) for draw, told in files.items()]
+    curves = [
+        picture_of(findings.drawn(draw, findings.measures), told) for draw, told in files.items()
+    ]
     return Section("Metrics", words, tables, curves)
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from lesionfast.data.encoder import MetadataEncoder
 from lesionfast.data.metadata import NOT_KNOWN
+from lesionfast.errors import LesionfastError, did_you_mean
 
 logger = logging.getLogger("lesionfast")
 
@@ -37,8 +38,7 @@ class Known:
 
     def value(self, learned: dict[str, Any], told: dict[str, Any]) -> Any:
         """Return one column's value."""
-        name, given = learned["name"], told.get(learned["name"])
-        text = "" if given is None or given is pd.NA else str(given).strip()
+        name, text = learned["name"], text_of(told, learned)
         if text.lower() in NOT_KNOWN:
             return np.nan
         if learned["kind"] == "text":
@@ -51,6 +51,21 @@ class Known:
         except ValueError:
             raise BadValue(f"{name} is '{text}', which is no number") from None
         return number if np.isfinite(number) else np.nan
+
+    def check(self, told: dict[str, Any]) -> None:
+        """Raise `LesionfastError` for what is said of all images and can be true of none."""
+        for learned in self.encoder.learned:
+            name, text, values = learned["name"], text_of(told, learned), learned.get("values")
+            if values is None:
+                try:
+                    self.value(learned, told)
+                except BadValue as bad:
+                    raise LesionfastError(f"{bad}. Type for example {name}=55.") from None
+            elif text not in values and text.lower() not in NOT_KNOWN:
+                raise LesionfastError(
+                    f"the model never saw {name} '{text}'.{did_you_mean(text, values)} "
+                    f"Type one of: {', '.join(values)}, unknown."
+                )
 
     def encode(self, rows: Sequence[dict[str, Any]]) -> np.ndarray:
         """Return cleaned rows as float32 (n, width)."""
@@ -70,3 +85,9 @@ class Known:
         if self.unseen:
             told = ", ".join(f"{value} ({n})" for value, n in self.unseen.most_common(5))
             logger.warning("values that training never saw count as not known: %s", told)
+
+
+def text_of(told: dict[str, Any], learned: dict[str, Any]) -> str:
+    """Return what is said of a column as text, "" if nothing is."""
+    given = told.get(learned["name"])
+    return "" if given is None or given is pd.NA else str(given).strip()

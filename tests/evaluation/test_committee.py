@@ -9,10 +9,11 @@ import pytest
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.committee import average, best_weights, combine
 from lesionfast.evaluation.comparison import Comparison
-from lesionfast.evaluation.figures import draw_figures
+from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.metrics import losses
 from lesionfast.evaluation.run_tables import runs_table
+from lesionfast.evaluation.sections import training
 from lesionfast.runs import Run, list_runs, newest_run, sha256
 
 EVEN = [1 / 7] * 7
@@ -116,7 +117,7 @@ def test_a_committee_is_a_run_like_any_other(members, tmp_path):
     assert combine(members[1:], root).model["parameters"] == 6_800_000
     read = Interpretation.of(run)
     assert read.metrics == run.metrics["test"] and read.rows["group"].notna().all()
-    assert "training.png" not in {path.name for path in draw_figures(read)}
+    assert training(Findings(read)) is None
     assert run.path in [each.path for each in Comparison.of([*members, run]).runs]
     nested = combine([run, members[2]], root)
     assert nested.config.arch == "committee"

@@ -13,17 +13,18 @@ from PIL import Image
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation import figures, grids
 from lesionfast.evaluation.canvas import class_styles
-from lesionfast.evaluation.figures import draw_figures
+from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.grids import caption, draw_grid, per_cent
 from lesionfast.evaluation.interpretation import Interpretation
+from lesionfast.evaluation.sections import confusion, melanoma, metrics, training
 from lesionfast.runs import Run
 
 NAMES = [
     "confusion.png",
-    "top_losses.png",
     "melanomas_taken_for_nevi.png",
     "precision_recall.png",
     "roc.png",
+    "top_losses.png",
     "training.png",
 ]
 
@@ -42,7 +43,11 @@ def test_every_figure_is_a_picture_with_something_on_it(make_run, images):
     interpretation = Interpretation.of(make_run())
     images(interpretation.top_losses())
     images(interpretation.taken_for())
-    paths = draw_figures(interpretation)
+    findings = Findings(interpretation)
+    for build in (melanoma, confusion, metrics, training):
+        build(findings)
+    findings.drawn(grids.draw_top_losses)
+    paths = sorted(findings.files.values())
     assert [path.name for path in paths] == NAMES
     for path in paths:
         assert path.parent == interpretation.run.path / "figures"
@@ -73,21 +78,22 @@ def test_confusion_has_every_count_and_share(make_run, tmp_path, drawn):
 
 def test_curves_name_every_class_with_its_number(make_run, tmp_path, drawn):
     interpretation = Interpretation.of(make_run())
-    figures.draw_roc(interpretation, tmp_path)
-    figures.draw_precision_recall(interpretation, tmp_path)
-    metrics = interpretation.metrics
+    measures = Findings(interpretation).measures
+    figures.draw_roc(interpretation, measures, tmp_path)
+    figures.draw_precision_recall(interpretation, measures, tmp_path)
     for name, metric in (("roc.png", "auc"), ("precision_recall.png", "average_precision")):
         axis = drawn[name.removesuffix(".png")].axes[0]
         legend = [text.get_text() for text in axis.get_legend().get_texts()]
         assert [text.split(" ")[0] for text in legend] == interpretation.classes
-        for text, value in zip(legend, metrics[metric].values(), strict=True):
-            assert f"{value:.3f}" in text
+        rows = measures[measures["metric"] == metric].set_index("of").loc[interpretation.classes]
+        for text, row in zip(legend, rows.itertuples(), strict=True):
+            assert f" {row.value:.3f} [{row.low:.3f}, {row.high:.3f}], n {row.n}" in text
         assert axis.get_xlabel() and axis.get_ylabel()
 
 
 def test_marks_sit_where_the_rule_decides(make_run, tmp_path, drawn):
     interpretation = Interpretation.of(make_run())
-    figures.draw_precision_recall(interpretation, tmp_path)
+    figures.draw_precision_recall(interpretation, Findings(interpretation).measures, tmp_path)
     marks = drawn["precision_recall"].axes[0].collections
     found = np.array([each.get_offsets()[0] for each in marks])
     table = interpretation.sensitivity_table()
@@ -98,7 +104,8 @@ def test_a_class_without_images_keeps_its_place_in_the_legend(make_run, tmp_path
     run = make_run()
     table = run.predictions[run.predictions["target"] != "df"]
     table.to_csv(run.path / "predictions.csv", index=False)
-    figures.draw_roc(Interpretation.of(Run(run.path)), tmp_path)
+    interpretation = Interpretation.of(Run(run.path))
+    figures.draw_roc(interpretation, Findings(interpretation).measures, tmp_path)
     legend = drawn["roc"].axes[0].get_legend().get_texts()
     assert legend[3].get_text() == "df (dermatofibroma)\nundefined, n 0"
 
@@ -129,11 +136,9 @@ def test_one_epoch_is_drawn(make_run, tmp_path, drawn):
     assert drawn["training"].axes[0].lines[0].get_ydata().tolist() == [1.52]
 
 
-def test_other_classes_have_no_grid_of_melanomas(make_run, images):
-    interpretation = Interpretation.of(make_run(classes=("benign", "malignant"), n=30))
-    images(interpretation.top_losses())
-    names = [path.name for path in draw_figures(interpretation)]
-    assert names == [name for name in NAMES if "melanoma" not in name]
+def test_other_classes_have_no_grid_of_melanomas(make_run):
+    findings = Findings(Interpretation.of(make_run(classes=("benign", "malignant"), n=30)))
+    assert melanoma(findings) is None and not findings.files
 
 
 def test_grid_shows_the_pictures_and_says_how_many_of_how_many(make_run, images, tmp_path, drawn):

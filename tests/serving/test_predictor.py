@@ -81,6 +81,22 @@ def test_wrong_metadata_is_an_error(predictor, photos, metadata, message):
         predictor(photos[0], **metadata)
 
 
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"age": "old"}, "age is 'old', which is no number. Type for example age=55."),
+        ({"sex": "femal"}, "never saw sex 'femal'. Did you mean 'female'"),
+        ({"sex": "3"}, "Type one of: female, male, unknown."),
+    ],
+)
+def test_what_is_said_of_all_images_is_checked_before_the_first(predictor, told, message):
+    with pytest.raises(LesionfastError, match=message):
+        predictor.known.check(told)
+    predictor.known.check({"age": "unknown", "sex": "female"})
+    predictor.known.check({})
+    assert not predictor.known.unseen
+
+
 def test_a_value_that_training_never_saw_counts_as_not_known(predictor, photos, caplog):
     found = next(iter(predictor.stream([Item("a", photos[0], {"sex": "other"})])))
     predictor.known.report()
