@@ -81,10 +81,10 @@ OF_A_SYSTEM = {
 
 
 def contribution_table(found: "pd.DataFrame") -> "Table":
-    """Return two lines a system: its metrics, and their differences from the whole run."""
+    """Return the metrics of each system, and below their differences from the whole run."""
     table = new_table(
         "What each input contributes",
-        "below: the difference from the whole run, and its paired 95 % interval",
+        "each with its 95 % interval; below: the difference from the whole run, and its paired one",
     )
     metrics = {key: name for key, name in OF_A_SYSTEM.items() if (found["metric"] == key[0]).any()}
     add_columns(table, "system", *metrics.values())
@@ -93,7 +93,7 @@ def contribution_table(found: "pd.DataFrame") -> "Table":
         for metric, of in metrics:
             chosen = rows[(rows["metric"] == metric) & (rows["of"] == of)]
             row = {} if chosen.empty else chosen.iloc[0].to_dict()
-            told = decimal(row.get("value"))
+            told = with_interval(row, "value")
             if system != "whole" and row:
                 told += "\n" + with_interval(row, "difference", "+.3f")
             cells.append(told)

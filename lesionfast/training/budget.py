@@ -27,7 +27,8 @@ def read_duration(text: str) -> float:
     parts = re.findall(r"(\d+(?:\.\d+)?)([hms])", text)
     seconds = sum(float(number) * UNITS[unit] for number, unit in parts)
     if "".join(map("".join, parts)) != text or seconds <= 0:
-        raise LesionfastError(f"--budget is '{text}', which is no time. Type one such as 10m.")
+        example = f"{text}s or {text}m" if text.isdecimal() and int(text) else "one such as 10m"
+        raise LesionfastError(f"--budget is '{text}', which is no time. Type {example}.")
     return seconds
 
 

@@ -7,7 +7,7 @@ from sklearn.metrics import balanced_accuracy_score
 
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.comparison_tables import contribution_table as terminal_table
-from lesionfast.evaluation.contribution import contribution_table, in_words
+from lesionfast.evaluation.contribution import SHOWN, contribution_table, in_words
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.measures import drawn_rows
 
@@ -79,3 +79,9 @@ def test_the_terminal_shows_every_difference(pair):
     table = contribution_table(pair[0], {"worse": pair[1]}, resamples=1000)
     shown = terminal_table(table)
     assert shown.row_count == 2 and len(shown.columns) == 5
+    for column, (metric, _) in zip(shown.columns[1:], SHOWN, strict=True):
+        whole, worse = column.cells
+        first, second = (row_of(table, system, metric) for system in ("whole", "worse"))
+        assert whole == f"{first['value']:.3f}\n[{first['low']:.3f}, {first['high']:.3f}]"
+        assert worse.startswith(f"{second['value']:.3f}\n[{second['low']:.3f}, ")
+        assert f"\n{second['difference']:+.3f}\n[{second['difference_low']:+.3f}, " in worse

@@ -20,9 +20,12 @@ def test_a_time_is_read(text, seconds):
     assert read_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["ten", "10", "", "10m!", "0s", "m"])
-def test_what_is_no_time_says_what_to_type(text):
-    with pytest.raises(LesionfastError, match="Type one such as 10m"):
+@pytest.mark.parametrize(
+    ("text", "typed"),
+    [("90", "90s or 90m"), *((each, "one such as 10m") for each in ("ten", "", "10m!", "0s", "0"))],
+)
+def test_what_is_no_time_says_what_to_type(text, typed):
+    with pytest.raises(LesionfastError, match=f"Type {typed}"):
         read_duration(text)
 
 
