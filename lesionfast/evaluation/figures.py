@@ -112,7 +112,7 @@ def draw_curves(
 ) -> tuple[Figure, Axes]:
     """Return a figure with one curve a class, the legend beside it in the order of the classes."""
     subtitle = f"{told(interpretation)}; marks: where the rule decides"
-    figure = new_figure(7.5, max(5.6, 0.45 * len(interpretation.classes)), title, subtitle)
+    figure = new_figure(8.2, max(5.6, 0.45 * len(interpretation.classes)), title, subtitle)
     axis = figure.subplots()
     for number, (name, style) in enumerate(class_styles(interpretation.classes).items()):
         positive = interpretation.truth == number
@@ -121,7 +121,7 @@ def draw_curves(
             points = curve(positive, interpretation.probabilities[:, number])
         axis.plot(
             *points,
-            label=f"{full_name(name)}\n{labels[name]}",
+            label=labels[name],
             linewidth=2.8 if name == "mel" else 1.6,
             markevery=[],
             markersize=7,
@@ -138,13 +138,14 @@ def draw_curves(
 def labels_of(
     interpretation: Interpretation, measures: pd.DataFrame, metric: str, label: str
 ) -> dict[str, str]:
-    """Return what the legend says of each class: a metric with its interval, and the images."""
+    """Return what the legend says of each class: its images, and a metric with its interval."""
     found = measures[measures["metric"] == metric].set_index("of")
     told = {}
     for name in interpretation.classes:
         row = found.loc[name]
         value = f"{label} {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-        told[name] = f"{'undefined' if pd.isna(row['value']) else value}, n {row['n']}"
+        value = "undefined" if pd.isna(row["value"]) else value
+        told[name] = f"{full_name(name)}, n {row['n']}\n{value}"
     return told
 
 

@@ -87,7 +87,8 @@ def test_curves_name_every_class_with_its_number(make_run, tmp_path, drawn):
         assert [text.split(" ")[0] for text in legend] == interpretation.classes
         rows = measures[measures["metric"] == metric].set_index("of").loc[interpretation.classes]
         for text, row in zip(legend, rows.itertuples(), strict=True):
-            assert f" {row.value:.3f} [{row.low:.3f}, {row.high:.3f}], n {row.n}" in text
+            assert f", n {row.n}\nA" in text
+            assert text.endswith(f" {row.value:.3f} [{row.low:.3f}, {row.high:.3f}]")
         assert axis.get_xlabel() and axis.get_ylabel()
 
 
@@ -107,7 +108,7 @@ def test_a_class_without_images_keeps_its_place_in_the_legend(make_run, tmp_path
     interpretation = Interpretation.of(Run(run.path))
     figures.draw_roc(interpretation, Findings(interpretation).measures, tmp_path)
     legend = drawn["roc"].axes[0].get_legend().get_texts()
-    assert legend[3].get_text() == "df (dermatofibroma)\nundefined, n 0"
+    assert legend[3].get_text() == "df (dermatofibroma), n 0\nundefined"
 
 
 def test_classes_keep_their_look_whichever_others_there_are():
