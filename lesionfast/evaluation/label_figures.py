@@ -37,6 +37,7 @@ def draw_suspicious_labels(
     figure = draw_grid(rows, title, subtitle, "no label is in doubt")
     for axis, (_, row) in zip(figure.axes, rows.iterrows(), strict=False):
         axis.set_xlabel(label_caption(row), loc="left", fontsize=9, linespacing=1.3)
+    figure.get_layout_engine().set(h_pad=0.1)  # a line more than other grids have
     names = ("run " if len(runs) == 1 else "runs ") + ", ".join(run.path.name for run in runs)
     figure.supxlabel(names, x=0.012, ha="left", fontsize=7.5, color=GREY)
     return save(figure, folder / "suspicious_labels.png")

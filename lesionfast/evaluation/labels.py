@@ -21,15 +21,15 @@ OWN_OF_FOLD = ("fold", "split")  # configuration that the runs of a cross-valida
 def suspicious_labels(runs: Sequence[Run]) -> pd.DataFrame:
     """Return the images whose label confident learning takes for wrong, the least likely first.
 
-    `runs` are those of `lesionfast train --folds 5 --fold 0` to `--fold 4`, each of which
-    predicts its own validation part; of a single run it is its validation and test images. An
-    image is named if a class other than its own has more than the mean probability that the
-    images of that class give it, and the most of such classes (Northcutt et al. 2021,
-    arXiv:1911.00068, the confident joint; by cleanlab). Columns: image_id, group, target,
-    suggested (the most probable class), self_confidence (the probability of the label),
-    probability (of the suggested class), and dx_type, age, sex, localization and path where the
-    dataset has them. How many images were covered is said in the log. Raises `LesionfastError`
-    for runs that are not folds of one data set.
+    `runs` are those of `lesionfast train --folds 5 --fold 0` to `--fold 4`: each predicts its own
+    validation part, and all of them the test images, whose probabilities are averaged. Of a single
+    run it is its validation and test images. An image is named if a class other than its own has
+    more than the mean probability that the images of that class give it, and the most of such
+    classes (Northcutt et al. 2021, arXiv:1911.00068, the confident joint; by cleanlab). Columns:
+    image_id, group, target, suggested (the most probable class), self_confidence (the probability
+    of the label), probability (of the suggested class), and dx_type, age, sex, localization and
+    path where the dataset has them. How many images were covered is said in the log. Raises
+    `LesionfastError` for runs that are not folds of one data set.
     """
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_self_confidence_for_each_label
@@ -64,7 +64,8 @@ def out_of_sample(runs: Sequence[Run]) -> pd.DataFrame:
         return runs[0].predictions.reset_index(drop=True)
     check_folds(runs)
     parts = [run.predictions for run in runs]
-    table = pd.concat([part[part["split"] == "valid"] for part in parts], ignore_index=True)
+    held_out = [part[part["split"] == "valid"] for part in parts]
+    table = pd.concat([*held_out, mean_of_tests(runs)], ignore_index=True)
     twice = table["image_id"][table["image_id"].duplicated()]
     if len(twice):
         raise LesionfastError(
@@ -72,6 +73,14 @@ def out_of_sample(runs: Sequence[Run]) -> pd.DataFrame:
             f"{twice.iloc[0]}. Pass each --fold of one split once."
         )
     return table
+
+
+def mean_of_tests(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return the predictions of the test images, their probabilities averaged over the runs."""
+    parts = [run.predictions[run.predictions["split"] == "test"] for run in runs]
+    columns = [f"p_{name}" for name in runs[0].classes]
+    means = pd.concat(parts).groupby("image_id")[columns].mean()
+    return parts[0].assign(**means.loc[parts[0]["image_id"]].set_axis(parts[0].index))
 
 
 def check_folds(runs: Sequence[Run]) -> None:
@@ -103,12 +112,12 @@ def check_folds(runs: Sequence[Run]) -> None:
 
 
 def coverage(runs: Sequence[Run]) -> str:
-    """Return "5,012 of 10,015 images, validation parts of 3 of 5 folds"."""
+    """Return "6,609 of 10,015 images, the validation parts of 3 of 5 folds and the test"."""
     covered, total = len(out_of_sample(runs)), runs[0].split["image_id"].nunique()
     if len(runs) == 1:
         parts = "validation and test of one run; its training images can't be judged by it"
     else:
-        parts = f"the validation parts of {len(runs)} of {runs[0].config.folds} folds"
+        parts = f"the validation parts of {len(runs)} of {runs[0].config.folds} folds and the test"
     return f"{covered:,} of {total:,} images, {parts}"
 
 
