@@ -117,7 +117,7 @@ def draw_curves(
     for number, (name, style) in enumerate(class_styles(interpretation.classes).items()):
         positive = interpretation.truth == number
         points: tuple = ([], [])
-        if positive.any() and not positive.all():
+        if is_told_apart(positive):
             points = curve(positive, interpretation.probabilities[:, number])
         axis.plot(
             *points,
@@ -141,12 +141,17 @@ def labels_of(
     """Return what the legend says of each class: its images, and a metric with its interval."""
     found = measures[measures["metric"] == metric].set_index("of")
     told = {}
-    for name in interpretation.classes:
-        row = found.loc[name]
-        value = f"{label} {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-        value = "undefined" if pd.isna(row["value"]) else value
+    for number, name in enumerate(interpretation.classes):
+        row, value = found.loc[name], "undefined"
+        if is_told_apart(interpretation.truth == number):
+            value = f"{label} {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
         told[name] = f"{full_name(name)}, n {row['n']}\n{value}"
     return told
+
+
+def is_told_apart(positive: np.ndarray) -> bool:
+    """Return whether there are images of a class and others, so that it has a curve."""
+    return bool(positive.any() and not positive.all())
 
 
 def mark_decisions(axis: Axes, interpretation: Interpretation, x: pd.Series, y: pd.Series) -> None:

@@ -15,7 +15,7 @@ logger = logging.getLogger("lesionfast")
 
 ABOUT = ("dx_type", "age", "sex", "localization", "path")  # what a table of labels tells besides
 SAME_LESION, NEAR_DUPLICATE = "same lesion", "near-duplicate"
-OWN_OF_FOLD = ("fold", "split")  # configuration that the runs of a cross-validation differ in
+SHARES_ALIKE = 0.02  # what the class shares of the folds of one cross-validation differ by
 
 
 def suspicious_labels(runs: Sequence[Run]) -> pd.DataFrame:
@@ -77,10 +77,18 @@ def out_of_sample(runs: Sequence[Run]) -> pd.DataFrame:
 
 def mean_of_tests(runs: Sequence[Run]) -> pd.DataFrame:
     """Return the predictions of the test images, their probabilities averaged over the runs."""
-    parts = [run.predictions[run.predictions["split"] == "test"] for run in runs]
     columns = [f"p_{name}" for name in runs[0].classes]
-    means = pd.concat(parts).groupby("image_id")[columns].mean()
-    return parts[0].assign(**means.loc[parts[0]["image_id"]].set_axis(parts[0].index))
+    parts = [
+        run.predictions[run.predictions["split"] == "test"].sort_values("image_id") for run in runs
+    ]
+    for run, part in zip(runs, parts, strict=True):
+        if part["image_id"].tolist() != parts[0]["image_id"].tolist():
+            raise LesionfastError(
+                f"{run.path} and {runs[0].path} have predictions of other test images. Pass runs "
+                "that differ in --fold alone."
+            )
+    mean = np.mean([part[columns].to_numpy() for part in parts], axis=0)
+    return parts[0].assign(**dict(zip(columns, mean.T, strict=True)))
 
 
 def check_folds(runs: Sequence[Run]) -> None:
@@ -105,6 +113,11 @@ def check_folds(runs: Sequence[Run]) -> None:
                 f"{run.path} knows the classes {', '.join(run.classes)}, and {first.path} "
                 f"{', '.join(first.classes)}. Pass runs of the same data."
             )
+        if not np.allclose(run.model["prior"], first.model["prior"], atol=SHARES_ALIKE):
+            raise LesionfastError(
+                f"{run.path} and {first.path} have learned from other shares of the classes. Pass "
+                "runs that differ in --fold alone."
+            )
         if set(run.split["image_id"]) != set(first.split["image_id"]):
             raise LesionfastError(
                 f"{run.path} and {first.path} have split other images. Pass runs of the same data."
@@ -113,12 +126,13 @@ def check_folds(runs: Sequence[Run]) -> None:
 
 def coverage(runs: Sequence[Run]) -> str:
     """Return "6,609 of 10,015 images, the validation parts of 3 of 5 folds and the test"."""
-    covered, total = len(out_of_sample(runs)), runs[0].split["image_id"].nunique()
+    table, total = out_of_sample(runs), runs[0].split["image_id"].nunique()
     if len(runs) == 1:
         parts = "validation and test of one run; its training images can't be judged by it"
     else:
-        parts = f"the validation parts of {len(runs)} of {runs[0].config.folds} folds and the test"
-    return f"{covered:,} of {total:,} images, {parts}"
+        parts = f"the validation parts of {len(runs)} of {runs[0].config.folds} folds"
+        parts += " and the test" if (table["split"] == "test").any() else ""
+    return f"{len(table):,} of {total:,} images, {parts}"
 
 
 def contradictions(runs: Sequence[Run], pairs: pd.DataFrame | None = None) -> pd.DataFrame:

@@ -197,10 +197,13 @@ class Ranking:
 
 
 def images_of(truth: np.ndarray, classes: Sequence[str]) -> dict[str, int]:
-    """Return the number of images of each class, of the malignant ones and of all."""
+    """Return the number of images of each class, of the malignant ones and of all.
+
+    A class that is itself named 'malignant' keeps its own.
+    """
     counts = np.bincount(truth, minlength=len(classes))
     malignant = int(counts[np.isin(classes, MALIGNANT)].sum())
-    return dict(zip(classes, counts.tolist(), strict=True)) | {CANCER: malignant, ALL: len(truth)}
+    return {CANCER: malignant, ALL: len(truth)} | dict(zip(classes, counts.tolist(), strict=True))
 
 
 def lesions_behind(

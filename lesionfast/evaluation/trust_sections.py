@@ -34,8 +34,8 @@ def calibration(findings: Findings) -> Section | None:
         "Fitted on validation; the method with the least log loss there, over five folds of its "
         f"lesions, is chosen: {calibrator.method}. The rule that decides is the same before and "
         "after, so a change of melanoma sensitivity is what the calibration does to it.",
-        "Chance makes an expected calibration error (ECE) larger, never smaller; its interval "
-        "takes that off, and so may end at the estimate.",
+        "On average, chance makes an expected calibration error (ECE) larger than the truth; its "
+        "interval takes that off, and so may end at the estimate.",
     ]
     pictures = [
         picture_of(findings.drawn(draw, calibrator), told)

@@ -53,18 +53,28 @@ class Known:
         return number if np.isfinite(number) else np.nan
 
     def check(self, told: dict[str, Any]) -> None:
-        """Raise `LesionfastError` for what is said of all images and can be true of none."""
+        """Raise `LesionfastError` for text in a column of numbers, or a value never seen.
+
+        One image may have such a value; said of all of them it is a slip of the pen.
+        """
         for learned in self.encoder.learned:
             name, text, values = learned["name"], text_of(told, learned), learned.get("values")
+            if text.lower() in NOT_KNOWN:
+                continue
             if values is None:
                 try:
-                    self.value(learned, told)
+                    value = self.value(learned, told)
                 except BadValue as bad:
-                    raise LesionfastError(f"{bad}. Type for example {name}=55.") from None
-            elif text not in values and text.lower() not in NOT_KNOWN:
+                    value = np.nan
+                if np.isnan(value):
+                    raise LesionfastError(
+                        f"{name} is '{text}', which is no number. "
+                        f"Type for example {name}={learned['mean']:.0f}."
+                    )
+            elif text not in values:
                 raise LesionfastError(
                     f"the model never saw {name} '{text}'.{did_you_mean(text, values)} "
-                    f"Type one of: {', '.join(values)}, unknown."
+                    f"Type one of: {', '.join([*values, 'unknown'])}."
                 )
 
     def encode(self, rows: Sequence[dict[str, Any]]) -> np.ndarray:

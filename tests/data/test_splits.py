@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 
 from lesionfast.config import DataConfig, SplitConfig
-from lesionfast.data.dataset import load_dataset
 from lesionfast.data.metadata import load_metadata
 from lesionfast.data.splits import (
     assign_split,
@@ -359,14 +358,3 @@ def test_joined_lesions_of_two_classes_do_not_cross():
     assert (split.groupby("group")["split"].nunique() == 1).all()
     part = split.set_index("image_id")["split"]
     assert part[nv].tolist() == part[mel].tolist()
-
-
-def test_what_the_data_lacks_is_said_once_a_run(tmp_path, caplog):
-    df = load_dataset(SplitConfig())
-    assert "SYNTHETIC" in caplog.text
-    write_split(df, tmp_path / "split.csv")
-    caplog.clear()
-    again = load_dataset(SplitConfig(), split=tmp_path / "split.csv")
-    assert not caplog.records and again["split"].tolist() == df["split"].tolist()
-    load_dataset(SplitConfig())
-    assert "SYNTHETIC" in caplog.text

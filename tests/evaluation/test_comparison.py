@@ -12,7 +12,7 @@ from rich.console import Console
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.bootstrap import interval, resample
 from lesionfast.evaluation.comparison import Comparison, comparable_runs, distinctions
-from lesionfast.evaluation.comparison_figures import draw_comparison, push_apart
+from lesionfast.evaluation.comparison_figures import draw_comparison, label_of, push_apart
 from lesionfast.evaluation.comparison_tables import comparison_table
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.tables import print_table
@@ -107,6 +107,13 @@ def test_classes_without_melanoma_are_compared_without_it(make_run, make_worse):
     comparison = Comparison.of([first, make_worse(first, "other", 1)])
     assert "mel_to_nv" not in comparison.table
     assert comparison_table(comparison).row_count == 2
+
+
+def test_a_run_in_a_picture_has_its_balanced_accuracy_and_the_interval(runs):
+    comparison = Comparison.of(runs)
+    for run, row in zip(comparison.runs, comparison.table.to_dict("records"), strict=True):
+        ends = f"[{row['balanced_accuracy_low']:.3f}, {row['balanced_accuracy_high']:.3f}]"
+        assert label_of(run, comparison).endswith(f"test {row['balanced_accuracy']:.3f} {ends}")
 
 
 def test_pictures_are_drawn_and_a_run_without_history_is_no_trouble(runs, tmp_path):

@@ -86,8 +86,9 @@ def test_curves_name_every_class_with_its_number(make_run, tmp_path, drawn):
         legend = [text.get_text() for text in axis.get_legend().get_texts()]
         assert [text.split(" ")[0] for text in legend] == interpretation.classes
         rows = measures[measures["metric"] == metric].set_index("of").loc[interpretation.classes]
+        counts = interpretation.metrics["counts"]
         for text, row in zip(legend, rows.itertuples(), strict=True):
-            assert f", n {row.n}\nA" in text
+            assert f", n {counts[row.Index]}\nA" in text
             assert text.endswith(f" {row.value:.3f} [{row.low:.3f}, {row.high:.3f}]")
         assert axis.get_xlabel() and axis.get_ylabel()
 
@@ -99,6 +100,24 @@ def test_marks_sit_where_the_rule_decides(make_run, tmp_path, drawn):
     found = np.array([each.get_offsets()[0] for each in marks])
     table = interpretation.sensitivity_table()
     assert found == pytest.approx(table[["sensitivity", "precision"]].to_numpy())
+
+
+def test_a_class_named_malignant_has_its_own_images_in_the_legend(make_run, tmp_path, drawn):
+    interpretation = Interpretation.of(make_run(classes=("benign", "malignant"), n=60))
+    figures.draw_roc(interpretation, Findings(interpretation).measures, tmp_path)
+    legend = [text.get_text() for text in drawn["roc"].axes[0].get_legend().get_texts()]
+    count = int((interpretation.truth == 1).sum())
+    assert count > 0 and legend[1].startswith(f"malignant, n {count}\nAUC 0.")
+
+
+def test_a_class_without_others_has_neither_curve_nor_number(make_run, tmp_path, drawn):
+    run = make_run()
+    table = run.predictions[run.predictions["target"] == "nv"]
+    table.to_csv(run.path / "predictions.csv", index=False)
+    interpretation = Interpretation.of(Run(run.path))
+    figures.draw_precision_recall(interpretation, Findings(interpretation).measures, tmp_path)
+    texts = drawn["precision_recall"].axes[0].get_legend().get_texts()
+    assert all(text.get_text().endswith("\nundefined") for text in texts)
 
 
 def test_a_class_without_images_keeps_its_place_in_the_legend(make_run, tmp_path, drawn):

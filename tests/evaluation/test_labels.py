@@ -119,7 +119,21 @@ def test_folds_are_put_together_from_their_validation_parts_and_the_mean_of_thei
         assert found == pytest.approx(sum(given) / 4) and found != pytest.approx(given[0])
     assert coverage(runs).endswith("the validation parts of 4 of 4 folds and the test")
     assert coverage(runs[:2]).startswith("301 of ")
+    untested = [
+        write_predictions(run, run.predictions[run.predictions["split"] == "valid"]) for run in runs
+    ]
+    assert coverage(untested).endswith("the validation parts of 4 of 4 folds")
     assert set(suspicious_labels(runs)["image_id"]) <= set(table["image_id"])
+
+
+def test_folds_of_other_test_images_or_shares_are_refused(make_run):
+    runs = folds_of(make_run)
+    other = write_predictions(runs[2], runs[2].predictions.iloc[:-1])
+    with pytest.raises(LesionfastError, match="predictions of other test images.*--fold alone"):
+        suspicious_labels([runs[0], runs[1], other])
+    runs[1].model["prior"] = [1 / 7] * 7
+    with pytest.raises(LesionfastError, match="other shares of the classes.*--fold alone"):
+        suspicious_labels(runs[:2])
 
 
 def test_runs_that_are_no_folds_of_one_data_set_are_refused(make_run):
