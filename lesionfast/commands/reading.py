@@ -2,6 +2,7 @@
 
 import json as json_module
 import logging
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -71,6 +72,8 @@ def interpret(
 
         rows = found.predictions[found.predictions["split"] == split]
         write_submission(rows, submission)
+        told = "the probabilities, of which the challenge takes the largest (the rule argmax)"
+        print(f"{submission}: {told}", file=sys.stderr)
     figures = [str(file) for file in findings.files.values()]
     if json:
         print(json_module.dumps(findings.to_dict() | {"figures": figures, "report": str(page)}))

@@ -62,10 +62,24 @@ def contribution_table(
 
 
 def in_words(table: pd.DataFrame, system: str, loses: str) -> str:
-    """Return what a system loses of balanced accuracy, "no measurable loss: +0.3 points […]"."""
-    chosen = (table["system"] == system) & (table["metric"] == "balanced_accuracy")
-    change, low, high = (100 * table.loc[chosen, name].item() for name in ENDS)
-    told = f"{change:+.1f} points [{low:.1f}, {high:.1f}] of balanced accuracy"
+    """Return what a system loses of balanced accuracy, "no measurable loss: +0.3 points […]".
+
+    And of melanoma sensitivity, where its interval leaves out 0.
+    """
+    low, high, told = points(table, system, "balanced_accuracy", "balanced accuracy")
+    verdict = f"{loses}: no measurable change: {told}"
     if low > 0:
-        return f"{loses} is a gain: {told}"
-    return f"{loses} costs: {told}" if high < 0 else f"{loses}: no measurable change: {told}"
+        verdict = f"{loses} is a gain: {told}"
+    elif high < 0:
+        verdict = f"{loses} costs: {told}"
+    if "sensitivity" not in set(table["metric"]):
+        return verdict
+    low, high, told = points(table, system, "sensitivity", "melanoma sensitivity")
+    return f"{verdict}; and {told}" if low > 0 or high < 0 else verdict
+
+
+def points(table: pd.DataFrame, system: str, metric: str, name: str) -> tuple[float, float, str]:
+    """Return both ends of a difference in per cent, and "+0.3 points [-0.9, 1.5] of the name"."""
+    chosen = table[(table["system"] == system) & (table["metric"] == metric)]
+    change, low, high = (100 * chosen[end].item() for end in ENDS)
+    return low, high, f"{change:+.1f} points [{low:.1f}, {high:.1f}] of {name}"

@@ -28,7 +28,7 @@ def subgroups(findings: Findings) -> Section | None:
     ]
     picture = picture_of(findings.drawn(draw_subgroups), "Sensitivity and AUC of each group")
     gaps = gap_table(read)
-    tables = [subgroups_wide(found), gaps_table(gaps[gaps["value"].notna()])]
+    tables = [subgroups_wide(found), gaps_table(gaps[gaps["value"].notna()], found)]
     return Section("Subgroups", words, tables, [picture])
 
 
@@ -49,13 +49,16 @@ def subgroups_wide(found: pd.DataFrame) -> Table:
     return table_of(pd.DataFrame(rows), "Groups of patients")
 
 
-def gaps_table(gaps: pd.DataFrame) -> Table:
-    """Return the gaps between the ranked groups."""
-    told = gaps.assign(
+def gaps_table(gaps: pd.DataFrame, found: pd.DataFrame) -> Table:
+    """Return the gaps between the ranked groups of a table, and which it has too few cases of."""
+    keys = ["column", "of", "metric"]
+    few = found[found["few"].astype(bool)].groupby(keys)["group"].agg(", ".join)
+    told = gaps.join(few, on=keys).fillna({"group": ""})
+    told = told.assign(
         metric=gaps["of"].replace("all", "") + " " + gaps["metric"].str.replace("_", " ")
     )
     names = {"column": "by", "metric": "metric", "value": "gap", "best": "best", "worst": "worst"}
-    names |= {"expected": "expected by chance", "p": "p"}
+    names |= {"expected": "expected by chance", "p": "p", "group": "not in it, too few"}
     return table_of(told, "Gaps", names)
 
 

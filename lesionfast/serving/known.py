@@ -14,6 +14,8 @@ from lesionfast.errors import LesionfastError, did_you_mean
 
 logger = logging.getLogger("lesionfast")
 
+OLDEST = 120  # years
+
 
 class BadValue(Exception):
     """A value that a column can't have; the message is the reason."""
@@ -53,7 +55,7 @@ class Known:
         return number if np.isfinite(number) else np.nan
 
     def check(self, told: dict[str, Any]) -> None:
-        """Raise `LesionfastError` for text in a column of numbers, or a value never seen.
+        """Raise `LesionfastError` for what is no number, no age, or a text never seen in training.
 
         One image may have such a value; said of all of them it is a slip of the pen.
         """
@@ -62,13 +64,10 @@ class Known:
             if text.lower() in NOT_KNOWN:
                 continue
             if values is None:
-                try:
-                    value = self.value(learned, told)
-                except BadValue as bad:
-                    value = np.nan
-                if np.isnan(value):
+                if not self.is_plausible(learned, told):
+                    kind = f"age in years (0 to {OLDEST})" if name == "age" else "number"
                     raise LesionfastError(
-                        f"{name} is '{text}', which is no number. "
+                        f"{name} is '{text}', which is no {kind}. "
                         f"Type for example {name}={learned['mean']:.0f}."
                     )
             elif text not in values:
@@ -76,6 +75,14 @@ class Known:
                     f"the model never saw {name} '{text}'.{did_you_mean(text, values)} "
                     f"Type one of: {', '.join([*values, 'unknown'])}."
                 )
+
+    def is_plausible(self, learned: dict[str, Any], told: dict[str, Any]) -> bool:
+        """Return whether what is said of a column of numbers is a number, and of age an age."""
+        try:
+            value = self.value(learned, told)
+        except BadValue:
+            return False
+        return 0 <= value <= OLDEST if learned["name"] == "age" else not np.isnan(value)
 
     def encode(self, rows: Sequence[dict[str, Any]]) -> np.ndarray:
         """Return cleaned rows as float32 (n, width)."""

@@ -1,6 +1,7 @@
 """The fit of an experiment: its phases, its callbacks, and what is kept of it."""
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +30,8 @@ from lesionfast.training.lr_finder import find_lr
 from lesionfast.training.progress import EpochBar, EpochLines, StopOnInterrupt
 from lesionfast.training.schedule import Phase, discriminative, plan_phases
 from lesionfast.training.tracking import EarlyStopping, KeepBest, StopOnNaN, WriteHistory
+
+logger = logging.getLogger("lesionfast")
 
 
 def fit(learn: FusionLearner, run: Run, resume: bool = False) -> dict[str, Any]:
@@ -68,6 +71,8 @@ def fit(learn: FusionLearner, run: Run, resume: bool = False) -> dict[str, Any]:
     with memory_error_explained(config), learn.no_bar(), learn.no_logging(), cleaned_up(learn, cbs):
         learn.fit(total_epochs(how, config), lrs, cbs=cbs)
     check_trained(run, best)
+    kept = Run(run.path).history.set_index("epoch").loc[best.best_epoch + 1]
+    logger.info("kept: the weights of epoch %d, phase %s", best.best_epoch + 1, kept["phase"])
     return {
         "train_seconds": round(lines.train_seconds, 2),
         "images_per_second": round(lines.images_per_second, 2),

@@ -70,6 +70,25 @@ def test_it_is_said_in_words(ends, told):
     assert told in in_words(pd.DataFrame([row]), "other", "taking it away")
 
 
+@pytest.mark.parametrize(
+    "low, high, told",
+    [
+        (-0.5, -0.05, "accuracy; and -20.0 points [-50.0, -5.0] of melanoma"),
+        (-0.5, 0.05, "of balanced accuracy"),
+    ],
+)
+def test_a_change_of_melanoma_sensitivity_is_told_with_it(low, high, told):
+    ends = {"difference": -0.2, "difference_low": low, "difference_high": high}
+    rows = [
+        {"system": "other", "metric": "balanced_accuracy", **ends, "difference_high": 0.1},
+        {"system": "other", "metric": "sensitivity", **ends},
+    ]
+    words = in_words(pd.DataFrame(rows), "other", "taking it away")
+    assert "no measurable change: -20.0 points" in words
+    assert told in words and words.endswith(("accuracy", "sensitivity"))
+    assert ("melanoma" in words) == (high < 0)
+
+
 def test_runs_of_other_images_are_refused(pair, make_run):
     with pytest.raises(LesionfastError, match="different test images"):
         contribution_table(pair[0], {"other": Interpretation.of(make_run(n=200))})

@@ -6,6 +6,7 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from lesionfast.errors import LesionfastError
+from lesionfast.evaluation.group_sections import gaps_table
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.measures import wilson
 from lesionfast.evaluation.subgroup_gaps import gap_table, measure_gaps, permuted_gaps
@@ -212,3 +213,19 @@ def test_a_group_of_one_lesion_and_fewer_than_two_ranked_groups_have_no_gap():
     assert table[table["group"] == "one"]["few"].all()
     gaps = measure_gaps(*data, resamples=1000)
     assert gaps["value"].isna().all() and (gaps["groups"] <= 1).all()
+
+
+def test_the_table_of_gaps_names_the_groups_that_are_too_few(make_run):
+    read = Interpretation.of(make_run(n=300))
+    found, gaps = subgroup_table(read), gap_table(read)
+    gaps = gaps[gaps["value"].notna()]
+    shown = gaps_table(gaps, found)
+    place = shown.columns.index("not in it, too few")
+    named = [row[place].text for row in shown.rows]
+    assert any(named) and len(named) == len(gaps)
+    for text, gap in zip(named, gaps.to_dict("records"), strict=True):
+        same = (found[["column", "of", "metric"]] == [gap["column"], gap["of"], gap["metric"]]).all(
+            axis=1
+        )
+        few = found.loc[same & found["few"].astype(bool), "group"]
+        assert text == ", ".join(few) and gap["worst"] not in list(few)

@@ -84,8 +84,9 @@ def test_wrong_metadata_is_an_error(predictor, photos, metadata, message):
 @pytest.mark.parametrize(
     ("told", "message"),
     [
-        ({"age": "old"}, r"age is 'old', which is no number. Type for example age=\d\d\."),
-        ({"age": "inf"}, "age is 'inf', which is no number"),
+        ({"age": "old"}, r"age is 'old', which is no age in years.* Type for example age=\d\d\."),
+        ({"age": "inf"}, "age is 'inf', which is no age"),
+        ({"age": "-5"}, "age is '-5', which is no age"),
         ({"sex": "femal"}, "never saw sex 'femal'. Did you mean 'female'"),
         ({"sex": "3"}, "Type one of: female, male, unknown."),
     ],
