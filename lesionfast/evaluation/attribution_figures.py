@@ -24,6 +24,7 @@ GAP = 8  # pixels between a picture and its map
 HEAT = "inferno"
 COVER = 0.55  # how much of the colour lies over the picture
 CONTOUR = 0.5  # of the largest value
+FEWEST_CELLS = 4  # a side: of fewer, each is a third of the picture or more
 
 
 def draw_attribution(
@@ -87,6 +88,8 @@ def about(explanation: Explanation) -> str:
     text = (
         f"right of each picture: Grad-CAM for the decision, from {height} × {width} cells, smoothed"
     )
+    if min(height, width) < FEWEST_CELLS:
+        text += "\nso few cells show no place in a picture: train at a larger --size for that"
     columns = list(explanation.metadata) if explanation.metadata.to_numpy().any() else []
     if not columns:
         return text

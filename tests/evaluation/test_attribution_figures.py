@@ -70,6 +70,7 @@ def test_top_losses_and_missed_melanomas_are_drawn_beside_their_maps(run, tmp_pa
         + text.count(f"no effect on {worst['decision']}")
         == 2
     )  # age and sex
+    assert "train at a larger --size" in first.get_suptitle()
     assert "1 × 1 cells" in first.get_suptitle() and "age and sex: what is" in first.get_suptitle()
 
 
