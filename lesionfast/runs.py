@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import datetime
 from functools import cached_property
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -201,3 +202,11 @@ def newest_run(root: str | Path) -> Run:
     if not ended:
         raise LesionfastError(f"there is no finished run in {root}. Make one: lesionfast train")
     return ended[-1]
+
+
+def own_version() -> str:
+    """Return the version of lesionfast, "from source" where it is not installed."""
+    try:
+        return version("lesionfast")
+    except PackageNotFoundError:
+        return "from source"

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import fields
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
@@ -293,6 +294,10 @@ def test_a_run_can_be_named(tmp_path, monkeypatch):
     assert invoke("train", *epoch, "--name", "mine").stdout.strip() == "runs/mine"
     with pytest.raises(LesionfastError, match="mine already"):
         invoke("train", *epoch, "--name", "mine")
+
+
+def test_the_version_is_that_of_the_package():
+    assert invoke("--version").stdout.strip() == version("lesionfast")
 
 
 def test_the_help_lists_what_an_option_takes():

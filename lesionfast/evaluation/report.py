@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from lesionfast.evaluation.diagnoses import full_name
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.page import Section, Table, pairs_table, picture_of, render, table_of
 from lesionfast.evaluation.sections import sections_of
-from lesionfast.runs import Run, write_text
+from lesionfast.runs import Run, own_version, write_text
 
 NOT_A_DEVICE = "Not a medical device: for research, not for diagnosis."
 
@@ -35,8 +34,8 @@ def write_report(findings: Findings, to: Path | None = None) -> Path:
         headline=headline(findings),
         numbers=numbers(findings),
         sections=[*sections_of(findings), *about(findings)],
-        footer=f"lesionfast {installed()}. {INTERVALS} {NOT_A_DEVICE}",
-        version=installed(),
+        footer=f"lesionfast {own_version()}. {INTERVALS} {NOT_A_DEVICE}",
+        version=own_version(),
     )
     name = "report.html" if split == "test" else f"report-{split}.html"
     return write_text(to or run.path / name, text)
@@ -117,14 +116,6 @@ def environment_table(run: Run) -> Table:
     return pairs_table(told, "Environment", "part")
 
 
-def installed() -> str:
-    """Return the version of this package."""
-    try:
-        return version("lesionfast")
-    except PackageNotFoundError:
-        return "from source"
-
-
 def write_comparison(runs: Sequence[Run], to: Path, split: str = "test") -> Path:
     """Write the comparison of runs over one split as one HTML file and return its path.
 
@@ -165,8 +156,8 @@ def write_comparison(runs: Sequence[Run], to: Path, split: str = "test") -> Path
                 pictures=[picture_of(file, told_of(file)) for file in figures],
             ),
         ],
-        footer=f"lesionfast {installed()}. {INTERVALS} {NOT_A_DEVICE}",
-        version=installed(),
+        footer=f"lesionfast {own_version()}. {INTERVALS} {NOT_A_DEVICE}",
+        version=own_version(),
     )
     return write_text(to, text)
 
