@@ -12,6 +12,7 @@ from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.canvas import class_styles, new_figure, save, sign
 from lesionfast.evaluation.explain import nearest_of
 from lesionfast.evaluation.grids import (
+    caption,
     draw_cell,
     draw_grey_box,
     draw_words,
@@ -111,7 +112,7 @@ def draw_lines(
     axes = figure.subplots(len(cases), columns, squeeze=False, width_ratios=ratios)
     with FileReader() as reader:
         for line, (_, row) in zip(axes, cases.iterrows(), strict=True):
-            draw_cell(line[0], row, reader)
+            draw_cell(line[0], row, caption(row), reader)
             line[0].spines[:].set(color="black", linewidth=1.5)
             neighbours = nearest[row["image_id"]]
             for axis, (_, each) in zip(line[1:], neighbours.iterrows(), strict=False):

@@ -16,6 +16,7 @@ from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.reliability import calibration_table, reliability_bins
 from lesionfast.evaluation.scaling import Calibrator
 from lesionfast.evaluation.selective import Referral, aurc_table, confidence_in, risk_coverage
+from lesionfast.evaluation.tables import with_interval
 
 COLUMNS = 4
 FEWEST = 5  # lesions: of fewer a share says nothing
@@ -73,7 +74,7 @@ def gap_told(test: Interpretation, probabilities: np.ndarray) -> str:
     """Return "ECE 0.034 [0.013, 0.040]"."""
     table = calibration_table(test.truth, probabilities, lesions_of(test), test.classes)
     row = table[table["metric"] == "ece"].iloc[0]
-    return f"ECE {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+    return f"ECE {with_interval(row, 'value', between=' ')}"
 
 
 def draw_bins(axis: Axes, table: pd.DataFrame, label: str, look: dict, size: float = 5) -> None:
@@ -184,7 +185,7 @@ def draw_risk_coverage(test: Interpretation, referral: Referral, folder: Path) -
     lesions, confidence = lesions_of(test), confidence_in(test)
     data = (test.truth, test.decision, confidence, lesions)
     table, area = risk_coverage(*data, test.classes), aurc_table(*data).iloc[0]
-    told = f"AURC of the error {area['value']:.3f} [{area['low']:.3f}, {area['high']:.3f}]"
+    told = f"AURC of the error {with_interval(area, 'value', between=' ')}"
     figure = new_figure(9.6, 5.4, "Risk among the images kept", f"{counted(test)}; {told}")
     axis = figure.subplots()
     for metric, rows in table[table["lesions"] >= FEWEST].groupby("metric", sort=False):

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from lesionfast.evaluation.canvas import COLOURS, DASHES, GREY, MARKERS, new_figure, save
 from lesionfast.evaluation.comparison import Comparison
 from lesionfast.evaluation.interpretation import Interpretation
+from lesionfast.evaluation.tables import with_interval
 from lesionfast.runs import Run
 
 COLUMNS = 4
@@ -158,10 +159,9 @@ def label_of(run: Run, comparison: Comparison, width: int = LABEL_WIDTH) -> str:
     With its interval, as every number.
     """
     place = place_of(run, comparison)
-    row = comparison.table.iloc[place]
-    value, low, high = (row[f"balanced_accuracy{each}"] for each in ("", "_low", "_high"))
+    told = with_interval(comparison.table.iloc[place], "balanced_accuracy", between=" ")
     name = "\n".join(wrap(f"{place + 1}  {run.path.name}", width))
-    return f"{name}\n{comparison.split} {value:.3f} [{low:.3f}, {high:.3f}]"
+    return f"{name}\n{comparison.split} {told}"
 
 
 def sign(figure: Figure, comparison: Comparison) -> None:

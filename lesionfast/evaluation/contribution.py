@@ -62,7 +62,7 @@ def contribution_table(
 
 
 def in_words(table: pd.DataFrame, system: str, loses: str) -> str:
-    """Return what a system loses of balanced accuracy, "no measurable loss: +0.3 points […]".
+    """Return what a system loses of balanced accuracy, "no measurable change: +0.3 points […]".
 
     And of melanoma sensitivity, where its interval leaves out 0.
     """

@@ -13,6 +13,7 @@ from lesionfast.evaluation.canvas import GREY, class_styles, new_figure, save, s
 from lesionfast.evaluation.diagnoses import NAMES, full_name
 from lesionfast.evaluation.grids import per_cent
 from lesionfast.evaluation.interpretation import Interpretation
+from lesionfast.evaluation.tables import with_interval
 
 LOSSES = {  # column of the history: label, colour, line, mark
     "train_loss": ("training loss", "#7F7F7F", "dashed", "s"),
@@ -144,7 +145,7 @@ def labels_of(
     for number, name in enumerate(interpretation.classes):
         row, value = found.loc[name], "undefined"
         if is_told_apart(interpretation.truth == number):
-            value = f"{label} {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+            value = f"{label} {with_interval(row, 'value', between=' ')}"
         told[name] = f"{full_name(name)}, n {row['n']}\n{value}"
     return told
 

@@ -1,6 +1,7 @@
 """Picture grids: each image with its truth, decision, probabilities, age and sex in plain words."""
 
 import logging
+from collections.abc import Callable
 from math import ceil
 from pathlib import Path
 from textwrap import fill
@@ -21,7 +22,8 @@ from lesionfast.evaluation.interpretation import Interpretation
 logger = logging.getLogger("lesionfast")
 
 COLUMNS = 4
-CELL = (3.0, 3.1)  # inches: width, height with the caption
+CELL, LINES = (3.0, 3.1), 3  # inches: width, height with a caption of that many lines
+LINE = 0.2  # inches of a further one
 LONGEST_SIDE = 480  # pixels: more than a cell can show
 
 
@@ -56,20 +58,31 @@ def explained(interpretation: Interpretation) -> str:
     return f"{interpretation.split}, rule {interpretation.rule}"
 
 
-def draw_grid(rows: pd.DataFrame, title: str, subtitle: str, nothing: str) -> Figure:
-    """Return a figure with one picture a row of the table, or with the words of `nothing`."""
+def draw_grid(
+    rows: pd.DataFrame,
+    title: str,
+    subtitle: str,
+    nothing: str,
+    words: Callable[[pd.Series], str] | None = None,
+) -> Figure:
+    """Return a figure with one picture a row of the table, or with the words of `nothing`.
+
+    `words` makes the caption of a row; that of `caption` unless given.
+    """
     if rows.empty:
         return draw_words(title, subtitle, nothing)
     columns = min(COLUMNS, max(len(rows), 2))
     lines = ceil(len(rows) / columns)
-    width, height = columns * CELL[0], lines * CELL[1] + 0.9
+    captions = [(words or caption)(row) for _, row in rows.iterrows()]
+    more = max(0, max(each.count("\n") for each in captions) + 1 - LINES) * LINE
+    width, height = columns * CELL[0], lines * (CELL[1] + more) + 0.9
     subtitle += "\nin per cent: the probability that the model gave"
     figure = new_figure(width, height, title, subtitle)
     axes = figure.subplots(lines, columns, squeeze=False).flat
     with FileReader() as reader:
         reasons = [
-            draw_cell(axis, row, reader)
-            for axis, (_, row) in zip(axes, rows.iterrows(), strict=False)
+            draw_cell(axis, row, text, reader)
+            for axis, (_, row), text in zip(axes, rows.iterrows(), captions, strict=False)
         ]
     for axis in axes[len(rows) :]:
         axis.set_axis_off()
@@ -88,12 +101,12 @@ def draw_words(title: str, subtitle: str, words: str) -> Figure:
     return figure
 
 
-def draw_cell(axis: Axes, row: pd.Series, reader: FileReader | None = None) -> str:
-    """Draw one image with its caption; return why it could not be read, else ''."""
+def draw_cell(axis: Axes, row: pd.Series, text: str, reader: FileReader | None = None) -> str:
+    """Draw one image with its caption, `text`; return why it could not be read, else ''."""
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_color("0.8")
     axis.set_title(str(row["image_id"]), loc="left", fontsize=7.5, color=GREY, pad=3)
-    axis.set_xlabel(caption(row), loc="left", fontsize=9, linespacing=1.3)
+    axis.set_xlabel(text, loc="left", fontsize=9, linespacing=1.3)
     try:
         pixels = read_pixels(row.get("path"), reader)
     except (LesionfastError, OSError) as error:

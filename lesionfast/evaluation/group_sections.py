@@ -54,9 +54,7 @@ def gaps_table(gaps: pd.DataFrame, found: pd.DataFrame) -> Table:
     keys = ["column", "of", "metric"]
     few = found[found["few"].astype(bool)].groupby(keys)["group"].agg(", ".join)
     told = gaps.join(few, on=keys).fillna({"group": ""})
-    told = told.assign(
-        metric=gaps["of"].replace("all", "") + " " + gaps["metric"].str.replace("_", " ")
-    )
+    told["metric"] = gaps["of"].replace("all", "") + " " + gaps["metric"].str.replace("_", " ")
     names = {"column": "by", "metric": "metric", "value": "gap", "best": "best", "worst": "worst"}
     names |= {"expected": "expected by chance", "p": "p", "group": "not in it, too few"}
     return table_of(told, "Gaps", names)

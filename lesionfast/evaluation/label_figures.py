@@ -1,7 +1,6 @@
 """The most suspicious labels as a grid of pictures."""
 
 from collections.abc import Sequence
-from math import ceil
 from pathlib import Path
 from textwrap import fill
 
@@ -9,7 +8,7 @@ import pandas as pd
 
 from lesionfast.evaluation.canvas import GREY, save
 from lesionfast.evaluation.diagnoses import full_name
-from lesionfast.evaluation.grids import COLUMNS, draw_grid, patient, per_cent
+from lesionfast.evaluation.grids import draw_grid, patient, per_cent
 from lesionfast.evaluation.labels import coverage, suspicious_labels
 from lesionfast.runs import Run
 
@@ -35,11 +34,7 @@ def draw_suspicious_labels(
         probability_of_truth=table["self_confidence"],
     )
     title = "Labels that the model contradicts (not proof that they are wrong)"
-    figure = draw_grid(rows, title, subtitle, "no label is in doubt")
-    for axis, (_, row) in zip(figure.axes, rows.iterrows(), strict=False):
-        axis.set_xlabel(label_caption(row), loc="left", fontsize=9, linespacing=1.3)
-    lines = ceil(len(rows) / COLUMNS)
-    figure.set_figheight(figure.get_figheight() + 0.2 * lines)  # a line more than other grids have
+    figure = draw_grid(rows, title, subtitle, "no label is in doubt", label_caption)
     names = ("run " if len(runs) == 1 else "runs ") + ", ".join(run.path.name for run in runs)
     figure.supxlabel(names, x=0.012, ha="left", fontsize=7.5, color=GREY)
     return save(figure, folder / "suspicious_labels.png")

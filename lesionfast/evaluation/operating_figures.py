@@ -16,6 +16,7 @@ from lesionfast.evaluation.operating import (
     positive_and_score,
     read_points,
 )
+from lesionfast.evaluation.tables import with_interval
 from lesionfast.evaluation.utility import decision_curve
 
 TITLES = {"mel": "Melanoma", "malignant": "Malignant: mel, bcc or akiec"}
@@ -92,8 +93,7 @@ def draw_point(axis: Axes, point: OperatingPoint, row: pd.Series, split: str) ->
 def reached(row: pd.Series, split: str) -> str:
     """Return sensitivity and specificity with their intervals, in words of two lines."""
     words = [
-        f"{name} {row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
-        for name in ("sensitivity", "specificity")
+        f"{name} {with_interval(row, name, between=' ')}" for name in ("sensitivity", "specificity")
     ]
     return f"{split}: {words[0]},\n{words[1]}"
 

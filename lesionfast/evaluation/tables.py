@@ -1,8 +1,10 @@
 """What all tables of the terminal share: rich, one style, readable without colour."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import pandas as pd
     from rich.table import Table
 
 MOST_ROWS = 10  # of a list that is shown in part
@@ -50,13 +52,15 @@ def add_columns(table: "Table", first: str, *others: str) -> None:
         table.add_column(name, justify="right")
 
 
-def with_interval(row: dict[str, Any], name: str, form: str = ".3f") -> str:
-    """Return a value and, on a second line, its interval; '-' if it is undefined."""
+def with_interval(
+    row: "Mapping[str, Any] | pd.Series", name: str, form: str = ".3f", between: str = "\n"
+) -> str:
+    """Return a value and, on a second line unless told, its interval; '-' if it is undefined."""
     prefix = "" if name == "value" else f"{name}_"
     value, low, high = row.get(name), row.get(f"{prefix}low"), row.get(f"{prefix}high")
     if value is None or value != value:
         return "-"
-    return f"{value:{form}}\n[{low:{form}}, {high:{form}}]"
+    return f"{value:{form}}{between}[{low:{form}}, {high:{form}}]"
 
 
 def decimal(value: float | None) -> str:

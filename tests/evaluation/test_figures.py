@@ -116,8 +116,9 @@ def test_a_class_without_others_has_neither_curve_nor_number(make_run, tmp_path,
     table.to_csv(run.path / "predictions.csv", index=False)
     interpretation = Interpretation.of(Run(run.path))
     figures.draw_precision_recall(interpretation, Findings(interpretation).measures, tmp_path)
-    texts = drawn["precision_recall"].axes[0].get_legend().get_texts()
-    assert all(text.get_text().endswith("\nundefined") for text in texts)
+    axis = drawn["precision_recall"].axes[0]
+    assert all(t.get_text().endswith("\nundefined") for t in axis.get_legend().get_texts())
+    assert all(len(line.get_xdata()) == 0 for line in axis.lines)
 
 
 def test_a_class_without_images_keeps_its_place_in_the_legend(make_run, tmp_path, drawn):
@@ -156,9 +157,14 @@ def test_one_epoch_is_drawn(make_run, tmp_path, drawn):
     assert drawn["training"].axes[0].lines[0].get_ydata().tolist() == [1.52]
 
 
-def test_other_classes_have_no_grid_of_melanomas(make_run):
+def test_other_classes_have_no_grid_of_melanomas(make_run, images):
     findings = Findings(Interpretation.of(make_run(classes=("benign", "malignant"), n=30)))
-    assert melanoma(findings) is None and not findings.files
+    assert melanoma(findings) is None
+    for build in (confusion, metrics, training):
+        build(findings)
+    findings.drawn(grids.draw_top_losses)
+    names = sorted(path.name for path in findings.files.values())
+    assert names == [name for name in NAMES if "melanoma" not in name]
 
 
 def test_grid_shows_the_pictures_and_says_how_many_of_how_many(make_run, images, tmp_path, drawn):
