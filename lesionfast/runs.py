@@ -1,10 +1,7 @@
 """Run: what a run directory holds, and how to read it. Free of torch."""
 
 import csv
-import hashlib
 import json
-import os
-from collections.abc import Callable
 from datetime import datetime
 from functools import cached_property
 from importlib import import_module
@@ -14,45 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from lesionfast.config import TrainConfig
 from lesionfast.errors import LesionfastError
+from lesionfast.files import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
     from fastai.learner import Learner
-
-
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
-    """Call `write` with a path beside `path`, then rename: readers see the old file or the new.
-
-    The bytes are on the disk before the name is, so a power cut leaves one or the other too.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        write(aside)
-        with aside.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-    return path
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Write `text` to `path` atomically, as UTF-8."""
-    return write_atomically(
-        path, lambda aside: aside.write_text(text, encoding="utf-8", newline="\n")
-    )
-
-
-def write_json(path: Path, value: Any) -> Path:
-    """Write `value` to `path` atomically, as indented JSON."""
-    return write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def create_directory(root: str | Path, what: str, name: str | None = None) -> Path:

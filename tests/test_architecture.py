@@ -11,20 +11,21 @@ PACKAGE = Path(__file__).parents[1] / "lesionfast"
 BELOW = {
     "errors": set(),
     "registry": {"errors"},
+    "files": {"errors"},
     "config": {"errors"},
     "emphasis": {"errors"},
     "console": set(),
     "options": {"config"},
-    "runs": {"config", "errors"},
-    "data": {"errors", "registry", "config", "emphasis", "runs", "console"},
-    "models": {"errors", "registry", "config", "runs", "data"},
-    "evaluation": {"errors", "registry", "config", "emphasis", "runs", "data"},
+    "runs": {"config", "errors", "files"},
+    "data": {"errors", "registry", "config", "emphasis", "files", "runs", "console"},
+    "models": {"errors", "registry", "config", "files", "runs", "data"},
+    "evaluation": {"errors", "registry", "config", "emphasis", "files", "runs", "data"},
     "serving": {
-        *("errors", "registry", "config", "emphasis", "runs"),
+        *("errors", "registry", "config", "emphasis", "files", "runs"),
         *("data", "models", "evaluation", "console"),
     },
     "training": {
-        *("errors", "registry", "config", "emphasis", "runs"),
+        *("errors", "registry", "config", "emphasis", "files", "runs"),
         *("data", "models", "evaluation", "console", "serving"),
     },
 }

@@ -4,7 +4,8 @@ import pytest
 
 from lesionfast.config import TrainConfig
 from lesionfast.errors import LesionfastError
-from lesionfast.runs import Run, list_runs, newest_run, write_atomically, write_json
+from lesionfast.files import write_atomically, write_json
+from lesionfast.runs import Run, list_runs, newest_run
 
 
 def test_create_never_shares_a_directory(tmp_path):

@@ -12,7 +12,8 @@ from lesionfast.commands.base import Json, Root, app
 from lesionfast.commands.output import print_comparison
 from lesionfast.console import counting_bar
 from lesionfast.errors import LesionfastError
-from lesionfast.runs import Run, list_runs, newest_run, write_atomically
+from lesionfast.files import write_atomically
+from lesionfast.runs import Run, list_runs, newest_run
 
 if TYPE_CHECKING:
     import pandas as pd

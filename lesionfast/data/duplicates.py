@@ -21,7 +21,7 @@ from lesionfast.data.images import (
 )
 from lesionfast.data.neighbours import Candidates, find_candidates
 from lesionfast.data.registration import COARSE, Match, compare_views, register, texture
-from lesionfast.runs import write_atomically
+from lesionfast.files import write_atomically
 
 VERSION = 1  # part of every key: raise it when the search changes
 SIDE = 96  # pixels of the pictures compared

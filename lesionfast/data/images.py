@@ -18,7 +18,7 @@ from numpy.lib import format as npy
 from lesionfast.data.decoding import Task, decode_blocks, fill, read_image
 from lesionfast.data.files import FileReader, content_keys, stamps
 from lesionfast.errors import LesionfastError
-from lesionfast.runs import write_json
+from lesionfast.files import write_json
 
 __all__ = ["Images", "cache_folder", "open_images", "read_image"]
 

@@ -16,7 +16,7 @@ import pandas as pd
 from lesionfast.config import SplitConfig
 from lesionfast.data.tables import read_table
 from lesionfast.errors import LesionfastError, did_you_mean
-from lesionfast.runs import sha256, write_text
+from lesionfast.files import sha256, write_text
 
 logger = logging.getLogger("lesionfast")
 

@@ -22,7 +22,8 @@ from lesionfast.evaluation.metrics import as_codes, as_probabilities, check_shap
 from lesionfast.evaluation.reliability import NOISE, calibration_interval, calibration_of
 from lesionfast.evaluation.resampling import Found, resampled
 from lesionfast.evaluation.scaling import METHODS, Calibrator, check_method, fit_scaling
-from lesionfast.runs import Run, write_json
+from lesionfast.files import write_json
+from lesionfast.runs import Run
 
 FOLDS = 5
 PENALTIES = {

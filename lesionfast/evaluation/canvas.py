@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from lesionfast.evaluation.diagnoses import NAMES
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.runs import write_atomically
+from lesionfast.files import write_atomically
 
 GREY = "0.35"
 DOTS_PER_INCH = 140

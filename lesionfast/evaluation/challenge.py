@@ -24,7 +24,7 @@ from lesionfast.evaluation.metrics import (
     ratio,
 )
 from lesionfast.evaluation.resampling import Found, resampled
-from lesionfast.runs import write_text
+from lesionfast.files import write_text
 
 COLUMNS = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
 

@@ -20,7 +20,8 @@ from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.comparison import check_images, check_split
 from lesionfast.evaluation.interpretation import Interpretation, predictions_of
 from lesionfast.evaluation.metrics import as_prior, ratio, summarize
-from lesionfast.runs import Run, write_atomically, write_json, write_text
+from lesionfast.files import write_atomically, write_json, write_text
+from lesionfast.runs import Run
 
 logger = logging.getLogger("lesionfast")
 

@@ -13,7 +13,8 @@ from lesionfast.config import SplitConfig, TrainConfig
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.bootstrap import RESAMPLES, Resamples, interval, resample
 from lesionfast.evaluation.interpretation import Interpretation, records
-from lesionfast.runs import Run, list_runs, newest_run, write_atomically
+from lesionfast.files import write_atomically
+from lesionfast.runs import Run, list_runs, newest_run
 
 logger = logging.getLogger("lesionfast")
 

@@ -20,7 +20,8 @@ from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.fitted import lesions_of, read_fitted, require_validation
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.metrics import as_codes, as_probabilities, check_shapes, json_safe
-from lesionfast.runs import Run, write_json
+from lesionfast.files import write_json
+from lesionfast.runs import Run
 
 logger = logging.getLogger("lesionfast")
 

@@ -8,7 +8,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lesionfast.errors import LesionfastError
-from lesionfast.runs import Run, write_atomically
+from lesionfast.files import write_atomically
+from lesionfast.runs import Run
 
 NAME = "features.safetensors"
 

@@ -17,7 +17,8 @@ from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.measures import CANCER
 from lesionfast.evaluation.metrics import as_codes, as_probabilities, check_shapes, ratio
 from lesionfast.evaluation.resampling import Found, resampled, share_interval
-from lesionfast.runs import Run, write_json
+from lesionfast.files import write_json
+from lesionfast.runs import Run
 
 logger = logging.getLogger("lesionfast")
 

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lesionfast.errors import LesionfastError, did_you_mean
-from lesionfast.runs import write_atomically
+from lesionfast.files import write_atomically
 
 NAME = "outliers.safetensors"
 METHODS = ("knn", "mahalanobis", "relative")

@@ -15,7 +15,8 @@ from lesionfast.evaluation.diagnoses import full_name
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.page import Section, Table, pairs_table, picture_of, render, table_of
 from lesionfast.evaluation.sections import sections_of
-from lesionfast.runs import Run, own_version, write_text
+from lesionfast.files import write_text
+from lesionfast.runs import Run, own_version
 
 NOT_A_DEVICE = "Not a medical device: for research, not for diagnosis."
 

@@ -14,7 +14,8 @@ from lesionfast.evaluation.fitted import read_fitted, require_validation
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.metrics import as_prior, as_probabilities, ratio
 from lesionfast.evaluation.resampling import Found, resampled, share_interval
-from lesionfast.runs import Run, write_json
+from lesionfast.files import write_json
+from lesionfast.runs import Run
 
 SHARE = 0.2
 FILE = "referral.json"

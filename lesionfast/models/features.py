@@ -11,11 +11,11 @@ from torch import Tensor
 
 from lesionfast.data.images import cache_folder
 from lesionfast.data.loaders import images_at_once
+from lesionfast.files import write_atomically
 from lesionfast.models.folding import for_inference
 from lesionfast.models.fusion import FusionModel
 from lesionfast.models.precision import autocast
 from lesionfast.models.prefix import blocks_below, prefix_maps
-from lesionfast.runs import write_atomically
 
 VERSION = 3  # part of every key: raise it when the features of the same weights change
 Progress = Callable[[int, int], None] | None

@@ -19,7 +19,8 @@ from lesionfast.evaluation.outliers import NAME as OUTLIERS
 from lesionfast.evaluation.outliers import OutlierScorer
 from lesionfast.evaluation.scaling import Calibrator
 from lesionfast.evaluation.selective import Referral
-from lesionfast.runs import Run, sha256
+from lesionfast.files import sha256
+from lesionfast.runs import Run
 
 logger = logging.getLogger("lesionfast")
 

@@ -9,7 +9,8 @@ from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.outliers import NAME as OUTLIERS
-from lesionfast.runs import Run, sha256, write_json, write_text
+from lesionfast.files import sha256, write_json, write_text
+from lesionfast.runs import Run
 from lesionfast.serving.bundle import FILE, ONNX, WEIGHTS, Bundle
 from lesionfast.serving.card import card_of
 

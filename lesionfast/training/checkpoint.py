@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lesionfast.errors import LesionfastError
-from lesionfast.runs import write_atomically
+from lesionfast.files import write_atomically
 
 
 class Checkpoint(Callback):

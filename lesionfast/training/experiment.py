@@ -19,10 +19,11 @@ from lesionfast.data.loaders import build_dls, pick_device
 from lesionfast.data.splits import split_text, write_split
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.fitted import OF_THE_WEIGHTS
+from lesionfast.files import write_json, write_text
 from lesionfast.models.backbones import check_arch
 from lesionfast.models.fusion import check_metadata, fusions, load_model
 from lesionfast.models.precision import precision
-from lesionfast.runs import Run, write_json, write_text
+from lesionfast.runs import Run
 from lesionfast.training.description import describe_environment, describe_model
 from lesionfast.training.fitting import fit, phases_of
 from lesionfast.training.heads import check_head, solve_head

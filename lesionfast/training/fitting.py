@@ -12,9 +12,10 @@ from fastai.callback.core import Callback
 from lesionfast.config import TrainConfig
 from lesionfast.data.augment import augmentations
 from lesionfast.errors import LesionfastError, TrainingInterrupted
+from lesionfast.files import write_json
 from lesionfast.models.fusion import FusionModel
 from lesionfast.models.precision import dtype_of
-from lesionfast.runs import Run, write_json
+from lesionfast.runs import Run
 from lesionfast.training.averaging import WeightAverage
 from lesionfast.training.callbacks import (
     AugmentValid,

@@ -16,9 +16,10 @@ from scipy.special import log_softmax
 from lesionfast.config import TrainConfig
 from lesionfast.console import counting_bar
 from lesionfast.errors import LesionfastError
+from lesionfast.files import write_atomically, write_text
 from lesionfast.models.features import fused_features, kept_features
 from lesionfast.registry import Registry
-from lesionfast.runs import Run, write_atomically, write_text
+from lesionfast.runs import Run
 from lesionfast.training.checkpoint import save_tensors
 from lesionfast.training.description import announce
 from lesionfast.training.learner import FusionLearner

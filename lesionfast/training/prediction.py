@@ -11,9 +11,10 @@ from lesionfast.console import counting_bar
 from lesionfast.data.splits import PARTS
 from lesionfast.evaluation.features import write_features
 from lesionfast.evaluation.metrics import summarize
+from lesionfast.files import sha256, write_atomically, write_json
 from lesionfast.models.features import image_features
 from lesionfast.models.precision import dtype_of
-from lesionfast.runs import Run, sha256, write_atomically, write_json
+from lesionfast.runs import Run
 from lesionfast.training.callbacks import Turned
 from lesionfast.training.fitting import cleaned_up, memory_error_explained
 from lesionfast.training.learner import FusionLearner

@@ -16,10 +16,11 @@ from lesionfast.data.loaders import build_dls
 from lesionfast.data.splits import write_split
 from lesionfast.errors import TrainingInterrupted
 from lesionfast.evaluation.canvas import new_figure, save
+from lesionfast.files import write_atomically, write_json, write_text
 from lesionfast.models.autoencoder import Autoencoder
 from lesionfast.models.backbones import check_arch, create_backbone
 from lesionfast.models.memory import keep_freed_memory
-from lesionfast.runs import create_directory, write_atomically, write_json, write_text
+from lesionfast.runs import create_directory
 from lesionfast.training.callbacks import OneCycle, ProgressiveUnfreezing
 from lesionfast.training.checkpoint import save_tensors
 from lesionfast.training.description import describe_environment, images_by_split

@@ -16,7 +16,8 @@ from lesionfast.config import DataConfig, SplitConfig, TrainConfig
 from lesionfast.data.dataset import load_dataset
 from lesionfast.data.splits import write_split
 from lesionfast.errors import LesionfastError, TrainingInterrupted, did_you_mean
-from lesionfast.runs import Run, sha256
+from lesionfast.files import sha256
+from lesionfast.runs import Run
 
 logger = logging.getLogger("lesionfast")
 

@@ -9,7 +9,7 @@ from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import Learner
 
 from lesionfast.errors import LesionfastError, did_you_mean
-from lesionfast.runs import write_atomically, write_text
+from lesionfast.files import write_atomically, write_text
 from lesionfast.training.checkpoint import load_tensors, save_tensors
 
 logger = logging.getLogger("lesionfast")

@@ -14,7 +14,8 @@ from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.metrics import losses
 from lesionfast.evaluation.run_tables import runs_table
 from lesionfast.evaluation.sections import training
-from lesionfast.runs import Run, list_runs, newest_run, sha256
+from lesionfast.files import sha256
+from lesionfast.runs import Run, list_runs, newest_run
 
 EVEN = [1 / 7] * 7
 

@@ -16,7 +16,8 @@ from lesionfast.evaluation.comparison_figures import draw_comparison, label_of, 
 from lesionfast.evaluation.comparison_tables import comparison_table
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.tables import print_table
-from lesionfast.runs import Run, write_text
+from lesionfast.files import write_text
+from lesionfast.runs import Run
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from safetensors.torch import save_file
 
 from lesionfast.config import TrainConfig
 from lesionfast.errors import LesionfastError
+from lesionfast.files import write_json
 from lesionfast.models.backbones import create_backbone
 from lesionfast.models.fusion import (
     POOLS,
@@ -15,7 +16,7 @@ from lesionfast.models.fusion import (
     load_model,
     stage_groups,
 )
-from lesionfast.runs import Run, write_json
+from lesionfast.runs import Run
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 
 import lesionfast
 from lesionfast.errors import LesionfastError
-from lesionfast.runs import sha256
+from lesionfast.files import sha256
 from lesionfast.serving.bundle import SCHEMA, Bundle
 from lesionfast.serving.export import export
 from lesionfast.serving.predictor import Predictor

@@ -17,7 +17,7 @@ from threading import Thread
 import pytest
 
 from lesionfast.errors import LesionfastError
-from lesionfast.runs import sha256
+from lesionfast.files import sha256
 from lesionfast.serving.hub import fetch, parts_of, push
 from lesionfast.serving.predictor import Predictor
 

@@ -21,8 +21,9 @@ from lesionfast.data.loaders import build_dls, images_at_once
 from lesionfast.data.sample import make_sample
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.features import read_features
+from lesionfast.files import sha256
 from lesionfast.models.fusion import load_model
-from lesionfast.runs import Run, sha256
+from lesionfast.runs import Run
 from lesionfast.training.balancing import balances
 from lesionfast.training.experiment import (
     only_trainer,

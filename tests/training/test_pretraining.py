@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from lesionfast.config import TrainConfig
 from lesionfast.data.dataset import load_dataset
 from lesionfast.errors import LesionfastError
+from lesionfast.files import sha256
 from lesionfast.models.files import read_weights
 from lesionfast.models.fusion import load_model
-from lesionfast.runs import Run, list_runs, sha256
+from lesionfast.runs import Run, list_runs
 from lesionfast.training.experiment import prepare_learner, train
 from lesionfast.training.fitting import unfreezing
 from lesionfast.training.pretraining import ImageIsTarget, pretrain

@@ -8,8 +8,9 @@ from lesionfast.config import TrainConfig
 from lesionfast.data.dataset import load_dataset
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.committee import combine
+from lesionfast.files import sha256, write_json
 from lesionfast.models.fusion import load_model
-from lesionfast.runs import Run, sha256, write_json
+from lesionfast.runs import Run
 from lesionfast.training import specialists
 from lesionfast.training.experiment import resume, train
 from lesionfast.training.specialists import add_specialists, parse_weights

@@ -10,7 +10,8 @@ import pytest
 
 from lesionfast.config import TrainConfig
 from lesionfast.errors import LesionfastError, TrainingInterrupted
-from lesionfast.runs import Run, list_runs, sha256, write_json
+from lesionfast.files import sha256, write_json
+from lesionfast.runs import Run, list_runs
 from lesionfast.training import study as module
 from lesionfast.training.study import (
     AUTHOR,
