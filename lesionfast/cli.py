@@ -1,5 +1,6 @@
 """The command line: `lesionfast`, and what becomes of an error."""
 
+import os
 import sys
 import warnings
 from importlib import import_module
@@ -9,6 +10,7 @@ import typer
 from lesionfast.commands.base import app
 from lesionfast.console import log_to_console
 from lesionfast.errors import LesionfastError
+from lesionfast.files import REASONS, error_number
 
 for room in ("training", "reading", "many", "serving", "names", "data"):  # in the order of --help
     import_module(f"lesionfast.commands.{room}")
@@ -19,10 +21,40 @@ def main() -> None:
     log_to_console()
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     try:
-        app()
+        run_and_flush()
     except LesionfastError as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
-        sys.exit(2)
+        end_with(str(error))
+    except OSError as error:
+        if error_number(error) not in REASONS:
+            raise
+        end_with(in_a_line(error))
+
+
+def run_and_flush() -> None:
+    """Run the command; what stdout can't take is an error here, not as Python ends."""
+    try:
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if error.filename is None:  # stdout, perhaps: what it still holds is not tried again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has seen enough
+            sys.exit(1)
+        raise
+
+
+def in_a_line(error: OSError) -> str:
+    """Return an error of the disk or of rights that no command has put into words."""
+    name = f"{error.filename} can't be opened" if error.filename else "the output can't be written"
+    return f"{name}: {REASONS[error.errno]}. Free some space, or name another place."
+
+
+def end_with(message: str) -> None:
+    """Print an error that the user can fix, and end with exit code 2."""
+    typer.secho(f"error: {message}", fg="red", err=True)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,14 @@ class LesionfastError(Exception):
         return self.message  # fastai rewrites the args of what its callbacks raise
 
 
+class DiskError(LesionfastError):
+    """A file can't be written: what stands in the way, and what to type."""
+
+    def __init__(self, problem: str, advice: str) -> None:
+        super().__init__(f"{problem} {advice}")
+        self.problem, self.advice = problem, advice
+
+
 class TrainingInterrupted(LesionfastError):
     """The user stopped a training; the message says how to go on."""
 

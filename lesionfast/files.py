@@ -1,35 +1,69 @@
-"""Files: written whole or not at all, and known by their SHA-256."""
+"""Files: written whole or not at all, by one process at a time, and known by their SHA-256."""
 
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lesionfast.errors import DiskError, LesionfastError
 
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> Path:
-    """Call `write` with a path beside `path`, then rename: readers see the old file or the new.
+UNFINISHED = ".lesionfast-unfinished-"  # folders of what is being written, beside its place
+LOCK = "lock"
+REASONS = {  # what a user can do something about, by the number of the system's error
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file would be larger than the system's limit for a file",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "the operation is not permitted",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EISDIR: "it is a folder",
+    errno.ELOOP: "its symbolic links lead in a circle",
+    errno.EIO: "the disk reports an error",
+}
+ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+KINDS = {
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any], needed: int | None = None) -> Path:
+    """Call `write` with a path aside, then rename: readers see the old file or the new.
 
     The bytes are on the disk before the name is, so a power cut leaves one or the other too.
+    `needed` is the size of the file in bytes, where it is known. Raises `LesionfastError` for a
+    full disk and the like, and for a `path` that is there and is no ordinary file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        write(aside)
-        with aside.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with disk_errors(path, needed):
+        check_target(path)
+        with workspace(path.parent) as folder:
+            aside = folder / path.name
+            write(aside)
+            with aside.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(aside, path)
     return path
 
 
 def write_text(path: Path, text: str) -> Path:
     """Write `text` to `path` atomically, as UTF-8."""
-    return write_atomically(
-        path, lambda aside: aside.write_text(text, encoding="utf-8", newline="\n")
-    )
+    data = text.encode()
+    return write_atomically(path, lambda aside: aside.write_bytes(data), len(data))
 
 
 def write_json(path: Path, value: Any) -> Path:
@@ -41,3 +75,146 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_target(path: Path) -> None:
+    """Raise `LesionfastError` if `path` is a link, a device, a folder or the like."""
+    try:
+        kind = stat.S_IFMT(path.lstat().st_mode)
+    except FileNotFoundError:
+        return
+    if kind != stat.S_IFREG:
+        raise LesionfastError(
+            f"{path} is {KINDS.get(kind, 'no ordinary file')}, so nothing is written there. "
+            "Name a new file, or an ordinary one."
+        )
+
+
+@contextmanager
+def disk_errors(path: Path, needed: int | None = None, advice: str | None = None) -> Iterator[None]:
+    """Turn a full disk, a read-only file system and the like into a `DiskError` about `path`.
+
+    `needed` is how many bytes are to be written; `advice` is what to type. It replaces the advice
+    of an error that was turned already.
+    """
+    try:
+        yield
+    except DiskError as error:
+        raise DiskError(error.problem, advice or error.advice) from error
+    except LesionfastError:
+        raise
+    except Exception as error:
+        number = error_number(error)
+        if number not in REASONS:
+            raise
+        problem = f"{path} can't be written: {REASONS[number]}{room(path, number, needed)}."
+        raise DiskError(problem, advice or usual_advice(number)) from error
+
+
+def error_number(error: BaseException) -> int | None:
+    """Return the system's number of an error, also where a library kept its words alone."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    words = re.search(r"(?:os error |\[errno )(\d+)", str(error), re.IGNORECASE)
+    return int(words[1]) if words else None
+
+
+def room(path: Path, number: int, needed: int | None) -> str:
+    """Return how much is needed and free, as the end of a sentence; empty if it is no matter."""
+    if number not in ROOM:
+        return ""
+    if number != errno.ENOSPC:
+        return f"; it needs {in_bytes(needed)}" if needed else ""
+    there = next(each for each in (path, *path.absolute().parents) if each.exists())
+    free = in_bytes(shutil.disk_usage(there).free)
+    if needed:
+        return f"; it needs {in_bytes(needed)}, and {free} are free"
+    return f"; it needs more than the {free} that are free"
+
+
+def usual_advice(number: int) -> str:
+    """Return what to do about an error of the disk."""
+    if number in ROOM:
+        return "Free some space, or name another folder."
+    return "Name a place where you may write."
+
+
+def in_bytes(size: int) -> str:
+    """Return a size as a person reads it: "13.1 MB"."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} bytes"
+
+
+@contextmanager
+def workspace(parent: Path) -> Iterator[Path]:
+    """Give a new folder in `parent` for what is not finished; it is removed at the end.
+
+    Rename what is whole from there. A process that is killed leaves its folder behind: the next
+    one that writes into `parent` removes it, as its lock shows that nobody lives who made it.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    sweep_once(parent.absolute())
+    folder, lock = locked_folder(parent)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
+
+
+def locked_folder(parent: Path) -> tuple[Path, Any]:
+    """Return a new folder and the lock in it; again, if another process swept it in between."""
+    from filelock import FileLock, Timeout
+
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=parent))
+        lock = FileLock(folder / LOCK)
+        try:
+            with suppress(Timeout, FileNotFoundError):
+                lock.acquire(timeout=0)
+                if (folder / LOCK).exists():
+                    return folder, lock
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def sweep(parent: Path) -> None:
+    """Remove what processes that are dead left unfinished in a folder, never what one writes."""
+    for folder in parent.glob(f"{UNFINISHED}*"):
+        if folder.is_dir() and not folder.is_symlink():
+            with suppress(LesionfastError), only_process(folder / LOCK, "its writer lives"):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+sweep_once = cache(sweep)
+
+
+@contextmanager
+def only_process(lock: Path, busy: str) -> Iterator[None]:
+    """Hold a lock file, which is removed at the end; raises `LesionfastError(busy)` if it is held.
+
+    The system lets go of it when the process ends in whatever way.
+    """
+    from filelock import FileLock, Timeout
+
+    held = FileLock(lock)
+    try:
+        with disk_errors(lock):
+            held.acquire(timeout=0)
+    except Timeout:
+        raise LesionfastError(busy) from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # where an open file can't be removed it stays, and does no harm
+            lock.unlink(missing_ok=True)
+        held.release()
+
+
+def only_writer(path: Path) -> Any:
+    """Hold an output file, so that no second process writes it at the same time."""
+    lock = path.with_name(f".{path.name}.lock")
+    return only_process(lock, f"another process is writing {path}. Wait for it, or stop it first.")

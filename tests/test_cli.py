@@ -1,7 +1,9 @@
 """The commands as a person types them, in processes of their own where exit codes matter."""
 
+import errno
 import inspect
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -46,6 +48,38 @@ def folder(tmp_path_factory):
     done = lesionfast("train", *TINY, cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder, done
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("arguments", ["list losses", "train --help"])
+def test_output_that_a_full_disk_does_not_take_is_an_error_in_one_line(arguments, tmp_path):
+    command = [sys.executable, "-m", "lesionfast.cli", *arguments.split()]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the output can't be written: the disk is full.")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_reader_that_has_seen_enough_ends_a_command_quietly():
+    command = [sys.executable, "-m", "lesionfast.cli", "list", "losses"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 1
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EDQUOT])
+def test_an_error_of_the_disk_that_no_command_foresaw_ends_in_one_line(number, monkeypatch, capsys):
+    def fail():
+        raise OSError(number, os.strerror(number), "/photos/1.jpg")
+
+    monkeypatch.setattr("lesionfast.cli.app", fail)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith("error: /photos/1.jpg can't be opened: ")
 
 
 def test_train_prints_the_path_alone_to_stdout_and_the_table_to_stderr(folder):

@@ -1,0 +1,252 @@
+"""Files are whole or absent, whatever happens while they are written."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lesionfast import files
+from lesionfast.errors import DiskError, LesionfastError
+from lesionfast.files import (
+    UNFINISHED,
+    disk_errors,
+    only_writer,
+    sweep,
+    workspace,
+    write_atomically,
+    write_json,
+    write_text,
+)
+
+WRITES_FOR_EVER = """
+import sys, time
+from pathlib import Path
+from lesionfast.files import write_atomically
+
+def write(aside):
+    aside.write_bytes(b"half")
+    print("writing", flush=True)
+    time.sleep(600)
+
+write_atomically(Path(sys.argv[1]), write)
+"""
+
+
+@pytest.fixture
+def writer(tmp_path):
+    """A process that is in the middle of writing weights.safetensors."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITES_FOR_EVER, str(tmp_path / "weights.safetensors")],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "writing\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(mount, capture_output=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no mount here")
+    if done.returncode:
+        pytest.skip("a small file system can't be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def unfinished(folder: Path) -> list[Path]:
+    return list(folder.glob(f"{UNFINISHED}*"))
+
+
+def test_a_file_that_was_replaced_is_whole_and_nothing_lies_beside_it(tmp_path):
+    write_text(tmp_path / "a.txt", "old")
+    write_text(tmp_path / "a.txt", "new ü\n")
+    assert (tmp_path / "a.txt").read_bytes() == "new ü\n".encode()
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("stop", [ValueError, KeyboardInterrupt])
+def test_writing_that_is_stopped_leaves_the_old_file_alone(tmp_path, stop):
+    def write(aside):
+        aside.write_text("half")
+        raise stop
+
+    (tmp_path / "a.txt").write_text("old")
+    with pytest.raises(stop):
+        write_atomically(tmp_path / "a.txt", write)
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_one(tmp_path, writer):
+    assert len(unfinished(tmp_path)) == 1
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    assert len(unfinished(tmp_path)) == 1
+    write_json(tmp_path / "metrics.json", {})
+    assert os.listdir(tmp_path) == ["metrics.json"]
+
+
+def test_what_a_living_writer_writes_is_not_removed(tmp_path, writer):
+    (half,) = unfinished(tmp_path)
+    sweep(tmp_path)
+    write_json(tmp_path / "metrics.json", {})
+    assert (half / "weights.safetensors").read_bytes() == b"half"
+
+
+def test_what_this_process_writes_is_not_removed(tmp_path):
+    with workspace(tmp_path) as folder:
+        (folder / "half").touch()
+        sweep(tmp_path)
+        assert (folder / "half").exists()
+    assert not unfinished(tmp_path)
+
+
+def test_a_link_that_looks_like_a_leftover_is_not_followed(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.txt").touch()
+    link = tmp_path / f"{UNFINISHED}link"
+    link.symlink_to(tmp_path / "mine")
+    sweep(tmp_path)
+    assert os.listdir(tmp_path / "mine") == ["a.txt"] and link.is_symlink()
+
+
+def make_pipe(path):
+    os.mkfifo(path)
+
+
+def make_link(path):
+    path.with_name("data").write_text("mine")
+    path.symlink_to(path.with_name("data"))
+
+
+def make_dangling_link(path):
+    path.symlink_to(path.with_name("nowhere"))
+
+
+@pytest.mark.parametrize(
+    "make, kind",
+    [
+        (make_pipe, "a named pipe"),
+        (make_link, "a symbolic link"),
+        (make_dangling_link, "a symbolic link"),
+        (Path.mkdir, "a folder"),
+    ],
+)
+def test_what_is_no_ordinary_file_is_refused_and_stays(tmp_path, make, kind):
+    path = tmp_path / "out.csv"
+    make(path)
+    before = sorted(os.listdir(tmp_path)), path.lstat()
+    with pytest.raises(LesionfastError, match=f"out.csv is {kind}"):
+        write_text(path, "new")
+    assert before == (sorted(os.listdir(tmp_path)), path.lstat())
+
+
+def test_a_device_is_refused():
+    with pytest.raises(LesionfastError, match="/dev/null is a device"):
+        write_text(Path("/dev/null"), "new")
+
+
+def test_a_full_disk_says_what_is_needed_and_free_and_leaves_no_half_file(small_disk):
+    with pytest.raises(DiskError, match=r"big.txt can't be written: the disk is full; it needs "):
+        write_text(small_disk / "big.txt", "x" * 3_000_000)
+    with pytest.raises(DiskError, match=r"it needs 3.0 MB, and 1.0 MB are free. Free some space"):
+        write_text(small_disk / "big.txt", "x" * 3_000_000)
+    assert os.listdir(small_disk) == []
+
+
+def test_a_full_disk_is_understood_in_the_words_of_other_libraries(small_disk):
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    tensors = {"a": np.zeros(3_000_000, np.uint8)}
+    with pytest.raises(DiskError, match=r"the disk is full; it needs more than the 1.0 MB that"):
+        write_atomically(small_disk / "a.safetensors", lambda aside: save_file(tensors, aside))
+    assert os.listdir(small_disk) == []
+
+
+def test_a_read_only_folder_is_said_to_be_one(small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(DiskError, match=r"a.txt can't be written: the file system is read-only"):
+        write_text(small_disk / "a.txt", "new")
+
+
+@pytest.mark.parametrize(
+    "number, words",
+    [
+        (errno.EDQUOT, "the disk quota is used up; it needs 3 bytes. Free some space"),
+        (errno.EFBIG, "larger than the system's limit for a file; it needs 3 bytes"),
+        (errno.EACCES, "permission denied. Name a place where you may write."),
+        (errno.EIO, "the disk reports an error"),
+    ],
+)
+def test_a_quota_and_missing_rights_are_errors_of_the_user(tmp_path, number, words):
+    with pytest.raises(DiskError, match=words), disk_errors(tmp_path / "a.txt", 3):
+        raise OSError(number, os.strerror(number))
+
+
+def test_a_bug_stays_a_bug(tmp_path):
+    with pytest.raises(FileNotFoundError), disk_errors(tmp_path):
+        (tmp_path / "nowhere").read_text()
+
+
+def test_a_command_may_say_better_what_to_type(tmp_path):
+    full = pytest.raises(DiskError, match=r"the disk is full.*free\. Type: train --resume")
+    with full, disk_errors(tmp_path, advice="Type: train --resume"), disk_errors(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, "full")
+
+
+def test_a_file_where_a_folder_is_needed_is_an_error_of_the_user(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DiskError, match="a part of the path is a file, not a folder"):
+        write_text(tmp_path / "file" / "a.txt", "new")
+
+
+def test_the_limit_on_the_size_of_a_file_is_understood(tmp_path):
+    code = (
+        "import resource, sys; from pathlib import Path; from lesionfast.files import write_text\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "write_text(Path(sys.argv[1]), 'x' * 2000)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a.txt")], capture_output=True, text=True
+    )
+    assert "larger than the system's limit for a file; it needs 2.0 kB" in done.stderr
+    assert os.listdir(tmp_path) == []
+
+
+def test_two_writers_of_one_file_do_not_mix(tmp_path):
+    out = tmp_path / "out.csv"
+    busy = pytest.raises(LesionfastError, match="another process is writing .*out.csv")
+    with only_writer(out), busy, only_writer(out):
+        pass
+    with only_writer(out):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_is_swept_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    made, real = [], files.tempfile.mkdtemp
+
+    def swept_at_once(**options):
+        made.append(real(**options))
+        if len(made) == 1:
+            sweep(tmp_path)
+        return made[-1]
+
+    monkeypatch.setattr(files.tempfile, "mkdtemp", swept_at_once)
+    write_text(tmp_path / "a.txt", "whole")
+    assert os.listdir(tmp_path) == ["a.txt"]
