@@ -1,8 +1,9 @@
-"""Metadata columns -> a vector of float32 for the model."""
+"""Metadata columns -> a vector of float32 for the model; what a value may be is decided here."""
 
 import json
 import logging
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,86 @@ from lesionfast.errors import LesionfastError, did_you_mean
 
 logger = logging.getLogger("lesionfast")
 
+EMPTY = ("", "nan", "na", "n/a", "null")  # compared in lower case
+NOT_KNOWN = (*EMPTY, "unknown")
 MOST_CATEGORIES = 200  # more than that is a name, not a category
+AGE = re.compile(r"(patient[ _]?)?age([ _](approx|years|in[ _]years|at[ _]\w+))?", re.IGNORECASE)
+OLDEST = 120  # years
+LARGEST = 1e30  # its square is finite in float64, itself in float32
+SCALES = 10  # beyond the training values, or twice that around the mean, a number is far from them
+
+
+class BadValue(Exception):
+    """A value that a column can't have; the message is the reason."""
+
+
+class UnseenValue(BadValue):
+    """A text that training never saw, or a number far from all that it saw."""
+
+
+def read_value(name: str, value: Any, learned: Mapping[str, Any] | None = None) -> float | str:
+    """Return a value of a metadata column: a number, a text, or NaN if it is not known.
+
+    `learned` is what an encoder learned of the column. Raises `BadValue` for what the column can't
+    have (an age beyond 0 to 120 years, text among numbers), and `UnseenValue`.
+    """
+    text = "" if value is None or value is pd.NA else str(value).strip()
+    if text.lower() in NOT_KNOWN:
+        return np.nan
+    if learned is not None and learned["kind"] == "text":
+        if text not in learned["values"]:
+            raise UnseenValue(f"the model never saw {name} '{text}'")
+        return text
+    number = as_number(text)
+    if number is None and learned is None:
+        return text
+    if number is None or not is_possible(name, number):
+        raise BadValue(f"{name} is '{text}', which is {why_impossible(name, number)}")
+    if learned is not None and not is_near(learned, number):
+        raise UnseenValue(f"{name} is '{text}', which is far from all numbers of the training")
+    return number
+
+
+def as_number(text: str) -> float | None:
+    """Return the number that a text says, None if it says none."""
+    try:
+        return None if "_" in text else float(text)  # Python's own 1_000
+    except ValueError:
+        return None
+
+
+def is_age(name: str) -> bool:
+    """Return whether a column is an age in years by its name, such as age or age_approx."""
+    return bool(AGE.fullmatch(name.strip()))
+
+
+def why_impossible(name: str, number: float | None) -> str:
+    """Return what is wrong with a number that a column can't have; None is text."""
+    if is_age(name):
+        return f"not an age in years (0 to {OLDEST})"
+    return "not a number" if number is None else f"not between {-LARGEST:g} and {LARGEST:g}"
+
+
+def is_possible(name: str, numbers: Any) -> Any:
+    """Return whether a column can have these numbers: ages from 0 to 120, others finite."""
+    low, high = (0, OLDEST) if is_age(name) else (-LARGEST, LARGEST)
+    return (numbers >= low) & (numbers <= high)
+
+
+def is_near(learned: Mapping[str, Any], numbers: Any) -> Any:
+    """Return whether numbers are not far from those of the training, twice their range at least.
+
+    Every possible age is near. Encoders of earlier versions know no lowest and highest value.
+    """
+    mean, scale = learned["mean"], learned["scale"]
+    if is_age(learned["name"]):
+        return is_possible(learned["name"], numbers)
+    low, high = (
+        learned.get("low", mean - SCALES * scale),
+        learned.get("high", mean + SCALES * scale),
+    )
+    margin = max(high - low, SCALES * scale)
+    return (numbers >= low - margin) & (numbers <= high + margin)
 
 
 class MetadataEncoder:
@@ -87,13 +167,7 @@ def learn(column: pd.Series) -> dict[str, Any]:
     """Return what there is to know about a training column, ready for JSON."""
     known = column.dropna()
     if pd.api.types.is_numeric_dtype(column) and len(known):
-        scale = float(known.std(ddof=0))
-        return {
-            "name": str(column.name),
-            "kind": "number",
-            "mean": float(known.mean()),
-            "scale": scale if scale > 0 else 1.0,
-        }
+        return learn_numbers(str(column.name), known.to_numpy(np.float64))
     values = sorted(known.astype(str).unique())
     if len(values) > MOST_CATEGORIES:
         raise LesionfastError(
@@ -101,6 +175,25 @@ def learn(column: pd.Series) -> dict[str, Any]:
             f"many for categories (at most {MOST_CATEGORIES}). Take it out of --metadata."
         )
     return {"name": str(column.name), "kind": "text", "values": values}
+
+
+def learn_numbers(name: str, numbers: np.ndarray) -> dict[str, Any]:
+    """Return mean, scale and range of a column; raises `LesionfastError` for impossible numbers."""
+    impossible = numbers[~is_possible(name, numbers)]
+    if len(impossible):
+        raise LesionfastError(
+            f"column '{name}' has {len(impossible)} values such as {impossible[0]:g}, which is "
+            f"{why_impossible(name, 0)}. Correct them, or leave them empty if they are not known."
+        )
+    scale = float(numbers.std())
+    return {
+        "name": name,
+        "kind": "number",
+        "mean": float(numbers.mean()),
+        "scale": scale if scale > 0 else 1.0,
+        "low": float(numbers.min()),
+        "high": float(numbers.max()),
+    }
 
 
 def encode_number(column: pd.Series, learned: dict[str, Any]) -> np.ndarray:
@@ -112,8 +205,14 @@ def encode_number(column: pd.Series, learned: dict[str, Any]) -> np.ndarray:
             f"column '{learned['name']}' should be numbers, as in training: {error}. "
             "Correct the value, or leave it empty if it is not known."
         ) from None
-    missing = ~np.isfinite(values)
-    scaled = np.where(missing, 0.0, (values - learned["mean"]) / learned["scale"])
+    missing = ~is_near(learned, values)
+    far = values[missing & ~np.isnan(values)]
+    if len(far):
+        logger.warning(
+            "%s: %d values far from those of the training count as missing (%g, …)",
+            learned["name"], len(far), far[0],
+        )  # fmt: skip
+    scaled = (np.where(missing, learned["mean"], values) - learned["mean"]) / learned["scale"]
     return np.column_stack([scaled, missing]).astype(np.float32)
 
 

@@ -8,7 +8,14 @@ import numpy as np
 import pandas as pd
 
 from lesionfast.config import DataConfig
-from lesionfast.data.encoder import MetadataEncoder
+from lesionfast.data.encoder import (
+    EMPTY,
+    NOT_KNOWN,
+    MetadataEncoder,
+    is_age,
+    is_possible,
+    why_impossible,
+)
 from lesionfast.data.leaks import RESERVED, check_inputs
 from lesionfast.data.sources import IMAGE_SUFFIXES, Source, find_source, list_images
 from lesionfast.data.tables import read_table
@@ -18,8 +25,7 @@ __all__ = ["MetadataEncoder", "Source", "find_source", "load_metadata", "read_me
 
 logger = logging.getLogger("lesionfast")
 
-EMPTY = ("", "nan", "na", "n/a", "null")  # compared in lower case
-NOT_KNOWN = (*EMPTY, "unknown")
+FAR = 100  # times the range of the middle 90 %: a value that far off is looked at
 
 
 def load_metadata(config: DataConfig) -> pd.DataFrame:
@@ -196,17 +202,55 @@ def as_typed(csv: Path, column: pd.Series, is_input: bool) -> pd.Series:
     numbers = pd.to_numeric(values.where(known), errors="coerce").astype(float)
     number = np.isfinite(numbers)
     if (number | ~known).all() and not (values.str.match(r"0\d").any() and not is_input):
-        return pd.Series(numbers.to_numpy()[codes], column.index, name=column.name)
+        numbers = pd.Series(numbers.to_numpy()[codes], column.index, name=column.name)
+        return possible_numbers(csv, numbers, is_input)
     share = number.to_numpy()[codes].sum() / max(known.to_numpy()[codes].sum(), 1)
     if is_input and share > 0.5:
         text = (known & ~number).to_numpy()[codes]
         first = column.index[text][0]
         raise LesionfastError(
             f"column '{column.name}' of {csv.name} mixes numbers and text: '{column[first]}' in "
-            f"row {first} is no number, as in {text.sum()} rows. Correct them (empty means "
+            f"row {first} is not a number, as in {text.sum()} rows. Correct them (empty means "
             "missing), or leave the column out of --metadata."
         )
     return pd.Series(values.where(known, np.nan).to_numpy()[codes], column.index, dtype="str")
+
+
+def possible_numbers(csv: Path, numbers: pd.Series, is_input: bool) -> pd.Series:
+    """Return a column of numbers without those that it can't have, which are counted.
+
+    Raises `LesionfastError` for such in an input: a model would scale all others by them.
+    """
+    name = str(numbers.name)
+    wrong = numbers.index[numbers.notna() & ~is_possible(name, numbers)]
+    if is_input:
+        warn_of_far(csv, numbers.drop(wrong))
+    if not len(wrong):
+        return numbers
+    found = f"column '{name}' of {csv.name} has {numbers[wrong[0]]:g} in {rows(wrong)}"
+    if is_input:
+        raise LesionfastError(
+            f"{found}, which is {why_impossible(name, 0)}. Correct the value, leave it empty if it "
+            "is not known, or take the column out of --metadata."
+        )
+    logger.warning("%s, which is %s: taken as not known", found, why_impossible(name, 0))
+    return numbers.mask(numbers.index.isin(wrong))
+
+
+def warn_of_far(csv: Path, numbers: pd.Series) -> None:
+    """Warn of numbers far from nearly all others, such as 9999 for what is not known."""
+    if is_age(str(numbers.name)) or numbers.isna().all():
+        return
+    low, high = numbers.quantile([0.05, 0.95])
+    far = numbers.index[
+        (numbers < low - FAR * (high - low)) | (numbers > high + FAR * (high - low))
+    ]
+    if low < high and len(far):
+        logger.warning(
+            "column '%s' of %s has %g in %s; 90 %% of the values are from %g to %g. Leave it empty "
+            "if it means not known: the model scales all values by it.",
+            numbers.name, csv.name, numbers[far[0]], rows(far), low, high,
+        )  # fmt: skip
 
 
 def handle_missing(df: pd.DataFrame, config: DataConfig) -> pd.DataFrame:

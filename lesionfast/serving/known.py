@@ -8,17 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lesionfast.data.encoder import MetadataEncoder
-from lesionfast.data.metadata import NOT_KNOWN
+from lesionfast.data.encoder import BadValue, MetadataEncoder, UnseenValue, read_value
 from lesionfast.errors import LesionfastError, did_you_mean
 
 logger = logging.getLogger("lesionfast")
-
-OLDEST = 120  # years
-
-
-class BadValue(Exception):
-    """A value that a column can't have; the message is the reason."""
 
 
 class Known:
@@ -31,7 +24,7 @@ class Known:
     def clean(self, told: dict[str, Any]) -> dict[str, Any]:
         """Return the value of each column of the model, NaN if not known or never seen in training.
 
-        Raises `BadValue` for text in a column of numbers.
+        Raises `BadValue` for what a column can't have, such as an age of 999.
         """
         self.images += 1
         found = {each["name"]: self.value(each, told) for each in self.encoder.learned}
@@ -39,50 +32,25 @@ class Known:
         return found
 
     def value(self, learned: dict[str, Any], told: dict[str, Any]) -> Any:
-        """Return one column's value."""
-        name, text = learned["name"], text_of(told, learned)
-        if text.lower() in NOT_KNOWN:
-            return np.nan
-        if learned["kind"] == "text":
-            if text in learned["values"]:
-                return text
-            self.unseen[f"{name} {text}"] += 1
-            return np.nan
+        """Return one column's value; what training never saw is counted."""
+        name = learned["name"]
         try:
-            number = float(text)
-        except ValueError:
-            raise BadValue(f"{name} is '{text}', which is no number") from None
-        return number if np.isfinite(number) else np.nan
+            return read_value(name, told.get(name), learned)
+        except UnseenValue:
+            self.unseen[f"{name} {str(told[name]).strip()}"] += 1
+            return np.nan
 
     def check(self, told: dict[str, Any]) -> None:
-        """Raise `LesionfastError` for what is no number, no age, or a text never seen in training.
+        """Raise `LesionfastError` for what a column can't have, and for what training never saw.
 
-        One image may have such a value; said of all of them it is a slip of the pen.
+        In a table, one image may have such a value; what a person types is a slip of the pen.
         """
         for learned in self.encoder.learned:
-            name, text, values = learned["name"], text_of(told, learned), learned.get("values")
-            if text.lower() in NOT_KNOWN:
-                continue
-            if values is None:
-                if not self.is_plausible(learned, told):
-                    kind = f"age in years (0 to {OLDEST})" if name == "age" else "number"
-                    raise LesionfastError(
-                        f"{name} is '{text}', which is no {kind}. "
-                        f"Type for example {name}={learned['mean']:.0f}."
-                    )
-            elif text not in values:
-                raise LesionfastError(
-                    f"the model never saw {name} '{text}'.{did_you_mean(text, values)} "
-                    f"Type one of: {', '.join([*values, 'unknown'])}."
-                )
-
-    def is_plausible(self, learned: dict[str, Any], told: dict[str, Any]) -> bool:
-        """Return whether what is said of a column of numbers is a number, and of age an age."""
-        try:
-            value = self.value(learned, told)
-        except BadValue:
-            return False
-        return 0 <= value <= OLDEST if learned["name"] == "age" else not np.isnan(value)
+            name = learned["name"]
+            try:
+                read_value(name, told.get(name), learned)
+            except BadValue as bad:
+                raise LesionfastError(f"{bad}.{what_to_type(learned, told[name])}") from None
 
     def encode(self, rows: Sequence[dict[str, Any]]) -> np.ndarray:
         """Return cleaned rows as float32 (n, width)."""
@@ -104,7 +72,10 @@ class Known:
             logger.warning("values that training never saw count as not known: %s", told)
 
 
-def text_of(told: dict[str, Any], learned: dict[str, Any]) -> str:
-    """Return what is said of a column as text, "" if nothing is."""
-    given = told.get(learned["name"])
-    return "" if given is None or given is pd.NA else str(given).strip()
+def what_to_type(learned: dict[str, Any], value: Any) -> str:
+    """Return what a column takes instead of a value."""
+    if learned["kind"] == "number":
+        digits = 0 if learned["scale"] > 1 else 2
+        return f" Type for example {learned['name']}={learned['mean']:.{digits}f}."
+    near = did_you_mean(str(value), learned["values"])
+    return f"{near} Type one of: {', '.join([*learned['values'], 'unknown'])}."

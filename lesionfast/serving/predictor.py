@@ -13,6 +13,7 @@ import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
 from lesionfast.data.decoding import BadImage, decode, fit_square, known_formats, read_with, to_rgb
+from lesionfast.data.encoder import BadValue
 from lesionfast.data.files import FileReader, check_size, count_threads
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.interpretation import records
@@ -20,7 +21,7 @@ from lesionfast.runs import Run
 from lesionfast.serving.assessment import assess, columns_of
 from lesionfast.serving.bundle import ONNX, WEIGHTS, Bundle
 from lesionfast.serving.inputs import Item
-from lesionfast.serving.known import BadValue, Known
+from lesionfast.serving.known import Known
 
 CHUNK = 256  # images that are decoded, run and told together: bounds the memory
 AHEAD = 2  # chunks that are decoded while a GPU runs one
@@ -58,14 +59,15 @@ class Predictor:
 
         `image` is a path, encoded bytes, a PIL image, or uint8 (H, W, 3); `metadata` is what is
         known of the person, such as age=55, sex="female". Raises `LesionfastError` for what is no
-        image, and for metadata that the model has no column for or that is no number.
+        image, and for metadata that the model has no column for or that a column can't have.
         """
         self.require_columns(metadata)
+        self.known.check(metadata)
         try:
             with FileReader() as reader:
                 pixels = self.pixels(reader, image)
             cleaned = self.known.clean(metadata)
-        except (BadImage, BadValue) as bad:
+        except BadImage as bad:
             raise LesionfastError(f"the image can't be predicted: {bad}.") from None
         told = self.table([Item("", None)], [(pixels, cleaned)])
         return records(told.drop(columns=["image", "error"]))[0]

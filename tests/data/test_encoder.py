@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lesionfast.data.encoder import MetadataEncoder
+from lesionfast.data.encoder import BadValue, MetadataEncoder, UnseenValue, read_value
 from lesionfast.errors import LesionfastError
 
 TRAIN = pd.DataFrame(
@@ -93,3 +93,62 @@ def test_names_are_no_categories():
 def test_empty_tables_keep_the_width():
     encoder = MetadataEncoder(["age", "sex"]).fit(TRAIN)
     assert encoder.transform(TRAIN.iloc[:0]).shape == (0, 5)
+
+
+@pytest.mark.parametrize("name", ["age", "Age", "age_approx", "patient_age", "age in years"])
+@pytest.mark.parametrize("age", ["1e308", "999", "5500", "-40", "121", "inf", "-inf", 1e308, 999])
+def test_an_age_beyond_0_to_120_years_is_refused(name, age):
+    with pytest.raises(BadValue, match=r"which is not an age in years \(0 to 120\)"):
+        read_value(name, age)
+
+
+def test_values_are_read_as_numbers_texts_or_not_known():
+    number, text = MetadataEncoder(["age", "sex"]).fit(TRAIN).learned
+    assert [read_value("age", age, number) for age in ("0", " 55.5", 120, "1e2")] == [
+        0,
+        55.5,
+        120,
+        100,
+    ]
+    assert [read_value("age_group", "40-50"), read_value("sex", " male ", text)] == [
+        "40-50",
+        "male",
+    ]
+    for empty in ("", "NaN", None, pd.NA, np.nan, "Unknown", " "):
+        assert np.isnan(read_value("age", empty, number)) and np.isnan(
+            read_value("sex", empty, text)
+        )
+    with pytest.raises(UnseenValue, match="the model never saw sex 'Frau'"):
+        read_value("sex", "Frau", text)
+    for wrong in ("old", "1_0", "45,5", "0x10", "4 5"):
+        with pytest.raises(BadValue, match="which is not an age"):
+            read_value("age", wrong, number)
+
+
+@pytest.mark.parametrize("number", ["1e308", "-1e308", "inf", "1e31"])
+def test_a_number_that_can_not_be_computed_with_is_refused(number):
+    with pytest.raises(BadValue, match=f"thickness is '{number}', which is not between"):
+        read_value("thickness", number)
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["this version", "an earlier one"])
+def test_a_number_far_from_the_training_counts_as_missing_and_is_said(caplog, earlier):
+    rng = np.random.default_rng(0)
+    encoder = MetadataEncoder(["thickness"]).fit(pd.DataFrame({"thickness": rng.gamma(2, 1, 500)}))
+    if earlier:
+        for learned in encoder.learned:
+            del learned["low"], learned["high"]
+    values = [1.0, 20.0, 1e3, -1e20, 1e308, np.inf, np.nan]
+    rows = encoder.transform(pd.DataFrame({"thickness": values}))
+    assert np.isfinite(rows).all() and rows[:, 1].tolist() == [0, 0, 1, 1, 1, 1, 1]
+    assert "thickness: 4 values far from those of the training count as missing" in caplog.text
+    with pytest.raises(UnseenValue, match="'1000', which is far from all numbers of the training"):
+        read_value("thickness", "1000", encoder.learned[0])
+
+
+@pytest.mark.parametrize("value", [1e308, np.inf, -1e31])
+def test_training_rows_with_an_impossible_number_are_refused(value):
+    with pytest.raises(LesionfastError, match=r"'x' has 1 values such as .* not between"):
+        MetadataEncoder(["x"]).fit(pd.DataFrame({"x": [1.0, 2.0, value]}))
+    with pytest.raises(LesionfastError, match="not an age in years"):
+        MetadataEncoder(["age"]).fit(pd.DataFrame({"age": [40.0, 999.0]}))

@@ -210,6 +210,32 @@ def test_a_bad_number_in_a_column_that_is_no_input_makes_it_text(read):
     assert read(text, metadata="sex")["age"].iloc[3] == "newborn"
 
 
+@pytest.mark.parametrize("age", ["999", "5500", "-40", "1e308"])
+def test_an_impossible_age_is_refused_with_its_row_and_the_way_out(read, refusal, caplog, age):
+    text = HEADER + ROWS.replace(",0,", f",{age},")
+    assert (
+        f"column 'age' of cases.csv has {float(age):g} in row 5, which is not an age in years"
+        in (refusal(text))
+    )
+    assert "leave it empty if it is not known, or take the column out of --metadata" in refusal(
+        text
+    )
+    df = read(text, metadata="sex")
+    assert df["age"].isna().tolist() == [False, True, False, True]
+    assert (
+        f"{float(age):g} in row 5, which is not an age in years (0 to 120): taken as not"
+        in caplog.text
+    )
+
+
+def test_a_number_far_from_all_others_is_said(read, caplog):
+    rows = "".join(f"L{i},ISIC_{i},nv,{i / 10:g}\n" for i in range(1, 40))
+    text = f"lesion_id,image_id,dx,thickness\n{rows}L40,ISIC_40,mel,9999\n"
+    names = " ".join(f"ISIC_{i}" for i in range(1, 41))
+    assert len(read(text, names, metadata="thickness")) == 40
+    assert "column 'thickness' of cases.csv has 9999 in row 41; 90 % of the values" in caplog.text
+
+
 def test_age_bands_are_categories(read):
     df = read(HEADER + ROWS.replace("45.0", "40-50").replace(",0,", ",0-10,"))
     assert df["age"].dropna().tolist() == ["40-50", "40-50", "0-10"]

@@ -134,7 +134,7 @@ def test_what_is_wrong_is_said(page, photos):
     choose(page, photos[0])
     page.get_by_label("age").fill("old")
     page.get_by_role("button", name="Predict").click()
-    page.get_by_text("age is 'old', which is no number").wait_for()
+    page.get_by_text("age is 'old', which is not an age").wait_for()
 
 
 def test_it_looks_unlike_a_lesion(page):
@@ -212,7 +212,11 @@ def test_the_answer_fits_its_schema(server, photos, trained):
         (PDF, {}, 415, "no picture in a format that is read"),
         (b"x" * (MOST_BYTES + 1), {}, 413, "at most 20 MB"),
         (b"x" * (MOST_BYTES + 200_000), {}, 413, "at most 20 MB"),
-        (None, {"age": "old"}, 422, "age is 'old', which is no number"),
+        (None, {"age": "old"}, 422, "age is 'old', which is not an age"),
+        (None, {"age": "999"}, 422, "age is '999', which is not an age in years (0 to 120)"),
+        (None, {"age": "1e308"}, 422, "which is not an age"),
+        (None, {"age": "-40"}, 422, "which is not an age"),
+        (None, {"sex": "Frau"}, 422, "the model never saw sex 'Frau'. Type one of: female, male"),
         (None, {"height": "180"}, 422, "the model knows nothing of height"),
     ],
 )

@@ -73,7 +73,10 @@ def test_what_is_not_known_is_said_and_changes_the_answer(predictor, photos):
     ("metadata", "message"),
     [
         ({"height": 180}, "knows nothing of height; it takes age, sex"),
-        ({"age": "old"}, "age is 'old', which is no number"),
+        ({"age": "old"}, "age is 'old', which is not an age"),
+        ({"age": 999}, "age is '999', which is not an age"),
+        ({"age": 1e308}, "which is not an age"),
+        ({"sex": "Frau"}, "the model never saw sex 'Frau'"),
     ],
 )
 def test_wrong_metadata_is_an_error(predictor, photos, metadata, message):
@@ -84,9 +87,12 @@ def test_wrong_metadata_is_an_error(predictor, photos, metadata, message):
 @pytest.mark.parametrize(
     ("told", "message"),
     [
-        ({"age": "old"}, r"age is 'old', which is no age in years.* Type for example age=\d\d\."),
-        ({"age": "inf"}, "age is 'inf', which is no age"),
-        ({"age": "-5"}, "age is '-5', which is no age"),
+        (
+            {"age": "old"},
+            r"age is 'old', which is not an age in years.* Type for example age=\d\d\.",
+        ),
+        ({"age": "inf"}, "age is 'inf', which is not an age"),
+        ({"age": "-5"}, "age is '-5', which is not an age"),
         ({"sex": "femal"}, "never saw sex 'femal'. Did you mean 'female'"),
         ({"sex": "3"}, "Type one of: female, male, unknown."),
     ],
@@ -97,6 +103,15 @@ def test_what_is_said_of_all_images_is_checked_before_the_first(predictor, told,
     predictor.known.check({"age": "unknown", "sex": "female"})
     predictor.known.check({})
     assert not predictor.known.unseen
+
+
+@pytest.mark.parametrize("age", ["1e308", "999", "5500", "-40", "inf", "old"])
+def test_an_impossible_age_in_a_table_is_the_error_of_its_row(predictor, photos, age):
+    items = [Item(name, photos[0], {"age": told}) for name, told in (("a", age), ("b", "55"))]
+    found = next(iter(predictor.stream(items)))
+    reason = f"age is '{age}', which is not an age in years (0 to 120)"
+    assert found["error"].tolist() == [reason, ""]
+    assert found["decision"].isna().tolist() == [True, False]
 
 
 def test_a_value_that_training_never_saw_counts_as_not_known(predictor, photos, caplog):
