@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lesionfast.data.lineage import weights_file
 from lesionfast.errors import LesionfastError
 
 WRAPPERS = ("state_dict_ema", "state_dict", "model_ema", "model")
@@ -18,12 +19,12 @@ OWN_PREFIXES = ("backbone.body.net.", "backbone.body.")  # of a run's weights.sa
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a .safetensors file, a PyTorch file or a run directory.
+    """Return the tensors of a .safetensors file, a PyTorch file, a run or an exported folder.
 
     Wrappers such as {"state_dict": …} and prefixes such as "module." are taken off. Raises
     `LesionfastError` if the file is missing, cut short, or needs more than tensors.
     """
-    path = path / "weights.safetensors" if path.is_dir() else path
+    path = weights_file(path)
     if not path.is_file():
         raise LesionfastError(
             f"there is no weights file {path}. Type --weights FILE, or --weights auto or none."

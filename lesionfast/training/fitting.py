@@ -11,6 +11,7 @@ from fastai.callback.core import Callback
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.augment import augmentations
+from lesionfast.data.lineage import header_of
 from lesionfast.errors import LesionfastError, TrainingInterrupted
 from lesionfast.files import write_json
 from lesionfast.models.fusion import FusionModel
@@ -47,7 +48,8 @@ def fit(learn: FusionLearner, run: Run, resume: bool = False) -> dict[str, Any]:
     announce(learn, run, phases_of(learn, config), lrs, one_cycle.head_lr)
     how = unfreezing(learn, config)
     interrupt, lines = StopOnInterrupt(), EpochLines()
-    best = KeepBest(config.monitor, run.path / "weights.safetensors")
+    header = header_of(learn.dls.split, config.arch, config.weights)
+    best = KeepBest(config.monitor, run.path / "weights.safetensors", header)
     cbs = [
         ProgressiveUnfreezing(how, config.head_epochs),
         one_cycle,

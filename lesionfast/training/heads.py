@@ -15,6 +15,7 @@ from scipy.special import log_softmax
 
 from lesionfast.config import TrainConfig
 from lesionfast.console import counting_bar
+from lesionfast.data.lineage import header_of
 from lesionfast.errors import LesionfastError
 from lesionfast.files import write_atomically, write_text
 from lesionfast.models.features import fused_features, kept_features
@@ -96,8 +97,9 @@ def solve_head(learn: FusionLearner, run: Run) -> dict[str, Any]:
     scale = best_scale(valid @ weight.T + bias, valid_codes)
     set_linear(learn, scale * weight, scale * bias)
     seconds = time.perf_counter() - started
-    path = run.path / "weights.safetensors"
-    write_atomically(path, lambda aside: save_tensors(learn.model.state_dict(), aside))
+    path, tensors = run.path / "weights.safetensors", learn.model.state_dict()
+    header = header_of(learn.dls.split, run.config.arch, run.config.weights)
+    write_atomically(path, lambda aside: save_tensors(tensors, aside, header))
     write_history(learn, run, x, codes)
     return {
         "train_seconds": round(seconds, 2),

@@ -12,6 +12,7 @@ from lesionfast.config import TrainConfig
 from lesionfast.console import counting_bar
 from lesionfast.data.augment import augmentations
 from lesionfast.data.leaks import check_weights
+from lesionfast.data.lineage import header_of
 from lesionfast.data.loaders import build_dls
 from lesionfast.data.splits import write_split
 from lesionfast.errors import TrainingInterrupted
@@ -111,7 +112,8 @@ def fit(learn: FusionLearner, config: TrainConfig, folder: Path) -> None:
     Raises `LesionfastError` when it is interrupted before its first epoch ended.
     """
     lr = find_lr(learn, freeze=False) if config.lr == "auto" else config.lr
-    best = KeepBest(MONITOR, folder / "weights.safetensors")
+    header = header_of(learn.dls.split, config.arch, config.weights)
+    best = KeepBest(MONITOR, folder / "weights.safetensors", header)
     cbs = [
         ProgressiveUnfreezing(config.unfreeze),
         OneCycle(lr),
@@ -133,7 +135,7 @@ def fit(learn: FusionLearner, config: TrainConfig, folder: Path) -> None:
         )
     logger.info("best epoch: %d, mean squared error %.5f", best.best_epoch + 1, -best.best)
     encoder = {f"backbone.{k}": v for k, v in learn.model.backbone.state_dict().items()}
-    write_atomically(best.path, lambda aside: save_tensors(encoder, aside))
+    write_atomically(best.path, lambda aside: save_tensors(encoder, aside, header))
 
 
 def draw_reconstructions(learn: FusionLearner, config: TrainConfig, path: Path) -> Path:

@@ -77,14 +77,16 @@ class Monitor(Callback):
 class KeepBest(Monitor):
     """Keep the weights of the best epoch, across all phases, and load them when the fit ends.
 
-    With a `path` they are a safetensors file, without one a copy in memory.
+    With a `path` they are a safetensors file with the JSON `header`, without one a copy in memory.
     """
 
     order = 61
 
-    def __init__(self, monitor: str = "valid_loss", path: Path | None = None) -> None:
+    def __init__(
+        self, monitor: str = "valid_loss", path: Path | None = None, header: Any = None
+    ) -> None:
         super().__init__(monitor)
-        self.path, self.kept = path, None
+        self.path, self.header, self.kept = path, header, None
 
     def after_epoch(self) -> None:
         """Keep the weights if they are the best so far."""
@@ -93,7 +95,8 @@ class KeepBest(Monitor):
         if self.path is None:
             self.kept = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         else:
-            write_atomically(self.path, lambda aside: save_tensors(self.model.state_dict(), aside))
+            tensors = self.model.state_dict()
+            write_atomically(self.path, lambda aside: save_tensors(tensors, aside, self.header))
 
     def after_fit(self) -> None:
         """Load the best weights, if an epoch ended."""

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.dataset import load_dataset
+from lesionfast.data.lineage import lineage_of
 from lesionfast.errors import LesionfastError
 from lesionfast.files import sha256
 from lesionfast.models.files import read_weights
@@ -112,6 +114,16 @@ def test_weights_that_have_seen_the_test_are_refused(folder, tmp_path, name, sta
     assert not (tmp_path / "runs").exists()
     mended = replace(config, split=str(folder / "split.csv"))
     assert prepare_learner(load_dataset(mended), mended).model.backbone.pretrained
+
+
+def test_weights_moved_alone_say_what_they_learned_from(df, folder, run, tmp_path):
+    """A pretraining's, and those of a run that started from it."""
+    for made in (folder, run.path):
+        alone = shutil.copyfile(made / "weights.safetensors", tmp_path / "alone.safetensors")
+        lineage = lineage_of(alone)
+        assert lineage.arch == TINY.arch
+        assert (lineage.met(df, "train") == (df["split"] == "train")).all()
+        assert (lineage.met(df, "valid") == (df["split"] == "valid")).all()
 
 
 @pytest.mark.parametrize("epochs_done", [0, 1])

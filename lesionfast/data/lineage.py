@@ -1,0 +1,158 @@
+"""Which images weights have learned from: digests of their ids, kept inside the weights file.
+
+A weights file that is moved, renamed or exported alone still says which images, and which lesions,
+it was trained on. The ids are not in it, only 8 bytes of the SHA-256 of each: who has an id can
+ask whether it was trained on, and so can who guesses one, such as a running number.
+"""
+
+import base64
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from safetensors import SafetensorError, safe_open
+
+from lesionfast.data.tables import read_table
+
+WEIGHTS = ("weights.safetensors", "model.safetensors")  # of a run, and of an exported model
+CONFIGS = ("config.json", "pretrain.json")  # which of them a run or a pretraining has
+KEY = "lineage"  # in the header of a weights file
+OWN = "backbone.body."  # what the tensors of a run's backbone are called
+PARTS = ("train", "valid")
+NOTHING = np.zeros(0, np.uint64)
+
+
+@dataclass(frozen=True, eq=False)
+class Lineage:
+    """Digests of the images and lesions that weights were trained on and chosen by.
+
+    `train` and `valid` are sorted uint64; both hold what earlier weights have learned from too, if
+    the training started from some. `arch` is the architecture, None if it is not known.
+    """
+
+    arch: str | None
+    train: np.ndarray = field(default_factory=lambda: NOTHING)
+    valid: np.ndarray = field(default_factory=lambda: NOTHING)
+
+    @classmethod
+    def of(cls, split: pd.DataFrame, arch: str | None) -> "Lineage":
+        """Return that of a training on a table with image_id, split and, if known, group."""
+        parts = {name: digests(split[split["split"] == name]) for name in PARTS}
+        return cls(arch, **{name: np.unique(found) for name, found in parts.items()})
+
+    def __or__(self, earlier: "Lineage | None") -> "Lineage":
+        """Return that of a training that started from earlier weights."""
+        if earlier is None:
+            return self
+        train, valid = (np.union1d(getattr(self, n), getattr(earlier, n)) for n in PARTS)
+        return Lineage(self.arch or earlier.arch, train, valid)
+
+    def met(self, rows: pd.DataFrame, part: str) -> np.ndarray:
+        """Return which rows, bool (n,), are images or of lesions that are in `part`."""
+        found = digests(rows).reshape(2, len(rows))
+        return np.isin(found, getattr(self, part)).any(axis=0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON-safe values: the digests little-endian in base64."""
+        return {"arch": self.arch} | {
+            name: base64.b64encode(getattr(self, name).astype("<u8").tobytes()).decode()
+            for name in PARTS
+        }
+
+    @classmethod
+    def from_dict(cls, told: dict[str, Any]) -> "Lineage":
+        """Return what `to_dict` told."""
+        parts = {name: np.frombuffer(base64.b64decode(told[name]), "<u8") for name in PARTS}
+        return cls(told["arch"], **{name: found.astype(np.uint64) for name, found in parts.items()})
+
+
+def digests(rows: pd.DataFrame) -> np.ndarray:
+    """Return the digests of the images of a table, then of their lesions: uint64 (2 n,)."""
+    lesions = rows["group" if "group" in rows else "image_id"]
+    named = [("image", rows["image_id"]), ("lesion", lesions)]
+    found = [digest(f"{kind} {name}") for kind, names in named for name in names]
+    return np.array(found, np.uint64)
+
+
+def digest(text: str) -> int:
+    """Return the first 8 bytes of the SHA-256 of a text as a number."""
+    return int.from_bytes(sha256(text.encode("utf-8", "surrogateescape")).digest()[:8], "little")
+
+
+def lineage_of(source: str | Path) -> Lineage | None:
+    """Return what the weights in a file, a run, a pretraining or an exported folder learned from.
+
+    Found in the header of the file, and in the split.csv of a run that it lies in, through links
+    too. None if neither says it.
+    """
+    file = weights_file(Path(source).expanduser())
+    found = [header_lineage(file), *map(folder_lineage, folders_of(file))]
+    known = [each for each in found if each is not None]
+    return None if not known else joined(known)
+
+
+def joined(lineages: Iterable[Lineage]) -> Lineage:
+    """Return all of them as one."""
+    first, *others = lineages
+    for each in others:
+        first = first | each
+    return first
+
+
+def weights_file(path: Path) -> Path:
+    """Return the weights file of a folder, or the file itself."""
+    if not path.is_dir():
+        return path
+    return next((path / name for name in WEIGHTS if (path / name).is_file()), path / WEIGHTS[0])
+
+
+def folders_of(file: Path) -> list[Path]:
+    """Return the runs and pretrainings that a file lies in, as it is named and where it is."""
+    near = [parent for each in (file.absolute(), file.resolve()) for parent in each.parents[:2]]
+    return [
+        folder
+        for folder in dict.fromkeys(near)
+        if (folder / "split.csv").is_file() and any((folder / n).is_file() for n in CONFIGS)
+    ]
+
+
+def header_lineage(file: Path) -> Lineage | None:
+    """Return what the header of a safetensors file says of its own lineage; None if nothing."""
+    try:
+        with safe_open(file, framework="np") as opened:
+            told = json.loads((opened.metadata() or {}).get("header", "null"))
+        return Lineage.from_dict(told[KEY])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return None  # a file of others, or a broken one, which is said when it is loaded
+
+
+def is_own(source: str | Path) -> bool:
+    """Return whether a safetensors file holds the weights of a run, by the names of its tensors."""
+    try:
+        with safe_open(weights_file(Path(source).expanduser()), framework="np") as opened:
+            return any(name.startswith(OWN) for name in opened.keys())  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return False
+
+
+def folder_lineage(folder: Path) -> Lineage:
+    """Return the lineage of a run or a pretraining, from its split.csv, and of its own weights."""
+    file = next(folder / name for name in CONFIGS if (folder / name).is_file())
+    config = json.loads(file.read_text(encoding="utf-8"))
+    split = read_table(folder / "split.csv", {"image_id": "", "split": ""}, option="--weights")
+    return Lineage.of(split, config.get("arch")) | earlier_lineage(config.get("weights"))
+
+
+def earlier_lineage(weights: str | None) -> Lineage | None:
+    """Return the lineage of what --weights names; None for 'auto', 'none' and what says nothing."""
+    return None if weights in (None, "auto", "none") else lineage_of(weights)
+
+
+def header_of(split: pd.DataFrame, arch: str, weights: str) -> dict[str, Any]:
+    """Return the header of the weights of a training that starts from `weights`."""
+    return {KEY: (Lineage.of(split, arch) | earlier_lineage(weights)).to_dict()}
