@@ -17,6 +17,7 @@ from lesionfast.data.encoder import MetadataEncoder
 from lesionfast.data.images import open_images
 from lesionfast.errors import LesionfastError, did_you_mean
 from lesionfast.models.fusion import FusionModel, load_model
+from lesionfast.models.state import in_eval_mode
 from lesionfast.runs import Run
 
 logger = logging.getLogger("lesionfast")
@@ -184,11 +185,13 @@ def grad_cam(model: FusionModel, images: Tensor, metadata: Tensor, targets: Tens
     nothing speaks for the target it is 0 everywhere. Raises `LesionfastError` without a backbone.
     """
     require_image(model)
-    cam, maps = LayerGradCam(model.eval(), model.backbone), []
-    for batch in zip(*(each.split(BATCH) for each in (images, metadata, targets)), strict=True):
-        heat = cam.attribute(batch[:2], target=batch[2], relu_attributions=True).detach().float()
-        heat = interpolate(heat, images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
-        maps.append(heat / heat.amax((1, 2), keepdim=True).clamp_min(1e-12))
+    cam, maps = LayerGradCam(model, model.backbone), []
+    batches = zip(*(each.split(BATCH) for each in (images, metadata, targets)), strict=True)
+    with in_eval_mode(model):
+        for *inputs, target in batches:
+            heat = cam.attribute(tuple(inputs), target=target, relu_attributions=True)
+            heat = interpolate(heat.detach().float(), images.shape[-2:], mode="bilinear")[:, 0]
+            maps.append(heat / heat.amax((1, 2), keepdim=True).clamp_min(1e-12))
     return torch.cat(maps) if maps else images.new_zeros(0, *images.shape[-2:])
 
 
@@ -208,16 +211,15 @@ def attribute_metadata(
         return log_odds(model.classify(features, numbers), wanted)
 
     method, found = IntegratedGradients(odds), []
-    model.eval()
-    for part, numbers, wanted in zip(
-        images.split(BATCH), metadata.split(BATCH), targets.split(BATCH), strict=True
-    ):
-        with torch.no_grad():
-            features = model.features(part)
-        start = baseline.expand_as(numbers).contiguous()
-        more = (features, wanted)
-        amounts = method.attribute(numbers, start, additional_forward_args=more, n_steps=STEPS)
-        found.append(amounts.detach().float())
+    batches = zip(*(each.split(BATCH) for each in (images, metadata, targets)), strict=True)
+    with in_eval_mode(model):
+        for part, numbers, wanted in batches:
+            with torch.no_grad():
+                features = model.features(part)
+            start = baseline.expand_as(numbers).contiguous()
+            more = (features, wanted)
+            amounts = method.attribute(numbers, start, additional_forward_args=more, n_steps=STEPS)
+            found.append(amounts.detach().float())
     return torch.cat(found) if found else torch.zeros_like(metadata)
 
 

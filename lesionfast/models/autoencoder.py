@@ -9,6 +9,7 @@ from torch.nn.functional import interpolate
 
 from lesionfast.models.backbones import Backbone
 from lesionfast.models.scratch import conv
+from lesionfast.models.state import in_eval_mode
 
 WIDEST, NARROWEST = 256, 16  # channels of the decoder, halved with each doubling of the map
 
@@ -33,11 +34,9 @@ class Autoencoder(nn.Module):
 
 def count_doublings(backbone: Backbone, size: int) -> int:
     """Return how often the rows of the last feature map double until they are `size` or more."""
-    training = backbone.training
     device = next(backbone.parameters()).device
-    with torch.no_grad():
-        rows = backbone.eval()(torch.zeros(1, 3, size, size, device=device)).shape[2]
-    backbone.train(training)
+    with torch.no_grad(), in_eval_mode(backbone):
+        rows = backbone(torch.zeros(1, 3, size, size, device=device)).shape[2]
     return max(0, math.ceil(math.log2(size / rows)))
 
 

@@ -16,6 +16,7 @@ from lesionfast.models.folding import for_inference
 from lesionfast.models.fusion import FusionModel
 from lesionfast.models.precision import autocast
 from lesionfast.models.prefix import blocks_below, prefix_maps
+from lesionfast.models.state import in_eval_mode
 
 VERSION = 3  # part of every key: raise it when the features of the same weights change
 Progress = Callable[[int, int], None] | None
@@ -44,11 +45,11 @@ def image_features(
     stages, float16 (n, C, h, w). Runs where the model is, in eval mode, and leaves the model in
     the mode that it was in. `allocate` makes the array, of a shape and a type.
     """
-    training, device = model.training, next(model.parameters()).device
-    model.eval()
+    device = next(model.parameters()).device
     found = backbone = None
     size = images_at_once(device)
-    with torch.inference_mode(), autocast(str(dtype).removeprefix("torch."), device):
+    precision = str(dtype).removeprefix("torch.")
+    with torch.inference_mode(), in_eval_mode(model), autocast(precision, device):
         for start in range(0, len(rows), size):
             batch = torch.from_numpy(pixels[rows[start : start + size]]).to(device)
             image = change(batch.movedim(-1, 1).float() / 255)
@@ -65,7 +66,6 @@ def image_features(
             found[start : start + len(features)] = features
             if progress:
                 progress(start + len(features), len(rows))
-    model.train(training)
     return found
 
 

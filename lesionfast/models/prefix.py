@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lesionfast.models.backbones import Backbone
+from lesionfast.models.state import in_eval_mode
 
 
 class _Reached(Exception):
@@ -78,15 +79,12 @@ def can_be_cut(backbone: Backbone, stages: int, size: int) -> bool:
 
     They do not where something runs beside the blocks, such as a connection around a stage.
     """
-    training = backbone.training
     image = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     image = image.to(backbone.shift.device)
     try:
-        with torch.inference_mode():
-            whole = backbone.eval().whole(image)
+        with torch.inference_mode(), in_eval_mode(backbone):
+            whole = backbone.whole(image)
             halves = rest_of(backbone, prefix_maps(backbone, image, stages), stages, size)
         return halves.shape == whole.shape and torch.allclose(halves, whole, atol=1e-4, rtol=1e-3)
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
         return False
-    finally:
-        backbone.train(training)

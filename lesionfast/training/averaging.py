@@ -23,7 +23,8 @@ class WeightAverage(Callback):
         self.decay, self.steps, self.own = decay, 0, None
 
     def before_fit(self) -> None:
-        """Make room for the average."""
+        """Make room for the average; what an earlier fit put aside is forgotten."""
+        self.own = None
         self.average = ModelEmaV3(self.model, decay=self.decay, use_warmup=True)
 
     def before_epoch(self) -> None:

@@ -24,6 +24,7 @@ from lesionfast.data.decoding import Task, decode_blocks
 from lesionfast.data.loaders import build_dls, images_at_once
 from lesionfast.models.features import image_features
 from lesionfast.models.precision import autocast, dtype_of, precision
+from lesionfast.models.state import freed_memory_kept
 from lesionfast.serving.bundle import WEIGHTS, Bundle
 from lesionfast.serving.export import write_bundle
 from lesionfast.serving.inputs import Item
@@ -58,7 +59,7 @@ def bench(config: TrainConfig, df: pd.DataFrame) -> dict[str, Any]:
     dls = build_dls(df, config)
     learn = fusion_learner(dls, config)
     learn.model.to(dls.device, memory_format=torch.channels_last)
-    with learn.no_bar(), learn.no_logging():
+    with freed_memory_kept(dls.device), learn.no_bar(), learn.no_logging():
         found = {
             "machine": machine(learn, config),
             "parts": {"decode": decode, **batch_rates(learn, config)},

@@ -13,10 +13,42 @@ from torch import nn
 from lesionfast.data.augment import Recipe, augment, turn
 from lesionfast.models.folding import for_inference
 from lesionfast.models.precision import autocast
+from lesionfast.models.state import freed_memory_kept
 from lesionfast.training.schedule import Phase, plan_phases
 
+PARTS = ("step", "backward", "batch", "train", "validate", "epoch", "fit")  # inner ones first
 
-class ProgressiveUnfreezing(Callback):
+
+class Borrowing(Callback):
+    """Base of callbacks that change what others see, for as long as a `part` of the loop runs.
+
+    `clean_up` gives back what was changed; it may be called at any time, and twice. Any Learner
+    calls it when the part ends or is cancelled, or one around it; a `FusionLearner` also after an
+    error or Ctrl-C, where fastai calls no event.
+    """
+
+    part = "fit"
+
+    def clean_up(self) -> None:
+        """Give back what was changed."""
+        raise NotImplementedError
+
+    def end(self, part: str) -> None:
+        """Clean up if the callback's own part ends with this one."""
+        if PARTS.index(part) >= PARTS.index(self.part):
+            self.clean_up()
+
+    def __call__(self, event_name: str) -> None:
+        """Handle an event of fastai's; the last event of a part ends it."""
+        try:
+            super().__call__(event_name)
+        finally:
+            when, part = event_name.split("_", 1)
+            if when == "after" and part in PARTS:
+                self.end(part)
+
+
+class ProgressiveUnfreezing(Borrowing):
     """Freeze the stages below the first that learns, phase by phase within one fit.
 
     `how` and `head_epochs` are what `plan_phases` takes. The optimizer's state starts anew with
@@ -28,9 +60,11 @@ class ProgressiveUnfreezing(Callback):
 
     def __init__(self, how: str = "gradual", head_epochs: int = 1) -> None:
         self.how, self.head_epochs, self.phases = how, head_epochs, []
+        self.learning: dict[nn.Parameter, bool] = {}  # before the fit
 
     def before_fit(self) -> None:
         """Plan the phases from the number of epochs and of parameter groups."""
+        self.learning = {each: each.requires_grad for each in self.model.parameters()}
         n_groups = len(self.opt.param_lists)
         self.phases = plan_phases(self.how, n_groups, self.n_epoch, self.head_epochs)
         self.first_head = [each.detach().clone() for each in self.head]
@@ -47,6 +81,12 @@ class ProgressiveUnfreezing(Callback):
         if self.how == "fresh" and self.epoch == self.phase.first:
             for parameter, first in zip(self.head, self.first_head, strict=True):
                 parameter.data.copy_(first)
+
+    def clean_up(self) -> None:
+        """Let learn what learned before the fit."""
+        for parameter, learned in self.learning.items():
+            parameter.requires_grad_(learned)
+        self.learning = {}
 
     @property
     def head(self) -> list[nn.Parameter]:
@@ -220,10 +260,27 @@ class ChannelsLast(Callback):
         self.before_fit()
 
 
-class Autocast(Callback):
+class KeepFreedMemory(Borrowing):
+    """Keep the memory that a batch frees for the next one, on a CPU."""
+
+    order = -30
+
+    def __init__(self) -> None:
+        self.stack = ExitStack()
+
+    def before_fit(self) -> None:
+        """Begin to keep it."""
+        self.stack.enter_context(freed_memory_kept(self.dls.device))
+
+    def clean_up(self) -> None:
+        """Give it back to the system, however the fit ended."""
+        self.stack.close()
+
+
+class Autocast(Borrowing):
     """Run the forward pass in bfloat16 where that is safe; loss and metrics stay float32."""
 
-    order = 55
+    order, part = 55, "batch"
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.stack = device, ExitStack()
@@ -242,8 +299,10 @@ class Autocast(Callback):
         self.stack.close()
 
 
-class InferenceMode(Callback):
+class InferenceMode(Borrowing):
     """Validate and predict in PyTorch's inference mode."""
+
+    part = "validate"
 
     def __init__(self) -> None:
         self.stack = ExitStack()
@@ -252,19 +311,16 @@ class InferenceMode(Callback):
         """Switch it on."""
         self.stack.enter_context(torch.inference_mode())
 
-    def after_validate(self) -> None:
-        """Switch it off."""
-        self.clean_up()
-
     def clean_up(self) -> None:
         """Switch it off, however the validation ended."""
         self.stack.close()
 
 
-class FastInference(Callback):
+class FastInference(Borrowing):
     """Validate and predict with a copy that computes less, in the precision of autocast."""
 
-    order, run_train = 54, False  # after the last change of the pictures, before autocast
+    order = 54  # after the last change of the pictures, before autocast
+    run_train, part = False, "validate"
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         self.dtype, self.whole = dtype, None
@@ -274,10 +330,6 @@ class FastInference(Callback):
         if self.whole is None and self.xb[0].ndim == 4 and not resumes(self.model):
             self.whole = self.model
             self.learn.model = for_inference(self.model, *self.xb, dtype=self.dtype)
-
-    def after_validate(self) -> None:
-        """Put the model back."""
-        self.clean_up()
 
     def clean_up(self) -> None:
         """Put the model back, however the validation ended."""

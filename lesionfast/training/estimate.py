@@ -12,8 +12,8 @@ from lesionfast.config import TrainConfig
 from lesionfast.data.loaders import images_at_once, pick_device
 from lesionfast.data.metadata import MetadataEncoder
 from lesionfast.models.fusion import FusionModel, build_model, stage_groups
-from lesionfast.models.memory import keep_freed_memory
 from lesionfast.models.precision import autocast
+from lesionfast.models.state import freed_memory_kept
 from lesionfast.training.balancing import balances
 from lesionfast.training.fitting import (
     caches_features,
@@ -51,7 +51,6 @@ def estimate(config: TrainConfig, df: pd.DataFrame) -> Estimate:
     Raises `LesionfastError` for a model that can't be built.
     """
     device, rows = pick_device(config.device), df["split"].value_counts()
-    keep_freed_memory(device)
     train = df[df["split"] == "train"]
     encoder = MetadataEncoder(config.metadata_columns).fit(train)
     torch.manual_seed(config.seed)
@@ -62,7 +61,7 @@ def estimate(config: TrainConfig, df: pd.DataFrame) -> Estimate:
     size = min(config.batch_size, n)
     batch = random_batch(config.size, encoder.width, size, device)
     head = backbone = 0.0
-    with memory_error_explained(config):
+    with memory_error_explained(config), freed_memory_kept(device):
         forward = time_validation(model, batch, config)
         for phase in unfreeze_by_phase(model, config):
             if phase.groups == 1 and caches_features(model, config):

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from fastai.callback.core import Callback
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.augment import augmentations
@@ -71,7 +70,7 @@ def fit(learn: FusionLearner, run: Run, resume: bool = False) -> dict[str, Any]:
         cbs.append(ProgressiveResizing(config.start_size))
     if config.patience:
         cbs.append(EarlyStopping(config.monitor, config.patience))
-    with memory_error_explained(config), learn.no_bar(), learn.no_logging(), cleaned_up(learn, cbs):
+    with memory_error_explained(config), learn.no_bar(), learn.no_logging():
         learn.fit(total_epochs(how, config), lrs, cbs=cbs)
     check_trained(run, best)
     kept = Run(run.path).history.set_index("epoch").loc[best.best_epoch + 1]
@@ -137,17 +136,6 @@ def check_trained(run: Run, best: KeepBest) -> None:
             f"the training stopped before its first epoch ended, so there are no weights to keep. "
             f"Start it again: lesionfast train --resume {run.path}"
         )
-
-
-@contextmanager
-def cleaned_up(learn: FusionLearner, cbs: list[Callback]) -> Iterator[None]:
-    """Give back what the callbacks took over, also after an error, where fastai calls no event."""
-    try:
-        yield
-    finally:
-        for cb in [*learn.cbs, *cbs]:
-            if hasattr(cb, "clean_up"):
-                cb.clean_up()
 
 
 @contextmanager

@@ -15,7 +15,6 @@ from random import Random
 
 import numpy as np
 import torch
-from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from torch import Tensor
 
@@ -26,6 +25,7 @@ from lesionfast.data.loaders import Sampler
 from lesionfast.models.features import image_features, kept_features
 from lesionfast.models.prefix import can_be_cut, frozen_stages, rest_of
 from lesionfast.training.balancing import shuffled
+from lesionfast.training.callbacks import Borrowing
 from lesionfast.training.subclasses import output_codes, split_codes
 
 logger = logging.getLogger("lesionfast")
@@ -81,7 +81,7 @@ class FeatureLoader:
         return tensor.contiguous(memory_format=last)
 
 
-class CachedFeatures(Callback):
+class CachedFeatures(Borrowing):
     """While the first stages do not learn, train on what they give, which is computed once.
 
     Of each training image there are `views`: the picture itself and augmented ones; of each
@@ -108,23 +108,18 @@ class CachedFeatures(Callback):
         self.stages = stages
         if stages and self.pays(stages):
             loaders = self.feature_loaders(stages)
-            # `learn` is gone after an error, when fastai has removed its callbacks
-            self.learner, self.images = self.learn, self.dls
+            self.images = self.dls
             self.learn.dls = loaders
             if stages < len(self.model.backbone.stages):
                 size = self.images.pixels.shape[1]
                 resume = partial(rest_of, self.model.backbone, stages=stages, size=size)
                 self.model.backbone.resume = resume
 
-    def after_fit(self) -> None:
-        """Put the loaders of images back."""
-        self.clean_up()
-
     def clean_up(self) -> None:
         """Put the loaders of images back, however the fit ended."""
         if self.images is not None:
-            self.learner.model.backbone.resume = None
-            self.learner.dls, self.images = self.images, None
+            self.model.backbone.resume = None
+            self.learn.dls, self.images = self.images, None
         self.stages = 0
 
     def pays(self, stages: int) -> bool:

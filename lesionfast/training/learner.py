@@ -12,18 +12,20 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.metrics import AccumMetric
 from fastai.optimizer import OptimWrapper
+from fastcore.basics import noop
 
 from lesionfast.config import TrainConfig
 from lesionfast.emphasis import read_subclasses
 from lesionfast.evaluation.metrics import balanced_accuracy, decide, macro_auc, sensitivity
 from lesionfast.models.fusion import build_model, stage_groups
-from lesionfast.models.memory import keep_freed_memory
 from lesionfast.models.precision import dtype_of
 from lesionfast.training.callbacks import (
+    Borrowing,
     ChannelsLast,
     FastInference,
     FrozenEval,
     InferenceMode,
+    KeepFreedMemory,
     PlainTensors,
     SeedEpochs,
 )
@@ -35,9 +37,29 @@ ADAMW = partial(OptimWrapper, opt=torch.optim.AdamW, fused=True)
 
 
 class FusionLearner(Learner):
-    """A fastai Learner whose fit can start after the first epoch, to go on where one stopped."""
+    """A fastai Learner that can go on where a fit stopped, and is whole after one that failed."""
 
     first_epoch = 0
+
+    def _with_events(
+        self, f: Callable[[], Any], event_type: str, ex: type, final: Callable[[], Any] = noop
+    ) -> None:
+        """Run a part of the loop; after an error the callbacks give back what they have changed."""
+        try:
+            super()._with_events(f, event_type, ex, final)
+        except BaseException:
+            for cb in self.cbs:
+                if isinstance(cb, Borrowing):
+                    cb.end(event_type)
+            raise
+
+    def export(self, *args: Any, **kwargs: Any) -> None:
+        """Pickle the Learner without its data, as fastai does; keep the data, on an error too."""
+        dls, opt = self.dls, self.opt
+        try:
+            super().export(*args, **kwargs)
+        finally:
+            self.dls, self.opt = dls, self.opt or opt
 
     def _do_fit(self) -> None:
         for epoch in range(self.first_epoch, self.n_epoch):
@@ -53,7 +75,6 @@ def fusion_learner(dls: DataLoaders, config: TrainConfig | None = None) -> Fusio
     names that are not known and weights that can't be had.
     """
     config = config or TrainConfig()
-    keep_freed_memory(dls.device)
     classes = list(dls.vocab)
     parents = parents_of(read_subclasses(config.subclass, classes), classes)
     torch.manual_seed(config.seed)  # the head's first weights
@@ -81,7 +102,10 @@ def fusion_learner(dls: DataLoaders, config: TrainConfig | None = None) -> Fusio
 
 def learner_callbacks(device: torch.device, config: TrainConfig) -> list[Any]:
     """Return the callbacks that every fit of a fusion learner runs with."""
-    cbs = [FrozenEval(), PlainTensors(), ChannelsLast(), InferenceMode(), SeedEpochs(config.seed)]
+    cbs = [
+        *(KeepFreedMemory(), FrozenEval(), PlainTensors(), ChannelsLast(), InferenceMode()),
+        SeedEpochs(config.seed),
+    ]
     if not config.compile:
         cbs.append(FastInference(dtype_of(config.precision, device)))
     return [*cbs, *precision_callbacks(config.precision, device)]

@@ -14,15 +14,23 @@ logger = logging.getLogger("lesionfast")
 def find_lr(learn: FusionLearner, freeze: bool) -> float:
     """Return fastai's "valley" suggestion, for the head alone if the rest is to be frozen.
 
-    The weights are as before afterwards; fastai's own files go to a temporary folder.
+    The weights, and what learns, are as before afterwards, also after an error; fastai's own files
+    go to a temporary folder.
     """
-    if freeze:
-        learn.freeze()
+    before = {name: each.clone() for name, each in learn.model.state_dict().items()}
+    learns = {each: each.requires_grad for each in learn.model.parameters()}
     path = learn.path
-    with tempfile.TemporaryDirectory() as folder, learn.no_bar():
-        learn.path = Path(folder)
-        lr = float(learn.lr_find(show_plot=False).valley)
-    learn.path = path
+    try:
+        if freeze:
+            learn.freeze()
+        with tempfile.TemporaryDirectory() as folder, learn.no_bar():
+            learn.path = Path(folder)
+            lr = float(learn.lr_find(show_plot=False).valley)
+    finally:
+        learn.path = path
+        learn.model.load_state_dict(before)
+        for parameter, learned in learns.items():
+            parameter.requires_grad_(learned)
     logger.info("learning rate found: %.2g", lr)
     return lr
 

@@ -16,7 +16,7 @@ from lesionfast.models.features import image_features
 from lesionfast.models.precision import dtype_of
 from lesionfast.runs import Run
 from lesionfast.training.callbacks import Turned
-from lesionfast.training.fitting import cleaned_up, memory_error_explained
+from lesionfast.training.fitting import memory_error_explained
 from lesionfast.training.learner import FusionLearner
 
 logger = logging.getLogger("lesionfast")
@@ -28,7 +28,7 @@ def evaluate(learn: FusionLearner, run: Run, training: dict[str, Any]) -> None:
     `training` is what `fit` returned.
     """
     logger.info("predicting validation and test images, %d views of each", run.config.tta)
-    with memory_error_explained(run.config), learn.no_bar(), cleaned_up(learn, []):
+    with memory_error_explained(run.config), learn.no_bar():
         predictions = predict_splits(learn, run.config.tta)
         keep_features(learn, run)
     write_atomically(run.path / "predictions.csv", lambda p: predictions.to_csv(p, index=False))

@@ -20,12 +20,12 @@ from lesionfast.evaluation.canvas import new_figure, save
 from lesionfast.files import write_atomically, write_json, write_text
 from lesionfast.models.autoencoder import Autoencoder
 from lesionfast.models.backbones import check_arch, create_backbone
-from lesionfast.models.memory import keep_freed_memory
+from lesionfast.models.state import in_eval_mode
 from lesionfast.runs import create_directory
 from lesionfast.training.callbacks import OneCycle, ProgressiveUnfreezing
 from lesionfast.training.checkpoint import save_tensors
 from lesionfast.training.description import describe_environment, images_by_split
-from lesionfast.training.fitting import cleaned_up, memory_error_explained
+from lesionfast.training.fitting import memory_error_explained
 from lesionfast.training.learner import ADAMW, FusionLearner, learner_callbacks
 from lesionfast.training.lr_finder import find_lr
 from lesionfast.training.progress import EpochBar, EpochLines, StopOnInterrupt, logging_to
@@ -75,7 +75,6 @@ def autoencoder_learner(df: pd.DataFrame, config: TrainConfig) -> FusionLearner:
     check_weights(df, config.weights, config.arch)
     with counting_bar("decoding images") as progress:
         dls = build_dls(df, config, progress)
-    keep_freed_memory(dls.device)
     torch.manual_seed(config.seed)  # the first weights
     backbone = create_backbone(config.arch, size=config.size, weights=config.weights)
     return FusionLearner(
@@ -126,7 +125,7 @@ def fit(learn: FusionLearner, config: TrainConfig, folder: Path) -> None:
     ]
     if config.patience:
         cbs.append(EarlyStopping(MONITOR, config.patience))
-    with memory_error_explained(config), learn.no_bar(), learn.no_logging(), cleaned_up(learn, cbs):
+    with memory_error_explained(config), learn.no_bar(), learn.no_logging():
         learn.fit(config.epochs, lr, cbs=cbs)
     if best.best_epoch < 0:
         raise TrainingInterrupted(
@@ -141,8 +140,8 @@ def fit(learn: FusionLearner, config: TrainConfig, folder: Path) -> None:
 def draw_reconstructions(learn: FusionLearner, config: TrainConfig, path: Path) -> Path:
     """Draw some validation images above what the autoencoder makes of them, as PNG."""
     images = learn.dls.valid.one_batch()[0].as_subclass(torch.Tensor)[:SHOWN]
-    with torch.no_grad():
-        drawn = learn.model.eval()(images)
+    with torch.no_grad(), in_eval_mode(learn.model):
+        drawn = learn.model(images)
     error = torch.nn.functional.mse_loss(drawn, images).item()
     figure = new_figure(
         max(6.0, 1.4 * len(images) + 0.6),

@@ -9,21 +9,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastai.callback.core import Callback, CancelFitException
 
 from lesionfast.console import progress_bar
+from lesionfast.training.callbacks import Borrowing
 from lesionfast.training.frozen import FeatureLoader
 from lesionfast.training.tracking import history_columns
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 logger = logging.getLogger("lesionfast")
 
 
-class EpochBar(Callback):
+class EpochBar(Borrowing):
     """A progress bar over the steps of each epoch, with the time left and the training loss."""
 
-    order = 70
+    order, part = 70, "epoch"
+
+    def __init__(self) -> None:
+        self.bar: Progress | None = None
 
     def before_epoch(self) -> None:
         """Show the bar."""
@@ -38,17 +45,9 @@ class EpochBar(Callback):
         note = f"loss {self.smooth_loss.item():.3f}" if self.training else "validating"
         self.bar.update(self.task, advance=1, note=note)
 
-    def after_epoch(self) -> None:
-        """Take the bar away."""
-        self.bar.stop()
-
-    def after_fit(self) -> None:
-        """Take the bar of an unfinished epoch away."""
-        self.clean_up()
-
     def clean_up(self) -> None:
-        """Take the bar away, however the fit ended."""
-        if hasattr(self, "bar"):
+        """Take the bar away, however the epoch ended."""
+        if self.bar is not None:
             self.bar.stop()
 
 
@@ -115,7 +114,7 @@ class EpochLines(Callback):
             setattr(self, name, state[name])
 
 
-class StopOnInterrupt(Callback):
+class StopOnInterrupt(Borrowing):
     """End the fit properly at the first Ctrl-C; the second one stops at once.
 
     Does nothing outside the main thread, where Python delivers no signals.
@@ -137,14 +136,11 @@ class StopOnInterrupt(Callback):
         if self.interrupted:
             raise CancelFitException
 
-    def after_fit(self) -> None:
-        """Give SIGINT back."""
-        self.clean_up()
-
     def clean_up(self) -> None:
         """Give SIGINT back, however the fit ended."""
         if self.main:
             signal.signal(signal.SIGINT, self.before)
+            self.main = False
 
     def _note(self, signal_number: int, frame: FrameType | None) -> Any:
         self.interrupted = True

@@ -4,7 +4,6 @@ import logging
 
 import numpy as np
 import pandas as pd
-from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from torch import nn
 
@@ -13,6 +12,7 @@ from lesionfast.data.loaders import ReadTarget
 from lesionfast.errors import LesionfastError
 from lesionfast.models.features import kept_features
 from lesionfast.models.fusion import FusionModel
+from lesionfast.training.callbacks import Borrowing
 
 logger = logging.getLogger("lesionfast")
 
@@ -90,7 +90,7 @@ def output_codes(dls: DataLoaders) -> np.ndarray:
     return find_targets(dls)[dls.rows.loc[dls.rows["split"] == "train", "row"].to_numpy()]
 
 
-class Subclasses(Callback):
+class Subclasses(Borrowing):
     """Train with a loss over the sub-classes; validate with the loss over the classes."""
 
     order = -15
@@ -105,3 +105,7 @@ class Subclasses(Callback):
     def before_validate(self) -> None:
         """Take the loss over the classes, into which the model merges its outputs by itself."""
         self.learn.loss_func = self.valid_loss.to(self.dls.device)
+
+    def clean_up(self) -> None:
+        """Leave the Learner with the loss over the classes, however the fit ended."""
+        self.learn.loss_func = self.valid_loss

@@ -3,6 +3,8 @@
 from fastai.callback.core import Callback
 from torch import nn
 
+from lesionfast.training.callbacks import Borrowing
+
 
 class HardNegatives(Callback):
     """Learn from the hardest share of each batch, by its losses now.
@@ -28,7 +30,7 @@ class HardNegatives(Callback):
         self.learn.loss_grad, self.learn.loss = kept, kept.detach().clone()
 
 
-class DeferredWeights(Callback):
+class DeferredWeights(Borrowing):
     """Switch the class weights of losses on after a share of the epochs.
 
     (Deferred re-weighting, Cao et al. 2019, arXiv:1906.07413, algorithm 1.)
@@ -44,3 +46,8 @@ class DeferredWeights(Callback):
         late = self.epoch >= self.share * self.n_epoch
         for loss, weight in self.weights:
             loss.weight = weight if late else None
+
+    def clean_up(self) -> None:
+        """Give the losses their weights, however the fit ended."""
+        for loss, weight in self.weights:
+            loss.weight = weight
