@@ -67,7 +67,7 @@ def fit_to_budget(config: TrainConfig, df: pd.DataFrame) -> TrainConfig:
 
 def plans(config: TrainConfig, df: pd.DataFrame) -> Iterator[tuple[TrainConfig, float, float]]:
     """Yield configurations by size, with the fixed seconds of each and those of an epoch."""
-    for size in SIZES if is_default("size", config) else (config.size,):
+    for size in sizes(config):
         plan = replace(config, size=size)
         try:
             cost = estimate(plan, df)
@@ -76,6 +76,13 @@ def plans(config: TrainConfig, df: pd.DataFrame) -> Iterator[tuple[TrainConfig, 
                 raise
             continue
         yield plan, decoding_seconds(plan, df) + cost.head + cost.predicting, epoch_seconds(cost)
+
+
+def sizes(config: TrainConfig) -> tuple[int, ...]:
+    """Return the sizes to try: the one that was typed, or all to which pictures can grow."""
+    if not is_default("size", config):
+        return (config.size,)
+    return tuple(size for size in SIZES if size > (config.start_size or 0)) or (config.size,)
 
 
 def epoch_seconds(cost: Estimate) -> float:

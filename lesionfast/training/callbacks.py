@@ -210,8 +210,8 @@ class Turned(Callback):
 class ProgressiveResizing(Callback):
     """Train on smaller pictures first, that grow to their full size over a share of each phase.
 
-    (Karras et al. 2018, arXiv:1710.10196, of generators.) Sides are multiples of 32 pixels;
-    features and validation pictures stay as they are.
+    (Karras et al. 2018, arXiv:1710.10196, of generators.) Sides grow by 32 pixels at a time;
+    features, feature maps and validation pictures stay as they are.
     """
 
     order, run_valid = 53, False
@@ -222,7 +222,7 @@ class ProgressiveResizing(Callback):
     def before_batch(self) -> None:
         """Make the pictures of a training batch smaller."""
         image, *rest = self.xb
-        if image.ndim != 4:
+        if image.ndim != 4 or resumes(self.model):
             return
         side = self.side(image.shape[-1], share_of_phase(self.learn))
         if side < image.shape[-1]:
@@ -231,8 +231,10 @@ class ProgressiveResizing(Callback):
 
     def side(self, full: int, done: float) -> int:
         """Return the side in pixels after a share of the phase."""
-        grown = self.start_size + (full - self.start_size) * min(1.0, done / self.share)
-        return min(full, 32 * round(grown / 32))
+        if done >= self.share:
+            return full
+        grown = 32 * round((full - self.start_size) * done / self.share / 32)
+        return min(full, self.start_size + grown)
 
 
 class PlainTensors(Callback):

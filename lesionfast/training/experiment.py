@@ -50,6 +50,7 @@ def train(
         from lesionfast.training.budget import fit_to_budget
 
         config = fit_to_budget(config, df)
+    check_start_size(config)
     learn = prepare_learner(df, config)
     run = Run.create(root, config, name)
     with only_trainer(run), logging_to(run.path / "log.txt"):
@@ -105,6 +106,15 @@ def trained_learner(
     learn = fusion_learner(build_dls(df, plain, encoder=encoder), plain)
     learn.model = load_model(run).to(learn.dls.device)
     return learn
+
+
+def check_start_size(config: TrainConfig) -> None:
+    """Raise `LesionfastError` for a --start-size from which pictures can't grow to --size."""
+    if config.start_size and config.start_size >= config.size:
+        raise LesionfastError(
+            f"--start-size is {config.start_size}, from which pictures can't grow to --size "
+            f"{config.size}. Type a --start-size below {config.size}, or leave it out."
+        )
 
 
 def check_resumable(run: Run) -> None:

@@ -8,7 +8,7 @@ from lesionfast.config import TrainConfig
 from lesionfast.data.dataset import load_dataset
 from lesionfast.errors import LesionfastError
 from lesionfast.training import budget as module
-from lesionfast.training.budget import fit_to_budget, plans, read_duration
+from lesionfast.training.budget import fit_to_budget, plans, read_duration, sizes
 from lesionfast.training.experiment import train
 from lesionfast.training.study import read_study
 
@@ -58,6 +58,11 @@ def costs(monkeypatch):
 def test_the_largest_size_with_enough_epochs_is_chosen(costs, options, size, epochs):
     plan = fit_to_budget(TrainConfig(**options), None)
     assert (plan.size, plan.epochs, plan.budget) == (size, epochs, None)
+
+
+def test_only_sizes_to_which_pictures_can_grow_are_tried():
+    assert sizes(TrainConfig(start_size=96)) == (128, 160, 192, 224)
+    assert sizes(TrainConfig(start_size=96, size=80)) == (80,)
 
 
 def test_too_short_a_time_says_how_long_it_takes(costs):

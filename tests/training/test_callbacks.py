@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -195,6 +197,22 @@ def test_pictures_grow_to_their_full_size_and_validation_is_never_small(picture_
     trained = [side for training, side in sides.seen if training]
     assert trained == sorted(trained) and trained[0] == 32 and trained[-1] == 96
     assert 64 in trained and {side for training, side in sides.seen if not training} == {96}
+
+
+@pytest.mark.parametrize("size", [80, 96, 100, 144, 208])
+@pytest.mark.parametrize("start", [32, 48, 64])
+def test_pictures_reach_their_full_size_whatever_it_is(start, size):
+    growing = ProgressiveResizing(start)
+    sides = [growing.side(size, step / 100) for step in range(100)]
+    assert sides[0] == start and sides == sorted(sides)
+    assert set(sides[60:]) == {size}
+
+
+def test_feature_maps_are_no_pictures_that_could_grow(picture_learner):
+    picture_learner.model.__dict__["backbone"] = SimpleNamespace(resume=nn.Identity())
+    sides = Sides()
+    fit(picture_learner, 1, ProgressiveResizing(32), sides)
+    assert {side for _, side in sides.seen} == {96}
 
 
 def test_a_turned_prediction_is_that_of_the_turned_picture(picture_learner):

@@ -331,6 +331,7 @@ def test_a_run_that_ended_is_not_resumed(run):
         ({"metadata": "none"}, "--fusion concat needs metadata.*--fusion none"),
         ({"monitor": "acuracy"}, "--monitor is 'acuracy'.*Did you mean 'accuracy'"),
         ({"unfreeze": "last:99"}, "--unfreeze is 'last:99'"),
+        ({"start_size": 48}, "--start-size is 48.*can't grow.*below 48, or leave it out"),
         ({"device": "cuda"}, "no cuda device"),
         ({"device": "cpu", "precision": "float16"}, "needs a CUDA GPU"),
     ],
