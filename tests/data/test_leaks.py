@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lesionfast.config import DataConfig
+from lesionfast.config import DataConfig, TrainConfig
+from lesionfast.data.dataset import load_dataset
 from lesionfast.data.leaks import check_inputs, check_weights
 from lesionfast.data.metadata import load_metadata
 from lesionfast.errors import LesionfastError
@@ -47,10 +48,11 @@ def test_honest_columns_pass(df):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("code", "gives the label away (2.0 is always nv, 1.0 is always mel, 0.0 is always bkl)"),
+        ("code", "apart from the others (2.0 is always nv, 1.0 is always mel, 0.0 is always bkl)"),
         ("ward", "gives the label away"),
-        ("malignant", "follows from the label (nv is always no, mel is always yes"),
-        ("excised", "follows from the label (nv is always missing, mel is always yes"),
+        ("malignant", "gives the label away: alone it tells 91% of what sets some classes apart"),
+        ("excised", "gives the label away: alone it tells 91% of what sets some classes apart"),
+        ("patient", "is an id: it has 100 different values in 100 lesions"),
         ("target", "is the label, an id or a split"),
         ("split", "is the label, an id or a split"),
         ("image_id", "is the label, an id or a split"),
@@ -61,6 +63,138 @@ def test_telling_columns_are_refused_with_the_reason(df, name, reason):
         check(df, f"age,{name}")
     assert reason in str(error.value)
     assert f"Take it out of --metadata age,{name}" in str(error.value)
+
+
+SHARES = {"nv": 670, "bkl": 110, "mel": 110, "bcc": 50, "akiec": 33, "vasc": 14, "df": 13}
+MALIGNANT = ("mel", "bcc", "akiec")
+
+
+@pytest.fixture(scope="module", params=["a thousand lesions", "the sample"])
+def lesions(request) -> pd.DataFrame:
+    """Lesions with the class shares of HAM10000, and those of the sample."""
+    if request.param == "the sample":
+        df = load_dataset(TrainConfig())
+        return df[~df["group"].duplicated()].reset_index(drop=True)
+    target = pd.Series([name for name, count in SHARES.items() for _ in range(count)])
+    ids = [f"L{i}" for i in range(len(target))]
+    return pd.DataFrame({"image_id": ids, "group": ids, "target": target})
+
+
+def wrong(column: pd.Series, share: float, rng: np.random.Generator) -> pd.Series:
+    """Return a column in which a share of the rows has the value of another row."""
+    return column.mask(rng.random(len(column)) < share, column.sample(frac=1, random_state=1).array)
+
+
+def half(column: pd.Series, rng: np.random.Generator) -> pd.Series:
+    """Return a column of which half is missing."""
+    return column.mask(rng.random(len(column)) < 0.5)
+
+
+def codes(y: pd.Series) -> pd.Series:
+    """Return numbers that stand for the classes."""
+    return y.rank(method="dense")
+
+
+def marked(y: pd.Series, yes: str = "yes", no: str | float = "no") -> pd.Series:
+    """Return which lesions are melanomas."""
+    return (y == "mel").map({True: yes, False: no})
+
+
+def suffix(y: pd.Series, rng: np.random.Generator) -> pd.Series:
+    """Return a column with a number from 1 to 9 after each value."""
+    return y + "-" + pd.Series(rng.integers(1, 10, len(y)).astype(str))
+
+
+LEAKS = {
+    "a copy": lambda y, rng: y.copy(),
+    "other names": lambda y, rng: y.map({n: f"D{i}" for i, n in enumerate(SHARES)}),
+    "the same in any case": lambda y, rng: y.where(rng.random(len(y)) < 0.5, y.str.upper()),
+    "numeric codes": lambda y, rng: codes(y),
+    "codes with noise": lambda y, rng: codes(y) + rng.normal(0, 0.15, len(y)),
+    "with a suffix": suffix,
+    "95 % right": lambda y, rng: wrong(y, 0.05, rng),
+    "codes that are 95 % right": lambda y, rng: wrong(codes(y), 0.05, rng),
+    "half missing": half,
+    "codes of which half is missing": lambda y, rng: half(codes(y), rng),
+    "95 % right and half missing": lambda y, rng: half(wrong(y, 0.05, rng), rng),
+    "melanoma or not": lambda y, rng: marked(y),
+    "melanoma or not, 95 % right": lambda y, rng: wrong(marked(y), 0.05, rng),
+    "melanoma or not, half missing": lambda y, rng: half(marked(y), rng),
+    "melanoma or not, 95 % right, half missing": lambda y, rng: half(
+        wrong(marked(y), 0.05, rng), rng
+    ),
+    "only melanomas marked": lambda y, rng: marked(y, no=np.nan),
+    "only half of the melanomas marked": lambda y, rng: half(marked(y, no=np.nan), rng),
+    "malignant or not": lambda y, rng: y.isin(MALIGNANT).map({True: "yes", False: "no"}),
+    "malignant or not, with a suffix": lambda y, rng: suffix(
+        y.isin(MALIGNANT).map({True: "yes", False: "no"}), rng
+    ),
+    "malignant or not, 95 % right, half missing": lambda y, rng: half(
+        wrong(y.isin(MALIGNANT).astype(float), 0.05, rng), rng
+    ),
+    "missing for one class alone": lambda y, rng: pd.Series(rng.normal(50, 9, len(y))).mask(
+        y == "mel"
+    ),
+    "missing for half of one class alone": lambda y, rng: pd.Series(rng.normal(50, 9, len(y))).mask(
+        (y == "mel") & (rng.random(len(y)) < 0.5)
+    ),
+    "known for half of one class alone": lambda y, rng: pd.Series(rng.normal(50, 9, len(y))).where(
+        (y == "mel") & (rng.random(len(y)) < 0.5)
+    ),
+    "ids in the order of the classes": lambda y, rng: y.rank(method="first"),
+    "dates in the order of the classes": lambda y, rng: pd.Series(
+        pd.Timestamp("2020-01-01") + pd.to_timedelta(y.rank(method="first"), "D")
+    ).astype(str),
+    "weeks in the order of the classes": lambda y, rng: (y.rank(method="first") // 7).map(
+        "week {:.0f}".format
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LEAKS)
+def test_the_label_under_another_name_is_refused(lesions, kind):
+    """Wholly or one-sidedly, also where a twentieth is wrong or half is not known."""
+    column = LEAKS[kind](lesions["target"], np.random.default_rng(0))
+    with pytest.raises(LesionfastError, match="'note' of cases.csv can't be an input: it "):
+        check(lesions.assign(note=column), "note")
+
+
+HONEST = {
+    "nothing": lambda y, rng: pd.Series(rng.choice(list("abcdefgh"), len(y))),
+    "a measure": lambda y, rng: pd.Series(rng.normal(0, 1, len(y)) + (y == "mel")),
+    "a sign that half of the melanomas have": lambda y, rng: pd.Series(
+        rng.random(len(y)) < np.where(y == "mel", 0.5, 0.05)
+    ).map({True: "yes", False: "no"}),
+    "often missing": lambda y, rng: half(pd.Series(rng.normal(0, 1, len(y))), rng),
+    "more often missing for one class": lambda y, rng: pd.Series(rng.normal(0, 1, len(y))).mask(
+        rng.random(len(y)) < np.where(y == "nv", 0.12, 0.02)
+    ),
+    "a site where nearly all are of the most frequent class": lambda y, rng: pd.Series(
+        np.where((y == "nv") & (rng.random(len(y)) < 0.1), "foot", "back")
+    ),
+    "a young age, which nevi have": lambda y, rng: pd.Series(
+        rng.normal(np.where(y == "nv", 42, 60), 14, len(y)).round(-1)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HONEST)
+def test_what_speaks_for_a_class_without_giving_it_away_passes(lesions, kind):
+    column = HONEST[kind](lesions["target"], np.random.default_rng(0))
+    check(lesions.assign(note=column), "note")
+
+
+def test_missing_values_give_nothing_away_where_their_rows_are_dropped(lesions):
+    column = LEAKS["missing for one class alone"](lesions["target"], np.random.default_rng(0))
+    df = lesions.assign(note=column)
+    with pytest.raises(LesionfastError, match="missing is always mel"):
+        check(df, "note")
+    check_inputs(Path("cases.csv"), df, DataConfig(metadata="note", missing="drop"))
+
+
+def test_the_sample_s_own_columns_pass():
+    df = load_dataset(TrainConfig())
+    check(df, "age,sex,localization")
 
 
 def test_a_column_named_twice_is_refused(df):
