@@ -189,12 +189,15 @@ class TrainConfig(SplitConfig):
     tta: int = option(
         8, "Dihedral views of each picture whose mean is predicted, 1 to 8.", limits=(1, 8)
     )
-    monitor: str = option(
-        "balanced_accuracy",
-        "Validation column that best-keeping watches, such as macro_auc or valid_loss.",
+    monitor: str | None = option(
+        None,
+        "Validation column whose best epoch is kept, such as macro_auc or valid_loss; without it "
+        "the last epoch is.",
     )
     patience: int = option(
-        5, "Epochs without improvement before the training stops; 0: never.", limits=(0, math.inf)
+        5,
+        "Of --monitor: epochs without improvement before the training stops; 0: never.",
+        limits=(0, math.inf),
     )
     device: str = option("auto", "Where to compute.", ("auto", "cpu", "cuda", "mps"))
     precision: str = option(

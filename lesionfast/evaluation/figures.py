@@ -204,7 +204,7 @@ def name_phases(axis: Axes, history: pd.DataFrame) -> None:
 def finish(axis: Axes, best_epoch: int | None) -> None:
     """Mark the epoch whose weights were kept, and give an axis its legend and grid."""
     if best_epoch is not None:
-        label = f"best epoch, {best_epoch}: its weights are kept"
+        label = f"epoch {best_epoch}: its weights are kept"
         axis.axvline(best_epoch, color=GREY, linewidth=1, linestyle=(0, (2, 2)), label=label)
     axis.grid(color="0.92")
     axis.spines[["top", "right"]].set_visible(False)

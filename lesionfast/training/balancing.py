@@ -41,11 +41,14 @@ def weights(codes: np.ndarray, n_classes: int) -> Balance:
 def effective(codes: np.ndarray, n_classes: int, beta: float = 0.999) -> Balance:
     """Every row once; weights by effective number, beta 0.999 (Cui et al. 2019, arXiv:1901.05555).
 
-    A class of n rows weighs (1 - beta) / (1 - beta^n), eq. 4, scaled to mean 1 over the rows.
+    A class of n rows weighs (1 - beta) / (1 - beta^n), eq. 4, scaled to mean 1 over the rows. For
+    beta 1 it is the limit 1 / n, which is the balance 'weights'.
     """
     counts = np.bincount(codes, minlength=n_classes)
-    present = counts > 0
-    raw = np.where(present, (1 - beta) / (1 - beta ** np.maximum(counts, 1)), 0.0)
+    n = np.maximum(counts, 1)
+    with np.errstate(divide="ignore"):  # log 0 of beta 0
+        effective_number = n if beta == 1 else -np.expm1(n * np.log(beta)) / (1 - beta)
+    raw = np.where(counts > 0, 1 / effective_number, 0.0)
     scaled = raw * counts.sum() / (raw * counts).sum()
     return Balance(shares(scaled * counts), weights=scaled)
 

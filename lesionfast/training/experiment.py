@@ -26,9 +26,10 @@ from lesionfast.models.precision import precision
 from lesionfast.runs import Run
 from lesionfast.training.description import describe_environment, describe_model
 from lesionfast.training.fitting import fit, phases_of
-from lesionfast.training.heads import check_head, solve_head
+from lesionfast.training.heads import solve_head
 from lesionfast.training.learner import FusionLearner, fusion_learner, history_names
 from lesionfast.training.objective import check_objective
+from lesionfast.training.options import check_options
 from lesionfast.training.prediction import evaluate
 from lesionfast.training.progress import logging_to
 
@@ -46,6 +47,7 @@ def train(
     the user can fix, and `TrainingInterrupted` when it is stopped before its first epoch ended.
     """
     config = config or TrainConfig()
+    check_options(config)
     if config.budget:
         from lesionfast.training.budget import fit_to_budget
 
@@ -164,7 +166,7 @@ def only_trainer(run: Run) -> Iterator[None]:
 def prepare_learner(df: pd.DataFrame, config: TrainConfig) -> FusionLearner:
     """Return the Learner of an experiment; bad names are found before any image is decoded."""
     check_arch(config.arch)
-    check_head(config)
+    check_options(config)
     for registry, name in (
         (fusions, config.fusion),
         (augmentations, config.augment),
@@ -174,7 +176,8 @@ def prepare_learner(df: pd.DataFrame, config: TrainConfig) -> FusionLearner:
     check_weights(df, config.weights, config.arch)
     classes = sorted(df["target"].unique())
     check_objective(config, classes)
-    check_choice("monitor", config.monitor, history_names(classes))
+    if config.monitor is not None:
+        check_choice("monitor", config.monitor, history_names(classes))
     precision(config.precision, pick_device(config.device))
     with counting_bar("decoding images") as progress:
         dls = build_dls(df, config, progress)

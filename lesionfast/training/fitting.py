@@ -36,7 +36,9 @@ logger = logging.getLogger("lesionfast")
 
 
 def fit(learn: FusionLearner, run: Run, resume: bool = False) -> dict[str, Any]:
-    """Train in phases, from where the run's checkpoint stands if `resume`; keep the best weights.
+    """Train in phases, from where the run's checkpoint stands if `resume`.
+
+    What is kept are the weights of the last epoch, or of the best one by the `monitor`.
 
     Writes history.csv and weights.safetensors; returns what metrics.json says of the training.
     Raises `TrainingInterrupted` when the user stops it before its first epoch ended.
@@ -68,7 +70,7 @@ def fit(learn: FusionLearner, run: Run, resume: bool = False) -> dict[str, Any]:
         cbs.append(AugmentValid(augmentations[config.augment](), config.augment_valid))
     if config.start_size:
         cbs.append(ProgressiveResizing(config.start_size))
-    if config.patience:
+    if config.monitor and config.patience:  # without a monitor a cycle runs to its end
         cbs.append(EarlyStopping(config.monitor, config.patience))
     with memory_error_explained(config), learn.no_bar(), learn.no_logging():
         learn.fit(total_epochs(how, config), lrs, cbs=cbs)

@@ -13,10 +13,8 @@ import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-from lesionfast.config import TrainConfig
 from lesionfast.console import counting_bar
 from lesionfast.data.lineage import header_of
-from lesionfast.errors import LesionfastError
 from lesionfast.files import write_atomically, write_text
 from lesionfast.models.features import fused_features, kept_features
 from lesionfast.registry import Registry
@@ -29,7 +27,6 @@ from lesionfast.training.tracking import history_columns
 logger = logging.getLogger("lesionfast")
 heads = Registry("head", "--head")
 Linear = tuple[np.ndarray, np.ndarray]
-DESCENT = ("balance", "loss", "label_smoothing", "unfreeze", "weight_decay", "subclass")
 
 
 @heads.register("linear")
@@ -63,21 +60,6 @@ def svm(features: np.ndarray, codes: np.ndarray) -> Linear:
     if len(model.coef_) == 1:  # two classes share one hyperplane
         return np.concatenate([-model.coef_, model.coef_]), np.array([-1, 1]) * model.intercept_
     return model.coef_, model.intercept_
-
-
-def check_head(config: TrainConfig) -> None:
-    """Raise `LesionfastError` for an unknown head, and for options that a solved one can't heed."""
-    heads[config.head]
-    if config.head == "linear":
-        return
-    plain = TrainConfig()
-    moved = [name for name in DESCENT if getattr(config, name) != getattr(plain, name)]
-    if moved:
-        options = ", ".join("--" + name.replace("_", "-") for name in moved)
-        raise LesionfastError(
-            f"--head {config.head} is solved on frozen features, where {options} can do nothing. "
-            f"Leave {options} out, or type --head linear."
-        )
 
 
 def solve_head(learn: FusionLearner, run: Run) -> dict[str, Any]:

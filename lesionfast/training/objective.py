@@ -64,53 +64,17 @@ def build_objective(dls: DataLoaders, config: TrainConfig, parents: list[int]) -
     return Objective(replace(balance, prior=left), built[0], callbacks, counts, drawn)
 
 
-BELONGS = {  # option -> the option and the choice without which it does nothing
-    "beta": ("balance", "effective"),
-    "cost": ("loss", "asymmetric"),
-    "tau": ("loss", "logit_adjusted"),
-}
-
-
 def check_objective(config: TrainConfig, classes: list[str]) -> None:
-    """Raise `LesionfastError` for unknown names and options that do not go together."""
+    """Raise `LesionfastError` for unknown names, and a loss without the smoothing asked for."""
     losses[config.loss], balances[config.balance], mixes[config.mix]
     read_weights_of(config.class_weight, classes)
     read_subclasses(config.subclass, classes)
     read_costs(default_cost(config, classes), classes)
-    for name, (option, choice) in BELONGS.items():
-        if (
-            getattr(config, name) != getattr(TrainConfig, name)
-            and getattr(config, option) != choice
-        ):
-            raise LesionfastError(
-                f"--{name} goes with --{option} {choice}. Type both, or leave it out."
-            )
     if config.label_smoothing and not losses[config.loss].smooths:
         able = ", ".join(name for name in losses if losses[name].smooths)
         raise LesionfastError(
             f"--label-smoothing is not defined for --loss {config.loss}. Leave it out, or type "
             f"--loss with one of: {able}."
-        )
-    check_schedule(config)
-
-
-def check_schedule(config: TrainConfig) -> None:
-    """Raise `LesionfastError` for options of the training that do not go together."""
-    if config.hardest < 1 and config.mix != "none":
-        raise LesionfastError(
-            "--hardest and --mix do not go together: a mixed row is as hard as two. Leave one out."
-        )
-    if config.mix == "none" and config.mix_alpha != TrainConfig.mix_alpha:
-        raise LesionfastError("--mix-alpha goes with --mix mixup or cutmix. Type both, or neither.")
-    if config.defer_weights and config.monitor == "valid_loss":
-        raise LesionfastError(
-            "--monitor valid_loss can't compare epochs with and without class weights, which "
-            "--defer-weights asks for. Type --monitor balanced_accuracy."
-        )
-    if config.augment_valid is not None and config.augment == "none":
-        raise LesionfastError(
-            "--augment-valid does nothing with --augment none. Leave it out, or type --augment "
-            "standard."
         )
 
 

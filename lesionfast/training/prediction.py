@@ -23,9 +23,9 @@ logger = logging.getLogger("lesionfast")
 
 
 def evaluate(learn: FusionLearner, run: Run, training: dict[str, Any]) -> None:
-    """Predict validation and test with the best weights; write predictions, features and metrics.
+    """Predict validation and test with the weights that were kept.
 
-    `training` is what `fit` returned.
+    Writes predictions, features and metrics. `training` is what `fit` returned.
     """
     logger.info("predicting validation and test images, %d views of each", run.config.tta)
     with memory_error_explained(run.config), learn.no_bar():

@@ -145,7 +145,7 @@ class StopOnInterrupt(Borrowing):
     def _note(self, signal_number: int, frame: FrameType | None) -> Any:
         self.interrupted = True
         signal.signal(signal.SIGINT, self.before)
-        print("\nCtrl-C: ending the run with the best weights so far", file=sys.stderr)
+        print("\nCtrl-C: ending the run with the weights kept so far", file=sys.stderr)
 
 
 @contextmanager

@@ -36,15 +36,20 @@ class StopOnNaN(Callback):
 
 
 class Monitor(Callback):
-    """Base of callbacks that watch one column of the history; larger is better but for losses."""
+    """Base of callbacks that watch one column of the history; larger is better but for losses.
 
-    def __init__(self, monitor: str) -> None:
-        self.monitor, self.sign = monitor, -1 if monitor.endswith("loss") else 1
+    Without a column every epoch is better than the one before.
+    """
+
+    def __init__(self, monitor: str | None) -> None:
+        self.monitor, self.sign = monitor, -1 if (monitor or "").endswith("loss") else 1
         self.best, self.best_epoch = -math.inf, -1
 
     def before_fit(self) -> None:
         """Raise `LesionfastError` if there is no such column."""
         names = history_columns(self.learn)
+        if self.monitor is None:
+            return
         if self.monitor not in names:
             raise LesionfastError(
                 f"--monitor is '{self.monitor}', which is no column of the history."
@@ -54,6 +59,9 @@ class Monitor(Callback):
 
     def improved(self) -> bool:
         """Return whether the last epoch is the best so far, and note it."""
+        if self.monitor is None:
+            self.best_epoch = self.epoch
+            return True
         value = self.sign * float(self.recorder.values[-1][self.column])
         if math.isnan(value):
             raise LesionfastError(
@@ -78,12 +86,14 @@ class KeepBest(Monitor):
     """Keep the weights of the best epoch, across all phases, and load them when the fit ends.
 
     With a `path` they are a safetensors file with the JSON `header`, without one a copy in memory.
+    Without a `monitor` the last epoch is the best: which one has the highest metric on a few
+    hundred validation images is mostly chance, and one before the end of a cycle has not settled.
     """
 
     order = 61
 
     def __init__(
-        self, monitor: str = "valid_loss", path: Path | None = None, header: Any = None
+        self, monitor: str | None = "valid_loss", path: Path | None = None, header: Any = None
     ) -> None:
         super().__init__(monitor)
         self.path, self.header, self.kept = path, header, None

@@ -143,7 +143,7 @@ def test_training_shows_phases_and_the_epoch_that_was_kept(make_run, tmp_path, d
     figures.draw_training(Interpretation.of(run), tmp_path)
     figure = drawn["training"]
     text = words(figure)
-    assert "best epoch, 5" in text and "balanced accuracy" in text
+    assert "epoch 5: its weights are kept" in text and "balanced accuracy" in text
     phases = [t.get_text() for t in figure.axes[0].child_axes[0].get_xticklabels()]
     assert phases == ["head", "head + last 1 stage", "head + last 2 stages", "all"]
     assert figure.axes[1].lines[0].get_ydata().tolist() == run.history["balanced_accuracy"].tolist()

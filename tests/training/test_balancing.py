@@ -83,6 +83,15 @@ def test_effective_numbers_weigh_as_in_the_paper(codes):
     np.testing.assert_allclose(balance.prior, expected * COUNTS / (expected * COUNTS).sum())
 
 
+def test_beta_1_weighs_by_one_over_the_rows_and_beta_0_all_alike(codes):
+    expected = balances["weights"](codes, 3)
+    for beta in (1.0, 1 - 1e-12):
+        balance = balances["effective"](codes, 3, beta)
+        np.testing.assert_allclose(balance.weights, expected.weights, rtol=1e-6)
+        np.testing.assert_allclose(balance.prior, expected.prior, rtol=1e-6)
+    np.testing.assert_allclose(balances["effective"](codes, 3, 0.0).weights, 1)
+
+
 @pytest.mark.parametrize("name", ["sampler", "downsample", "upsample", "author"])
 def test_the_same_seed_draws_the_same_rows(name, codes):
     balance = balances[name](codes, 3)

@@ -103,11 +103,29 @@ def test_no_lesion_crosses_and_every_number_quotes_the_hash(run):
     assert run.metrics["split_sha256"] == sha256(run.path / "split.csv")
 
 
-def test_the_best_epoch_is_what_is_kept(run):
-    best = run.history["balanced_accuracy"]
-    assert run.metrics["best_epoch"] == run.history["epoch"][best.idxmax()]
-    kept = run.metrics["valid"]["rules"][run.config.rule]["balanced_accuracy"]
-    assert kept == pytest.approx(best.max(), abs=1e-5)
+def kept_is(run, epoch):
+    """The epoch whose weights predicted validation is the one that the run says."""
+    assert run.metrics["best_epoch"] == epoch
+    row = run.history.set_index("epoch").loc[epoch]
+    kept = run.metrics["valid"]
+    told = kept["rules"][run.config.rule]["balanced_accuracy"], kept["macro_auc"]
+    assert told == pytest.approx((row["balanced_accuracy"], row["macro_auc"]), abs=1e-5)
+    return True
+
+
+def test_the_last_average_is_kept_unless_a_monitor_is_typed(run, df, tmp_path):
+    assert run.config.monitor is None and kept_is(run, len(run.history))
+    watching = train(df, replace(TINY, monitor="train_loss", size=32), tmp_path)
+    assert kept_is(watching, watching.history["epoch"][watching.history["train_loss"].idxmin()])
+
+
+def test_a_config_of_an_earlier_version_still_keeps_the_best_epoch():
+    values = json.loads(TINY.to_json()) | {"monitor": "balanced_accuracy"}
+    assert TrainConfig.from_json(json.dumps(values)).monitor == "balanced_accuracy"
+
+
+def test_ctrl_c_keeps_the_average_of_the_last_finished_epoch(stopped):
+    assert len(stopped.history) == 1 and kept_is(stopped, 1)
 
 
 def test_the_loaded_model_predicts_what_the_run_says(run, df):
@@ -395,7 +413,7 @@ def test_options_that_do_not_go_together_are_refused(df, tmp_path):
         ({"mix_alpha": 1.0}, "--mix-alpha goes with --mix"),
         ({"defer_weights": 0.5}, "no class weights to defer.*--balance weights"),
         ({"defer_weights": 0.5, "monitor": "valid_loss"}, "can't compare epochs"),
-        ({"augment_valid": 1, "augment": "none"}, "--augment-valid does nothing"),
+        ({"augment_valid": 1, "augment": "none"}, "--augment-valid goes with --augment other"),
     ):
         with pytest.raises(LesionfastError, match=message):
             train(df, replace(TINY, size=32, **changes), tmp_path / "runs")

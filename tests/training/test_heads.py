@@ -1,6 +1,6 @@
 """Heads that are solved: against plain formulas and scikit-learn, and as whole runs."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -8,13 +8,14 @@ from scipy.special import softmax
 from sklearn.metrics import log_loss
 from sklearn.svm import LinearSVC
 
-from lesionfast.config import TrainConfig
+from lesionfast.config import SplitConfig, TrainConfig
 from lesionfast.data.dataset import load_dataset
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.models.fusion import load_model
 from lesionfast.training.experiment import train
 from lesionfast.training.heads import best_scale, heads
+from lesionfast.training.options import check_options
 
 CONFIG = TrainConfig(arch="test_resnet", weights="none", size=32, tta=1)
 
@@ -80,6 +81,31 @@ def test_a_solved_run_is_like_any_other(head, tmp_path):
     )
     assert not load_model(run).training
     assert len(Interpretation.of(run).rows) == run.metrics["test"]["n"]
+
+
+@pytest.mark.parametrize("name", [each.name for each in fields(TrainConfig)])
+def test_a_solved_head_refuses_every_option_of_gradient_descent(name):
+    """Of each option a value other than the default: taken where it acts, else refused."""
+    kept = {"arch", "weights", "size", "resize", "fusion", "pool", "head", "rule", "tta", "compile"}
+    kept |= {"device", "precision", "workers", *(each.name for each in fields(SplitConfig))}
+    other = replace(CONFIG, head="svm", **{name: another(name)} if name != "head" else {})
+    if name in kept:
+        check_options(other)
+        return
+    with pytest.raises(LesionfastError, match=f"--head svm.*--{name.replace('_', '-')}.*nothing"):
+        check_options(other)
+
+
+def another(name):
+    """Return a value that a field takes and that is not its default."""
+    each = TrainConfig.__dataclass_fields__[name]
+    for value in (*each.metadata["choices"], not each.default, 0.5, 1, 2, 64, "1", "another"):
+        try:
+            if getattr(replace(CONFIG, **{name: value}), name) != each.default:
+                return value
+        except LesionfastError:
+            continue
+    raise AssertionError(name)
 
 
 def test_a_solved_head_refuses_what_it_cannot_heed(tmp_path):

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelFitException
 
 from lesionfast.errors import LesionfastError
 from lesionfast.training.callbacks import OneCycle, ProgressiveUnfreezing
@@ -37,6 +37,23 @@ def test_the_best_epoch_of_all_phases_is_what_remains(plain_learner, tmp_path, o
     fit(plain_learner, [3.0, 1.0, 2.0, 2.5], ProgressiveUnfreezing(), OneCycle(), keep)
     assert keep.best_epoch == 1
     assert plain_learner.model[2].bias.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_without_a_monitor_the_last_finished_epoch_is_what_remains(
+    plain_learner, tmp_path, on_disk
+):
+    class Interrupt(Callback):
+        order = 50
+
+        def before_batch(self):
+            if self.epoch == 3:
+                raise CancelFitException
+
+    keep = KeepBest(None, tmp_path / "last.safetensors" if on_disk else None)
+    fit(plain_learner, [3.0, 1.0, 2.0, 0.0], ProgressiveUnfreezing(), keep, Interrupt())
+    assert keep.best_epoch == 2
+    assert plain_learner.model[2].bias.tolist() == [2, 2]
 
 
 def test_early_stopping_counts_in_the_last_phase_alone(plain_learner):
