@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Callable
 from datetime import datetime
 from functools import cached_property
 from importlib import import_module
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lesionfast.config import TrainConfig
 from lesionfast.errors import LesionfastError
-from lesionfast.files import write_text
+from lesionfast.manifest import Manifest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,6 +41,7 @@ class Run:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.manifest = Manifest(self.path)
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -51,9 +53,10 @@ class Run:
         It is `root/name`, or without a name `root/YYYYMMDD-HHMMSS-ARCH`. Raises `LesionfastError`
         if there is one of that name.
         """
-        path = create_directory(root, config.arch, name)
-        write_text(path / "config.json", config.to_json())
-        return cls(path)
+        run = cls(create_directory(root, config.arch, name))
+        Manifest.start(run.path)
+        run.write_text("config.json", config.to_json())
+        return run
 
     @classmethod
     def open(cls, path: str | Path) -> "Run":
@@ -70,6 +73,28 @@ class Run:
                 f"{path} is no run: it has no config.json. `lesionfast runs` lists the runs here."
             )
         return cls(path)
+
+    def write(self, name: str, write: Callable[[Path], Any]) -> Path:
+        """Call `write` with a path aside, rename it to the file `name` of the run, and list that.
+
+        This, `write_text` and `write_json` are the only ways to write what is read later: a file
+        that manifest.json does not list counts as damaged. Not listed are log.txt, which grows,
+        and what no command reads: figures and reports.
+        """
+        return self.manifest.write(name, write)
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write `text` into the run as `write` does, as UTF-8."""
+        data = text.encode()
+        return self.write(name, lambda aside: aside.write_bytes(data))
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write `value` into the run as `write` does, as indented JSON."""
+        return self.write_text(name, json.dumps(value, indent=2) + "\n")
+
+    def remove(self, *names: str) -> None:
+        """Remove files of the run, those that are there."""
+        self.manifest.remove(*names)
 
     @cached_property
     def config(self) -> TrainConfig:

@@ -12,11 +12,12 @@ BELOW = {
     "errors": set(),
     "registry": {"errors"},
     "files": {"errors"},
+    "manifest": {"errors", "files"},
     "config": {"errors"},
     "emphasis": {"errors"},
     "console": set(),
     "options": {"config"},
-    "runs": {"config", "errors", "files"},
+    "runs": {"config", "errors", "files", "manifest"},
     "data": {"errors", "registry", "config", "emphasis", "files", "runs", "console"},
     "models": {"errors", "registry", "config", "files", "runs", "data"},
     "evaluation": {"errors", "registry", "config", "emphasis", "files", "runs", "data"},
@@ -25,7 +26,7 @@ BELOW = {
         *("data", "models", "evaluation", "console"),
     },
     "training": {
-        *("errors", "registry", "config", "emphasis", "files", "runs"),
+        *("errors", "registry", "config", "emphasis", "files", "manifest", "runs"),
         *("data", "models", "evaluation", "console", "serving"),
     },
 }

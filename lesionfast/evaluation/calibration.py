@@ -22,7 +22,6 @@ from lesionfast.evaluation.metrics import as_codes, as_probabilities, check_shap
 from lesionfast.evaluation.reliability import NOISE, calibration_interval, calibration_of
 from lesionfast.evaluation.resampling import Found, resampled
 from lesionfast.evaluation.scaling import METHODS, Calibrator, check_method, fit_scaling
-from lesionfast.files import write_json
 from lesionfast.runs import Run
 
 FOLDS = 5
@@ -115,7 +114,7 @@ def write_calibration(run: Run, method: str = "auto", seed: int = 0) -> Path:
     valid = Interpretation.of(run, "valid")
     fitted = calibrator_of(valid, method, seed).to_dict()
     told = fitted | {"fitted_on": "valid", "images": len(valid.truth)}
-    return write_json(run.path / FILE, told)
+    return run.write_json(FILE, told)
 
 
 def read_calibration(run: Run) -> Calibrator:

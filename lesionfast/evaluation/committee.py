@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.comparison import check_images, check_split
 from lesionfast.evaluation.interpretation import Interpretation, predictions_of
 from lesionfast.evaluation.metrics import as_prior, ratio, summarize
-from lesionfast.files import write_atomically, write_json, write_text
+from lesionfast.files import write_text
 from lesionfast.runs import Run
 
 logger = logging.getLogger("lesionfast")
@@ -228,14 +229,14 @@ def write(
     here = run.path.resolve()
     paths = [Path(os.path.relpath(each.path.resolve(), here)).as_posix() for each in members]
     model = model | {"members": paths}
-    write_json(run.path / "model.json", model)
-    write_json(run.path / "environment.json", describe_environment())
+    run.write_json("model.json", model)
+    run.write_json("environment.json", describe_environment())
     write_text(run.path / "log.txt", "\n".join(in_words(members, model)) + "\n")
-    shutil.copyfile(members[0].path / "split.csv", run.path / "split.csv")
+    run.write("split.csv", partial(shutil.copyfile, members[0].path / "split.csv"))
     columns = [f"p_{name}" for name in model["classes"]]
     tables = [votes[n].rows.assign(**dict(zip(columns, averages[n].T, strict=True))) for n in votes]
     table = pd.concat(tables, ignore_index=True)
-    write_atomically(run.path / "predictions.csv", lambda aside: table.to_csv(aside, index=False))
+    run.write("predictions.csv", lambda aside: table.to_csv(aside, index=False))
     told = {
         "split_sha256": members[0].metrics["split_sha256"],
         "train_seconds": round(sum(each.metrics["train_seconds"] for each in members), 2),
@@ -243,7 +244,7 @@ def write(
     }
     for name, each in votes.items():
         told[name] = summarize(each.truth, averages[name], model["classes"], model["prior"])
-    write_json(run.path / "metrics.json", told)
+    run.write_json("metrics.json", told)
     return run
 
 

@@ -20,7 +20,6 @@ from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.fitted import lesions_of, read_fitted, require_validation
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.metrics import as_codes, as_probabilities, check_shapes, json_safe
-from lesionfast.files import write_json
 from lesionfast.runs import Run
 
 logger = logging.getLogger("lesionfast")
@@ -152,7 +151,7 @@ def write_conformal(run: Run, coverage: float = COVERAGE) -> Path:
             few,
         )
     told = {"fitted_on": "valid", "images": len(valid.truth), "unbounded": fitted.unbounded}
-    return write_json(run.path / FILE, json_safe(asdict(fitted) | told))
+    return run.write_json(FILE, json_safe(asdict(fitted) | told))
 
 
 def conformal_of(valid: Interpretation, coverage: float = COVERAGE) -> Conformal:

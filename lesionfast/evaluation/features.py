@@ -8,7 +8,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lesionfast.errors import LesionfastError
-from lesionfast.files import write_atomically
 from lesionfast.runs import Run
 
 NAME = "features.safetensors"
@@ -19,7 +18,7 @@ def write_features(run: Run, image_ids: list[str], features: np.ndarray) -> None
     header = {"image_ids": json.dumps(image_ids)}
     fits = np.abs(features).max(initial=0) <= np.finfo(np.float16).max
     kept = np.ascontiguousarray(features, np.float16 if fits else np.float32)
-    write_atomically(run.path / NAME, lambda aside: save_file({"features": kept}, aside, header))
+    run.write(NAME, lambda aside: save_file({"features": kept}, aside, header))
 
 
 def has_features(run: Run) -> bool:

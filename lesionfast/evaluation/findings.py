@@ -159,7 +159,7 @@ class Findings:
             train["target"].to_numpy(str),
             self.features.loc[valid["image_id"]],
         )
-        scorer.save(file)
+        self.run.write(OUTLIERS, scorer.save)
         return scorer
 
     @cached_property

@@ -17,7 +17,6 @@ from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.measures import CANCER
 from lesionfast.evaluation.metrics import as_codes, as_probabilities, check_shapes, ratio
 from lesionfast.evaluation.resampling import Found, resampled, share_interval
-from lesionfast.files import write_json
 from lesionfast.runs import Run
 
 logger = logging.getLogger("lesionfast")
@@ -173,7 +172,7 @@ def write_points(run: Run) -> Path:
     valid = Interpretation.of(run, "valid", "argmax")
     points = choose_points(valid.truth, valid.probabilities, valid.classes)
     told = {"fitted_on": "valid", "classes": list(run.classes)}
-    return write_json(run.path / FILE, told | {"points": [asdict(point) for point in points]})
+    return run.write_json(FILE, told | {"points": [asdict(point) for point in points]})
 
 
 def read_points(run: Run) -> list[OperatingPoint]:

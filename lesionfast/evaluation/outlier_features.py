@@ -33,7 +33,7 @@ def fit_outliers(run: Run, method: str = METHOD, level: float = LEVEL) -> Outlie
         method=method,
         level=level,
     )
-    scorer.save(run.path / NAME)
+    run.write(NAME, scorer.save)
     return scorer
 
 

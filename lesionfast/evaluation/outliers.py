@@ -10,7 +10,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lesionfast.errors import LesionfastError, did_you_mean
-from lesionfast.files import write_atomically
 
 NAME = "outliers.safetensors"
 METHODS = ("knn", "mahalanobis", "relative")
@@ -94,7 +93,8 @@ class OutlierScorer:
         header = {"outliers": json.dumps(told)}
         kinds = {"train": np.float16}
         tensors = {k: v.astype(kinds.get(k, np.float32)) for k, v in self.tensors.items()}
-        return write_atomically(path, lambda aside: save_file(tensors, aside, header))
+        save_file(tensors, path, header)
+        return path
 
     @classmethod
     def load(cls, path: Path) -> "OutlierScorer":

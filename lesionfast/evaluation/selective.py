@@ -14,7 +14,6 @@ from lesionfast.evaluation.fitted import read_fitted, require_validation
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.metrics import as_prior, as_probabilities, ratio
 from lesionfast.evaluation.resampling import Found, resampled, share_interval
-from lesionfast.files import write_json
 from lesionfast.runs import Run
 
 SHARE = 0.2
@@ -207,7 +206,7 @@ def write_referral(run: Run, share: float = SHARE, rule: str | None = None) -> P
     """Choose the threshold on the run's validation and write it to referral.json."""
     valid = Interpretation.of(run, "valid", rule)
     told = asdict(referral_of(valid, share)) | {"fitted_on": "valid", "images": len(valid.truth)}
-    return write_json(run.path / FILE, told | {"classes": list(valid.classes)})
+    return run.write_json(FILE, told | {"classes": list(valid.classes)})
 
 
 def read_referral(run: Run) -> Referral:

@@ -16,10 +16,9 @@ from lesionfast.data.dataset import load_dataset
 from lesionfast.data.encoder import MetadataEncoder
 from lesionfast.data.leaks import check_weights
 from lesionfast.data.loaders import build_dls, pick_device
-from lesionfast.data.splits import split_text, write_split
+from lesionfast.data.splits import split_text
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.fitted import OF_THE_WEIGHTS
-from lesionfast.files import write_json, write_text
 from lesionfast.models.backbones import check_arch
 from lesionfast.models.fusion import check_metadata, fusions, load_model
 from lesionfast.models.precision import precision
@@ -74,8 +73,8 @@ def resume(run: Run, **moved: str) -> Run:
         df = load_dataset(config, split=run.path / "split.csv")
         learn = prepare_learner(df, config)
         check_same_data(learn, run)
-        for name in OF_THE_WEIGHTS:
-            (run.path / name).unlink(missing_ok=True)
+        run.remove(*OF_THE_WEIGHTS)
+        run.manifest.release("history.csv", "weights.safetensors")  # each epoch writes them
         run = Run(run.path)
         with logging_to(run.path / "log.txt"):
             evaluate(learn, run, learn_weights(learn, run, resume=True))
@@ -190,10 +189,10 @@ def prepare_learner(df: pd.DataFrame, config: TrainConfig) -> FusionLearner:
 
 def write_preparation(learn: FusionLearner, run: Run) -> None:
     """Write what is known before the first step: split, encoder, environment and model."""
-    write_split(learn.dls.split, run.path / "split.csv")
-    write_text(run.path / "encoder.json", learn.dls.encoder.to_json())
-    write_json(run.path / "environment.json", describe_environment(learn, run.config))
-    write_json(run.path / "model.json", describe_model(learn, run.config))
+    run.write_text("split.csv", split_text(learn.dls.split))
+    run.write_text("encoder.json", learn.dls.encoder.to_json())
+    run.write_json("environment.json", describe_environment(learn, run.config))
+    run.write_json("model.json", describe_model(learn, run.config))
 
 
 def learn_weights(learn: FusionLearner, run: Run, resume: bool = False) -> dict[str, Any]:

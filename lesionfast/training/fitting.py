@@ -12,7 +12,6 @@ from lesionfast.config import TrainConfig
 from lesionfast.data.augment import augmentations
 from lesionfast.data.lineage import header_of
 from lesionfast.errors import LesionfastError, TrainingInterrupted
-from lesionfast.files import write_json
 from lesionfast.models.fusion import FusionModel
 from lesionfast.models.precision import dtype_of
 from lesionfast.runs import Run
@@ -33,6 +32,7 @@ from lesionfast.training.schedule import Phase, discriminative, plan_phases
 from lesionfast.training.tracking import EarlyStopping, KeepBest, StopOnNaN, WriteHistory
 
 logger = logging.getLogger("lesionfast")
+LR = "checkpoints/lr.json"  # of --lr auto, for a resumed training
 
 
 def fit(learn: FusionLearner, run: Run, resume: bool = False) -> dict[str, Any]:
@@ -125,9 +125,9 @@ def highest_lr(learn: FusionLearner, run: Run) -> float:
     """Return the highest learning rate of the head; one that was found holds for a resumed run."""
     if run.config.lr != "auto":
         return run.config.lr
-    file = run.path / "checkpoints" / "lr.json"
+    file = run.path / LR
     if not file.is_file():
-        write_json(file, find_lr(learn, starts_frozen(learn, run.config)))
+        run.write_json(LR, find_lr(learn, starts_frozen(learn, run.config)))
     return json.loads(file.read_text(encoding="utf-8"))
 
 

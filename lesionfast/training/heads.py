@@ -15,7 +15,6 @@ from scipy.special import log_softmax
 
 from lesionfast.console import counting_bar
 from lesionfast.data.lineage import header_of
-from lesionfast.files import write_atomically, write_text
 from lesionfast.models.features import fused_features, kept_features
 from lesionfast.registry import Registry
 from lesionfast.runs import Run
@@ -79,9 +78,9 @@ def solve_head(learn: FusionLearner, run: Run) -> dict[str, Any]:
     scale = best_scale(valid @ weight.T + bias, valid_codes)
     set_linear(learn, scale * weight, scale * bias)
     seconds = time.perf_counter() - started
-    path, tensors = run.path / "weights.safetensors", learn.model.state_dict()
+    tensors = learn.model.state_dict()
     header = header_of(learn.dls.split, run.config.arch, run.config.weights)
-    write_atomically(path, lambda aside: save_tensors(tensors, aside, header))
+    run.write("weights.safetensors", lambda aside: save_tensors(tensors, aside, header))
     write_history(learn, run, x, codes)
     return {
         "train_seconds": round(seconds, 2),
@@ -134,5 +133,5 @@ def write_history(learn: FusionLearner, run: Run, x: np.ndarray, codes: np.ndarr
     line = [f"{each:.6g}" for each in values]
     header = ",".join(["epoch", "phase", "lr", *names])
     text = f"{header}\n1,{run.config.head},," + ",".join(line) + "\n"
-    write_text(run.path / "history.csv", text)
+    run.write_text("history.csv", text)
     logger.info("%s: %s", run.config.head, ", ".join(map(" ".join, zip(names, line, strict=True))))

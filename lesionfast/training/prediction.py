@@ -11,12 +11,12 @@ from lesionfast.console import counting_bar
 from lesionfast.data.splits import PARTS
 from lesionfast.evaluation.features import write_features
 from lesionfast.evaluation.metrics import summarize
-from lesionfast.files import sha256, write_atomically, write_json
+from lesionfast.files import sha256
 from lesionfast.models.features import image_features
 from lesionfast.models.precision import dtype_of
 from lesionfast.runs import Run
 from lesionfast.training.callbacks import Turned
-from lesionfast.training.fitting import memory_error_explained
+from lesionfast.training.fitting import LR, memory_error_explained
 from lesionfast.training.learner import FusionLearner
 
 logger = logging.getLogger("lesionfast")
@@ -31,9 +31,10 @@ def evaluate(learn: FusionLearner, run: Run, training: dict[str, Any]) -> None:
     with memory_error_explained(run.config), learn.no_bar():
         predictions = predict_splits(learn, run.config.tta)
         keep_features(learn, run)
-    write_atomically(run.path / "predictions.csv", lambda p: predictions.to_csv(p, index=False))
-    write_json(
-        run.path / "metrics.json",
+    run.write("predictions.csv", lambda aside: predictions.to_csv(aside, index=False))
+    run.manifest.record("history.csv", "weights.safetensors")  # the epochs wrote them
+    run.write_json(
+        "metrics.json",
         {
             "split_sha256": sha256(run.path / "split.csv"),
             **training,
@@ -41,6 +42,7 @@ def evaluate(learn: FusionLearner, run: Run, training: dict[str, Any]) -> None:
         },
     )
     if training["status"] == "finished":
+        run.remove(LR)
         shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
 
 

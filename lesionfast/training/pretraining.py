@@ -14,14 +14,14 @@ from lesionfast.data.augment import augmentations
 from lesionfast.data.leaks import check_weights
 from lesionfast.data.lineage import header_of
 from lesionfast.data.loaders import build_dls
-from lesionfast.data.splits import write_split
+from lesionfast.data.splits import split_text
 from lesionfast.errors import TrainingInterrupted
 from lesionfast.evaluation.canvas import new_figure, save
-from lesionfast.files import write_atomically, write_json, write_text
+from lesionfast.manifest import Manifest
 from lesionfast.models.autoencoder import Autoencoder
 from lesionfast.models.backbones import check_arch, create_backbone
 from lesionfast.models.state import in_eval_mode
-from lesionfast.runs import create_directory
+from lesionfast.runs import Run, create_directory
 from lesionfast.training.callbacks import OneCycle, ProgressiveUnfreezing
 from lesionfast.training.checkpoint import save_tensors
 from lesionfast.training.description import describe_environment, images_by_split
@@ -58,12 +58,14 @@ def pretrain(
     config = replace(config or TrainConfig(), monitor=MONITOR, unfreeze="none")
     learn = autoencoder_learner(df, config)
     folder = create_directory(root, f"pretrain-{config.arch}")
-    write_text(folder / "pretrain.json", config.to_json())
-    write_split(learn.dls.split, folder / "split.csv")
-    write_json(folder / "environment.json", describe_environment(learn, config))
+    run = Run(folder)
+    Manifest.start(folder)
+    run.write_text("pretrain.json", config.to_json())
+    run.write_text("split.csv", split_text(learn.dls.split))
+    run.write_json("environment.json", describe_environment(learn, config))
     with logging_to(folder / "log.txt"):
         announce(learn, config, folder)
-        fit(learn, config, folder)
+        fit(learn, config, run)
         draw_reconstructions(learn, config, folder / "figures" / "reconstructions.png")
     return folder
 
@@ -105,19 +107,19 @@ def announce(learn: FusionLearner, config: TrainConfig, folder: Path) -> None:
     )
 
 
-def fit(learn: FusionLearner, config: TrainConfig, folder: Path) -> None:
+def fit(learn: FusionLearner, config: TrainConfig, run: Run) -> None:
     """Train with one cycle, write history.csv, and weights.safetensors of the best encoder.
 
     Raises `LesionfastError` when it is interrupted before its first epoch ended.
     """
     lr = find_lr(learn, freeze=False) if config.lr == "auto" else config.lr
     header = header_of(learn.dls.split, config.arch, config.weights)
-    best = KeepBest(MONITOR, folder / "weights.safetensors", header)
+    best = KeepBest(MONITOR, run.path / "weights.safetensors", header)
     cbs = [
         ProgressiveUnfreezing(config.unfreeze),
         OneCycle(lr),
         StopOnNaN(),
-        WriteHistory(folder / "history.csv"),
+        WriteHistory(run.path / "history.csv"),
         EpochBar(),
         StopOnInterrupt(),
         best,
@@ -130,11 +132,12 @@ def fit(learn: FusionLearner, config: TrainConfig, folder: Path) -> None:
     if best.best_epoch < 0:
         raise TrainingInterrupted(
             f"the training stopped before its first epoch ended, so there are no weights to keep. "
-            f"Start it again: lesionfast pretrain --config {folder / 'pretrain.json'}"
+            f"Start it again: lesionfast pretrain --config {run.path / 'pretrain.json'}"
         )
     logger.info("best epoch: %d, mean squared error %.5f", best.best_epoch + 1, -best.best)
     encoder = {f"backbone.{k}": v for k, v in learn.model.backbone.state_dict().items()}
-    write_atomically(best.path, lambda aside: save_tensors(encoder, aside, header))
+    run.write("weights.safetensors", lambda aside: save_tensors(encoder, aside, header))
+    run.manifest.record("history.csv")
 
 
 def draw_reconstructions(learn: FusionLearner, config: TrainConfig, path: Path) -> Path:

@@ -100,6 +100,8 @@ def test_a_committee_is_a_run_like_any_other(members, tmp_path):
     run = combine(members, root)
     names = {path.name for path in run.path.iterdir()}
     assert names == {
+        ".manifest.lock",
+        "manifest.json",
         "config.json",
         "environment.json",
         "log.txt",

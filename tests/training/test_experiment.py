@@ -64,18 +64,23 @@ def run(df, tmp_path_factory):
 def test_the_run_directory_is_complete_and_holds_no_pickle(run):
     names = {path.name for path in run.path.iterdir()}
     assert names == {
+        ".manifest.lock",
         "config.json",
         "encoder.json",
         "environment.json",
         "features.safetensors",
         "history.csv",
         "log.txt",
+        "manifest.json",
         "metrics.json",
         "model.json",
         "predictions.csv",
         "split.csv",
         "weights.safetensors",
     }
+    unlisted = {name for name in names if not run.manifest.lists(name)}
+    assert unlisted == {".manifest.lock", "log.txt", "manifest.json"}
+    assert not any(run.manifest.problem(name) for name in names - unlisted)
     for path in run.path.iterdir():
         assert path.read_bytes()[:2] not in (b"\x80\x02", b"\x80\x04", b"PK"), path
 

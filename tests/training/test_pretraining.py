@@ -45,6 +45,8 @@ def run(df, folder, tmp_path_factory):
 def test_the_directory_is_complete_and_no_run(folder):
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert names == {
+        ".manifest.lock",
+        "manifest.json",
         "pretrain.json",
         "environment.json",
         "split.csv",
