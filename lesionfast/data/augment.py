@@ -1,7 +1,9 @@
 """Named augmentation recipes, applied to whole batches: one resample, then one colour change."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,8 @@ from torch import Tensor
 from lesionfast.registry import Registry
 
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
+VERSION = 1  # part of the key of kept views: raise it when a seed gives other changes
+Draws = torch.Generator | Sequence[torch.Generator]  # one for a batch, or one for each image
 augmentations = Registry("augmentation", "--augment")
 
 
@@ -93,10 +97,13 @@ class BatchAugment(DisplayedTransform):
         return TensorImage(changed.contiguous(memory_format=torch.channels_last))
 
 
-def augment(image: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
-    """Return images (B, 3, H, W) in 0..1 after one affine resample and one change of colour."""
+def augment(image: Tensor, recipe: Recipe, generator: Draws) -> Tensor:
+    """Return images (B, 3, H, W) in 0..1 after one affine resample and one change of colour.
+
+    With a generator for each image, its changes do not depend on the batch that it is in.
+    """
     if recipe.dihedral:
-        image = turn(image, torch.randint(8, (len(image),), generator=generator))
+        image = turn(image, draw(partial(torch.randint, 8), len(image), generator))
     if recipe.moves:
         matrices = draw_affine(len(image), recipe, generator).to(image)
         grid = affine_grid(matrices, *image.shape[2:])
@@ -132,7 +139,7 @@ def turn(image: Tensor, element: Tensor) -> Tensor:
     return turned
 
 
-def recolour(image: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
+def recolour(image: Tensor, recipe: Recipe, generator: Draws) -> Tensor:
     """Return images (B, 3, H, W) with other contrast, brightness and saturation."""
     scale, offset = (each.to(image) for each in draw_colour(len(image), recipe, generator))
     if recipe.saturation:
@@ -142,24 +149,31 @@ def recolour(image: Tensor, recipe: Recipe, generator: torch.Generator) -> Tenso
     return (image - 0.5) * scale + (0.5 + offset)
 
 
-def draw_affine(n: int, recipe: Recipe, generator: torch.Generator) -> Tensor:
+def draw_affine(n: int, recipe: Recipe, generator: Draws) -> Tensor:
     """Return n affine matrices (n, 2, 3): rotation, mirror, zoom and shift in one."""
     angle = uniform(n, math.radians(recipe.degrees), generator)
     zoom = torch.exp(uniform(n, math.log1p(recipe.zoom), generator))
-    flip = torch.rand(n, generator=generator).lt(0.5).float().mul(-2).add(1) if recipe.flip else 1
+    flip = draw(torch.rand, n, generator).lt(0.5).float().mul(-2).add(1) if recipe.flip else 1
     shift = uniform(2 * n, 2 * recipe.shift, generator).view(n, 2)  # the grid spans -1..1
     cos, sin = angle.cos() * zoom, angle.sin() * zoom
     rows = [cos * flip, -sin, shift[:, 0], sin * flip, cos, shift[:, 1]]
     return torch.stack(rows, dim=1).view(n, 2, 3)
 
 
-def draw_colour(n: int, recipe: Recipe, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw_colour(n: int, recipe: Recipe, generator: Draws) -> tuple[Tensor, Tensor]:
     """Return contrast factors and brightness offsets, each (n, 1, 1, 1)."""
     scale = torch.exp(uniform(n, math.log1p(recipe.contrast), generator))
     offset = uniform(n, recipe.brightness, generator)
     return scale.view(-1, 1, 1, 1), offset.view(-1, 1, 1, 1)
 
 
-def uniform(n: int, limit: float, generator: torch.Generator) -> Tensor:
+def uniform(n: int, limit: float, generator: Draws) -> Tensor:
     """Return n numbers between -limit and limit."""
-    return (torch.rand(n, generator=generator) * 2 - 1) * limit
+    return (draw(torch.rand, n, generator) * 2 - 1) * limit
+
+
+def draw(function: Callable[..., Tensor], n: int, generator: Draws) -> Tensor:
+    """Return n random numbers, from one generator or in equal parts from each of several."""
+    if isinstance(generator, torch.Generator):
+        return function((n,), generator=generator)
+    return torch.cat([function((n // len(generator),), generator=each) for each in generator])

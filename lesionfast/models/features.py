@@ -18,11 +18,12 @@ from lesionfast.models.precision import autocast
 from lesionfast.models.prefix import blocks_below, prefix_maps
 from lesionfast.models.state import in_eval_mode
 
-VERSION = 3  # part of every key: raise it when the features of the same weights change
+VERSION = 4  # part of every key: raise it when the features of the same weights change
 Progress = Callable[[int, int], None] | None
+Change = Callable[[Tensor, np.ndarray], Tensor]
 
 
-def unchanged(image: Tensor) -> Tensor:
+def unchanged(image: Tensor, rows: np.ndarray) -> Tensor:
     """Return the images as they are."""
     return image
 
@@ -33,17 +34,18 @@ def image_features(
     rows: np.ndarray,
     progress: Progress = None,
     *,
-    change: Callable[[Tensor], Tensor] = unchanged,
+    change: Change = unchanged,
     dtype: torch.dtype = torch.float32,
     stages: int | None = None,
     allocate: Callable[[tuple[int, ...], str], np.ndarray] = np.empty,
 ) -> np.ndarray:
     """Return the pooled features float32 (n, F) of the rows (n,) of pixels uint8 (N, H, W, 3).
 
-    `change` is applied to each batch of images (B, 3, H, W) in 0..1, such as an augmentation; the
-    backbone computes in `dtype` by autocast. With `stages` it is the feature maps of the first
-    stages, float16 (n, C, h, w). Runs where the model is, in eval mode, and leaves the model in
-    the mode that it was in. `allocate` makes the array, of a shape and a type.
+    `change(image, rows)` is applied to each batch of images (B, 3, H, W) in 0..1, such as an
+    augmentation; the backbone computes in `dtype` by autocast. With `stages` it is the feature maps
+    of the first stages, float16 (n, C, h, w), which do not depend on the other rows. Runs where the
+    model is, in eval mode, and leaves the model in the mode that it was in. `allocate` makes the
+    array, of a shape and a type.
     """
     device = next(model.parameters()).device
     found = backbone = None
@@ -51,8 +53,11 @@ def image_features(
     precision = str(dtype).removeprefix("torch.")
     with torch.inference_mode(), in_eval_mode(model), autocast(precision, device):
         for start in range(0, len(rows), size):
-            batch = torch.from_numpy(pixels[rows[start : start + size]]).to(device)
-            image = change(batch.movedim(-1, 1).float() / 255)
+            part = rows[start : start + size]
+            if stages is not None:
+                part = np.resize(part, size)  # batches of one size give the same bits
+            batch = torch.from_numpy(pixels[part]).to(device)
+            image = change(batch.movedim(-1, 1).float() / 255, part)
             if stages is not None:
                 features = prefix_maps(model.backbone, image, stages).half()
             elif model.backbone is None:
@@ -60,7 +65,7 @@ def image_features(
             else:
                 backbone = backbone or for_inference(model.backbone, image, dtype=dtype)
                 features = model.pool(backbone(image)).float()
-            features = features.cpu().numpy()
+            features = features[: len(rows) - start].cpu().numpy()
             if found is None:
                 found = allocate((len(rows), *features.shape[1:]), features.dtype.str)
             found[start : start + len(features)] = features
@@ -75,7 +80,7 @@ def kept_features(
     rows: np.ndarray,
     progress: Progress = None,
     *,
-    change: Callable[[Tensor], Tensor] = unchanged,
+    change: Change = unchanged,
     dtype: torch.dtype = torch.float32,
     stages: int | None = None,
     about: tuple = (),

@@ -39,7 +39,7 @@ def prefix_maps(backbone: Backbone, image: Tensor, stages: int) -> Tensor:
 
     hook = blocks_below(backbone, stages)[-1].register_forward_hook(stop)
     try:
-        backbone(image)
+        backbone.whole(image)
     except _Reached as reached:
         return reached.maps
     finally:

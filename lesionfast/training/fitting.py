@@ -116,9 +116,13 @@ def caches_features(model: FusionModel, config: TrainConfig) -> bool:
 
 
 def cached_features(learn: FusionLearner, config: TrainConfig) -> CachedFeatures:
-    """Return the callback that computes them, in the precision of the run."""
-    dtype = dtype_of(config.precision, learn.dls.device)
-    return CachedFeatures(augmentations[config.augment](), config.views, config.seed, dtype)
+    """Return the callback that computes them, in the precision of the run.
+
+    Pictures that grow have no feature maps that could be computed once.
+    """
+    dtype, grows = dtype_of(config.precision, learn.dls.device), config.start_size is not None
+    recipe = augmentations[config.augment]()
+    return CachedFeatures(recipe, config.views, config.seed, dtype, maps=not grows)
 
 
 def highest_lr(learn: FusionLearner, run: Run) -> float:

@@ -6,11 +6,11 @@ maps below them.
 
 import logging
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import astuple
 from functools import partial
-from math import ceil
+from math import ceil, prod
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -19,10 +19,10 @@ from fastai.data.core import DataLoaders
 from torch import Tensor
 
 from lesionfast.console import counting_bar
+from lesionfast.data.augment import VERSION as AUGMENTATION
 from lesionfast.data.augment import Recipe, augment
-from lesionfast.data.images import cache_folder
 from lesionfast.data.loaders import Sampler
-from lesionfast.models.features import image_features, kept_features
+from lesionfast.models.features import features_file, image_features, kept_features
 from lesionfast.models.prefix import can_be_cut, frozen_stages, rest_of
 from lesionfast.training.balancing import shuffled
 from lesionfast.training.callbacks import Borrowing
@@ -30,19 +30,18 @@ from lesionfast.training.subclasses import output_codes, split_codes
 
 logger = logging.getLogger("lesionfast")
 BATCH = 256  # rows a step of the head alone: it is small
-MEASURED = 64  # images that tell what the frozen stages cost
 
 
 class FeatureLoader:
     """Batches of features (B, F) or maps (B, C, h, w), metadata (B, width), class numbers (B,).
 
-    `features` has one array of all rows for each view; an epoch draws one view a row. Rows are
-    drawn by `sampler(rng)`, or come in order without one.
+    `features` has the array of all rows, or what computes it, for each view; an epoch draws one
+    view a row. Rows are drawn by `sampler(rng)`, or come in order without one.
     """
 
     def __init__(
         self,
-        features: list[np.ndarray],
+        features: list["np.ndarray | ComputedMaps"],
         metadata: np.ndarray,
         targets: np.ndarray,
         device: torch.device,
@@ -81,21 +80,38 @@ class FeatureLoader:
         return tensor.contiguous(memory_format=last)
 
 
+class ComputedMaps:
+    """Feature maps (n, C, h, w) that are computed anew whenever some are read."""
+
+    def __init__(self, compute: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> None:
+        self.compute, self.rows = compute, rows
+        self.shape = (len(rows), *compute(rows[:1]).shape[1:])
+
+    def __getitem__(self, positions: np.ndarray) -> np.ndarray:
+        return self.compute(self.rows[positions])
+
+
 class CachedFeatures(Borrowing):
     """While the first stages do not learn, train on what they give, which is computed once.
 
     Of each training image there are `views`: the picture itself and augmented ones; of each
     validation image the picture itself. They are kept in the cache beside the pixels, so that
-    another run of the same backbone on the same images starts with them. While nothing of the
-    backbone learns it is always done, else where it is cheaper, by the costs measured here.
+    another run of the same backbone on the same images starts with them. Where `maps` is off, only
+    epochs of the head alone do so. What is learned depends on the options alone: where the cache
+    has no room for feature maps, the same maps are computed in every epoch.
     """
 
     order = -19  # after ProgressiveUnfreezing has frozen what does not learn
 
     def __init__(
-        self, recipe: Recipe, views: int, seed: int, dtype: torch.dtype = torch.float32
+        self,
+        recipe: Recipe,
+        views: int,
+        seed: int,
+        dtype: torch.dtype = torch.float32,
+        maps: bool = True,
     ) -> None:
-        self.recipe, self.seed, self.dtype = recipe, seed, dtype
+        self.recipe, self.seed, self.dtype, self.maps = recipe, seed, dtype, maps
         self.views = 1 if recipe == Recipe() else views
         self.images, self.stages = None, 0
 
@@ -106,7 +122,7 @@ class CachedFeatures(Borrowing):
             return
         self.clean_up()
         self.stages = stages
-        if stages and self.pays(stages):
+        if stages and self.replaces_images(stages):
             loaders = self.feature_loaders(stages)
             self.images = self.dls
             self.learn.dls = loaders
@@ -122,44 +138,24 @@ class CachedFeatures(Borrowing):
             self.learn.dls, self.images = self.images, None
         self.stages = 0
 
-    def pays(self, stages: int) -> bool:
-        """Return whether to run the first stages once, and not in every epoch of this phase."""
-        backbone, size = self.model.backbone, self.dls.pixels.shape[1]
+    def replaces_images(self, stages: int) -> bool:
+        """Return whether this phase learns from what the frozen stages give of each view.
+
+        The head alone always does. With more of the backbone one view would mean no augmentation,
+        and as many views as epochs would save nothing: then it learns from images.
+        """
+        backbone = self.model.backbone
         if stages == len(backbone.stages):
             return True
-        if self.epochs <= self.views or not can_be_cut(backbone, stages, size):
-            return False
-        running, reading, megabytes = self.costs(stages)
-        n = (self.views * len(self.dls.train_ds) + len(self.dls.valid_ds)) / MEASURED
-        room = shutil.disk_usage(cache_folder().parent).free / 2**21  # half of it
-        once = self.views * (running + reading) + self.epochs * reading
-        cached = once < self.epochs * running and n * megabytes < room
-        what = "run once a view and kept" if cached else "run in every epoch, which is cheaper"
-        logger.info("frozen stages: %s (%.0f MB)", what, n * megabytes)
-        return cached
+        augmented = self.views > 1 or self.recipe == Recipe()
+        worth_it = self.maps and augmented and self.epochs > self.views
+        return worth_it and can_be_cut(backbone, stages, self.dls.pixels.shape[1])
 
     @property
     def epochs(self) -> int:
         """The epochs of this phase, or of the whole fit if it has no phases."""
         unfreezing = getattr(self.learn, "progressive_unfreezing", None)
         return self.n_epoch if unfreezing is None else unfreezing.phase.epochs
-
-    def costs(self, stages: int) -> tuple[float, float, float]:
-        """Return the seconds of running and of reading one batch of maps, and its megabytes."""
-        rows = self.dls.rows["row"].to_numpy()[:MEASURED]
-
-        def timed(function: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
-            started = time.perf_counter()
-            found = function()
-            return time.perf_counter() - started, found
-
-        run = partial(
-            image_features, self.model, self.dls.pixels, rows, dtype=self.dtype, stages=stages
-        )
-        run()  # the first is slower
-        running, maps = timed(run)
-        reading, _ = timed(lambda: maps[np.arange(len(maps))].astype(np.float32))
-        return running, reading, maps.nbytes / 2**20
 
     def feature_loaders(self, stages: int) -> DataLoaders:
         """Return loaders of features over the rows of the Learner's training and validation."""
@@ -182,29 +178,48 @@ class CachedFeatures(Borrowing):
         )
         return DataLoaders(*loaders, device=dls.device)
 
-    def features(self, rows: np.ndarray, view: int = 0, stages: int | None = None) -> np.ndarray:
+    def features(
+        self, rows: np.ndarray, view: int = 0, stages: int | None = None
+    ) -> np.ndarray | ComputedMaps:
         """Return the features of rows (n,), or the maps of the first stages.
 
         View 0 is the picture itself.
         """
-        generator = torch.Generator().manual_seed(self.view_seed(view))
-        about = (astuple(self.recipe), self.view_seed(view)) if view else ()
-
-        def change(image: Tensor) -> Tensor:
-            return augment(image, self.recipe, generator) if view else image
-
+        how = {"change": partial(self.show, view=view), "dtype": self.dtype, "stages": stages}
+        about = (AUGMENTATION, astuple(self.recipe), self.seed, view) if view else ()
+        if stages is not None:
+            compute = partial(image_features, self.model, self.dls.pixels, **how)
+            maps = ComputedMaps(compute, rows)
+            if not self.has_room(maps, about, stages):
+                return maps
         with counting_bar("features of the frozen stages") as progress:
-            return kept_features(
-                self.model,
-                self.dls.pixels,
-                rows,
-                progress,
-                change=change,
-                dtype=self.dtype,
-                stages=stages,
-                about=about,
-            )
+            return kept_features(self.model, self.dls.pixels, rows, progress, **how, about=about)
 
-    def view_seed(self, view: int) -> int:
-        """Return the seed of a view's changes."""
-        return int(np.random.SeedSequence([self.seed, view]).generate_state(1)[0])
+    def has_room(self, maps: ComputedMaps, about: tuple, stages: int) -> bool:
+        """Return whether the cache has such maps, or half of the disk's free space is enough."""
+        file = features_file(
+            self.model, self.dls.pixels, maps.rows, str(self.dtype), stages, *about
+        )
+        if file is None:
+            return False
+        need = prod(maps.shape) * np.dtype(np.float16).itemsize
+        fits = file.is_file() or need < free_bytes(file) / 2
+        what = "run once a view and kept" if fits else "run in every epoch: no room to keep"
+        logger.info("frozen stages: %s %.0f MB", what, need / 2**20)
+        return fits
+
+    def show(self, image: Tensor, rows: np.ndarray, view: int) -> Tensor:
+        """Return images (B, 3, H, W) as a view shows them, each row changed in its own way."""
+        if not view:
+            return image
+        return augment(image, self.recipe, [self.generator(view, row) for row in rows])
+
+    def generator(self, view: int, row: int) -> torch.Generator:
+        """Return what draws the changes of a row in a view."""
+        seed = np.random.SeedSequence([self.seed, view, row]).generate_state(1)[0]
+        return torch.Generator().manual_seed(int(seed))
+
+
+def free_bytes(file: Path) -> int:
+    """Return the free space where a file is to be."""
+    return shutil.disk_usage(next(each for each in file.parents if each.exists())).free

@@ -11,6 +11,7 @@ from lesionfast.config import TrainConfig
 from lesionfast.data.augment import augmentations
 from lesionfast.data.dataset import load_dataset
 from lesionfast.data.loaders import build_dls
+from lesionfast.training import frozen as module
 from lesionfast.training.frozen import CachedFeatures, FeatureLoader
 from lesionfast.training.learner import fusion_learner
 
@@ -183,7 +184,6 @@ def test_epochs_of_the_last_stage_read_the_maps_below_it(df):
         cbs = [NoteSides()]
         if cached:
             cbs.append(CachedFeatures(augmentations["none"](), 1, 0))
-            cbs[-1].costs = lambda stages: (1.0, 0.1, 0.001)
         with learn.no_bar(), learn.no_logging():
             learn.fit(3, 1e-3, cbs=cbs)
             histories.append([list(each) for each in learn.recorder.values])
@@ -197,13 +197,56 @@ def test_epochs_of_the_last_stage_read_the_maps_below_it(df):
 
 
 @pytest.mark.parametrize(
-    ("epochs", "costs", "cached"),
-    [(6, (1.0, 0.1, 1.0), True), (2, (1.0, 0.1, 1.0), False), (6, (1.0, 2.0, 1.0), False)],
+    ("views", "recipe", "epochs", "maps", "replaced"),
+    [
+        (2, "standard", 3, True, True),
+        (1, "none", 2, True, True),
+        (1, "standard", 3, True, False),  # one view would mean no augmentation
+        (2, "standard", 2, True, False),  # nothing would be saved
+        (2, "standard", 3, False, False),
+    ],
 )
-def test_maps_are_kept_where_that_is_cheaper(learn, epochs, costs, cached):
-    each = CachedFeatures(STANDARD, 2, 0)
-    each.learn, each.costs = learn, lambda stages: costs
-    learn.n_epoch = epochs
-    assert each.pays(1) == cached
-    each.costs = lambda stages: (1.0, 0.1, 1e9)  # megabytes that no disk has
-    assert not each.pays(1)
+def test_the_options_decide_whether_the_last_stages_learn_from_maps(
+    learn, views, recipe, epochs, maps, replaced
+):
+    cached = CachedFeatures(augmentations[recipe](), views, 0, maps=maps)
+    cached.learn, learn.n_epoch = learn, epochs
+    assert cached.replaces_images(1) == replaced
+    assert cached.replaces_images(len(learn.model.backbone.stages))
+
+
+@pytest.fixture
+def history_of(df):
+    """Train the last stage and the head on two views, as some options say; return the losses."""
+
+    def train(**options):
+        config = replace(TINY, views=2, **options)
+        learn = fusion_learner(build_dls(df, config), config)
+        learn.freeze_to(len(learn.model.backbone.stages) - 1)
+        sides = NoteSides()
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(3, 1e-3, cbs=[CachedFeatures(STANDARD, 2, 0), sides])
+        assert 32 not in sides.sides
+        return [list(each) for each in learn.recorder.values]
+
+    return train
+
+
+def test_a_full_disk_does_not_change_what_the_last_stages_learn(history_of, monkeypatch, tmp_path):
+    monkeypatch.setenv("LESIONFAST_CACHE", str(tmp_path))
+    without = history_of(cache=False)
+    monkeypatch.setattr(module, "free_bytes", lambda file: 0)
+    full = history_of()
+    assert not (tmp_path / "features").exists()
+    monkeypatch.undo()
+    monkeypatch.setenv("LESIONFAST_CACHE", str(tmp_path))
+    assert history_of() == full == without
+    assert len(list((tmp_path / "features").iterdir())) == 3
+
+
+def test_a_view_of_a_picture_does_not_depend_on_the_pictures_beside_it(learn):
+    cached = CachedFeatures(augmentations["strong"](), 3, 0)
+    image, rows = torch.rand(6, 3, 32, 32), np.arange(6)
+    shown = cached.show(image, rows, 1)
+    torch.testing.assert_close(cached.show(image[[4]], rows[[4]], 1), shown[[4]])
+    assert not torch.allclose(cached.show(image, rows, 2), shown)
