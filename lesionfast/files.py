@@ -54,10 +54,15 @@ def write_atomically(path: Path, write: Callable[[Path], Any], needed: int | Non
         with workspace(path.parent) as folder:
             aside = folder / path.name
             write(aside)
-            with aside.open("rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(aside, path)
+            put_in_place(aside, path)
     return path
+
+
+def put_in_place(aside: Path, path: Path) -> None:
+    """Give a file that is whole its name, its bytes on the disk first."""
+    with aside.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(aside, path)
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -75,6 +80,19 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def readable_name(name: str) -> str:
+    """Return a file's name as text that every format takes: a byte that is not UTF-8 is \\xHH.
+
+    A name with such bytes has its own backslashes doubled, so that it can be turned back.
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        data = name.replace("\\", "\\\\").encode("utf-8", "surrogateescape")
+        return data.decode("utf-8", "backslashreplace")
+    return name
 
 
 def check_target(path: Path) -> None:
@@ -107,8 +125,17 @@ def disk_errors(path: Path, needed: int | None = None, advice: str | None = None
         number = error_number(error)
         if number not in REASONS:
             raise
-        problem = f"{path} can't be written: {REASONS[number]}{room(path, number, needed)}."
+        words = f"{REASONS[number]}{room(path, number, needed)}."
+        problem = f"{blamed(error, path)}: {words}"
         raise DiskError(problem, advice or usual_advice(number)) from error
+
+
+def blamed(error: BaseException, path: Path) -> str:
+    """Return what an error is about: `path`, unless the system names a file that is another."""
+    named = getattr(error, "filename", None)
+    if named is None or UNFINISHED in str(named) or Path(str(named)) in (path, *path.parents):
+        return f"{path} can't be written"
+    return f"{named} can't be opened"
 
 
 def error_number(error: BaseException) -> int | None:

@@ -51,22 +51,6 @@ def writer(tmp_path):
     process.stdout.close()
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 1 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    try:
-        done = subprocess.run(mount, capture_output=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("there is no mount here")
-    if done.returncode:
-        pytest.skip("a small file system can't be mounted here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 def unfinished(folder: Path) -> list[Path]:
     return list(folder.glob(f"{UNFINISHED}*"))
 
@@ -196,6 +180,12 @@ def test_a_read_only_folder_is_said_to_be_one(small_disk):
 def test_a_quota_and_missing_rights_are_errors_of_the_user(tmp_path, number, words):
     with pytest.raises(DiskError, match=words), disk_errors(tmp_path / "a.txt", 3):
         raise OSError(number, os.strerror(number))
+
+
+def test_a_file_that_can_not_be_read_meanwhile_is_the_one_that_is_named(tmp_path):
+    refused = pytest.raises(DiskError, match=r"^/photos/1.jpg can't be opened: permission denied")
+    with refused, disk_errors(tmp_path / "a.txt"):
+        raise PermissionError(errno.EACCES, "no", "/photos/1.jpg")
 
 
 def test_a_bug_stays_a_bug(tmp_path):

@@ -56,11 +56,14 @@ def predict(
     if tta is not None and not 1 <= tta <= 8:
         raise LesionfastError(f"--tta is {tta}; type 1 to 8 views.")
     from lesionfast.serving.batch import predict_to
-    from lesionfast.serving.inputs import find_items
+    from lesionfast.serving.inputs import find_items, tables_among
     from lesionfast.serving.outputs import format_of
     from lesionfast.serving.predictor import Predictor
+    from lesionfast.serving.unfinished import check_out
 
     kind = "isic" if isic else format_of(out, format)
+    if out is not None:
+        check_out(out, kind, resume)
     told = pairs_of(known or [])
     find_items(inputs)  # a name that is wrong is told before the model is loaded
     predictor = Predictor(model, views=tta, device=device)
@@ -68,9 +71,13 @@ def predict(
     predictor.known.check(told)
     column = predictor.bundle.image_column
     items = find_items(inputs, images=images, metadata=told, image_column=column)
+    options = {"--set": told, "--images": images and str(images.absolute())}
     with counting_bar("images") as bar:
         count = predict_to(
-            predictor, items, out, kind, resume=resume, progress=lambda n: bar(n, None)
+            *(predictor, items, out, kind),
+            resume=resume,
+            progress=lambda n: bar(n, None),
+            options=options | {"the table": tables_among(inputs)},
         )
     if count.images == 0:
         raise LesionfastError("there is no image in what was named. Name images, or a folder.")

@@ -2,15 +2,30 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lesionfast.errors import LesionfastError
+from lesionfast.files import disk_errors, only_writer
 from lesionfast.serving.inputs import Item
-from lesionfast.serving.outputs import cut_torn_row, open_writer, written_rows
+from lesionfast.serving.outputs import RESUMABLE, open_writer
 from lesionfast.serving.predictor import Predictor
+from lesionfast.serving.unfinished import (
+    begin,
+    check_beginning,
+    check_origin,
+    check_out,
+    cut_torn_row,
+    end_of_rows,
+    origin,
+    written_rows,
+)
 
 logger = logging.getLogger("lesionfast")
+
+GO_ON = "Free some space, then go on with --resume."
 
 
 @dataclass
@@ -30,43 +45,81 @@ def predict_to(
     *,
     resume: bool = False,
     progress: Callable[[int], None] | None = None,
+    options: dict[str, Any] | None = None,
 ) -> Count:
     """Write a row an image to a file, or to stdout; return how many there are and failed.
 
     `kind` is csv, jsonl, parquet or isic. With `resume` the images that a file of an earlier call
     has are skipped; a row that was not finished is written anew. `progress(images)` is called
-    after each chunk. Raises `LesionfastError` for a file that is there already, or is of other
-    images or of another model.
+    after each chunk. `options` are what else the rows depend on, as a person types it. Raises
+    `LesionfastError` for a file that is there already, that another process writes, or that was
+    begun with other images, another model or other options.
     """
     count, items = Count(), iter(items)
-    go_on = resume and out is not None and out.is_file()
-    if go_on and out.stat().st_size == 0:  # of a call that was stopped before its first row
-        out.unlink()
-        go_on = False
-    if resume and kind not in ("csv", "jsonl"):
-        raise LesionfastError(f"--resume goes on with CSV and JSON lines, not with {kind}.")
-    if go_on:
+    if out is None:
+        write_rows(predictor, items, None, kind, count, progress)
+    else:
+        with disk_errors(out):
+            check_out(out, kind, resume)
+            out.parent.mkdir(parents=True, exist_ok=True)
+        with only_writer(out):
+            prepare(predictor, items, out, kind, count, resume, options or {})
+            write_rows(predictor, items, out, kind, count, progress)
+    predictor.known.report()
+    return count
+
+
+def prepare(
+    predictor: Predictor,
+    items: Iterator[Item],
+    out: Path,
+    kind: str,
+    count: Count,
+    resume: bool,
+    options: dict[str, Any],
+) -> None:
+    """Skip the images that a file has, if this model began it; else note what begins it."""
+    check_out(out, kind, resume)  # again, as another process may have begun it
+    if kind not in RESUMABLE:
+        return
+    now = origin(predictor, kind, options)
+    if out.exists() and out.stat().st_size:
+        check_origin(out, now)
         skip_written(predictor, items, out, kind, count)
-    writer = open_writer(out, kind, predictor.columns, go_on)
-    try:
+    else:
+        begin(out, now)
+
+
+def write_rows(
+    predictor: Predictor,
+    items: Iterable[Item],
+    out: Path | None,
+    kind: str,
+    count: Count,
+    progress: Callable[[int], None] | None,
+) -> None:
+    """Write the rows of images, and count them."""
+    done = out is not None and out.exists() and out.stat().st_size > 0
+    advice = GO_ON if kind in RESUMABLE else None
+    with (
+        disk_errors(out, advice=advice) if out else nullcontext(),
+        open_writer(out, kind, predictor.columns, done) as writer,
+    ):
         for table in predictor.stream(items):
             writer.write(table)
             count.images += len(table)
             count.failed += int((table["error"] != "").sum())
             if progress:
                 progress(count.images)
-    finally:
-        writer.close()
-    predictor.known.report()
-    return count
 
 
 def skip_written(
     predictor: Predictor, items: Iterator[Item], out: Path, kind: str, count: Count
 ) -> None:
     """Skip the images that a file has; raises `LesionfastError` if they are others."""
-    cut_torn_row(out, kind)
-    for name, error in written_rows(out, kind, predictor.columns):
+    check_beginning(out, kind, predictor.columns)
+    end = end_of_rows(out, kind)
+    for name, error in written_rows(out, kind, predictor.columns, end):
         item = next(items, None)
         if item is None or item.name != name:
             asked = "there are no more" if item is None else f"asked for is {item.name!r}"
@@ -76,5 +129,6 @@ def skip_written(
             )
         count.images += 1
         count.failed += bool(error)
+    cut_torn_row(out, end)
     count.before = count.images
     logger.info("%d images are in %s already", count.before, out)

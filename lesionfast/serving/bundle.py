@@ -1,5 +1,6 @@
 """Bundle: what a model needs besides its weights, from a run or an exported folder. No torch."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable
@@ -140,6 +141,14 @@ class Bundle:
             "split_sha256": self.split_sha256,
             "versions": self.versions,
         }
+
+    def digest(self) -> str:
+        """Return the SHA-256 of all that decides what is said of an image, besides the weights."""
+        kept = {k: v for k, v in self.to_dict().items() if k not in ("name", "versions")}
+        found = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
+        for name, tensor in sorted(self.outliers.tensors.items() if self.outliers else []):
+            found.update(name.encode() + tensor.astype("float32").tobytes())  # as it is saved
+        return found.hexdigest()
 
 
 def optional(what: str, find: Callable[[], Any]) -> Any:

@@ -18,6 +18,7 @@ from lesionfast.data.sources import (
     list_images,
 )
 from lesionfast.errors import LesionfastError, did_you_mean
+from lesionfast.files import readable_name, sha256
 
 logger = logging.getLogger("lesionfast")
 
@@ -83,7 +84,14 @@ def items_of(
         return
     else:
         found = iter([root.as_posix()])
-    yield from (Item(path, path, metadata) for path in found)
+    yield from (Item(readable_name(path), path, metadata) for path in found)
+
+
+def tables_among(inputs: Sequence[str]) -> dict[str, str]:
+    """Return the SHA-256 of the tables among inputs, which say what is known of the images."""
+    paths = [Path(path) for each in inputs for path in expanded(each)]
+    tables = [path for path in paths if path.suffix.lower() in TABLE_SUFFIXES and path.is_file()]
+    return {path.name: sha256(path)[:12] for path in tables}
 
 
 def images_below(folder: Path) -> Iterator[str]:

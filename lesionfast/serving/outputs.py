@@ -1,10 +1,10 @@
 """Where predictions go, a chunk at a time: CSV, JSON lines, Parquet, a challenge submission."""
 
-import csv
 import json
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
@@ -14,8 +14,10 @@ import pandas as pd
 from lesionfast.errors import LesionfastError, did_you_mean
 from lesionfast.evaluation.challenge import COLUMNS, challenge_order
 from lesionfast.evaluation.interpretation import records
+from lesionfast.files import put_in_place, workspace
 
 FORMATS = ("csv", "jsonl", "parquet", "isic")
+RESUMABLE = ("csv", "jsonl")  # written under their name, row by row; the others are renamed at last
 SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 
 
@@ -37,13 +39,12 @@ class TextWriter:
     """Writes rows of text as they come; `done` is whether the file has some already."""
 
     def __init__(self, out: Path | None, columns: list[str], done: bool = False) -> None:
-        self.columns = columns
+        self.columns, self.out = columns, out
         self.file: TextIO = sys.stdout
         if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            self.file = out.open("a" if done else "x", encoding="utf-8", newline="")
+            self.file = out.open("a", encoding="utf-8", errors="backslashreplace", newline="")
         elif isinstance(sys.stdout, TextIOWrapper):
-            sys.stdout.reconfigure(encoding="utf-8", newline="")
+            sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="")
         if not done:
             self.begin()
 
@@ -54,11 +55,23 @@ class TextWriter:
         """Write the rows of a table."""
         raise NotImplementedError
 
+    def put(self, text: str) -> None:
+        """Write whole rows: all of them or, where the disk can't take them, none."""
+        before = self.out.stat().st_size if self.out else 0
+        try:
+            self.file.write(text)
+            self.file.flush()
+        except OSError:
+            if self.out:
+                self.close()
+                os.truncate(self.out, before)
+            raise
+
     def close(self) -> None:
-        """Write what is left."""
-        self.file.flush()
+        """Close the file; each row was written to it as it came."""
         if self.file is not sys.stdout:
-            self.file.close()
+            with suppress(OSError):  # what a full disk did not take was told by `put`
+                self.file.close()
 
 
 class CsvWriter(TextWriter):
@@ -66,12 +79,16 @@ class CsvWriter(TextWriter):
 
     def begin(self) -> None:
         """Write the names of the columns."""
-        csv.writer(self.file, lineterminator="\n").writerow(self.columns)
+        self.put(csv_header(self.columns))
 
     def write(self, table: pd.DataFrame) -> None:
-        """Write the rows, all or none of each."""
-        self.file.write(table.to_csv(index=False, header=False, lineterminator="\n"))
-        self.file.flush()
+        """Write the rows."""
+        self.put(table.to_csv(index=False, header=False, lineterminator="\n"))
+
+
+def csv_header(columns: list[str]) -> str:
+    """Return the first line of a CSV file."""
+    return pd.DataFrame(columns=columns).to_csv(index=False, lineterminator="\n")
 
 
 class JsonLinesWriter(TextWriter):
@@ -80,8 +97,7 @@ class JsonLinesWriter(TextWriter):
     def write(self, table: pd.DataFrame) -> None:
         """Write the rows."""
         lines = (json.dumps(row, ensure_ascii=False) for row in records(table))
-        self.file.write("".join(f"{line}\n" for line in lines))
-        self.file.flush()
+        self.put("".join(f"{line}\n" for line in lines))
 
 
 class IsicWriter(TextWriter):
@@ -94,19 +110,18 @@ class IsicWriter(TextWriter):
 
     def begin(self) -> None:
         """Write the names of the columns."""
-        self.file.write(",".join(["image", *COLUMNS]) + "\n")
+        self.put(",".join(["image", *COLUMNS]) + "\n")
 
     def write(self, table: pd.DataFrame) -> None:
         """Write image ids, the file names without folder and suffix, and probabilities."""
         good = table[table["error"] == ""]
         stems = [Path(name).stem for name in good["image"]]
         rows = good[self.chosen].astype(float).assign(image=stems)[["image", *self.chosen]]
-        self.file.write(rows.to_csv(index=False, header=False, lineterminator="\n"))
-        self.file.flush()
+        self.put(rows.to_csv(index=False, header=False, lineterminator="\n"))
 
 
 class ParquetWriter:
-    """A Parquet file, in parts as they come."""
+    """A Parquet file, in parts as they come; it can be read once it is closed."""
 
     def __init__(self, out: Path, columns: list[str], done: bool = False) -> None:
         try:
@@ -116,23 +131,17 @@ class ParquetWriter:
             raise LesionfastError(
                 "Parquet needs pyarrow. Type: pip install 'lesionfast[parquet]', or --format csv."
             ) from None
-        if out.exists():
-            raise FileExistsError(out)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        self.columns, self.pyarrow = columns, pyarrow
-        fields = [(name, type_of(name, pyarrow)) for name in columns]
-        self.schema = pyarrow.schema(fields)
-        self.out, self.aside = out, out.with_name(f".{out.name}.{os.getpid()}")
-        self.writer = pyarrow.parquet.ParquetWriter(self.aside, self.schema)
+        self.pyarrow = pyarrow
+        self.schema = pyarrow.schema([(name, type_of(name, pyarrow)) for name in columns])
+        self.writer = pyarrow.parquet.ParquetWriter(out, self.schema)
 
     def write(self, table: pd.DataFrame) -> None:
         """Write the rows."""
         self.writer.write_table(self.pyarrow.Table.from_pylist(records(table), self.schema))
 
     def close(self) -> None:
-        """Give the file its name, now that it is whole."""
+        """Write what makes the file whole."""
         self.writer.close()
-        os.replace(self.aside, self.out)
 
 
 def type_of(name: str, pyarrow: Any) -> Any:
@@ -147,50 +156,29 @@ def type_of(name: str, pyarrow: Any) -> Any:
 WRITERS = {"csv": CsvWriter, "jsonl": JsonLinesWriter, "isic": IsicWriter, "parquet": ParquetWriter}
 
 
+@contextmanager
 def open_writer(
     out: Path | None, kind: str, columns: list[str], done: bool = False
-) -> TextWriter | ParquetWriter:
-    """Return what writes rows; `done` goes on with a file. Raises `LesionfastError`."""
-    try:
-        return WRITERS[kind](out, columns, done)
-    except FileExistsError:
-        raise LesionfastError(
-            f"{out} is there already. Go on with it by --resume, or name another --out."
-        ) from None
-    except OSError as error:
-        raise LesionfastError(f"{out} can't be written: {error.strerror or error}.") from None
+) -> Iterator[TextWriter | ParquetWriter]:
+    """Give what writes rows to a file, or to stdout; `done` goes on after the rows of a file.
 
-
-def cut_torn_row(out: Path, kind: str) -> None:
-    """Cut a last row that was not finished off a file of text."""
-    position = whole = quotes = 0
-    with out.open("rb") as file:
-        for line in file:
-            position += len(line)
-            quotes += line.count(b'"') if kind == "csv" else 0
-            if line.endswith(b"\n") and quotes % 2 == 0:  # else the line ends within a name
-                whole = position
-    os.truncate(out, whole)
-
-
-def written_rows(out: Path, kind: str, columns: list[str]) -> Iterator[tuple[str, str]]:
-    """Yield image and error of the rows of an unfinished file.
-
-    Raises `LesionfastError` for a file that was not written with these columns.
+    CSV and JSON lines are written in their place. The others get their name when they are whole:
+    nothing is left of one that was stopped before.
     """
-    with out.open(encoding="utf-8", newline="") as file:
-        if kind == "csv":
-            rows = csv.DictReader(file)
-            found = list(rows.fieldnames or [])
-        else:
-            rows = map(json.loads, file)
-            found = columns
-        if found != columns:
-            raise LesionfastError(
-                f"{out} is of another model: its columns are not those of this one. "
-                "Name another --out."
-            )
-        for row in rows:
-            if list(row) != columns:
-                raise LesionfastError(f"{out} is of another model. Name another --out.")
-            yield row["image"], row["error"]
+    if out is None or kind in RESUMABLE:
+        writer = WRITERS[kind](out, columns, done)
+        try:
+            yield writer
+        finally:
+            writer.close()
+        return
+    with workspace(out.parent) as folder:
+        writer = WRITERS[kind](folder / out.name, columns)
+        try:
+            yield writer
+        except BaseException:
+            with suppress(OSError):
+                writer.close()
+            raise
+        writer.close()
+        put_in_place(folder / out.name, out)

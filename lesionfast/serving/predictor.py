@@ -50,7 +50,8 @@ class Predictor:
     def __init__(
         self, source: str | Path | Run, *, views: int | None = None, device: str = "auto"
     ) -> None:
-        self.bundle, self.engine = opened(source, views, device)
+        self.bundle, self.engine, self.weights = opened(source, views, device)
+        self.views = self.bundle.model["tta"] if views is None else views
         self.known = Known(self.bundle.encoder)
         self.columns = ["image", *columns_of(self.bundle), "not_known", "error"]
 
@@ -196,13 +197,13 @@ def located(source: str | Path | Run) -> Path:
     return source.path if isinstance(source, Run) else Path(source).expanduser()
 
 
-def opened(source: str | Path | Run, views: int | None, device: str) -> tuple[Bundle, Engine]:
-    """Return what a source says of its model, and what runs it."""
+def opened(source: str | Path | Run, views: int | None, device: str) -> tuple[Bundle, Engine, Path]:
+    """Return what a source says of its model, what runs it, and the file of its weights."""
     path = located(source)
     if path.suffix == ".onnx":
         from lesionfast.serving.onnx_engine import open_onnx
 
-        return open_onnx(path, views)
+        return *open_onnx(path, views), path
     if (path / "config.json").is_file():
         bundle, weights = Bundle.of(Run.open(path)), path / "weights.safetensors"
     elif (path / WEIGHTS).is_file() or (path / "model.json").is_file():
@@ -218,4 +219,4 @@ def opened(source: str | Path | Run, views: int | None, device: str) -> tuple[Bu
     engine = TorchEngine(
         bundle.model, weights, views=chosen, precision=bundle.precision, device=device
     )
-    return bundle, engine
+    return bundle, engine, weights

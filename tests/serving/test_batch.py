@@ -1,5 +1,9 @@
 import csv
 import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -8,8 +12,9 @@ from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.challenge import read_submission
 from lesionfast.serving import predictor as predictor_module
 from lesionfast.serving.batch import predict_to
-from lesionfast.serving.inputs import Item
+from lesionfast.serving.inputs import Item, find_items
 from lesionfast.serving.predictor import Predictor
+from lesionfast.serving.unfinished import note_beside, origin
 
 
 @pytest.fixture
@@ -52,11 +57,13 @@ def test_each_format_has_every_row_and_the_error(predictor, items, tmp_path, kin
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
-@pytest.mark.parametrize("cut", [0, 1, 40, 700, 2500])
+@pytest.mark.parametrize("cut", [0, 1, 40, 700, 2500, 1_000_000])
 def test_a_run_that_was_cut_off_goes_on(predictor, items, tmp_path, kind, cut):
     whole, torn = tmp_path / f"whole.{kind}", tmp_path / f"torn.{kind}"
     predict_to(predictor, items, whole, kind)
-    torn.write_bytes(whole.read_bytes()[: -cut or None])
+    data = whole.read_bytes()
+    torn.write_bytes(data[: -cut or None] or data[:3])
+    note_beside(torn).write_bytes(note_beside(whole).read_bytes())
     count = predict_to(predictor, items, torn, kind, resume=True)
     assert (count.images, count.failed) == (10, 1)
     assert count.before == 10 if cut == 0 else count.before < 10
@@ -87,11 +94,162 @@ def test_a_file_is_never_overwritten(predictor, items, tmp_path):
     with pytest.raises(LesionfastError, match="there are no more"):
         predict_to(predictor, items[:3], file, resume=True)
     assert file.read_bytes() == before
-    (tmp_path / "other.csv").write_text("image,age\na,1\n", "utf-8")
-    with pytest.raises(LesionfastError, match="is of another model"):
-        predict_to(predictor, items, tmp_path / "other.csv", resume=True)
     with pytest.raises(LesionfastError, match="goes on with CSV and JSON lines, not with parquet"):
         predict_to(predictor, items, tmp_path / "x.parquet", "parquet", resume=True)
+
+
+@pytest.mark.parametrize("text", ["image,age\na,1\n", "a text without an end of line", "{}\n"])
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_file_of_someone_else_is_not_touched_by_resume(predictor, items, tmp_path, text, kind):
+    mine = tmp_path / "mine.csv"
+    mine.write_text(text, "utf-8")
+    with pytest.raises(LesionfastError, match="can't be gone on with: .mine.csv.resume.json"):
+        predict_to(predictor, items, mine, kind, resume=True)
+    note_beside(mine).write_text(json.dumps(origin(predictor, kind, {})), "utf-8")
+    with pytest.raises(LesionfastError, match="is damaged|has other columns|is of other images"):
+        predict_to(predictor, items, mine, kind, resume=True)
+    assert mine.read_text("utf-8") == text
+
+
+def make_link(path):
+    path.with_name("mine").write_text("mine")
+    path.symlink_to(path.with_name("mine"))
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("make", [os.mkfifo, make_link, os.mkdir])
+def test_predictions_replace_no_link_pipe_or_folder(predictor, items, tmp_path, make, resume):
+    make(tmp_path / "out.csv")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(LesionfastError, match=r"out.csv is a .* nothing is written there"):
+        predict_to(predictor, items, tmp_path / "out.csv", resume=resume)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def with_other_weights(predictor, tmp_path):
+    predictor.weights = tmp_path / "other.safetensors"
+    predictor.weights.write_bytes(b"others")
+
+
+def with_other_thresholds(predictor, tmp_path):
+    predictor.bundle = replace(predictor.bundle, points=predictor.bundle.points[1:])
+
+
+def with_one_view(predictor, tmp_path):
+    predictor.views = 1
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (with_other_weights, r"other weights \(SHA-256 \w+, now \w+\)"),
+        (with_other_thresholds, r"other decisions \(SHA-256"),
+        (with_one_view, "--tta 2, now 1"),
+    ],
+)
+def test_resuming_mixes_no_two_models(predictor, items, tmp_path, change, told):
+    out = tmp_path / "out.csv"
+    predict_to(predictor, items[:5], out)
+    before = out.read_bytes()
+    change(predictor, tmp_path)
+    with pytest.raises(LesionfastError, match=f"out.csv was begun by another model.*: {told}"):
+        predict_to(predictor, items, out, resume=True)
+    assert out.read_bytes() == before
+
+
+def test_resuming_mixes_no_two_ages(predictor, items, tmp_path):
+    out = tmp_path / "out.csv"
+    predict_to(predictor, items[:5], out, options={"--set": {"age": "55", "sex": "male"}})
+    with pytest.raises(LesionfastError, match="--set age=55 sex=male, now age=60"):
+        predict_to(predictor, items, out, resume=True, options={"--set": {"age": "60"}})
+    with pytest.raises(LesionfastError, match="--set age=55 sex=male, now not given"):
+        predict_to(predictor, items, out, resume=True)
+
+
+def test_a_finished_file_may_be_resumed_with_more_images(predictor, items, tmp_path):
+    predict_to(predictor, items[:5], tmp_path / "out.csv")
+    predict_to(predictor, items, tmp_path / "out.csv", resume=True)
+    count = predict_to(predictor, items, tmp_path / "out.csv", resume=True)
+    assert (count.images, count.before) == (10, 10)
+    assert len(read(tmp_path / "out.csv")) == 10
+
+
+def test_two_calls_do_not_write_one_file(predictor, items, tmp_path):
+    refused = []
+
+    def write_it_too(images):
+        with pytest.raises(LesionfastError, match="another process is writing") as error:
+            predict_to(predictor, items, tmp_path / "out.csv", resume=True)
+        refused.append(error)
+
+    predict_to(predictor, items, tmp_path / "out.csv", progress=write_it_too)
+    assert len(refused) == 3 and len(read(tmp_path / "out.csv")) == 10
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, LesionfastError])
+@pytest.mark.parametrize("kind", ["parquet", "isic"])
+def test_what_can_not_be_resumed_has_its_name_only_when_it_is_whole(
+    predictor, items, tmp_path, kind, stop
+):
+    def stop_in_the_middle(images):
+        assert not (tmp_path / "out").exists()
+        if images > 4:
+            raise stop("stopped")
+
+    with pytest.raises(stop):
+        predict_to(predictor, items, tmp_path / "out", kind, progress=stop_in_the_middle)
+    assert list(tmp_path.iterdir()) == []
+    predict_to(predictor, items, tmp_path / "out", kind)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def fill(disk, left):
+    """Fill a file system until `left` bytes are free."""
+    free = shutil.disk_usage(disk).free
+    (disk / "filler").write_bytes(bytes(free - left))
+
+
+def test_a_full_disk_keeps_whole_rows_and_says_how_to_go_on(predictor, photos, small_disk):
+    items = [Item(f"{i} {'long' * 400}", path) for i, path in enumerate(photos[:12])]
+    predict_to(predictor, items, small_disk / "whole.csv")
+    whole = (small_disk / "whole.csv").read_bytes()
+    fill(small_disk, left=24_000)
+    go_on = r"out.csv can't be written: the disk is full.* free. Free some space, then go on with"
+    with pytest.raises(LesionfastError, match=go_on):
+        predict_to(predictor, items, small_disk / "out.csv")
+    half = (small_disk / "out.csv").read_bytes()
+    assert 0 < half.count(b"\n") < 12 and whole.startswith(half) and half.endswith(b"\n")
+    (small_disk / "filler").unlink()
+    assert predict_to(predictor, items, small_disk / "out.csv", resume=True).images == 12
+    assert len(read(small_disk / "out.csv")) == 12
+
+
+@pytest.mark.parametrize("kind", ["parquet", "isic"])
+def test_a_full_disk_leaves_no_half_file(predictor, photos, small_disk, kind):
+    items = [Item(f"{i} {'long' * 400}", path) for i, path in enumerate(photos[:12])]
+    fill(small_disk, left=8192)
+    with pytest.raises(LesionfastError, match="can't be written: the disk is full"):
+        predict_to(predictor, items, small_disk / f"out.{kind}", kind)
+    assert [path.name for path in small_disk.iterdir()] == ["filler"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "isic"])
+def test_a_name_that_is_not_utf8_has_its_row(predictor, photos, tmp_path, kind):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in (b"1.jpg", b"2\\m\xe9l.jpg", b"3.jpg", b"4\xff.jpg"):
+        shutil.copy(photos[0], os.fsencode(folder) + b"/" + name)
+    (folder / "4\udcff.jpg").write_bytes(b"broken")
+    out = tmp_path / f"out.{kind}"
+    assert predict_to(predictor, find_items([str(folder)]), out, kind).images == 4
+    if kind == "isic":
+        assert read_submission(out)["image"].tolist() == ["1", r"2\\m\xe9l", "3"]
+        return
+    rows = read(out)
+    names = [Path(row["image"]).name for row in rows]
+    assert names == ["1.jpg", r"2\\m\xe9l.jpg", "3.jpg", r"4\xff.jpg"]
+    assert names[1].encode().decode("unicode_escape").encode("latin-1") == b"2\\m\xe9l.jpg"
+    assert [bool(row["error"]) for row in rows] == [False, False, False, True]
 
 
 def test_a_submission_is_what_the_challenge_reads(predictor, photos, tmp_path):
