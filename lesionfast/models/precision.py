@@ -37,7 +37,8 @@ def fast_at_bfloat16(device: torch.device) -> str:
     """Return what makes a device fast at bfloat16, or ''."""
     if device.type == "cuda":
         return "CUDA" if torch.cuda.is_bf16_supported(including_emulation=False) else ""
-    found = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)  # not in older PyTorch
+    found = capabilities() if device.type == "cpu" else {}
     return next((told for name, told in FAST.items() if found.get(name)), "")
 
 
