@@ -67,8 +67,7 @@ def predict(
     told = pairs_of(known or [])
     find_items(inputs)  # a name that is wrong is told before the model is loaded
     predictor = Predictor(model, views=tta, device=device)
-    predictor.require_columns(told)
-    predictor.known.check(told)
+    predictor.check(told)
     column = predictor.bundle.image_column
     items = find_items(inputs, images=images, metadata=told, image_column=column)
     options = {"--set": told, "--images": images and str(images.absolute())}
@@ -140,7 +139,7 @@ def push(
 @app.command(name="app")
 def open_page(
     model: Annotated[str, typer.Argument(help=MODEL)],
-    port: Annotated[int, typer.Option(help="Port of the page.")] = 7860,
+    port: Annotated[int, typer.Option(help="Port of the page; 0 takes any free one.")] = 7860,
     host: Annotated[
         str, typer.Option(help="Address to listen at; any other opens it to the network.")
     ] = "127.0.0.1",

@@ -1,11 +1,17 @@
 """The HTTP API beside the page: POST /predict, GET /model, and their schema at /openapi.json."""
 
-from typing import Annotated, Any
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeVar
 
-from fastapi import FastAPI, File, Request, UploadFile
+from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 
 from lesionfast.errors import LesionfastError
 from lesionfast.serving.assessment import flag_name
@@ -14,6 +20,13 @@ from lesionfast.serving.service import MOST_BYTES, NoImage, Service, TooLarge
 
 NOTE = "Not a medical device: for research, not for diagnosis."
 FORM_BYTES = 100_000  # that a form has around its image
+MOST_FORM = MOST_BYTES + FORM_BYTES
+MOST_HELD = 10 * MOST_FORM  # bytes of all uploads that are in memory at once
+MOST_FIELDS, MOST_FIELD_BYTES = 200, 1000
+MOST_WAITING = 16  # images that are answered or wait for it: the model takes one after the other
+MOST_SECONDS = 60  # that an upload may take
+
+T = TypeVar("T")
 
 
 class Model(BaseModel):
@@ -51,29 +64,138 @@ class Problem(BaseModel):
     error: str
 
 
-STATUS = {TooLarge: 413, NoImage: 415}
+class TooSlow(LesionfastError):
+    """An upload that does not end."""
+
+
+class Busy(LesionfastError):
+    """More uploads than are taken at once."""
+
+
+class MemoryParser(MultiPartParser):
+    """Keeps a form in memory, where the parser of Starlette writes large files to the disk."""
+
+    spool_max_size = MOST_FORM + 1
+
+
+class Uploads:
+    """Takes the images of many clients, within limits; nothing is written to the disk.
+
+    `held` are the bytes of all uploads in memory, `waiting` the images that wait for an answer.
+    """
+
+    def __init__(self) -> None:
+        self.held = self.waiting = 0
+
+    async def answer(self, request: Request, work: Callable[[bytes, dict[str, str]], T]) -> T:
+        """Return what `work` makes of the image and the metadata of a form.
+
+        Raises `TooLarge`, `TooSlow` and `Busy` beyond the limits, as soon as one is passed, and
+        `LesionfastError` for what is no form with one image.
+        """
+        held = 0
+
+        async def counted() -> AsyncIterator[bytes]:
+            nonlocal held
+            async for chunk in request.stream():
+                held += len(chunk)
+                self.held += len(chunk)
+                self.check(held)
+                yield chunk
+
+        try:
+            image, metadata = await read_form(request, counted())
+            return await self.work(work, image, metadata)
+        finally:
+            self.held -= held
+
+    def check(self, held: int) -> None:
+        """Raise `TooLarge` or `Busy` if an upload, or all of them, hold too many bytes."""
+        if held > MOST_FORM:
+            raise too_large()
+        if self.held > MOST_HELD:
+            raise busy()
+
+    async def work(self, work: Callable[..., T], *given: Any) -> T:
+        """Return what `work` makes of an image, in a thread; raises `Busy` if too many wait."""
+        if self.waiting >= MOST_WAITING:
+            raise busy()
+        self.waiting += 1
+        try:
+            return await run_in_threadpool(work, *given)
+        finally:
+            self.waiting -= 1
+
+
+async def read_form(request: Request, stream: AsyncIterator[bytes]) -> tuple[bytes, dict[str, str]]:
+    """Return the image and the metadata of a form, what is empty left out.
+
+    The name of the file is never used. Raises `LesionfastError` for what is no such form.
+    """
+    size = request.headers.get("content-length", "")
+    if len(size) > len(str(MOST_FORM)) or (size.isdecimal() and int(size) > MOST_FORM):
+        raise too_large()
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise LesionfastError("this is no form. Send the image as multipart/form-data.")
+    limits = {"max_files": 1, "max_fields": MOST_FIELDS, "max_part_size": MOST_FIELD_BYTES}
+    try:
+        async with asyncio.timeout(MOST_SECONDS):
+            form = await MemoryParser(request.headers, stream, **limits).parse()
+    except TimeoutError:
+        raise TooSlow(f"the upload took longer than {MOST_SECONDS} s. Send it again.") from None
+    except ClientDisconnect:
+        raise LesionfastError("the connection ended before the upload did.") from None
+    except (MultiPartException, ValueError) as error:
+        reason = getattr(error, "message", "") or str(error)
+        raise LesionfastError(
+            f"the form can't be read: {reason.rstrip('.')}. Send one image, and short fields."
+        ) from None
+    return await parts_of(form)
+
+
+async def parts_of(form: FormData) -> tuple[bytes, dict[str, str]]:
+    """Return the bytes of the image, and the fields that are not empty; each at most once."""
+    names = Counter(name for name, _ in form.multi_items())
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        raise LesionfastError(f"the form has {twice[0]} more than once. Send it once.")
+    image = form.get("image")
+    if not isinstance(image, UploadFile):
+        raise LesionfastError("the form has no image. Send a file as the field 'image'.")
+    metadata = {name: value for name, value in form.items() if name != "image" and value != ""}
+    return await image.read(), metadata
+
+
+def too_large() -> TooLarge:
+    """Return the error of a form that is too large."""
+    return TooLarge(f"at most {MOST_BYTES // 10**6} MB are taken. Save the image smaller.")
+
+
+def busy() -> Busy:
+    """Return the error of a service that has enough to do."""
+    return Busy("too many images are asked about at once. Try again in a few seconds.")
+
+
+STATUS = {TooSlow: 408, TooLarge: 413, NoImage: 415, Busy: 503}
 PROBLEMS = {
+    403: {"model": Problem, "description": "asked by another site, or under another name"},
+    408: {"model": Problem, "description": "the upload took longer than a minute"},
     413: {"model": Problem, "description": "above 20 MB or 50 megapixels"},
     415: {"model": Problem, "description": "no image in a format that is read"},
     422: {"model": Problem, "description": "no image, or metadata that the model does not take"},
+    503: {"model": Problem, "description": "too many images at once; see Retry-After"},
 }
 
 
-def build_api(service: Service) -> FastAPI:
+def build_api(service: Service, uploads: Uploads) -> FastAPI:
     """Return the API of a service."""
-    bundle = service.bundle
-    api = FastAPI(title="lesionfast", description=NOTE, docs_url=None, redoc_url=None)
+    bundle, no_pages = service.bundle, {"docs_url": None, "redoc_url": None}
+    api = FastAPI(title="lesionfast", description=NOTE, redirect_slashes=False, **no_pages)
 
     @api.exception_handler(LesionfastError)
-    def explain(request: Request, error: LesionfastError) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, STATUS.get(type(error), 422))
-
-    @api.middleware("http")
-    async def limit(request: Request, call_next: Any) -> Any:
-        size = request.headers.get("content-length", "0")
-        if request.url.path == "/predict" and int(size) > MOST_BYTES + FORM_BYTES:
-            return JSONResponse({"error": f"at most {MOST_BYTES // 10**6} MB are taken"}, 413)
-        return await call_next(request)
+    async def explain(request: Request, error: LesionfastError) -> JSONResponse:
+        headers = {"Retry-After": "2"} if isinstance(error, Busy) else None
+        return JSONResponse({"error": str(error)}, STATUS.get(type(error), 422), headers)
 
     @api.get("/model")
     def model() -> Model:
@@ -86,13 +208,9 @@ def build_api(service: Service) -> FastAPI:
         )
 
     @api.post("/predict", responses=PROBLEMS, openapi_extra=fields_of(bundle))
-    async def predict(request: Request, image: Annotated[UploadFile, File()]) -> Prediction:
+    async def predict(request: Request) -> Prediction:
         """Say what the model makes of an image; nothing of it is kept."""
-        form = await request.form()
-        known = {name: value for name, value in form.items() if name != "image" and value != ""}
-        data = await image.read()
-        row = await run_in_threadpool(service.row, data, known)
-        return prediction_of(bundle, row)
+        return prediction_of(bundle, await uploads.answer(request, service.row))
 
     return api
 
@@ -122,10 +240,10 @@ def prediction_of(bundle: Bundle, row: dict[str, Any]) -> Prediction:
         probabilities=by_class("p"),
         calibrated=by_class("calibrated") if bundle.calibrator else None,
         flags={flag_name(point): row[flag_name(point)] for point in bundle.points},
-        prediction_set=row["prediction_set"].split() if bundle.conformal else None,
+        prediction_set=row["prediction_set"] if bundle.conformal else None,
         coverage=bundle.conformal.coverage if bundle.conformal else None,
         refer=row.get("refer"),
         outlier_score=row.get("outlier_score"),
         outlier=row.get("outlier"),
-        not_known=row["not_known"].split(),
+        not_known=row["not_known"],
     )

@@ -1,121 +1,210 @@
 """The local page and its HTTP API: for one person on this machine, without a network."""
 
 import logging
-import os
+import re
 import signal
+import socket
 import sys
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.page import read_template
-from lesionfast.serving.page import answer_html, error_html
-from lesionfast.serving.service import MOST_BYTES, Service
+from lesionfast.serving.page import answer_html, page_html
+from lesionfast.serving.service import Service
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 logger = logging.getLogger("lesionfast")
 
-LOCAL, SWEPT = "127.0.0.1", 300  # seconds
-NOT_KNOWN = "not known"
-TITLE = "What does the model make of this lesion?"
-NOTE = "Not a medical device: for research, not for diagnosis. Images stay on this machine."
-CHOOSE = "choose an image first."
+LOCAL = ("127.0.0.1", "localhost", "::1")
+EVERY_ADDRESS = ("0.0.0.0", "::")
+HOST = re.compile(r"(\[[0-9a-f:.]+\]|[0-9a-z._-]+)(:\d{1,5})?")
+SAFE_METHODS = ("GET", "HEAD")
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Frame-Options": "DENY",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+SHUTDOWN = 3  # seconds that clients have to end
 
 
-def serve(source: str | Path, *, host: str = LOCAL, port: int = 7860, device: str = "auto") -> None:
+def serve(
+    source: str | Path, *, host: str = LOCAL[0], port: int = 7860, device: str = "auto"
+) -> None:
     """Open the page of a model at host and port, and its HTTP API, until it is stopped.
 
-    Uploads lie in a folder of this process, each until its answer, and the folder goes with it.
-    Raises `LesionfastError` without gradio, and for what is no model.
+    Uploads stay in memory. Raises `LesionfastError` without FastAPI and what it takes, for an
+    address that can't be listened to, and for what is no model.
     """
-    require_gradio()
-    service = Service(source, device)
-    if host not in (LOCAL, "localhost"):
-        logger.warning("%s is open to the network: whoever reaches it can upload images", host)
-    with tempfile.TemporaryDirectory(prefix="lesionfast-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        import uvicorn
+    require_packages()
+    with listening(host, port) as listener:
+        service = Service(source, device)
+        if host not in LOCAL:
+            logger.warning("%s is open to the network: whoever reaches it can upload images", host)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        name = f"[{host}]" if ":" in host else host
+        print(f"http://{name}:{listener.getsockname()[1]}", flush=True)
+        try:
+            server_of(build_app(service, host)).run(sockets=[listener])
+        except KeyboardInterrupt:  # Ctrl-C is how a page is stopped
+            return
 
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the folder goes
-        print(f"http://{host}:{port}", flush=True)
-        uvicorn.run(build_app(service), host=host, port=port, log_level="warning")
 
-
-def require_gradio() -> None:
-    """Raise `LesionfastError` unless gradio is installed; its telemetry is off before it loads."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+def require_packages() -> None:
+    """Raise `LesionfastError` unless the packages of the page are installed."""
     try:
-        import gradio  # noqa: F401
-    except ImportError:
+        import fastapi  # noqa: F401
+        import python_multipart  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
         raise LesionfastError(
-            "the page needs gradio. Type: pip install 'lesionfast[app]'"
+            f"the page needs {error.name}. Type: pip install 'lesionfast[app]'"
         ) from None
 
 
-def build_app(service: Service) -> Any:
-    """Return the ASGI application: the API, with the page at its root."""
-    import gradio
+@contextmanager
+def listening(host: str, port: int) -> Iterator[socket.socket]:
+    """Open a socket at an address; port 0 is any free one. Raises `LesionfastError`."""
+    try:
+        kind = socket.SOCK_STREAM
+        family, *_, address = socket.getaddrinfo(host, port, type=kind)[0]
+        listener = socket.create_server(address[:2], family=family)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise LesionfastError(
+            f"the page can't listen at {host}, port {port}: {reason}. "
+            "Name another --port or --host."
+        ) from None
+    with listener:
+        yield listener
 
-    from lesionfast.serving.api import build_api
 
-    plain = ["system-ui", "sans-serif"]
-    theme = gradio.themes.Default(font=plain, font_mono=["monospace"])
-    return gradio.mount_gradio_app(
-        build_api(service),
-        build_page(service),
-        path="/",
-        theme=theme,
-        css=read_template("answer.css"),
-        max_file_size=MOST_BYTES,
-        show_error=True,
+def server_of(app: "ASGIApp") -> Any:
+    """Return a server: HTTP by h11, which bounds headers; no WebSocket, no proxy is believed."""
+    import uvicorn
+
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=SHUTDOWN,
+        )
     )
 
 
-def build_page(service: Service) -> Any:
-    """Return the Gradio page: an image, what is known of the person, and the answer."""
-    import gradio
+def build_app(service: Service, host: str = LOCAL[0]) -> "ASGIApp":
+    """Return the ASGI application: the API and the page at its root, behind a `Guard`."""
+    from fastapi import Request, Response
+    from fastapi.responses import HTMLResponse
 
-    columns = service.bundle.encoder.learned
-    kept = {"delete_cache": (SWEPT, SWEPT)}  # uploads that nobody asked about
-    with gradio.Blocks(analytics_enabled=False, title="lesionfast", **kept) as page:
-        gradio.Markdown(f"# {TITLE}\n{NOTE}")
-        with gradio.Row():
-            with gradio.Column(scale=1, min_width=260):
-                image = gradio.File(label="Image of a lesion (up to 20 MB)", type="filepath")
-                fields = [field_of(each) for each in columns]
-                button = gradio.Button("Predict", variant="primary")
-            with gradio.Column(scale=2, min_width=300):
-                answer = gradio.HTML(value="", padding=False)
+    from lesionfast.serving.api import Uploads, build_api
 
-        def predict(path: str | None, *values: Any) -> str:
-            names = [each["name"] for each in columns]
-            return answer_of(service, path, dict(zip(names, values, strict=True)))
+    uploads = Uploads()
+    api = build_api(service, uploads)
+    files = {
+        "/": (page_html(service.bundle), "text/html"),
+        "/app.css": (read_template("app.css"), "text/css"),
+        "/app.js": (read_template("app.js"), "text/javascript"),
+    }
 
-        button.click(predict, [image, *fields], answer, api_name=False, show_progress="minimal")
-    return page
+    @api.get("/app.css", include_in_schema=False)
+    @api.get("/app.js", include_in_schema=False)
+    @api.get("/", include_in_schema=False)
+    async def show(request: Request) -> Response:
+        text, kind = files[request.url.path]
+        return Response(text, media_type=kind)
 
+    @api.post("/answer", include_in_schema=False)
+    async def answer(request: Request) -> HTMLResponse:
+        return HTMLResponse(await uploads.answer(request, partial(answer_of, service)))
 
-def field_of(learned: dict[str, Any]) -> Any:
-    """Return the field of one metadata column."""
-    import gradio
-
-    name = learned["name"]
-    if learned["kind"] == "number":
-        return gradio.Textbox(label=name, placeholder=NOT_KNOWN, max_lines=1)
-    return gradio.Dropdown([NOT_KNOWN, *learned["values"]], value=NOT_KNOWN, label=name)
+    return Guard(api, host)
 
 
-def answer_of(service: Service, path: str | None, values: dict[str, Any]) -> str:
-    """Return the answer to an uploaded file as HTML; the file is gone afterwards."""
-    known = {k: v for k, v in values.items() if v not in (None, "", NOT_KNOWN)}
+def answer_of(service: Service, image: bytes, metadata: dict[str, str]) -> str:
+    """Return the answer to an image as HTML; raises what `Service.answer` does."""
+    return answer_html(service.bundle, service.answer(image, metadata))
+
+
+class Guard:
+    """Refuses requests of other sites, and tells the browser what the page may do.
+
+    A foreign page reaches this machine by a name of its own that leads here (DNS rebinding), or by
+    a form that it posts: so the `Host` must be ours, and `Origin` and `Sec-Fetch-Site` the page's.
+    A page at every address of a machine takes any address of digits, and the machine's name.
+    """
+
+    def __init__(self, app: "ASGIApp", host: str) -> None:
+        self.app, self.every_address = app, host in EVERY_ADDRESS
+        self.names = {*LOCAL, host.lower()}
+        if self.every_address:
+            self.names.add(socket.gethostname().lower())
+
+    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
+        """Answer a request, or refuse it with 403."""
+        from starlette.responses import JSONResponse
+
+        problem = self.problem(scope)
+        respond = JSONResponse({"error": problem}, 403) if problem else self.app
+        await respond(scope, receive, partial(send_guarded, send))
+
+    def problem(self, scope: "Scope") -> str:
+        """Return why a request is refused, "" if it is not."""
+        from starlette.datastructures import Headers
+
+        headers = Headers(scope=scope)
+        host = headers.get("host", "").lower()
+        if not self.is_ours(host):
+            return "this page answers under its own address only. Open the one that it printed."
+        origin = headers.get("origin")
+        if origin is not None and origin.lower() not in (f"http://{host}", f"https://{host}"):
+            return "another site may not ask this page."
+        site = headers.get("sec-fetch-site", "none")
+        if scope["method"] not in SAFE_METHODS and site not in ("same-origin", "none"):
+            return "another site may not ask this page."
+        return ""
+
+    def is_ours(self, host: str) -> bool:
+        """Return whether a `Host`, such as "127.0.0.1:7860", is one of this page."""
+        found = HOST.fullmatch(host)
+        if found is None:
+            return False
+        name = found[1].strip("[]")
+        return name in self.names or (self.every_address and is_address(name))
+
+
+def is_address(name: str) -> bool:
+    """Return whether a name is an address of digits, which no other site can have."""
     try:
-        if path is None:
-            raise LesionfastError(CHOOSE)
-        data = Path(path).read_bytes()
-        return answer_html(service.bundle, service.answer(data, known))
-    except LesionfastError as error:
-        return error_html(service.bundle, error)
-    finally:
-        if path is not None:
-            Path(path).unlink(missing_ok=True)
+        return bool(ip_address(name))
+    except ValueError:
+        return False
+
+
+async def send_guarded(send: "Send", message: "Message") -> None:
+    """Send a part of a response, with what the browser has to know in its head."""
+    if message["type"] == "http.response.start":
+        told = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+        message["headers"] = [*message.get("headers", []), *told]
+    await send(message)

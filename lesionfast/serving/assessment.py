@@ -16,8 +16,8 @@ def assess(bundle: Bundle, probabilities: np.ndarray, features: np.ndarray) -> p
 
     Columns: decision and rule; p_<class>, the model's probabilities, which the rule, the flags,
     the sets and the referral are of; and as far as the model has them calibrated_<class>, a flag
-    an operating point (`flag_names`), prediction_set (class names, most probable first, with a
-    space between), refer, outlier_score and outlier.
+    an operating point (`flag_name`), prediction_set (a tuple of class names, most probable
+    first), refer, outlier_score and outlier.
     """
     classes, rule = bundle.classes, bundle.model["rule"]
     decision = decide(probabilities, rule, bundle.model["prior"])
@@ -58,10 +58,11 @@ def flag_name(point: OperatingPoint) -> str:
     return f"{point.of}_at_{point.goal}_{point.level * 100:.0f}"
 
 
-def set_names(sets: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]) -> list[str]:
+def set_names(
+    sets: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]
+) -> list[tuple[str, ...]]:
     """Return the classes of each set, the most probable first."""
     order = np.argsort(-probabilities, axis=1, kind="stable")
     return [
-        " ".join(classes[i] for i in row if chosen[i])
-        for row, chosen in zip(order, sets, strict=True)
+        tuple(classes[i] for i in row if chosen[i]) for row, chosen in zip(order, sets, strict=True)
     ]

@@ -10,7 +10,7 @@ from typing import Any
 from lesionfast.errors import LesionfastError
 from lesionfast.files import disk_errors, only_writer
 from lesionfast.serving.inputs import Item
-from lesionfast.serving.outputs import RESUMABLE, open_writer
+from lesionfast.serving.outputs import RESUMABLE, name_lists_as_text, open_writer
 from lesionfast.serving.predictor import Predictor
 from lesionfast.serving.unfinished import (
     begin,
@@ -106,7 +106,7 @@ def write_rows(
         open_writer(out, kind, predictor.columns, done) as writer,
     ):
         for table in predictor.stream(items):
-            writer.write(table)
+            writer.write(name_lists_as_text(table))
             count.images += len(table)
             count.failed += int((table["error"] != "").sum())
             if progress:

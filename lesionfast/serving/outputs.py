@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -33,6 +34,19 @@ def format_of(out: Path | None, wanted: str | None) -> str:
     if wanted == "parquet" and out is None:
         raise LesionfastError("Parquet can't be printed. Name a file with --out.")
     return wanted
+
+
+def name_lists_as_text(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table with tuples of names as text, such as "mel nv".
+
+    A name that is more than a word is quoted as in a shell, so that `shlex.split` gives the names.
+    """
+    lists = [name for name in ("prediction_set", "not_known") if name in table]
+
+    def joined(names: Any) -> Any:
+        return shlex.join(names) if isinstance(names, tuple) else names
+
+    return table.assign(**{name: table[name].map(joined) for name in lists})
 
 
 class TextWriter:

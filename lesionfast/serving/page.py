@@ -1,4 +1,4 @@
-"""What the local page says of an image, as HTML that carries its pictures in itself."""
+"""The local page: its form, and what it says of an image, with the pictures in the HTML."""
 
 import base64
 from io import BytesIO
@@ -8,19 +8,33 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from lesionfast.data.decoding import FORMATS, known_formats
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.diagnoses import full_name, gravity
 from lesionfast.evaluation.grids import patient, per_cent, read_pixels
 from lesionfast.evaluation.page import Picture, render
 from lesionfast.serving.assessment import flag_name
 from lesionfast.serving.bundle import Bundle
-from lesionfast.serving.service import Answer
+from lesionfast.serving.service import MOST_BYTES, MOST_PIXELS, Answer
 
 RULES = {
     "argmax": "the most probable class",
     "balanced": "the largest probability after division by the class shares of the training",
 }
 SHARE = 0.45  # of the heat map in the picture
+
+
+def page_html(bundle: Bundle) -> str:
+    """Return the page: a form for an image and what is known of the person, and no answer yet."""
+    return render(
+        "app.html",
+        columns=bundle.encoder.learned,
+        formats=known_formats(),
+        types=",".join(f"image/{name.lower()}" for name in FORMATS),
+        most_bytes=MOST_BYTES,
+        most=f"{MOST_BYTES // 10**6} MB and {MOST_PIXELS // 10**6} megapixels",
+        about=f"Model {bundle.name}, split {bundle.split_sha256[:12]}.",
+    )
 
 
 def answer_html(bundle: Bundle, answer: Answer) -> str:
@@ -38,8 +52,8 @@ def answer_html(bundle: Bundle, answer: Answer) -> str:
         }
         for name, value in values.items()
     ]
-    return section(
-        bundle,
+    return render(
+        "answer.html",
         outlier=bool(row.get("outlier")),
         decision=f"Decision: {full_name(row['decision'])}",
         rule=f"By the rule {row['rule']}: {RULES[row['rule']]}.",
@@ -49,18 +63,6 @@ def answer_html(bundle: Bundle, answer: Answer) -> str:
         pictures=pictures_of(answer),
         left_out=answer.left_out,
     )
-
-
-def error_html(bundle: Bundle, error: LesionfastError) -> str:
-    """Return an error as a section of HTML."""
-    text = str(error)
-    return section(bundle, error=text[:1].upper() + text[1:])
-
-
-def section(bundle: Bundle, **values: Any) -> str:
-    """Return the template filled in."""
-    about = f"Model {bundle.name}, split {bundle.split_sha256[:12]}."
-    return render("answer.html", **({"error": "", "about": about} | values))
 
 
 def words_of(bundle: Bundle, row: dict[str, Any]) -> list[str]:
@@ -73,7 +75,7 @@ def words_of(bundle: Bundle, row: dict[str, Any]) -> list[str]:
             f"As {what} {flagged}, at the threshold for a {point.goal} of {point.level:.0%}."
         )
     if bundle.conformal:
-        names = [full_name(name) for name in row["prediction_set"].split()]
+        names = [full_name(name) for name in row["prediction_set"]]
         listed = " or ".join(names) if names else "no class fits"
         found.append(f"With a coverage of {bundle.conformal.coverage:.0%} in each class: {listed}.")
     if bundle.referral:
@@ -81,7 +83,7 @@ def words_of(bundle: Bundle, row: dict[str, Any]) -> list[str]:
         refer = f"Among {least}: let a dermatologist look."
         found.append(refer if row["refer"] else f"Not among {least}.")
     if row["not_known"]:
-        found.append(f"Predicted without: {', '.join(row['not_known'].split())}.")
+        found.append(f"Predicted without: {', '.join(row['not_known'])}.")
     return found
 
 

@@ -62,8 +62,7 @@ class Predictor:
         known of the person, such as age=55, sex="female". Raises `LesionfastError` for what is no
         image, and for metadata that the model has no column for or that a column can't have.
         """
-        self.require_columns(metadata)
-        self.known.check(metadata)
+        self.check(metadata)
         try:
             with FileReader() as reader:
                 pixels = self.pixels(reader, image)
@@ -72,6 +71,11 @@ class Predictor:
             raise LesionfastError(f"the image can't be predicted: {bad}.") from None
         told = self.table([Item("", None)], [(pixels, cleaned)])
         return records(told.drop(columns=["image", "error"]))[0]
+
+    def check(self, metadata: dict[str, Any]) -> None:
+        """Raise `LesionfastError` for metadata, said by a person, that the model does not take."""
+        self.require_columns(metadata)
+        self.known.check(metadata)
 
     def require_columns(self, metadata: Iterable[str]) -> None:
         """Raise `LesionfastError` for metadata that the model has no column for."""
@@ -159,9 +163,7 @@ class Predictor:
             pixels = np.stack([prepared[i][0] for i in good])
             cleaned = [prepared[i][1] for i in good]
             found = assess(self.bundle, *self.engine(pixels, self.known.encode(cleaned)))
-            found["not_known"] = [
-                " ".join(k for k, v in row.items() if pd.isna(v)) for row in cleaned
-            ]
+            found["not_known"] = [tuple(k for k, v in row.items() if pd.isna(v)) for row in cleaned]
             found.index = good
             told = found if len(good) == len(items) else found.astype(object).reindex(told.index)
         told = told.assign(error=[each if isinstance(each, str) else "" for each in prepared])

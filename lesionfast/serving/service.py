@@ -71,7 +71,7 @@ class Service:
         `LesionfastError` for metadata that the model does not take.
         """
         check_limits(data)
-        self.predictor.require_columns(metadata)
+        self.predictor.check(metadata)
         with self._lock:
             return self.predictor(data, **metadata)
 
@@ -82,14 +82,14 @@ class Service:
         """
         row = self.row(data, metadata)
         size, resize = self.bundle.size, self.bundle.model["resize"]
-        pixels = np.array(fit_square(decode(data, size), size, resize))
         found, left_out = {}, []
-        for name, find in (("heat", self.heat), ("similar", self.similar)):
-            try:
-                with self._lock:
+        with self._lock:  # a large picture takes much memory to decode
+            pixels = np.array(fit_square(decode(data, size), size, resize))
+            for name, find in (("heat", self.heat), ("similar", self.similar)):
+                try:
                     found[name] = find(pixels, metadata, row["decision"])
-            except LesionfastError as error:
-                left_out.append(str(error))
+                except LesionfastError as error:
+                    left_out.append(str(error))
         return Answer(row, pixels, **found, left_out=left_out)
 
     def heat(self, seen: np.ndarray, metadata: dict[str, Any], decision: str) -> np.ndarray:

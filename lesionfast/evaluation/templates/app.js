@@ -1,0 +1,85 @@
+// Sends the form and shows the answer. An answer goes as soon as what it was about changes.
+"use strict";
+const form = document.getElementById("form");
+const image = document.getElementById("image");
+const drop = document.getElementById("drop");
+const button = document.getElementById("predict");
+const answer = document.getElementById("answer");
+let asked = null; // what stops the request whose answer is awaited
+
+function show(text, isError = false) {
+  const words = document.createElement("p");
+  if (isError) {
+    words.className = "lf-error";
+    words.setAttribute("role", "alert");
+  }
+  words.textContent = text.charAt(0).toUpperCase() + text.slice(1);
+  answer.replaceChildren(words);
+}
+
+function forget() {
+  asked?.abort();
+  wait(null);
+  answer.replaceChildren();
+}
+
+function wait(request) {
+  asked = request;
+  button.setAttribute("aria-disabled", String(request !== null));
+  answer.setAttribute("aria-busy", String(request !== null));
+}
+
+function problem() {
+  const file = image.files[0];
+  if (!file) return "choose an image first.";
+  const most = Number(image.dataset.mostBytes);
+  if (file.size > most) return `at most ${most / 1e6} MB are taken. Save the image smaller.`;
+  return "";
+}
+
+async function reasonOf(response) {
+  const told = await response.json().catch(() => ({}));
+  return told.error || `the page failed with status ${response.status}. Its terminal says why.`;
+}
+
+async function predict() {
+  const request = new AbortController();
+  wait(request);
+  show("predicting …");
+  try {
+    const sent = { method: "POST", body: new FormData(form), signal: request.signal };
+    const response = await fetch("/answer", sent);
+    if (!response.ok) throw new Error(await reasonOf(response));
+    const section = await response.text();
+    if (asked === request) answer.innerHTML = section; // escaped by the server's template
+  } catch (error) {
+    const lost = "the image could not be sent. Choose it again, and see whether the page still runs.";
+    if (asked === request) show(error instanceof TypeError ? lost : error.message, true);
+  }
+  if (asked === request) wait(null);
+}
+
+form.addEventListener("input", forget);
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (asked) return;
+  const found = problem();
+  if (found) show(found, true);
+  else predict();
+});
+
+for (const name of ["dragenter", "dragover"]) {
+  drop.addEventListener(name, (event) => {
+    event.preventDefault();
+    drop.classList.add("lf-over");
+  });
+}
+drop.addEventListener("dragleave", () => drop.classList.remove("lf-over"));
+drop.addEventListener("drop", (event) => {
+  event.preventDefault();
+  drop.classList.remove("lf-over");
+  forget();
+  const files = event.dataTransfer.files;
+  if (files.length === 1) image.files = files;
+  else show("drop one image at a time.", true);
+});
