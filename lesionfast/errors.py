@@ -22,6 +22,9 @@ class DiskError(LesionfastError):
         super().__init__(f"{problem} {advice}")
         self.problem, self.advice = problem, advice
 
+    def __reduce__(self) -> tuple:
+        return type(self), (self.problem, self.advice)  # to come out of another process whole
+
 
 class TrainingInterrupted(LesionfastError):
     """The user stopped a training; the message says how to go on."""

@@ -163,6 +163,8 @@ def usual_advice(number: int) -> str:
     """Return what to do about an error of the disk."""
     if number in ROOM:
         return "Free some space, or name another folder."
+    if number == errno.ENAMETOOLONG:
+        return "Name a shorter one."
     return "Name a place where you may write."
 
 
@@ -206,6 +208,11 @@ def locked_folder(parent: Path) -> tuple[Path, Any]:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+
+
+def temporary_folder() -> Any:
+    """Give a folder as `workspace` does where the system keeps temporary files."""
+    return workspace(Path(tempfile.gettempdir()))
 
 
 def sweep(parent: Path) -> None:

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shutil
 from collections.abc import Callable
 from datetime import datetime
 from functools import cached_property
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lesionfast.config import TrainConfig
 from lesionfast.errors import LesionfastError
+from lesionfast.files import disk_errors
 from lesionfast.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -22,18 +25,32 @@ if TYPE_CHECKING:
 def create_directory(root: str | Path, what: str, name: str | None = None) -> Path:
     """Make a new directory `root/name`, or without a name `root/YYYYMMDD-HHMMSS-WHAT`.
 
-    Raises `LesionfastError` if there is one of that name.
+    Raises `LesionfastError` if there is one of that name, for a name that is a path, and where
+    nothing can be written.
     """
+    if name:
+        check_name(name)
     usual = f"{datetime.now():%Y%m%d-%H%M%S}-{what.replace(':', '-').replace('/', '-')}"
     for each in [name] if name else [usual, *(f"{usual}-{i}" for i in range(2, 100))]:
         path = Path(root) / each
         try:
-            path.mkdir(parents=True)
+            with disk_errors(path, advice="Choose another --out."):
+                path.mkdir(parents=True)
         except FileExistsError:
             continue
         return path
     why = f"a directory {name} already" if name else "99 runs of this second"
     raise LesionfastError(f"{root} holds {why}. Choose another --out.")
+
+
+def check_name(name: str) -> None:
+    """Raise `LesionfastError` for a name that would lead out of its folder, or be hidden in it."""
+    if name.startswith((".", "-")) or re.search(r"[/\\\x00-\x1f\x7f]", name):
+        raise LesionfastError(
+            f"{name!r} can't name a directory: it holds a slash, a backslash or a control "
+            "character, or begins with a dot or a hyphen. Type letters, digits, - and _, such as "
+            "--name first-try"
+        )
 
 
 class Run:
@@ -54,8 +71,12 @@ class Run:
         if there is one of that name.
         """
         run = cls(create_directory(root, config.arch, name))
-        Manifest.start(run.path)
-        run.write_text("config.json", config.to_json())
+        try:
+            Manifest.start(run.path)
+            run.write_text("config.json", config.to_json())
+        except BaseException:
+            shutil.rmtree(run.path, ignore_errors=True)
+            raise
         return run
 
     @classmethod

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -197,6 +198,11 @@ def test_a_command_may_say_better_what_to_type(tmp_path):
     full = pytest.raises(DiskError, match=r"the disk is full.*free\. Type: train --resume")
     with full, disk_errors(tmp_path, advice="Type: train --resume"), disk_errors(tmp_path / "a"):
         raise OSError(errno.ENOSPC, "full")
+
+
+def test_an_error_comes_out_of_another_process_whole():
+    error = pickle.loads(pickle.dumps(DiskError("It is full.", "Free some space.")))
+    assert (str(error), error.advice) == ("It is full. Free some space.", "Free some space.")
 
 
 def test_a_file_where_a_folder_is_needed_is_an_error_of_the_user(tmp_path):

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -54,3 +55,27 @@ def test_a_run_can_have_a_name_that_no_other_has(tmp_path):
     assert Run.create(tmp_path, TrainConfig(), "first").path == tmp_path / "first"
     with pytest.raises(LesionfastError, match="holds a directory first already"):
         Run.create(tmp_path, TrainConfig(), "first")
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "/tmp/x", "a/b", "..", ".", ".x", "a\\b", "a\nb", "a\0b", "-x"]
+)
+def test_a_name_does_not_lead_out_of_the_folder_of_the_runs(tmp_path, name):
+    with pytest.raises(LesionfastError, match="can't name a directory.*--name first-try"):
+        Run.create(tmp_path / "runs", TrainConfig(), name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_runs_that_can_not_be_made_is_said(tmp_path):
+    (tmp_path / "runs").touch()
+    with pytest.raises(LesionfastError, match="is a file, not a folder. Choose another --out"):
+        Run.create(tmp_path / "runs", TrainConfig())
+    with pytest.raises(LesionfastError, match="the name is too long"):
+        Run.create(tmp_path, TrainConfig(), "x" * 300)
+
+
+def test_a_full_disk_leaves_no_run_without_a_configuration(small_disk):
+    (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free))
+    with pytest.raises(LesionfastError, match="can't be written: the disk is full"):
+        Run.create(small_disk / "runs", TrainConfig(), "first")
+    assert not (small_disk / "runs" / "first").exists()

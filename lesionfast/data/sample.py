@@ -5,8 +5,6 @@ shows. Some lesions look like another class, some melanomas like nevi.
 """
 
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +14,10 @@ import pandas as pd
 from lesionfast.data.images import cache_folder
 from lesionfast.data.painting import draw_lesion, mix_skin, photograph
 from lesionfast.errors import LesionfastError
+from lesionfast.files import disk_errors, workspace
 
 VERSION = 2  # part of the folder's name: raise it when the pictures or the table change
+SIZE = 1_900_000  # bytes that it takes on a disk
 TABLE = "sample_metadata.csv"
 
 
@@ -58,17 +58,15 @@ def make_sample(folder: Path | None = None, seed: int = 0) -> Path:
         raise LesionfastError(
             f"{folder} is not empty and holds no {TABLE}. Name an empty folder for the sample."
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".sample-", dir=folder.parent))
-    aside.chmod(0o755)  # as any folder, not as a temporary one
-    try:
+    with disk_errors(folder, SIZE), workspace(folder.parent) as place:
+        aside = place / folder.name
+        aside.mkdir()
         write_sample(aside, seed)
-        os.replace(aside, folder)
-    except OSError:
-        if not (folder / TABLE).is_file():  # else another process was faster, with the same bytes
-            raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        try:
+            os.replace(aside, folder)
+        except OSError:
+            if not (folder / TABLE).is_file():  # else another process was faster: the same bytes
+                raise
     return folder
 
 

@@ -1,10 +1,15 @@
 """The sections of a report, each from one part of the findings."""
 
+import os
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import Executor
 from pathlib import Path
 
 import pandas as pd
-from joblib import Parallel, delayed
+from joblib import cpu_count
+from joblib.externals.loky import get_reusable_executor
 from threadpoolctl import threadpool_limits
 
 from lesionfast.evaluation.decision_sections import challenge, operating
@@ -51,13 +56,36 @@ def sections_of(findings: Findings) -> list[Section]:
 
     A second process draws the pictures meanwhile.
     """
-    beside = Parallel(n_jobs=2, return_as="generator")([delayed(with_files)(pictures, findings)])
+    beside = second_process().submit(with_files, pictures, findings)
     with threadpool_limits(1):  # small products of matrices only wait for each other's threads
         found = [
-            collected(findings, *next(beside)) if build is pictures else build(findings)
+            collected(findings, *beside.result()) if build is pictures else build(findings)
             for build in SECTIONS
         ]
     return [each for each in found if each is not None]
+
+
+def second_process() -> Executor:
+    """Return what runs functions in one more process, with half of the threads.
+
+    It does not outlive this one, and ends when it had nothing to do for some seconds.
+    """
+    threads = str(max(1, cpu_count() // 2))
+    limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
+    return get_reusable_executor(
+        max_workers=1, initializer=end_with, initargs=(os.getpid(),), env=limits
+    )
+
+
+def end_with(parent: int) -> None:
+    """End this process within a second of its parent, which may be killed."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def with_files(

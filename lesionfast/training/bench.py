@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from lesionfast.config import TrainConfig
 from lesionfast.data.augment import augment, augmentations
 from lesionfast.data.decoding import Task, decode_blocks
 from lesionfast.data.loaders import build_dls, images_at_once
+from lesionfast.files import temporary_folder
 from lesionfast.models.features import image_features
 from lesionfast.models.precision import autocast, dtype_of, precision
 from lesionfast.models.state import freed_memory_kept
@@ -198,8 +198,8 @@ def file_rates(learn: FusionLearner, config: TrainConfig, df: pd.DataFrame) -> d
     That is decoding, one view of each, and all that is said of them, as from an exported model.
     """
     paths = df["path"].tolist()
-    with TemporaryDirectory() as folder:
-        predictor = exported_predictor(learn, config, Path(folder))
+    with temporary_folder() as folder:
+        predictor = exported_predictor(learn, config, folder)
 
     def predict(n: int) -> None:
         for _ in predictor.stream(Item(path, path) for path in paths[:n]):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from filelock import FileLock, Timeout
 
 from lesionfast.config import WHERE, TrainConfig, check_choice
 from lesionfast.console import counting_bar
@@ -19,6 +18,7 @@ from lesionfast.data.loaders import build_dls, pick_device
 from lesionfast.data.splits import split_text
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.fitted import OF_THE_WEIGHTS
+from lesionfast.files import disk_errors, only_process
 from lesionfast.models.backbones import check_arch
 from lesionfast.models.fusion import check_metadata, fusions, load_model
 from lesionfast.models.precision import precision
@@ -68,6 +68,8 @@ def resume(run: Run, **moved: str) -> Run:
     """
     check_resumable(run)
     with only_trainer(run):
+        run = Run(run.path)
+        check_resumable(run)  # again, as another process may have ended it
         elsewhere = dict.fromkeys(WHERE) | moved if moved else {}
         config = replace(run.config, **elsewhere)
         df = load_dataset(config, split=run.path / "split.csv")
@@ -149,17 +151,14 @@ def check_same_data(learn: FusionLearner, run: Run) -> None:
 
 @contextmanager
 def only_trainer(run: Run) -> Iterator[None]:
-    """Hold a run, so that no second process trains it at the same time."""
-    folder = run.path / "checkpoints"
-    folder.mkdir(exist_ok=True)
-    lock = FileLock(folder / "lock", timeout=0)
-    try:
-        with lock:
-            yield
-    except Timeout:
-        raise LesionfastError(
-            f"another process is training {run.path}. Wait for it, or stop it first."
-        ) from None
+    """Hold a run, so that no second process trains it at the same time.
+
+    A disk that is full says how the training goes on.
+    """
+    busy = f"another process is training {run.path}. Wait for it, or stop it first."
+    go_on = f"Free some space, then go on with: lesionfast train --resume {run.path}"
+    with only_process(run.path / ".lock", busy), disk_errors(run.path, advice=go_on):
+        yield
 
 
 def prepare_learner(df: pd.DataFrame, config: TrainConfig) -> FusionLearner:

@@ -1,11 +1,11 @@
 """The learning rate that fastai's LR finder suggests (Smith 2017, arXiv:1506.01186)."""
 
 import logging
-import tempfile
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from lesionfast.files import temporary_folder, write_atomically
 from lesionfast.training.learner import FusionLearner
 
 logger = logging.getLogger("lesionfast")
@@ -23,8 +23,8 @@ def find_lr(learn: FusionLearner, freeze: bool) -> float:
     try:
         if freeze:
             learn.freeze()
-        with tempfile.TemporaryDirectory() as folder, learn.no_bar():
-            learn.path = Path(folder)
+        with temporary_folder() as folder, learn.no_bar():
+            learn.path = folder
             lr = float(learn.lr_find(show_plot=False).valley)
     finally:
         learn.path = path
@@ -43,6 +43,4 @@ def draw_lr_curve(learn: FusionLearner, lr: float, path: Path) -> Path:
     axis.set(xscale="log", xlabel="learning rate", ylabel="smoothed training loss")
     axis.set_title("Learning-rate finder")
     axis.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    return path
+    return write_atomically(path, lambda aside: figure.savefig(aside, dpi=120))

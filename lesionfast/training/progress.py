@@ -148,10 +148,20 @@ class StopOnInterrupt(Borrowing):
         print("\nCtrl-C: ending the run with the weights kept so far", file=sys.stderr)
 
 
+class LogFile(logging.FileHandler):
+    """A log that belongs to a run: a disk that can't take it stops the work as any other file."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Raise the error of the disk again; leave a bug to logging."""
+        if isinstance(sys.exc_info()[1], OSError):
+            raise
+        super().handleError(record)
+
+
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
     """Append what lesionfast logs to a file, whatever the console shows."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = LogFile(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     level = logger.level
     logger.addHandler(handler)

@@ -3,7 +3,6 @@
 import logging
 import re
 import shutil
-import tempfile
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
@@ -14,7 +13,7 @@ import pandas as pd
 
 from lesionfast.config import DataConfig, SplitConfig, TrainConfig
 from lesionfast.data.dataset import load_dataset
-from lesionfast.data.splits import write_split
+from lesionfast.data.splits import split_text, write_split
 from lesionfast.errors import LesionfastError, TrainingInterrupted, did_you_mean
 from lesionfast.files import sha256
 from lesionfast.runs import Run
@@ -241,9 +240,7 @@ def share_split(study: Study, out: Path) -> Path:
     if not path.is_file():
         write_split(df, path)
         return path
-    with tempfile.TemporaryDirectory() as folder:
-        digest = write_split(df, Path(folder) / "split.csv")
-    if digest != sha256(path):
+    if split_text(df).encode() != path.read_bytes():
         raise LesionfastError(
             f"data or split options have changed: they no longer give {path}. "
             "Type the options of before, or another --out for a new study."
@@ -267,14 +264,15 @@ def loaded_once(split: Path) -> Callable[[TrainConfig], pd.DataFrame]:
 def complete(entry: Entry, out: Path, load: Callable[[TrainConfig], pd.DataFrame]) -> Run:
     """Return the finished run of an entry: trained, gone on with, or as it is."""
     path, state = out / entry.folder, state_of(entry, out)
-    if state == "interrupted" and not (path / "model.json").is_file():
-        logger.info("%s was stopped before its first step, so it is begun anew", path)
-        shutil.rmtree(path)
-        state = "to do"
     if state == "done":
         return Run.open(path)
-    from lesionfast.training.experiment import resume, train
+    from lesionfast.training.experiment import only_trainer, resume, train
 
+    if state == "interrupted" and not (path / "model.json").is_file():
+        with only_trainer(Run(path)):
+            logger.info("%s was stopped before its first step, so it is begun anew", path)
+            shutil.rmtree(path)
+        state = "to do"
     if state == "interrupted":
         run = resume(Run.open(path))
     else:

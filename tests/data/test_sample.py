@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 from lesionfast.data import sample
 from lesionfast.data.metadata import read_metadata
-from lesionfast.data.sample import make_sample
+from lesionfast.data.sample import SIZE, make_sample
 from lesionfast.data.splits import assign_split
 from lesionfast.errors import LesionfastError
 
@@ -156,3 +156,14 @@ def test_an_interrupted_making_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         make_sample(tmp_path / "sample")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_says_what_the_sample_needs_and_leaves_nothing(small_disk):
+    with pytest.raises(LesionfastError, match=r"it needs 1.9 MB, and 1.0 MB are free"):
+        make_sample(small_disk / "sample")
+    assert list(small_disk.iterdir()) == []
+
+
+def test_the_sample_does_not_need_more_than_it_says(folder):
+    blocks = sum(path.stat().st_blocks * 512 for path in folder.rglob("*"))
+    assert SIZE / 2 < blocks <= SIZE

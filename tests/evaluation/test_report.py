@@ -2,6 +2,9 @@
 
 import re
 import shutil
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -144,3 +147,26 @@ def test_a_browser_sorts_a_table(report, chromium):
     table.get_by_role("button", name="class").click()
     assert column(1) == sorted(column(1))
     page.close()
+
+
+def test_the_second_process_ends_when_the_first_is_killed():
+    code = (
+        "import os, time; from lesionfast.evaluation.sections import second_process\n"
+        "print(second_process().submit(os.getpid).result(), flush=True); time.sleep(600)"
+    )
+    first = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    second = int(first.stdout.readline())
+    assert is_running(second)
+    first.kill()
+    first.communicate()
+    for _ in range(300):
+        if not is_running(second):
+            return
+        time.sleep(0.1)
+    pytest.fail("it runs 30 seconds after")
+
+
+def is_running(pid):
+    """Whether there is such a process that is no zombie."""
+    done = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
+    return done.stdout.strip()[:1] not in ("", "Z")

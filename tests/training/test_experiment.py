@@ -21,9 +21,9 @@ from lesionfast.data.loaders import build_dls, images_at_once
 from lesionfast.data.sample import make_sample
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.features import read_features
-from lesionfast.files import sha256
+from lesionfast.files import UNFINISHED, sha256
 from lesionfast.models.fusion import load_model
-from lesionfast.runs import Run
+from lesionfast.runs import Run, list_runs
 from lesionfast.training.balancing import balances
 from lesionfast.training.experiment import (
     only_trainer,
@@ -321,6 +321,29 @@ def test_a_run_that_stopped_before_it_began_is_not_resumed(tmp_path):
 def test_a_run_is_trained_by_one_process_at_a_time(stopped):
     with only_trainer(stopped), pytest.raises(LesionfastError, match="another process"):
         resume(Run.open(stopped.path))
+
+
+def test_a_run_that_another_process_has_just_ended_keeps_its_results(stopped, monkeypatch):
+    def end_first(run):
+        run.write_json("metrics.json", run.metrics | {"status": "finished"})
+        return only_trainer(run)
+
+    monkeypatch.setattr("lesionfast.training.experiment.only_trainer", end_first)
+    before = sorted(stopped.path.rglob("*")), (stopped.path / "predictions.csv").read_bytes()
+    with pytest.raises(LesionfastError, match="has ended: nothing is left to do"):
+        resume(Run.open(stopped.path))
+    after = sorted(stopped.path.rglob("*")), (stopped.path / "predictions.csv").read_bytes()
+    assert before == after
+
+
+def test_a_full_disk_says_how_the_training_goes_on_and_leaves_no_half_file(df, small_disk):
+    go_on = r"the disk is full; .* Free some space, then go on with: lesionfast train --resume "
+    with pytest.raises(LesionfastError, match=go_on) as error:
+        train(df, replace(TINY, size=32), small_disk)
+    (run,) = list_runs(small_disk)
+    assert str(error.value).endswith(str(run.path))
+    assert not list(small_disk.rglob(f"{UNFINISHED}*"))
+    assert not list(small_disk.rglob("*.safetensors"))
 
 
 def test_a_rate_that_was_found_holds_for_a_resumed_run(df, tmp_path):

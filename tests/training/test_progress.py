@@ -1,8 +1,12 @@
 """The speed that a run reports counts whole epochs only."""
 
+import logging
+from pathlib import Path
+
+import pytest
 from fastai.callback.core import Callback, CancelFitException
 
-from lesionfast.training.progress import EpochLines
+from lesionfast.training.progress import EpochLines, logging_to
 
 
 class StopIn(Callback):
@@ -25,3 +29,15 @@ def test_images_and_seconds_of_an_unfinished_epoch_do_not_count(plain_learner):
     assert lines.images_per_second == 96 / lines.image_seconds
     plain_learner.fit(1, cbs=[lines])
     assert lines.images == 192 and lines.train_seconds > seconds
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_log_that_a_full_disk_does_not_take_stops_the_work():
+    with pytest.raises(OSError, match="No space left"), logging_to(Path("/dev/full")):
+        logging.getLogger("lesionfast").info("epoch 1")
+
+
+def test_a_name_that_is_not_utf8_is_logged(tmp_path):
+    with logging_to(tmp_path / "log.txt"):
+        logging.getLogger("lesionfast").info("m\udce9l.jpg")
+    assert r"m\udce9l.jpg" in (tmp_path / "log.txt").read_text("utf-8")

@@ -13,6 +13,7 @@ from lesionfast.errors import LesionfastError, TrainingInterrupted
 from lesionfast.files import sha256, write_json
 from lesionfast.runs import Run, list_runs
 from lesionfast.training import study as module
+from lesionfast.training.experiment import only_trainer
 from lesionfast.training.study import (
     AUTHOR,
     AUTHOR_FROM_SCRATCH,
@@ -237,3 +238,13 @@ def test_runs_that_drop_other_rows_fail(write, tmp_path, monkeypatch):
     text = text.replace('fusion = "none"', 'fusion = "none"\nmetadata = "age"')
     outcome = run_study(read_study(write(text)), tmp_path / "out")
     assert "images" in json.dumps(outcome.failures["image alone"])
+
+
+def test_a_run_that_another_process_has_just_begun_is_not_deleted(write, tmp_path, monkeypatch):
+    study, out = read_study(write()), tmp_path / "out"
+    begun = Run.create(out, study.entries[0].config, "image-alone")
+    pretend(monkeypatch)
+    with only_trainer(begun):
+        outcome = run_study(study, out)
+    assert "another process is training" in outcome.failures["image alone"]
+    assert begun.config
