@@ -8,6 +8,7 @@ from typing import Any, get_args
 from lesionfast.errors import LesionfastError, did_you_mean
 
 WHERE = ("data", "csv", "images")  # the options that say where the data is
+EARLIER = {"metadata_dropout": 0.0}  # what runs did before there was the option
 TYPES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
@@ -112,6 +113,12 @@ class TrainConfig(SplitConfig):
         "linear", "Last layer: 'linear' is trained; 'prototype' and 'svm' on frozen features."
     )
     dropout: float = option(0.2, "Dropout before the last layer, between 0 and 1.", limits=(0, 1))
+    metadata_dropout: float = option(
+        0.25,
+        "Share of the training rows from which all metadata is withheld, and of those from which "
+        "one column is, so that 'not known' speaks for no class; 0: none.",
+        limits=(0, 0.5),
+    )
     epochs: int = option(
         5, "Epochs through the backbone, in all phases together.", limits=(1, math.inf)
     )
@@ -221,10 +228,13 @@ class TrainConfig(SplitConfig):
         return json.dumps(asdict(self), indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> "TrainConfig":
-        """Read what `to_json` wrote; raises `LesionfastError` for anything else."""
+    def from_json(cls, text: str, *, of_run: bool = False) -> "TrainConfig":
+        """Read what `to_json` wrote; raises `LesionfastError` for anything else.
+
+        What the config `of_run` does not name is what runs did before there was the option.
+        """
         try:
-            values = dict(json.loads(text))
+            values = (EARLIER if of_run else {}) | dict(json.loads(text))
         except (TypeError, ValueError) as error:
             raise LesionfastError(
                 f"the config is no JSON object of options: {error}. Correct the file, or take the "

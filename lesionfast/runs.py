@@ -120,7 +120,8 @@ class Run:
     @cached_property
     def config(self) -> TrainConfig:
         """The configuration that made this run."""
-        return TrainConfig.from_json((self.path / "config.json").read_text(encoding="utf-8"))
+        text = (self.path / "config.json").read_text(encoding="utf-8")
+        return TrainConfig.from_json(text, of_run=True)
 
     @cached_property
     def environment(self) -> dict[str, Any]:

@@ -16,7 +16,18 @@ from lesionfast.options import options_of
 from lesionfast.runs import Run
 
 OF_CLASSIFIERS = (  # what pretrain has no option for
-    *("fusion", "pool", "head", "dropout", "lr_decay", "unfreeze", "subclass", "balance", "beta"),
+    *(
+        "fusion",
+        "pool",
+        "head",
+        "dropout",
+        "metadata_dropout",
+        "lr_decay",
+        "unfreeze",
+        "subclass",
+        "balance",
+        "beta",
+    ),
     *("class_weight", "defer_weights", "hardest", "loss", "cost", "tau", "label_smoothing"),
     *("augment_valid", "mix", "mix_alpha", "rule", "monitor"),
     *("head_epochs", "views", "start_size", "budget", "tta", "compile"),
@@ -72,7 +83,9 @@ def configured(given: dict[str, Any], file: Path | None) -> TrainConfig:
         raise LesionfastError(f"there is no file {file}. Type --config RUN/config.json.")
     if any(name in given for name in WHERE):  # one way to name the data replaces the other
         given = dict.fromkeys(WHERE) | given
-    return replace(TrainConfig.from_json(file.read_text(encoding="utf-8")), **given)
+    of_run = (file.parent / "split.csv").is_file()
+    earlier = TrainConfig.from_json(file.read_text(encoding="utf-8"), of_run=of_run)
+    return replace(earlier, **given)
 
 
 @app.command()

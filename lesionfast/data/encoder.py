@@ -131,6 +131,18 @@ class MetadataEncoder:
         """How many numbers a row becomes."""
         return len(self.names)
 
+    @property
+    def indicators(self) -> np.ndarray:
+        """Where in the vector each column's missing indicator is, the last of its numbers."""
+        return np.cumsum([len(names_of(each)) for each in self._fitted], dtype=np.int64) - 1
+
+    @property
+    def unknown(self) -> np.ndarray:
+        """What a row becomes of which nothing is known, float32 (width,)."""
+        vector = np.zeros(self.width, np.float32)
+        vector[self.indicators] = 1
+        return vector
+
     def in_words(self, vector: np.ndarray) -> str:
         """Return what one encoded row (width,) says: "age 55, female", "age not known, male"."""
         words, start = [], 0

@@ -63,8 +63,10 @@ def ablate(run: Run, out: str | Path | None = None) -> Contribution:
 
 def entries_of(base: TrainConfig) -> list[Entry]:
     """Return the two systems that are trained."""
+    plain = TrainConfig().metadata_dropout  # there is none to withhold
+    alone = replace(base, fusion="none", metadata="none", metadata_dropout=plain)
     return [
-        Entry(IMAGE, replace(base, fusion="none", metadata="none")),
+        Entry(IMAGE, alone),
         Entry(METADATA, replace(base, fusion="metadata", unfreeze="none")),
     ]
 

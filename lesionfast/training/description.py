@@ -22,7 +22,7 @@ PACKAGES = ("lesionfast", "fastai", "torch", "torchvision", "timm", "numpy", "pa
 
 def describe_model(learn: FusionLearner, config: TrainConfig) -> dict[str, Any]:
     """Return what another program needs to build the model and to decide as this run does."""
-    names = ("arch", "size", "resize", "fusion", "dropout", "rule", "tta")
+    names = ("arch", "size", "resize", "fusion", "dropout", "rule", "tta", "metadata_dropout")
     backbone = learn.model.backbone
     return {
         "schema": 1,

@@ -91,13 +91,19 @@ def solve_head(learn: FusionLearner, run: Run) -> dict[str, Any]:
 
 
 def split_features(learn: FusionLearner, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return what the head sees of one split, float64 (n, W), and its class numbers (n,)."""
+    """Return what the head sees of one split, float64 (n, W), and its class numbers (n,).
+
+    Of the training rows metadata is withheld once, as a trained head's is in every batch.
+    """
     rows = learn.dls.rows[learn.dls.rows["split"] == split]
     learn.model.to(learn.dls.device)
     with counting_bar(f"features of {split}") as progress:
         image = kept_features(learn.model, learn.dls.pixels, rows["row"].to_numpy(), progress)
-    fused = fused_features(learn.model, image, learn.dls.encoder.transform(rows))
     codes = rows["target"].map(list(learn.dls.vocab).index).to_numpy(np.int64, copy=True)
+    metadata = learn.dls.encoder.transform(rows)
+    if split == "train" and hasattr(learn, "withhold_metadata"):
+        metadata = learn.withhold_metadata.withheld_once(metadata, codes)
+    fused = fused_features(learn.model, image, metadata)
     return fused.astype(np.float64), codes
 
 

@@ -32,6 +32,7 @@ from lesionfast.training.callbacks import (
 from lesionfast.training.objective import build_objective
 from lesionfast.training.precision import precision_callbacks
 from lesionfast.training.subclasses import assign_subclasses, parents_of
+from lesionfast.training.withholding import Withholding, WithholdMetadata
 
 ADAMW = partial(OptimWrapper, opt=torch.optim.AdamW, fused=True)
 
@@ -82,6 +83,10 @@ def fusion_learner(dls: DataLoaders, config: TrainConfig | None = None) -> Fusio
     if len(parents) > len(classes):
         assign_subclasses(dls, model, config.seed)
     objective = build_objective(dls, config, parents)
+    cbs = [*learner_callbacks(dls.device, config), *objective.callbacks]
+    if withholds(config):
+        withholding = Withholding.of(dls, parents, config.metadata_dropout)
+        cbs.append(WithholdMetadata(withholding, config.seed))
     dls.train.set_sampler(objective.balance.sampler)
     learn = FusionLearner(
         dls,
@@ -90,7 +95,7 @@ def fusion_learner(dls: DataLoaders, config: TrainConfig | None = None) -> Fusio
         opt_func=ADAMW,
         lr=config.lr if isinstance(config.lr, float) else 1e-3,
         splitter=stage_groups,
-        cbs=[*learner_callbacks(dls.device, config), *objective.callbacks],
+        cbs=cbs,
         metrics=validation_metrics(classes, objective.balance.prior, config.rule),
         wd=config.weight_decay,
         wd_bn_bias=True,
@@ -109,6 +114,11 @@ def learner_callbacks(device: torch.device, config: TrainConfig) -> list[Any]:
     if not config.compile:
         cbs.append(FastInference(dtype_of(config.precision, device)))
     return [*cbs, *precision_callbacks(config.precision, device)]
+
+
+def withholds(config: TrainConfig) -> bool:
+    """Return whether metadata is withheld in training: where there is some, and it is fused."""
+    return bool(config.metadata_dropout and config.metadata_columns) and config.fusion != "none"
 
 
 def validation_metrics(classes: list[str], prior: np.ndarray, rule: str) -> list[AccumMetric]:

@@ -13,7 +13,7 @@ class GoesWith:
     """What else must be typed, in words, for an option to do something, and whether it is."""
 
     other: str
-    holds: Callable[[TrainConfig], bool]
+    holds: Callable[[TrainConfig], object]
 
 
 GOES_WITH = {
@@ -21,6 +21,10 @@ GOES_WITH = {
     "beta": GoesWith("--balance effective", lambda c: c.balance == "effective"),
     "cost": GoesWith("--loss asymmetric", lambda c: c.loss == "asymmetric"),
     "head_lr": GoesWith("an --lr other than auto", lambda c: c.lr != "auto"),
+    "metadata_dropout": GoesWith(
+        "--metadata, and a --fusion other than none",
+        lambda c: (c.fusion != "none" and c.metadata_columns) or not c.metadata_dropout,
+    ),
     "mix_alpha": GoesWith("--mix mixup or cutmix", lambda c: c.mix != "none"),
     "patience": GoesWith("--monitor", lambda c: c.monitor is not None or not c.patience),
     "tau": GoesWith("--loss logit_adjusted", lambda c: c.loss == "logit_adjusted"),
@@ -29,7 +33,7 @@ GOES_WITH = {
 SOLVED = {  # what a head that is solved looks at; anything else is of gradient descent
     *(each.name for each in fields(SplitConfig)),
     *("arch", "weights", "size", "resize", "fusion", "pool", "head", "rule", "tta"),
-    *("device", "precision", "compile", "workers"),
+    *("metadata_dropout", "device", "precision", "compile", "workers"),
 }
 
 

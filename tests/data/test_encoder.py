@@ -152,3 +152,10 @@ def test_training_rows_with_an_impossible_number_are_refused(value):
         MetadataEncoder(["x"]).fit(pd.DataFrame({"x": [1.0, 2.0, value]}))
     with pytest.raises(LesionfastError, match="not an age in years"):
         MetadataEncoder(["age"]).fit(pd.DataFrame({"age": [40.0, 999.0]}))
+
+
+def test_a_row_of_which_nothing_is_known_is_the_mean_age_no_sex_and_both_indicators():
+    encoder = MetadataEncoder(["age", "sex"]).fit(TRAIN)
+    unknown = encoder.transform(pd.DataFrame({"age": [np.nan], "sex": [None]}))[0]
+    np.testing.assert_array_equal(encoder.unknown, unknown)
+    assert [encoder.names[i] for i in encoder.indicators] == ["age missing", "sex missing"]
