@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -43,3 +43,26 @@ def small_disk(tmp_path) -> Iterator[Path]:
         pytest.skip("a small file system can't be mounted here")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def read_only() -> Iterator[Callable[[Path], None]]:
+    """A function after which nothing can be written into a folder, by root neither."""
+    undo: list[Callable[[], object]] = []
+
+    def mount(*options: str | Path) -> None:
+        if subprocess.run(["mount", *options], capture_output=True, check=False).returncode:
+            pytest.skip("root can't mount a folder read-only here")
+
+    def close(folder: Path) -> None:
+        if os.geteuid():
+            folder.chmod(0o555)
+            undo.append(lambda: folder.chmod(0o755))
+            return
+        mount("--bind", folder, folder)  # a mode does not stop root
+        undo.append(lambda: subprocess.run(["umount", folder], check=True))
+        mount("-o", "remount,ro,bind", folder)
+
+    yield close
+    for each in undo:
+        each()

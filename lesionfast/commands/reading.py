@@ -26,17 +26,20 @@ def interpret(
     run: Annotated[Path | None, typer.Argument(help="A run; default: the newest.")] = None,
     split: Annotated[str, typer.Option(help="Which predictions: valid or test.")] = "test",
     rule: Annotated[
-        str | None, typer.Option(help="argmax or balanced; default: the one that decides.")
+        str | None,
+        typer.Option(help="argmax or balanced, for this look; default: the one that decides."),
     ] = None,
     cost: Annotated[
         str | None, typer.Option(help="What errors cost, such as mel:nv=10 (truth:decision).")
     ] = None,
     coverage: Annotated[
-        float, typer.Option(help="Of the prediction sets: the share that hold the truth.")
-    ] = 0.9,
+        float | None,
+        typer.Option(help="Share of the prediction sets that hold the truth; kept. At first 0.9."),
+    ] = None,
     refer: Annotated[
-        float, typer.Option(help="Share of the images to refer to a dermatologist.")
-    ] = 0.2,
+        float | None,
+        typer.Option(help="Share of the images to refer to a dermatologist; kept. At first 0.2."),
+    ] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Run the model for what speaks for its decisions.")
     ] = False,
@@ -56,6 +59,9 @@ def interpret(
 ) -> None:
     """Show what a run confuses, melanoma first; write its figures/ and its report.html.
 
+    The run keeps --coverage and --refer: predict, export and report go by them until others are
+    typed here.
+
     Example: lesionfast interpret runs/20260102-030405-densenet121 --nearest ISIC_0024306
     """
     found = Run.open(run) if run else newest_run(out)
@@ -67,6 +73,8 @@ def interpret(
 
     chosen = {"cost": cost, "coverage": coverage, "refer": refer}
     findings = Findings.of(found, split, rule, **chosen, explain=explain, masks=masks)
+    for kept in findings.decisions.kept_choices():
+        print(f"as kept in {found.path}: {kept}", file=sys.stderr)
     page = write_report(findings)
     if submission:
         from lesionfast.evaluation.challenge import write_submission

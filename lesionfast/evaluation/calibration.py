@@ -11,10 +11,12 @@ from numpy.typing import ArrayLike
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.bootstrap import RESAMPLES, interval, strata
 from lesionfast.evaluation.fitted import (
+    images_in,
     lesions_of,
     read_fitted,
     require_other,
     require_validation,
+    write_fitted,
 )
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.measures import ALL, metrics_of
@@ -111,10 +113,12 @@ def calibrator_of(valid: Interpretation, method: str = "auto", seed: int = 0) ->
 
 def write_calibration(run: Run, method: str = "auto", seed: int = 0) -> Path:
     """Fit a calibrator on the run's validation and write it to calibration.json."""
-    valid = Interpretation.of(run, "valid")
-    fitted = calibrator_of(valid, method, seed).to_dict()
-    told = fitted | {"fitted_on": "valid", "images": len(valid.truth)}
-    return run.write_json(FILE, told)
+    return keep_calibration(run, calibrator_of(Interpretation.of(run, "valid"), method, seed))
+
+
+def keep_calibration(run: Run, fitted: Calibrator) -> Path:
+    """Write a calibrator that was fitted on the run's validation to calibration.json."""
+    return write_fitted(run, FILE, fitted.to_dict() | images_in(run))
 
 
 def read_calibration(run: Run) -> Calibrator:

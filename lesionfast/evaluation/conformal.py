@@ -17,7 +17,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.fitted import lesions_of, read_fitted, require_validation
+from lesionfast.evaluation.fitted import (
+    images_in,
+    lesions_of,
+    read_fitted,
+    require_validation,
+    write_fitted,
+)
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.metrics import as_codes, as_probabilities, check_shapes, json_safe
 from lesionfast.runs import Run
@@ -139,7 +145,11 @@ def write_conformal(run: Run, coverage: float = COVERAGE) -> Path:
     calibration fitted on the same images would take part of the promise. Classes with too few
     lesions are named in the log and the file.
     """
-    valid = Interpretation.of(run, "valid")
+    return keep_conformal(run, choose_conformal(Interpretation.of(run, "valid"), coverage))
+
+
+def choose_conformal(valid: Interpretation, coverage: float = COVERAGE) -> Conformal:
+    """Return the sets of a run's validation, and log the classes with too few lesions."""
     fitted = conformal_of(valid, coverage)
     if fitted.unbounded:
         counts = dict(zip(fitted.classes, fitted.lesions, strict=True))
@@ -150,8 +160,13 @@ def write_conformal(run: Run, coverage: float = COVERAGE) -> Path:
             coverage,
             few,
         )
-    told = {"fitted_on": "valid", "images": len(valid.truth), "unbounded": fitted.unbounded}
-    return run.write_json(FILE, json_safe(asdict(fitted) | told))
+    return fitted
+
+
+def keep_conformal(run: Run, fitted: Conformal) -> Path:
+    """Write prediction sets that were fitted on the run's validation to conformal.json."""
+    told = images_in(run) | {"unbounded": fitted.unbounded}
+    return write_fitted(run, FILE, json_safe(asdict(fitted) | told))
 
 
 def conformal_of(valid: Interpretation, coverage: float = COVERAGE) -> Conformal:

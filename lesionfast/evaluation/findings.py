@@ -10,31 +10,15 @@ import numpy as np
 import pandas as pd
 
 from lesionfast.data.dataset import load_dataset
-from lesionfast.evaluation.calibration import FILE as CALIBRATION
-from lesionfast.evaluation.calibration import read_calibration, write_calibration
-from lesionfast.evaluation.conformal import (
-    COVERAGE,
-    Conformal,
-    check_coverage,
-    read_conformal,
-    write_conformal,
-)
-from lesionfast.evaluation.conformal import FILE as SETS
+from lesionfast.evaluation.conformal import Conformal
+from lesionfast.evaluation.decisions import Decisions
 from lesionfast.evaluation.features import has_features, read_features
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.measures import as_records, by_lesion, measure
 from lesionfast.evaluation.metrics import decide
-from lesionfast.evaluation.outliers import NAME as OUTLIERS
 from lesionfast.evaluation.outliers import OutlierScorer
 from lesionfast.evaluation.scaling import Calibrator
-from lesionfast.evaluation.selective import FILE as REFERRAL
-from lesionfast.evaluation.selective import (
-    SHARE,
-    Referral,
-    check_share,
-    read_referral,
-    write_referral,
-)
+from lesionfast.evaluation.selective import Referral
 from lesionfast.evaluation.utility import read_cost_matrix
 from lesionfast.runs import Run
 
@@ -48,17 +32,16 @@ class Findings:
         self,
         interpretation: Interpretation,
         *,
-        coverage: float = COVERAGE,
-        refer: float = SHARE,
+        coverage: float | None = None,
+        refer: float | None = None,
         cost: str | None = None,
         explain: bool = False,
         masks: Path | None = None,
     ) -> None:
         self.interpretation = interpretation
         self.run = interpretation.run
-        check_coverage(coverage)
-        check_share(refer)
-        self.coverage, self.refer, self.cost = coverage, refer, cost
+        self.decisions = Decisions(self.run, coverage=coverage, refer=refer)
+        self.cost = cost
         self.costs = read_cost_matrix(cost, interpretation.classes)  # (k, k)
         self.explain, self.masks = explain or masks is not None, masks
         self.files: dict[str, Path] = {}  # the figures that were drawn, by name
@@ -69,12 +52,15 @@ class Findings:
     ) -> "Findings":
         """Read a run's predictions; `rule` is the run's own unless given.
 
-        `chosen` are `coverage` (of the prediction sets), `refer` (the share of images to refer),
-        `cost` (of errors, such as mel:nv=10), `explain` (run the model for what speaks for its
-        decisions) and `masks` (a folder of lesion masks to compare that with). Raises
-        `LesionfastError` as `Interpretation.of` does, and for what can't be chosen.
+        `chosen` are `coverage` (of the prediction sets) and `refer` (the share of images to refer),
+        which the run keeps from then on, and without which what it keeps holds; `cost` (of errors,
+        such as mel:nv=10), `explain` (run the model for what speaks for its decisions) and `masks`
+        (a folder of lesion masks to compare that with), which are of this reading alone, as `rule`
+        is. Raises `LesionfastError` as `Interpretation.of` does, and for what can't be chosen.
         """
-        return cls(Interpretation.of(run, split, rule), **chosen)
+        findings = cls(Interpretation.of(run, split, rule), **chosen)
+        findings.decisions.choose()
+        return findings
 
     @property
     def folder(self) -> Path:
@@ -100,33 +86,28 @@ class Findings:
         """The validation predictions under the same rule, on which everything is chosen."""
         return Interpretation.of(self.run, "valid", self.interpretation.rule)
 
-    @cached_property
+    @property
     def calibrator(self) -> Calibrator:
-        """The calibration that validation chose, kept in the run."""
-        if not (self.run.path / CALIBRATION).is_file():
-            write_calibration(self.run)
-        return read_calibration(self.run)
+        """The calibration that validation chose."""
+        return self.decisions.calibrator
 
-    @cached_property
+    @property
     def conformal(self) -> Conformal:
-        """The prediction sets of the wanted coverage, kept in the run."""
-        if (self.run.path / SETS).is_file():
-            found = read_conformal(self.run)
-            if found.coverage == self.coverage:
-                return found
-        write_conformal(self.run, self.coverage)
-        return read_conformal(self.run)
+        """The prediction sets that validation chose."""
+        return self.decisions.conformal
 
     @cached_property
     def referral(self) -> Referral:
-        """Which images to refer, by a threshold of validation, kept in the run."""
-        rule = self.interpretation.rule
-        if (self.run.path / REFERRAL).is_file():
-            found = read_referral(self.run)
-            if (found.share, found.rule) == (self.refer, rule):
-                return found
-        write_referral(self.run, self.refer, rule)
-        return read_referral(self.run)
+        """Which images to refer under the rule of these decisions, by a threshold of validation."""
+        return self.decisions.referral_by(self.interpretation.rule)
+
+    @property
+    def outliers(self) -> OutlierScorer:
+        """What tells images unlike the training images.
+
+        Raises `LesionfastError` if the run keeps no features, or its data is elsewhere.
+        """
+        return self.decisions.outliers
 
     @property
     def keeps_features(self) -> bool:
@@ -142,25 +123,6 @@ class Findings:
     def features(self) -> pd.DataFrame:
         """The image features kept with the run, by image id; raises `LesionfastError` if none."""
         return read_features(self.run)
-
-    @cached_property
-    def outliers(self) -> OutlierScorer:
-        """What tells images unlike the training images, kept in the run.
-
-        Raises `LesionfastError` if the run keeps no features, or its data is elsewhere.
-        """
-        file = self.run.path / OUTLIERS
-        if file.is_file():
-            return OutlierScorer.load(file)
-        df = self.dataset[self.dataset["image_id"].isin(self.features.index)]
-        train, valid = (df[df["split"] == name] for name in ("train", "valid"))
-        scorer = OutlierScorer.fit(
-            self.features.loc[train["image_id"]],
-            train["target"].to_numpy(str),
-            self.features.loc[valid["image_id"]],
-        )
-        self.run.write(OUTLIERS, scorer.save)
-        return scorer
 
     @cached_property
     def measures(self) -> pd.DataFrame:

@@ -1,14 +1,21 @@
 """What is fitted on a run's validation, kept as JSON in the run, and never fitted on test."""
 
 import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lesionfast.errors import LesionfastError
+from lesionfast.errors import DiskError, LesionfastError
 from lesionfast.evaluation.interpretation import Interpretation
+from lesionfast.files import disk_errors
 from lesionfast.runs import Run
 
+logger = logging.getLogger("lesionfast")
+
+SAID: set[Path] = set()  # runs that can't take what was chosen, of which that was said
 OF_THE_WEIGHTS = (  # what a run says of its weights, which further training changes
     *("metrics.json", "predictions.csv", "features.safetensors"),
     *("operating.json", "calibration.json", "conformal.json", "referral.json"),
@@ -40,6 +47,36 @@ def lesions_of(interpretation: Interpretation) -> np.ndarray:
     return rows["group"].to_numpy() if "group" in rows else np.arange(len(rows))
 
 
+def images_in(run: Run) -> dict[str, int]:
+    """Return how many images of validation there were to fit on, as a file of the run says it."""
+    return {"images": int((run.predictions["split"] == "valid").sum())}
+
+
+def write_fitted(run: Run, name: str, fitted: dict[str, Any]) -> Path:
+    """Write what was fitted on a run's validation to a JSON file of the run."""
+    return run.write_json(name, fitted | {"fitted_on": "valid"})
+
+
+def keep(run: Run, write: Callable[[], Any]) -> None:
+    """Write a choice into a run; where that can't be done, say so once and go on with it."""
+    try:
+        with disk_errors(run.path):
+            write()
+    except DiskError as error:  # read-only or full, or a folder of somebody else
+        say_not_kept(run.path, error.problem)
+
+
+def say_not_kept(folder: Path, why: str) -> None:
+    """Warn, once a process, that a run can't take what was chosen on its validation."""
+    if folder not in SAID:
+        SAID.add(folder)
+        logger.warning(
+            "%s What is chosen on validation is used, but not kept: the next command chooses it "
+            "again",
+            why,
+        )
+
+
 def read_fitted(run: Run, name: str, make: str) -> dict[str, Any]:
     """Return what was fitted on a run's validation and kept as JSON; `make` says how to make it.
 
@@ -52,6 +89,7 @@ def read_fitted(run: Run, name: str, make: str) -> dict[str, Any]:
     if found.get("fitted_on") != "valid" or found.get("classes") != list(run.classes):
         raise LesionfastError(
             f"{path} is of the split '{found.get('fitted_on')}' and the classes "
-            f"{found.get('classes')}, the run of 'valid' and {list(run.classes)}. Make it: {make}"
+            f"{found.get('classes')}, the run of 'valid' and {list(run.classes)}. "
+            "Remove it, and it is chosen anew."
         )
     return found

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from lesionfast.errors import LesionfastError, did_you_mean
 from lesionfast.evaluation.bootstrap import RESAMPLES
 from lesionfast.evaluation.diagnoses import MALIGNANT
-from lesionfast.evaluation.fitted import lesions_of, read_fitted
+from lesionfast.evaluation.fitted import keep, lesions_of, read_fitted, write_fitted
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.measures import CANCER
 from lesionfast.evaluation.metrics import as_codes, as_probabilities, check_shapes, ratio
@@ -168,17 +168,28 @@ def flag_shares(
 
 def write_points(run: Run) -> Path:
     """Choose the points on a run's validation predictions, keep them in operating.json."""
+    return keep_points(run, points_of(run))
+
+
+def points_of(run: Run) -> list[OperatingPoint]:
+    """Return the points that a run's validation predictions choose."""
     require_valid_rows(run)
     valid = Interpretation.of(run, "valid", "argmax")
-    points = choose_points(valid.truth, valid.probabilities, valid.classes)
-    told = {"fitted_on": "valid", "classes": list(run.classes)}
-    return run.write_json(FILE, told | {"points": [asdict(point) for point in points]})
+    return choose_points(valid.truth, valid.probabilities, valid.classes)
+
+
+def keep_points(run: Run, points: Sequence[OperatingPoint]) -> Path:
+    """Write points that a run's validation chose to operating.json."""
+    told = {"classes": list(run.classes), "points": [asdict(point) for point in points]}
+    return write_fitted(run, FILE, told)
 
 
 def read_points(run: Run) -> list[OperatingPoint]:
     """Return the points kept in a run, chosen and kept now if there are none yet."""
     if not (run.path / FILE).is_file():
-        write_points(run)
+        points = points_of(run)
+        keep(run, lambda: keep_points(run, points))
+        return points
     found = read_fitted(run, FILE, f"remove {run.path / FILE}; it is written anew.")
     return [OperatingPoint(**point) for point in found["points"]]
 

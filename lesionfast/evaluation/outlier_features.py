@@ -9,6 +9,7 @@ from lesionfast.data.dataset import load_dataset
 from lesionfast.data.images import open_images
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.explain import dataset_features
+from lesionfast.evaluation.fitted import keep
 from lesionfast.evaluation.outliers import LEVEL, METHOD, NAME, OutlierScorer
 from lesionfast.models.features import image_features
 from lesionfast.models.fusion import FusionModel, load_model
@@ -33,7 +34,7 @@ def fit_outliers(run: Run, method: str = METHOD, level: float = LEVEL) -> Outlie
         method=method,
         level=level,
     )
-    run.write(NAME, scorer.save)
+    keep(run, lambda: run.write(NAME, scorer.save))
     return scorer
 
 

@@ -10,7 +10,12 @@ from numpy.typing import ArrayLike
 
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.bootstrap import RESAMPLES, interval
-from lesionfast.evaluation.fitted import read_fitted, require_validation
+from lesionfast.evaluation.fitted import (
+    images_in,
+    read_fitted,
+    require_validation,
+    write_fitted,
+)
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.metrics import as_prior, as_probabilities, ratio
 from lesionfast.evaluation.resampling import Found, resampled, share_interval
@@ -204,9 +209,13 @@ def referral_of(valid: Interpretation, share: float = SHARE) -> Referral:
 
 def write_referral(run: Run, share: float = SHARE, rule: str | None = None) -> Path:
     """Choose the threshold on the run's validation and write it to referral.json."""
-    valid = Interpretation.of(run, "valid", rule)
-    told = asdict(referral_of(valid, share)) | {"fitted_on": "valid", "images": len(valid.truth)}
-    return run.write_json(FILE, told | {"classes": list(valid.classes)})
+    return keep_referral(run, referral_of(Interpretation.of(run, "valid", rule), share))
+
+
+def keep_referral(run: Run, fitted: Referral) -> Path:
+    """Write a referral that was chosen on the run's validation to referral.json."""
+    told = asdict(fitted) | images_in(run) | {"classes": list(fitted.classes)}
+    return write_fitted(run, FILE, told)
 
 
 def read_referral(run: Run) -> Referral:

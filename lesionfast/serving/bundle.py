@@ -12,10 +12,9 @@ from typing import Any
 from lesionfast.data.encoder import MetadataEncoder
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.conformal import Conformal
-from lesionfast.evaluation.findings import Findings
-from lesionfast.evaluation.interpretation import Interpretation
+from lesionfast.evaluation.decisions import Decisions
 from lesionfast.evaluation.metrics import json_safe
-from lesionfast.evaluation.operating import OperatingPoint, read_points
+from lesionfast.evaluation.operating import OperatingPoint
 from lesionfast.evaluation.outliers import NAME as OUTLIERS
 from lesionfast.evaluation.outliers import OutlierScorer
 from lesionfast.evaluation.scaling import Calibrator
@@ -72,12 +71,12 @@ class Bundle:
                 f"{run.path} is a committee and has no weights of its own. Name one of its "
                 f"members: {', '.join(run.model['members'])}"
             )
-        findings = Findings(Interpretation.of(run, "valid"))
+        decisions = Decisions(run)
         wanted = {
-            "calibrator": lambda: findings.calibrator,
-            "conformal": lambda: findings.conformal,
-            "referral": lambda: findings.referral,
-            "outliers": lambda: findings.outliers,
+            "calibrator": lambda: decisions.calibrator,
+            "conformal": lambda: decisions.conformal,
+            "referral": lambda: decisions.referral,
+            "outliers": lambda: decisions.outliers,
         }
         return cls(
             name=run.path.resolve().name,
@@ -85,7 +84,7 @@ class Bundle:
             image_column=run.config.image,
             precision=run.config.precision,
             encoder=MetadataEncoder.from_json((run.path / "encoder.json").read_text("utf-8")),
-            points=optional("operating points", lambda: read_points(run)) or [],
+            points=optional("operating points", lambda: decisions.points) or [],
             **{name: optional(name, find) for name, find in wanted.items()},
             split_sha256=run.metrics["split_sha256"],
             versions=installed(),
@@ -155,7 +154,7 @@ def optional(what: str, find: Callable[[], Any]) -> Any:
     """Return what is found, or None where a run lacks what it takes; that is said."""
     try:
         return find()
-    except (LesionfastError, OSError) as error:  # such as a run on a disk that is read-only
+    except LesionfastError as error:
         logger.warning("predictions without %s: %s", what, error)
         return None
 

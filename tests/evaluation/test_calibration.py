@@ -259,7 +259,7 @@ def test_a_run_keeps_its_calibration_and_refuses_another(make_run):
     told = json.loads(path.read_text())
     for wrong in ({"fitted_on": "test"}, {"classes": ["a", "b"]}):
         path.write_text(json.dumps(told | wrong))
-        with pytest.raises(LesionfastError, match="Make it: write_calibration"):
+        with pytest.raises(LesionfastError, match="Remove it, and it is chosen anew"):
             read_calibration(run)
 
 

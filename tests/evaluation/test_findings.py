@@ -1,6 +1,7 @@
 """All that is said of a run is worked out once, chosen on validation alone, and without torch."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.calibration import calibrator_of
+from lesionfast.evaluation.calibration import calibrator_of, write_calibration
 from lesionfast.evaluation.conformal import conformal_of
+from lesionfast.evaluation.decisions import Decisions
 from lesionfast.evaluation.features import write_features
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.fitted import OF_THE_WEIGHTS
@@ -17,7 +19,8 @@ from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.measures import measure
 from lesionfast.evaluation.operating import points_table
 from lesionfast.evaluation.report import write_report
-from lesionfast.evaluation.selective import referral_of
+from lesionfast.evaluation.selective import referral_of, write_referral
+from lesionfast.manifest import Manifest
 from lesionfast.runs import Run
 
 CHOSEN = ("operating.json", "calibration.json", "conformal.json", "referral.json")
@@ -80,7 +83,67 @@ def test_another_coverage_or_share_is_chosen_anew_and_kept(run):
     assert Findings.of(run, coverage=0.8).conformal.coverage == 0.8
     assert json.loads((run.path / "conformal.json").read_text())["coverage"] == 0.8
     assert Findings.of(run, refer=0.3).referral.share == 0.3
-    assert Findings.of(run, rule="argmax").referral.rule == "argmax"
+    assert json.loads((run.path / "referral.json").read_text())["share"] == 0.3
+
+
+@pytest.mark.parametrize("split", ["test", "valid"])
+def test_a_coverage_and_share_that_were_chosen_hold_until_others_are(run, split):
+    Findings.of(run, split, coverage=0.7, refer=0.4)
+    kept = [(run.path / name).read_bytes() for name in ("conformal.json", "referral.json")]
+    findings = Findings.of(Run(run.path))
+    write_report(findings)
+    assert findings.conformal.coverage == 0.7 and findings.referral.share == 0.4
+    assert [(run.path / name).read_bytes() for name in ("conformal.json", "referral.json")] == kept
+    told = findings.decisions.kept_choices()
+    assert len(told) == 2 and "coverage 0.7" in told[0] and "share of 0.4" in told[1]
+    assert not Findings.of(run, coverage=0.9, refer=0.2).decisions.kept_choices()
+    assert Findings.of(run).conformal.coverage == 0.9 and Findings.of(run).referral.share == 0.2
+
+
+def test_a_look_by_another_rule_changes_nothing_that_the_run_keeps(run):
+    Findings.of(run, refer=0.4)
+    kept = (run.path / "referral.json").read_bytes()
+    other = Findings.of(Run(run.path), rule="argmax")
+    write_report(other)
+    assert (other.referral.rule, other.referral.share) == ("argmax", 0.4)
+    assert (run.path / "referral.json").read_bytes() == kept
+    assert Findings.of(Run(run.path)).referral.rule == "balanced"
+
+
+def test_the_share_of_a_referral_by_another_rule_that_an_old_run_keeps_is_not_lost(run):
+    write_referral(run, 0.4, "argmax")
+    found = Decisions(Run(run.path)).referral
+    assert (found.rule, found.share) == ("balanced", 0.4)
+    assert json.loads((run.path / "referral.json").read_text())["rule"] == "balanced"
+
+
+def test_a_calibration_that_was_chosen_by_hand_holds(run):
+    kept = write_calibration(run, "dirichlet").read_bytes()
+    write_report(Findings.of(run))
+    assert Decisions(Run(run.path)).calibrator.method == "dirichlet"
+    assert (run.path / "calibration.json").read_bytes() == kept
+
+
+def test_a_choice_without_validation_says_what_is_missing(run):
+    table = run.predictions
+    table[table["split"] == "test"].to_csv(run.path / "predictions.csv", index=False)
+    with pytest.raises(LesionfastError, match="no predictions of the split 'valid'"):
+        Findings.of(Run(run.path), coverage=0.7)
+
+
+@pytest.mark.parametrize("manifest", [True, False])
+def test_what_a_read_only_run_chooses_is_used_and_said_once(run, read_only, caplog, manifest):
+    expected = Decisions(Run(shutil.copytree(run.path, run.path.with_name("other"))))
+    if manifest:
+        Manifest.start(run.path)
+    read_only(run.path)
+    for _ in range(2):
+        decisions = Decisions(Run(run.path))
+        for name in ("points", "calibrator", "conformal", "referral"):
+            assert getattr(decisions, name) == getattr(expected, name)
+    assert not (run.path / "calibration.json").exists()
+    said = [each for each in caplog.messages if "not kept" in each]
+    assert len(said) == 1 and str(run.path) in said[0]
 
 
 def test_the_measures_are_those_of_the_rows(run):
