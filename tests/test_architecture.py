@@ -16,10 +16,11 @@ BELOW = {
     "config": {"errors"},
     "emphasis": {"errors"},
     "console": set(),
+    "cache": {"errors", "files"},
     "options": {"config"},
     "runs": {"config", "errors", "files", "manifest"},
-    "data": {"errors", "registry", "config", "emphasis", "files", "runs", "console"},
-    "models": {"errors", "registry", "config", "files", "runs", "data"},
+    "data": {"errors", "registry", "config", "emphasis", "files", "runs", "cache", "console"},
+    "models": {"errors", "registry", "config", "files", "runs", "cache", "data"},
     "evaluation": {"errors", "registry", "config", "emphasis", "files", "runs", "data"},
     "serving": {
         *("errors", "registry", "config", "emphasis", "files", "runs"),
@@ -27,7 +28,7 @@ BELOW = {
     },
     "training": {
         *("errors", "registry", "config", "emphasis", "files", "manifest", "runs"),
-        *("data", "models", "evaluation", "console", "serving"),
+        *("cache", "data", "models", "evaluation", "console", "serving"),
     },
 }
 RUN_THE_MODEL = {"explain.py", "attribution.py", "outlier_features.py"}  # of the evaluation

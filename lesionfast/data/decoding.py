@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from lesionfast.data.files import FileReader, count_threads
 from lesionfast.errors import LesionfastError
 
+CODECS = ("pil", "libjpeg_turbo", "jpg", "webp", "libtiff")  # what pixels depend on
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")  # no format that runs a program
 MOVING = ("GIF", "WEBP", "PNG")  # formats of animations
 BLOCK = 256  # images decoded before they are passed on: bounds the memory
@@ -54,6 +55,11 @@ def read_with(reader: FileReader, path: str, size: int | None = None) -> Image.I
     except Exception as error:  # decoders raise anything on broken bytes
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise BadImage(reason.rstrip(".")) from error
+
+
+def codecs() -> str:
+    """Return the versions of what turns bytes into pixels."""
+    return ", ".join(f"{name} {features.version(name)}" for name in CODECS)
 
 
 def known_formats() -> str:

@@ -7,23 +7,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy
 from PIL import Image
 
-from lesionfast.data.decoding import read_image
+from lesionfast.cache import cache_errors, cache_folder, digest_of, read_note, write_note
+from lesionfast.data.decoding import codecs, read_image
 from lesionfast.data.files import count_threads
-from lesionfast.data.images import (
-    Images,
-    cache_errors,
-    cache_folder,
-    content_digest,
-    digest_of,
-    open_images,
-)
+from lesionfast.data.images import Images, content_digest, open_images
 from lesionfast.data.neighbours import Candidates, find_candidates
 from lesionfast.data.registration import COARSE, Match, compare_views, register, texture
-from lesionfast.files import write_atomically
 
-VERSION = 1  # part of every key: raise it when the search changes
+VERSION = 2  # part of every key: raise it when the search changes
 SIDE = 96  # pixels of the pictures compared
 SHARE, LEAST = 0.09, 100  # of the candidates, that are looked at closely
 THRESHOLD = 0.6  # score from which a pair counts as the same
@@ -56,13 +50,14 @@ def find_near_duplicates(
 
     if not cache:
         return name_pairs(df, find()[0])
-    with cache_errors(cache_folder(), megabytes=1):
-        file = cache_folder() / "duplicates" / f"{search_key(df, groups)}.csv"
-        if file.is_file():
-            return name_pairs(df, pd.read_csv(file))
+    with cache_errors(cache_folder()):
+        file = cache_folder() / "duplicates" / f"{search_key(df, groups)}.json"
+        kept = read_note(file)
+        if kept is not None:
+            return name_pairs(df, pd.DataFrame(kept))
         pairs, complete = find()
         if complete:
-            write_atomically(file, lambda aside: pairs.to_csv(aside, index=False))
+            write_note(file, pairs.to_dict("list"))
     return name_pairs(df, pairs)
 
 
@@ -74,8 +69,8 @@ def open_pictures(paths: list[str], progress: Progress | None = None) -> Images:
 
 def search_key(df: pd.DataFrame, groups: np.ndarray) -> str:
     """Return a key of everything that the result of a search depends on."""
-    contents = content_digest(df["path"].tolist())
-    return digest_of([str(VERSION), contents, *map(str, groups)])[:32]
+    made = [str(VERSION), codecs(), np.__version__, scipy.__version__]
+    return digest_of([*made, content_digest(df["path"].tolist()), *map(str, groups)])[:32]
 
 
 class Track:

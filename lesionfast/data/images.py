@@ -1,30 +1,34 @@
 """Decode images once, and keep them as one memory-mapped array of pixels, indexed by row."""
 
-import hashlib
-import json
 import logging
 import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import platformdirs
-from filelock import FileLock, Timeout
-from numpy.lib import format as npy
 
-from lesionfast.data.decoding import Task, decode_blocks, fill, read_image
+from lesionfast.cache import (
+    Append,
+    cache_errors,
+    cache_folder,
+    digest_of,
+    only_builder,
+    open_array,
+    read_note,
+    write_array,
+    write_note,
+)
+from lesionfast.data.decoding import Task, codecs, decode_blocks, fill, read_image
 from lesionfast.data.files import FileReader, content_keys, stamps
 from lesionfast.errors import LesionfastError
-from lesionfast.files import write_json
+from lesionfast.files import workspace
 
-__all__ = ["Images", "cache_folder", "open_images", "read_image"]
+__all__ = ["Images", "open_images", "read_image"]
 
 logger = logging.getLogger("lesionfast")
 
-VERSION = 1  # part of every key: raise it when decoding or resizing changes
+VERSION = 2  # part of every key: raise it when decoding or resizing changes
 RESIZES = ("squish", "crop")
 
 
@@ -45,12 +49,6 @@ class Contents:
 
     digest: str
     bad: list[int]
-
-
-def cache_folder() -> Path:
-    """Return the folder for what can be made again: LESIONFAST_CACHE, or the user's cache."""
-    chosen = os.environ.get("LESIONFAST_CACHE")
-    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("lesionfast")
 
 
 def open_images(
@@ -108,24 +106,12 @@ def check_bad(paths: Sequence[str], bad: dict[int, str], skip_bad: bool) -> None
 def open_cached(task: Task, skip_bad: bool) -> Images:
     """Map images from the cache, decoding them into it first if they are not there."""
     folder, note = cache_folder() / "images", note_file(task.paths)
-    with cache_errors(folder, megabytes=int(np.prod(task.shape)) / 2**20):
+    with cache_errors(folder):
         found = look_up(task, note)
         if found is None:
             with only_builder(folder / f"{read_contents(task.paths, note).digest[:32]}.lock"):
                 found = look_up(task, note) or build(task, note, skip_bad)
         return found
-
-
-@contextmanager
-def cache_errors(folder: Path, megabytes: float) -> Iterator[None]:
-    """Turn an `OSError` of the cache into a `LesionfastError` that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise LesionfastError(
-            f"the cache can't be kept in {folder}: {error.strerror or error}. Set LESIONFAST_CACHE "
-            f"to a folder with {megabytes:.0f} MB free, or type --no-cache."
-        ) from error
 
 
 def is_cached(paths: Sequence[str | Path], size: int, resize: str = "squish") -> bool:
@@ -141,7 +127,8 @@ def content_digest(paths: Sequence[str]) -> str:
 
 def note_file(paths: Sequence[str]) -> Path:
     """Return the file of the cache that notes what these files hold, as they are now."""
-    return cache_folder() / "images" / f"{digest_of([*stamps(paths), *paths])[:32]}.json"
+    key = digest_of([str(VERSION), *stamps(paths), *paths])
+    return cache_folder() / "images" / f"{key[:32]}.json"
 
 
 def look_up(task: Task, note: Path) -> Images | None:
@@ -151,41 +138,40 @@ def look_up(task: Task, note: Path) -> Images | None:
         scratch = np.zeros((1, *task.shape[1:]), np.uint8)
         tried = {i: fill(scratch, 0, reader, task, i) for i in contents.bad}
     bad = {i: why for i, why in tried.items() if why}
-    pixels = map_array(array_file(task, note.parent, contents.digest, bad), task.shape)
+    pixels = open_array(array_file(task, note.parent, contents.digest, bad))
     return None if pixels is None else Images(pixels, bad)
 
 
 def read_contents(paths: Sequence[str], note: Path) -> Contents:
     """Return what the files hold, from the note beside the cache or by reading them."""
-    try:
-        kept = json.loads(note.read_text(encoding="utf-8"))
-        return Contents(str(kept["digest"]), [int(i) for i in kept["bad"]])
-    except (OSError, ValueError, KeyError, TypeError):
-        contents = Contents(digest_of(content_keys(paths)), [])
-        write_json(note, vars(contents))
-        return contents
+    kept = read_note(note)
+    if kept is not None:
+        return Contents(**kept)
+    contents = Contents(digest_of(content_keys(paths)), [])
+    write_note(note, vars(contents))
+    return contents
 
 
 def build(task: Task, note: Path, skip_bad: bool) -> Images:
     """Decode all images into a new file of the cache; only one process may do so."""
-    contents = read_contents(task.paths, note)
-    need = int(np.prod(task.shape))
-    if shutil.disk_usage(note.parent).free < need:
-        raise OSError("the disk is full")
+    contents, bad = read_contents(task.paths, note), {}
     logger.info("decoding %d images to %d pixels, once", len(task.paths), task.size)
-    aside = note.with_name(f"{contents.digest[:32]}.partial")
-    try:
-        bad = write_array(task, aside)
+
+    def decode(append: Append) -> None:
+        for _, block, bad_of_block in decode_blocks(task):
+            append(block)
+            bad.update(bad_of_block)
+
+    with workspace(note.parent) as folder:
+        write_array(folder / "pixels.npy", len(task.paths), decode)
         if not skip_bad:
             check_bad(task.paths, bad, skip_bad)
         check_unchanged(task.paths, note)
-        write_json(note, vars(Contents(contents.digest, sorted(bad))))
+        write_note(note, vars(Contents(contents.digest, sorted(bad))))
         file = array_file(task, note.parent, contents.digest, bad)
-        os.replace(aside, file)
-    finally:
-        aside.unlink(missing_ok=True)
-    logger.info("kept %.0f MB in %s", need / 2**20, file)
-    pixels = map_array(file, task.shape)
+        os.replace(folder / "pixels.npy", file)
+    logger.info("kept %.0f MB in %s", file.stat().st_size / 2**20, file)
+    pixels = open_array(file)
     assert pixels is not None
     return Images(pixels, bad)
 
@@ -199,56 +185,7 @@ def check_unchanged(paths: Sequence[str], note: Path) -> None:
         )
 
 
-def write_array(task: Task, file: Path) -> dict[int, str]:
-    """Write the pixels as .npy and return the bad ones; the file is on disk when it returns."""
-    bad = {}
-    with file.open("wb") as out:
-        header = {"descr": "|u1", "fortran_order": False, "shape": task.shape}
-        npy.write_array_header_1_0(out, header)
-        for _, block, bad_of_block in decode_blocks(task):
-            out.write(block.data)
-            bad.update(bad_of_block)
-        out.flush()
-        os.fsync(out.fileno())
-    return bad
-
-
-def map_array(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Map an array read-only; None if there is no file, or one that is not whole and ours."""
-    try:
-        array = npy.open_memmap(file, mode="r")
-        whole = array.offset + array.nbytes == file.stat().st_size
-        if whole and (array.shape, array.dtype) == (shape, np.uint8):
-            return array
-    except FileNotFoundError:
-        return None
-    except (ValueError, EOFError):
-        pass
-    logger.warning("%s is broken or foreign, so it is built again", file)
-    return None
-
-
 def array_file(task: Task, folder: Path, digest: str, bad: Iterable[int]) -> Path:
     """Return the name for the pixels of a content; with bad images it has a name of its own."""
-    key = digest_of([str(VERSION), str(task.size), task.resize, digest, str(sorted(bad))])
-    return folder / f"{key[:32]}.npy"
-
-
-def digest_of(lines: Iterable[str]) -> str:
-    """Return the SHA-256 of lines of text in hexadecimal."""
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-@contextmanager
-def only_builder(file: Path) -> Iterator[None]:
-    """Hold a lock that one process at a time can have; it goes when the process dies."""
-    lock = FileLock(file)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        logger.info("waiting for another process that decodes the same images")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+    made = [str(VERSION), codecs(), str(task.size), task.resize]
+    return folder / f"{digest_of([*made, digest, str(sorted(bad))])[:32]}.npy"

@@ -4,21 +4,27 @@ Nobody's skin and nobody's age: learnable in a minute but not trivial, so that a
 shows. Some lesions look like another class, some melanomas like nevi.
 """
 
+import logging
 import os
+import shutil
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from lesionfast.data.images import cache_folder
+from lesionfast.cache import cache_folder, check_room, only_builder, read_note, write_note
+from lesionfast.data.files import stamps
 from lesionfast.data.painting import draw_lesion, mix_skin, photograph
 from lesionfast.errors import LesionfastError
-from lesionfast.files import disk_errors, workspace
+from lesionfast.files import disk_errors, sha256, workspace
+
+logger = logging.getLogger("lesionfast")
 
 VERSION = 2  # part of the folder's name: raise it when the pictures or the table change
-SIZE = 1_900_000  # bytes that it takes on a disk
-TABLE = "sample_metadata.csv"
+TABLE, CHECKSUMS = "sample_metadata.csv", "checksums.json"
+SIZE = 2_000_000  # bytes that it takes on a disk
 
 
 @dataclass(frozen=True)
@@ -49,25 +55,72 @@ def make_sample(folder: Path | None = None, seed: int = 0) -> Path:
     """Return the folder of the synthetic sample, drawn first if it is not there yet.
 
     It holds sample_metadata.csv and images/*.jpg; the same seed gives the same bytes. Without
-    `folder` it lies in the user's cache. Raises `LesionfastError` if `folder` holds other files.
+    `folder` it lies in the user's cache, where it is drawn again if it is damaged. Raises
+    `LesionfastError` if `folder` holds other files, or the disk is full.
     """
-    folder = Path(folder or cache_folder() / f"synthetic-sample-v{VERSION}-seed{seed}")
+    if folder is None:
+        return kept_sample(cache_folder() / f"synthetic-sample-v{VERSION}-seed{seed}", seed)
+    folder = Path(folder)
     if (folder / TABLE).is_file():
         return folder
     if folder.exists() and any(folder.iterdir()):
         raise LesionfastError(
             f"{folder} is not empty and holds no {TABLE}. Name an empty folder for the sample."
         )
-    with disk_errors(folder, SIZE), workspace(folder.parent) as place:
-        aside = place / folder.name
-        aside.mkdir()
-        write_sample(aside, seed)
-        try:
-            os.replace(aside, folder)
-        except OSError:
-            if not (folder / TABLE).is_file():  # else another process was faster: the same bytes
-                raise
+    with disk_errors(folder, SIZE):
+        draw_sample(folder, seed)
     return folder
+
+
+def kept_sample(folder: Path, seed: int) -> Path:
+    """Return a folder of the cache with the whole sample in it; one process at a time draws."""
+    with disk_errors(folder, SIZE, "Set LESIONFAST_CACHE to another folder."):
+        if not is_whole(folder):
+            with only_builder(folder.with_suffix(".lock")):
+                if not is_whole(folder):
+                    shutil.rmtree(folder, ignore_errors=True)
+                    draw_sample(folder, seed)
+    return folder
+
+
+def is_whole(folder: Path) -> bool:
+    """Return whether a folder of the cache holds the sample as it was drawn."""
+    files = [folder / CHECKSUMS, *folder.rglob("*.*")]
+    return has_its_checksums(folder, tuple(stamps([str(file) for file in files])))
+
+
+@cache
+def has_its_checksums(folder: Path, state: tuple[str, ...]) -> bool:
+    """Return whether all files of a sample have the checksums in its note; if not, it is logged."""
+    kept = read_note(folder / CHECKSUMS)
+    if kept is None:
+        return False
+    damaged = [name for name in kept if not has_checksum(folder / name, kept[name])]
+    if damaged:
+        logger.warning("%s is damaged. The sample is drawn again", folder / damaged[0])
+    return not damaged
+
+
+def has_checksum(file: Path, expected: str) -> bool:
+    """Return whether a file is there with this SHA-256."""
+    return file.is_file() and sha256(file) == expected
+
+
+def draw_sample(folder: Path, seed: int) -> None:
+    """Draw the sample aside, and rename it when it is whole."""
+    with workspace(folder.parent) as aside:
+        check_room(aside, SIZE)
+        made = aside / "sample"
+        made.mkdir()
+        write_sample(made, seed)
+        files = [made / TABLE, *sorted((made / "images").iterdir())]
+        checksums = {file.relative_to(made).as_posix(): sha256(file) for file in files}
+        write_note(made / CHECKSUMS, checksums)
+        try:
+            os.replace(made, folder)
+        except OSError:
+            if not (folder / TABLE).is_file():  # else another process was faster
+                raise
 
 
 def write_sample(folder: Path, seed: int) -> None:

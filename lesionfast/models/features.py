@@ -1,24 +1,27 @@
 """What a backbone gives for images: computed once, kept in the cache where it can be."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+import timm
 import torch
-from numpy.lib import format as npy
-from torch import Tensor
+import torchvision
+from torch import Tensor, nn
 
-from lesionfast.data.images import cache_folder
+from lesionfast.cache import Append, cache_folder, kept_array
 from lesionfast.data.loaders import images_at_once
-from lesionfast.files import write_atomically
+from lesionfast.models.backbones import Backbone
 from lesionfast.models.folding import for_inference
 from lesionfast.models.fusion import FusionModel
 from lesionfast.models.precision import autocast
 from lesionfast.models.prefix import blocks_below, prefix_maps
 from lesionfast.models.state import in_eval_mode
 
-VERSION = 4  # part of every key: raise it when the features of the same weights change
+VERSION = 5  # part of every key: raise it when the features of the same weights change
+PLAIN = (int, float, str, type(None))  # settings of a module, as numbers of channels
 Progress = Callable[[int, int], None] | None
 Change = Callable[[Tensor, np.ndarray], Tensor]
 
@@ -37,18 +40,31 @@ def image_features(
     change: Change = unchanged,
     dtype: torch.dtype = torch.float32,
     stages: int | None = None,
-    allocate: Callable[[tuple[int, ...], str], np.ndarray] = np.empty,
 ) -> np.ndarray:
     """Return the pooled features float32 (n, F) of the rows (n,) of pixels uint8 (N, H, W, 3).
 
     `change(image, rows)` is applied to each batch of images (B, 3, H, W) in 0..1, such as an
     augmentation; the backbone computes in `dtype` by autocast. With `stages` it is the feature maps
     of the first stages, float16 (n, C, h, w), which do not depend on the other rows. Runs where the
-    model is, in eval mode, and leaves the model in the mode that it was in. `allocate` makes the
-    array, of a shape and a type.
+    model is, in eval mode, and leaves the model in the mode that it was in.
     """
-    device = next(model.parameters()).device
-    found = backbone = None
+    blocks: list[np.ndarray] = []
+    append_features(blocks.append, model, pixels, rows, progress, change, dtype, stages)
+    return np.concatenate(blocks)
+
+
+def append_features(
+    append: Append,
+    model: FusionModel,
+    pixels: np.ndarray,
+    rows: np.ndarray,
+    progress: Progress,
+    change: Change,
+    dtype: torch.dtype,
+    stages: int | None,
+) -> None:
+    """Call `append` with the features of each batch of rows in order, as of `image_features`."""
+    device, backbone = next(model.parameters()).device, None
     size = images_at_once(device)
     precision = str(dtype).removeprefix("torch.")
     with torch.inference_mode(), in_eval_mode(model), autocast(precision, device):
@@ -65,13 +81,9 @@ def image_features(
             else:
                 backbone = backbone or for_inference(model.backbone, image, dtype=dtype)
                 features = model.pool(backbone(image)).float()
-            features = features[: len(rows) - start].cpu().numpy()
-            if found is None:
-                found = allocate((len(rows), *features.shape[1:]), features.dtype.str)
-            found[start : start + len(features)] = features
+            append(features[: len(rows) - start].cpu().numpy())
             if progress:
-                progress(start + len(features), len(rows))
-    return found
+                progress(min(start + size, len(rows)), len(rows))
 
 
 def kept_features(
@@ -90,65 +102,84 @@ def kept_features(
     `about` names the change: two changes with the same `about` are taken for one. What comes from
     the cache is mapped, not read. If the pixels are not in the cache, neither are the features.
     """
-
-    def compute(allocate: Callable[[tuple[int, ...], str], np.ndarray]) -> np.ndarray:
-        return image_features(
-            model,
-            pixels,
-            rows,
-            progress,
-            change=change,
-            dtype=dtype,
-            stages=stages,
-            allocate=allocate,
-        )
-
-    def write(aside: Path) -> None:
-        compute(lambda shape, kind: npy.open_memmap(aside, "w+", kind, shape)).flush()
-
-    file = features_file(model, pixels, rows, str(dtype), stages, *about)
+    file = features_file(model, pixels, rows, dtype, stages, about)
     if file is None:
-        return compute(np.empty)
-    if not (file.is_file() and is_whole(file, len(rows))):
-        write_atomically(file, write)
-    return npy.open_memmap(file, "c")
-
-
-def is_whole(file: Path, n: int) -> bool:
-    """Return whether a file of the cache has the features of n rows."""
-    try:
-        found = npy.open_memmap(file, "r")
-        return len(found) == n and found.offset + found.nbytes == file.stat().st_size
-    except (OSError, ValueError, EOFError):
-        return False
+        how = {"change": change, "dtype": dtype, "stages": stages}
+        return image_features(model, pixels, rows, progress, **how)
+    given = (model, pixels, rows, progress, change, dtype, stages)
+    return kept_array(file, len(rows), lambda append: append_features(append, *given))
 
 
 def features_file(
     model: FusionModel,
     pixels: np.ndarray,
     rows: np.ndarray,
-    dtype: str,
-    stages: int | None,
-    *about: object,
+    dtype: torch.dtype = torch.float32,
+    stages: int | None = None,
+    about: tuple = (),
 ) -> Path | None:
     """Return where the cache keeps the features of these rows by this backbone.
 
     `about` is whatever else they depend on. None if the pixels themselves are not in the cache.
     """
-    source = getattr(pixels, "filename", None)
-    if source is None:
+    source, backbone = getattr(pixels, "filename", None), model.backbone
+    if source is None or backbone is None:
         return None
-    backbone = model.backbone
-    told = (VERSION, Path(source).name, dtype, stages, about)
-    told += (model.pool_name if stages is None else "", backbone.mean, backbone.std)
-    digest = hashlib.sha256(repr(told).encode())
+    made = (VERSION, Path(source).name, str(dtype), stages, about, *computed_by(model))
+    made += (model.pool_name if stages is None else "", backbone.mean, backbone.std)
+    digest = hashlib.sha256(repr((*made, *structure(backbone.body))).encode())
     digest.update(np.ascontiguousarray(rows).tobytes())
-    parts = [backbone] if stages is None else blocks_below(backbone, stages)
-    for part in parts:
-        for name, tensor in part.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    for name, tensor in state_below(backbone, stages).items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return cache_folder() / "features" / f"{digest.hexdigest()[:32]}.npy"
+
+
+def computed_by(model: nn.Module) -> tuple[str, ...]:
+    """Return what computes: versions, processor, and the batch size, on which last bits depend."""
+    device = next(model.parameters()).device
+    cuda = device.type == "cuda"
+    processor = torch.cuda.get_device_name(device) if cuda else capabilities()
+    versions = (torch.__version__, torchvision.__version__, timm.__version__)
+    return (*versions, device.type, processor, str(images_at_once(device)))
+
+
+@cache
+def capabilities() -> str:
+    """Return the instructions of this machine's CPU, and its sizes where PyTorch tells them."""
+    found = getattr(torch.cpu, "get_capabilities", dict)()
+    return repr((torch.backends.cpu.get_cpu_capability(), sorted(found.items())))
+
+
+def structure(module: nn.Module) -> Iterator[str]:
+    """Yield name, class and settings of each module in a module: what it computes, but weights."""
+    for name, each in module.named_modules():
+        settings = {
+            key: value for key, value in vars(each).items() if key != "training" and is_plain(value)
+        }
+        yield f"{name} {type(each).__module__}.{type(each).__qualname__} {settings}"
+
+
+def is_plain(value: object) -> bool:
+    """Return whether a value is a setting, whose words are the same in each process."""
+    return isinstance(value, PLAIN) or (isinstance(value, tuple) and all(map(is_plain, value)))
+
+
+def state_below(backbone: Backbone, stages: int | None) -> dict[str, Tensor]:
+    """Return the weights and buffers of a backbone without those above its first `stages`."""
+    state = backbone.body.state_dict(keep_vars=True)
+    if stages is None:
+        return state
+    below = {id(each) for block in blocks_below(backbone, stages) for each in tensors_of(block)}
+    blocks = blocks_below(backbone, len(backbone.blocks))
+    above = {id(each) for block in blocks for each in tensors_of(block)} - below
+    return {name: each for name, each in state.items() if id(each) not in above}
+
+
+def tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    """Yield the parameters and buffers of a module."""
+    yield from module.parameters()
+    yield from module.buffers()
 
 
 def fused_features(model: FusionModel, features: np.ndarray, metadata: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ import torch
 from fastai.data.core import DataLoaders
 from torch import Tensor
 
+from lesionfast.cache import open_array
 from lesionfast.console import counting_bar
 from lesionfast.data.augment import VERSION as AUGMENTATION
 from lesionfast.data.augment import Recipe, augment
@@ -197,13 +198,11 @@ class CachedFeatures(Borrowing):
 
     def has_room(self, maps: ComputedMaps, about: tuple, stages: int) -> bool:
         """Return whether the cache has such maps, or half of the disk's free space is enough."""
-        file = features_file(
-            self.model, self.dls.pixels, maps.rows, str(self.dtype), stages, *about
-        )
+        file = features_file(self.model, self.dls.pixels, maps.rows, self.dtype, stages, about)
         if file is None:
             return False
         need = prod(maps.shape) * np.dtype(np.float16).itemsize
-        fits = file.is_file() or need < free_bytes(file) / 2
+        fits = open_array(file) is not None or need < free_bytes(file) / 2
         what = "run once a view and kept" if fits else "run in every epoch: no room to keep"
         logger.info("frozen stages: %s %.0f MB", what, need / 2**20)
         return fits

@@ -1,3 +1,4 @@
+import importlib
 import io
 
 import numpy as np
@@ -97,6 +98,47 @@ def test_the_result_is_kept_until_an_image_changes(photograph, planted, found, t
     assert ends(fewer) == ends(found) - {("00", "copy-copy")}
     assert calls[-1] == (100, 100)
     assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+
+
+@pytest.fixture
+def few(planted, tmp_path, monkeypatch):
+    """A pair and two others, with an empty cache of this test's own."""
+    monkeypatch.setenv("LESIONFAST_CACHE", str(tmp_path / "cache"))
+    return planted[planted["image_id"].isin(["00", "copy-copy", "20", "21"])]
+
+
+def kept_pairs(tmp_path):
+    return list((tmp_path / "cache" / "duplicates").iterdir())
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda text: text[:40], lambda text: text.replace('"b": [', '"b": [2, ')]
+)
+def test_damaged_pairs_are_noticed_said_and_searched_again(damage, few, tmp_path, caplog):
+    right = find_near_duplicates(few)
+    assert ends(right) == {("00", "copy-copy")} and not caplog.text
+    (file,) = kept_pairs(tmp_path)
+    text = file.read_text()
+    file.write_text(damage(text))
+    pd.testing.assert_frame_equal(find_near_duplicates(few), right)
+    assert f"{file} is damaged" in caplog.text and file.read_text() == text
+
+
+def test_no_pairs_are_kept_too(few, tmp_path):
+    alone = few[few["image_id"] != "00"]
+    calls = []
+    for _ in range(2):
+        calls.clear()
+        assert find_near_duplicates(alone, lambda *state: calls.append(state)).empty
+    assert not calls and len(kept_pairs(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("package", ["numpy", "scipy"])
+def test_pairs_of_another_version_are_searched_again(package, few, tmp_path, monkeypatch):
+    find_near_duplicates(few)
+    monkeypatch.setattr(importlib.import_module(package), "__version__", "0")
+    find_near_duplicates(few)
+    assert len(kept_pairs(tmp_path)) == 2
 
 
 def test_a_bad_image_is_left_out_and_the_positions_stay(planted, tmp_path):

@@ -6,10 +6,12 @@ import zipfile
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
-from lesionfast.data.images import cache_folder, open_images
+from lesionfast.cache import is_sound
+from lesionfast.data.images import open_images
 from lesionfast.errors import LesionfastError
+from lesionfast.files import UNFINISHED
 
 SIZE = 32
 
@@ -36,13 +38,6 @@ def write_images(folder, count=12, seed=0):
 
 def arrays(cache):
     return sorted(cache.glob("*.npy"))
-
-
-def test_the_cache_folder_is_the_environments_or_the_users(monkeypatch, tmp_path):
-    monkeypatch.setenv("LESIONFAST_CACHE", str(tmp_path))
-    assert cache_folder() == tmp_path
-    monkeypatch.delenv("LESIONFAST_CACHE")
-    assert cache_folder().name == "lesionfast"
 
 
 def test_pixels_are_those_of_the_files_in_order(cache, tmp_path):
@@ -157,33 +152,56 @@ def test_a_touched_file_of_the_same_content_is_not_decoded_again(cache, tmp_path
     assert len(arrays(cache)) == 1
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda data: data[: len(data) // 2],
-        lambda data: data + b"more",
-        lambda data: b"",
-        lambda data: b"something else",
-        lambda data: data.replace(b"(12, 32, 32, 3)", b"(24, 16, 32, 3)"),
-    ],
-    ids=["truncated", "longer", "empty", "foreign", "another shape"],
-)
-def test_a_broken_cache_is_built_again_and_said(damage, cache, tmp_path, caplog):
+DAMAGES = {
+    "a flipped bit": lambda data: data[:9000] + bytes([data[9000] ^ 1]) + data[9001:],
+    "zeroed pixels": lambda data: data[:4096] + bytes(4096) + data[8192:],
+    "truncated": lambda data: data[: len(data) // 2],
+    "another shape": lambda data: data.replace(b"(12, 32, 32, 3)", b"(24, 16, 32, 3)"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_damaged_pixels_are_noticed_said_and_decoded_again(damage, cache, tmp_path, caplog):
     paths = write_images(tmp_path / "a")
     right = np.array(open_images(paths, SIZE).pixels)
     (file,) = arrays(cache)
     file.write_bytes(damage(file.read_bytes()))
+    is_sound.cache_clear()
     assert (open_images(paths, SIZE).pixels == right).all()
-    assert "broken or foreign" in caplog.text
+    assert f"{file} is damaged" in caplog.text and len(arrays(cache)) == 1
 
 
-def test_a_broken_note_is_written_again(cache, tmp_path):
+@pytest.mark.parametrize(
+    "damage", [lambda text: "[1, 2", lambda text: text.replace('"bad": []', '"bad": [3]')]
+)
+def test_a_damaged_note_is_said_and_written_again(damage, cache, tmp_path, caplog):
     paths = write_images(tmp_path / "a")
     right = np.array(open_images(paths, SIZE).pixels)
-    for note in cache.glob("*.json"):
-        note.write_text("[1, 2")
+    (note,) = cache.glob("*.json")
+    text = note.read_text()
+    note.write_text(damage(text))
     assert (open_images(paths, SIZE).pixels == right).all()
-    assert len(arrays(cache)) == 1
+    assert f"{note} is damaged" in caplog.text
+    assert len(arrays(cache)) == 1 and note.read_text() == text
+
+
+def test_another_version_of_a_decoder_decodes_again(cache, tmp_path, monkeypatch):
+    paths = write_images(tmp_path / "a")
+    open_images(paths, SIZE)
+    monkeypatch.setattr(features, "version", lambda name: f"{name} of another version")
+    open_images(paths, SIZE)
+    assert len(arrays(cache)) == 2
+
+
+def test_a_disk_too_small_for_the_pixels_is_said_and_nothing_is_left(
+    small_disk, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("LESIONFAST_CACHE", str(small_disk))
+    paths = write_images(tmp_path / "a")
+    with pytest.raises(LesionfastError, match=r"it needs 2\.4 MB, .* are free.*--no-cache"):
+        open_images(paths, 256)
+    assert {file.suffix for file in (small_disk / "images").iterdir()} == {".json"}
+    assert open_images(paths, 256, cache=False).pixels.shape == (12, 256, 256, 3)
 
 
 def test_bad_images_are_counted_and_named_with_the_way_on(cache, tmp_path):
@@ -195,7 +213,7 @@ def test_bad_images_are_counted_and_named_with_the_way_on(cache, tmp_path):
         open_images(paths, SIZE)
     assert paths[2] in str(caught.value) and paths[7] in str(caught.value)
     assert "truncated" in str(caught.value).lower() and "--skip-bad" in str(caught.value)
-    assert not arrays(cache) and not list(cache.glob("*.partial"))
+    assert {file.suffix for file in cache.iterdir()} == {".json"}
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
@@ -249,6 +267,16 @@ def test_a_cache_that_cannot_be_written_says_what_to_type(tmp_path, monkeypatch)
         open_images(write_images(tmp_path / "a", 2), SIZE)
 
 
+def test_a_cache_on_a_read_only_disk_is_read(small_disk, tmp_path, monkeypatch):
+    monkeypatch.setenv("LESIONFAST_CACHE", str(small_disk))
+    paths = write_images(tmp_path / "a")
+    right = np.array(open_images(paths, SIZE).pixels)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert (open_images(paths, SIZE).pixels == right).all()
+    with pytest.raises(LesionfastError, match="the file system is read-only.*LESIONFAST_CACHE"):
+        open_images(paths, SIZE, resize="crop")
+
+
 def start_process(paths, *lines):
     """Start a Python process that runs some lines; `paths` are its arguments."""
     code = "\n".join(["import sys, time", "from lesionfast.data.images import open_images", *lines])
@@ -266,7 +294,8 @@ def test_two_processes_build_the_same_cache_at_once(cache, tmp_path):
     gate.touch()
     sums = {int(process.communicate(timeout=60)[0]) for process in processes}
     assert sums == {int(open_images(paths, 64, cache=False).pixels.sum())}
-    assert len(arrays(cache)) == 1 and not list(cache.glob("*.partial"))
+    assert {file.suffix for file in cache.iterdir()} == {".json", ".npy"}
+    assert len(arrays(cache)) == 1
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
@@ -277,7 +306,7 @@ def test_a_kill_while_building_leaves_nothing_that_is_taken_for_a_cache(cache, t
     assert process.stdout.readline() == "building\n"
     process.kill()
     process.wait()
-    assert list(cache.glob("*.partial")) and not arrays(cache)
+    assert list(cache.glob(f"{UNFINISHED}*")) and not arrays(cache)
     right = open_images(paths, 64, cache=False).pixels
     assert (open_images(paths, 64).pixels == right).all()
-    assert not list(cache.glob("*.partial"))
+    assert {file.suffix for file in cache.iterdir()} == {".json", ".npy"}

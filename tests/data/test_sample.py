@@ -1,5 +1,6 @@
 """The synthetic sample: learnable but not trivial, the same bytes for a seed, safe to race for."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -158,12 +159,42 @@ def test_an_interrupted_making_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_says_what_the_sample_needs_and_leaves_nothing(small_disk):
-    with pytest.raises(LesionfastError, match=r"it needs 1.9 MB, and 1.0 MB are free"):
-        make_sample(small_disk / "sample")
-    assert list(small_disk.iterdir()) == []
-
-
 def test_the_sample_does_not_need_more_than_it_says(folder):
     blocks = sum(path.stat().st_blocks * 512 for path in folder.rglob("*"))
     assert SIZE / 2 < blocks <= SIZE
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch, folder):
+    """A sample in a cache of this test's own, and what it is drawn by: a copy, which is faster."""
+    monkeypatch.setenv("LESIONFAST_CACHE", str(tmp_path))
+    copy = lambda made, seed: shutil.copytree(folder, made, dirs_exist_ok=True)  # noqa: E731
+    monkeypatch.setattr(sample, "write_sample", copy)
+    return make_sample()
+
+
+DAMAGES = {
+    "a flipped bit": lambda file: file.write_bytes(file.read_bytes()[:-9] + b"damaged!!"),
+    "truncated": lambda file: file.write_bytes(file.read_bytes()[:300]),
+    "missing": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("name", ["images/SYNTH_00007.jpg", "sample_metadata.csv"])
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_sample_in_the_cache_is_noticed_said_and_drawn_again(
+    damage, name, kept, folder, caplog
+):
+    damage(kept / name)
+    assert make_sample() == kept
+    assert (kept / name).read_bytes() == (folder / name).read_bytes()
+    assert f"{kept / name} is damaged" in caplog.text
+    assert [path.name for path in kept.parent.iterdir()] == [kept.name]
+
+
+@pytest.mark.parametrize("name", [None, "mine"])
+def test_a_full_disk_says_what_the_sample_needs_and_leaves_nothing(name, small_disk, monkeypatch):
+    monkeypatch.setenv("LESIONFAST_CACHE", str(small_disk))
+    with pytest.raises(LesionfastError, match=r"needs 2\.0 MB, and 1\.0 MB are free.* folder"):
+        make_sample(small_disk / name if name else None)
+    assert list(small_disk.iterdir()) == []

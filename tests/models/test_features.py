@@ -1,0 +1,139 @@
+"""Features of a backbone: kept under a key of all that they depend on, and checked."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lesionfast.cache import is_sound, kept_array
+from lesionfast.errors import LesionfastError
+from lesionfast.models import features as module
+from lesionfast.models.backbones import create_backbone
+from lesionfast.models.features import features_file, image_features, kept_features
+from lesionfast.models.fusion import FusionModel
+
+ROWS = np.arange(20)
+
+
+def model_of(arch, pool="avg", **options):
+    torch.manual_seed(0)
+    backbone = create_backbone(arch, size=32, **{"weights": "none", **options})
+    parts = {"pool": pool, "fusion": "none", "dropout": 0.0}
+    return FusionModel(backbone, n_metadata=0, n_classes=3, **parts)
+
+
+@pytest.fixture
+def pixels(tmp_path, monkeypatch):
+    """Pixels that are in a cache of this test's own."""
+    monkeypatch.setenv("LESIONFAST_CACHE", str(tmp_path / "cache"))
+    noise = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
+    return kept_array(tmp_path / "cache" / "images" / "a.npy", 20, lambda append: append(noise))
+
+
+def damage_bit(data):
+    return data[:3000] + bytes([data[3000] ^ 64]) + data[3001:]
+
+
+@pytest.mark.parametrize("stages", [None, 2])
+@pytest.mark.parametrize(
+    "damage", [damage_bit, lambda data: data[:3000], lambda data: bytes(len(data))]
+)
+def test_damaged_features_are_noticed_said_and_computed_again(damage, stages, pixels, caplog):
+    model = model_of("test_resnet")
+    right = np.array(kept_features(model, pixels, ROWS, stages=stages))
+    np.testing.assert_array_equal(right, image_features(model, pixels, ROWS, stages=stages))
+    file = features_file(model, pixels, ROWS, stages=stages)
+    file.write_bytes(damage(file.read_bytes()))
+    is_sound.cache_clear()
+    np.testing.assert_array_equal(kept_features(model, pixels, ROWS, stages=stages), right)
+    assert f"{file} is damaged" in caplog.text
+    assert os.listdir(file.parent) == [file.name]
+
+
+def test_one_weights_file_of_two_architectures_has_features_of_each(pixels, tmp_path):
+    """The layers have the same names and shapes, but pad and normalise in other ways."""
+    source = create_backbone("timm:efficientnet_b0", size=32, weights="none")
+    save_file(source.body.net.state_dict(), tmp_path / "weights.safetensors")
+    weights = str(tmp_path / "weights.safetensors")
+    for stages in (None, 2):
+        kept = []
+        for arch in ("timm:efficientnet_b0", "tf_efficientnet_b0"):
+            model = model_of(arch, weights=weights)
+            kept.append(kept_features(model, pixels, ROWS, stages=stages))
+            np.testing.assert_array_equal(
+                kept[-1], image_features(model, pixels, ROWS, stages=stages)
+            )
+        assert np.abs(kept[0] - kept[1]).max() > 0.1 * np.abs(kept[0]).max()
+
+
+def other_norm(model):
+    next(m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)).eps = 0.1
+
+
+def other_weight(model):
+    with torch.no_grad():
+        next(model.backbone.parameters()).view(-1)[0] += 1
+
+
+def other_statistics(model):
+    next(b for name, b in model.backbone.named_buffers() if "running_mean" in name).add_(1)
+
+
+def other_mean(model):
+    model.backbone.mean = (0.4, 0.4, 0.4)
+
+
+@pytest.mark.parametrize("change", [other_norm, other_weight, other_statistics, other_mean])
+@pytest.mark.parametrize("stages", [None, 2])
+def test_features_of_another_model_are_not_taken(change, stages, pixels):
+    model = model_of("test_resnet")
+    before = features_file(model, pixels, ROWS, stages=stages)
+    assert features_file(model_of("test_resnet"), pixels, ROWS, stages=stages) == before
+    change(model)
+    assert features_file(model, pixels, ROWS, stages=stages) != before
+
+
+@pytest.mark.parametrize("package", ["torch", "timm", "torchvision"])
+def test_features_of_another_version_are_not_taken(package, pixels, monkeypatch):
+    model = model_of("test_resnet")
+    before = features_file(model, pixels, ROWS)
+    monkeypatch.setattr(getattr(module, package), "__version__", "0")
+    assert features_file(model, pixels, ROWS) != before
+
+
+def test_features_in_other_numbers_on_another_processor_or_threads_are_not_taken(
+    pixels, monkeypatch
+):
+    model = model_of("test_resnet")
+    files = [features_file(each, pixels, ROWS) for each in (model, model_of("test_resnet", "max"))]
+    files.append(features_file(model, pixels, ROWS, torch.bfloat16))
+    files.append(features_file(model, pixels, ROWS[1:]))
+    monkeypatch.setattr(module, "capabilities", lambda: "another")
+    files.append(features_file(model, pixels, ROWS))
+    monkeypatch.setattr(module, "images_at_once", lambda device: 64)
+    files.append(features_file(model, pixels, ROWS))
+    assert len(set(files)) == len(files)
+
+
+def test_what_learns_above_the_first_stages_does_not_change_their_key(pixels):
+    model = model_of("test_resnet")
+    before = [features_file(model, pixels, ROWS, stages=stages) for stages in (2, None)]
+    model.backbone.stages[-1][0].data.add_(1)
+    after = [features_file(model, pixels, ROWS, stages=stages) for stages in (2, None)]
+    assert before[0] == after[0] and before[1] != after[1]
+
+
+def test_maps_of_a_row_do_not_depend_on_the_rows_beside_it(pixels):
+    model = model_of("test_resnet")
+    maps = image_features(model, pixels, ROWS, stages=2)
+    np.testing.assert_array_equal(image_features(model, pixels, ROWS[5:8], stages=2), maps[5:8])
+
+
+def test_a_full_disk_ends_in_an_error_and_not_in_a_dead_process(pixels, small_disk, monkeypatch):
+    """A mapped file that the disk has no room for would end the process by SIGBUS."""
+    monkeypatch.setenv("LESIONFAST_CACHE", str(small_disk))
+    with pytest.raises(LesionfastError, match=r"the disk is full; it needs .*--no-cache"):
+        kept_features(model_of("test_resnet"), pixels, np.tile(ROWS, 10), stages=1)
+    assert os.listdir(small_disk / "features") == []
