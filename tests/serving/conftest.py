@@ -1,5 +1,6 @@
 """A run that was trained, and exported, once for all tests."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,15 @@ def photos(trained) -> list[str]:
     """The paths of its test images."""
     df = load_dataset(trained.config, split=trained.path / "split.csv")
     return df.loc[df["split"] == "test", "path"].tolist()
+
+
+@pytest.fixture(scope="session")
+def wordy(exported, tmp_path_factory) -> Path:
+    """That folder with names of several words, with commas and HTML in them."""
+    folder = Path(shutil.copytree(exported, tmp_path_factory.mktemp("wordy") / "model"))
+    text = (folder / "model.json").read_text("utf-8")
+    named = {"bcc": "basal cell, carcinoma", "bkl": "<b>bkl", "sex": "sex at birth"}
+    for name, other in named.items():
+        text = text.replace(f'"{name}"', f'"{other}"')
+    (folder / "model.json").write_text(text, "utf-8")
+    return folder

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +55,24 @@ def test_each_format_has_every_row_and_the_error(predictor, items, tmp_path, kin
     assert [float(row["p_mel"]) for row in rows[:5]] == pytest.approx(list(expected["p_mel"]))
     flags = {str(row["mel_at_specificity_90"]).lower() for row in rows if not row["error"]}
     assert flags <= {"true", "false"}
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_names_of_several_words_can_be_read_back(wordy, items, tmp_path, kind):
+    predictor = Predictor(wordy)
+    predict_to(predictor, items, tmp_path / f"out.{kind}", kind)
+    rows = read(tmp_path / f"out.{kind}")
+    expected = predictor.predict(pd.DataFrame({"path": [items[0].path]})).iloc[0]
+    assert shlex.split(rows[0]["prediction_set"]) == list(expected["prediction_set"])
+    assert {"basal cell, carcinoma", "<b>bkl"} <= set(expected["prediction_set"])
+    assert shlex.split(rows[0]["not_known"]) == ["age", "sex at birth"]
+
+
+def test_names_of_one_word_stand_between_spaces(predictor, items, tmp_path):
+    predict_to(predictor, items, tmp_path / "out.csv")
+    row = read(tmp_path / "out.csv")[0]
+    assert row["not_known"] == "age sex"
+    assert set(row["prediction_set"].split(" ")) <= set(predictor.bundle.classes)
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
