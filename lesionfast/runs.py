@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from fastai.learner import Learner
 
+WITHOUT_METADATA = "predictions_without_metadata.csv"
+
 
 def create_directory(root: str | Path, what: str, name: str | None = None) -> Path:
     """Make a new directory `root/name`, or without a name `root/YYYYMMDD-HHMMSS-WHAT`.
@@ -152,6 +154,12 @@ class Run:
     def predictions(self) -> "pd.DataFrame":
         """One row an image of validation and test: split, target, `p_<class>`, metadata."""
         return self._csv("predictions.csv")
+
+    @cached_property
+    def predictions_without_metadata(self) -> "pd.DataFrame | None":
+        """The same with all metadata withheld; None if the run has none, or is of old."""
+        there = (self.path / WITHOUT_METADATA).is_file()
+        return self._csv(WITHOUT_METADATA) if there else None
 
     @property
     def finished(self) -> bool:

@@ -1,6 +1,6 @@
 """What one input contributes: runs over the same images, less the run that has all inputs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ from lesionfast.evaluation.fitted import lesions_of
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.measures import ALL, CANCER, metrics_of
 from lesionfast.evaluation.resampling import Found, resampled
+from lesionfast.runs import Run
 
 SHOWN = (
     ("balanced_accuracy", ALL),
@@ -18,7 +19,20 @@ SHOWN = (
     ("sensitivity", "mel"),
     ("auc", CANCER),
 )
+WITHHELD = "metadata withheld"
 ENDS = ("difference", "difference_low", "difference_high")
+
+
+def without_metadata(run: Run, split: str, rule: str | None = None) -> Interpretation | None:
+    """Return the predictions of a split with all metadata withheld; None if the run has none.
+
+    `rule` is the run's own unless given.
+    """
+    table = run.predictions_without_metadata
+    if table is None:
+        return None
+    rows = table[table["split"] == split].reset_index(drop=True)
+    return None if rows.empty else Interpretation.of_table(run, rows, split, rule)
 
 
 def contribution_table(
@@ -76,6 +90,31 @@ def in_words(table: pd.DataFrame, system: str, loses: str) -> str:
         return verdict
     low, high, told = points(table, system, "sensitivity", "melanoma sensitivity")
     return f"{verdict}; and {told}" if low > 0 or high < 0 else verdict
+
+
+def melanomas_missed(table: pd.DataFrame, columns: Sequence[str]) -> str:
+    """Return melanoma sensitivity with and without metadata, and a warning if it falls.
+
+    '' if the table has none.
+    """
+    rows = table[table["metric"] == "sensitivity"].set_index("system")
+    if rows.empty:
+        return ""
+    names, (change, low, high) = " and ".join(columns), 100 * rows.loc[WITHHELD, list(ENDS)]
+    known, unknown = (
+        f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+        for _, row in rows.loc[["whole", WITHHELD]].iterrows()
+    )
+    words = (
+        f"Melanoma sensitivity is {known} with {names}, and {unknown} without: {change:+.1f} "
+        f"points [{low:.1f}, {high:.1f}], paired."
+    )
+    if high >= 0:
+        return words
+    return (
+        f"{words} Warning: without {names} the model misses melanomas that it finds with them. "
+        "Say what is known when you predict, or train with a higher --metadata-dropout."
+    )
 
 
 def points(table: pd.DataFrame, system: str, metric: str, name: str) -> tuple[float, float, str]:

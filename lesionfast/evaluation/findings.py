@@ -11,6 +11,7 @@ import pandas as pd
 
 from lesionfast.data.dataset import load_dataset
 from lesionfast.evaluation.conformal import Conformal
+from lesionfast.evaluation.contribution import WITHHELD, contribution_table, without_metadata
 from lesionfast.evaluation.decisions import Decisions
 from lesionfast.evaluation.features import has_features, read_features
 from lesionfast.evaluation.interpretation import Interpretation
@@ -137,6 +138,13 @@ class Findings:
         truth, probabilities, names = by_lesion(read.truth, read.probabilities, self.lesions)
         decision = decide(probabilities, read.rule, self.run.model["prior"])
         return measure(truth, probabilities, decision, names, read.classes)
+
+    @cached_property
+    def contribution(self) -> pd.DataFrame | None:
+        """What withholding all metadata changes, paired; None if the run has not tried it."""
+        read = self.interpretation
+        other = without_metadata(self.run, read.split, read.rule)
+        return None if other is None else contribution_table(read, {WITHHELD: other})
 
     def drawn(self, draw: Callable[..., Path], *more: Any) -> Path:
         """Return the figure of `draw(interpretation, *more, folder)`, drawn once."""

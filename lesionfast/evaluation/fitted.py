@@ -11,13 +11,13 @@ import numpy as np
 from lesionfast.errors import DiskError, LesionfastError
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.files import disk_errors
-from lesionfast.runs import Run
+from lesionfast.runs import WITHOUT_METADATA, Run
 
 logger = logging.getLogger("lesionfast")
 
 SAID: set[Path] = set()  # runs that can't take what was chosen, of which that was said
 OF_THE_WEIGHTS = (  # what a run says of its weights, which further training changes
-    *("metrics.json", "predictions.csv", "features.safetensors"),
+    *("metrics.json", "predictions.csv", WITHOUT_METADATA, "features.safetensors"),
     *("operating.json", "calibration.json", "conformal.json", "referral.json"),
     "outliers.safetensors",
 )

@@ -3,6 +3,7 @@
 import pandas as pd
 
 from lesionfast.errors import LesionfastError
+from lesionfast.evaluation.contribution import ENDS, WITHHELD, in_words, melanomas_missed
 from lesionfast.evaluation.diagnoses import full_name
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.labels import disagreeing_duplicates
@@ -12,6 +13,7 @@ from lesionfast.evaluation.subgroup_gaps import gap_table
 from lesionfast.evaluation.subgroups import FEWEST, subgroup_table
 
 MOST_PAIRS = 12
+PAIRED = "The same images; differences over the same resamples of lesions"
 
 
 def subgroups(findings: Findings) -> Section | None:
@@ -58,6 +60,22 @@ def gaps_table(gaps: pd.DataFrame, found: pd.DataFrame) -> Table:
     names = {"column": "by", "metric": "metric", "value": "gap", "best": "best", "worst": "worst"}
     names |= {"expected": "expected by chance", "p": "p", "group": "not in it, too few"}
     return table_of(told, "Gaps", names)
+
+
+def metadata(findings: Findings) -> Section | None:
+    """Return what withholding all metadata at prediction changes, if the run has tried it."""
+    found = findings.contribution
+    if found is None:
+        return None
+    columns = findings.run.model["metadata"]
+    loses = f"Withholding {' and '.join(columns)} at prediction"
+    words = [f"{in_words(found, WITHHELD, loses)}.", melanomas_missed(found, columns)]
+    names = {"system": "predicted", "metric": "metric", "of": "of"}
+    names |= {"value": "value", "difference": "difference, paired"}
+    told = found.replace({"system": {"whole": "with metadata", WITHHELD: "without"}})
+    told.loc[found["system"] == "whole", list(ENDS)] = float("nan")
+    told["metric"] = told["metric"].str.replace("_", " ").str.replace("auc", "AUC")
+    return Section("Without metadata", [w for w in words if w], [table_of(told, PAIRED, names)])
 
 
 def outliers(findings: Findings) -> Section | None:

@@ -22,7 +22,7 @@ from lesionfast.evaluation.figures import (
 )
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.grids import draw_melanomas_taken_for_nevi
-from lesionfast.evaluation.group_sections import labels, outliers, subgroups
+from lesionfast.evaluation.group_sections import labels, metadata, outliers, subgroups
 from lesionfast.evaluation.measures import ALL, CANCER
 from lesionfast.evaluation.page import Section, Table, picture_of, table_of
 from lesionfast.evaluation.picture_sections import attribution, pictures
@@ -194,6 +194,7 @@ SECTIONS: list[Callable[[Findings], Section | None]] = [
     prediction_sets,
     referral,
     subgroups,
+    metadata,
     labels,
     outliers,
     pictures,

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,8 @@ logger = logging.getLogger("lesionfast")
 class Known:
     """Cleans the metadata of images and counts what they do not say."""
 
-    def __init__(self, encoder: MetadataEncoder) -> None:
-        self.encoder = encoder
+    def __init__(self, encoder: MetadataEncoder, caution: Callable[[], str] = str) -> None:
+        self.encoder, self.caution = encoder, caution
         self.missing, self.unseen, self.images = Counter(), Counter(), 0
 
     def clean(self, told: dict[str, Any]) -> dict[str, Any]:
@@ -63,8 +63,15 @@ class Known:
             return np.zeros((len(rows), 0), np.float32)
         return self.encoder.transform(table)
 
+    def warn(self) -> None:
+        """Say once what predicting without metadata does, if something was not known."""
+        if self.missing and (words := self.caution()):
+            logger.warning("%s", words)
+            self.caution = str
+
     def report(self) -> None:
         """Say once what was not known."""
+        self.warn()
         for name, count in self.missing.items():
             logger.warning("%s is not known of %d of %d images", name, count, self.images)
         if self.unseen:

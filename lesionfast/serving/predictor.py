@@ -20,6 +20,7 @@ from lesionfast.evaluation.interpretation import records
 from lesionfast.runs import Run
 from lesionfast.serving.assessment import assess, columns_of
 from lesionfast.serving.bundle import ONNX, WEIGHTS, Bundle
+from lesionfast.serving.caution import caution
 from lesionfast.serving.inputs import Item
 from lesionfast.serving.known import Known
 
@@ -52,7 +53,9 @@ class Predictor:
     ) -> None:
         self.bundle, self.engine, self.weights = opened(source, views, device)
         self.views = self.bundle.model["tta"] if views is None else views
-        self.known = Known(self.bundle.encoder)
+        folder = self.weights.parent
+        run = Run(folder) if (folder / "config.json").is_file() else None
+        self.known = Known(self.bundle.encoder, partial(caution, self.bundle.model, run))
         self.columns = ["image", *columns_of(self.bundle), "not_known", "error"]
 
     def __call__(self, image: Picture, **metadata: Any) -> dict[str, Any]:
@@ -67,6 +70,7 @@ class Predictor:
             with FileReader() as reader:
                 pixels = self.pixels(reader, image)
             cleaned = self.known.clean(metadata)
+            self.known.warn()
         except BadImage as bad:
             raise LesionfastError(f"the image can't be predicted: {bad}.") from None
         told = self.table([Item("", None)], [(pixels, cleaned)])

@@ -9,12 +9,17 @@ import pandas as pd
 from lesionfast.config import TrainConfig
 from lesionfast.data.dataset import load_dataset
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.contribution import contribution_table, in_words
+from lesionfast.evaluation.contribution import (
+    WITHHELD,
+    contribution_table,
+    in_words,
+    melanomas_missed,
+)
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.runs import Run
 from lesionfast.training.study import Entry, Study, run_study
 
-IMAGE, METADATA, WITHHELD = "image alone", "metadata alone", "metadata withheld"
+IMAGE, METADATA = "image alone", "metadata alone"
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,14 +37,16 @@ class Contribution:
         return contribution_table(Interpretation.of(self.run, split), read)
 
     def words(self) -> list[str]:
-        """Return a sentence for each of the others."""
+        """Return a sentence for each of the others, and what becomes of the melanomas."""
         columns = " and ".join(self.run.model["metadata"])
         loses = {
             IMAGE: f"training without {columns}",
             METADATA: "training without images",
             WITHHELD: f"withholding {columns} at prediction",
         }
-        return [in_words(self.table, name, loses[name]) for name in self.others]
+        words = [in_words(self.table, name, loses[name]) for name in self.others]
+        missed = melanomas_missed(self.table, self.run.model["metadata"])
+        return [*words, missed] if missed else words
 
 
 def ablate(run: Run, out: str | Path | None = None) -> Contribution:

@@ -2,6 +2,8 @@
 
 import logging
 import shutil
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -14,8 +16,8 @@ from lesionfast.evaluation.metrics import summarize
 from lesionfast.files import sha256
 from lesionfast.models.features import image_features
 from lesionfast.models.precision import dtype_of
-from lesionfast.runs import Run
-from lesionfast.training.callbacks import Turned
+from lesionfast.runs import WITHOUT_METADATA, Run
+from lesionfast.training.callbacks import PredictWithoutMetadata, Turned
 from lesionfast.training.fitting import LR, memory_error_explained
 from lesionfast.training.learner import FusionLearner
 
@@ -29,9 +31,11 @@ def evaluate(learn: FusionLearner, run: Run, training: dict[str, Any]) -> None:
     """
     logger.info("predicting validation and test images, %d views of each", run.config.tta)
     with memory_error_explained(run.config), learn.no_bar():
-        predictions = predict_splits(learn, run.config.tta)
+        predictions, without = predict_splits(learn, run.config.tta)
         keep_features(learn, run)
-    run.write("predictions.csv", lambda aside: predictions.to_csv(aside, index=False))
+    run.write("predictions.csv", partial(predictions.to_csv, index=False))
+    if run.model["metadata"] and run.model["fusion"] != "none":
+        run.write(WITHOUT_METADATA, partial(without.to_csv, index=False))
     run.manifest.record("history.csv", "weights.safetensors")  # the epochs wrote them
     run.write_json(
         "metrics.json",
@@ -46,22 +50,38 @@ def evaluate(learn: FusionLearner, run: Run, training: dict[str, Any]) -> None:
         shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
 
 
-def predict_splits(learn: FusionLearner, views: int) -> pd.DataFrame:
+def predict_splits(learn: FusionLearner, views: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return one row an image of validation and test, with a column `p_<class>` for each class.
 
-    The probabilities are the mean over the first `views` elements of the dihedral group.
+    The probabilities are the mean over the first `views` elements of the dihedral group. The second
+    table has those of the same views with all metadata withheld.
     """
-    tables = []
+    known, unknown = [], []
     for index, name in enumerate(PARTS):
         rows = learn.dls.rows[learn.dls.rows["split"] == name].drop(columns="row")
         if name == "train" or rows.empty:
             continue
-        found = [learn.get_preds(ds_idx=index, cbs=Turned(view))[0] for view in range(views)]
-        probabilities = torch.stack(found).mean(dim=0)
-        columns = [f"p_{each}" for each in learn.dls.vocab]
-        scores = pd.DataFrame(probabilities.numpy().astype(float), rows.index, columns)
-        tables.append(pd.concat([rows, scores], axis=1))
-    return pd.concat(tables, ignore_index=True)
+        found = [predict_view(learn, index, view) for view in range(views)]
+        first, second = (torch.stack(each).mean(dim=0) for each in zip(*found, strict=True))
+        known.append(with_scores(rows, first, learn.dls.vocab))
+        keys = rows[["image_id", "target", "group", "split"]]
+        unknown.append(with_scores(keys, second, learn.dls.vocab))
+    return pd.concat(known, ignore_index=True), pd.concat(unknown, ignore_index=True)
+
+
+def predict_view(learn: FusionLearner, index: int, view: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return probabilities (n, k) of a part's images in one view, with and without metadata."""
+    twice = PredictWithoutMetadata(learn.dls.encoder.unknown)
+    return learn.get_preds(ds_idx=index, cbs=[Turned(view), twice])[0], torch.cat(twice.found)
+
+
+def with_scores(
+    rows: pd.DataFrame, probabilities: torch.Tensor, classes: Sequence[str]
+) -> pd.DataFrame:
+    """Return rows (n) with their probabilities (n, k) as columns."""
+    columns = [f"p_{each}" for each in classes]
+    scores = pd.DataFrame(probabilities.numpy().astype(float), rows.index, columns)
+    return pd.concat([rows, scores], axis=1)
 
 
 def keep_features(learn: FusionLearner, run: Run) -> None:

@@ -1,5 +1,7 @@
 """Paired differences from a run: against a loop, against itself, and in plain words."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,9 +9,12 @@ from sklearn.metrics import balanced_accuracy_score
 
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.comparison_tables import contribution_table as terminal_table
-from lesionfast.evaluation.contribution import SHOWN, contribution_table, in_words
+from lesionfast.evaluation.contribution import SHOWN, WITHHELD, contribution_table, in_words
+from lesionfast.evaluation.findings import Findings
+from lesionfast.evaluation.group_sections import metadata
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.measures import drawn_rows
+from lesionfast.runs import WITHOUT_METADATA, Run
 
 
 @pytest.fixture
@@ -104,3 +109,38 @@ def test_the_terminal_shows_every_difference(pair):
         assert whole == f"{first['value']:.3f}\n[{first['low']:.3f}, {first['high']:.3f}]"
         assert worse.startswith(f"{second['value']:.3f}\n[{second['low']:.3f}, ")
         assert f"\n{second['difference']:+.3f}\n[{second['difference_low']:+.3f}, " in worse
+
+
+@pytest.fixture
+def withheld(pair):
+    """A run that kept what it predicts without metadata: it takes melanomas for nevi then."""
+    run = pair[0].run
+    table = run.predictions.copy()
+    gone = table.index[table["target"] == "mel"][::2]
+    table.loc[gone, [f"p_{name}" for name in run.classes]] = 0.0
+    table.loc[gone, "p_nv"] = 1.0
+    table.to_csv(run.path / WITHOUT_METADATA, index=False)
+    model = run.model | {"metadata": ["age", "sex"]}
+    (run.path / "model.json").write_text(json.dumps(model))
+    return Run(run.path)
+
+
+def test_the_report_says_that_melanomas_are_missed_without_metadata(withheld):
+    findings = Findings.of(withheld)
+    section = metadata(findings)
+    row = row_of(findings.contribution, WITHHELD, "sensitivity")
+    assert section.title == "Without metadata" and row["difference_high"] < 0
+    assert f"{100 * row['difference']:+.1f} points [" in section.words[1]
+    assert "Warning: without age and sex the model misses melanomas" in section.words[1]
+    cells = {cell.text: cell for line in section.tables[0].rows for cell in line}
+    assert cells[f"{row['difference']:.3f}"].interval.endswith(f"{row['difference_high']:.3f}]")
+
+
+def test_no_warning_where_no_melanoma_is_missed(withheld):
+    withheld.predictions.to_csv(withheld.path / WITHOUT_METADATA, index=False)
+    words = metadata(Findings.of(Run(withheld.path))).words
+    assert "+0.0 points [0.0, 0.0], paired." in words[1] and "Warning" not in " ".join(words)
+
+
+def test_a_run_of_old_has_no_such_section(pair):
+    assert metadata(Findings(pair[0])) is None

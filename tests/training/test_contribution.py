@@ -1,9 +1,12 @@
 """The same run with less to go by: same split and seed, trained once, metadata withheld truly."""
 
 import json
+import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -12,9 +15,12 @@ from lesionfast.data.dataset import load_dataset
 from lesionfast.data.encoder import MetadataEncoder
 from lesionfast.data.images import open_images
 from lesionfast.errors import LesionfastError
+from lesionfast.evaluation.contribution import WITHHELD
 from lesionfast.models.fusion import load_model
-from lesionfast.runs import Run
-from lesionfast.training.contribution import IMAGE, METADATA, WITHHELD, ablate
+from lesionfast.runs import WITHOUT_METADATA, Run
+from lesionfast.serving.caution import caution
+from lesionfast.serving.predictor import Predictor
+from lesionfast.training.contribution import IMAGE, METADATA, ablate
 from lesionfast.training.experiment import train
 
 TINY = TrainConfig(
@@ -96,3 +102,59 @@ def test_a_committee_is_refused(run, tmp_path):
     (made.path / "model.json").write_text(json.dumps({"members": ["a", "b"]}))
     with pytest.raises(LesionfastError, match="is a committee"):
         ablate(made)
+
+
+def test_the_run_keeps_what_it_predicts_without_metadata_from_the_same_views(run, found):
+    """As predicting again with every age and sex unknown gives it."""
+    kept, again = run.predictions_without_metadata, found.others[WITHHELD].predictions
+    assert kept["image_id"].tolist() == run.predictions["image_id"].tolist()
+    columns = ["image_id", "split", *(f"p_{name}" for name in run.classes)]
+    again = again.set_index("image_id").loc[kept["image_id"]].reset_index()
+    pd.testing.assert_frame_equal(kept[columns], again[columns], atol=1e-5)
+    assert not (run.path / "ablation" / "image-alone" / WITHOUT_METADATA).exists()
+
+
+def test_ablate_says_what_becomes_of_the_melanomas(found):
+    rows = found.table[found.table["metric"] == "sensitivity"].set_index("system")
+    words = found.words()[-1]
+    assert words.startswith(f"Melanoma sensitivity is {rows.loc['whole', 'value']:.3f} [")
+    assert f"{100 * rows.loc[WITHHELD, 'difference']:+.1f} points [" in words
+    assert ("Warning" in words) == (rows.loc[WITHHELD, "difference_high"] < 0)
+
+
+@pytest.fixture
+def old(run, tmp_path):
+    """The run as an earlier version left it: without the option and without these predictions."""
+    shutil.copytree(run.path, tmp_path / "old", ignore=shutil.ignore_patterns("ablation"))
+    old = Run(tmp_path / "old")
+    old.remove(WITHOUT_METADATA)
+    model = {k: v for k, v in run.model.items() if k != "metadata_dropout"}
+    old.write_json("model.json", model)
+    return Run(old.path)
+
+
+def test_a_model_of_old_says_what_it_takes_unknown_age_and_sex_for(run, old):
+    assert caution(run.model, run) == ""
+    words = caution(old.model, old)
+    assert "trained without --metadata-dropout: it takes unknown age and sex for" in words
+    kept = run.predictions_without_metadata
+    valid = kept[kept["split"] == "valid"][[f"p_{name}" for name in run.classes]].mean()
+    told = re.search(r"on validation (\w+) has a mean probability of ([\d.]+) without", words)
+    assert float(told[2]) == pytest.approx(valid[f"p_{told[1]}"], abs=0.01)
+
+
+def test_predicting_without_metadata_says_so_once(old, caplog):
+    photo = old.predictions["path"].iloc[0]
+    predictor = Predictor(old)
+    predictor(photo, age=50, sex="male")
+    assert "--metadata-dropout" not in caplog.text
+    for _ in range(2):
+        predictor(photo)
+    assert caplog.text.count("trained without --metadata-dropout") == 1
+
+
+def test_an_exported_model_of_old_says_so_too(old):
+    assert caution(old.model).endswith(
+        "a sign of some class. Say what is known, or train again with --metadata-dropout 0.25."
+    )
+    assert caution(old.model | {"fusion": "none"}) == caution(old.model | {"metadata": []}) == ""
