@@ -190,8 +190,10 @@ def check_one_file(files: pd.DataFrame) -> None:
 def add_types(csv: Path, df: pd.DataFrame, inputs: list[str]) -> pd.DataFrame:
     """Make columns of numbers float, and what is not known NaN; `inputs` must be one or other."""
     keys = ("image_id", "path", "target", "group")
-    typed = {name: as_typed(csv, df[name], name in inputs) for name in df if name not in keys}
-    return df.assign(**typed)
+    typed = {
+        name: df[name] if name in keys else as_typed(csv, df[name], name in inputs) for name in df
+    }
+    return pd.DataFrame(typed, df.index)  # assign: a pass over all columns for each
 
 
 def as_typed(csv: Path, column: pd.Series, is_input: bool) -> pd.Series:
