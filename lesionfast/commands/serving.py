@@ -32,6 +32,10 @@ def predict(
     images: Annotated[
         Path | None, typer.Option(help="Where the images of a CSV file are; default: beside it.")
     ] = None,
+    separator: Annotated[
+        str | None,
+        typer.Option(help="Character between the fields of a CSV file; default: as its header."),
+    ] = None,
     known: Annotated[
         list[str] | None, typer.Option("--set", help="What is known of all, such as age=55.")
     ] = None,
@@ -68,9 +72,19 @@ def predict(
     find_items(inputs)  # a name that is wrong is told before the model is loaded
     predictor = Predictor(model, views=tta, device=device)
     predictor.check(told)
-    column = predictor.bundle.image_column
-    items = find_items(inputs, images=images, metadata=told, image_column=column)
-    options = {"--set": told, "--images": images and str(images.absolute())}
+    items = find_items(
+        inputs,
+        images=images,
+        metadata=told,
+        image_column=predictor.bundle.image_column,
+        columns=predictor.bundle.encoder.columns,
+        separator=separator,
+    )
+    options = {
+        "--set": told,
+        "--images": images and str(images.absolute()),
+        "--separator": separator,
+    }
     with counting_bar("images") as bar:
         count = predict_to(
             *(predictor, items, out, kind),

@@ -17,7 +17,7 @@ from lesionfast.data.encoder import (
     why_impossible,
 )
 from lesionfast.data.leaks import RESERVED, check_inputs
-from lesionfast.data.sources import IMAGE_SUFFIXES, Source, find_source, list_images
+from lesionfast.data.sources import IMAGE_SUFFIXES, Source, find_source, list_images, without_twins
 from lesionfast.data.tables import read_table
 from lesionfast.errors import LesionfastError
 
@@ -63,7 +63,7 @@ def required_columns(config: DataConfig) -> dict[str, str]:
     if config.group != "none":
         named[config.group] = "--group, or type --group none if every image is a lesion of its own"
     inputs = "--metadata, or type --metadata none to use the image alone"
-    return {**dict.fromkeys(config.metadata_columns, inputs), **named}
+    return named | {name: inputs for name in config.metadata_columns if name not in named}
 
 
 def name_columns(raw: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
@@ -147,8 +147,7 @@ def add_paths(
     """Add the path of each row's image, found by its stem; rows without one are left out."""
     files = list_images(images)
     has_row = pd.Index(df["image_id"]).get_indexer(files["stem"]) >= 0  # isin: 70 x the time
-    files_of_rows = files[has_row]
-    check_one_file(files_of_rows)
+    files_of_rows = one_of_each(files[has_row])
     path = df["image_id"].map(files_of_rows.set_index("stem")["path"])
     if path.isna().all():
         raise LesionfastError(
@@ -159,7 +158,7 @@ def add_paths(
     if path.isna().any():
         gone = df.loc[path.isna(), "image_id"]
         logger.warning("%d rows without an image, left out: %s", len(gone), some(gone))
-    if len(files) > len(files_of_rows):
+    if not has_row.all():
         extra = files.loc[~has_row, "stem"]
         logger.warning("%d images without a row, left out: %s", len(extra), some(extra))
     df.insert(1, "path", path)
@@ -175,16 +174,23 @@ def without_suffix(image_ids: pd.Series) -> pd.Series:
     return image_ids.mask(with_suffix, image_ids.str.rsplit(".", n=1).str[0])
 
 
-def check_one_file(files: pd.DataFrame) -> None:
-    """Raise `LesionfastError` if two files have the same stem."""
-    same = files[files["stem"].duplicated(keep=False)].sort_values(["stem", "path"])
-    if len(same):
-        first, second = same["path"].iloc[:2]
+def one_of_each(files: pd.DataFrame) -> pd.DataFrame:
+    """Return files with one of each stem, as `without_twins`; how many there were more is said."""
+    try:
+        chosen = without_twins(files)
+    except LesionfastError as error:
         raise LesionfastError(
-            f"{same['stem'].nunique()} images are there more than once; the first two files are "
-            f"{first} and {second}. Remove one of each, or name the right folder or zip file with "
-            "--csv FILE --images DIR."
-        )
+            f"{error}. Remove one of each, or name the right folder or zip file with --csv FILE "
+            "--images DIR."
+        ) from None
+    twins = len(files) - len(chosen)
+    if twins:
+        double = chosen.loc[chosen["stem"].isin(files["stem"][files["stem"].duplicated()]), "path"]
+        logger.warning(
+            "%d image files have the name and the bytes of another, one of each is taken: %s",
+            twins, some(double, most=1),
+        )  # fmt: skip
+    return chosen
 
 
 def add_types(csv: Path, df: pd.DataFrame, inputs: list[str]) -> pd.DataFrame:

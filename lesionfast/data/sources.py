@@ -11,8 +11,10 @@ from pathlib import Path
 import pandas as pd
 
 from lesionfast.config import DataConfig
+from lesionfast.data.files import content_keys
 from lesionfast.data.sample import make_sample
 from lesionfast.errors import LesionfastError
+from lesionfast.files import readable_name
 
 logger = logging.getLogger("lesionfast")
 
@@ -92,10 +94,22 @@ def list_images(images: str | Path | Sequence[str | Path]) -> pd.DataFrame:
     """
     roots = [images] if isinstance(images, str | Path) else list(images)
     roots = [Path(os.path.abspath(Path(root).expanduser())) for root in roots]
-    paths = sorted({path for root in roots for path in find_images(root)})
+    paths = with_readable_names(sorted({path for root in roots for path in find_images(root)}))
     files = pd.DataFrame({"path": pd.Series(paths, dtype="str")})
     stems = [path[path.rfind("/") + 1 : path.rfind(".")] for path in paths]
     return files.assign(stem=pd.Series(stems, dtype="str"))
+
+
+def with_readable_names(paths: list[str]) -> list[str]:
+    """Return the paths that are UTF-8: a table can't name others, which are counted."""
+    readable = [path for path in paths if readable_name(path) == path]
+    if len(readable) < len(paths):
+        other = next(readable_name(path) for path in paths if readable_name(path) != path)
+        logger.warning(
+            "%d images left out: their names are not UTF-8. Rename them; the first is %s",
+            len(paths) - len(readable), other,
+        )  # fmt: skip
+    return readable
 
 
 def find_images(root: Path) -> Iterator[str]:
@@ -108,9 +122,14 @@ def find_images(root: Path) -> Iterator[str]:
         raise LesionfastError(f"there is no folder or zip file {root}. Name it with --images.")
 
 
-def find_images_in_folder(folder: Path) -> Iterator[str]:
-    """Yield the images in a folder and below, and those in its zip files."""
-    seen = set()
+def find_images_in_folder(
+    folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, others: list[str] | None = None
+) -> Iterator[str]:
+    """Yield the images in a folder and below, and those in its zip files, in order.
+
+    The names of other files go to `others`.
+    """
+    seen, others = set(), [] if others is None else others
     for parent, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
         if real in seen:  # a link to a folder that was searched; it could go round for ever
@@ -118,11 +137,30 @@ def find_images_in_folder(folder: Path) -> Iterator[str]:
             continue
         seen.add(real)
         folders[:] = sorted(filter(is_visible, folders))
-        for name in filter(is_visible, names):
-            if name.lower().endswith(IMAGE_SUFFIXES):
+        for name in sorted(filter(is_visible, names)):
+            if name.lower().endswith(suffixes):
                 yield Path(parent, name).as_posix()
             elif name.lower().endswith(".zip"):
                 yield from find_images_in_zip(Path(parent, name))
+            else:
+                others.append(name)
+
+
+def without_twins(files: pd.DataFrame) -> pd.DataFrame:
+    """Return images (stem, path) with the first of those that have one stem and the same bytes.
+
+    Raises `LesionfastError`, with two files, if images of one stem differ.
+    """
+    twins = files[files["stem"].duplicated(keep=False)]
+    first = twins.sort_values("path").drop_duplicates("stem").set_index("stem")["path"]
+    key = pd.Series(content_keys(twins["path"].tolist()), twins["path"])
+    differ = twins[key[twins["path"]].to_numpy() != key[twins["stem"].map(first)].to_numpy()]
+    if len(differ):
+        stem, path = differ.iloc[0][["stem", "path"]]
+        raise LesionfastError(
+            f"there are two different images '{stem}', the files {first[stem]} and {path}"
+        )
+    return files[~files["stem"].isin(first.index) | files["path"].isin(first)]
 
 
 def find_images_in_zip(path: Path) -> Iterator[str]:

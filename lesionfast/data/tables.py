@@ -159,16 +159,16 @@ def check_header(
             f"{path} has {len(header):,} columns; at most {MOST_COLUMNS:,} are read. Take those "
             "out that are not needed."
         )
-    for name in required:
-        if name not in header:
-            suggest_separator(path, required, separator, option)
-            raise missing_column(path.name, name, header, required[name])
     name, count = Counter(filter(None, header)).most_common(1)[0]
     if count > 1:
         raise LesionfastError(
             f"{path} has {'two' if count == 2 else count} columns '{name}'. Rename one of them in "
             "the file."
         )
+    for name in required:
+        if name not in header:
+            suggest_separator(path, required, separator, option)
+            raise missing_column(path.name, name, header, required[name])
 
 
 def suggest_separator(path: Path, required: Mapping[str, str], separator: str, option: str) -> None:

@@ -1,6 +1,5 @@
 """What is to be predicted: images, folders, globs, zip files and tables, one item at a time."""
 
-import csv
 import glob
 import logging
 import os
@@ -9,13 +8,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from lesionfast.data.metadata import some
 from lesionfast.data.sources import (
     IMAGE_SUFFIXES,
     TABLE_SUFFIXES,
+    find_images_in_folder,
     find_images_in_zip,
-    is_visible,
     list_images,
+    without_twins,
+)
+from lesionfast.data.tables import (
+    SEPARATORS,
+    as_separator,
+    check_header,
+    find_separator,
+    list_names,
+    read_chunks,
+    read_header,
+    readable,
+    suggest_separator,
 )
 from lesionfast.errors import LesionfastError, did_you_mean
 from lesionfast.files import readable_name, sha256
@@ -29,11 +42,17 @@ GLOB = "*?["
 
 @dataclass(frozen=True)
 class Item:
-    """One image: its name in the output, where it is (None: nowhere), and what is known of it."""
+    """One image: its name in the output, where it is (None: see `problem`), what is known of it."""
 
     name: str
     path: str | None
     metadata: dict[str, Any] = field(default_factory=dict)
+    problem: str = ""
+
+    @property
+    def why_no_path(self) -> str:
+        """Return why there is no path."""
+        return self.problem or f"there is no image '{self.name}'"
 
 
 def find_items(
@@ -42,12 +61,15 @@ def find_items(
     images: Path | None = None,
     metadata: dict[str, Any] | None = None,
     image_column: str = "image_id",
+    columns: Sequence[str] = (),
+    separator: str | None = None,
 ) -> Iterator[Item]:
     """Yield the images of files, folders, globs, zip files and tables, in order.
 
     `images` is the folder or zip file of the images that a table names, unless they are beside
-    it; `metadata` is said of every image that no table says it of. Raises `LesionfastError`, before
-    the first image, for an input that is not there.
+    it; `metadata` is said of every image that no table says it of; a table should have `columns`;
+    its `separator` is found unless given. Raises `LesionfastError`, before the first image, for an
+    input that is not there, and before the first image of a table that can't be read.
     """
     roots = [root for each in inputs for root in expanded(each)]
     for root in roots:
@@ -56,11 +78,9 @@ def find_items(
                 f"there is no file, folder or pattern {root!r}. Name images, a folder, a zip file "
                 "or a CSV file."
             )
-    return (
-        item
-        for root in roots
-        for item in items_of(Path(root), images, metadata or {}, image_column)
-    )
+    told = metadata or {}
+    tables = Tables(images, told, image_column, columns, separator)
+    return (item for root in roots for item in items_of(Path(root), told, tables))
 
 
 def expanded(given: str) -> list[str]:
@@ -71,16 +91,14 @@ def expanded(given: str) -> list[str]:
     return sorted(glob.glob(path, recursive=True)) or [path]
 
 
-def items_of(
-    root: Path, images: Path | None, metadata: dict[str, Any], image_column: str
-) -> Iterator[Item]:
+def items_of(root: Path, metadata: dict[str, Any], tables: "Tables") -> Iterator[Item]:
     """Yield the images of one input."""
     if root.is_dir():
         found = images_below(root)
     elif root.suffix.lower() == ".zip":
         found = find_images_in_zip(root)
     elif root.suffix.lower() in TABLE_SUFFIXES:
-        yield from rows_of(root, images, metadata, image_column)
+        yield from tables.rows_of(root)
         return
     else:
         found = iter([root.as_posix()])
@@ -96,40 +114,70 @@ def tables_among(inputs: Sequence[str]) -> dict[str, str]:
 
 def images_below(folder: Path) -> Iterator[str]:
     """Yield the images in a folder and below, and in its zip files; other files are counted."""
-    others = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(filter(is_visible, folders))
-        for name in sorted(filter(is_visible, names)):
-            path = Path(parent, name)
-            if name.lower().endswith((*IMAGE_SUFFIXES, *FOREIGN)):
-                yield path.as_posix()
-            elif name.lower().endswith(".zip"):
-                yield from find_images_in_zip(path)
-            else:
-                others.append(name)
+    others: list[str] = []
+    yield from find_images_in_folder(folder, (*IMAGE_SUFFIXES, *FOREIGN), others)
     if others:
         logger.warning("%s: %d other files left out: %s", folder, len(others), some(others))
 
 
-def rows_of(
-    table: Path, images: Path | None, metadata: dict[str, Any], image_column: str
-) -> Iterator[Item]:
-    """Yield the images that a table names, with what its other columns say of them."""
-    with table.open(encoding="utf-8-sig", newline="") as file:
-        dialect = csv.excel if table.suffix.lower() == ".csv" else csv.excel_tab
-        rows = csv.DictReader(file, dialect=dialect)
-        names = list(rows.fieldnames or [])
-        column = next((each for each in (image_column, *ID_COLUMNS) if each in names), None)
-        if column is None:
-            raise LesionfastError(
-                f"{table} has no column '{image_column}' that names the images; it has: "
-                f"{', '.join(names) or 'none'}.{did_you_mean(image_column, names)} "
-                f"Name the column {image_column}."
-            )
-        places = Places(images or table.parent)
-        for row in rows:
-            told = {name: value for name, value in row.items() if name and name != column}
-            yield Item(row[column], places.find(row[column]), metadata | known(told))
+@dataclass(frozen=True)
+class Tables:
+    """How tables are read; the fields are the options of `find_items`."""
+
+    images: Path | None
+    metadata: dict[str, Any]
+    image_column: str
+    columns: Sequence[str]
+    separator: str | None
+
+    def rows_of(self, table: Path) -> Iterator[Item]:
+        """Yield the images that a table names, with what its other columns say of them.
+
+        All rows are read once before, so that what is wrong is told before the first image.
+        """
+        with readable(table, ""):
+            separator = self.separator_of(table)
+            header = read_header(table, separator)
+            check_header(table, header, {}, separator, "")
+        column = self.image_column_of(table, header, separator)
+        for _ in read_chunks(table, {column: ""}, separator, option=""):
+            pass
+        self.warn_of_missing(table, header)
+        places = Places(self.images or table.parent)
+        for rows in read_chunks(table, {column: ""}, separator, option="", report=False):
+            for values in zip(*(rows[name] for name in rows), strict=True):
+                told = dict(zip(rows, values, strict=True))
+                name = told.pop(column)
+                yield places.find(name, self.metadata | known(told))
+
+    def separator_of(self, table: Path) -> str:
+        """Return the separator of a table: as given, else as its column names tell."""
+        if self.separator is not None:
+            return as_separator(self.separator)
+        usual = "," if table.suffix.lower() == ".csv" else "\t"
+        found = find_separator(table, (self.image_column, *ID_COLUMNS, *self.columns), usual)
+        if found != usual:
+            logger.warning("%s: the fields are separated by '%s'", table.name, SEPARATORS[found])
+        return found
+
+    def image_column_of(self, table: Path, header: list[str], separator: str) -> str:
+        """Return the column that names the images; raises `LesionfastError` if there is none."""
+        for name in (self.image_column, *ID_COLUMNS):
+            if name in header:
+                return name
+        suggest_separator(table, {self.image_column: ""}, separator, "")
+        raise LesionfastError(
+            f"{table} has no column '{self.image_column}' that names the images; it has: "
+            f"{list_names(header)}.{did_you_mean(self.image_column, header)} "
+            f"Name the column {self.image_column}."
+        )
+
+    def warn_of_missing(self, table: Path, header: list[str]) -> None:
+        """Say which columns of the model a table does not have."""
+        for name in self.columns:
+            if name not in header and name not in self.metadata:
+                near = did_you_mean(name, header)
+                logger.warning("%s has no column '%s': it is not known.%s", table.name, name, near)
 
 
 def known(told: dict[str, Any]) -> dict[str, Any]:
@@ -143,14 +191,49 @@ class Places:
     def __init__(self, root: Path) -> None:
         self.root, self._of_stem = root, None
 
-    def find(self, name: str) -> str | None:
-        """Return the path of an image, None if it is not there."""
+    def find(self, name: str, metadata: dict[str, Any]) -> Item:
+        """Return the image of a row, without a path if it is not there or there are two."""
+        try:
+            return Item(name, self.path_of(name), metadata)
+        except LesionfastError as error:
+            return Item(name, None, metadata, f"{error}. Remove one of them")
+
+    def path_of(self, name: str) -> str | None:
+        """Return the path of an image, None if it is not there; `LesionfastError` if two are."""
         beside = self.root / name
-        if name and beside.suffix and beside.is_file():
+        if name and beside.suffix and is_file(beside):
             return beside.as_posix()
-        if self._of_stem is None:
-            files = list_images(self.root)
-            self._of_stem = dict(zip(files["stem"], files["path"], strict=True))
         stem = name.rsplit("/", 1)[-1]
         suffix = stem.lower().endswith((*IMAGE_SUFFIXES, *FOREIGN))
-        return self._of_stem.get(stem.rsplit(".", 1)[0] if suffix else stem)
+        paths = self.of_stem.get(stem.rsplit(".", 1)[0] if suffix else stem, [])
+        if len(paths) < 2:
+            return paths[0] if paths else None
+        return without_twins(pd.DataFrame({"stem": stem, "path": paths}))["path"].iloc[0]
+
+    @property
+    def of_stem(self) -> dict[str, list[str]]:
+        """Return the paths of all images below by their stem."""
+        if self._of_stem is None:
+            self._of_stem = {}
+            files = list_images(self.root)
+            for stem, path in zip(files["stem"], files["path"], strict=True):
+                self._of_stem.setdefault(stem, []).append(path)
+            self.report_twins()
+        return self._of_stem
+
+    def report_twins(self) -> None:
+        """Say that files have one stem."""
+        twins = [paths[0] for paths in self._of_stem.values() if len(paths) > 1]
+        if twins:
+            logger.warning(
+                "%d images are there more than once; of the same bytes one is taken: %s",
+                len(twins), some(twins, most=1),
+            )  # fmt: skip
+
+
+def is_file(path: Path) -> bool:
+    """Return whether there is such a file; a name that is too long for one is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False

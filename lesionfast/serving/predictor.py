@@ -141,7 +141,7 @@ class Predictor:
     def prepare_one(self, reader: FileReader, item: Item) -> tuple[np.ndarray, dict] | str:
         """Return the pixels and the cleaned metadata of an image, or why there is no answer."""
         if item.path is None:
-            return f"there is no image '{item.name}'"
+            return item.why_no_path
         try:
             return self.pixels(reader, item.path), self.known.clean(item.metadata)
         except (BadImage, BadValue) as bad:

@@ -128,10 +128,21 @@ def test_an_id_that_is_there_with_and_without_suffix_is_there_twice(refusal):
 
 def test_two_files_of_one_stem_are_both_named(read, refusal, tmp_path):
     read()
-    (tmp_path / "images" / "ISIC_2.png").touch()
+    (tmp_path / "images" / "ISIC_2.png").write_bytes(b"x")
     message = refusal()
     assert "ISIC_2.jpg" in message
     assert "ISIC_2.png" in message
+    assert "--csv FILE --images DIR" in message
+
+
+def test_twin_folders_with_the_same_images_are_read_once_and_said(read, tmp_path, caplog):
+    read()
+    (tmp_path / "images" / "twin").mkdir()
+    for name in ("images", "images/twin"):
+        for number in (1, 2):
+            (tmp_path / name / f"ISIC_{number}.jpg").write_bytes(b"x" * number)
+    assert len(read()) == 4
+    assert "2 image files have the name and the bytes of another" in caplog.text
 
 
 def test_two_files_of_one_stem_without_a_row_do_not_matter(read, tmp_path):

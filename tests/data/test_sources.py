@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lesionfast.config import DataConfig
-from lesionfast.data.sources import find_source, list_images
+from lesionfast.data.sources import find_source, list_images, without_twins
 from lesionfast.errors import LesionfastError
 
 
@@ -162,3 +162,22 @@ def test_images_that_are_not_there(tmp_path):
 def test_an_empty_folder_lists_nothing(tmp_path):
     assert list(list_images(tmp_path)) == ["path", "stem"]
     assert list_images(tmp_path).empty
+
+
+def test_twins_of_the_same_bytes_count_once_in_folders_and_zip_files(tmp_path):
+    for name in ("one/a.jpg", "two/a.jpg", "one/b.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"same")
+    with zipfile.ZipFile(tmp_path / "three.zip", "w") as archive:
+        archive.writestr("a.JPG", b"same")
+    found = without_twins(list_images(tmp_path))
+    assert found["path"].tolist() == [f"{tmp_path}/one/a.jpg", f"{tmp_path}/one/b.jpg"]
+    (tmp_path / "two" / "b.png").write_bytes(b"else")
+    with pytest.raises(LesionfastError, match="two different images 'b', the files .*/one/b.jpg"):
+        without_twins(list_images(tmp_path))
+
+
+def test_a_file_whose_name_is_not_utf_8_is_left_out_and_counted(tmp_path, caplog):
+    touch(tmp_path / "a.jpg", tmp_path / os.fsdecode(b"caf\xe9.jpg"))
+    assert stems(tmp_path) == ["a"]
+    assert "1 images left out: their names are not UTF-8. Rename them; the first" in caplog.text

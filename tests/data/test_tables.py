@@ -2,8 +2,10 @@
 
 import logging
 
+import pandas as pd
 import pytest
 
+from lesionfast.data import tables
 from lesionfast.data.tables import read_table
 from lesionfast.errors import LesionfastError
 
@@ -107,6 +109,25 @@ def test_rows_that_do_not_fit_the_header_are_refused(write, rows):
 def test_fields_that_a_short_row_lacks_are_empty(write):
     table = read_table(write("image_id,dx,age,sex\na,nv\nb,mel,50,male\n"), NAMES)
     assert table.loc[2].tolist() == ["a", "nv", "", ""]
+
+
+def test_short_rows_and_columns_without_a_name_are_counted(write, caplog):
+    table = read_table(write("image_id,dx,age,\na,nv,,x\nb,mel,\nc,mel\n"), NAMES)
+    assert list(table) == ["image_id", "dx", "age"] and len(table) == 3
+    assert "cases.csv: 2 rows have fewer fields than the header, the first is row 3" in caplog.text
+    assert "cases.csv: 1 columns without a name, left out" in caplog.text
+
+
+def test_a_table_is_the_same_in_parts_and_as_a_whole(write, monkeypatch, caplog):
+    rows = "".join(f"a{i},nv \n\n" for i in range(999))
+    path = write(f"image_id,dx\n{rows}")
+    whole = read_table(path, NAMES)
+    monkeypatch.setattr(tables, "CELLS", 20)
+    parts = list(tables.read_chunks(path, NAMES))
+    assert len(parts) > 100
+    pd.testing.assert_frame_equal(pd.concat(parts), whole)
+    assert caplog.text.count("999 values with blanks around them") == 2
+    assert caplog.text.count("999 blank rows left out") == 2
 
 
 def test_blank_rows_are_left_out_and_counted(write, caplog):

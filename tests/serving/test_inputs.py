@@ -1,3 +1,4 @@
+import os
 import zipfile
 
 import pytest
@@ -67,3 +68,52 @@ def test_a_table_may_name_its_column_otherwise(folder, tmp_path):
     assert found[0].path == (folder / "b.jpg").as_posix()
     with pytest.raises(LesionfastError, match="has no column 'image_id' that names the images; it"):
         list(find_items([str(folder / "cases.tsv")]))
+
+
+def test_a_table_without_a_column_of_the_model_says_so_and_names_the_nearest(folder, caplog):
+    (folder / "cases.csv").write_text("image_id,Age\nb,55\n", "utf-8")
+    list(find_items([str(folder / "cases.csv")], columns=["age", "sex"], metadata={"sex": "male"}))
+    assert "cases.csv has no column 'age': it is not known. Did you mean 'Age'?" in caplog.text
+    assert "'sex'" not in caplog.text
+
+
+def test_the_separator_is_found_and_said_or_typed(folder, caplog):
+    (folder / "cases.csv").write_text("image_id;age\nb;55\n", "utf-8")
+    (folder / "one.tsv").write_text("image_id,age\nb,55\n", "utf-8")
+    for table, separator in (("cases.csv", ";"), ("one.tsv", ",")):
+        found = list(find_items([str(folder / table)]))
+        assert found[0].metadata == {"age": "55"}
+        assert f"{table}: the fields are separated by '{separator}'" in caplog.text
+    assert len(list(find_items([str(folder / "cases.csv")], separator=";"))) == 1
+    with pytest.raises(LesionfastError, match="separated by ';', not by ','. Add --separator ';'"):
+        list(find_items([str(folder / "cases.csv")], separator=","))
+    with pytest.raises(LesionfastError, match="--separator is ';;', which is not one character"):
+        list(find_items([str(folder / "cases.csv")], separator=";;"))
+
+
+def test_a_broken_row_at_the_end_is_told_before_the_first_image(folder):
+    (folder / "cases.csv").write_text("image_id,age\n" + "b,55\n" * 3000 + "b,5,5\n", "utf-8")
+    with pytest.raises(LesionfastError, match="row 3002 has 3 fields, the header has 2"):
+        next(find_items([str(folder / "cases.csv")]))
+
+
+def test_of_two_files_of_one_stem_one_is_taken_only_if_their_bytes_are_the_same(folder, caplog):
+    (folder / "twin").mkdir()
+    (folder / "twin" / "b.jpg").write_bytes(b"x")
+    (folder / "twin" / "c.png").write_bytes(b"another")
+    (folder / "cases.csv").write_text("image_id\nb\nc\n", "utf-8")
+    same, different = find_items([str(folder / "cases.csv")])
+    assert same.path == (folder / "b.jpg").as_posix() and "of the same bytes one" in caplog.text
+    assert different.path is None
+    assert different.why_no_path == (
+        f"there are two different images 'c', the files {folder}/sub/c.jpg and {folder}/twin/c.png"
+        ". Remove one of them"
+    )
+
+
+def test_a_file_whose_name_is_not_utf_8_is_shown_with_its_bytes_written_out(tmp_path):
+    path = os.path.join(os.fsencode(tmp_path), b"caf\xe9.jpg")
+    with open(path, "wb") as file:
+        file.write(b"x")
+    (item,) = find_items([str(tmp_path)])
+    assert item.name == f"{tmp_path}/caf\\xe9.jpg" and os.fsencode(item.path) == path
