@@ -169,7 +169,9 @@ class TrainConfig(SplitConfig):
         0.0, "Share of the epochs without the weights of --balance.", limits=(0, 1)
     )
     hardest: float = option(
-        1.0, "Share of each batch to learn from, the hardest first.", limits=(0.01, 1)
+        1.0,
+        "Share of each batch to learn from, the hardest first; this shifts the probabilities.",
+        limits=(0.01, 1),
     )
     loss: str = option("cross_entropy", "Loss (lesionfast list losses).")
     cost: str | None = option(
@@ -177,7 +179,9 @@ class TrainConfig(SplitConfig):
     )
     tau: float = option(1.0, "Of --loss logit_adjusted: its strength.", limits=(0, 4))
     label_smoothing: float = option(
-        0.0, "Label smoothing of the loss, between 0 and 1.", limits=(0, 1)
+        0.0,
+        "Label smoothing of the loss, from 0 to 0.9; it is undone in predictions.",
+        limits=(0, 1),
     )
     augment: str = option("standard", "Augmentation recipe (lesionfast list augmentations).")
     augment_valid: int | None = option(

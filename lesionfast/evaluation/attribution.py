@@ -185,7 +185,7 @@ def grad_cam(model: FusionModel, images: Tensor, metadata: Tensor, targets: Tens
     nothing speaks for the target it is 0 everywhere. Raises `LesionfastError` without a backbone.
     """
     require_image(model)
-    cam, maps = LayerGradCam(model, model.backbone), []
+    cam, maps = LayerGradCam(model.scores, model.backbone), []
     batches = zip(*(each.split(BATCH) for each in (images, metadata, targets)), strict=True)
     with in_eval_mode(model):
         for *inputs, target in batches:

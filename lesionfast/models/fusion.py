@@ -14,6 +14,7 @@ from lesionfast.config import TrainConfig, check_choice
 from lesionfast.errors import LesionfastError
 from lesionfast.models.backbones import Backbone, create_backbone
 from lesionfast.models.names import check_arch
+from lesionfast.models.posterior import Posterior, Undo
 from lesionfast.registry import Registry
 from lesionfast.runs import Run
 
@@ -128,8 +129,10 @@ def metadata_branch(n_metadata: int) -> nn.Sequential:
 class FusionModel(nn.Module):
     """A classifier of an image and its metadata; `backbone` is None for fusion 'metadata'.
 
-    With sub-classes it has more outputs than classes: `parents` (S,) has the class number of each,
-    training sees all S, and in eval mode the probabilities of a class's outputs are added up.
+    In training mode it gives its outputs as they are. In eval mode it gives logits whose softmax
+    is the posterior of the classes: what the loss did to the outputs is undone (`undo`, see
+    `Posterior`) and, with sub-classes, the probabilities of a class's outputs are added up;
+    `parents` (S,) has the class number of each output.
     """
 
     def __init__(
@@ -142,6 +145,7 @@ class FusionModel(nn.Module):
         fusion: str,
         dropout: float,
         parents: list[int] | None = None,
+        undo: Undo | None = None,
     ) -> None:
         super().__init__()
         build = fusions[fusion]
@@ -154,6 +158,7 @@ class FusionModel(nn.Module):
         self.parents = parents or list(range(n_classes))
         outputs = nn.Linear(self.fusion.width, len(self.parents))
         self.head = nn.Sequential(nn.Dropout(dropout), outputs)
+        self.posterior = Posterior(self.parents, undo)
 
     def forward(self, image: Tensor, metadata: Tensor) -> Tensor:
         """Return logits (B, n_classes) of images (B, 3, H, W) in 0..1 and metadata (B, width).
@@ -170,16 +175,12 @@ class FusionModel(nn.Module):
 
     def classify(self, features: Tensor, metadata: Tensor) -> Tensor:
         """Return logits (B, n_classes) of pooled features (B, F) and metadata (B, width)."""
-        logits = self.head(self.fusion(features, metadata))
-        return logits if self.training else self.merge(logits)
+        outputs = self.head(self.fusion(features, metadata))
+        return outputs if self.training else self.posterior(outputs)
 
-    def merge(self, logits: Tensor) -> Tensor:
-        """Return the logits of the classes (B, K) from those of all outputs (B, S)."""
-        n_classes = max(self.parents) + 1
-        if n_classes == len(self.parents):
-            return logits
-        members = [[i for i, p in enumerate(self.parents) if p == k] for k in range(n_classes)]
-        return torch.stack([logits[:, each].logsumexp(dim=1) for each in members], dim=1)
+    def scores(self, image: Tensor, metadata: Tensor) -> Tensor:
+        """Return the outputs of each class (B, n_classes) as they are, for gradients of them."""
+        return self.posterior.merge(self.head(self.fusion(self.features(image), metadata)))
 
 
 def check_parts(fusion: str, backbone: Backbone | None, n_metadata: int) -> None:
@@ -208,7 +209,11 @@ def stage_groups(model: FusionModel) -> list[list[nn.Parameter]]:
 
 
 def build_model(
-    config: TrainConfig, n_metadata: int, n_classes: int, parents: list[int] | None = None
+    config: TrainConfig,
+    n_metadata: int,
+    n_classes: int,
+    parents: list[int] | None = None,
+    undo: Undo | None = None,
 ) -> FusionModel:
     """Return the model that a configuration describes, with its pretrained weights."""
     backbone = None
@@ -222,6 +227,7 @@ def build_model(
         fusion=config.fusion,
         dropout=config.dropout,
         parents=parents,
+        undo=undo,
     )
 
 
@@ -259,8 +265,8 @@ def model_of(about: dict[str, Any], path: Path, again: str) -> FusionModel:
     """
     names = ("arch", "size", "pool", "fusion", "dropout")
     config = TrainConfig(weights="none", **{name: about[name] for name in names})
-    parents = about.get("parents")
-    model = build_model(config, about["n_metadata"], len(about["classes"]), parents)
+    more = {name: about.get(name) for name in ("parents", "undo")}  # not in the oldest runs
+    model = build_model(config, about["n_metadata"], len(about["classes"]), **more)
     try:
         model.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:

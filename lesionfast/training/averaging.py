@@ -25,7 +25,8 @@ class WeightAverage(Callback):
     def before_fit(self) -> None:
         """Make room for the average; what an earlier fit put aside is forgotten."""
         self.own = None
-        self.average = ModelEmaV3(self.model, decay=self.decay, use_warmup=True)
+        model = self.model.to(self.dls.device)  # where fastai moves it only after this event
+        self.average = ModelEmaV3(model, decay=self.decay, use_warmup=True)
 
     def before_epoch(self) -> None:
         """Go on with the trained weights."""

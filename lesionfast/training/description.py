@@ -13,7 +13,7 @@ from lesionfast.data.splits import PARTS
 from lesionfast.models.precision import explain_precision, precision
 from lesionfast.runs import Run
 from lesionfast.training.learner import FusionLearner
-from lesionfast.training.objective import default_cost
+from lesionfast.training.objective import default_cost, shifting_options
 from lesionfast.training.schedule import Phase
 
 logger = logging.getLogger("lesionfast")
@@ -34,6 +34,8 @@ def describe_model(learn: FusionLearner, config: TrainConfig) -> dict[str, Any]:
         "classes": list(learn.dls.vocab),
         "parents": learn.model.parents,
         "prior": learn.balance.prior.tolist(),
+        "undo": learn.model.posterior.undo,
+        "not_undone": shifting_options(config),
         "weights_origin": "no backbone" if backbone is None else backbone.origin,
     }
 
@@ -117,6 +119,8 @@ def announce(
         announce_balance(learn, config)
     if config.loss == "asymmetric":
         logger.info("costs, truth:decision: %s", default_cost(config, list(learn.dls.vocab)))
+    if shifting := shifting_options(config):
+        logger.info("probabilities and decisions are shifted by %s", " and ".join(shifting))
     if config.head != "linear":
         logger.info(
             "head %s: solved once; epochs, rates and augmentation play no part", config.head

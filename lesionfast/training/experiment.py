@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from lesionfast.config import WHERE, TrainConfig, check_choice
@@ -108,6 +109,7 @@ def trained_learner(
         df = load_dataset(plain, split=run.path / "split.csv")
     learn = fusion_learner(build_dls(df, plain, encoder=encoder), plain)
     learn.model = load_model(run).to(learn.dls.device)
+    learn.balance = replace(learn.balance, prior=np.array(run.model["prior"]))
     return learn
 
 
@@ -195,5 +197,13 @@ def write_preparation(learn: FusionLearner, run: Run) -> None:
 
 
 def learn_weights(learn: FusionLearner, run: Run, resume: bool = False) -> dict[str, Any]:
-    """Train, or solve a head that is solved; return what metrics.json says of the training."""
-    return fit(learn, run, resume) if run.config.head == "linear" else solve_head(learn, run)
+    """Train, or solve a head that is solved; return what metrics.json says of the training.
+
+    model.json is written anew where what was kept is not what was expected: an epoch before the
+    class weights came on, or the rest of a training that an earlier version began.
+    """
+    told = fit(learn, run, resume) if run.config.head == "linear" else solve_head(learn, run)
+    if (about := describe_model(learn, run.config)) != run.model:
+        run.write_json("model.json", about)
+        run.model = about
+    return told

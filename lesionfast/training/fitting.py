@@ -75,6 +75,7 @@ def fit(learn: FusionLearner, run: Run, resume: bool = False) -> dict[str, Any]:
     with memory_error_explained(config), learn.no_bar(), learn.no_logging():
         learn.fit(total_epochs(how, config), lrs, cbs=cbs)
     check_trained(run, best)
+    describe_kept(learn, best)
     kept = Run(run.path).history.set_index("epoch").loc[best.best_epoch + 1]
     logger.info("kept: the weights of epoch %d, phase %s", best.best_epoch + 1, kept["phase"])
     return {
@@ -133,6 +134,14 @@ def highest_lr(learn: FusionLearner, run: Run) -> float:
     if not file.is_file():
         run.write_json(LR, find_lr(learn, starts_frozen(learn, run.config)))
     return json.loads(file.read_text(encoding="utf-8"))
+
+
+def describe_kept(learn: FusionLearner, best: KeepBest) -> None:
+    """Say what the probabilities of the kept weights are; without class weights if it was early."""
+    deferred = getattr(learn, "deferred_weights", None)
+    if deferred is not None:
+        deferred.switch(best.best_epoch)
+        learn.train_then_validate.describe()
 
 
 def check_trained(run: Run, best: KeepBest) -> None:

@@ -83,6 +83,8 @@ def fusion_learner(dls: DataLoaders, config: TrainConfig | None = None) -> Fusio
     if len(parents) > len(classes):
         assign_subclasses(dls, model, config.seed)
     objective = build_objective(dls, config, parents)
+    model.posterior.set_undo(objective.loss.undo(len(parents)))
+    model.to(dls.device)
     cbs = [*learner_callbacks(dls.device, config), *objective.callbacks]
     if withholds(config):
         withholding = Withholding.of(dls, parents, config.metadata_dropout)
@@ -91,12 +93,12 @@ def fusion_learner(dls: DataLoaders, config: TrainConfig | None = None) -> Fusio
     learn = FusionLearner(
         dls,
         model,
-        loss_func=objective.loss,
+        loss_func=objective.valid_loss,
         opt_func=ADAMW,
         lr=config.lr if isinstance(config.lr, float) else 1e-3,
         splitter=stage_groups,
         cbs=cbs,
-        metrics=validation_metrics(classes, objective.balance.prior, config.rule),
+        metrics=validation_metrics(classes, lambda: learn.balance.prior, config.rule),
         wd=config.weight_decay,
         wd_bn_bias=True,
         train_bn=False,
@@ -121,11 +123,16 @@ def withholds(config: TrainConfig) -> bool:
     return bool(config.metadata_dropout and config.metadata_columns) and config.fusion != "none"
 
 
-def validation_metrics(classes: list[str], prior: np.ndarray, rule: str) -> list[AccumMetric]:
-    """Return the columns of the history, over all validation rows, under the deciding rule."""
+def validation_metrics(
+    classes: list[str], prior: Callable[[], np.ndarray], rule: str
+) -> list[AccumMetric]:
+    """Return the columns of the history, over all validation rows, under the deciding rule.
+
+    `prior` returns that of the probabilities, which the epochs may change.
+    """
 
     def decided(function: Callable[..., float], *args: Any) -> Callable[..., float]:
-        return lambda p, truth: float(function(truth, decide(p, rule, prior), *args))
+        return lambda p, truth: float(function(truth, decide(p, rule, prior()), *args))
 
     columns = {
         "balanced_accuracy": decided(balanced_accuracy, len(classes)),
@@ -139,7 +146,7 @@ def validation_metrics(classes: list[str], prior: np.ndarray, rule: str) -> list
 
 def history_names(classes: list[str]) -> tuple[str, ...]:
     """Return the columns of the history that can be watched."""
-    metrics = validation_metrics(classes, np.ones(len(classes)), "argmax")
+    metrics = validation_metrics(classes, lambda: np.ones(len(classes)), "argmax")
     return ("train_loss", "valid_loss", *(each.name for each in metrics))
 
 

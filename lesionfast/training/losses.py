@@ -1,5 +1,6 @@
 """Losses by name: logits (B, K) and class numbers (B,) -> a scalar, computed in float32 or more."""
 
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ class ClassificationLoss(nn.Module):
     `prior` (K,) are the class shares that the loss sees, `counts` (K,) the training rows of each
     class, `costs` (K, K) what calling row column costs, `tau` the strength of a logit adjustment;
     a loss takes what it needs of them. `smooths` says whether label smoothing is defined for it.
+    Each loss says with `undo` and `rule_prior` what its minimum is, so that the model's posteriors
+    and the decision rule are right.
     """
 
     smooths = False
@@ -37,15 +40,28 @@ class ClassificationLoss(nn.Module):
         super().__init__()
         self.register_buffer("weight", weight)
         self.label_smoothing, self.tau, self.reduction = label_smoothing, tau, "mean"
-        self.register_buffer("offset", self.prepare(prior, counts, costs))
+        self.prepared = self.prepare(prior, counts, costs)
+        offset = None if self.prepared is None else torch.tensor(self.prepared).float()
+        self.register_buffer("offset", offset)  # float64 is more than some devices have
 
-    def prepare(self, prior: Any, counts: Any, costs: Any) -> Tensor | None:
+    def prepare(self, prior: Any, counts: Any, costs: Any) -> np.ndarray | None:
         """Return what the loss keeps of prior, counts and costs."""
         return None
 
+    def undo(self, n_outputs: int) -> dict[str, list[float]]:
+        """Return what a `Posterior` has to undo to make posteriors of the minimum of this loss."""
+        raise NotImplementedError
+
     def rule_prior(self, prior: np.ndarray) -> np.ndarray:
-        """Return the class shares (K,) that are left in the probabilities after this loss."""
+        """Return the prior (K,) of those posteriors; `prior` are the shares that the loss sees."""
         return prior
+
+    def of_posteriors(self) -> "ClassificationLoss":
+        """Return the loss that is least for the posteriors, to validate with: by default log loss.
+
+        Classes have the same weights.
+        """
+        return CrossEntropy(self.weight)
 
     def activation(self, logits: Tensor) -> Tensor:
         """Return probabilities (B, K)."""
@@ -82,6 +98,24 @@ class CrossEntropy(ClassificationLoss):
 
     smooths = True
 
+    def undo(self, n_outputs: int) -> dict[str, list[float]]:
+        """Return the smoothing, if there is any.
+
+        Smoothed labels are weighted by class like the others, so the minimum is proportional to
+        weight ((1 - smoothing) posterior + smoothing / outputs), of which 0 for weight 0.
+        """
+        if not self.label_smoothing:
+            return {}
+        weight = np.ones(n_outputs) if self.weight is None else self.weight.double().cpu().numpy()
+        added = np.where(weight > 0, self.label_smoothing / n_outputs, 0.0)
+        shift = self.adjustment(n_outputs) - np.log(np.where(weight > 0, weight, 1.0))
+        level = added / (1 - self.label_smoothing + added.sum())
+        return {"shift": shift.tolist(), "level": level.tolist()}
+
+    def adjustment(self, n_outputs: int) -> np.ndarray:
+        """Return what the loss adds to the logits (K,)."""
+        return np.zeros(n_outputs)
+
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of logits (B, K) for class numbers (B,)."""
         return self.cross_entropy(precise(logits), target)
@@ -92,6 +126,10 @@ class Focal(ClassificationLoss):
     """Focal loss, gamma 2, weights after focusing (Lin et al. 2017, arXiv:1708.02002, eq. 5)."""
 
     gamma = 2.0
+
+    def undo(self, n_outputs: int) -> dict[str, list[float]]:
+        """Return the focusing."""
+        return {"gamma": [self.gamma]}
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of logits (B, K) for class numbers (B,)."""
@@ -104,13 +142,22 @@ class Asymmetric(ClassificationLoss):
     """Cross entropy plus the expected cost of errors (Galdran et al. 2020, arXiv:2010.00291).
 
     The extra term is the sum over the classes of probability times --cost of calling the truth so.
+    What the costs do to the probabilities is what they are there for, so it is not undone.
     """
 
-    def prepare(self, prior: Any, counts: Any, costs: Any) -> Tensor:
+    def undo(self, n_outputs: int) -> dict[str, list[float]]:
+        """Return nothing."""
+        return {}
+
+    def of_posteriors(self) -> ClassificationLoss:
+        """Return this loss."""
+        return self
+
+    def prepare(self, prior: Any, counts: Any, costs: Any) -> np.ndarray:
         """Keep the costs (K, K)."""
         if costs is None or not np.any(costs):
             raise LesionfastError("--loss asymmetric needs costs. Type such as --cost mel:nv=4.")
-        return torch.as_tensor(costs)
+        return np.asarray(costs)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of logits (B, K) for class numbers (B,)."""
@@ -120,20 +167,28 @@ class Asymmetric(ClassificationLoss):
 
 
 @losses.register("logit_adjusted")
-class LogitAdjusted(ClassificationLoss):
+class LogitAdjusted(CrossEntropy):
     """Cross entropy of logits plus tau log prior (Menon et al. 2021, arXiv:2007.07314, eq. 10)."""
 
-    smooths = True
-
-    def prepare(self, prior: Any, counts: Any, costs: Any) -> Tensor:
-        """Keep tau log prior (K,); a class without rows never lowers the others."""
+    def prepare(self, prior: Any, counts: Any, costs: Any) -> np.ndarray:
+        """Keep tau log prior (K,); a class without rows, which has no prior, is not adjusted."""
         assert prior is not None, "a logit-adjusted loss needs the prior"
-        return self.tau * torch.as_tensor(np.log(np.maximum(prior, 1e-12)))
+        return self.tau * np.log(np.where(np.asarray(prior) > 0, prior, 1.0))
+
+    def adjustment(self, n_outputs: int) -> np.ndarray:
+        """Return tau log prior (K,)."""
+        return self.prepared
 
     def rule_prior(self, prior: np.ndarray) -> np.ndarray:
-        """Return prior ** (1 - tau), normalised: uniform for tau 1, the adjustment being done."""
-        left = np.where(prior > 0, np.maximum(prior, 1e-12) ** (1 - self.tau), 0)
+        """Return the shares that the adjustment leaves: for tau 1 the same of each class."""
+        left = prior * np.exp(-self.adjustment(len(prior)))
         return left / left.sum()
+
+    def of_posteriors(self) -> ClassificationLoss:
+        """Return this loss without smoothing."""
+        plain = deepcopy(self)
+        plain.label_smoothing = 0.0
+        return plain
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of logits (B, K) for class numbers (B,)."""
@@ -159,11 +214,15 @@ class LDAM(ClassificationLoss):
 
     largest = 0.5
 
-    def prepare(self, prior: Any, counts: Any, costs: Any) -> Tensor:
+    def undo(self, n_outputs: int) -> dict[str, list[float]]:
+        """Return the margins."""
+        return {"margins": self.prepared.tolist()}
+
+    def prepare(self, prior: Any, counts: Any, costs: Any) -> np.ndarray:
         """Keep the margins (K,)."""
         assert counts is not None, "ldam needs the training rows of each class"
         margins = np.where(np.asarray(counts) > 0, np.maximum(counts, 1) ** -0.25, 0.0)
-        return torch.as_tensor(margins * (self.largest / margins.max()))
+        return margins * (self.largest / margins.max())
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of logits (B, K) for class numbers (B,)."""

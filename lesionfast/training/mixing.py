@@ -15,7 +15,9 @@ class Mix(Callback):
     """Mix each row of a training batch with another, and the loss of both targets alike.
 
     Works on any Learner of one or more inputs, the image first. The share of the row itself is
-    drawn once a batch from Beta(alpha, alpha), and depends on seed, epoch and step only.
+    drawn once a batch from Beta(alpha, alpha), and depends on seed, epoch and step only. As the
+    share goes to 1 the label does too, so nothing has to be undone in predictions of whole
+    pictures.
     """
 
     order, run_valid = 52, False

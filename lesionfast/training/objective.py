@@ -1,6 +1,7 @@
 """What a training minimises: class balance, loss, and the callbacks that shape both."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -15,19 +16,21 @@ from lesionfast.errors import LesionfastError
 from lesionfast.training.balancing import Balance, balances, shares
 from lesionfast.training.losses import ClassificationLoss, losses
 from lesionfast.training.mixing import mixes
-from lesionfast.training.subclasses import Subclasses, output_codes, split_codes
-from lesionfast.training.weighting import DeferredWeights, HardNegatives
+from lesionfast.training.subclasses import output_codes, split_codes
+from lesionfast.training.weighting import DeferredWeights, HardNegatives, TrainThenValidate
 
 
 @dataclass(frozen=True)
 class Objective:
-    """`balance` with the prior that is left for the decision rule, the loss, and callbacks.
+    """The losses of training, over the model's outputs, and of validation, over the classes.
 
-    `counts` and `drawn` (K,) are the training rows of each class, and those of an epoch.
+    `balance` has the prior of the posteriors, the class shares that the decision rule divides by,
+    and `counts` and `drawn` (K,) are the training rows of each class, and those of an epoch.
     """
 
     balance: Balance
     loss: ClassificationLoss
+    valid_loss: ClassificationLoss
     callbacks: list[Callback]
     counts: np.ndarray
     drawn: np.ndarray
@@ -40,28 +43,74 @@ def build_objective(dls: DataLoaders, config: TrainConfig, parents: list[int]) -
     """
     codes, classes = split_codes(dls), list(dls.vocab)
     check_objective(config, classes)
+    outputs = output_codes(dls) if len(parents) > len(classes) else codes
+    return objective_of(config, codes, outputs, classes, parents)
+
+
+def objective_of(
+    config: TrainConfig,
+    codes: np.ndarray,
+    outputs: np.ndarray,
+    classes: list[str],
+    parents: Sequence[int],
+) -> Objective:
+    """Return the objective of training rows with these class and output numbers (n,)."""
     balance = build_balance(config, codes, len(classes))
-    built = [build_loss(config, balance, codes, classes)]
-    callbacks: list[Callback] = []
+    of_classes = build_loss(config, balance, codes, classes)
+    loss = of_classes
     if len(parents) > len(classes):
-        of_outputs = over_outputs(balance, output_codes(dls), np.array(parents))
-        built.append(build_loss(config, of_outputs, output_codes(dls), classes, np.array(parents)))
-        callbacks.append(Subclasses(train_loss=built[1], valid_loss=built[0]))
+        of_outputs = over_outputs(balance, np.array(parents))
+        loss = build_loss(config, of_outputs, outputs, classes, np.array(parents))
+    counts = np.bincount(codes, minlength=len(classes))
+    drawn = drawn_rows(balance, codes, counts)
+    valid_loss = of_classes.of_posteriors()
+    prior = rule_prior(config, of_classes, balance.prior)
+    unweighted = rule_prior(config, of_classes, shares(drawn))
+    return Objective(
+        replace(balance, prior=prior),
+        loss,
+        valid_loss,
+        build_callbacks(config, loss, valid_loss, (unweighted, prior)),
+        counts,
+        drawn,
+    )
+
+
+def build_callbacks(
+    config: TrainConfig,
+    loss: ClassificationLoss,
+    valid_loss: ClassificationLoss,
+    priors: tuple[np.ndarray, np.ndarray],
+) -> list[Callback]:
+    """Return the callbacks that shape what is minimised; raises `LesionfastError`."""
+    callbacks: list[Callback] = [TrainThenValidate(loss, valid_loss, priors)]
     if config.defer_weights:
-        if built[0].weight is None:
+        if loss.weight is None:
             raise LesionfastError(
                 "--defer-weights has no class weights to defer. Type --balance weights, effective "
                 "or author with it, or leave it out."
             )
-        callbacks.append(DeferredWeights(config.defer_weights, *built))
+        callbacks.append(DeferredWeights(config.defer_weights, loss, valid_loss))
     if config.hardest < 1:
         callbacks.append(HardNegatives(config.hardest))
     if mix := mixes[config.mix](config.mix_alpha, config.seed):
         callbacks.append(mix)
-    left = rule_prior(config, built[0], balance)
-    counts = np.bincount(codes, minlength=len(classes))
-    drawn = drawn_rows(balance, codes, counts)
-    return Objective(replace(balance, prior=left), built[0], callbacks, counts, drawn)
+    return callbacks
+
+
+def shifting_options(config: TrainConfig) -> list[str]:
+    """Return the options, as typed, whose effect on the probabilities is not undone.
+
+    --class-weight and --cost are there to shift the decision. With --hardest the minimum has the
+    same probability for all that are probable enough, so no posterior can be told from it. Mixing
+    is not among them: a picture that is hardly mixed keeps its own label.
+    """
+    typed = {
+        "--class-weight": config.class_weight,
+        "--cost": config.loss == "asymmetric" and (config.cost or "by default"),
+        "--hardest": config.hardest < 1 and f"{config.hardest:g}",
+    }
+    return [f"{name} {value}" for name, value in typed.items() if value]
 
 
 def check_objective(config: TrainConfig, classes: list[str]) -> None:
@@ -118,20 +167,24 @@ def default_cost(config: TrainConfig, classes: list[str]) -> str | None:
     return config.cost
 
 
-def over_outputs(balance: Balance, codes: np.ndarray, parents: np.ndarray) -> Balance:
-    """Return a balance of the classes as one of the model's outputs: each its part of its class."""
-    counts = np.bincount(codes, minlength=len(parents)).astype(float)
-    of_class = np.bincount(parents, counts)
-    part = np.divide(counts, of_class[parents], out=np.zeros_like(counts), where=counts > 0)
+def over_outputs(balance: Balance, parents: np.ndarray) -> Balance:
+    """Return a balance of the classes as one of the model's outputs: each has that of its class.
+
+    The prior too: an output that were adjusted by its own share would have that taken off, and the
+    probability of a class of three outputs would be three times too large.
+    """
     weights = None if balance.weights is None else balance.weights[parents]
-    return replace(balance, prior=balance.prior[parents] * part, weights=weights)
+    return replace(balance, prior=balance.prior[parents], weights=weights)
 
 
-def rule_prior(config: TrainConfig, loss: ClassificationLoss, balance: Balance) -> np.ndarray:
-    """Return the class shares (K,) that the rule 'balanced' has to divide by."""
+def rule_prior(config: TrainConfig, loss: ClassificationLoss, prior: np.ndarray) -> np.ndarray:
+    """Return the prior (K,) of the posteriors, by which the rule 'balanced' has to divide.
+
+    `prior` (K,) are the class shares that the loss sees.
+    """
     if config.head != "linear":  # solved with every class weighing the same
-        return shares(balance.prior > 0)
-    return loss.rule_prior(balance.prior)
+        return shares(prior > 0)
+    return loss.rule_prior(prior)
 
 
 def drawn_rows(balance: Balance, codes: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -30,6 +30,7 @@ GOES_WITH = {
     "tau": GoesWith("--loss logit_adjusted", lambda c: c.loss == "logit_adjusted"),
     "views": GoesWith("--augment other than none", lambda c: c.augment != "none"),
 }
+MOST_SMOOTHING = 0.9
 SOLVED = {  # what a head that is solved looks at; anything else is of gradient descent
     *(each.name for each in fields(SplitConfig)),
     *("arch", "weights", "size", "resize", "fusion", "pool", "head", "rule", "tta"),
@@ -65,6 +66,11 @@ def check_together(config: TrainConfig) -> None:
     if config.hardest < 1 and config.mix != "none":
         raise LesionfastError(
             "--hardest and --mix do not go together: a mixed row is as hard as two. Leave one out."
+        )
+    if config.label_smoothing > MOST_SMOOTHING:
+        raise LesionfastError(
+            f"--label-smoothing {config.label_smoothing:g} leaves too little of the labels to undo "
+            f"it in predictions. Type at most {MOST_SMOOTHING}, such as --label-smoothing 0.1."
         )
     if config.defer_weights and config.monitor == "valid_loss":
         raise LesionfastError(

@@ -5,14 +5,12 @@ import logging
 import numpy as np
 import pandas as pd
 from fastai.data.core import DataLoaders
-from torch import nn
 
 from lesionfast.console import counting_bar
 from lesionfast.data.loaders import ReadTarget
 from lesionfast.errors import LesionfastError
 from lesionfast.models.features import kept_features
 from lesionfast.models.fusion import FusionModel
-from lesionfast.training.callbacks import Borrowing
 
 logger = logging.getLogger("lesionfast")
 
@@ -88,24 +86,3 @@ def split_codes(dls: DataLoaders, split: str = "train") -> np.ndarray:
 def output_codes(dls: DataLoaders) -> np.ndarray:
     """Return the numbers of the outputs that the training rows are taught, int64 (n,)."""
     return find_targets(dls)[dls.rows.loc[dls.rows["split"] == "train", "row"].to_numpy()]
-
-
-class Subclasses(Borrowing):
-    """Train with a loss over the sub-classes; validate with the loss over the classes."""
-
-    order = -15
-
-    def __init__(self, train_loss: nn.Module, valid_loss: nn.Module) -> None:
-        self.train_loss, self.valid_loss = train_loss, valid_loss
-
-    def before_train(self) -> None:
-        """Take the loss over the model's outputs."""
-        self.learn.loss_func = self.train_loss.to(self.dls.device)
-
-    def before_validate(self) -> None:
-        """Take the loss over the classes, into which the model merges its outputs by itself."""
-        self.learn.loss_func = self.valid_loss.to(self.dls.device)
-
-    def clean_up(self) -> None:
-        """Leave the Learner with the loss over the classes, however the fit ended."""
-        self.learn.loss_func = self.valid_loss

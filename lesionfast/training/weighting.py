@@ -1,9 +1,54 @@
-"""fastai callbacks that change how much a row counts: hard ones alone, class weights late."""
+"""fastai callbacks that change the loss: hard rows alone, class weights late, another to validate.
 
+They need no device: whatever they keep goes to that of the loaders when it is used.
+"""
+
+from dataclasses import replace
+
+import numpy as np
 from fastai.callback.core import Callback
 from torch import nn
 
 from lesionfast.training.callbacks import Borrowing
+from lesionfast.training.losses import ClassificationLoss
+
+
+class TrainThenValidate(Borrowing):
+    """Train with a loss over the model's outputs, validate with one over the posteriors.
+
+    Each epoch the model undoes what the loss does by then, and `learn.balance` has the prior of
+    its posteriors: the first of `priors` while the loss has no class weights, else the second.
+    """
+
+    order = -15
+
+    def __init__(
+        self,
+        loss: ClassificationLoss,
+        valid_loss: ClassificationLoss,
+        priors: tuple[np.ndarray, np.ndarray],
+    ) -> None:
+        self.loss, self.valid_loss, self.priors = loss, valid_loss, priors
+
+    def before_train(self) -> None:
+        """Take the loss over the outputs; the posteriors will be those of its minimum."""
+        self.learn.loss_func = self.loss.to(self.dls.device)
+        self.describe()
+
+    def before_validate(self) -> None:
+        """Take the loss over the posteriors."""
+        self.learn.loss_func = self.valid_loss.to(self.dls.device)
+
+    def clean_up(self) -> None:
+        """Leave the Learner with the loss over the posteriors, however the fit ended."""
+        self.learn.loss_func = self.valid_loss
+
+    def describe(self) -> None:
+        """Say what the model's probabilities are, as the loss is now."""
+        self.model.posterior.set_undo(self.loss.undo(len(self.model.parents)))
+        self.model.posterior.to(self.dls.device)
+        prior = self.priors[self.loss.weight is not None]
+        self.learn.balance = replace(self.learn.balance, prior=prior)
 
 
 class HardNegatives(Callback):
@@ -43,9 +88,13 @@ class DeferredWeights(Borrowing):
 
     def before_epoch(self) -> None:
         """Give the losses their weights, or take them off."""
-        late = self.epoch >= self.share * self.n_epoch
+        self.switch(self.epoch)
+
+    def switch(self, epoch: int) -> None:
+        """Give the losses the weights that they have in an epoch of this fit."""
+        late = epoch >= self.share * self.n_epoch
         for loss, weight in self.weights:
-            loss.weight = weight if late else None
+            loss.weight = weight.to(self.dls.device) if late else None
 
     def clean_up(self) -> None:
         """Give the losses their weights, however the fit ended."""

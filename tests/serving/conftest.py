@@ -17,7 +17,14 @@ def trained(tmp_path_factory, cache_folder) -> Run:
     from lesionfast.training.experiment import train
 
     config = TrainConfig(
-        size=64, epochs=1, head_epochs=2, views=1, tta=2, batch_size=16, precision="float32"
+        size=64,
+        epochs=1,
+        head_epochs=2,
+        views=1,
+        tta=2,
+        batch_size=16,
+        precision="float32",
+        label_smoothing=0.1,  # which is undone in every probability
     )
     return train(load_dataset(config), config, tmp_path_factory.mktemp("runs"))
 

@@ -30,6 +30,7 @@ from lesionfast.training.experiment import (
     prepare_learner,
     resume,
     train,
+    trained_learner,
 )
 from lesionfast.training.fitting import highest_lr
 from lesionfast.training.frozen import BATCH as HEAD_BATCH
@@ -275,14 +276,52 @@ def stopped(tmp_path, monkeypatch):
     shutil.copytree(make_sample(), folder)
     config = replace(TINY, data=str(folder), size=32)
 
-    def interrupt(self):
-        self.interrupted = self.epoch > 0
-
     with monkeypatch.context() as patch:
-        patch.setattr(StopOnInterrupt, "before_batch", interrupt, raising=False)
+        patch.setattr(StopOnInterrupt, "before_batch", stop_after_one, raising=False)
         run = train(load_dataset(config), config, tmp_path / "runs")
     assert run.metrics["status"] == "interrupted"
     return run
+
+
+def test_weights_kept_before_deferred_ones_came_on_have_the_prior_without_them(
+    df, tmp_path, monkeypatch
+):
+    config = replace(
+        TINY, size=32, epochs=2, balance="weights", defer_weights=0.5, label_smoothing=0.1
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(StopOnInterrupt, "before_batch", stop_after_one, raising=False)
+        run = train(df, config, tmp_path)
+    shares = df.loc[df["split"] == "train", "target"].value_counts(normalize=True)
+    assert kept_is(run, 1)
+    for model in (run.model, Run(run.path).model):
+        np.testing.assert_allclose(model["prior"], shares[run.classes], rtol=1e-6)
+        np.testing.assert_allclose(model["undo"]["shift"], 0)
+    ended = resume(Run(run.path))
+    assert kept_is(ended, 3)
+    np.testing.assert_allclose(ended.model["prior"], 1 / 7)
+    assert np.ptp(Run(run.path).model["undo"]["shift"]) > 0.1
+
+
+def test_a_run_that_says_of_nothing_to_undo_predicts_as_it_did(run, tmp_path):
+    """A run of an earlier version: its config has smoothing that was not undone."""
+    old = tmp_path / "old"
+    shutil.copytree(run.path, old)
+    (old / "manifest.json").unlink()  # there was none
+    (old / "config.json").write_text(replace(run.config, label_smoothing=0.1).to_json())
+    model = {k: v for k, v in run.model.items() if k not in ("undo", "not_undone")}
+    (old / "model.json").write_text(json.dumps(model | {"prior": [0.3, 0.2, *[0.1] * 5]}))
+    learn = trained_learner(Run(old))
+    with learn.no_bar():
+        found = learn.get_preds(ds_idx=1)[0].numpy()
+    valid = run.predictions.query("split == 'valid'")
+    expected = valid[[f"p_{each}" for each in run.classes]].to_numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert learn.balance.prior[0] == 0.3
+
+
+def stop_after_one(self):
+    self.interrupted = self.epoch > 0
 
 
 def test_a_resumed_run_does_not_show_metrics_of_other_weights(stopped, monkeypatch):
@@ -434,6 +473,7 @@ def test_options_that_do_not_go_together_are_refused(df, tmp_path):
         ({"cost": "mel:nv=4"}, "--cost goes with --loss asymmetric"),
         ({"hardest": 0.5, "mix": "mixup"}, "--hardest and --mix do not go together"),
         ({"loss": "focal", "label_smoothing": 0.1}, "not defined for --loss focal.*cross_entropy"),
+        ({"label_smoothing": 1.0}, "leaves too little of the labels.*--label-smoothing 0.1"),
         ({"class_weight": "mell=2"}, "Did you mean 'mel'"),
         ({"mix": "mixupp"}, "Did you mean 'mixup'"),
         ({"beta": 0.9}, "--beta goes with --balance effective"),

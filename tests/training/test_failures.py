@@ -32,9 +32,8 @@ from lesionfast.training.learner import fusion_learner
 from lesionfast.training.mixing import MixUp
 from lesionfast.training.precision import HalfPrecision
 from lesionfast.training.progress import EpochBar, EpochLines, StopOnInterrupt
-from lesionfast.training.subclasses import Subclasses
 from lesionfast.training.tracking import EarlyStopping, KeepBest, StopOnNaN, WriteHistory
-from lesionfast.training.weighting import HardNegatives
+from lesionfast.training.weighting import HardNegatives, TrainThenValidate
 
 TINY = TrainConfig(
     arch="test_resnet",
@@ -112,7 +111,7 @@ def every_callback(learn, folder):
         ProgressiveResizing(32),
         EarlyStopping("valid_loss", 5),
         HardNegatives(0.5),
-        Subclasses(loss, loss),
+        TrainThenValidate(loss, loss, (learn.balance.prior, learn.balance.prior)),
     ]
 
 

@@ -71,6 +71,31 @@ def test_inputs_and_losses_are_mixed_with_one_share(learner, name):
     assert loss == pytest.approx(mix.share * both[0] + (1 - mix.share) * both[1], rel=1e-5)
 
 
+@pytest.mark.parametrize("name", [name for name in mixes if name != "none"])
+def test_a_picture_that_is_not_mixed_keeps_its_own_label(learner, name, monkeypatch):
+    """So the posteriors of unmixed pictures, which are all that is predicted, are not moved."""
+    mix, watch = mixes[name](0.4, 7), Watch()
+    monkeypatch.setattr(mix, "before_epoch", lambda: setattr(mix, "rng", Whole()))
+    learner.fit(1, cbs=[mix, watch])
+    (image, metadata), (target,), predicted, loss = watch.steps[0]
+    for mixed, own in zip((image, metadata, target), learner.plain, strict=True):
+        assert torch.equal(mixed, own)
+    assert loss == pytest.approx(F.cross_entropy(predicted, target).item(), rel=1e-6)
+
+
+class Whole:
+    """Draws a share of 1 for the picture itself."""
+
+    def beta(self, a, b):
+        return 1.0
+
+    def permutation(self, n):
+        return np.arange(n)[::-1]
+
+    def random(self, n):
+        return np.full(n, 0.5)
+
+
 def test_validation_is_not_mixed_and_the_seed_repeats_the_draws(learner):
     shares = []
     for seed in (1, 1, 2):
