@@ -107,7 +107,12 @@ class MetadataEncoder:
         self._fitted: list[dict[str, Any]] = []
 
     def fit(self, df: pd.DataFrame) -> "MetadataEncoder":
-        """Learn means, scales and categories from the training rows; returns the encoder itself."""
+        """Learn means, scales and categories from the training rows; returns the encoder itself.
+
+        A column of one value is said: nothing can be learned from it.
+        """
+        for name in self.columns:
+            warn_if_constant(require(df, name), self.columns)
         self._fitted = [learn(require(df, name)) for name in self.columns]
         return self
 
@@ -173,6 +178,20 @@ def require(df: pd.DataFrame, name: str) -> pd.Series:
             f"{did_you_mean(name, map(str, df))} Add it (empty where not known)."
         )
     return df[name]
+
+
+def warn_if_constant(column: pd.Series, columns: list[str]) -> None:
+    """Warn of a training column that has the same value in all rows, or none at all."""
+    if column.nunique(dropna=False) > 1 or column.empty:
+        return
+    first = column.iloc[0]
+    what = "is not known" if pd.isna(first) else f"is {first}"
+    others = ",".join(name for name in columns if name != column.name) or "none --fusion none"
+    logger.warning(
+        "%s %s in all %d training rows: the model learns nothing from it, and what it makes of "
+        "another value is chance. Leave it out with --metadata %s",
+        column.name, what, len(column), others,
+    )  # fmt: skip
 
 
 def learn(column: pd.Series) -> dict[str, Any]:

@@ -159,3 +159,15 @@ def test_a_row_of_which_nothing_is_known_is_the_mean_age_no_sex_and_both_indicat
     unknown = encoder.transform(pd.DataFrame({"age": [np.nan], "sex": [None]}))[0]
     np.testing.assert_array_equal(encoder.unknown, unknown)
     assert [encoder.names[i] for i in encoder.indicators] == ["age missing", "sex missing"]
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [(["male"] * 4, "is male"), ([3.0] * 4, "is 3.0"), ([np.nan] * 4, "is not known")],
+)
+def test_a_column_of_one_value_is_said_with_its_consequence(caplog, values, told):
+    MetadataEncoder(["age", "sex"]).fit(TRAIN)
+    assert not caplog.text
+    MetadataEncoder(["age", "clinic"]).fit(TRAIN.assign(clinic=values))
+    assert f"clinic {told} in all 4 training rows: the model learns nothing from it" in caplog.text
+    assert "--metadata age" in caplog.text and caplog.text.count("training rows") == 1
