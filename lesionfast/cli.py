@@ -4,6 +4,7 @@ import os
 import sys
 import warnings
 from importlib import import_module
+from io import TextIOWrapper
 
 import typer
 
@@ -19,6 +20,8 @@ for room in ("training", "reading", "many", "serving", "names", "data"):  # in t
 def main() -> None:
     """Run the command line; exit codes: 0 done, 2 the user can fix it, 1 a bug."""
     log_to_console()
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a path is printed as the system has it
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     try:
         run_and_flush()

@@ -82,17 +82,20 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_text(name: str) -> bool:
+    """Whether a file's name is UTF-8, and not bytes that only this system's names can hold."""
+    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
 def readable_name(name: str) -> str:
     """Return a file's name as text that every format takes: a byte that is not UTF-8 is \\xHH.
 
     A name with such bytes has its own backslashes doubled, so that it can be turned back.
     """
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        data = name.replace("\\", "\\\\").encode("utf-8", "surrogateescape")
-        return data.decode("utf-8", "backslashreplace")
-    return name
+    if is_text(name):
+        return name
+    data = name.replace("\\", "\\\\").encode("utf-8", "surrogateescape")
+    return data.decode("utf-8", "backslashreplace")
 
 
 def check_target(path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lesionfast.config import TrainConfig
 from lesionfast.errors import LesionfastError
-from lesionfast.files import disk_errors
+from lesionfast.files import disk_errors, is_text, readable_name
 from lesionfast.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ def create_directory(root: str | Path, what: str, name: str | None = None) -> Pa
     """
     if name:
         check_name(name)
+    if not is_text(str(root)):
+        raise LesionfastError(f"the name {readable_name(str(root))} is not UTF-8. Choose another.")
     usual = f"{datetime.now():%Y%m%d-%H%M%S}-{what.replace(':', '-').replace('/', '-')}"
     for each in [name] if name else [usual, *(f"{usual}-{i}" for i in range(2, 100))]:
         path = Path(root) / each

@@ -398,3 +398,31 @@ def test_ablate_says_what_the_metadata_adds(folder):
     shown = invoke("ablate", folder / done.stdout.strip())
     assert shown.exit_code == 0 and "metadata alone" in shown.stdout
     assert shown.stdout.strip().splitlines()[-1].startswith("withholding age and sex")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "interpret --submission {link}",
+        "labels --csv {link}",
+        "report --to {link}",
+        "predict {run} {run} --out {link}",
+        "data split --out {link}",
+    ],
+)
+def test_a_link_that_is_named_as_output_is_left_as_it_is(folder, tmp_path, command):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    run = folder[0] / folder[1].stdout.strip()
+    with pytest.raises(LesionfastError, match="link is a symbolic link, so nothing is written"):
+        invoke(*command.format(link=tmp_path / "link", run=run).split())
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "mine").read_text() == "mine"
+
+
+def test_a_path_that_is_not_utf8_is_printed_as_it_is(folder, tmp_path):
+    code = (
+        "import sys; from lesionfast import cli; cli.app = lambda: print(sys.argv[1]); cli.main()"
+    )
+    name = b"m\xe9l.csv"
+    done = subprocess.run([sys.executable, "-c", code, name], capture_output=True, check=True)
+    assert done.stdout == name + b"\n"

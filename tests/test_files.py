@@ -16,6 +16,7 @@ from lesionfast.files import (
     UNFINISHED,
     disk_errors,
     only_writer,
+    readable_name,
     sweep,
     workspace,
     write_atomically,
@@ -246,3 +247,17 @@ def test_a_folder_that_is_swept_before_it_is_locked_is_made_again(tmp_path, monk
     monkeypatch.setattr(files.tempfile, "mkdtemp", swept_at_once)
     write_text(tmp_path / "a.txt", "whole")
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize(
+    "name, readable",
+    [
+        (b"plain.jpg", "plain.jpg"),
+        ("größe 日本.jpg".encode(), "größe 日本.jpg"),
+        (b"a\\xe9.jpg", r"a\xe9.jpg"),
+        (b"m\xe9l\\.jpg", r"m\xe9l\\.jpg"),
+        ("ö".encode() + b"\xff", r"ö\xff"),
+    ],
+)
+def test_a_name_of_any_bytes_is_readable(name, readable):
+    assert readable_name(os.fsdecode(name)) == readable

@@ -79,3 +79,9 @@ def test_a_full_disk_leaves_no_run_without_a_configuration(small_disk):
     with pytest.raises(LesionfastError, match="can't be written: the disk is full"):
         Run.create(small_disk / "runs", TrainConfig(), "first")
     assert not (small_disk / "runs" / "first").exists()
+
+
+def test_a_folder_of_runs_that_is_not_utf8_is_refused_before_it_is_made(tmp_path):
+    with pytest.raises(LesionfastError, match=r"r\\xe9 is not UTF-8"):
+        Run.create(tmp_path / "r\udce9", TrainConfig())
+    assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,7 @@ from lesionfast.commands.base import Json, Root, app
 from lesionfast.commands.output import print_comparison
 from lesionfast.console import counting_bar
 from lesionfast.errors import LesionfastError
-from lesionfast.files import write_atomically
+from lesionfast.files import check_target, write_atomically
 from lesionfast.runs import Run, list_runs, newest_run
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ def interpret(
 
     Example: lesionfast interpret runs/20260102-030405-densenet121 --nearest ISIC_0024306
     """
+    if submission:
+        check_target(submission)  # before the work, which may take minutes
     found = Run.open(run) if run else newest_run(out)
     if nearest is not None:
         print_nearest(found, nearest, k, json)
@@ -129,6 +131,8 @@ def report(
     from lesionfast.evaluation.findings import Findings
     from lesionfast.evaluation.report import write_comparison, write_report
 
+    if to:
+        check_target(to)
     found = [Run.open(run) for run in runs] if runs else [newest_run(out)]
     if len(found) == 1:
         print(write_report(Findings.of(found[0], split), to))
@@ -172,6 +176,8 @@ def labels(
     from lesionfast.evaluation.run_tables import contradictions_table, labels_table
     from lesionfast.evaluation.tables import print_table
 
+    if csv:
+        check_target(csv)
     found = [Run.open(run) for run in runs] if runs else [newest_run(out)]
     table = suspicious_labels(found)
     print_table(labels_table(table))

@@ -75,8 +75,8 @@ def find_items(
     for root in roots:
         if not Path(root).exists():
             raise LesionfastError(
-                f"there is no file, folder or pattern {root!r}. Name images, a folder, a zip file "
-                "or a CSV file."
+                f"there is no file, folder or pattern '{readable_name(root)}'. "
+                "Name images, a folder, a zip file or a CSV file."
             )
     told = metadata or {}
     tables = Tables(images, told, image_column, columns, separator)

@@ -23,7 +23,7 @@ from lesionfast.files import disk_errors, only_process
 from lesionfast.models.backbones import check_arch
 from lesionfast.models.fusion import check_metadata, fusions, load_model
 from lesionfast.models.precision import precision
-from lesionfast.runs import Run
+from lesionfast.runs import Run, check_name
 from lesionfast.training.description import describe_environment, describe_model
 from lesionfast.training.fitting import fit, phases_of
 from lesionfast.training.heads import solve_head
@@ -48,6 +48,8 @@ def train(
     """
     config = config or TrainConfig()
     check_options(config)
+    if name:
+        check_name(name)
     if config.budget:
         from lesionfast.training.budget import fit_to_budget
 
