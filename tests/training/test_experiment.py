@@ -76,6 +76,7 @@ def test_the_run_directory_is_complete_and_holds_no_pickle(run):
         "metrics.json",
         "model.json",
         "predictions.csv",
+        "predictions_without_metadata.csv",
         "split.csv",
         "weights.safetensors",
     }
