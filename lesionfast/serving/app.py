@@ -94,7 +94,11 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
 
 
 def server_of(app: "ASGIApp") -> Any:
-    """Return a server: HTTP by h11, which bounds headers; no WebSocket, no proxy is believed."""
+    """Return a server: HTTP by h11, which bounds headers; no WebSocket, no proxy is believed.
+
+    A connection that sends no whole head is not closed, and takes one of the files that the process
+    may open: who opens about a thousand of them keeps others out.
+    """
     import uvicorn
 
     return uvicorn.Server(
