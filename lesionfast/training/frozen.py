@@ -165,6 +165,8 @@ class CachedFeatures(Borrowing):
         valid = dls.rows[dls.rows["split"] == "valid"]
         of = partial(self.features, stages=None if whole else stages)
         views = [of(train["row"].to_numpy(), view) for view in range(self.views)]
+        if any(isinstance(view, ComputedMaps) for view in views):
+            logger.info("feature maps are computed in every epoch: no cache, or no room in it")
         draw = dls.train.sampler or (lambda rng: shuffled(range(len(train)), rng))
         encoded, size = dls.encoder.transform, BATCH if whole else dls.train.bs
         loaders = (
@@ -202,10 +204,7 @@ class CachedFeatures(Borrowing):
         if file is None:
             return False
         need = prod(maps.shape) * np.dtype(np.float16).itemsize
-        fits = open_array(file) is not None or need < free_bytes(file) / 2
-        what = "run once a view and kept" if fits else "run in every epoch: no room to keep"
-        logger.info("frozen stages: %s %.0f MB", what, need / 2**20)
-        return fits
+        return open_array(file) is not None or need < free_bytes(file) / 2
 
     def show(self, image: Tensor, rows: np.ndarray, view: int) -> Tensor:
         """Return images (B, 3, H, W) as a view shows them, each row changed in its own way."""
