@@ -281,7 +281,7 @@ def as_learning_rate(value: float | str) -> float:
     """Return a learning rate as a float; raises `LesionfastError` for anything else."""
     try:
         return float(value)
-    except ValueError:
+    except (TypeError, ValueError):
         raise LesionfastError(
             f"--lr is '{value}', which is no number. Type a number such as 0.002, or auto."
         ) from None

@@ -26,6 +26,10 @@ class DiskError(LesionfastError):
         return type(self), (self.problem, self.advice)  # to come out of another process whole
 
 
+class DamageError(LesionfastError):
+    """A file is not what was written; who catches other errors lets this one through."""
+
+
 class TrainingInterrupted(LesionfastError):
     """The user stopped a training; the message says how to go on."""
 

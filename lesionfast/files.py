@@ -14,7 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lesionfast.errors import DiskError, LesionfastError
+from lesionfast.errors import DamageError, DiskError, LesionfastError
+from lesionfast.shapes import check_shape
 
 UNFINISHED = ".lesionfast-unfinished-"  # folders of what is being written, beside its place
 LOCK = "lock"
@@ -96,6 +97,33 @@ def readable_name(name: str) -> str:
         return name
     data = name.replace("\\", "\\\\").encode("utf-8", "surrogateescape")
     return data.decode("utf-8", "backslashreplace")
+
+
+def read_json(path: Path, shape: Any, advice: str) -> Any:
+    """Return what a JSON file holds; `shape` is what it must look like, as `check_shape` takes it.
+
+    Raises `DamageError`, which ends in `advice`, if the file is damaged.
+    """
+    with damage_explained(path, advice):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        check_shape(found, shape)
+    return found
+
+
+@contextmanager
+def damage_explained(path: Path, advice: str) -> Iterator[None]:
+    """Turn whatever reading a broken file raises into a `DamageError` that names the file."""
+    try:
+        yield
+    except DamageError:
+        raise
+    except FileNotFoundError:
+        raise DamageError(f"{path} is missing. {advice}") from None
+    except PermissionError:
+        raise LesionfastError(f"{path} may not be read. Type chmod u+r {path}") from None
+    except Exception as error:  # what a broken file raises is anything
+        why = str(error).strip().rstrip(".").splitlines() or [type(error).__name__]
+        raise DamageError(f"{path} is damaged: {why[0][:200]}. {advice}") from None
 
 
 def check_target(path: Path) -> None:

@@ -8,14 +8,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lesionfast.errors import LesionfastError
-from lesionfast.files import sha256, write_atomically, write_json
+from lesionfast.errors import DamageError
+from lesionfast.files import damage_explained, sha256, write_atomically, write_json
 
 FILE = "manifest.json"
 LOCK = ".manifest.lock"
 SCHEMA = 1
 SCHEMAS: dict[str, int] = {}  # of files whose format is not the first one
 LAST = "metrics.json"  # once it is listed the folder is complete: what is not listed is foreign
+MARK = '"manifest":'  # in environment.json; its value is the schema
 UPGRADE = "Upgrade it: pip install --upgrade lesionfast"
 Entry = dict[str, Any]
 
@@ -41,8 +42,18 @@ class Manifest:
 
     @property
     def exists(self) -> bool:
-        """Whether the folder has a manifest."""
-        return self.path.is_file()
+        """Whether the folder has a manifest; raises `DamageError` if it has lost it."""
+        if self.path.is_file():
+            return True
+        if says_of_itself(self.folder):
+            raise DamageError(f"{self.path} is missing. {self._advice}")
+        return False
+
+    @property
+    def names(self) -> list[str]:
+        """The files that are listed, or about to be."""
+        listed, pending = self._load() if self.exists else ({}, {})
+        return sorted({*listed, *pending})
 
     def write(self, name: str, write: Callable[[Path], Any]) -> Path:
         """Call `write` with a path aside, rename it to the file `name`, and list that."""
@@ -80,6 +91,12 @@ class Manifest:
                 listed |= {name: entry_of(name, self.folder / name) for name in there}
                 self._save(listed, {k: v for k, v in pending.items() if k not in there})
 
+    def seal(self, *names: str) -> None:
+        """List these files as they are now, and no others: the folder is right as it is."""
+        there = [name for name in names if (self.folder / name).is_file()]
+        with self._alone():
+            self._save({name: entry_of(name, self.folder / name) for name in there}, {})
+
     def release(self, *names: str) -> None:
         """Take files off the list, because they are about to change without being announced."""
         if self.exists:
@@ -91,6 +108,13 @@ class Manifest:
         """Return whether a file must be there."""
         listed, pending = self._load() if self.exists else ({}, {})
         return name in listed and pending.get(name, listed[name]) is not None
+
+    def require(self, name: str, advice: str) -> Path:
+        """Return the path of a file; raises `DamageError` if it is not what was written."""
+        why = self.problem(name)
+        if why is not None:
+            raise DamageError(f"{self.folder / name} is damaged: {why}. {advice}")
+        return self.folder / name
 
     def problem(self, name: str) -> str | None:
         """Return what is wrong with a file, in words; None if it is what was written."""
@@ -126,19 +150,29 @@ class Manifest:
         write_json(self.path, told | {"sha256": digest_of(told)})
 
     def _load(self) -> tuple[dict[str, Entry], dict[str, Entry | None]]:
-        try:
+        with damage_explained(self.path, self._advice):
             told = json.loads(self.path.read_text(encoding="utf-8"))
             digest = told.pop("sha256")
             if type(told["schema"]) is int and told["schema"] > SCHEMA:
-                raise LesionfastError(f"{self.path} was written by a newer lesionfast. {UPGRADE}")
+                raise DamageError(f"{self.path} was written by a newer lesionfast. {UPGRADE}")
             if digest != digest_of(told):
-                raise ValueError("its own SHA-256 is not what it says")
+                raise ValueError("its content is not what was written")
             return told["files"], told["pending"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise LesionfastError(
-                f"{self.path} is damaged ({error}), so nothing vouches for the files beside it. "
-                f"Copy {self.folder} again."
-            ) from None
+
+    @property
+    def _advice(self) -> str:
+        return (
+            f"It vouches for the files beside it: copy it again. If they are as they should be, "
+            f"it is made anew by: lesionfast runs --seal {self.folder}"
+        )
+
+
+def says_of_itself(folder: Path) -> bool:
+    """Return whether a run says that it was written with a manifest."""
+    try:
+        return MARK.encode() in (folder / "environment.json").read_bytes()
+    except OSError:
+        return False
 
 
 def digest_of(told: dict[str, Any]) -> str:

@@ -1,9 +1,10 @@
 """Run: what a run directory holds, and how to read it. Free of torch."""
 
 import csv
+import errno
 import json
+import os
 import re
-import shutil
 from collections.abc import Callable
 from datetime import datetime
 from functools import cached_property
@@ -13,9 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lesionfast.config import TrainConfig
-from lesionfast.errors import LesionfastError
-from lesionfast.files import disk_errors, is_text, readable_name
-from lesionfast.manifest import Manifest
+from lesionfast.errors import DamageError, LesionfastError
+from lesionfast.files import (
+    damage_explained,
+    disk_errors,
+    is_text,
+    read_json,
+    readable_name,
+    workspace,
+)
+from lesionfast.manifest import SCHEMAS, UPGRADE, Manifest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,27 +32,107 @@ if TYPE_CHECKING:
 WITHOUT_METADATA = "predictions_without_metadata.csv"
 
 
-def create_directory(root: str | Path, what: str, name: str | None = None) -> Path:
-    """Make a new directory `root/name`, or without a name `root/YYYYMMDD-HHMMSS-WHAT`.
+FEATURES = "features.safetensors"
+FITTED = (  # what is chosen on validation, and features, which the model computes
+    *("operating.json", "calibration.json", "conformal.json", "referral.json"),
+    *("outliers.safetensors", FEATURES),
+)
+LEARNED = (
+    *("history.csv", "weights.safetensors", "predictions.csv", WITHOUT_METADATA),
+    "metrics.json",
+)
+GIVEN = (
+    "config.json",
+    "pretrain.json",
+    "environment.json",
+    "split.csv",
+    "encoder.json",
+    "model.json",
+)
+NUMBER = (float, None)
+SUMMARY = {
+    "n": int,
+    "counts": {str: int},
+    "macro_auc": NUMBER,
+    "auc": {str: NUMBER},
+    "average_precision": {str: NUMBER},
+    "rules": {
+        str: {
+            "balanced_accuracy": NUMBER,
+            "accuracy": NUMBER,
+            "macro_f1": NUMBER,
+            "mel_sensitivity?": NUMBER,
+            **{name: {str: NUMBER} for name in ("sensitivity", "precision", "specificity")},
+        }
+    },
+}
+SHAPES = {
+    "metrics.json": {
+        "split_sha256": str,
+        "train_seconds": float,
+        "status": str,
+        "valid?": SUMMARY,
+        "test?": SUMMARY,
+    },
+    "model.json": {
+        "classes": [str],
+        "prior": [float],
+        "rule": str,
+        **{f"{name}?": str for name in ("arch", "resize", "fusion", "pool", "weights_origin")},
+        **{f"{name}?": int for name in ("schema", "size", "tta", "n_metadata")},
+        "dropout?": float,
+        "parameters?": (int, None),
+        "metadata?": [str],
+        "parents?": ([int], None),
+        "members?": [str],
+    },
+    "environment.json": {str: object},
+}
+COLUMNS = {
+    **dict.fromkeys(("predictions.csv", WITHOUT_METADATA), ("image_id", "split", "target")),
+    "history.csv": ("epoch", "phase"),
+    "split.csv": ("image_id", "split"),
+}
+TEXTS = ("image_id", "group", "target", "phase", "split")
 
-    Raises `LesionfastError` if there is one of that name, for a name that is a path, and where
-    nothing can be written.
+
+def create_directory(
+    root: str | Path, what: str, name: str | None = None, *, file: str, text: str
+) -> Path:
+    """Make a new directory with one file: `root/name`, or `root/YYYYMMDD-HHMMSS-WHAT`.
+
+    It appears with the file in it. Raises `LesionfastError` if there is one of that name, for a
+    name that is a path, and where nothing can be written.
     """
     if name:
         check_name(name)
     if not is_text(str(root)):
         raise LesionfastError(f"the name {readable_name(str(root))} is not UTF-8. Choose another.")
     usual = f"{datetime.now():%Y%m%d-%H%M%S}-{what.replace(':', '-').replace('/', '-')}"
-    for each in [name] if name else [usual, *(f"{usual}-{i}" for i in range(2, 100))]:
-        path = Path(root) / each
-        try:
-            with disk_errors(path, advice="Choose another --out."):
-                path.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return path
+    names = [name] if name else [usual, *(f"{usual}-{i}" for i in range(2, 100))]
+    refused = disk_errors(Path(root) / names[0], advice="Choose another --out.")
+    with refused, workspace(Path(root)) as aside:
+        made = aside / "run"
+        made.mkdir()
+        Manifest.start(made).write(file, lambda path: path.write_bytes(text.encode()))
+        for path in (Path(root) / each for each in names):
+            if rename_to_new(made, path):
+                return path
     why = f"a directory {name} already" if name else "99 runs of this second"
     raise LesionfastError(f"{root} holds {why}. Choose another --out.")
+
+
+def rename_to_new(made: Path, path: Path) -> bool:
+    """Rename a folder unless something has that name; return whether it was renamed."""
+    if os.path.lexists(path):
+        return False
+    try:
+        made.rename(path)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):  # another process was faster
+            return False
+        raise
+    return True
 
 
 def check_name(name: str) -> None:
@@ -74,18 +162,15 @@ class Run:
         It is `root/name`, or without a name `root/YYYYMMDD-HHMMSS-ARCH`. Raises `LesionfastError`
         if there is one of that name.
         """
-        run = cls(create_directory(root, config.arch, name))
-        try:
-            Manifest.start(run.path)
-            run.write_text("config.json", config.to_json())
-        except BaseException:
-            shutil.rmtree(run.path, ignore_errors=True)
-            raise
-        return run
+        told = {"file": "config.json", "text": config.to_json()}
+        return cls(create_directory(root, config.arch, name, **told))
 
     @classmethod
     def open(cls, path: str | Path) -> "Run":
-        """Return the run at `path`; raises `LesionfastError` if there is none."""
+        """Return the run at `path`; raises `LesionfastError` if there is none.
+
+        Its files are checked as they are read.
+        """
         if not Path(path).is_dir():
             raise LesionfastError(f"there is no run {path}. `lesionfast runs` lists the runs here.")
         if (Path(path) / "pretrain.json").is_file():
@@ -93,11 +178,12 @@ class Run:
                 f"{path} is a pretraining, which has no predictions. Train from it: "
                 f"lesionfast train --weights {path}"
             )
-        if not (Path(path) / "config.json").is_file():
+        run = cls(path)
+        if not run.holds("config.json"):
             raise LesionfastError(
                 f"{path} is no run: it has no config.json. `lesionfast runs` lists the runs here."
             )
-        return cls(path)
+        return run
 
     def write(self, name: str, write: Callable[[Path], Any]) -> Path:
         """Call `write` with a path aside, rename it to the file `name` of the run, and list that.
@@ -124,8 +210,9 @@ class Run:
     @cached_property
     def config(self) -> TrainConfig:
         """The configuration that made this run."""
-        text = (self.path / "config.json").read_text(encoding="utf-8")
-        return TrainConfig.from_json(text, of_run=True)
+        path = self.file("config.json")
+        with damage_explained(path, self.remedy("config.json")):
+            return TrainConfig.from_json(path.read_text(encoding="utf-8"), of_run=True)
 
     @cached_property
     def environment(self) -> dict[str, Any]:
@@ -155,18 +242,17 @@ class Run:
     @cached_property
     def predictions(self) -> "pd.DataFrame":
         """One row an image of validation and test: split, target, `p_<class>`, metadata."""
-        return self._csv("predictions.csv")
+        return self._predictions("predictions.csv")
 
     @cached_property
     def predictions_without_metadata(self) -> "pd.DataFrame | None":
         """The same with all metadata withheld; None if the run has none, or is of old."""
-        there = (self.path / WITHOUT_METADATA).is_file()
-        return self._csv(WITHOUT_METADATA) if there else None
+        return self._predictions(WITHOUT_METADATA) if self.holds(WITHOUT_METADATA) else None
 
     @property
     def finished(self) -> bool:
         """Whether the run has ended properly, so that it can be interpreted."""
-        return (self.path / "metrics.json").is_file()
+        return self.holds("metrics.json")
 
     @property
     def classes(self) -> list[str]:
@@ -181,39 +267,142 @@ class Run:
         # The one way up from here: torch and fastai are loaded by those alone who ask for it.
         return import_module("lesionfast.training.experiment").trained_learner(self)
 
-    def _require(self, name: str) -> Path:
-        path = self.path / name
-        if not path.is_file():
+    def holds(self, name: str) -> bool:
+        """Return whether the run has a file, or should have it: who reads it learns of damage."""
+        return (self.path / name).is_file() or self.manifest.lists(name)
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file of the run, which is what was written.
+
+        Raises `DamageError` if it is not, and `LesionfastError` if there is none yet.
+        """
+        if not self.holds(name):
             raise LesionfastError(
                 f"{self.path} has no {name}: the run did not end. "
                 f"Go on with: lesionfast train --resume {self.path}"
             )
-        return path
+        return self.manifest.require(name, self.remedy(name))
+
+    def problem(self, name: str) -> str | None:
+        """Return what is wrong with a file of the run, in words; None if it is what was written."""
+        return self.manifest.problem(name)
+
+    def remedy(self, name: str) -> str:
+        """Return what to type when a file is damaged."""
+        if name in FITTED:
+            return f"It is made anew by: lesionfast interpret {self.path}"
+        ways = [f"Copy {self.path} again"]
+        if name in LEARNED and (self.path / "weights.safetensors").is_file():
+            ways.append(f"train it again: lesionfast train --resume {self.path}")
+        if name in GIVEN:
+            ways.append("train it again with lesionfast train")
+        return f"{', or '.join(ways)}."
+
+    def damaged(self) -> dict[str, str]:
+        """Return what is wrong with each file that is not what was written, in words."""
+        there = [name for name in (*GIVEN, *LEARNED, *FITTED) if (self.path / name).exists()]
+        found = {name: self.problem(name) for name in {*self.manifest.names, *there}}
+        found = dict(sorted(found.items()))
+        return {name: why for name, why in found.items() if why is not None}
+
+    def condition(self) -> tuple[str, dict[str, str]]:
+        """Return the state of the files in a word, and what is wrong with those that are damaged.
+
+        The states: 'whole', 'not ended', 'not verifiable' (by an earlier version) and 'damaged'.
+        """
+        try:
+            problems = self.damaged()
+            if problems:
+                return "damaged", problems
+            if not self.manifest.exists:
+                return "not verifiable", {}
+            ended = self.finished or self.holds("pretrain.json")
+            return "whole" if ended else "not ended", {}
+        except DamageError as error:
+            return "damaged", {self.manifest.path.name: str(error)}
+
+    def seal(self) -> None:
+        """Take all files as they are now for right, whatever the manifest said."""
+        self.manifest.seal(*GIVEN, *LEARNED, *FITTED)
 
     def _json(self, name: str) -> dict[str, Any]:
-        return json.loads(self._require(name).read_text(encoding="utf-8"))
+        found = read_json(self.file(name), SHAPES[name], self.remedy(name))
+        if found.get("schema", 1) > SCHEMAS.get(name, 1):
+            raise DamageError(f"{self.path / name} was written by a newer lesionfast. {UPGRADE}")
+        return found
 
     def _csv(self, name: str) -> "pd.DataFrame":
-        import pandas as pd
+        path = self.file(name)
+        with damage_explained(path, self.remedy(name)):
+            if not self.manifest.exists:
+                check_rows(path)
+            table = read_csv(path)
+            for column in COLUMNS[name]:
+                if column not in table:
+                    raise ValueError(f"it has no column '{column}'")
+                if table[column].isin(["", None]).any():
+                    raise ValueError(f"its column '{column}' has gaps")
+        return table
 
-        text = {"image_id": str, "group": str, "target": str, "phase": str}
-        return pd.read_csv(
-            self._require(name),
-            dtype=text,
-            keep_default_na=False,
-            na_values={column: [""] for column in self._columns(name) - set(text)},
-            float_precision="round_trip",
-        )
+    def _predictions(self, name: str) -> "pd.DataFrame":
+        table = self._csv(name)
+        with damage_explained(self.path / name, self.remedy(name)):
+            for column in table.columns[table.columns.str.startswith("p_")]:
+                if not table[column].astype(float).between(0, 1 + 1e-6).all():
+                    raise ValueError(f"column '{column}' holds what is no probability")
+        return table
 
-    def _columns(self, name: str) -> set[str]:
-        with (self.path / name).open(encoding="utf-8", newline="") as file:
-            return set(next(csv.reader(file)))
+
+def check_rows(path: Path) -> None:
+    """Raise `ValueError` unless all rows of a CSV file are as long as its header."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.reader(file, strict=True)
+        width = len(next(rows, []))
+        for row in rows:
+            if len(row) != width:
+                raise ValueError(f"line {rows.line_num} has {len(row)} fields of {width}")
+
+
+def read_csv(path: Path) -> "pd.DataFrame":
+    """Return a table of a run, numbers as exact as they were written."""
+    import pandas as pd
+
+    header = pd.read_csv(path, nrows=0, encoding="utf-8").columns
+    return pd.read_csv(
+        path,
+        encoding="utf-8",
+        dtype=dict.fromkeys(TEXTS, str),
+        keep_default_na=False,
+        na_values={column: [""] for column in header if column not in TEXTS},
+        float_precision="round_trip",
+        index_col=False,
+    )
 
 
 def list_runs(root: str | Path) -> list[Run]:
     """Return all runs under `root`, oldest first."""
-    found = [Run(path.parent) for path in Path(root).glob("*/config.json")]
-    return sorted(found, key=lambda run: (run.path / "config.json").stat().st_mtime_ns)
+    found = [Run(path) for path in sorted(Path(root).glob("*")) if is_run(path)]
+    return sorted(found, key=lambda run: time_of(run.path))
+
+
+def empty_folders(root: str | Path) -> list[Path]:
+    """Return the folders under `root` that hold nothing: of runs that stopped before they began."""
+    folders = [path for path in sorted(Path(root).glob("*")) if path.is_dir()]
+    return [path for path in folders if not any(path.iterdir())]
+
+
+def is_run(path: Path) -> bool:
+    """Return whether a folder is a run, or what is left of one, and no pretraining."""
+    if (path / "config.json").is_file():
+        return True
+    manifest = path / "manifest.json"
+    return manifest.is_file() and b'"config.json"' in manifest.read_bytes()
+
+
+def time_of(path: Path) -> int:
+    """Return when a run was begun, in nanoseconds, as its first file tells."""
+    first = path / "config.json"
+    return (first if first.is_file() else path / "manifest.json").stat().st_mtime_ns
 
 
 def newest_run(root: str | Path) -> Run:

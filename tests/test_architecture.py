@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "lesionfast"
 BELOW = {
     "errors": set(),
     "registry": {"errors"},
-    "files": {"errors"},
+    "shapes": set(),
+    "files": {"errors", "shapes"},
     "manifest": {"errors", "files"},
     "config": {"errors"},
     "emphasis": {"errors"},
@@ -19,15 +20,21 @@ BELOW = {
     "cache": {"errors", "files"},
     "options": {"config"},
     "runs": {"config", "errors", "files", "manifest"},
-    "data": {"errors", "registry", "config", "emphasis", "files", "runs", "cache", "console"},
-    "models": {"errors", "registry", "config", "files", "runs", "cache", "data"},
-    "evaluation": {"errors", "registry", "config", "emphasis", "files", "runs", "data"},
+    "data": {
+        *("errors", "registry", "config", "emphasis", "files", "manifest"),
+        *("runs", "cache", "console"),
+    },
+    "models": {"errors", "registry", "config", "files", "manifest", "runs", "cache", "data"},
+    "evaluation": {
+        *("errors", "registry", "config", "emphasis", "files", "shapes", "manifest"),
+        *("runs", "data"),
+    },
     "serving": {
         *("errors", "registry", "config", "emphasis", "files", "runs"),
         *("data", "models", "evaluation", "console"),
     },
     "training": {
-        *("errors", "registry", "config", "emphasis", "files", "manifest", "runs"),
+        *("errors", "registry", "config", "emphasis", "files", "shapes", "manifest", "runs"),
         *("cache", "data", "models", "evaluation", "console", "serving"),
     },
 }

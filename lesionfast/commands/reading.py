@@ -4,16 +4,16 @@ import json as json_module
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lesionfast.commands.base import Json, Root, app
 from lesionfast.commands.output import print_comparison
 from lesionfast.console import counting_bar
-from lesionfast.errors import LesionfastError
+from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.files import check_target, write_atomically
-from lesionfast.runs import Run, list_runs, newest_run
+from lesionfast.runs import FEATURES, Run, empty_folders, list_runs, newest_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,6 +67,7 @@ def interpret(
     if submission:
         check_target(submission)  # before the work, which may take minutes
     found = Run.open(run) if run else newest_run(out)
+    renew_damaged(found)
     if nearest is not None:
         print_nearest(found, nearest, k, json)
         return
@@ -95,6 +96,17 @@ def interpret(
     for table in interpretation_tables(findings):
         print_table(table)
     print("\n".join([*figures, str(page)]))
+
+
+def renew_damaged(run: Run) -> None:
+    """Remove what a run keeps of its validation and is damaged; compute its features anew."""
+    from lesionfast.evaluation.fitted import discard_damaged
+
+    if FEATURES in discard_damaged(run):
+        from lesionfast.data.dataset import load_dataset
+        from lesionfast.evaluation.explain import dataset_features
+
+        dataset_features(run, load_dataset(run.config, split=run.file("split.csv")))
 
 
 def print_nearest(run: Run, image: str, k: int, as_json: bool) -> None:
@@ -146,9 +158,11 @@ def near_duplicates_of(run: Run) -> "pd.DataFrame | None":
     from lesionfast.data.duplicates import find_near_duplicates
 
     try:
-        df = load_dataset(run.config, split=run.path / "split.csv")
+        df = load_dataset(run.config, split=run.file("split.csv"))
         with counting_bar("comparing images") as progress:
             return find_near_duplicates(df, progress, cache=run.config.cache)
+    except DamageError:
+        raise
     except LesionfastError as error:
         logger.warning("left out: near-duplicates; %s", error)
         return None
@@ -190,22 +204,75 @@ def labels(
 
 
 @app.command()
-def runs(out: Root = "runs", json: Json = False) -> None:
-    """List the runs and their metrics, oldest first.
+def runs(
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read all files, and say which are damaged.")
+    ] = False,
+    seal: Annotated[
+        Path | None,
+        typer.Option(help="Take the files of this run as they are: its manifest is made anew."),
+    ] = None,
+    out: Root = "runs",
+    json: Json = False,
+) -> None:
+    """List the runs and their metrics, oldest first; the exit code is 2 if one is damaged.
 
-    Example: lesionfast runs --json
+    Example: lesionfast runs --verify
     """
+    if seal is not None:
+        Run.open(seal).seal()
+        print(seal)
+        return
+    if empty := empty_folders(out):
+        names = " ".join(map(str, empty))
+        logger.warning("empty, of runs that stopped before they began; type: rmdir %s", names)
     found = list_runs(out)
     if not found:
         raise LesionfastError(f"there is no run in {out}. Make one: lesionfast train")
-    if json:
-        rows = [{"run": str(r.path), **(r.metrics if r.finished else {})} for r in found]
-        print(json_module.dumps(rows))
+    if verify:
+        print_verified(found, json)
         return
-    from lesionfast.evaluation.run_tables import runs_table
-    from lesionfast.evaluation.tables import print_table
+    if json:
+        print(json_module.dumps([row_of(run) for run in found]))
+    else:
+        from lesionfast.evaluation.run_tables import runs_table
+        from lesionfast.evaluation.tables import print_table
 
-    print_table(runs_table(found))
+        print_table(runs_table(found))
+    if damaged := [run for run in found if "damaged" in row_of(run)]:
+        raise DamageError(
+            f"{len(damaged)} of {len(found)} runs damaged: {row_of(damaged[0])['damaged']} "
+            f"All of it says: lesionfast runs --verify --out {out}"
+        )
+
+
+def row_of(run: Run) -> dict[str, Any]:
+    """Return what `runs --json` says of a run."""
+    told = {"run": str(run.path)}
+    try:
+        return told | (run.metrics if run.finished and run.classes else {})
+    except DamageError as error:
+        return told | {"damaged": str(error)}
+
+
+def print_verified(found: list[Run], as_json: bool) -> None:
+    """Print whether the files of runs are what was written; raise `DamageError` if one is not."""
+    conditions = {run: run.condition() for run in found}
+    if as_json:
+        rows = [{"run": str(r.path), "state": c[0], "wrong": c[1]} for r, c in conditions.items()]
+        print(json_module.dumps(rows))
+    else:
+        from lesionfast.evaluation.run_tables import verified_table
+        from lesionfast.evaluation.tables import print_table
+
+        print_table(verified_table(conditions))
+    damaged = [run for run, (_, wrong) in conditions.items() if wrong]
+    if damaged:
+        name, why = next(iter(conditions[damaged[0]][1].items()))
+        raise DamageError(
+            f"{len(damaged)} of {len(found)} runs damaged; the first: {damaged[0].path / name}: "
+            f"{why}. {damaged[0].remedy(name)}"
+        )
 
 
 @app.command()

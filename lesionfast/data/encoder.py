@@ -10,11 +10,19 @@ import numpy as np
 import pandas as pd
 
 from lesionfast.errors import LesionfastError, did_you_mean
+from lesionfast.files import read_json
+from lesionfast.runs import Run
 
 logger = logging.getLogger("lesionfast")
 
 EMPTY = ("", "nan", "na", "n/a", "null")  # compared in lower case
 NOT_KNOWN = (*EMPTY, "unknown")
+SHAPE = [  # of encoder.json
+    (
+        {"name": str, "kind": "number", "mean": float, "scale": float},
+        {"name": str, "kind": "text", "values": [str]},
+    )
+]
 MOST_CATEGORIES = 200  # more than that is a name, not a category
 AGE = re.compile(r"(patient[ _]?)?age([ _](approx|years|in[ _]years|at[ _]\w+))?", re.IGNORECASE)
 OLDEST = 120  # years
@@ -160,6 +168,12 @@ class MetadataEncoder:
     def to_json(self) -> str:
         """Return what was learned as JSON."""
         return json.dumps(self._fitted, indent=2) + "\n"
+
+    @classmethod
+    def of(cls, run: Run) -> "MetadataEncoder":
+        """Return the encoder of a run; raises `LesionfastError` if it has none or it is damaged."""
+        path, advice = run.file("encoder.json"), run.remedy("encoder.json")
+        return cls.from_json(json.dumps(read_json(path, SHAPE, advice)))
 
     @classmethod
     def from_json(cls, text: str) -> "MetadataEncoder":

@@ -18,6 +18,8 @@ import pandas as pd
 from safetensors import SafetensorError, safe_open
 
 from lesionfast.data.tables import read_table
+from lesionfast.files import read_json
+from lesionfast.manifest import Manifest
 
 WEIGHTS = ("weights.safetensors", "model.safetensors")  # of a run, and of an exported model
 CONFIGS = ("config.json", "pretrain.json")  # which of them a run or a pretraining has
@@ -143,8 +145,12 @@ def is_own(source: str | Path) -> bool:
 def folder_lineage(folder: Path) -> Lineage:
     """Return the lineage of a run or a pretraining, from its split.csv, and of its own weights."""
     file = next(folder / name for name in CONFIGS if (folder / name).is_file())
-    config = json.loads(file.read_text(encoding="utf-8"))
-    split = read_table(folder / "split.csv", {"image_id": "", "split": ""}, option="--weights")
+    manifest, advice = Manifest(folder), f"Copy {folder} again, or name other --weights."
+    shape = {"arch?": str, "weights?": (str, None)}
+    config = read_json(manifest.require(file.name, advice), shape, advice)
+    split = read_table(
+        manifest.require("split.csv", advice), {"image_id": "", "split": ""}, option="--weights"
+    )
     return Lineage.of(split, config.get("arch")) | earlier_lineage(config.get("weights"))
 
 

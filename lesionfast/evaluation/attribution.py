@@ -83,8 +83,8 @@ def explain_images(
     """
     model, config = load_model(run), run.config
     require_image(model)
-    df = load_dataset(config, split=run.path / "split.csv")
-    encoder = MetadataEncoder.from_json((run.path / "encoder.json").read_text(encoding="utf-8"))
+    df = load_dataset(config, split=run.file("split.csv"))
+    encoder = MetadataEncoder.of(run)
     rows, names = find_rows(df, image_ids), None
     if targets is not None:
         names = [targets] * len(rows) if isinstance(targets, str) else list(targets)

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from lesionfast.data.splits import PARTS
-from lesionfast.errors import LesionfastError
+from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.evaluation.diagnoses import full_name
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.page import Table, table_of
@@ -30,6 +30,8 @@ def data_card(findings: Findings) -> tuple[list[str], list[Table]]:
         words.append("No lesion has images in two parts." if tight(split) else LEAKING)
     try:
         df = findings.dataset
+    except DamageError:
+        raise
     except LesionfastError as error:
         words.append(f"The data is not here, so classes are not counted: {error}")
         return words, [table_of(counted(split.assign(target="all")), "Images and lesions")]

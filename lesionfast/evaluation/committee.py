@@ -22,6 +22,7 @@ from lesionfast.evaluation.comparison import check_images, check_split
 from lesionfast.evaluation.interpretation import Interpretation, predictions_of
 from lesionfast.evaluation.metrics import as_prior, ratio, summarize
 from lesionfast.files import write_text
+from lesionfast.manifest import SCHEMA
 from lesionfast.runs import Run
 
 logger = logging.getLogger("lesionfast")
@@ -232,7 +233,7 @@ def write(
     run.write_json("model.json", model)
     run.write_json("environment.json", describe_environment())
     write_text(run.path / "log.txt", "\n".join(in_words(members, model)) + "\n")
-    run.write("split.csv", partial(shutil.copyfile, members[0].path / "split.csv"))
+    run.write("split.csv", partial(shutil.copyfile, members[0].file("split.csv")))
     columns = [f"p_{name}" for name in model["classes"]]
     tables = [votes[n].rows.assign(**dict(zip(columns, averages[n].T, strict=True))) for n in votes]
     table = pd.concat(tables, ignore_index=True)
@@ -252,6 +253,7 @@ def describe_environment() -> dict[str, Any]:
     """Return start time and versions; no device computed anything but means."""
     return {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "manifest": SCHEMA,
         "python": platform.python_version(),
         "platform": platform.platform(),
         **{name: version(name) for name in PACKAGES},

@@ -30,7 +30,7 @@ def draw_comparison(comparison: Comparison, folder: Path) -> list[Path]:
 
 def has_curve(run: Run) -> bool:
     """Return whether a run tells of its epochs; a committee had none."""
-    return (run.path / "history.csv").is_file() and "balanced_accuracy" in run.history
+    return run.holds("history.csv") and "balanced_accuracy" in run.history
 
 
 def draw_curves(comparison: Comparison, runs: list[Run], folder: Path) -> Path:

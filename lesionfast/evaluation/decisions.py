@@ -99,14 +99,14 @@ class Decisions:
 
         Raises `LesionfastError` if the run keeps no features, or its data is elsewhere.
         """
-        kept = self._kept(OUTLIERS, lambda run: OutlierScorer.load(run.path / OUTLIERS))
+        kept = self._kept(OUTLIERS, lambda run: OutlierScorer.load(run.file(OUTLIERS)))
         return kept or self._keep(
             self._fit_outliers(), lambda run, scorer: run.write(OUTLIERS, scorer.save)
         )
 
     def _fit_outliers(self) -> OutlierScorer:
         features = read_features(self.run)
-        df = load_dataset(self.run.config, split=self.run.path / "split.csv")
+        df = load_dataset(self.run.config, split=self.run.file("split.csv"))
         df = df[df["image_id"].isin(features.index)]
         train, valid = (df[df["split"] == name] for name in ("train", "valid"))
         return OutlierScorer.fit(
@@ -133,7 +133,7 @@ class Decisions:
         return told
 
     def _kept(self, name: str, read: Callable[[Run], Choice]) -> Choice | None:
-        return read(self.run) if (self.run.path / name).is_file() else None
+        return read(self.run) if self.run.holds(name) else None
 
     def _keep(self, choice: Choice, write: Callable[[Run, Choice], object]) -> Choice:
         keep(self.run, lambda: write(self.run, choice))

@@ -30,7 +30,7 @@ def nearest_lesions(run: Run, image: str, k: int = 5) -> pd.DataFrame:
     an image that is neither, and for a model without a backbone.
     """
     require_k(k)
-    df = load_dataset(run.config, split=run.path / "split.csv")
+    df = load_dataset(run.config, split=run.file("split.csv"))
     query = find_image(df, image)
     best = find_nearest(run, df, query.to_frame().T, k)[0]
     table = pd.concat([query.to_frame().T.assign(similarity=1.0), best], ignore_index=True)
@@ -46,7 +46,7 @@ def nearest_of(run: Run, rows: pd.DataFrame, k: int = 5) -> list[pd.DataFrame]:
     require_k(k)
     if rows.empty:
         return []
-    df = load_dataset(run.config, split=run.path / "split.csv")
+    df = load_dataset(run.config, split=run.file("split.csv"))
     return find_nearest(run, df, rows, k)
 
 

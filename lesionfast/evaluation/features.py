@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import pandas as pd
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from lesionfast.errors import LesionfastError
+from lesionfast.files import damage_explained
 from lesionfast.runs import Run
 
 NAME = "features.safetensors"
@@ -23,7 +24,7 @@ def write_features(run: Run, image_ids: list[str], features: np.ndarray) -> None
 
 def has_features(run: Run) -> bool:
     """Return whether features were kept with a run."""
-    return (run.path / NAME).is_file()
+    return run.holds(NAME)
 
 
 def read_features(run: Run) -> pd.DataFrame:
@@ -31,18 +32,13 @@ def read_features(run: Run) -> pd.DataFrame:
 
     Raises `LesionfastError` if none were kept (a committee, a run without a backbone, an old run).
     """
-    path = run.path / NAME
-    if not path.is_file():
+    if not run.holds(NAME):
         raise LesionfastError(
             f"{run.path} keeps no {NAME}: it looks at no image, is a committee, or is old. "
             f"Train it again: lesionfast train --config {run.path / 'config.json'}"
         )
-    try:
-        with safe_open(path, framework="np") as file:
-            ids = json.loads(file.metadata()["image_ids"])
-            features = file.get_tensor("features").astype(np.float32)
+    path = run.file(NAME)
+    with damage_explained(path, run.remedy(NAME)), safe_open(path, framework="np") as file:
+        ids = json.loads(file.metadata()["image_ids"])
+        features = file.get_tensor("features").astype(np.float32)
         return pd.DataFrame(features, index=pd.Index(ids, name="image_id"))
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise LesionfastError(
-            f"{path} is broken ({error}). Delete it, and it is made again."
-        ) from None

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from lesionfast.data.dataset import load_dataset
+from lesionfast.errors import DamageError
 from lesionfast.evaluation.conformal import Conformal
 from lesionfast.evaluation.contribution import WITHHELD, contribution_table, without_metadata
 from lesionfast.evaluation.decisions import Decisions
@@ -118,7 +119,7 @@ class Findings:
     @cached_property
     def dataset(self) -> pd.DataFrame:
         """The whole dataset under the run's split; raises `LesionfastError` if it is elsewhere."""
-        return load_dataset(self.run.config, split=self.run.path / "split.csv")
+        return load_dataset(self.run.config, split=self.run.file("split.csv"))
 
     @cached_property
     def features(self) -> pd.DataFrame:
@@ -154,7 +155,9 @@ class Findings:
         return self.files[name]
 
     def left_out(self, what: str, why: Exception) -> None:
-        """Say that a part can't be had, and why."""
+        """Say that a part can't be had, and why; damage is raised, for it must be mended."""
+        if isinstance(why, DamageError):
+            raise why
         logger.warning("left out: %s; %s", what, why)
 
     def measure(self, metric: str, of: str) -> pd.Series | None:

@@ -1,6 +1,5 @@
 """What is fitted on a run's validation, kept as JSON in the run, and never fitted on test."""
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from lesionfast.errors import DiskError, LesionfastError
+from lesionfast.errors import DamageError, DiskError, LesionfastError
+from lesionfast.evaluation.features import read_features
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.files import disk_errors
-from lesionfast.runs import WITHOUT_METADATA, Run
+from lesionfast.evaluation.outliers import NAME as OUTLIERS
+from lesionfast.evaluation.outliers import OutlierScorer
+from lesionfast.files import disk_errors, read_json
+from lesionfast.runs import FEATURES, FITTED, WITHOUT_METADATA, Run
 
 logger = logging.getLogger("lesionfast")
 
@@ -21,6 +23,34 @@ OF_THE_WEIGHTS = (  # what a run says of its weights, which further training cha
     *("operating.json", "calibration.json", "conformal.json", "referral.json"),
     "outliers.safetensors",
 )
+SHAPES = {
+    "operating.json": {
+        "points": [
+            {
+                **{"of": str, "goal": str},
+                **dict.fromkeys(("level", "threshold", "sensitivity", "specificity"), float),
+            }
+        ]
+    },
+    "calibration.json": (
+        {"classes": [str], "method": "none"},
+        {"classes": [str], "method": "temperature", "parameters": {"temperature": float}},
+        {"classes": [str], "method": "vector", "parameters": {"weight": [float], "bias": [float]}},
+        {
+            "classes": [str],
+            "method": "dirichlet",
+            "parameters": {"weight": [[float]], "bias": [float]},
+        },
+    ),
+    "conformal.json": {
+        "coverage": float,
+        "classes": [str],
+        "marginal": (float, None),
+        "by_class": [(float, None)],
+        "lesions": [int],
+    },
+    "referral.json": {"share": float, "threshold": float, "rule": str, "classes": [str]},
+}
 
 
 def require_validation(valid: Interpretation, what: str) -> None:
@@ -77,15 +107,40 @@ def say_not_kept(folder: Path, why: str) -> None:
         )
 
 
+def discard_damaged(run: Run) -> list[str]:
+    """Remove what a run keeps of its validation, and its features, where they are damaged.
+
+    It is said, and made anew when it is asked for. Returns the names of the files.
+    """
+    damaged = {name: why for name in FITTED if (why := damage_of(run, name))}
+    for name, why in damaged.items():
+        logger.warning("it is made anew: %s", why)
+        run.remove(name)
+    return list(damaged)
+
+
+def damage_of(run: Run, name: str) -> str | None:
+    """Return what is wrong with one of these files, None if it can be used or there is none."""
+    readers = {FEATURES: lambda: read_features(run), OUTLIERS: lambda: OutlierScorer.load(file)}
+    try:
+        if not run.holds(name):
+            return None
+        file = run.file(name)
+        readers.get(name, lambda: read_json(file, SHAPES[name], ""))()
+    except DamageError as error:
+        return str(error).removesuffix(run.remedy(name)).strip()
+    return None
+
+
 def read_fitted(run: Run, name: str, make: str) -> dict[str, Any]:
     """Return what was fitted on a run's validation and kept as JSON; `make` says how to make it.
 
     Raises `LesionfastError` if there is none, or it is of other classes or another split.
     """
-    path = run.path / name
-    if not path.is_file():
+    if not run.holds(name):
         raise LesionfastError(f"{run.path} has no {name}. Make it: {make}")
-    found = json.loads(path.read_text(encoding="utf-8"))
+    path = run.file(name)
+    found = read_json(path, SHAPES[name], run.remedy(name))
     if found.get("fitted_on") != "valid" or found.get("classes") != list(run.classes):
         raise LesionfastError(
             f"{path} is of the split '{found.get('fitted_on')}' and the classes "

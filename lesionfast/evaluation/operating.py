@@ -186,7 +186,7 @@ def keep_points(run: Run, points: Sequence[OperatingPoint]) -> Path:
 
 def read_points(run: Run) -> list[OperatingPoint]:
     """Return the points kept in a run, chosen and kept now if there are none yet."""
-    if not (run.path / FILE).is_file():
+    if not run.holds(FILE):
         points = points_of(run)
         keep(run, lambda: keep_points(run, points))
         return points

@@ -23,7 +23,7 @@ def fit_outliers(run: Run, method: str = METHOD, level: float = LEVEL) -> Outlie
     `LesionfastError` for a model without a backbone.
     """
     model_of(run)
-    df = load_dataset(run.config, split=run.path / "split.csv")
+    df = load_dataset(run.config, split=run.file("split.csv"))
     kept = dataset_features(run, df)
     df = df[df["image_id"].isin(kept.index)]
     train, valid = (df[df["split"] == name] for name in ("train", "valid"))
@@ -45,8 +45,7 @@ def outlier_scores(run: Run, images: Sequence[str | Path] | np.ndarray) -> np.nd
     them. Compare with the `threshold` of `OutlierScorer.load(run.path / "outliers.safetensors")`;
     it is fitted if it is not there yet.
     """
-    file = run.path / NAME
-    scorer = OutlierScorer.load(file) if file.is_file() else fit_outliers(run)
+    scorer = OutlierScorer.load(run.file(NAME)) if run.holds(NAME) else fit_outliers(run)
     return scorer.score(features_of(run, images))
 
 

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from lesionfast.errors import LesionfastError, did_you_mean
+from lesionfast.files import damage_explained
+from lesionfast.shapes import check_shape
 
 NAME = "outliers.safetensors"
 METHODS = ("knn", "mahalanobis", "relative")
@@ -101,16 +103,15 @@ class OutlierScorer:
         """Read what `save` wrote; raises `LesionfastError` if it is not there or broken."""
         if not path.is_file():
             raise LesionfastError(f"there is no {path}. Make it with fit_outliers(run).")
-        try:
-            with safe_open(path, framework="np") as file:
-                told = json.loads(file.metadata()["outliers"])
-                names = file.keys()
-                tensors = {name: file.get_tensor(name).astype(np.float32) for name in names}
-            return cls(told["method"], told["level"], told["threshold"], tensors)
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise LesionfastError(
-                f"{path} is broken ({error}). Delete it, and it is made again."
-            ) from None
+        advice = f"If it is in a run: lesionfast interpret {path.parent}; else copy it again."
+        with damage_explained(path, advice), safe_open(path, framework="np") as file:
+            told = json.loads(file.metadata()["outliers"])
+            check_shape(told, {"method": METHODS, "level": float, "threshold": float})
+            names = file.keys()
+            tensors = {name: file.get_tensor(name).astype(np.float32) for name in names}
+            found = cls(told["method"], told["level"], told["threshold"], tensors)
+            found.score(np.zeros((1, found.width), np.float32))  # the tensors belong together
+            return found
 
 
 def learn_neighbours(train: np.ndarray, codes: np.ndarray) -> dict[str, np.ndarray]:

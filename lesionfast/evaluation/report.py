@@ -110,7 +110,7 @@ def about(findings: Findings) -> list[Section]:
 def environment_table(run: Run) -> Table:
     """Return the versions and the device that trained a run."""
     told: dict[str, Any] = {}
-    if (run.path / "environment.json").is_file():
+    if run.holds("environment.json"):
         told = run.environment
     seconds = run.metrics.get("train_seconds")
     told = told | ({"seconds of training": seconds} if seconds is not None else {})

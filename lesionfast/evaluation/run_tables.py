@@ -1,10 +1,10 @@
 """Terminal tables of a run and of runs, at most 80 columns wide for HAM10000."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from lesionfast.errors import LesionfastError, did_you_mean
+from lesionfast.errors import DamageError, LesionfastError, did_you_mean
 from lesionfast.evaluation.diagnoses import full_name, gravity
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
@@ -247,8 +247,14 @@ def runs_table(runs: Sequence[Run]) -> "Table":
 
 def run_cells(run: Run) -> list[str]:
     """Return the cells of one run after its name."""
-    if not run.finished:
-        return ["-", "-", "-", "-", "not ended"]
+    try:
+        return metric_cells(run) if run.finished else ["-", "-", "-", "-", "not ended"]
+    except DamageError:
+        return ["-", "-", "-", "-", "damaged"]
+
+
+def metric_cells(run: Run) -> list[str]:
+    """Return the metrics, the minutes and the status of a run that has ended."""
     summary = run.metrics.get("test", run.metrics.get("valid", {}))
     decided = summary.get("rules", {}).get(run.model["rule"], {})
     values = (
@@ -258,6 +264,19 @@ def run_cells(run: Run) -> list[str]:
     )
     minutes = f"{run.metrics['train_seconds'] / 60:.1f}"
     return [*map(decimal, values), minutes, run.metrics["status"]]
+
+
+def verified_table(conditions: Mapping[Run, tuple[str, dict[str, str]]]) -> "Table":
+    """Return one row a run: whether its files are what was written, and what is wrong."""
+    table = new_table("Runs and their files, oldest first")
+    add_columns(table, "run", "state", "what is wrong")
+    table.columns[0].overflow = "fold"
+    for column in table.columns[1:]:
+        column.justify = "left"
+    for run, (state, problems) in conditions.items():
+        told = "\n".join(f"{name}: {why}" for name, why in problems.items())
+        table.add_row(run.path.name, state, told)
+    return table
 
 
 def described(interpretation: Interpretation) -> str:

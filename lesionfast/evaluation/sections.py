@@ -177,7 +177,7 @@ def confusion(findings: Findings) -> Section:
 
 def training(findings: Findings) -> Section | None:
     """Return the training curves, if the run has any."""
-    if not (findings.run.path / "history.csv").is_file():
+    if not findings.run.holds("history.csv"):
         return None
     file = findings.drawn(draw_training)
     words = "Losses and validation metrics over the epochs"

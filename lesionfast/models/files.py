@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lesionfast.data.lineage import weights_file
 from lesionfast.errors import LesionfastError
+from lesionfast.manifest import Manifest
 
 WRAPPERS = ("state_dict_ema", "state_dict", "model_ema", "model")
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
@@ -29,6 +30,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise LesionfastError(
             f"there is no weights file {path}. Type --weights FILE, or --weights auto or none."
         )
+    Manifest(path.parent).require(path.name, f"Copy {path.parent} again, or name other --weights.")
     try:
         return without_prefixes(unwrap(load(path), path))
     except pickle.UnpicklingError as error:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lesionfast.config import TrainConfig, check_choice
-from lesionfast.errors import LesionfastError
+from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.models.backbones import Backbone, create_backbone
 from lesionfast.models.names import check_arch
 from lesionfast.models.posterior import Posterior, Undo
@@ -252,7 +252,7 @@ def load_model(run: Run) -> FusionModel:
             f"{run.path} is a committee and has no weights of its own. Load its members: {named}"
         )
     again = f"Train it again: lesionfast train --config {run.path / 'config.json'}"
-    model = model_of(about, run.path / "weights.safetensors", again)
+    model = model_of(about, run.file("weights.safetensors"), again)
     if model.backbone is not None:
         model.backbone.pretrained, model.backbone.origin = True, f"weights of the run {run.path}"
     return model
@@ -264,6 +264,9 @@ def model_of(about: dict[str, Any], path: Path, again: str) -> FusionModel:
     Raises `LesionfastError`, which says to do it `again`, if they are missing or broken.
     """
     names = ("arch", "size", "pool", "fusion", "dropout")
+    lost = [name for name in (*names, "n_metadata", "classes") if name not in about]
+    if lost:
+        raise DamageError(f"what {path.parent} says of its model lacks {', '.join(lost)}. {again}")
     config = TrainConfig(weights="none", **{name: about[name] for name in names})
     more = {name: about.get(name) for name in ("parents", "undo")}  # not in the oldest runs
     model = build_model(config, about["n_metadata"], len(about["classes"]), **more)

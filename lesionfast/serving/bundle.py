@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lesionfast.data.encoder import MetadataEncoder
-from lesionfast.errors import LesionfastError
+from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.evaluation.conformal import Conformal
 from lesionfast.evaluation.decisions import Decisions
 from lesionfast.evaluation.metrics import json_safe
@@ -83,7 +83,7 @@ class Bundle:
             model=run.model,
             image_column=run.config.image,
             precision=run.config.precision,
-            encoder=MetadataEncoder.from_json((run.path / "encoder.json").read_text("utf-8")),
+            encoder=MetadataEncoder.of(run),
             points=optional("operating points", lambda: decisions.points) or [],
             **{name: optional(name, find) for name, find in wanted.items()},
             split_sha256=run.metrics["split_sha256"],
@@ -154,6 +154,8 @@ def optional(what: str, find: Callable[[], Any]) -> Any:
     """Return what is found, or None where a run lacks what it takes; that is said."""
     try:
         return find()
+    except DamageError:
+        raise
     except LesionfastError as error:
         logger.warning("predictions without %s: %s", what, error)
         return None

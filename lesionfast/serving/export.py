@@ -47,7 +47,7 @@ def export(run: Run, to: Path, *, onnx: bool = False, int8: bool = False) -> Pat
 
 def write_files(run: Run, bundle: Bundle, folder: Path, onnx: bool, int8: bool) -> None:
     """Write all files of an exported model."""
-    shutil.copyfile(run.path / "weights.safetensors", folder / WEIGHTS)
+    shutil.copyfile(run.file("weights.safetensors"), folder / WEIGHTS)
     if bundle.outliers:
         bundle.outliers.save(folder / OUTLIERS)
     if onnx:

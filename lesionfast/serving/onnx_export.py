@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lesionfast.data.dataset import load_dataset
 from lesionfast.data.images import open_images
-from lesionfast.errors import LesionfastError
+from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.models.folding import folded
 from lesionfast.models.fusion import FusionModel, load_model
 from lesionfast.runs import Run
@@ -150,7 +150,7 @@ def add_bundle(path: Path, bundle: Bundle, **more: Any) -> None:
 def compare(run: Run, bundle: Bundle, path: Path) -> float:
     """Return the largest difference of a probability from PyTorch's; raises `LesionfastError`."""
     pixels, metadata, told = samples(run, bundle, "valid", COMPARED)
-    weights = run.path / "weights.safetensors"
+    weights = run.file("weights.safetensors")
     views = bundle.model["tta"]
     engine = TorchEngine(bundle.model, weights, views=views, precision="float32", device="cpu")
     expected, _ = engine(pixels, metadata)
@@ -172,6 +172,8 @@ def samples(run: Run, bundle: Bundle, split: str, most: int) -> tuple[np.ndarray
     try:
         pixels, metadata, _ = images_of(run, bundle, split, most)
         return pixels, metadata, f"{len(pixels)} {split} images"
+    except DamageError:
+        raise
     except LesionfastError:
         draw = np.random.default_rng(0)
         shape = (32, bundle.size, bundle.size, 3)
@@ -184,7 +186,7 @@ def images_of(
     run: Run, bundle: Bundle, split: str, most: int | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return pixels, metadata and class numbers of images of one split, drawn at random."""
-    df = load_dataset(run.config, split=run.path / "split.csv")
+    df = load_dataset(run.config, split=run.file("split.csv"))
     df = df[df["split"] == split]
     df = df.sample(min(most or len(df), len(df)), random_state=0)
     options = {"resize": run.config.resize, "cache": False, "skip_bad": run.config.skip_bad}

@@ -211,7 +211,8 @@ def opened(source: str | Path | Run, views: int | None, device: str) -> tuple[Bu
 
         return *open_onnx(path, views), path
     if (path / "config.json").is_file():
-        bundle, weights = Bundle.of(Run.open(path)), path / "weights.safetensors"
+        run = Run.open(path)
+        bundle, weights = Bundle.of(run), run.file("weights.safetensors")
     elif (path / WEIGHTS).is_file() or (path / "model.json").is_file():
         bundle, weights = Bundle.read(path), path / WEIGHTS
     else:

@@ -109,7 +109,7 @@ class Service:
         if self._dataset is None:
             from lesionfast.data.dataset import load_dataset
 
-            self._dataset = load_dataset(run.config, split=self.path / "split.csv")
+            self._dataset = load_dataset(run.config, split=run.file("split.csv"))
         none = np.zeros((1, self.bundle.encoder.width), np.float32)
         _, features = self.predictor.engine(seen[None], none)
         return most_alike(read_features(run), self._dataset, features, [""], SIMILAR)[0]

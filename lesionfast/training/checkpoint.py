@@ -1,17 +1,18 @@
 """What a killed training needs to go on: one safetensors file an epoch, no pickle."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from fastai.callback.core import Callback
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lesionfast.errors import LesionfastError
-from lesionfast.files import write_atomically
+from lesionfast.files import damage_explained, write_atomically
+from lesionfast.shapes import check_shape
 
 
 class Checkpoint(Callback):
@@ -44,14 +45,10 @@ class Checkpoint(Callback):
         write_atomically(self.path, lambda aside: save_tensors(tensors, aside, header))
 
     def _restore(self) -> int:
-        try:
+        again = f"Start it again: lesionfast train --config {self.path.parents[1] / 'config.json'}"
+        with damage_explained(self.path, f"The run can't go on. {again}"):
             tensors, header = load_tensors(self.path)
-        except (OSError, SafetensorError, ValueError) as error:
-            config = self.path.parents[1] / "config.json"
-            raise LesionfastError(
-                f"{self.path} is broken ({error}), so the run can't go on. "
-                f"Start it again: lesionfast train --config {config}"
-            ) from None
+            check_shape(header, {"epochs_done": int, "callbacks": {str: object}})
         self.model.load_state_dict(named(tensors, "model"))
         load_optimizer(self.opt.opt, tensors)
         for cb in self.learn.cbs:
@@ -69,16 +66,36 @@ def named(tensors: dict[str, Tensor], owner: str) -> dict[str, Tensor]:
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, header: Any = None) -> None:
-    """Write tensors of any memory format, and a JSON header, as one safetensors file."""
+    """Write tensors of any memory format, and a JSON object as header, as one safetensors file.
+
+    The header has the SHA-256 of the tensors too, so that the file can vouch for itself.
+    """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(plain, path, metadata={"header": json.dumps(header)})
+    told = {**(header or {}), "sha256": digest_of(plain)}
+    save_file(plain, path, metadata={"header": json.dumps(told)})
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
-    """Return the tensors and the header that `save_tensors` wrote."""
+    """Return the tensors and the header that `save_tensors` wrote.
+
+    Raises `ValueError` if the tensors are others, and what safetensors raises.
+    """
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return tensors, json.loads((file.metadata() or {}).get("header", "null"))
+        header = json.loads((file.metadata() or {}).get("header", "null")) or {}
+    digest = header.pop("sha256", None)
+    if digest is not None and digest != digest_of(tensors):
+        raise ValueError("its tensors are not what was written")
+    return tensors, header
+
+
+def digest_of(tensors: dict[str, Tensor]) -> str:
+    """Return the SHA-256 of tensors on the CPU and their names, in whatever order."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(f"{name} {tensors[name].dtype} {list(tensors[name].shape)}".encode())
+        found.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

@@ -103,6 +103,6 @@ def predict_without_metadata(run: Run, folder: Path) -> Run:
         return Run(path)
     from lesionfast.training.experiment import predict_again
 
-    df = load_dataset(run.config, split=run.path / "split.csv")
+    df = load_dataset(run.config, split=run.file("split.csv"))
     df = df.assign(**dict.fromkeys(run.model["metadata"], None))
     return predict_again(run, df, run.config, folder, path.name)

@@ -10,6 +10,7 @@ import torch
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.splits import PARTS
+from lesionfast.manifest import SCHEMA
 from lesionfast.models.precision import explain_precision, precision
 from lesionfast.runs import Run
 from lesionfast.training.learner import FusionLearner
@@ -45,6 +46,7 @@ def describe_environment(learn: FusionLearner, config: TrainConfig) -> dict[str,
     device = learn.dls.device
     return {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "manifest": SCHEMA,
         "python": platform.python_version(),
         "platform": platform.platform(),
         **{name: installed_version(name) for name in PACKAGES},

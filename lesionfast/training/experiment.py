@@ -1,5 +1,6 @@
 """train(): the whole experiment, in order; resume(): what is left of it."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,7 +24,7 @@ from lesionfast.files import disk_errors, only_process
 from lesionfast.models.backbones import check_arch
 from lesionfast.models.fusion import check_metadata, fusions, load_model
 from lesionfast.models.precision import precision
-from lesionfast.runs import Run, check_name
+from lesionfast.runs import LEARNED, Run, check_name
 from lesionfast.training.description import describe_environment, describe_model
 from lesionfast.training.fitting import fit, phases_of
 from lesionfast.training.heads import solve_head
@@ -32,6 +33,8 @@ from lesionfast.training.objective import check_objective
 from lesionfast.training.options import check_options
 from lesionfast.training.prediction import evaluate
 from lesionfast.training.progress import logging_to
+
+logger = logging.getLogger("lesionfast")
 
 
 def train(
@@ -75,9 +78,10 @@ def resume(run: Run, **moved: str) -> Run:
         check_resumable(run)  # again, as another process may have ended it
         elsewhere = dict.fromkeys(WHERE) | moved if moved else {}
         config = replace(run.config, **elsewhere)
-        df = load_dataset(config, split=run.path / "split.csv")
+        df = load_dataset(config, split=run.file("split.csv"))
         learn = prepare_learner(df, config)
         check_same_data(learn, run)
+        forget_damage(run)
         run.remove(*OF_THE_WEIGHTS)
         run.manifest.release("history.csv", "weights.safetensors")  # each epoch writes them
         run = Run(run.path)
@@ -105,10 +109,10 @@ def trained_learner(
 
     `df` and `config` are others than the run's. Raises `LesionfastError` if the data is gone.
     """
-    encoder = MetadataEncoder.from_json((run.path / "encoder.json").read_text(encoding="utf-8"))
+    encoder = MetadataEncoder.of(run)
     plain = replace(config or run.config, weights="none")
     if df is None:
-        df = load_dataset(plain, split=run.path / "split.csv")
+        df = load_dataset(plain, split=run.file("split.csv"))
     learn = fusion_learner(build_dls(df, plain, encoder=encoder), plain)
     learn.model = load_model(run).to(learn.dls.device)
     learn.balance = replace(learn.balance, prior=np.array(run.model["prior"]))
@@ -125,17 +129,28 @@ def check_start_size(config: TrainConfig) -> None:
 
 
 def check_resumable(run: Run) -> None:
-    """Raise `LesionfastError` if a run has ended, or stopped before it had begun."""
-    if run.finished and run.metrics["status"] == "finished":
+    """Raise `LesionfastError` if a run has ended and is whole, or stopped before it had begun."""
+    broken = [name for name in run.damaged() if name in LEARNED]
+    if run.finished and not broken and run.metrics["status"] == "finished":
         raise LesionfastError(
             f"{run.path} has ended: nothing is left to do. "
             f"Look at it with: lesionfast interpret {run.path}"
         )
-    if not (run.path / "model.json").is_file():
+    if not run.holds("model.json"):
         raise LesionfastError(
             f"{run.path} stopped before its training began, so there is nothing to go on with. "
             f"Start it again: lesionfast train --config {run.path / 'config.json'}"
         )
+
+
+def forget_damage(run: Run) -> None:
+    """Remove what was learned and is damaged; without its weights a run begins anew."""
+    broken = [name for name in run.damaged() if name in LEARNED]
+    if broken:
+        logger.warning("damaged, so it is made anew: %s of %s", ", ".join(broken), run.path)
+    if "weights.safetensors" in broken:
+        (run.path / "checkpoints" / "last.safetensors").unlink(missing_ok=True)
+    run.remove(*broken)
 
 
 def check_same_data(learn: FusionLearner, run: Run) -> None:
@@ -145,7 +160,7 @@ def check_same_data(learn: FusionLearner, run: Run) -> None:
         "encoder.json": learn.dls.encoder.to_json(),
     }
     for name, text in begun.items():
-        if (run.path / name).read_text(encoding="utf-8") != text:
+        if run.file(name).read_text(encoding="utf-8") != text:
             raise LesionfastError(
                 f"the data has changed since {run.path} began: it no longer gives its {name}. "
                 f"Bring the old data back, or start anew: lesionfast train --config "

@@ -1,6 +1,5 @@
 """The fit of an experiment: its phases, its callbacks, and what is kept of it."""
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from lesionfast.config import TrainConfig
 from lesionfast.data.augment import augmentations
 from lesionfast.data.lineage import header_of
 from lesionfast.errors import LesionfastError, TrainingInterrupted
+from lesionfast.files import read_json
 from lesionfast.models.fusion import FusionModel
 from lesionfast.models.precision import dtype_of
 from lesionfast.runs import Run
@@ -130,10 +130,9 @@ def highest_lr(learn: FusionLearner, run: Run) -> float:
     """Return the highest learning rate of the head; one that was found holds for a resumed run."""
     if run.config.lr != "auto":
         return run.config.lr
-    file = run.path / LR
-    if not file.is_file():
+    if not run.holds(LR):
         run.write_json(LR, find_lr(learn, starts_frozen(learn, run.config)))
-    return json.loads(file.read_text(encoding="utf-8"))
+    return read_json(run.file(LR), float, run.remedy(LR))
 
 
 def describe_kept(learn: FusionLearner, best: KeepBest) -> None:

@@ -17,7 +17,6 @@ from lesionfast.data.loaders import build_dls
 from lesionfast.data.splits import split_text
 from lesionfast.errors import TrainingInterrupted
 from lesionfast.evaluation.canvas import new_figure, save
-from lesionfast.manifest import Manifest
 from lesionfast.models.autoencoder import Autoencoder
 from lesionfast.models.backbones import check_arch, create_backbone
 from lesionfast.models.state import in_eval_mode
@@ -57,10 +56,9 @@ def pretrain(
     """
     config = replace(config or TrainConfig(), monitor=MONITOR, unfreeze="none")
     learn = autoencoder_learner(df, config)
-    folder = create_directory(root, f"pretrain-{config.arch}")
+    told = {"file": "pretrain.json", "text": config.to_json()}
+    folder = create_directory(root, f"pretrain-{config.arch}", **told)
     run = Run(folder)
-    Manifest.start(folder)
-    run.write_text("pretrain.json", config.to_json())
     run.write_text("split.csv", split_text(learn.dls.split))
     run.write_json("environment.json", describe_environment(learn, config))
     with logging_to(folder / "log.txt"):

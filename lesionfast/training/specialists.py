@@ -62,7 +62,7 @@ def train_specialist(base: Run, name: str, root: str | Path) -> Run:
     from lesionfast.training.experiment import train
 
     config = specialist_config(base, name)
-    run = train(load_dataset(config, split=base.path / "split.csv"), config, root)
+    run = train(load_dataset(config, split=base.file("split.csv")), config, root)
     if run.metrics["status"] == "interrupted":
         raise LesionfastError(
             f"the training of the specialist for {name} was interrupted. Go on with: lesionfast "

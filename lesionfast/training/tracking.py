@@ -7,9 +7,10 @@ from typing import Any
 
 from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import Learner
+from torch import Tensor
 
 from lesionfast.errors import LesionfastError, did_you_mean
-from lesionfast.files import write_atomically, write_text
+from lesionfast.files import damage_explained, write_atomically, write_text
 from lesionfast.training.checkpoint import load_tensors, save_tensors
 
 logger = logging.getLogger("lesionfast")
@@ -111,8 +112,11 @@ class KeepBest(Monitor):
     def after_fit(self) -> None:
         """Load the best weights, if an epoch ended."""
         if self.best_epoch >= 0:
-            tensors = self.kept if self.path is None else load_tensors(self.path)[0]
-            self.model.load_state_dict(tensors)
+            self.model.load_state_dict(self.kept if self.path is None else self._read())
+
+    def _read(self) -> dict[str, Tensor]:
+        with damage_explained(self.path, "Train it again."):
+            return load_tensors(self.path)[0]
 
 
 class EarlyStopping(Monitor):

@@ -93,7 +93,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(LesionfastError, match="Make it with fit_outliers"):
         OutlierScorer.load(tmp_path / NAME)
     (tmp_path / NAME).write_bytes(b"nothing")
-    with pytest.raises(LesionfastError, match="is broken.*Delete it"):
+    with pytest.raises(LesionfastError, match="is damaged.*lesionfast interpret"):
         OutlierScorer.load(tmp_path / NAME)
 
 
@@ -174,7 +174,7 @@ def test_files_and_their_pixels_score_alike(run, scorer):
 
 def test_it_is_fitted_when_first_asked_for(run, scorer, pixels):
     expected = outlier_scores(run, pixels)
-    (run.path / NAME).unlink()
+    run.remove(NAME)
     np.testing.assert_allclose(outlier_scores(run, pixels), expected)
     assert (run.path / NAME).is_file()
 

@@ -123,7 +123,8 @@ def save_run(folder, model, **changes):
     """Write what `load_model` reads, and a config whose values it must not use instead."""
     run = Run.create(folder, TrainConfig(arch="densenet121", weights="auto"))
     about = {"arch": "test_resnet", "size": 32, "pool": "avg", "fusion": "concat", "dropout": 0.2}
-    about |= {"n_metadata": 5, "classes": list("abcdefg"), **changes}
+    about |= {"n_metadata": 5, "classes": list("abcdefg"), "prior": [1 / 7] * 7, "rule": "argmax"}
+    about |= changes
     write_json(run.path / "model.json", about)
     save_file(model.state_dict(), run.path / "weights.safetensors")
     return run
@@ -173,7 +174,7 @@ def test_broken_weights_say_how_to_train_again(backbone, tmp_path, harm):
         save_file({**model.state_dict(), "more": torch.zeros(2)}, path)
     else:
         path.unlink()
-    with pytest.raises(LesionfastError, match="lesionfast train --config"):
+    with pytest.raises(LesionfastError, match="lesionfast train --(config|resume)"):
         load_model(run)
 
 

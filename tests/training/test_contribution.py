@@ -1,6 +1,5 @@
 """The same run with less to go by: same split and seed, trained once, metadata withheld truly."""
 
-import json
 import re
 import shutil
 from dataclasses import replace
@@ -98,8 +97,10 @@ def test_a_run_that_did_not_end_is_refused(run, tmp_path):
 
 def test_a_committee_is_refused(run, tmp_path):
     made = Run.create(tmp_path, TINY, "committee")
-    (made.path / "metrics.json").write_text("{}")
-    (made.path / "model.json").write_text(json.dumps({"members": ["a", "b"]}))
+    told = {"split_sha256": "", "train_seconds": 0, "status": "finished"}
+    made.write_json("metrics.json", told)
+    model = {"members": ["a", "b"], "classes": ["mel"], "prior": [1], "rule": "argmax"}
+    made.write_json("model.json", model)
     with pytest.raises(LesionfastError, match="is a committee"):
         ablate(made)
 

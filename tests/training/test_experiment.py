@@ -349,7 +349,7 @@ def test_a_run_is_not_resumed_on_changed_data(stopped, change):
 
 def test_a_broken_checkpoint_says_how_to_start_again(stopped):
     (stopped.path / "checkpoints" / "last.safetensors").write_bytes(b"cut short")
-    with pytest.raises(LesionfastError, match=r"is broken.*train --config .*config\.json"):
+    with pytest.raises(LesionfastError, match=r"is damaged.*train --config .*config\.json"):
         resume(Run.open(stopped.path))
 
 
@@ -391,7 +391,7 @@ def test_a_rate_that_was_found_holds_for_a_resumed_run(df, tmp_path):
     run = Run.create(tmp_path, replace(TINY, lr="auto"))
     found = highest_lr(learn, run)
     assert 1e-7 < found < 10
-    (run.path / "checkpoints" / "lr.json").write_text("0.125")
+    run.write_json("checkpoints/lr.json", 0.125)
     assert highest_lr(learn, run) == 0.125
 
 

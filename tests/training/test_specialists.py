@@ -8,7 +8,7 @@ from lesionfast.config import TrainConfig
 from lesionfast.data.dataset import load_dataset
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.committee import combine
-from lesionfast.files import sha256, write_json
+from lesionfast.files import sha256
 from lesionfast.models.fusion import load_model
 from lesionfast.runs import Run
 from lesionfast.training import specialists
@@ -63,7 +63,8 @@ def test_each_specialist_weighs_its_class_thrice_on_the_split_of_the_base(base, 
 def test_an_interrupted_specialist_says_how_to_go_on(base, tmp_path, monkeypatch):
     def stopped(df, config, root):
         run = Run.create(root, config)
-        write_json(run.path / "metrics.json", {"status": "interrupted"})
+        told = {"split_sha256": "", "train_seconds": 0, "status": "interrupted"}
+        run.write_json("metrics.json", told)
         return run
 
     monkeypatch.setattr("lesionfast.training.experiment.train", stopped)

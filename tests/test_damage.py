@@ -1,0 +1,186 @@
+"""Damage to each file of a run, and what the commands that read it say then.
+
+The quick tests damage each file once. `pytest -m damage` tries every damage of every file under
+every command and counts what comes of it.
+"""
+
+import json
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from PIL import Image
+from typer.testing import CliRunner
+
+from lesionfast.cli import app
+from lesionfast.config import TrainConfig
+from lesionfast.data.dataset import load_dataset
+from lesionfast.errors import LesionfastError
+from lesionfast.runs import FITTED, GIVEN, LEARNED, Run
+
+TINY = TrainConfig(arch="test_resnet", weights="none", size=32, epochs=2, tta=1)
+FILES = [name for name in (*GIVEN, *LEARNED, *FITTED) if name != "pretrain.json"]
+FILES.append("manifest.json")
+SILENT = "another answer in silence"
+READER = {  # a command that reads the file; all others are read by predict
+    "environment.json": "report",
+    "split.csv": "report",
+    "history.csv": "interpret",
+    "features.safetensors": "report",
+    "metrics.json": "runs",
+    "predictions.csv": "compare",
+}
+
+
+def changed_digit(data: bytes, other: bytes) -> bytes:
+    """The data with one digit changed, in the middle of the digits; of no text, one bit."""
+    digits = [i for i, byte in enumerate(data) if byte in b"12345678"]
+    place = digits[len(digits) // 2] if digits else len(data) // 2
+    return data[:place] + bytes([data[place] ^ 1 or 2]) + data[place + 1 :]
+
+
+def changed_bit(data: bytes, other: bytes) -> bytes:
+    place = 2 * len(data) // 3
+    return data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
+
+
+def of_newer_schema(data: bytes, other: bytes) -> bytes:
+    try:
+        told = json.loads(data)
+    except ValueError:
+        return data + b"# schema 99\n"
+    told = told | {"schema": 99} if isinstance(told, dict) else [{"schema": 99}, *told]
+    return json.dumps(told).encode()
+
+
+DAMAGES: dict[str, Callable[[bytes, bytes], bytes | None]] = {
+    "truncated": lambda data, other: data[: 2 * len(data) // 3],
+    "emptied": lambda data, other: b"",
+    "a digit changed": changed_digit,
+    "a bit changed": changed_bit,
+    "of another run": lambda data, other: other,
+    "missing": lambda data, other: None,
+    "of a newer schema": of_newer_schema,
+    "garbage": lambda data, other: bytes(range(256)) * 4,
+}
+
+
+class Trial:
+    """Two runs under one folder, one of which is damaged, and what commands say of it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.aside = root / "runs", root / "aside"
+        df = load_dataset(TINY)
+        from lesionfast.training.experiment import train
+
+        self.run = train(df, TINY, self.root, "first").path
+        made = train(df, replace(TINY, seed=7), self.root, "second").path
+        images = df["path"][df["split"] == "test"].tolist()[:3]
+        self.commands = {
+            "interpret": ["interpret", self.run, "--json"],
+            "report": ["report", self.run],
+            "predict": ["predict", self.run, *images],
+            "export": ["export", self.run, "--to", root / "model"],
+            "compare": ["compare", self.run, made, "--json", "--out", root],
+            "runs": ["runs", "--json", "--out", self.root],
+        }
+        self.made, self.exported, self.vouched = made, root / "model", True
+        for path in (made, self.run):
+            self.invoke(["interpret", path, "--json"])
+        shutil.copytree(self.run, self.aside)
+        self.expected: dict[tuple[str, bool], tuple] = {}
+
+    def invoke(self, words: list) -> tuple[str, BaseException | None]:
+        """What a command prints to stdout, and what it raises."""
+        shutil.rmtree(self.exported, ignore_errors=True)
+        result = CliRunner().invoke(app, [str(word) for word in words])
+        raised = result.exception
+        return result.stdout, None if isinstance(raised, SystemExit) and not raised.code else raised
+
+    def answer(self, name: str) -> tuple[tuple, BaseException | None]:
+        """What a command prints and exports, and what it raises."""
+        printed, raised = self.invoke(self.commands[name])
+        files = [p for p in sorted(self.exported.glob("*")) if p.name != "README.md"]
+        return (printed, *((p.name, p.read_bytes()) for p in files)), raised
+
+    def restore(self) -> None:
+        """Bring back the run as it was, or as an earlier version would have written it."""
+        shutil.rmtree(self.run)
+        shutil.copytree(self.aside, self.run)
+        if not self.vouched:
+            (self.run / "manifest.json").unlink()
+            path = self.run / "environment.json"
+            told = json.loads(path.read_text())
+            path.write_text(json.dumps({k: v for k, v in told.items() if k != "manifest"}))
+
+    def damage(self, file: str, damage: str) -> None:
+        """Damage a file of the whole run."""
+        self.restore()
+        path = self.run / file
+        found = DAMAGES[damage](path.read_bytes(), (self.made / file).read_bytes())
+        path.unlink()
+        if found is not None:
+            path.write_bytes(found)
+
+    def outcome(self, file: str, damage: str, name: str) -> str:
+        """What comes of a command: 'right', 'error', SILENT or a traceback."""
+        key = name, self.vouched
+        if key not in self.expected:
+            self.restore()
+            self.expected[key], raised = self.answer(name)
+            assert raised is None, raised
+        self.damage(file, damage)
+        found, raised = self.answer(name)
+        if isinstance(raised, LesionfastError):
+            return "error"
+        if raised is not None:
+            return f"traceback of {type(raised).__name__}"
+        return "right" if found == self.expected[key] else SILENT
+
+
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory, cache_folder):
+    """Both runs, trained and interpreted; figures are not drawn, for they are no answer."""
+
+    def empty(self, path, **options):
+        Image.new("RGB", (4, 4)).save(path, "PNG")
+
+    logging.getLogger("lesionfast").setLevel(logging.ERROR)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FigureCanvasAgg, "print_png", empty)
+        patch.setattr(FigureCanvasSVG, "print_svg", lambda self, path: Path(path).write_text("<"))
+        yield Trial(tmp_path_factory.mktemp("damage"))
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_changed_digit_is_no_other_answer(trial, file):
+    """Whoever reads the file says that it is damaged, and what to type."""
+    assert trial.outcome(file, "a digit changed", READER.get(file, "predict")) == "error"
+
+
+@pytest.mark.parametrize("file", [name for name in FITTED if name != "features.safetensors"])
+def test_interpret_mends_what_is_chosen_on_validation(trial, file):
+    assert trial.outcome(file, "a digit changed", "interpret") == "right"
+    assert Run(trial.run).damaged() == {}
+
+
+@pytest.mark.damage
+@pytest.mark.parametrize("vouched", [True, False], ids=["manifest", "earlier version"])
+@pytest.mark.parametrize("file", FILES)
+def test_no_damage_gives_another_answer_in_silence_or_a_traceback(trial, file, vouched):
+    """Nothing tells a changed digit in a run by an earlier version, but it gives no traceback."""
+    if not vouched and file == "manifest.json":
+        pytest.skip("a run by an earlier version has none")
+    trial.vouched = vouched
+    tries = [(damage, name) for damage in DAMAGES for name in trial.commands]
+    found = {each: trial.outcome(file, *each) for each in tries}
+    trial.vouched = True
+    print(f"{file}: {dict(Counter(found.values()))}")
+    allowed = ("right", "error") if vouched else ("right", "error", SILENT)
+    assert {each: what for each, what in found.items() if what not in allowed} == {}
