@@ -214,7 +214,10 @@ def workspace(parent: Path) -> Iterator[Path]:
     Rename what is whole from there. A process that is killed leaves its folder behind: the next
     one that writes into `parent` removes it, as its lock shows that nobody lives who made it.
     """
-    parent.mkdir(parents=True, exist_ok=True)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), parent) from None
     sweep_once(parent.absolute())
     folder, lock = locked_folder(parent)
     try:

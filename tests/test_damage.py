@@ -10,6 +10,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -19,22 +20,23 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from lesionfast.cli import app
+from lesionfast.commands.reading import renew_damaged
 from lesionfast.config import TrainConfig
 from lesionfast.data.dataset import load_dataset
-from lesionfast.errors import LesionfastError
+from lesionfast.errors import DamageError, LesionfastError
+from lesionfast.evaluation.features import read_features
 from lesionfast.runs import FITTED, GIVEN, LEARNED, Run
 
 TINY = TrainConfig(arch="test_resnet", weights="none", size=32, epochs=2, tta=1)
 FILES = [name for name in (*GIVEN, *LEARNED, *FITTED) if name != "pretrain.json"]
 FILES.append("manifest.json")
-SILENT = "another answer in silence"
-READER = {  # a command that reads the file; all others are read by predict
-    "environment.json": "report",
-    "split.csv": "report",
-    "history.csv": "interpret",
-    "features.safetensors": "report",
-    "metrics.json": "runs",
-    "predictions.csv": "compare",
+OTHER, SILENT = "of another run", "another answer in silence"
+READERS = {  # of the files that predict does not read
+    "environment.json": lambda run: run.environment,
+    "split.csv": lambda run: run.split,
+    "predictions.csv": lambda run: run.predictions,
+    "history.csv": lambda run: run.history,
+    "features.safetensors": read_features,
 }
 
 
@@ -64,7 +66,7 @@ DAMAGES: dict[str, Callable[[bytes, bytes], bytes | None]] = {
     "emptied": lambda data, other: b"",
     "a digit changed": changed_digit,
     "a bit changed": changed_bit,
-    "of another run": lambda data, other: other,
+    OTHER: lambda data, other: other,
     "missing": lambda data, other: None,
     "of a newer schema": of_newer_schema,
     "garbage": lambda data, other: bytes(range(256)) * 4,
@@ -75,26 +77,38 @@ class Trial:
     """Two runs under one folder, one of which is damaged, and what commands say of it."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.aside = root / "runs", root / "aside"
+        self.root, self.runs, self.aside = root, root / "runs", root / "aside"
+        self.run = self.train(TINY, "first")
         df = load_dataset(TINY)
+        self.images = df["path"][df["split"] == "test"].tolist()[:3]
+        self.exported, self.vouched = root / "model", True
+        self.expected: dict[tuple[str, bool], tuple] = {}
+        assert self.invoke(self.commands["predict"])[1] is None  # the run keeps its choices then
+        shutil.copytree(self.run, self.aside)
+
+    def train(self, config: TrainConfig, name: str) -> Path:
         from lesionfast.training.experiment import train
 
-        self.run = train(df, TINY, self.root, "first").path
-        made = train(df, replace(TINY, seed=7), self.root, "second").path
-        images = df["path"][df["split"] == "test"].tolist()[:3]
-        self.commands = {
+        return train(load_dataset(config), config, self.runs, name).path
+
+    @cached_property
+    def other(self) -> Path:
+        """Another run of the same data, which keeps all that the first one keeps."""
+        path = self.train(replace(TINY, seed=7, split=str(self.aside / "split.csv")), "second")
+        assert self.invoke(["predict", path, *self.images])[1] is None
+        return path
+
+    @property
+    def commands(self) -> dict[str, list]:
+        """What is typed, by the name of the command."""
+        return {
             "interpret": ["interpret", self.run, "--json"],
             "report": ["report", self.run],
-            "predict": ["predict", self.run, *images],
-            "export": ["export", self.run, "--to", root / "model"],
-            "compare": ["compare", self.run, made, "--json", "--out", root],
-            "runs": ["runs", "--json", "--out", self.root],
+            "predict": ["predict", self.run, *self.images],
+            "export": ["export", self.run, "--to", self.exported],
+            "compare": ["compare", self.run, self.runs / "second", "--json", "--out", self.root],
+            "runs": ["runs", "--json", "--out", self.runs],
         }
-        self.made, self.exported, self.vouched = made, root / "model", True
-        for path in (made, self.run):
-            self.invoke(["interpret", path, "--json"])
-        shutil.copytree(self.run, self.aside)
-        self.expected: dict[tuple[str, bool], tuple] = {}
 
     def invoke(self, words: list) -> tuple[str, BaseException | None]:
         """What a command prints to stdout, and what it raises."""
@@ -123,7 +137,8 @@ class Trial:
         """Damage a file of the whole run."""
         self.restore()
         path = self.run / file
-        found = DAMAGES[damage](path.read_bytes(), (self.made / file).read_bytes())
+        other = (self.other / file).read_bytes() if damage == OTHER else b""
+        found = DAMAGES[damage](path.read_bytes(), other)
         path.unlink()
         if found is not None:
             path.write_bytes(found)
@@ -161,13 +176,55 @@ def trial(tmp_path_factory, cache_folder):
 @pytest.mark.parametrize("file", FILES)
 def test_a_changed_digit_is_no_other_answer(trial, file):
     """Whoever reads the file says that it is damaged, and what to type."""
-    assert trial.outcome(file, "a digit changed", READER.get(file, "predict")) == "error"
+    if file not in READERS:
+        assert trial.outcome(file, "a digit changed", "predict") == "error"
+        return
+    trial.damage(file, "a digit changed")
+    with pytest.raises(DamageError, match=rf"{file} is damaged.*(lesionfast|Copy)"):
+        READERS[file](Run(trial.run))
 
 
-@pytest.mark.parametrize("file", [name for name in FITTED if name != "features.safetensors"])
-def test_interpret_mends_what_is_chosen_on_validation(trial, file):
-    assert trial.outcome(file, "a digit changed", "interpret") == "right"
+def test_interpret_mends_what_is_chosen_on_validation(trial):
+    trial.restore()
+    expected = trial.answer("predict")
+    for file in FITTED:
+        path = trial.run / file
+        path.write_bytes(changed_digit(path.read_bytes(), b""))
+    assert set(Run(trial.run).damaged()) == set(FITTED)
+    renew_damaged(Run(trial.run))
+    assert trial.answer("predict") == expected
     assert Run(trial.run).damaged() == {}
+
+
+def test_runs_verify_names_what_is_damaged_and_seal_takes_it_as_it_is(trial):
+    words = ["runs", "--verify", "--out", trial.runs]
+    trial.restore()
+    assert trial.invoke(words)[1] is None
+    trial.damage("model.json", "a digit changed")
+    printed, raised = trial.invoke(words)
+    assert "model.json: its content is not what was written" in printed
+    assert isinstance(raised, DamageError)
+    assert trial.invoke(["runs", "--seal", trial.run])[1] is None
+    assert trial.invoke(words)[1] is None
+
+
+def test_a_run_that_lost_its_manifest_is_not_taken_for_an_old_one(trial):
+    trial.restore()
+    (trial.run / "manifest.json").unlink()
+    with pytest.raises(DamageError, match=r"manifest.json is missing.*runs --seal"):
+        _ = Run.open(trial.run).model
+    trial.vouched = False
+    trial.restore()
+    assert trial.answer("predict")[1] is None
+    trial.vouched = True
+
+
+def test_damaged_weights_are_trained_again_by_resume(trial):
+    trial.damage("weights.safetensors", "a bit changed")
+    raised = trial.invoke(["train", "--resume", trial.run])[1]
+    assert raised is None and Run(trial.run).damaged() == {}
+    kept = (trial.run / "weights.safetensors").read_bytes()
+    assert kept == (trial.aside / "weights.safetensors").read_bytes()
 
 
 @pytest.mark.damage
@@ -178,6 +235,7 @@ def test_no_damage_gives_another_answer_in_silence_or_a_traceback(trial, file, v
     if not vouched and file == "manifest.json":
         pytest.skip("a run by an earlier version has none")
     trial.vouched = vouched
+    assert trial.other.is_dir()
     tries = [(damage, name) for damage in DAMAGES for name in trial.commands]
     found = {each: trial.outcome(file, *each) for each in tries}
     trial.vouched = True

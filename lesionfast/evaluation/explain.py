@@ -124,8 +124,12 @@ def run_backbone(run: Run, pixels: np.ndarray, rows: np.ndarray, *more: Any) -> 
     """Return the features (n, F) of pixels by a run's model; torch is loaded for this alone."""
     from lesionfast.models.features import image_features
     from lesionfast.models.fusion import load_model
+    from lesionfast.models.precision import dtype_of
 
-    return image_features(load_model(run), pixels, rows, *more)
+    model, wanted = load_model(run), run.config.precision
+    device = next(model.parameters()).device
+    dtype = dtype_of("auto" if wanted == "float16" else wanted, device)  # as it was trained
+    return image_features(model, pixels, rows, *more, dtype=dtype)
 
 
 def dataset_features(run: Run, df: pd.DataFrame) -> pd.DataFrame:
