@@ -25,7 +25,7 @@ from lesionfast.config import TrainConfig
 from lesionfast.data.dataset import load_dataset
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.evaluation.features import read_features
-from lesionfast.runs import FITTED, GIVEN, LEARNED, Run
+from lesionfast.runs import FITTED, GIVEN, LEARNED, WITHOUT_METADATA, Run
 
 TINY = TrainConfig(arch="test_resnet", weights="none", size=32, epochs=2, tta=1)
 FILES = [name for name in (*GIVEN, *LEARNED, *FITTED) if name != "pretrain.json"]
@@ -35,6 +35,7 @@ READERS = {  # of the files that predict does not read
     "environment.json": lambda run: run.environment,
     "split.csv": lambda run: run.split,
     "predictions.csv": lambda run: run.predictions,
+    WITHOUT_METADATA: lambda run: run.predictions_without_metadata,
     "history.csv": lambda run: run.history,
     "features.safetensors": read_features,
 }
