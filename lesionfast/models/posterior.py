@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 Undo = Mapping[str, Sequence[float]]  # by the names that the `Posterior` has
-FLOOR = 1e-4  # of a posterior: what smoothing leaves of a smaller one is noise
 TINY = 1e-30
 
 
@@ -20,8 +19,8 @@ class Posterior(nn.Module):
 
     `parents` (S,) is the class of each output: the probabilities of a class's outputs are added
     up. `undo` names what the loss did to the outputs, as `ClassificationLoss.undo` and model.json
-    have it: 'shift' and 'level' (S,) of label smoothing, 'gamma' (1,) of the focal loss, 'margins'
-    (S,) of LDAM.
+    have it: 'shift', 'level' and 'floor' (S,) of label smoothing, 'gamma' (1,) of the focal loss,
+    'margins' (S,) of LDAM.
     """
 
     def __init__(self, parents: Sequence[int], undo: Undo | None = None) -> None:
@@ -46,7 +45,8 @@ class Posterior(nn.Module):
             return unfocused(outputs, self.gamma.to(outputs))
         if "margins" in self.undo:
             return without_margins(outputs, self.margins.to(outputs))
-        return unsmoothed(outputs, self.shift.to(outputs), self.level.to(outputs))
+        given = (each.to(outputs) for each in (self.shift, self.level, self.floor))
+        return unsmoothed(outputs, *given)
 
     def merge(self, logits: Tensor) -> Tensor:
         """Return the logits of the classes (B, K) from those of all outputs (B, S)."""
@@ -57,19 +57,19 @@ class Posterior(nn.Module):
         return torch.stack([logits[:, each].logsumexp(dim=1) for each in members], dim=1)
 
 
-def unsmoothed(outputs: Tensor, shift: Tensor, level: Tensor) -> Tensor:
+def unsmoothed(outputs: Tensor, shift: Tensor, level: Tensor, floor: Tensor) -> Tensor:
     """Return outputs (B, S) without label smoothing.
 
     `shift` (S,) makes the softmax of the outputs the smoothed posterior, and `level` (S,) is what
-    smoothing adds to each: (1 - sum of levels) posterior + level. A posterior below 1e-4, which
-    the inverse would make negative as often as not, is as far below it as its smoothed one is, so
-    that the order is kept.
+    smoothing adds to each: (1 - sum of levels) posterior + level. What smoothing leaves of a
+    posterior below `floor` (S,) is noise, of which the inverse would make negative ones: it is as
+    far below the floor as its smoothed one is, so that the order is kept.
     """
     smoothed = (outputs + shift).softmax(dim=1)
     free = 1 - level.sum()
     exact = (smoothed - level) / free
-    small = FLOOR * smoothed / (level + FLOOR * free)
-    return torch.where(exact > FLOOR, exact, small).clamp_min(TINY).log() - shift
+    small = floor * smoothed / (level + floor * free).clamp_min(TINY)
+    return torch.where(exact > floor, exact, small).clamp_min(TINY).log() - shift
 
 
 def unfocused(outputs: Tensor, gamma: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from lesionfast.errors import LesionfastError
 from lesionfast.registry import Registry
 
 losses = Registry("loss", "--loss")
+NEGLIGIBLE = 0.01  # a posterior of this times the class's share: no rule decides for it
 
 
 class ClassificationLoss(nn.Module):
@@ -40,6 +41,7 @@ class ClassificationLoss(nn.Module):
         super().__init__()
         self.register_buffer("weight", weight)
         self.label_smoothing, self.tau, self.reduction = label_smoothing, tau, "mean"
+        self.counts = counts
         self.prepared = self.prepare(prior, counts, costs)
         offset = None if self.prepared is None else torch.tensor(self.prepared).float()
         self.register_buffer("offset", offset)  # float64 is more than some devices have
@@ -110,7 +112,9 @@ class CrossEntropy(ClassificationLoss):
         added = np.where(weight > 0, self.label_smoothing / n_outputs, 0.0)
         shift = self.adjustment(n_outputs) - np.log(np.where(weight > 0, weight, 1.0))
         level = added / (1 - self.label_smoothing + added.sum())
-        return {"shift": shift.tolist(), "level": level.tolist()}
+        counts = np.ones(n_outputs) if self.counts is None else self.counts
+        floor = NEGLIGIBLE * counts / counts.sum()
+        return {"shift": shift.tolist(), "level": level.tolist(), "floor": floor.tolist()}
 
     def adjustment(self, n_outputs: int) -> np.ndarray:
         """Return what the loss adds to the logits (K,)."""

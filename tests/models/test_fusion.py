@@ -134,7 +134,7 @@ def test_what_the_loss_did_is_undone_in_eval_mode_and_in_no_run_that_does_not_sa
     backbone, tmp_path
 ):
     model = build(backbone).eval()
-    smoothing = {"shift": [0.0] * 7, "level": [0.1 / 7] * 7}
+    smoothing = {"shift": [0.0] * 7, "level": [0.1 / 7] * 7, "floor": [1e-3] * 7}
     old, new = save_run(tmp_path / "old", model), save_run(tmp_path / "new", model, undo=smoothing)
     image, metadata = torch.rand(3, 3, 32, 32), torch.randn(3, 5)
     with torch.no_grad():
@@ -144,7 +144,7 @@ def test_what_the_loss_did_is_undone_in_eval_mode_and_in_no_run_that_does_not_sa
         assert torch.equal(loaded.scores(image, metadata), raw)
         found = loaded.eval()(image, metadata).softmax(1)
     right = (raw.softmax(1) - 0.1 / 7) / 0.9
-    assert right.min() > 1e-4
+    assert right.min() > 1e-3
     torch.testing.assert_close(found, right)
 
 
