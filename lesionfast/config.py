@@ -6,6 +6,7 @@ from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any, get_args
 
 from lesionfast.errors import LesionfastError, did_you_mean
+from lesionfast.quoting import split_names
 
 WHERE = ("data", "csv", "images")  # the options that say where the data is
 EARLIER = {"metadata_dropout": 0.0}  # what runs did before there was the option
@@ -61,8 +62,8 @@ class DataConfig(Columns):
     @property
     def metadata_columns(self) -> list[str]:
         """The names in `metadata` as a list, empty for 'none'."""
-        names = [name.strip() for name in self.metadata.split(",")]
-        return [] if names == ["none"] else [name for name in names if name]
+        names = split_names(self.metadata)
+        return [] if names == ["none"] else names
 
 
 @dataclass(frozen=True, kw_only=True)

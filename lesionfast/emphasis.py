@@ -3,14 +3,25 @@
 import numpy as np
 
 from lesionfast.errors import LesionfastError, did_you_mean
+from lesionfast.quoting import join_names, quote, split_unquoted, unquote
 
 
 def read_weights_of(text: str | None, classes: list[str]) -> np.ndarray:
     """Return the weight of each class (K,) from "mel=2,bcc=1.5"; 1 where nothing is said."""
     weights = np.ones(len(classes))
-    for name, value in read_pairs("--class-weight", text, "mel=2"):
+    for name, value in parse_weights(text).items():
         weights[find_class("--class-weight", name, classes)] = value
     return weights
+
+
+def parse_weights(text: str | None) -> dict[str, float]:
+    """Return the weights that "mel=2,bcc=1.5" says, by class name."""
+    return {name: value for (name,), value in read_pairs("--class-weight", text, "mel=2")}
+
+
+def write_weights(weights: dict[str, float]) -> str:
+    """Return weights as `parse_weights` reads them."""
+    return ",".join(f"{quote(name)}={value:g}" for name, value in weights.items())
 
 
 def read_costs(text: str | None, classes: list[str]) -> np.ndarray:
@@ -19,14 +30,13 @@ def read_costs(text: str | None, classes: list[str]) -> np.ndarray:
     Raises `LesionfastError` for names that are no classes, and a cost of a right decision.
     """
     costs = np.zeros((len(classes), len(classes)))
-    for name, value in read_pairs("--cost", text, "mel:nv=4"):
-        truth, colon, decision = name.partition(":")
-        if not colon or truth == decision:
+    for names, value in read_pairs("--cost", text, "mel:nv=4"):
+        if len(names) != 2 or names[0] == names[1]:
             raise LesionfastError(
-                f"--cost has '{name}', which is no pair of truth and another decision. "
-                "Type such as --cost mel:nv=4."
+                f"--cost has '{':'.join(names)}', which is no pair of truth and another decision. "
+                f"{what_to_type('--cost', 'mel:nv=4')}"
             )
-        pair = (find_class("--cost", each, classes) for each in (truth, decision))
+        pair = (find_class("--cost", name, classes) for name in names)
         costs[tuple(pair)] = value
     return costs
 
@@ -34,31 +44,46 @@ def read_costs(text: str | None, classes: list[str]) -> np.ndarray:
 def read_subclasses(text: str | None, classes: list[str]) -> dict[str, int]:
     """Return the number of sub-classes by class name from "mel=3,nv=2"; each is 2 or more."""
     counts = {}
-    for name, value in read_pairs("--subclass", text, "mel=3"):
+    for (name,), value in read_pairs("--subclass", text, "mel=3"):
         if value < 2 or value != int(value):
             raise LesionfastError(
-                f"--subclass has {name}={value:g}; type a whole number from 2, such as {name}=3."
+                f"--subclass has {name}={value:g}; type a whole number from 2, such as "
+                f"{quote(name)}=3."
             )
         counts[classes[find_class("--subclass", name, classes)]] = int(value)
     return counts
 
 
-def read_pairs(option: str, text: str | None, example: str) -> list[tuple[str, float]]:
-    """Return names and positive numbers from "name=number,name=number", each name once."""
+def read_pairs(option: str, text: str | None, example: str) -> list[tuple[tuple[str, ...], float]]:
+    """Return names and positive numbers from "name=number,name=number", each once.
+
+    Names are one, or as many as have colons between them if `example` has one. A name with a mark
+    of its own is in double quotes.
+    """
     pairs = []
-    for part in (text or "").split(",") if text else []:
-        name, equals, value = (each.strip() for each in part.partition("="))
-        number = as_number(value)
-        if not (name and equals and number > 0):
+    for part in split_unquoted(text, ",") if text else []:
+        *left, value = split_unquoted(part, "=")
+        name, number = "=".join(left), as_number(value)
+        if not (name.strip() and number > 0):
             raise LesionfastError(
                 f"{option} has '{part.strip()}', which is no name=number above 0. "
-                f"Type such as {option} {example}."
+                f"{what_to_type(option, example)}"
             )
-        pairs.append((name, number))
-    names = [name for name, _ in pairs]
-    if len(set(names)) < len(names):
+        names = split_unquoted(name, ":") if ":" in example else [name]
+        pairs.append((tuple(map(unquote, names)), number))
+    if len({names for names, _ in pairs}) < len(pairs):
         raise LesionfastError(f"{option} {text} names a class twice. Name each once.")
     return pairs
+
+
+def what_to_type(option: str, example: str) -> str:
+    """Return an example of what an option takes, with how a name with marks in it is typed."""
+    name, number = example.split("=")
+    quoted = name.replace("mel", '"a, b"')
+    return (
+        f"Type such as {option} {example}. A name with a comma, = or : goes in double quotes: "
+        f"{option} '{quoted}={number}'."
+    )
 
 
 def as_number(text: str) -> float:
@@ -75,6 +100,6 @@ def find_class(option: str, name: str, classes: list[str]) -> int:
     if name not in classes:
         raise LesionfastError(
             f"{option} names '{name}', which is no class.{did_you_mean(name, classes)} "
-            f"The data has: {', '.join(classes)}."
+            f"The data has: {join_names(classes)}."
         )
     return classes.index(name)

@@ -14,8 +14,9 @@ BELOW = {
     "shapes": set(),
     "files": {"errors", "shapes"},
     "manifest": {"errors", "files"},
-    "config": {"errors"},
-    "emphasis": {"errors"},
+    "quoting": set(),
+    "config": {"errors", "quoting"},
+    "emphasis": {"errors", "quoting"},
     "console": set(),
     "cache": {"errors", "files"},
     "options": {"config"},
@@ -27,7 +28,7 @@ BELOW = {
     "models": {"errors", "registry", "config", "files", "manifest", "runs", "cache", "data"},
     "evaluation": {
         *("errors", "registry", "config", "emphasis", "files", "shapes", "manifest"),
-        *("runs", "data"),
+        *("quoting", "runs", "data"),
     },
     "serving": {
         *("errors", "registry", "config", "emphasis", "files", "runs"),
@@ -35,7 +36,7 @@ BELOW = {
     },
     "training": {
         *("errors", "registry", "config", "emphasis", "files", "shapes", "manifest", "runs"),
-        *("cache", "data", "models", "evaluation", "console", "serving"),
+        *("quoting", "cache", "data", "models", "evaluation", "console", "serving"),
     },
 }
 RUN_THE_MODEL = {"explain.py", "attribution.py", "outlier_features.py"}  # of the evaluation

@@ -426,3 +426,11 @@ def test_a_path_that_is_not_utf8_is_printed_as_it_is(folder, tmp_path):
     name = b"m\xe9l.csv"
     done = subprocess.run([sys.executable, "-c", code, name], capture_output=True, check=True)
     assert done.stdout == name + b"\n"
+
+
+def test_what_is_set_may_have_equals_signs_in_quotes():
+    from lesionfast.commands.serving import pairs_of
+
+    assert pairs_of(["age=55", "sex=a=b", '"x=y"=1']) == {"age": "55", "sex": "a=b", "x=y": "1"}
+    with pytest.raises(LesionfastError, match="--set age has no value"):
+        pairs_of(["age"])

@@ -9,6 +9,7 @@ import typer
 from lesionfast.commands.base import app
 from lesionfast.console import counting_bar
 from lesionfast.errors import LesionfastError
+from lesionfast.quoting import split_unquoted, unquote
 from lesionfast.runs import Run
 
 MODEL = "A run, an exported folder, a model.onnx or hf://user/name."
@@ -106,10 +107,13 @@ def predict(
 
 def pairs_of(given: list[str]) -> dict[str, Any]:
     """Return {"age": "55"} of ["age=55"]; raises `LesionfastError` for anything else."""
+    told = {}
     for each in given:
-        if "=" not in each:
+        name, *value = split_unquoted(each, "=")
+        if not value:
             raise LesionfastError(f"--set {each} has no value. Type for example --set age=55")
-    return dict(each.split("=", 1) for each in given)
+        told[unquote(name)] = "=".join(value)
+    return told
 
 
 @app.command()

@@ -33,12 +33,12 @@ FIRST = 30  # names in an error
 
 
 def read_table(
-    path: Path, required: Mapping[str, str], separator: str = ",", *, option: str = "--csv"
+    path: Path, required: Mapping[str, str], separator: str = ",", *, option: str | None = "--csv"
 ) -> pd.DataFrame:
     """Read a CSV with a header; every value is text without surrounding blanks, '' if empty.
 
     `required` maps the columns that must be there to the option that names them (or to '');
-    `option` is the one that names the file, '' if none does.
+    `option` is the one that names the file, '' for an argument of `predict`, None if none does.
     The index counts rows as a spreadsheet does: the header is row 1. UTF-8 is read, and UTF-16 and
     UTF-32 with a byte order mark. Raises `LesionfastError` if the file can't be read so.
     """
@@ -50,7 +50,7 @@ def read_chunks(
     required: Mapping[str, str],
     separator: str = ",",
     *,
-    option: str = "--csv",
+    option: str | None = "--csv",
     report: bool = True,
 ) -> Iterator[pd.DataFrame]:
     """Yield a CSV in parts of some thousand rows, each as `read_table` returns the whole.
@@ -79,10 +79,11 @@ def read_chunks(
 
 
 @contextmanager
-def readable(path: Path, option: str) -> Iterator[None]:
+def readable(path: Path, option: str | None) -> Iterator[None]:
     """Turn what the system says of a file that can't be read as text into `LesionfastError`."""
     if not path.is_file():
-        raise LesionfastError(f"there is no file {path}. Name the CSV with {option}.")
+        what_to_type = f" Name the CSV with {option}." if option else " Name a CSV file."
+        raise LesionfastError(f"there is no file {path}.{what_to_type}")
     try:
         yield
     except UnicodeError as error:
@@ -151,7 +152,7 @@ def read_header(path: Path, separator: str) -> list[str]:
 
 
 def check_header(
-    path: Path, header: list[str], required: Mapping[str, str], separator: str, option: str
+    path: Path, header: list[str], required: Mapping[str, str], separator: str, option: str | None
 ) -> None:
     """Raise `LesionfastError` for too many columns, one that is missing and one there twice."""
     if len(header) > MOST_COLUMNS:
@@ -171,7 +172,9 @@ def check_header(
             raise missing_column(path.name, name, header, required[name])
 
 
-def suggest_separator(path: Path, required: Mapping[str, str], separator: str, option: str) -> None:
+def suggest_separator(
+    path: Path, required: Mapping[str, str], separator: str, option: str | None
+) -> None:
     """Raise `LesionfastError` if another separator finds more of the required columns."""
     best = find_separator(path, required, separator)
     if best != separator:
@@ -196,7 +199,7 @@ def find_separator(path: Path, names: Iterable[str], default: str = ",") -> str:
     return max([default, *SEPARATORS], key=count)
 
 
-def missing_column(file: str, name: str, known: list[str], option: str) -> LesionfastError:
+def missing_column(file: str, name: str, known: list[str], option: str | None) -> LesionfastError:
     """Return the error for a column that is not there: what it has, the nearest, what to type."""
     what_to_type = f"Name yours with {option}." if option else "Add it to the file."
     return LesionfastError(

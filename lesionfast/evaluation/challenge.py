@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from lesionfast.data.encoder import as_number
+from lesionfast.data.tables import list_names, read_table
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.bootstrap import interval
 from lesionfast.evaluation.fitted import lesions_of
@@ -163,24 +165,14 @@ def write_submission(table: pd.DataFrame, path: Path) -> Path:
 
 def read_submission(path: Path) -> pd.DataFrame:
     """Return a submission, columns image and the challenge's seven in its order, checked."""
-    path = Path(path)
-    if not path.is_file():
-        raise LesionfastError(f"there is no submission {path}. Name a CSV file.")
-    try:
-        table = pd.read_csv(
-            path, dtype={"image": str}, index_col=False, float_precision="round_trip"
-        )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise LesionfastError(
-            f"{path} is no CSV file: {error}. Its first line is image,{','.join(COLUMNS)}."
-        ) from error
+    first = "Its first line must be image," + ",".join(COLUMNS)
+    table = read_table(Path(path), {"image": ""}, option=None)
     if sorted(table.columns) != sorted(["image", *COLUMNS]):
-        raise LesionfastError(
-            f"{path} has the columns {','.join(table.columns)}. "
-            f"Its first line must be image,{','.join(COLUMNS)}."
-        )
+        raise LesionfastError(f"{path} has the columns {list_names(list(table))}. {first}.")
+    numbers = table[list(COLUMNS)].map(as_number)
+    table = numbers.assign(image=table["image"])
     check_submission(table, str(path))
-    return table[["image", *COLUMNS]]
+    return table[["image", *COLUMNS]].reset_index(drop=True)
 
 
 def check_submission(table: pd.DataFrame, name: str) -> None:

@@ -5,7 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from lesionfast.config import TrainConfig
+from lesionfast.emphasis import parse_weights, write_weights
 from lesionfast.errors import LesionfastError, did_you_mean
+from lesionfast.quoting import join_names, split_names
 from lesionfast.runs import Run
 
 TIMES = 3.0  # as heavy as in the base
@@ -32,12 +34,12 @@ def check_classes(base: Run, classes: str) -> list[str]:
     if "members" in base.model or not base.finished:
         why = "is a committee" if "members" in base.model else "did not end"
         raise LesionfastError(f"{base.path} {why}. Name a trained run as the base of specialists.")
-    names = list(dict.fromkeys(name.strip() for name in classes.split(",") if name.strip()))
+    names = list(dict.fromkeys(split_names(classes)))
     for name in names or [""]:
         if name not in base.classes:
             raise LesionfastError(
                 f"--specialists names '{name}', which is no class of {base.path}."
-                f"{did_you_mean(name, base.classes)} Type some of: {','.join(base.classes)}."
+                f"{did_you_mean(name, base.classes)} Type some of: {join_names(base.classes, ',')}."
             )
     return names
 
@@ -46,14 +48,8 @@ def specialist_config(base: Run, name: str) -> TrainConfig:
     """Return the base's configuration on its own split, with one class three times as heavy."""
     weights = parse_weights(base.config.class_weight)
     weights[name] = weights.get(name, 1.0) * TIMES
-    text = ",".join(f"{each}={value:g}" for each, value in weights.items())
-    return replace(base.config, split=str(base.path / "split.csv"), class_weight=text)
-
-
-def parse_weights(text: str | None) -> dict[str, float]:
-    """Return "mel=3,bcc=2", which the base was trained with, as a dict."""
-    pairs = (each.partition("=") for each in (text or "").split(",") if each.strip())
-    return {name.strip(): float(value) for name, _, value in pairs}
+    split = str(base.path / "split.csv")
+    return replace(base.config, split=split, class_weight=write_weights(weights))
 
 
 def train_specialist(base: Run, name: str, root: str | Path) -> Run:

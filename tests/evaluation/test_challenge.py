@@ -127,16 +127,18 @@ def test_bad_tables_are_refused(make_run, tmp_path):
 
 def test_bad_files_are_refused(tmp_path):
     path, head = tmp_path / "a.csv", "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC\n"
-    with pytest.raises(LesionfastError, match="there is no submission"):
+    with pytest.raises(LesionfastError, match="there is no file"):
         read_submission(path)
     for text, words in [
-        ("", "is no CSV file"),
-        ("image,MEL\na,1\n", "has the columns image,MEL"),
+        ("", "is empty or starts with a blank line"),
+        ("image,MEL\na,1\n", "has the columns image, MEL"),
         (head + "a,0,0,0,0,0,0,1\na,0,0,0,0,0,0,1\n", "more than once, such as a"),
         (head + "a,0,0,0,0,0,0,\n", "no probabilities in 1 of 1 rows, such as a"),
         (head + "a,x,0,0,0,0,0,1\n", "no probabilities in 1 of 1"),
-        (head, "no row at all"),
+        (head, "a header but no rows"),
+        (head.replace(",", ";"), "separated by ';', not by ','. Save it with commas"),
+        (head + "\udce4,0,0,0,0,0,0,1\n", "Save it as 'CSV UTF-8'"),
     ]:
-        path.write_text(text)
+        path.write_text(text, errors="surrogateescape")
         with pytest.raises(LesionfastError, match=words):
             read_submission(path)

@@ -75,6 +75,7 @@ def test_an_interrupted_specialist_says_how_to_go_on(base, tmp_path, monkeypatch
 def test_weights_of_the_base_are_kept():
     assert parse_weights(None) == {}
     assert parse_weights("mel=3, bcc=1.5") == {"mel": 3.0, "bcc": 1.5}
+    assert parse_weights('"a, b"=2,mel=3') == {"a, b": 2.0, "mel": 3.0}
     assert specialists.TIMES == 3
 
 
