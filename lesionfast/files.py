@@ -17,7 +17,9 @@ from typing import Any
 from lesionfast.errors import DamageError, DiskError, LesionfastError
 from lesionfast.shapes import check_shape
 
-UNFINISHED = ".lesionfast-unfinished-"  # folders of what is being written, beside its place
+OURS = ".lesionfast-"  # begins the names of what is removed sooner or later
+UNFINISHED = f"{OURS}unfinished-"  # folders of what is being written, beside its place
+LOCKED = f"{OURS}lock-"  # files that are held as long as something is written
 LOCK = "lock"
 REASONS = {  # what a user can do something about, by the number of the system's error
     errno.ENOSPC: "the disk is full",
@@ -164,7 +166,8 @@ def disk_errors(path: Path, needed: int | None = None, advice: str | None = None
 def blamed(error: BaseException, path: Path) -> str:
     """Return what an error is about: `path`, unless the system names a file that is another."""
     named = getattr(error, "filename", None)
-    if named is None or UNFINISHED in str(named) or Path(str(named)) in (path, *path.parents):
+    there = path.absolute()
+    if named is None or OURS in str(named) or Path(named).absolute() in (there, *there.parents):
         return f"{path} can't be written"
     return f"{named} can't be opened"
 
@@ -250,28 +253,34 @@ def temporary_folder() -> Any:
 
 
 def sweep(parent: Path) -> None:
-    """Remove what processes that are dead left unfinished in a folder, never what one writes."""
+    """Remove what processes that are dead left in a folder, never what a living one holds."""
     for folder in parent.glob(f"{UNFINISHED}*"):
         if folder.is_dir() and not folder.is_symlink():
             with suppress(LesionfastError), only_process(folder / LOCK, "its writer lives"):
                 shutil.rmtree(folder, ignore_errors=True)
+    for lock in parent.glob(f"{LOCKED}*"):
+        with suppress(LesionfastError), only_process(lock, "its owner lives"):
+            pass  # it is removed as it is let go
 
 
 sweep_once = cache(sweep)
 
 
 @contextmanager
-def only_process(lock: Path, busy: str) -> Iterator[None]:
+def only_process(
+    lock: Path, busy: str, *, about: Path | None = None, patience: float = 0
+) -> Iterator[None]:
     """Hold a lock file, which is removed at the end; raises `LesionfastError(busy)` if it is held.
 
-    The system lets go of it when the process ends in whatever way.
+    The system lets go of it when the process ends in whatever way. An error of the disk is said
+    to be `about` another file; `patience` is in seconds, for those who hold it for a moment.
     """
     from filelock import FileLock, Timeout
 
     held = FileLock(lock)
     try:
-        with disk_errors(lock):
-            held.acquire(timeout=0)
+        with disk_errors(about or lock):
+            held.acquire(timeout=patience)
     except Timeout:
         raise LesionfastError(busy) from None
     try:
@@ -284,5 +293,5 @@ def only_process(lock: Path, busy: str) -> Iterator[None]:
 
 def only_writer(path: Path) -> Any:
     """Hold an output file, so that no second process writes it at the same time."""
-    lock = path.with_name(f".{path.name}.lock")
-    return only_process(lock, f"another process is writing {path}. Wait for it, or stop it first.")
+    busy = f"another process is writing {path}. Wait for it, or stop it first."
+    return only_process(path.with_name(f"{LOCKED}{path.name}"), busy, about=path, patience=0.2)

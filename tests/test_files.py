@@ -235,6 +235,25 @@ def test_two_writers_of_one_file_do_not_mix(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_a_killed_writer_leaves_no_lock_for_good(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path; from lesionfast.files import only_writer\n"
+        "with only_writer(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "out.csv")], check=False)
+    assert len(os.listdir(tmp_path)) == 1
+    with only_writer(tmp_path / "other.csv"):
+        sweep(tmp_path)
+        assert os.listdir(tmp_path) == [".lesionfast-lock-other.csv"]
+
+
+def test_a_read_only_folder_is_said_of_the_output_not_of_its_lock(small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    refused = pytest.raises(DiskError, match=r"/out.csv can't be written: the file system is read")
+    with refused, only_writer(small_disk / "out.csv"):
+        pass
+
+
 def test_a_folder_that_is_swept_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
     made, real = [], files.tempfile.mkdtemp
 

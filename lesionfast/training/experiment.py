@@ -20,7 +20,7 @@ from lesionfast.data.loaders import build_dls, pick_device
 from lesionfast.data.splits import split_text
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.fitted import OF_THE_WEIGHTS
-from lesionfast.files import disk_errors, only_process
+from lesionfast.files import LOCKED, disk_errors, only_process
 from lesionfast.models.backbones import check_arch
 from lesionfast.models.fusion import check_metadata, fusions, load_model
 from lesionfast.models.precision import precision
@@ -176,7 +176,7 @@ def only_trainer(run: Run) -> Iterator[None]:
     """
     busy = f"another process is training {run.path}. Wait for it, or stop it first."
     go_on = f"Free some space, then go on with: lesionfast train --resume {run.path}"
-    with only_process(run.path / ".lock", busy), disk_errors(run.path, advice=go_on):
+    with only_process(run.path / f"{LOCKED}training", busy), disk_errors(run.path, advice=go_on):
         yield
 
 
