@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def predict_to(
             check_out(out, kind, resume)
             out.parent.mkdir(parents=True, exist_ok=True)
         with only_writer(out):
-            prepare(predictor, items, out, kind, count, resume, options or {})
+            items = prepare(predictor, items, out, kind, count, resume, options or {})
             write_rows(predictor, items, out, kind, count, progress)
     predictor.known.report()
     return count
@@ -77,17 +78,17 @@ def prepare(
     count: Count,
     resume: bool,
     options: dict[str, Any],
-) -> None:
-    """Skip the images that a file has, if this model began it; else note what begins it."""
+) -> Iterator[Item]:
+    """Return the images that a file of this model has not; note what begins a new one."""
     check_out(out, kind, resume)  # again, as another process may have begun it
     if kind not in RESUMABLE:
-        return
+        return items
     now = origin(predictor, kind, options)
     if out.exists() and out.stat().st_size:
         check_origin(out, now)
-        skip_written(predictor, items, out, kind, count)
-    else:
-        begin(out, now)
+        return skip_written(predictor, items, out, kind, count)
+    begin(out, now)
+    return items
 
 
 def write_rows(
@@ -115,20 +116,41 @@ def write_rows(
 
 def skip_written(
     predictor: Predictor, items: Iterator[Item], out: Path, kind: str, count: Count
-) -> None:
-    """Skip the images that a file has; raises `LesionfastError` if they are others."""
+) -> Iterator[Item]:
+    """Return the images that a file has not; raises `LesionfastError` if those it has are others.
+
+    Images are predicted some at a time, and those of an unfinished lot anew: the numbers of an
+    image depend on its lot in the last digits, so the file becomes that of an unstopped call.
+    """
     check_beginning(out, kind, predictor.columns)
-    end = end_of_rows(out, kind)
-    for name, error in written_rows(out, kind, predictor.columns, end):
+    lot: list[tuple[Item, bool]] = []
+    for name, error in written_rows(out, kind, predictor.columns, end_of_rows(out, kind)):
         item = next(items, None)
-        if item is None or item.name != name:
-            asked = "there are no more" if item is None else f"asked for is {item.name!r}"
-            raise LesionfastError(
-                f"{out} is of other images: number {count.images + 1} is {name!r}, and {asked}. "
-                "Name the same inputs in the same order, or another --out."
-            )
-        count.images += 1
-        count.failed += bool(error)
-    cut_torn_row(out, end)
+        check_item(out, item, name, count.images + len(lot) + 1)
+        lot.append((item, bool(error)))
+        if len(lot) == predictor.at_once:
+            keep(count, lot)
+    waiting = list(islice(items, 1))
+    if not waiting:
+        keep(count, lot)
+    cut_torn_row(out, end_of_rows(out, kind, count.images))
     count.before = count.images
     logger.info("%d images are in %s already", count.before, out)
+    return chain([item for item, _ in lot], waiting, items)
+
+
+def check_item(out: Path, item: Item | None, name: str, number: int) -> None:
+    """Raise `LesionfastError` unless an image is the one that a file has as its nth."""
+    if item is None or item.name != name:
+        asked = "there are no more" if item is None else f"asked for is {item.name!r}"
+        raise LesionfastError(
+            f"{out} is of other images: number {number} is {name!r}, and {asked}. "
+            "Name the same inputs in the same order, or another --out."
+        )
+
+
+def keep(count: Count, lot: list[tuple[Item, bool]]) -> None:
+    """Count images whose rows stay, and empty their lot."""
+    count.images += len(lot)
+    count.failed += sum(failed for _, failed in lot)
+    lot.clear()

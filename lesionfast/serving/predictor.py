@@ -56,6 +56,7 @@ class Predictor:
         folder = self.weights.parent
         run = Run(folder) if (folder / "config.json").is_file() else None
         self.known = Known(self.bundle.encoder, partial(caution, self.bundle.model, run))
+        self.at_once = CHUNK
         self.columns = ["image", *columns_of(self.bundle), "not_known", "error"]
 
     def __call__(self, image: Picture, **metadata: Any) -> dict[str, Any]:
@@ -120,7 +121,7 @@ class Predictor:
         with FileReader() as reader, ThreadPoolExecutor(n) as threads:
 
             def begin() -> None:
-                chunk = list(islice(items, CHUNK))
+                chunk = list(islice(items, self.at_once))
                 step = max(1, len(chunk) // (TASKS * n))
                 if chunk:
                     tasks = [chunk[start : start + step] for start in range(0, len(chunk), step)]

@@ -96,15 +96,18 @@ def check_beginning(out: Path, kind: str, columns: list[str]) -> None:
             raise LesionfastError(f"{out} has other columns than these. {ELSEWHERE}")
 
 
-def end_of_rows(out: Path, kind: str) -> int:
-    """Return where the last whole row of a file of text ends, in bytes."""
+def end_of_rows(out: Path, kind: str, most: int | None = None) -> int:
+    """Return where the last whole row, or the `most`th, of a file of text ends, in bytes."""
     position = whole = quotes = 0
+    rows = -1 if kind == "csv" else 0  # the names of the columns are no row
     with out.open("rb") as file:
         for line in file:
+            if rows == most:
+                break
             position += len(line)
             quotes += line.count(b'"') if kind == "csv" else 0
             if line.endswith(b"\n") and quotes % 2 == 0:  # else the line ends within a name
-                whole = position
+                whole, rows = position, rows + 1
     return whole
 
 
