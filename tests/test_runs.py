@@ -1,12 +1,15 @@
 import json
 import shutil
 
+import pandas as pd
 import pytest
 
+from lesionfast.commands.training import configured
 from lesionfast.config import TrainConfig
-from lesionfast.errors import LesionfastError
+from lesionfast.data.splits import read_split
+from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.files import write_atomically, write_json
-from lesionfast.runs import Run, list_runs, newest_run
+from lesionfast.runs import Run, empty_folders, list_runs, newest_run
 
 
 def test_create_never_shares_a_directory(tmp_path):
@@ -85,3 +88,82 @@ def test_a_folder_of_runs_that_is_not_utf8_is_refused_before_it_is_made(tmp_path
     with pytest.raises(LesionfastError, match=r"r\\xe9 is not UTF-8"):
         Run.create(tmp_path / "r\udce9", TrainConfig())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_appears_with_its_config_or_not_at_all(tmp_path, monkeypatch):
+    def stop(*paths):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lesionfast.runs.rename_to_new", stop)
+    with pytest.raises(KeyboardInterrupt):
+        Run.create(tmp_path, TrainConfig(), "first")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_lost_its_config_or_its_metrics_is_still_listed_and_is_an_error(tmp_path):
+    """It would be another run that is the newest, in silence."""
+    for name in ("first", "second"):
+        told = {"split_sha256": "", "train_seconds": 1.0, "status": "finished"}
+        Run.create(tmp_path, TrainConfig(), name).write_json("metrics.json", told)
+    (tmp_path / "second" / "metrics.json").unlink()
+    newest = newest_run(tmp_path)
+    assert newest.path.name == "second"
+    with pytest.raises(DamageError, match="metrics.json is damaged: it is missing"):
+        _ = newest.metrics
+    (tmp_path / "second" / "config.json").unlink()
+    assert {run.path.name for run in list_runs(tmp_path)} == {"first", "second"}
+    assert Run.open(tmp_path / "second").condition()[0] == "damaged"
+
+
+def test_a_folder_of_a_run_that_never_began_is_told_with_how_to_remove_it(tmp_path):
+    Run.create(tmp_path, TrainConfig(), "first")
+    (tmp_path / "20260102-030405-resnet18").mkdir()
+    assert [path.name for path in empty_folders(tmp_path)] == ["20260102-030405-resnet18"]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("[]", "not an object"),
+        ("{", "damaged"),
+        ('{"classes": ["mel"], "prior": [1]}', "no 'rule'"),
+        ('{"classes": ["mel"], "prior": [NaN], "rule": "argmax"}', "nan"),
+        ('{"classes": "mel", "prior": [1], "rule": "argmax"}', "not a list"),
+        ('{"classes": ["mel"], "prior": [1], "rule": "argmax", "schema": 9}', "newer lesionfast"),
+    ],
+)
+def test_a_broken_file_of_an_old_run_is_named_with_what_to_type(tmp_path, text, why):
+    (tmp_path / "config.json").write_text(TrainConfig().to_json())
+    (tmp_path / "model.json").write_text(text)
+    with pytest.raises(DamageError, match=rf"model.json .*{why}.*(Copy|Upgrade)"):
+        _ = Run.open(tmp_path).model
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "No columns"),
+        (b"image_id,split\n1,test\n", "no column 'target'"),
+        (b"image_id,split,target,p_mel\n1,test,mel,0.5\n2,test\n", "line 3 has 2 fields of 4"),
+        (b"image_id,split,target,p_mel\n1,test,mel,7.5\n", "'p_mel' holds what is no probability"),
+        (b"image_id,split,target,p_mel\n1,test,mel,half\n", "half"),
+        (b"image_id,split,target,p_mel\n1,test,\xff,0.5\n", "utf-8"),
+    ],
+)
+def test_a_broken_table_of_an_old_run_is_named_with_what_to_type(tmp_path, data, why):
+    (tmp_path / "config.json").write_text(TrainConfig().to_json())
+    (tmp_path / "predictions.csv").write_bytes(data)
+    with pytest.raises(DamageError, match=rf"predictions.csv is damaged: .*{why}.*Copy"):
+        _ = Run.open(tmp_path).predictions
+
+
+def test_what_is_read_from_a_run_without_opening_it_is_checked_too(tmp_path):
+    run = Run.create(tmp_path, TrainConfig(), "first")
+    run.write_text("split.csv", "image_id,split\n1,train\n")
+    for name in ("split.csv", "config.json"):
+        path = run.path / name
+        path.write_text(path.read_text().replace("1", "2", 1))
+    with pytest.raises(DamageError, match=r"split.csv is damaged.*--split"):
+        read_split(pd.DataFrame({"image_id": ["1"]}), run.path / "split.csv")
+    with pytest.raises(DamageError, match=r"config.json is damaged.*copy it out of the run"):
+        configured({}, run.path / "config.json")

@@ -12,9 +12,12 @@ from lesionfast.commands.base import Json, Root, app
 from lesionfast.commands.output import print_run
 from lesionfast.config import WHERE, TrainConfig
 from lesionfast.errors import LesionfastError
+from lesionfast.files import damage_explained
+from lesionfast.manifest import Manifest
 from lesionfast.options import options_of
 from lesionfast.runs import Run
 
+CONFIGS = ("config.json", "pretrain.json")  # of a run, and of a pretraining
 OF_CLASSIFIERS = (  # what pretrain has no option for
     *(
         "fusion",
@@ -84,7 +87,12 @@ def configured(given: dict[str, Any], file: Path | None) -> TrainConfig:
     if any(name in given for name in WHERE):  # one way to name the data replaces the other
         given = dict.fromkeys(WHERE) | given
     of_run = (file.parent / "split.csv").is_file()
-    earlier = TrainConfig.from_json(file.read_text(encoding="utf-8"), of_run=of_run)
+    advice = "Copy the run again; to change options in a file, copy it out of the run first."
+    if file.name in CONFIGS:
+        Manifest(file.parent).require(file.name, advice)
+    with damage_explained(file, advice):
+        text = file.read_text(encoding="utf-8")
+    earlier = TrainConfig.from_json(text, of_run=of_run)
     return replace(earlier, **given)
 
 

@@ -17,6 +17,7 @@ from lesionfast.config import SplitConfig
 from lesionfast.data.tables import read_table
 from lesionfast.errors import LesionfastError, did_you_mean
 from lesionfast.files import sha256, write_text
+from lesionfast.manifest import Manifest
 
 logger = logging.getLogger("lesionfast")
 
@@ -151,6 +152,10 @@ def read_split(df: pd.DataFrame, file: str | Path) -> pd.DataFrame:
     parts, and for a lesion in two parts.
     """
     file = Path(file)
+    if file.name == "split.csv":  # of a run, unless it has no manifest
+        Manifest(file.parent).require(
+            file.name, f"Copy {file.parent} again, or name another file with --split."
+        )
     table = read_table(file, {"image_id": "", "split": ""}, option="--split")
     check_words(file, table)
     part = df["image_id"].map(table.set_index("image_id")["split"])
