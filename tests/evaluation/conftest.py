@@ -145,7 +145,7 @@ def drawn(monkeypatch) -> dict[str, Figure]:
     print_png = canvas.FigureCanvasAgg.print_png
 
     def remember(self, path, **options):
-        found[path.name.split(".")[1]] = self.figure
+        found[path.stem] = self.figure
         print_png(self, path, **options)
 
     monkeypatch.setattr(canvas.FigureCanvasAgg, "print_png", remember)

@@ -141,10 +141,9 @@ def test_a_committee_names_its_members(make_committee):
 def make_committee(trained, tmp_path):
     from lesionfast.runs import Run
 
-    run = Path(shutil.copytree(trained.path, tmp_path / "committee"))
-    told = json.loads((run / "model.json").read_text("utf-8"))
-    (run / "model.json").write_text(json.dumps(told | {"members": ["a", "b"]}), "utf-8")
-    return Run(run)
+    run = Run(shutil.copytree(trained.path, tmp_path / "committee"))
+    run.write_json("model.json", trained.model | {"members": ["a", "b"]})
+    return run
 
 
 def test_the_command_predicts_from_the_folder(exported, photos, tmp_path):

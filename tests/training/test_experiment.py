@@ -308,10 +308,9 @@ def test_a_run_that_says_of_nothing_to_undo_predicts_as_it_did(run, tmp_path):
     """A run of an earlier version: its config has smoothing that was not undone."""
     old = tmp_path / "old"
     shutil.copytree(run.path, old)
-    (old / "manifest.json").unlink()  # there was none
-    (old / "config.json").write_text(replace(run.config, label_smoothing=0.1).to_json())
+    Run(old).write_text("config.json", replace(run.config, label_smoothing=0.1).to_json())
     model = {k: v for k, v in run.model.items() if k not in ("undo", "not_undone")}
-    (old / "model.json").write_text(json.dumps(model | {"prior": [0.3, 0.2, *[0.1] * 5]}))
+    Run(old).write_json("model.json", model | {"prior": [0.3, 0.2, *[0.1] * 5]})
     learn = trained_learner(Run(old))
     with learn.no_bar():
         found = learn.get_preds(ds_idx=1)[0].numpy()

@@ -216,6 +216,6 @@ def test_the_option_is_refused_where_there_is_no_metadata_to_withhold():
 def test_a_run_from_before_the_option_withheld_nothing(tmp_path):
     run = Run.create(tmp_path, TINY, "old")
     text = (run.path / "config.json").read_text()
-    (run.path / "config.json").write_text(text.replace('  "metadata_dropout": 0.25,\n', ""))
+    run.write_text("config.json", text.replace('  "metadata_dropout": 0.25,\n', ""))
     assert Run(run.path).config.metadata_dropout == 0.0
     assert TrainConfig.from_json("{}").metadata_dropout == TrainConfig().metadata_dropout > 0
