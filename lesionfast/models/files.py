@@ -30,7 +30,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise LesionfastError(
             f"there is no weights file {path}. Type --weights FILE, or --weights auto or none."
         )
-    Manifest(path.parent).require(path.name, f"Copy {path.parent} again, or name other --weights.")
+    if path.name == "weights.safetensors":
+        Manifest(path.parent).require(path.name, f"Copy {path.parent} again, or name others.")
     try:
         return without_prefixes(unwrap(load(path), path))
     except pickle.UnpicklingError as error:
