@@ -23,8 +23,8 @@ def caution(model: dict[str, Any], run: Run | None = None) -> str:
     columns = " and ".join(model["metadata"])
     measured = effect_on_validation(run) if run is not None else ""
     return (
-        f"the model was trained without --metadata-dropout: it takes unknown {columns} for a sign "
-        f"of some class{measured}. Say what is known, or train again with --metadata-dropout 0.25."
+        f"the model was trained without --metadata-dropout, so unknown {columns} may speak for a "
+        f"class{measured}. Say what is known, or train again with --metadata-dropout 0.25."
     )
 
 
@@ -40,12 +40,12 @@ def effect_on_validation(run: Run) -> str:
         return ""
     means = [each.probabilities.mean(axis=0) for each in (known, unknown)]
     most = int(np.argmax(means[1] - means[0]))
-    words = f" (on validation {run.classes[most]} has a mean probability of {means[1][most]:.2f}"
-    words += f" without, {means[0][most]:.2f} with it"
+    words = f": on validation {run.classes[most]} has a mean probability of {means[1][most]:.2f}"
+    words += f" without, {means[0][most]:.2f} with metadata"
     if "mel" in run.classes:
         found = [sensitivity_of(each, "mel") for each in (unknown, known)]
-        words += f"; melanoma sensitivity {found[0]:.2f} without, {found[1]:.2f} with it"
-    return words + ")"
+        words += f"; melanoma sensitivity is {found[0]:.2f} without, {found[1]:.2f} with it"
+    return words
 
 
 def sensitivity_of(interpretation: Interpretation, name: str) -> float:

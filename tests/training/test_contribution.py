@@ -134,10 +134,12 @@ def old(run, tmp_path):
     return Run(old.path)
 
 
-def test_a_model_of_old_says_what_it_takes_unknown_age_and_sex_for(run, old):
+def test_a_model_of_old_says_what_unknown_age_and_sex_do(run, old):
     assert caution(run.model, run) == ""
     words = caution(old.model, old)
-    assert "trained without --metadata-dropout: it takes unknown age and sex for" in words
+    assert (
+        "trained without --metadata-dropout, so unknown age and sex may speak for a class" in words
+    )
     kept = run.predictions_without_metadata
     valid = kept[kept["split"] == "valid"][[f"p_{name}" for name in run.classes]].mean()
     told = re.search(r"on validation (\w+) has a mean probability of ([\d.]+) without", words)
@@ -156,6 +158,6 @@ def test_predicting_without_metadata_says_so_once(old, caplog):
 
 def test_an_exported_model_of_old_says_so_too(old):
     assert caution(old.model).endswith(
-        "a sign of some class. Say what is known, or train again with --metadata-dropout 0.25."
+        "may speak for a class. Say what is known, or train again with --metadata-dropout 0.25."
     )
     assert caution(old.model | {"fusion": "none"}) == caution(old.model | {"metadata": []}) == ""
