@@ -15,6 +15,7 @@ from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.models.backbones import Backbone, create_backbone
 from lesionfast.models.names import check_arch
 from lesionfast.models.posterior import Posterior, Undo
+from lesionfast.models.weights import Fit
 from lesionfast.registry import Registry
 from lesionfast.runs import Run
 
@@ -271,9 +272,27 @@ def model_of(about: dict[str, Any], path: Path, again: str) -> FusionModel:
     more = {name: about.get(name) for name in ("parents", "undo")}  # not in the oldest runs
     model = build_model(config, about["n_metadata"], len(about["classes"]), **more)
     try:
-        model.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
+        tensors = load_file(path)
+        check_tensors(model, tensors, about["arch"])
+        model.load_state_dict(tensors)
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise LesionfastError(
-            f"{path} is not the whole model: {str(error).splitlines()[0]} {again}"
+            f"{path} is not the whole model: {str(error).splitlines()[0].rstrip('.')}. {again}"
         ) from None
     return model.eval()
+
+
+def check_tensors(model: FusionModel, tensors: dict[str, Tensor], arch: str) -> None:
+    """Raise `ValueError` unless tensors are those of a model: names, shapes, types, finite values.
+
+    PyTorch alone would turn other types into its own, and take NaN.
+    """
+    own = model.state_dict()
+    fit = Fit(own, tensors)
+    if tensors.keys() != own.keys() or fit.missing:
+        raise ValueError(fit.describe(arch))
+    for name, tensor in tensors.items():
+        if tensor.dtype != own[name].dtype:
+            raise ValueError(f"{name} is of {tensor.dtype}, not of {own[name].dtype}")
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} holds numbers that are not finite")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -25,7 +26,10 @@ from lesionfast.runs import Run
 logger = logging.getLogger("lesionfast")
 
 SCHEMA = 1
-FILE, WEIGHTS, ONNX = "model.json", "model.safetensors", "model.onnx"
+CARD = "README.md"
+DIGEST = re.compile(r"[0-9a-f]{64}\Z")
+FILE, WEIGHTS, ONNX, INT8 = "model.json", "model.safetensors", "model.onnx", "model-int8.onnx"
+FILES = (WEIGHTS, OUTLIERS, ONNX, INT8)  # all that an export may hold besides model.json and card
 PACKAGES = ("lesionfast", "torch", "timm", "torchvision")
 
 
@@ -100,12 +104,22 @@ class Bundle:
         for name, expected in told["files"].items():
             check_file(folder / name, expected)
         outliers = folder / OUTLIERS
-        return cls.from_dict(told, OutlierScorer.load(outliers) if told["outliers"] else None)
+        return cls.from_dict(told, OutlierScorer.load(outliers) if told.get("outliers") else None)
 
     @classmethod
     def from_dict(cls, told: dict[str, Any], outliers: OutlierScorer | None) -> "Bundle":
-        """Return what `to_dict` told; raises `LesionfastError` for a newer schema."""
+        """Return what `to_dict` told; raises `LesionfastError` for a newer schema, and for less."""
         check_schema(told)
+        try:
+            return cls._built(told, outliers)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise LesionfastError(
+                f"the model does not say all that is needed to use it ({type(error).__name__}: "
+                f"{error}). Export the run again: lesionfast export RUN --to DIR"
+            ) from None
+
+    @classmethod
+    def _built(cls, told: dict[str, Any], outliers: OutlierScorer | None) -> "Bundle":
         return cls(
             name=told["name"],
             model=told["model"],
@@ -201,7 +215,44 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path} is of a run that did not end, or lost files. Name a finished run, or a folder "
             "that `lesionfast export` wrote."
         )
+    check_files(path, told)
     return told
+
+
+def check_files(path: Path, told: dict[str, Any]) -> None:
+    """Raise `LesionfastError` unless model.json has a SHA-256 of each file that is read, only such.
+
+    So nothing is opened unchecked, and nothing else that lies in the folder is shared or fetched.
+    """
+    files = told["files"]
+    listed = files if isinstance(files, dict) else {}
+    needed = [WEIGHTS, *([OUTLIERS] if told.get("outliers") else [])]
+    lacks = [name for name in needed if name not in listed]
+    strange = [name for name in listed if name not in FILES]
+    wrong = [n for n, each in listed.items() if not (isinstance(each, str) and DIGEST.match(each))]
+    problem = (
+        f"lists {strange[0]!r}, which no export holds"
+        if strange
+        else f"has no SHA-256 of {(lacks or wrong)[0]}"
+        if lacks or wrong
+        else ""
+    )
+    if problem:
+        raise LesionfastError(
+            f"{path} {problem}, so the folder can't be trusted. Copy the whole folder again, or "
+            "export the run again: lesionfast export RUN --to DIR"
+        )
+
+
+def check_listed(path: Path) -> None:
+    """Raise `LesionfastError` unless a file of an exported folder is the one that was exported."""
+    files = read_json(path.parent / FILE)["files"]
+    if path.name not in files:
+        raise LesionfastError(
+            f"{path.parent / FILE} has no SHA-256 of {path.name}, so it was not exported with it. "
+            f"Name one of: {', '.join(files)}; or export the run again with --onnx."
+        )
+    check_file(path, files[path.name])
 
 
 def check_schema(told: dict[str, Any]) -> None:

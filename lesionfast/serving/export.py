@@ -1,53 +1,92 @@
 """A run as one folder that is the whole model: weights, choices, card, and ONNX where asked for."""
 
+import json
+import logging
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
-from lesionfast.errors import LesionfastError
+import numpy as np
+
+from lesionfast.data.lineage import KEY, lineage_of
+from lesionfast.errors import DamageError, DiskError, LesionfastError
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.outliers import NAME as OUTLIERS
-from lesionfast.files import sha256, write_json, write_text
+from lesionfast.files import disk_errors, in_bytes, sha256, workspace, write_json, write_text
 from lesionfast.runs import Run
-from lesionfast.serving.bundle import FILE, ONNX, WEIGHTS, Bundle
+from lesionfast.serving.bundle import CARD, FILE, INT8, ONNX, WEIGHTS, Bundle
 from lesionfast.serving.card import card_of
 
-INT8 = "model-int8.onnx"
+logger = logging.getLogger("lesionfast")
+
+COMPARED = 32  # validation images
+TOLERANCE = 0.05  # of a probability: other machines, precisions and decoders differ by less
+BESIDE = 1_000_000  # bytes for model.json, card and folder
 
 
 def export(run: Run, to: Path, *, onnx: bool = False, int8: bool = False) -> Path:
     """Write a run as a folder that needs nothing else, and return its path.
 
-    It holds model.safetensors, model.json (architecture, classes, preprocessing, encoder, rule,
-    calibration, thresholds, prediction sets, split hash, versions, the SHA-256 of every file),
-    README.md (a model card), outliers.safetensors if the run keeps features, and with `onnx`
-    model.onnx, with `int8` also one of 8-bit numbers. No file is a pickle. The folder appears
-    when it is whole. Raises `LesionfastError` if there is one of that name, and for a run that
-    can't be predicted with.
+    It holds model.safetensors (with the digests of what it learned from), model.json (architecture,
+    classes, preprocessing, encoder, rule, calibration, thresholds, prediction sets, split hash,
+    versions, the SHA-256 of every file), README.md (a model card), outliers.safetensors if the run
+    keeps features, and with `onnx` model.onnx, with `int8` also one of 8-bit numbers. No file is a
+    pickle. The folder appears when it is whole, its weights loaded and compared with the run's
+    predictions. Raises `LesionfastError` if there is one of that name, for a run that can't be
+    predicted with, for weights that are not the run's own, and for a full disk and the like.
     """
     to = Path(to).expanduser()
     if to.exists():
-        raise LesionfastError(f"{to} is there already. Type another --to, or remove it first.")
+        raise already_there(to)
     bundle = Bundle.of(run)
-    to.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}."))
-    try:
-        write_files(run, bundle, aside, onnx or int8, int8)
-        aside.chmod(0o755)
-        for each in aside.iterdir():
+    needed = size_of(run, bundle, onnx or int8, int8)
+    check_room(to, needed)
+    with disk_errors(to, needed), workspace(to.parent) as unfinished:
+        folder = unfinished / "model"
+        folder.mkdir()
+        write_files(run, bundle, folder, onnx or int8, int8)
+        folder.chmod(0o755)
+        for each in folder.iterdir():
             each.chmod(0o644)
-        os.rename(aside, to)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+        try:
+            os.rename(folder, to)
+        except OSError:
+            if to.exists():  # another export was faster
+                raise already_there(to) from None
+            raise
     return to
+
+
+def already_there(to: Path) -> LesionfastError:
+    """Return the error for a folder that is never overwritten."""
+    return LesionfastError(f"{to} is there already. Type another --to, or remove it first.")
+
+
+def size_of(run: Run, bundle: Bundle, onnx: bool, int8: bool) -> int:
+    """Return about how many bytes an export takes while it is written."""
+    file = run.path / "weights.safetensors"
+    weights = file.stat().st_size if file.is_file() else 0  # that it is missing is said later
+    tensors = bundle.outliers.tensors if bundle.outliers else {}
+    outliers = sum(each.nbytes for each in tensors.values())
+    return BESIDE + outliers + round(weights * (1 + 1.2 * onnx + 2.5 * int8))
+
+
+def check_room(to: Path, needed: int) -> None:
+    """Raise `DiskError` if the disk has less room than is needed."""
+    there = next(each for each in to.absolute().parents if each.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise DiskError(
+            f"{to} needs about {in_bytes(needed)}, and {in_bytes(free)} are free.",
+            "Free some space, or type another --to.",
+        )
 
 
 def write_files(run: Run, bundle: Bundle, folder: Path, onnx: bool, int8: bool) -> None:
     """Write all files of an exported model."""
-    shutil.copyfile(run.file("weights.safetensors"), folder / WEIGHTS)
+    write_weights(run, folder / WEIGHTS)
+    check_predictions(run, bundle, folder / WEIGHTS)
     if bundle.outliers:
         bundle.outliers.save(folder / OUTLIERS)
     if onnx:
@@ -62,7 +101,56 @@ def write_files(run: Run, bundle: Bundle, folder: Path, onnx: bool, int8: bool) 
     names = sorted(each.name for each in folder.iterdir())
     findings = Findings(Interpretation.of(run, reported_split(run)))
     write_bundle(bundle, folder)
-    write_text(folder / "README.md", card_of(findings, bundle, names, change))
+    write_text(folder / CARD, card_of(findings, bundle, names, change))
+
+
+def write_weights(run: Run, path: Path) -> None:
+    """Write the run's weights, with what they learned from in the header.
+
+    Raises `LesionfastError` unless they are the whole model that the run's model.json describes.
+    """
+    from safetensors.torch import save_file
+
+    from lesionfast.models.fusion import load_model
+
+    tensors = {name: each.contiguous() for name, each in load_model(run).state_dict().items()}
+    lineage = lineage_of(run.path)
+    header = None if lineage is None else {KEY: lineage.to_dict()}
+    save_file(tensors, path, metadata={"header": json.dumps(header)})
+
+
+def check_predictions(run: Run, bundle: Bundle, weights: Path) -> None:
+    """Raise `LesionfastError` unless weights give some validation images what the run predicted.
+
+    Where the run's data is elsewhere that is said, and nothing is compared.
+    """
+    from lesionfast.serving.sampling import draw_images
+    from lesionfast.serving.torch_engine import TorchEngine
+
+    try:
+        df, pixels, metadata = draw_images(run, bundle, "valid", COMPARED)
+    except DamageError:
+        raise
+    except LesionfastError as error:
+        logger.warning("the weights were not compared with predictions.csv: %s", error)
+        return
+    engine = TorchEngine(
+        bundle.model, weights, views=bundle.model["tta"], precision=bundle.precision
+    )
+    found, _ = engine(pixels, metadata)
+    columns = [f"p_{name}" for name in bundle.classes]
+    predicted = run.predictions.set_index("image_id")[columns].reindex(df["image_id"]).to_numpy()
+    differences = np.abs(found - predicted).max(axis=1)
+    difference = float(np.nanmax(differences, initial=0))
+    if difference > TOLERANCE:
+        raise LesionfastError(
+            f"{run.path / 'weights.safetensors'} does not predict what predictions.csv says: of "
+            f"{len(df)} validation images a probability differs by {difference:.2f}. One of them, "
+            f"or the data, is not the run's own. Bring it back, or train again: lesionfast train "
+            f"--config {run.path / 'config.json'}"
+        )
+    count = np.isfinite(differences).sum()
+    logger.info("%d validation images: as predictions.csv says, by %.0e", count, difference)
 
 
 def write_bundle(bundle: Bundle, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Models on the Hugging Face hub: push a run there, fetch a model from there or from its cache."""
 
+import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from lesionfast.errors import LesionfastError
 from lesionfast.runs import Run
-from lesionfast.serving.bundle import FILE, read_json
+from lesionfast.serving.bundle import CARD, FILE, check_file, read_json
 from lesionfast.serving.export import export
 
 PREFIX = "hf://"
@@ -23,23 +24,40 @@ def push(source: Path, name: str, *, public: bool = False, onnx: bool = False) -
     `hf auth login`, or whose HF_TOKEN it is, uploads. Raises `LesionfastError` for a name that is
     none, without a token or the right to write, and without the network.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
 
     require_name(name)
     with tempfile.TemporaryDirectory() as made, explained(name):
         folder = Path(source)
         if (folder / "config.json").is_file():
             folder = export(Run.open(folder), Path(made) / "model", onnx=onnx)
-        files = [FILE, "README.md", *read_json(folder / FILE)["files"]]
+        paths = files_to_share(folder)
         api = HfApi()
         api.create_repo(name, private=not public, exist_ok=True)
-        api.upload_folder(
-            folder_path=folder,
-            repo_id=name,
-            allow_patterns=files,
+        api.create_commit(
+            name,
+            [CommitOperationAdd(each.name, each) for each in paths],
             commit_message="Upload a model of lesionfast",
         )
     return f"{PREFIX}{name}"
+
+
+def files_to_share(folder: Path) -> list[Path]:
+    """Return the files of an exported folder that are uploaded: its own, by name, nothing else.
+
+    Raises `LesionfastError` for one that is not what was exported, or is a link to elsewhere.
+    """
+    files = read_json(folder / FILE)["files"]
+    for name, expected in files.items():
+        check_file(folder / name, expected)
+    plain = [folder / name for name in (FILE, CARD) if os.path.lexists(folder / name)]
+    for path in plain:
+        if path.is_symlink() or not path.is_file():
+            raise LesionfastError(
+                f"{path} is no ordinary file, so it is not shared. Export the run again: "
+                "lesionfast export RUN --to DIR"
+            )
+    return [*plain, *(folder / name for name in files)]
 
 
 def fetch(address: str) -> Path:

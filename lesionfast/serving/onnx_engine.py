@@ -10,7 +10,7 @@ from lesionfast.data.files import count_threads
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.outliers import NAME as OUTLIERS
 from lesionfast.evaluation.outliers import OutlierScorer
-from lesionfast.serving.bundle import FILE, Bundle, check_file, read_json
+from lesionfast.serving.bundle import FILE, Bundle, check_file, check_listed, read_json
 
 logger = logging.getLogger("lesionfast")
 
@@ -82,9 +82,7 @@ def open_onnx(path: Path, views: int | None) -> tuple[Bundle, OnnxEngine]:
     if not path.is_file():
         raise LesionfastError(f"there is no {path}. Make it: lesionfast export RUN --to DIR --onnx")
     if (path.parent / FILE).is_file():
-        files = read_json(path.parent / FILE)["files"]
-        if path.name in files:
-            check_file(path, files[path.name])
+        check_listed(path)
     engine = OnnxEngine(path)
     told = engine.told
     if told is None:
@@ -92,7 +90,8 @@ def open_onnx(path: Path, views: int | None) -> tuple[Bundle, OnnxEngine]:
             f"{path} is no model of lesionfast: it does not say how to use it. "
             "Make one: lesionfast export RUN --to DIR --onnx"
         )
-    bundle = Bundle.from_dict(told, outliers_beside(path) if told.get("outliers") else None)
+    outliers = outliers_beside(path, told.get("files") or {}) if told.get("outliers") else None
+    bundle = Bundle.from_dict(told, outliers)
     own = bundle.model["tta"]
     if views not in (None, own):
         raise LesionfastError(
@@ -101,10 +100,17 @@ def open_onnx(path: Path, views: int | None) -> tuple[Bundle, OnnxEngine]:
     return bundle, engine
 
 
-def outliers_beside(path: Path) -> OutlierScorer | None:
-    """Return what tells outliers, if its file lies beside an ONNX file; else that is said."""
+def outliers_beside(path: Path, files: dict[str, str]) -> OutlierScorer | None:
+    """Return what tells outliers, if its file lies beside an ONNX file; else that is said.
+
+    `files` are the SHA-256 that the ONNX file has of others; of an old one, those of model.json.
+    """
+    if not files and (path.parent / FILE).is_file():
+        files = read_json(path.parent / FILE)["files"]
     file = path.parent / OUTLIERS
-    if file.is_file():
+    if OUTLIERS in files and file.is_file():
+        check_file(file, files[OUTLIERS])
         return OutlierScorer.load(file)
-    logger.warning("%s is not beside %s: outliers are not looked for", OUTLIERS, path.name)
+    why = "is not beside" if not file.is_file() else "is not vouched for by"
+    logger.warning("%s %s %s: outliers are not looked for", OUTLIERS, why, path.name)
     return None

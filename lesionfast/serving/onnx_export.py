@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lesionfast.data.dataset import load_dataset
-from lesionfast.data.images import open_images
 from lesionfast.errors import DamageError, LesionfastError
+from lesionfast.evaluation.outliers import NAME as OUTLIERS
+from lesionfast.files import sha256
 from lesionfast.models.folding import folded
 from lesionfast.models.fusion import FusionModel, load_model
 from lesionfast.runs import Run
@@ -26,6 +26,7 @@ from lesionfast.serving.onnx_engine import (
     PLAIN,
     OnnxEngine,
 )
+from lesionfast.serving.sampling import draw_images
 from lesionfast.serving.torch_engine import TorchEngine
 
 logger = logging.getLogger("lesionfast")
@@ -82,7 +83,7 @@ def write_onnx(run: Run, bundle: Bundle, path: Path) -> float:
     require_onnx()
     export_graph(load_model(run), bundle, path)
     try:
-        add_bundle(path, bundle)
+        add_bundle(path, bundle, files=outliers_in(path.parent))
         difference = compare(run, bundle, path)
     except BaseException:
         path.unlink(missing_ok=True)
@@ -137,6 +138,12 @@ def plain_parameters(model: nn.Module) -> nn.Module:
     return model
 
 
+def outliers_in(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of the outliers' file of an export by its name, if there is one."""
+    file = folder / OUTLIERS
+    return {OUTLIERS: sha256(file)} if file.is_file() else {}
+
+
 def add_bundle(path: Path, bundle: Bundle, **more: Any) -> None:
     """Put what the model needs besides its weights into the file, so that it is all there is."""
     import onnx
@@ -170,7 +177,7 @@ def compare(run: Run, bundle: Bundle, path: Path) -> float:
 def samples(run: Run, bundle: Bundle, split: str, most: int) -> tuple[np.ndarray, np.ndarray, str]:
     """Return pixels and metadata of images of one split, and what they are in words."""
     try:
-        pixels, metadata, _ = images_of(run, bundle, split, most)
+        _, pixels, metadata = draw_images(run, bundle, split, most)
         return pixels, metadata, f"{len(pixels)} {split} images"
     except DamageError:
         raise
@@ -180,18 +187,3 @@ def samples(run: Run, bundle: Bundle, split: str, most: int) -> tuple[np.ndarray
         pixels = draw.integers(0, 256, shape, dtype=np.uint8)
         metadata = draw.normal(size=(32, bundle.encoder.width)).astype(np.float32)
         return pixels, metadata, "32 random pictures (the run's data is elsewhere)"
-
-
-def images_of(
-    run: Run, bundle: Bundle, split: str, most: int | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return pixels, metadata and class numbers of images of one split, drawn at random."""
-    df = load_dataset(run.config, split=run.file("split.csv"))
-    df = df[df["split"] == split]
-    df = df.sample(min(most or len(df), len(df)), random_state=0)
-    options = {"resize": run.config.resize, "cache": False, "skip_bad": run.config.skip_bad}
-    images = open_images(df["path"].tolist(), bundle.size, **options, report=False)
-    good = np.setdiff1d(np.arange(len(df)), list(images.bad))
-    df = df.iloc[good]
-    codes = df["target"].map(bundle.classes.index).to_numpy()
-    return images.pixels[good], bundle.encoder.transform(df), codes

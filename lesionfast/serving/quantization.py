@@ -13,7 +13,8 @@ from lesionfast.evaluation.metrics import balanced_accuracy, decide, sensitivity
 from lesionfast.runs import Run
 from lesionfast.serving.bundle import Bundle
 from lesionfast.serving.onnx_engine import IMAGE, METADATA, OnnxEngine
-from lesionfast.serving.onnx_export import add_bundle, images_of
+from lesionfast.serving.onnx_export import add_bundle, outliers_in
+from lesionfast.serving.sampling import draw_images
 
 logger = logging.getLogger("lesionfast")
 
@@ -32,8 +33,8 @@ def write_int8(run: Run, bundle: Bundle, source: Path, to: Path) -> dict[str, An
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    pixels, metadata, _ = images_of(run, bundle, "train", IMAGES)
-    with tempfile.TemporaryDirectory() as folder, quiet_root():
+    _, pixels, metadata = draw_images(run, bundle, "train", IMAGES)
+    with tempfile.TemporaryDirectory(dir=to.parent) as folder, quiet_root():
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
         quantize_static(
@@ -47,7 +48,7 @@ def write_int8(run: Run, bundle: Bundle, source: Path, to: Path) -> dict[str, An
             nodes_to_exclude=exact_nodes(prepared),
         )
     found = int8_change(run, bundle, source, to)
-    add_bundle(to, bundle, int8=found)
+    add_bundle(to, bundle, files=outliers_in(to.parent), int8=found)
     told = "{images} test images: balanced accuracy {before:.3f} in float32, {after:.3f} in int8"
     before, after = (found[name]["balanced_accuracy"] for name in ("float32", "int8"))
     level = logging.WARNING if before - after > LOSS_TOLD else logging.INFO
@@ -93,7 +94,8 @@ class Batches:
 
 def int8_change(run: Run, bundle: Bundle, source: Path, to: Path) -> dict[str, Any]:
     """Return balanced accuracy and melanoma sensitivity of both files on the test images."""
-    pixels, metadata, truth = images_of(run, bundle, "test")
+    df, pixels, metadata = draw_images(run, bundle, "test")
+    truth = df["target"].map(bundle.classes.index).to_numpy()
     found: dict[str, Any] = {"images": len(truth), "rule": bundle.model["rule"]}
     for name, path in {"float32": source, "int8": to}.items():
         probabilities, _ = OnnxEngine(path)(pixels, metadata)

@@ -122,7 +122,7 @@ def heat_of(predictor: Predictor, path: Path) -> Callable[[np.ndarray, np.ndarra
     from lesionfast.evaluation.attribution import as_images, grad_cam, require_image
     from lesionfast.models.fusion import model_of
 
-    weights = path / (WEIGHTS if (path / WEIGHTS).is_file() else "weights.safetensors")
+    weights = path / ("weights.safetensors" if (path / "config.json").is_file() else WEIGHTS)
     model = model_of(predictor.bundle.model, weights, "Copy the whole folder again.")
     require_image(model)
 

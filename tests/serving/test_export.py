@@ -4,15 +4,24 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load, save
 
 import lesionfast
+from lesionfast.data.dataset import load_dataset
+from lesionfast.data.leaks import check_weights
 from lesionfast.errors import LesionfastError
-from lesionfast.files import sha256
+from lesionfast.evaluation.findings import Findings
+from lesionfast.files import UNFINISHED, sha256, sweep_once, workspace
+from lesionfast.models.files import read_weights
+from lesionfast.runs import Run
 from lesionfast.serving.bundle import SCHEMA, Bundle
 from lesionfast.serving.export import export
+from lesionfast.serving.hub import files_to_share
 from lesionfast.serving.predictor import Predictor
 
 
@@ -56,6 +65,183 @@ def test_nothing_is_left_of_an_export_that_fails(trained, tmp_path, monkeypatch)
     with pytest.raises(ZeroDivisionError):
         export(trained, tmp_path / "model")
     assert not list(tmp_path.iterdir())
+
+
+def of_float16(tensors):
+    return {
+        name: each.half() if each.is_floating_point() else each for name, each in tensors.items()
+    }
+
+
+def with_nan(tensors):
+    name = "head.1.bias" if "head.1.bias" in tensors else next(reversed(tensors))
+    return tensors | {name: tensors[name] * float("nan")}
+
+
+def of_another_run(tensors):
+    last = [name for name in tensors if name.startswith("head.")]
+    return tensors | {name: -tensors[name] for name in last}
+
+
+HARMS = {
+    "cut off": (lambda data: data[: len(data) // 2], "is not the whole model"),
+    "emptied": (lambda data: b"", "is not the whole model"),
+    "of another architecture": (lambda data: save(resnet()), "tensors match"),
+    "without a tensor": (lambda data: save(dict(list(load(data).items())[1:])), "is missing"),
+    "of other numbers": (lambda data: save(of_float16(load(data))), "is of torch.float16"),
+    "not numbers": (lambda data: save(with_nan(load(data))), "not finite"),
+    "of another run": (lambda data: save(of_another_run(load(data))), "does not predict what"),
+}
+
+
+def resnet():
+    return {"backbone.body.net.conv1.weight": torch.zeros(64, 3, 7, 7)}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_weights_that_are_not_the_runs_own_are_not_exported(trained, tmp_path, harm):
+    change, message = HARMS[harm]
+    run = Path(shutil.copytree(trained.path, tmp_path / "run"))
+    (run / "manifest.json").unlink(missing_ok=True)  # so that nothing else finds it first
+    file = run / "weights.safetensors"
+    file.write_bytes(change(file.read_bytes()))
+    with pytest.raises(LesionfastError, match=message):
+        export(Run(run), tmp_path / "model")
+    assert [each.name for each in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_run_whose_data_is_elsewhere_is_exported_and_that_is_said(
+    trained, tmp_path, monkeypatch, caplog
+):
+    def elsewhere(*_):
+        raise LesionfastError("there is no folder data")
+
+    monkeypatch.setattr("lesionfast.serving.sampling.load_dataset", lambda *_, **__: elsewhere())
+    made = export(trained, tmp_path / "model")
+    assert "not compared with predictions.csv: there is no folder data" in caplog.text
+    assert Bundle.read(made)
+
+
+@pytest.mark.parametrize("how", ["the folder", "its file", "its file alone"])
+def test_training_from_an_exported_model_refuses_the_images_that_it_saw(
+    exported, trained, tmp_path, how
+):
+    weights = {"the folder": exported, "its file": exported / "model.safetensors"}.get(how)
+    if weights is None:
+        weights = shutil.copyfile(exported / "model.safetensors", tmp_path / "any.safetensors")
+    df = load_dataset(trained.config, split=trained.path / "split.csv")
+    check_weights(df, str(weights), trained.config.arch)
+    assert read_weights(Path(weights)).keys() == read_weights(trained.path).keys()
+    other = load_dataset(replace(trained.config, seed=7))
+    learned = df.loc[df["split"] == "train", "image_id"]
+    seen = (other["image_id"].isin(learned) & (other["split"] != "train")).sum()
+    assert seen
+    with pytest.raises(LesionfastError, match=f"have learned from {seen} images"):
+        check_weights(other, str(weights), trained.config.arch)
+    with pytest.raises(LesionfastError, match="not of vgg16. Type --arch"):
+        check_weights(df, str(weights), "vgg16")
+
+
+def test_a_full_disk_says_what_is_needed_and_keeps_no_half_folder(trained, small_disk, monkeypatch):
+    message = r"model needs about 1\d\.\d MB, and 1\.0 MB are free\. Free some space, or type"
+    with pytest.raises(LesionfastError, match=message):
+        export(trained, small_disk / "model")
+    monkeypatch.setattr("lesionfast.serving.export.check_room", lambda *_: None)
+    with pytest.raises(LesionfastError, match="model can't be written: the disk is full; it"):
+        export(trained, small_disk / "model")
+    assert not list(small_disk.iterdir())
+
+
+def test_a_read_only_folder_says_so(trained, read_only, tmp_path):
+    (tmp_path / "closed").mkdir()
+    read_only(tmp_path / "closed")
+    with pytest.raises(LesionfastError, match="closed/model can't be written: "):
+        export(trained, tmp_path / "closed" / "model")
+    assert not list((tmp_path / "closed").iterdir())
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next_one(trained, tmp_path):
+    with workspace(tmp_path) as living:
+        dead = tmp_path / f"{UNFINISHED}dead" / "model"
+        dead.mkdir(parents=True)
+        (dead / "model.safetensors").touch()
+        sweep_once.cache_clear()
+        made = export(trained, tmp_path / "model")
+        assert sorted(tmp_path.iterdir()) == sorted([living, made])
+
+
+def test_what_interpret_chose_is_exported_and_predicted_with(trained, tmp_path):
+    run = Path(shutil.copytree(trained.path, tmp_path / "run"))
+    Findings.of(Run(run), coverage=0.7, refer=0.4)
+    names = ("operating.json", "calibration.json", "conformal.json", "referral.json")
+    kept = {name: (run / name).read_bytes() for name in names if (run / name).is_file()}
+    made = Bundle.read(export(Run(run), tmp_path / "model"))
+    for bundle in (made, Predictor(run).bundle):
+        assert (bundle.conformal.coverage, bundle.referral.share) == (0.7, 0.4)
+    assert {name: (run / name).read_bytes() for name in kept} == kept
+
+
+def test_a_read_only_run_that_was_never_interpreted_predicts_as_any(trained, read_only, tmp_path):
+    run = Path(shutil.copytree(trained.path, tmp_path / "run"))
+    for name in ("operating", "calibration", "conformal", "referral"):
+        (run / f"{name}.json").unlink(missing_ok=True)
+    (run / "outliers.safetensors").unlink(missing_ok=True)
+    (run / "manifest.json").unlink(missing_ok=True)
+    read_only(run)
+    there, here = Bundle.of(Run(run)), Bundle.of(trained)
+    assert there.to_dict() == here.to_dict() | {"name": "run"}
+    assert there.outliers.threshold == pytest.approx(here.outliers.threshold)
+
+
+def listing(copy, change):
+    """Change the files that model.json lists."""
+    told = json.loads((copy / "model.json").read_text("utf-8"))
+    change(told["files"])
+    (copy / "model.json").write_text(json.dumps(told), "utf-8")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "outliers.safetensors"])
+def test_a_changed_file_that_was_taken_out_of_the_list_is_not_opened(copy, name):
+    (copy / name).write_bytes(b"changed")
+    listing(copy, lambda files: files.pop(name))
+    with pytest.raises(LesionfastError, match=f"has no SHA-256 of {name}"):
+        Predictor(copy)
+
+
+@pytest.mark.parametrize("name", ["*", "../key", "/etc/passwd", "a/b", "key", "README.md"])
+def test_a_list_of_other_files_is_refused_and_nothing_of_it_shared(copy, name):
+    listing(copy, lambda files: files.update({name: "0" * 64}))
+    for read in (Predictor, files_to_share):
+        with pytest.raises(LesionfastError, match="which no export holds"):
+            read(copy)
+
+
+@pytest.mark.parametrize("digest", [None, 7, "", "0" * 63, "x" * 64])
+def test_a_list_without_hashes_is_refused(copy, digest):
+    listing(copy, lambda files: files.update({"model.safetensors": digest}))
+    with pytest.raises(LesionfastError, match="has no SHA-256 of model.safetensors"):
+        Predictor(copy)
+
+
+def test_a_model_json_that_lacks_a_part_is_told(copy):
+    told = json.loads((copy / "model.json").read_text("utf-8"))
+    for name in ("encoder", "model", "operating_points", "name"):
+        less = {key: value for key, value in told.items() if key != name}
+        (copy / "model.json").write_text(json.dumps(less), "utf-8")
+        with pytest.raises(LesionfastError, match="does not say all that is needed"):
+            Bundle.read(copy)
+
+
+def test_what_lies_beside_an_exported_model_is_not_shared(copy):
+    (copy / "id_rsa").write_text("key")
+    assert {each.name for each in files_to_share(copy)} == {
+        *("model.json", "README.md"),
+        *("model.safetensors", "outliers.safetensors"),
+    }
+    (copy / "README.md").unlink()
+    (copy / "README.md").symlink_to(copy / "id_rsa")
+    with pytest.raises(LesionfastError, match="README.md is no ordinary file"):
+        files_to_share(copy)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "outliers.safetensors"])

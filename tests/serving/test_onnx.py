@@ -182,3 +182,20 @@ def test_missing_packages_say_what_to_type(trained, tmp_path, monkeypatch):
     with pytest.raises(LesionfastError, match=r"pip install 'lesionfast\[onnx\]'"):
         export(trained, tmp_path / "model", onnx=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_onnx_file_that_is_not_in_the_list_beside_it_is_not_opened(copy):
+    told = json.loads((copy / "model.json").read_text("utf-8"))
+    del told["files"]["model.onnx"]
+    (copy / "model.json").write_text(json.dumps(told), "utf-8")
+    with pytest.raises(LesionfastError, match="has no SHA-256 of model.onnx"):
+        Predictor(copy / "model.onnx")
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model-int8.onnx"])
+def test_outliers_that_were_changed_beside_an_onnx_file_are_not_opened(copy, name):
+    (copy / "model.json").unlink()
+    assert Predictor(copy / name).bundle.outliers
+    (copy / "outliers.safetensors").write_bytes(b"changed")
+    with pytest.raises(LesionfastError, match="outliers.safetensors is not the file"):
+        Predictor(copy / name)
