@@ -102,9 +102,8 @@ def resnet():
 def test_weights_that_are_not_the_runs_own_are_not_exported(trained, tmp_path, harm):
     change, message = HARMS[harm]
     run = Path(shutil.copytree(trained.path, tmp_path / "run"))
-    (run / "manifest.json").unlink(missing_ok=True)  # so that nothing else finds it first
-    file = run / "weights.safetensors"
-    file.write_bytes(change(file.read_bytes()))
+    data = (run / "weights.safetensors").read_bytes()
+    Run(run).write("weights.safetensors", lambda aside: aside.write_bytes(change(data)))
     with pytest.raises(LesionfastError, match=message):
         export(Run(run), tmp_path / "model")
     assert [each.name for each in tmp_path.iterdir()] == ["run"]
@@ -183,10 +182,8 @@ def test_what_interpret_chose_is_exported_and_predicted_with(trained, tmp_path):
 
 def test_a_read_only_run_that_was_never_interpreted_predicts_as_any(trained, read_only, tmp_path):
     run = Path(shutil.copytree(trained.path, tmp_path / "run"))
-    for name in ("operating", "calibration", "conformal", "referral"):
-        (run / f"{name}.json").unlink(missing_ok=True)
-    (run / "outliers.safetensors").unlink(missing_ok=True)
-    (run / "manifest.json").unlink(missing_ok=True)
+    chosen = ("operating.json", "calibration.json", "conformal.json", "referral.json")
+    Run(run).remove(*chosen, "outliers.safetensors")
     read_only(run)
     there, here = Bundle.of(Run(run)), Bundle.of(trained)
     assert there.to_dict() == here.to_dict() | {"name": "run"}
