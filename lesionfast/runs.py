@@ -400,9 +400,12 @@ def is_run(path: Path) -> bool:
 
 
 def time_of(path: Path) -> int:
-    """Return when a run was begun, in nanoseconds, as its first file tells."""
-    first = path / "config.json"
-    return (first if first.is_file() else path / "manifest.json").stat().st_mtime_ns
+    """Return when a run was begun, in nanoseconds: the time of its oldest file.
+
+    So a file that is replaced later makes no run the newest.
+    """
+    there = [path / name for name in (*GIVEN, *LEARNED) if (path / name).is_file()]
+    return min(file.stat().st_mtime_ns for file in there or [path / "manifest.json"])
 
 
 def newest_run(root: str | Path) -> Run:

@@ -14,8 +14,6 @@ from functools import cached_property
 from pathlib import Path
 
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -104,7 +102,6 @@ class Trial:
         """What is typed, by the name of the command."""
         return {
             "interpret": ["interpret", self.run, "--json"],
-            "report": ["report", self.run],
             "predict": ["predict", self.run, *self.images],
             "export": ["export", self.run, "--to", self.exported],
             "compare": ["compare", self.run, self.runs / "second", "--json", "--out", self.root],
@@ -164,13 +161,17 @@ class Trial:
 def trial(tmp_path_factory, cache_folder):
     """Both runs, trained and interpreted; figures are not drawn, for they are no answer."""
 
-    def empty(self, path, **options):
-        Image.new("RGB", (4, 4)).save(path, "PNG")
+    def draw(findings, draw, *more):
+        path = findings.folder / f"{draw.__name__}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(path)
+        return findings.files.setdefault(draw.__name__, path)
 
     logging.getLogger("lesionfast").setLevel(logging.ERROR)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FigureCanvasAgg, "print_png", empty)
-        patch.setattr(FigureCanvasSVG, "print_svg", lambda self, path: Path(path).write_text("<"))
+        patch.setattr("lesionfast.evaluation.findings.Findings.drawn", draw)
+        patch.setattr("lesionfast.evaluation.picture_sections.draw_atlas", lambda *given: [])
+        patch.setattr("lesionfast.evaluation.comparison_figures.draw_comparison", lambda *given: [])
         yield Trial(tmp_path_factory.mktemp("damage"))
 
 

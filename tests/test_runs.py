@@ -167,3 +167,12 @@ def test_what_is_read_from_a_run_without_opening_it_is_checked_too(tmp_path):
         read_split(pd.DataFrame({"image_id": ["1"]}), run.path / "split.csv")
     with pytest.raises(DamageError, match=r"config.json is damaged.*copy it out of the run"):
         configured({}, run.path / "config.json")
+
+
+def test_a_file_that_is_replaced_makes_no_run_the_newest(tmp_path):
+    for name in ("first", "second"):
+        told = {"split_sha256": "", "train_seconds": 1.0, "status": "finished"}
+        Run.create(tmp_path, TrainConfig(), name).write_json("metrics.json", told)
+    path = tmp_path / "first" / "config.json"
+    path.write_text(path.read_text())
+    assert newest_run(tmp_path).path.name == "second"
