@@ -158,6 +158,12 @@ class TrainConfig(SplitConfig):
         "then stage by stage), 'last:N' (head, then the last N stages), 'none' (all at once); "
         "'auto': fresh if pretrained, else none.",
     )
+    melanoma: str | None = option(
+        None, "Class of melanoma; default: the one that is called mel or melanoma."
+    )
+    malignant: str | None = option(
+        None, "Malignant classes, with commas between; default: by their usual names."
+    )
     subclass: str | None = option(
         None, "Cut classes into visual sub-classes while training, such as mel=3."
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lesionfast.config import TrainConfig
+from lesionfast.diagnoses import Classes
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.files import (
     damage_explained,
@@ -254,10 +255,10 @@ class Run:
         """Whether the run has ended properly, so that it can be interpreted."""
         return self.holds("metrics.json")
 
-    @property
-    def classes(self) -> list[str]:
-        """Class names, in the order of the probabilities."""
-        return self.model["classes"]
+    @cached_property
+    def classes(self) -> Classes:
+        """Class names, in the order of the probabilities, and what they mean."""
+        return Classes.of_model(self.model)
 
     def learner(self) -> "Learner":
         """Return a fastai Learner over this run's data, with its weights.

@@ -8,11 +8,16 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lesionfast"
+LOW = (
+    *("errors", "registry", "quoting", "config", "emphasis", "diagnoses"),
+    *("shapes", "files", "manifest"),
+)
 BELOW = {
     "errors": set(),
     "registry": {"errors"},
     "shapes": set(),
     "files": {"errors", "shapes"},
+    "diagnoses": {"errors", "quoting"},
     "manifest": {"errors", "files"},
     "quoting": set(),
     "config": {"errors", "quoting"},
@@ -20,23 +25,13 @@ BELOW = {
     "console": set(),
     "cache": {"errors", "files"},
     "options": {"config"},
-    "runs": {"config", "errors", "files", "manifest"},
-    "data": {
-        *("errors", "registry", "config", "emphasis", "files", "manifest"),
-        *("runs", "cache", "console"),
-    },
-    "models": {"errors", "registry", "config", "files", "manifest", "runs", "cache", "data"},
-    "evaluation": {
-        *("errors", "registry", "config", "emphasis", "files", "shapes", "manifest"),
-        *("quoting", "runs", "data"),
-    },
-    "serving": {
-        *("errors", "registry", "config", "emphasis", "files", "runs"),
-        *("data", "models", "evaluation", "console"),
-    },
+    "runs": {"config", "diagnoses", "errors", "files", "manifest"},
+    "data": {*LOW, "runs", "cache", "console"},
+    "models": {*LOW, "runs", "cache", "data"},
+    "evaluation": {*LOW, "runs", "data"},
+    "serving": {*LOW, "runs", "data", "models", "evaluation", "console"},
     "training": {
-        *("errors", "registry", "config", "emphasis", "files", "shapes", "manifest", "runs"),
-        *("quoting", "cache", "data", "models", "evaluation", "console", "serving"),
+        *(*LOW, "runs", "cache", "data", "models", "evaluation", "console", "serving"),
     },
 }
 RUN_THE_MODEL = {"explain.py", "attribution.py", "outlier_features.py"}  # of the evaluation

@@ -32,7 +32,7 @@ OF_CLASSIFIERS = (  # what pretrain has no option for
         "beta",
     ),
     *("class_weight", "defer_weights", "hardest", "loss", "cost", "tau", "label_smoothing"),
-    *("augment_valid", "mix", "mix_alpha", "rule", "monitor"),
+    *("augment_valid", "mix", "mix_alpha", "rule", "monitor", "melanoma", "malignant"),
     *("head_epochs", "views", "start_size", "budget", "tta", "compile"),
 )
 

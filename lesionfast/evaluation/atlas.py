@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lesionfast.data.files import FileReader
+from lesionfast.diagnoses import Classes
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.canvas import class_styles, new_figure, save, sign
 from lesionfast.evaluation.explain import nearest_of
@@ -36,42 +37,44 @@ class Block:
     nothing: str
 
 
-BLOCKS = {
-    "atlas_melanoma_as_nevus": Block(
-        "mel", "nv", "Melanomas taken for nevi", "no melanoma was taken for a nevus"
-    ),
-    "atlas_nevus_as_melanoma": Block(
-        "nv", "mel", "Nevi taken for melanomas", "no nevus was taken for a melanoma"
-    ),
-    "atlas_melanoma_right": Block(
-        "mel", "mel", "Melanomas decided right", "no melanoma was decided right"
-    ),
-}
+def blocks_of(melanoma: str, nevus: str) -> dict[str, Block]:
+    """Return the kinds of cases by the name of their figure."""
+    return {
+        "atlas_melanoma_as_nevus": Block(
+            melanoma, nevus, "Melanomas taken for nevi", "no melanoma was taken for a nevus"
+        ),
+        "atlas_nevus_as_melanoma": Block(
+            nevus, melanoma, "Nevi taken for melanomas", "no nevus was taken for a melanoma"
+        ),
+        "atlas_melanoma_right": Block(
+            melanoma, melanoma, "Melanomas decided right", "no melanoma was decided right"
+        ),
+    }
 
 
 def draw_atlas(interpretation: Interpretation, folder: Path, most: int = 6) -> list[Path]:
     """Draw missed melanomas, nevi taken for melanomas and melanomas decided right, a figure each.
 
     In each the `most` confident cases, a line each: the image, and the training lesions nearest
-    to it by the image features. Raises `LesionfastError` for a run without the classes mel and nv,
+    to it by the image features. Raises `LesionfastError` for a run without melanomas and nevi,
     and for what `nearest_of` does.
     """
-    missing = {"mel", "nv"} - set(interpretation.classes)
-    if missing:
+    if interpretation.classes.costliest is None:
         raise LesionfastError(
-            f"an atlas of melanomas needs the classes mel and nv; {interpretation.run.path} has: "
-            f"{', '.join(interpretation.classes)}. Name a run with both."
+            f"an atlas of melanomas needs classes of melanoma and nevus; {interpretation.run.path} "
+            f"has: {', '.join(interpretation.classes)}. Name a run with both."
         )
+    blocks = blocks_of(*interpretation.classes.costliest)
     tables = {
         name: interpretation.taken_for(block.truth, block.decision)
-        for name, block in BLOCKS.items()
+        for name, block in blocks.items()
     }
     shown = pd.concat([table.head(most) for table in tables.values()], ignore_index=True)
     nearest = dict(
         zip(shown["image_id"], nearest_of(interpretation.run, shown, NEAREST), strict=True)
     )
     return [
-        draw_block(interpretation, BLOCKS[name], table, most, nearest, folder / f"{name}.png")
+        draw_block(interpretation, blocks[name], table, most, nearest, folder / f"{name}.png")
         for name, table in tables.items()
     ]
 
@@ -131,7 +134,7 @@ def draw_neighbour(axis: Axes, row: pd.Series, reader: FileReader | None = None)
         axis.imshow(read_pixels(row["path"], reader))
     except (LesionfastError, OSError) as error:
         draw_grey_box(axis, str(error))
-    weight = "bold" if row["target"] == "mel" else "normal"
+    weight = "bold" if Classes([row["target"]]).melanoma else "normal"
     axis.set_title(
         f"{row['target']}  {row['similarity']:.2f}", loc="left", fontsize=9, pad=4, weight=weight
     )

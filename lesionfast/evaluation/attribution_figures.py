@@ -42,9 +42,9 @@ def draw_attribution(
             "there are no images",
         )
     }
-    if {"mel", "nv"} <= set(interpretation.classes):
+    if interpretation.classes.costliest:
         tables["melanomas_taken_for_nevi"] = (
-            interpretation.taken_for("mel", "nv").head(most),
+            interpretation.taken_for().head(most),
             "What spoke for 'nevus' in melanomas taken for nevi",
             "no melanoma was taken for a nevus",
         )

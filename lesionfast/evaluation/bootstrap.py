@@ -11,7 +11,7 @@ from lesionfast.evaluation.metrics import as_codes, ratio
 
 RESAMPLES = 2000
 FEWEST = 1000
-BLOCK = 4_000_000  # drawn lesions at a time: 32 MB
+BLOCK = 200_000  # drawn rows at a time, which stay in a processor's cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,8 @@ def resample(
         + [per_lesion(truth, codes, n_classes, each == truth) for each in decisions]
         + [per_lesion(truth, codes, n_classes, each == pair[1])[:, [pair[0]]] for each in decisions]
     )
-    sums = resampled_sums(counts, strata(truth, codes), resamples, np.random.default_rng(seed))
+    drawn = drawn_lesions(truth, codes, resamples, seed)
+    sums = np.concatenate([each @ counts for each in drawn])
     images, hits, wrong = np.split(sums, [n_classes, n_classes * (1 + len(decisions))], axis=1)
     hits = hits.reshape(resamples, len(decisions), n_classes).transpose(1, 0, 2)
     sensitivity = ratio(hits, np.broadcast_to(images, hits.shape))
@@ -100,25 +101,31 @@ def strata(truth: np.ndarray, lesions: np.ndarray) -> list[np.ndarray]:
     return [np.flatnonzero(stratum == each) for each in np.unique(stratum)]
 
 
-def resampled_sums(
-    counts: np.ndarray, groups: list[np.ndarray], resamples: int, rng: np.random.Generator
-) -> np.ndarray:
-    """Return the sums of `counts` (lesions, m) over each resample, (resamples, m)."""
-    sums = np.zeros((resamples, counts.shape[1]))
-    for members in groups:
-        chosen = counts[members]
-        used = chosen.any(axis=0)  # a class has few columns of its own
-        for rows in blocks(resamples, len(members)):
-            drawn = draws(len(members), rows.stop - rows.start, rng)
-            sums[rows, used] += drawn @ chosen[:, used]
-    return sums
+def drawn_lesions(
+    truth: np.ndarray, lesions: np.ndarray, resamples: int, seed: int
+) -> Iterator[np.ndarray]:
+    """Yield blocks of resamples: how often each lesion is drawn, float64 (block, lesions).
 
-
-def blocks(resamples: int, lesions: int) -> Iterator[slice]:
-    """Yield slices over the resamples, each of as many draws as fit into memory with ease."""
-    step = max(1, BLOCK // lesions)
+    Every interval of this project comes from these draws. They depend on the seed and on the
+    lesions of each class alone, not on the order of the rows or the size of the blocks.
+    """
+    groups = strata(truth, lesions)
+    streams = [np.random.default_rng([seed, number]) for number in range(len(groups))]
+    step = max(1, BLOCK // len(truth))
     for start in range(0, resamples, step):
-        yield slice(start, min(start + step, resamples))
+        size = min(step, resamples - start)
+        counts = np.zeros((size, lesions.max() + 1))
+        for members, stream in zip(groups, streams, strict=True):
+            counts[:, members] = draws(len(members), size, stream)
+        yield counts
+
+
+def drawn_rows(
+    truth: np.ndarray, lesions: np.ndarray, resamples: int, seed: int
+) -> Iterator[np.ndarray]:
+    """Yield blocks of resamples: how often each row is drawn, float64 (block, n)."""
+    for counts in drawn_lesions(truth, lesions, resamples, seed):
+        yield counts[:, lesions]
 
 
 def draws(lesions: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
@@ -145,3 +152,22 @@ def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     tail = (1 - level) / 2
     low, high = np.nanquantile(values, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def share_interval(value: float, drawn: np.ndarray, lesions: int) -> tuple[float, float]:
+    """Return the percentile interval of a share; Wilson's of `lesions` if no resample differs."""
+    low, high = interval(drawn)
+    if low == high == value:
+        low, high = wilson(value, lesions)
+        return min(low, value), max(high, value)  # its ends are rounded
+    return low, high
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """Return the 95 % score interval of a share of n (Wilson 1927, doi:10.2307/2276774)."""
+    if not n or np.isnan(share):
+        return float("nan"), float("nan")
+    z = 1.959963984540054
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return float(max(0.0, middle - half)), float(min(1.0, middle + half))

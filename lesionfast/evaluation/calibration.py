@@ -136,7 +136,6 @@ REPORTED = (
     ("brier", ALL),
     ("macro_auc", ALL),
     ("balanced_accuracy", ALL),
-    ("sensitivity", "mel"),
 )
 
 
@@ -153,7 +152,7 @@ def before_and_after(
     from 'none': difference, difference_low, difference_high. The rule of `test` decides before and
     after; 'balanced' divides calibrated probabilities by the class shares of validation, which
     they have learned, and not by the prior of a loss that was weighted by class. Without a class
-    'mel' its sensitivity is left out.
+    of melanoma its sensitivity is left out.
     """
     require_validation(valid, "calibration")
     require_other(test)
@@ -187,7 +186,8 @@ def reported(
     decision = decide(after, test.rule, prior)
     measured = metrics_of(test.truth, after, decision, test.classes)
     calibrated = calibration_of(test.truth, after, test.classes)
-    wanted = [key for key in REPORTED if key[1] in (ALL, *test.classes)]
+    melanoma = test.classes.melanoma
+    wanted = [*REPORTED, *([("sensitivity", melanoma)] if melanoma else [])]
     wanted += [(key[0] + NOISE, key[1]) for key in wanted if key[0].endswith("ece")]
 
     def find(weights: np.ndarray) -> Found:

@@ -7,10 +7,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
+from lesionfast.diagnoses import full_name
 from lesionfast.evaluation.canvas import GREY, new_figure, save, sign
 from lesionfast.evaluation.conformal import BY_CLASS, MARGINAL, Conformal
 from lesionfast.evaluation.coverage import coverage_of
-from lesionfast.evaluation.diagnoses import full_name
 from lesionfast.evaluation.fitted import lesions_of
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.reliability import calibration_table, reliability_bins

@@ -7,7 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from lesionfast.evaluation.diagnoses import NAMES
+from lesionfast.diagnoses import NAMES
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.files import write_atomically
 

@@ -3,8 +3,8 @@
 import pandas as pd
 
 from lesionfast.data.splits import PARTS
+from lesionfast.diagnoses import full_name
 from lesionfast.errors import DamageError, LesionfastError
-from lesionfast.evaluation.diagnoses import full_name
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.page import Table, table_of
 from lesionfast.runs import Run

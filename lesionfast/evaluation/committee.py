@@ -197,11 +197,14 @@ def describe(
     """Return what model.json says of a committee; its members' paths come when it has its own."""
     rules, fusions = ({run.model.get(name) for run in members} for name in ("rule", "fusion"))
     counts = [run.model.get("parameters") for run in members]
+    classes = members[0].classes
     return {
         "schema": 1,
         "arch": ARCH,
         "fusion": fusions.pop() if len(fusions) == 1 else "mixed",
-        "classes": members[0].classes,
+        "classes": list(classes),
+        "melanoma": classes.melanoma,
+        "malignant": classes.malignant,
         "prior": prior.tolist(),
         "rule": rules.pop() if len(rules) == 1 and even else "balanced",
         "weights": weights.tolist(),

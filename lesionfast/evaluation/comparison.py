@@ -11,7 +11,7 @@ import pandas as pd
 
 from lesionfast.config import SplitConfig, TrainConfig
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.bootstrap import RESAMPLES, Resamples, interval, resample
+from lesionfast.evaluation.bootstrap import RESAMPLES, Resamples, interval, resample, share_interval
 from lesionfast.evaluation.interpretation import Interpretation, records
 from lesionfast.files import write_atomically
 from lesionfast.runs import Run, list_runs, newest_run
@@ -22,7 +22,6 @@ ALIKE = (  # options that are no difference between models
     *("arch", "fusion", "split", "cache", "device", "precision", "workers", "compile"),
     *(each.name for each in fields(SplitConfig)),
 )
-PAIR = ("mel", "nv")  # the error that costs most: melanomas taken for nevi
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -156,13 +155,12 @@ def resample_all(
 ) -> Resamples:
     """Resample the lesions once, for all runs alike."""
     first, classes = read[0], read[0].classes
-    lesion = "group" if "group" in first.rows else "image_id"
     return resample(
         first.truth[orders[0]],
         [each.decision[order] for each, order in zip(read, orders, strict=True)],
-        first.rows[lesion].to_numpy(str)[orders[0]],
+        first.rows[lesion_column(first)].to_numpy(str)[orders[0]],
         len(classes),
-        taken=(classes.index(PAIR[0]), classes.index(PAIR[1])) if has_pair(classes) else None,
+        taken=tuple(map(classes.index, classes.costliest)) if classes.costliest else None,
         resamples=resamples,
         seed=seed,
     )
@@ -208,29 +206,36 @@ def describe(
         "macro_auc": metrics["macro_auc"],
         "macro_f1": metrics["rules"][read.rule]["macro_f1"],
     }
-    for name, (value, resampled) in estimates(read, drawn, index, best).items():
-        low, high = interval(resampled)
-        told |= {name: value, f"{name}_low": low, f"{name}_high": high}
+    for name, (value, ends) in estimates(read, drawn, index, best).items():
+        told |= {name: value, f"{name}_low": ends[0], f"{name}_high": ends[1]}
     return told
 
 
 def estimates(
     read: Interpretation, drawn: Resamples, index: int, best: int
-) -> dict[str, tuple[float | None, np.ndarray]]:
-    """Return each metric that has an interval: its value, and what each resample says."""
+) -> dict[str, tuple[float | None, tuple[float, float]]]:
+    """Return each metric that has an interval: its value, and the ends of the interval."""
     metrics, balanced = read.metrics["rules"][read.rule], drawn.balanced_accuracy
     found = {
-        "balanced_accuracy": (metrics["balanced_accuracy"], balanced[index]),
-        "difference": (None, balanced[index] - balanced[best]),
+        "balanced_accuracy": (metrics["balanced_accuracy"], interval(balanced[index])),
+        "difference": (None, interval(balanced[index] - balanced[best])),
     }
-    if has_pair(read.classes):
-        found["mel_to_nv"] = (read.confusion(normalize=True).loc[PAIR], drawn.taken[index])
-    for number, name in enumerate(read.classes):
-        resampled = drawn.sensitivity[index, :, number]
-        found[f"sensitivity_{name}"] = (metrics["sensitivity"][name], resampled)
+    lesions = read.rows[lesion_column(read)].groupby(read.truth).nunique()
+    shares = {
+        f"sensitivity_{name}": (metrics["sensitivity"][name], drawn.sensitivity[index, :, number])
+        for number, name in enumerate(read.classes)
+    }
+    behind = dict(zip(shares, range(len(shares)), strict=True))
+    if pair := read.classes.costliest:
+        shares["mel_to_nv"] = read.confusion(normalize=True).loc[pair], drawn.taken[index]
+        behind["mel_to_nv"] = read.classes.index(pair[0])
+    for name, (value, resampled) in shares.items():
+        value = float("nan") if value is None else float(value)
+        ends = share_interval(value, resampled, int(lesions.get(behind[name], 0)))
+        found[name] = (value, ends)
     return found
 
 
-def has_pair(classes: Sequence[str]) -> bool:
-    """Return whether there are both melanomas and nevi among the classes."""
-    return set(PAIR) <= set(classes)
+def lesion_column(read: Interpretation) -> str:
+    """Return the column that names the lesions, the images where lesions are not known."""
+    return "group" if "group" in read.rows else "image_id"

@@ -5,20 +5,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from lesionfast.evaluation.bootstrap import RESAMPLES, interval
+from lesionfast.diagnoses import Classes
+from lesionfast.evaluation.bootstrap import RESAMPLES, interval, share_interval
 from lesionfast.evaluation.comparison import check_images
 from lesionfast.evaluation.fitted import lesions_of
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.evaluation.measures import ALL, CANCER, metrics_of
+from lesionfast.evaluation.measures import ALL, metrics_of
 from lesionfast.evaluation.resampling import Found, resampled
 from lesionfast.runs import Run
 
-SHOWN = (
-    ("balanced_accuracy", ALL),
-    ("macro_auc", ALL),
-    ("sensitivity", "mel"),
-    ("auc", CANCER),
-)
 WITHHELD = "metadata withheld"
 ENDS = ("difference", "difference_low", "difference_high")
 
@@ -61,18 +56,28 @@ def contribution_table(
             (name, *key): value
             for name, each in finds.items()
             for key, value in each(weights).items()
-            if key in SHOWN
+            if key in shown(whole.classes)
         }
 
     lesions = lesions_of(whole)[orders[0]]
     values, drawn = resampled(find, whole.truth[orders[0]], lesions, resamples=resamples, seed=seed)
-    rows = []
+    is_melanoma = whole.rows["truth"].to_numpy() == whole.classes.melanoma
+    melanomas, rows = len(np.unique(lesions_of(whole)[is_melanoma])), []
     for (name, *key), value in values.items():
         first = values["whole", *key]
-        ends = interval(drawn[name, *key] - drawn["whole", *key])
-        rows.append((name, *key, value, *interval(drawn[name, *key]), value - first, *ends))
+        ends = interval(drawn[name, *key])
+        if key[0] == "sensitivity":
+            ends = share_interval(value, drawn[name, *key], melanomas)
+        paired = interval(drawn[name, *key] - drawn["whole", *key])
+        rows.append((name, *key, value, *ends, value - first, *paired))
     columns = ["system", "metric", "of", "value", "low", "high", *ENDS]
     return pd.DataFrame(rows, columns=columns)
+
+
+def shown(classes: Classes) -> tuple[tuple[str, str | None], ...]:
+    """Return the metrics of the table, and what each is of."""
+    told = (("sensitivity", classes.melanoma), ("auc", classes.cancer))
+    return ("balanced_accuracy", ALL), ("macro_auc", ALL), *told
 
 
 def in_words(table: pd.DataFrame, system: str, loses: str) -> str:

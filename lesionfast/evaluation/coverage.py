@@ -6,14 +6,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from lesionfast.evaluation.bootstrap import RESAMPLES, interval
+from lesionfast.diagnoses import Classes
+from lesionfast.evaluation.bootstrap import RESAMPLES, interval, share_interval
 from lesionfast.evaluation.conformal import KINDS, Conformal, lesion_weights
-from lesionfast.evaluation.diagnoses import MALIGNANT
 from lesionfast.evaluation.fitted import lesions_of
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.evaluation.measures import ALL, CANCER
+from lesionfast.evaluation.measures import ALL
 from lesionfast.evaluation.metrics import as_codes, as_probabilities, check_shapes, ratio
-from lesionfast.evaluation.resampling import Found, resampled, share_interval
+from lesionfast.evaluation.resampling import Found, resampled
 
 BANDS = {"under 40": (0, 40), "40-59": (40, 60), "60+": (60, np.inf)}  # years
 
@@ -83,16 +83,17 @@ def groups_of(
     """Return the images (n,) bool of each group of the table, by its name."""
     groups = {ALL: np.ones(len(truth), bool)}
     groups |= {name: truth == number for number, name in enumerate(classes)}
-    cancer = np.isin(classes, MALIGNANT)[truth]
-    if not np.isin(classes, MALIGNANT).any():
+    classes = Classes.of(classes)
+    if classes.cancer is None:
         return groups
-    groups[CANCER] = cancer
+    cancer = np.asarray(classes.members(classes.cancer))[truth]
+    groups[classes.cancer] = cancer
     if age is None:
         return groups
     years = pd.to_numeric(pd.Series(age), errors="coerce").to_numpy(np.float64)
     for name, (low, high) in BANDS.items():
-        groups[f"{CANCER}, {name}"] = cancer & (years >= low) & (years < high)
-    groups[f"{CANCER}, age unknown"] = cancer & np.isnan(years)
+        groups[f"{classes.cancer}, {name}"] = cancer & (years >= low) & (years < high)
+    groups[f"{classes.cancer}, age unknown"] = cancer & np.isnan(years)
     return groups
 
 

@@ -3,8 +3,8 @@
 import pandas as pd
 
 from lesionfast.evaluation.challenge import COLUMNS, challenge_score
-from lesionfast.evaluation.diagnoses import MALIGNANT
 from lesionfast.evaluation.findings import Findings
+from lesionfast.evaluation.fitted import few_words
 from lesionfast.evaluation.operating import points_table
 from lesionfast.evaluation.operating_figures import draw_decision_curves, draw_operating
 from lesionfast.evaluation.page import Section, Table, picture_of, table_of
@@ -14,21 +14,26 @@ from lesionfast.evaluation.utility import mean_costs
 def operating(findings: Findings) -> Section | None:
     """Return what the thresholds that validation chose reach on these images."""
     read = findings.interpretation
-    if not findings.on_test or not set(MALIGNANT) & set(read.classes):
+    if not findings.on_test or not read.classes.targets:
         return None
     words = [
         "The thresholds are chosen on validation, to reach there the specificity or sensitivity "
         "that is named, and reported here; they are kept in the run's operating.json.",
     ]
+    words += filter(None, [few_words(findings.validation)])
     tables = [operating_table(points_table(read))]
     if findings.cost:
-        words.append(f"Costs: {findings.cost}; any other error costs 1, a right decision nothing.")
+        words.append(
+            f"Costs: {findings.cost}; any other error costs 1, a right decision nothing. "
+            "The least expected cost is that of the calibrated probabilities."
+        )
         tables.append(costs_table(findings))
-    figures = {
-        draw_operating: "The points on the curves of validation and of these images",
-        draw_decision_curves: "Net benefit of flagging by the model, over the threshold",
-    }
-    shown = [picture_of(findings.drawn(draw), told) for draw, told in figures.items()]
+    points = findings.drawn(draw_operating)
+    curves = findings.drawn(draw_decision_curves, findings.chances)
+    shown = [
+        picture_of(points, "The points on the curves of validation and of these images"),
+        picture_of(curves, "Net benefit of flagging by the model, over the threshold"),
+    ]
     return Section("Operating points", words, tables, shown)
 
 

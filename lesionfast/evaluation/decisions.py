@@ -1,5 +1,6 @@
 """All that is chosen on a run's validation: read where the run keeps it, else chosen and kept."""
 
+import logging
 from collections.abc import Callable
 from functools import cached_property
 from typing import TypeVar
@@ -17,7 +18,7 @@ from lesionfast.evaluation.conformal import (
 )
 from lesionfast.evaluation.conformal import FILE as SETS
 from lesionfast.evaluation.features import read_features
-from lesionfast.evaluation.fitted import keep
+from lesionfast.evaluation.fitted import few_words, keep
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.operating import OperatingPoint, read_points
 from lesionfast.evaluation.outliers import NAME as OUTLIERS
@@ -34,6 +35,7 @@ from lesionfast.evaluation.selective import (
 )
 from lesionfast.runs import Run
 
+logger = logging.getLogger("lesionfast")
 Choice = TypeVar("Choice")
 
 
@@ -56,7 +58,10 @@ class Decisions:
     @cached_property
     def valid(self) -> Interpretation:
         """The validation predictions under the run's own rule."""
-        return Interpretation.of(self.run, "valid")
+        valid = Interpretation.of(self.run, "valid")
+        if few := few_words(valid):
+            logger.warning("%s", few)
+        return valid
 
     @cached_property
     def points(self) -> list[OperatingPoint]:

@@ -9,9 +9,9 @@ import pandas as pd
 from lesionfast.console import counting_bar
 from lesionfast.data.dataset import load_dataset
 from lesionfast.data.images import open_images
+from lesionfast.diagnoses import full_name
 from lesionfast.errors import LesionfastError, did_you_mean
 from lesionfast.evaluation.canvas import GREY, new_figure, save
-from lesionfast.evaluation.diagnoses import full_name
 from lesionfast.evaluation.features import has_features, read_features, write_features
 from lesionfast.evaluation.grids import patient, read_pixels
 from lesionfast.runs import Run

@@ -7,16 +7,15 @@ from matplotlib.axes import Axes
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
+from lesionfast.diagnoses import full_name
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.canvas import class_styles, new_figure, save, sign
-from lesionfast.evaluation.diagnoses import full_name
 from lesionfast.evaluation.features import read_features
 from lesionfast.evaluation.interpretation import Interpretation
 
 FEWEST = 10  # images of which a map makes sense
 PERPLEXITY = 30.0
 ITERATIONS = 500  # half of scikit-learn's default; the map looks the same
-MISSED = ("mel", "nv")  # truth and decision of the error that is ringed
 
 
 def project(features: np.ndarray, seed: int = 0, perplexity: float = PERPLEXITY) -> np.ndarray:
@@ -57,7 +56,7 @@ def draw_feature_map(interpretation: Interpretation, folder: Path) -> Path:
     axis = figure.subplots()
     truth, decision = rows["truth"].to_numpy(), rows["decision"].to_numpy()
     draw_classes(axis, places, truth, interpretation.classes)
-    draw_errors(axis, places, truth, decision, interpretation.rule)
+    draw_errors(axis, places, truth, decision, interpretation)
     axis.set(xticks=[], yticks=[], xlabel="t-SNE 1, no unit", ylabel="t-SNE 2, no unit")
     axis.set_aspect("equal")
     axis.spines[:].set_color("0.8")
@@ -87,15 +86,20 @@ def draw_classes(axis: Axes, places: np.ndarray, truth: np.ndarray, classes: lis
 
 
 def draw_errors(
-    axis: Axes, places: np.ndarray, truth: np.ndarray, decision: np.ndarray, rule: str
+    axis: Axes,
+    places: np.ndarray,
+    truth: np.ndarray,
+    decision: np.ndarray,
+    interpretation: Interpretation,
 ) -> None:
     """Ring the melanomas taken for nevi, and mark every other error by a small black dot."""
-    missed = (truth == MISSED[0]) & (decision == MISSED[1])
+    ringed = interpretation.classes.costliest or (None, None)
+    missed = (truth == ringed[0]) & (decision == ringed[1])
     others = (truth != decision) & ~missed
     if missed.any():
         label = f"melanoma taken for a nevus, {missed.sum()}"
         ring = {"s": 110, "facecolors": "none", "edgecolors": "black", "linewidths": 1.5}
         axis.scatter(*places[missed].T, **ring, zorder=5, label=label)
     if others.any():
-        label = f"other error (rule {rule}), {others.sum()}"
+        label = f"other error (rule {interpretation.rule}), {others.sum()}"
         axis.scatter(*places[others].T, s=5, color="black", zorder=4, label=label)

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from lesionfast.diagnoses import NAMES, full_name
 from lesionfast.evaluation.canvas import GREY, class_styles, new_figure, save, sign
-from lesionfast.evaluation.diagnoses import NAMES, full_name
 from lesionfast.evaluation.grids import per_cent
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.tables import with_interval
@@ -123,7 +123,7 @@ def draw_curves(
         axis.plot(
             *points,
             label=labels[name],
-            linewidth=2.8 if name == "mel" else 1.6,
+            linewidth=2.8 if name == interpretation.classes.melanoma else 1.6,
             markevery=[],
             markersize=7,
             **style,

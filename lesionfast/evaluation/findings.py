@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from lesionfast.data.dataset import load_dataset
-from lesionfast.errors import DamageError
+from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.evaluation.conformal import Conformal
 from lesionfast.evaluation.contribution import WITHHELD, contribution_table, without_metadata
 from lesionfast.evaluation.decisions import Decisions
@@ -93,6 +93,16 @@ class Findings:
         """The calibration that validation chose."""
         return self.decisions.calibrator
 
+    @cached_property
+    def chances(self) -> np.ndarray:
+        """The probabilities (n, k) to be read as chances: calibrated, if there is validation."""
+        try:
+            calibrator = self.calibrator
+        except LesionfastError as error:
+            logger.warning("costs and decision curves are of uncalibrated probabilities: %s", error)
+            return self.interpretation.probabilities
+        return calibrator.apply(self.interpretation.probabilities)
+
     @property
     def conformal(self) -> Conformal:
         """The prediction sets that validation chose."""
@@ -160,7 +170,7 @@ class Findings:
             raise why
         logger.warning("left out: %s; %s", what, why)
 
-    def measure(self, metric: str, of: str) -> pd.Series | None:
+    def measure(self, metric: str, of: str | None) -> pd.Series | None:
         """Return the row of one metric over the images; None if there is none."""
         found = self.measures[(self.measures["metric"] == metric) & (self.measures["of"] == of)]
         return None if found.empty else found.iloc[0]

@@ -17,6 +17,7 @@ from lesionfast.runs import FEATURES, FITTED, WITHOUT_METADATA, Run
 
 logger = logging.getLogger("lesionfast")
 
+FEWEST = 10  # validation lesions of a class
 SAID: set[Path] = set()  # runs that can't take what was chosen, of which that was said
 OF_THE_WEIGHTS = (  # what a run says of its weights, which further training changes
     *("metrics.json", "predictions.csv", WITHOUT_METADATA, "features.safetensors"),
@@ -75,6 +76,26 @@ def lesions_of(interpretation: Interpretation) -> np.ndarray:
     """Return the lesion of each image (n,); without a column `group` each image is its own."""
     rows = interpretation.rows
     return rows["group"].to_numpy() if "group" in rows else np.arange(len(rows))
+
+
+def few_words(valid: Interpretation) -> str:
+    """Return a warning that names the classes of fewer than ten validation lesions, or ''.
+
+    What is fitted for them rests on so few lesions that it would be another with others.
+    """
+    lesions = lesions_of(valid)
+    counts = {
+        name: len(np.unique(lesions[valid.truth == number]))
+        for number, name in enumerate(valid.classes)
+    }
+    few = ", ".join(f"{name} ({count})" for name, count in counts.items() if count < FEWEST)
+    if not few:
+        return ""
+    return (
+        f"Warning: validation has fewer than {FEWEST} lesions of {few}. What is chosen or measured "
+        "for these classes, such as thresholds, calibration and limits of prediction sets, is "
+        "hardly more than chance."
+    )
 
 
 def images_in(run: Run) -> dict[str, int]:

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 
 from lesionfast.data.files import FileReader
 from lesionfast.data.images import read_image
+from lesionfast.diagnoses import full_name
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.canvas import GREY, new_figure, save, sign
-from lesionfast.evaluation.diagnoses import full_name
 from lesionfast.evaluation.interpretation import Interpretation
 
 logger = logging.getLogger("lesionfast")
@@ -41,8 +41,8 @@ def draw_melanomas_taken_for_nevi(
     interpretation: Interpretation, folder: Path, most: int = 24
 ) -> Path:
     """Draw the melanomas that were decided nevi, the most confident first; return the path."""
-    rows = interpretation.taken_for("mel", "nv")
-    total = int((interpretation.rows["truth"] == "mel").sum())
+    rows = interpretation.taken_for()
+    total = int((interpretation.rows["truth"] == interpretation.classes.melanoma).sum())
     shown = f"{len(rows)} of {total} melanomas"
     if len(rows) > most:
         shown += f", the {most} most confident of them shown"

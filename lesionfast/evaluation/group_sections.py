@@ -2,9 +2,9 @@
 
 import pandas as pd
 
+from lesionfast.diagnoses import full_name
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.contribution import ENDS, WITHHELD, in_words, melanomas_missed
-from lesionfast.evaluation.diagnoses import full_name
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.labels import disagreeing_duplicates
 from lesionfast.evaluation.page import Section, Table, picture_of, table_of
@@ -30,18 +30,19 @@ def subgroups(findings: Findings) -> Section | None:
     ]
     picture = picture_of(findings.drawn(draw_subgroups), "Sensitivity and AUC of each group")
     gaps = gap_table(read)
-    tables = [subgroups_wide(found), gaps_table(gaps[gaps["value"].notna()], found)]
+    titles = {read.classes.melanoma: "melanoma"}
+    tables = [subgroups_wide(found, titles), gaps_table(gaps[gaps["value"].notna()], found)]
     return Section("Subgroups", words, tables, [picture])
 
 
-def subgroups_wide(found: pd.DataFrame) -> Table:
+def subgroups_wide(found: pd.DataFrame, titles: dict[str | None, str]) -> Table:
     """Return one row a group, one column a metric; 'few' where its cases are."""
     rows = []
     for (column, group), cells in found.groupby(["column", "group"], sort=False):
         row: dict[str, object] = {"by": column, "group": group}
         row |= {"images": int(cells["images"].iloc[0]), "lesions": int(cells["lesions"].iloc[0])}
         for each in cells.itertuples():
-            of = {"mel": "melanoma ", "malignant": "malignant "}.get(each.of, "")
+            of = "" if each.of == "all" else f"{titles.get(each.of, each.of)} "
             name = f"{of}{each.metric.replace('_', ' ').replace('auc', 'AUC')}"
             row |= {name: each.value, f"{name}_low": each.low, f"{name}_high": each.high}
             if each.of != "all" and each.metric == "sensitivity":
@@ -108,7 +109,8 @@ def labels(findings: Findings) -> Section | None:
     found = disagreeing_duplicates(findings.interpretation)
     if found.empty:
         return None
-    grave = (found["truth_a"] == "mel") | (found["truth_b"] == "mel")
+    melanoma = findings.interpretation.classes.melanoma
+    grave = (found["truth_a"] == melanoma) | (found["truth_b"] == melanoma)
     ordered = pd.concat([found[grave], found[~grave]])
     words = [
         f"{len(found)} pairs of images of one lesion are decided differently, {int(grave.sum())} "

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lesionfast.diagnoses import Classes
 from lesionfast.errors import LesionfastError, did_you_mean
-from lesionfast.evaluation.diagnoses import gravity
 from lesionfast.evaluation.metrics import confusion_counts, decide, json_safe, losses, summarize
 from lesionfast.runs import Run
 
@@ -27,7 +27,7 @@ class Interpretation:
     run: Run
     split: str
     rule: str
-    classes: list[str]
+    classes: Classes
     truth: np.ndarray
     decision: np.ndarray
     probabilities: np.ndarray
@@ -90,7 +90,7 @@ class Interpretation:
             for decision in self.classes
             if truth != decision and counts.loc[truth, decision]
         ]
-        pairs.sort(key=lambda pair: (gravity(pair[0]), -pair[3], -pair[2]))
+        pairs.sort(key=lambda pair: (self.classes.gravity(pair[0]), -pair[3], -pair[2]))
         return pd.DataFrame(pairs, columns=["truth", "decision", "count", "share"])
 
     def top_losses(self, k: int = 12) -> pd.DataFrame:
@@ -98,8 +98,28 @@ class Interpretation:
         worst = self.rows.sort_values("loss", ascending=False, kind="stable")
         return worst.head(k).reset_index(drop=True)
 
-    def taken_for(self, truth: str = "mel", decision: str = "nv") -> pd.DataFrame:
-        """Return all rows of one class that were decided another, the most confident first."""
+    def error_named(self, truth: str | None, decision: str | None) -> tuple[str, str]:
+        """Return truth and decision, unless they are named those of melanomas taken for nevi.
+
+        Raises `LesionfastError` if there are no such classes.
+        """
+        classes = self.classes
+        names = ("melanoma", truth or classes.melanoma), ("nevus", decision or classes.nevus)
+        for what, name in names:
+            if name is None:
+                raise LesionfastError(
+                    f"no class of {self.run.path} is known as {what}; it has: "
+                    f"{', '.join(classes)}. Name the truth and the decision."
+                )
+        return names[0][1], names[1][1]
+
+    def taken_for(self, truth: str | None = None, decision: str | None = None) -> pd.DataFrame:
+        """Return all rows of one class that were decided another, the most confident first.
+
+        Unless they are named, these are melanomas taken for nevi. Raises `LesionfastError` if
+        there is no such class.
+        """
+        truth, decision = self.error_named(truth, decision)
         self._require_class(truth)
         self._require_class(decision)
         chosen = (self.rows["truth"] == truth) & (self.rows["decision"] == decision)
@@ -122,7 +142,7 @@ class Interpretation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON-safe values; what is missing or undefined is None."""
-        taken = self.taken_for() if {"mel", "nv"} <= set(self.classes) else None
+        taken = self.taken_for() if self.classes.costliest else None
         return {
             "run": str(self.run.path),
             "split": self.split,

@@ -6,8 +6,8 @@ from textwrap import fill
 
 import pandas as pd
 
+from lesionfast.diagnoses import full_name
 from lesionfast.evaluation.canvas import GREY, save
-from lesionfast.evaluation.diagnoses import full_name
 from lesionfast.evaluation.grids import draw_grid, patient, per_cent
 from lesionfast.evaluation.labels import coverage, suspicious_labels
 from lesionfast.runs import Run

@@ -11,8 +11,7 @@ import pandas as pd
 from lesionfast.data.decoding import fit_square
 from lesionfast.data.images import read_image
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.bootstrap import RESAMPLES, interval
-from lesionfast.evaluation.measures import drawn_rows, wilson
+from lesionfast.evaluation.bootstrap import RESAMPLES, drawn_rows, interval, wilson
 
 if TYPE_CHECKING:
     from lesionfast.evaluation.attribution import Explanation

@@ -1,14 +1,20 @@
 """Every metric of a run's predictions with its interval, from resampling lesions. NumPy alone."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from lesionfast.evaluation.bootstrap import RESAMPLES, check_resampling, draws, interval, strata
-from lesionfast.evaluation.diagnoses import MALIGNANT
+from lesionfast.diagnoses import Classes
+from lesionfast.evaluation.bootstrap import (
+    RESAMPLES,
+    check_resampling,
+    drawn_rows,
+    interval,
+    share_interval,
+)
 from lesionfast.evaluation.metrics import (
     as_codes,
     as_probabilities,
@@ -17,8 +23,7 @@ from lesionfast.evaluation.metrics import (
     ratio,
 )
 
-BLOCK = 200_000  # drawn rows at a time, which stay in a processor's cache
-ALL, CANCER = "all", "malignant"
+ALL = "all"
 
 
 def measure(
@@ -34,9 +39,9 @@ def measure(
     """Return every metric with its 95 % interval: columns metric, of, n, value, low, high.
 
     `truth` and `decision` (n,) are class numbers, `probabilities` (n, k), `lesions` (n,) whatever
-    names the lesion of an image. `of` is a class, 'malignant' (the malignant classes against the
-    others, by the sum of their probabilities) or 'all'; `n` counts the images that the metric is
-    about. Intervals are percentiles of `resamples` bootstraps of whole lesions within each class
+    names the lesion of an image. `of` is a class, `Classes.cancer` (the malignant classes against
+    the others, by the sum of their probabilities) or 'all'; `n` counts the images that the metric
+    is about. Intervals are percentiles of `resamples` bootstraps of whole lesions within each class
     (Efron and Tibshirani 1993, chapters 8 and 13); where every resample says the same, as with 13
     right of 13, they are Wilson's (1927) over the lesions. NaN where a metric is undefined.
     """
@@ -52,27 +57,12 @@ def measure(
     counts = images_of(truth, classes)
     rows = []
     for (metric, of), value in values.items():
-        low, high = interval(drawn[metric, of])
-        if low == high == value[0] and metric in SHARES:
-            low, high = wilson(
-                value[0], lesions_behind(metric, of, truth, decision, codes, classes)
-            )
-        rows.append((metric, of, counts[of], value[0], low, high))
+        ends = interval(drawn[metric, of])
+        if metric in SHARES:
+            behind = lesions_behind(metric, of, truth, decision, codes, classes)
+            ends = share_interval(value[0], drawn[metric, of], behind)
+        rows.append((metric, of, counts[of], value[0], *ends))
     return pd.DataFrame(rows, columns=["metric", "of", "n", "value", "low", "high"])
-
-
-def drawn_rows(
-    truth: np.ndarray, lesions: np.ndarray, resamples: int, seed: int
-) -> Iterator[np.ndarray]:
-    """Yield blocks of resamples: how often each row is drawn, float64 (block, n)."""
-    rng, groups = np.random.default_rng(seed), strata(truth, lesions)
-    step = max(1, BLOCK // len(truth))
-    for start in range(0, resamples, step):
-        size = min(step, resamples - start)
-        counts = np.zeros((size, lesions.max() + 1))
-        for members in groups:
-            counts[:, members] = draws(len(members), size, rng)
-        yield counts[:, lesions]
 
 
 Metrics = dict[tuple[str, str], np.ndarray]
@@ -82,24 +72,23 @@ def metrics_of(
     truth: np.ndarray, probabilities: np.ndarray, decision: np.ndarray, classes: Sequence[str]
 ) -> Callable[[np.ndarray], Metrics]:
     """Return a function of weights (b, n) that gives each metric, (b,), by its name and class."""
-    k = len(classes)
-    pairs = np.eye(k * k)[truth * k + decision]
+    k, kinds = len(classes), Kinds(truth * len(classes) + decision, len(classes) ** 2)
     onehot = np.eye(k)[truth]
     errors = np.stack([losses(truth, probabilities), ((probabilities - onehot) ** 2).sum(1)], 1)
     rankings = {
         name: Ranking(truth == number, probabilities[:, number])
         for number, name in enumerate(classes)
     }
-    cancers = np.isin(classes, MALIGNANT)
-    if cancers.any() and not cancers.all():
-        score = probabilities[:, cancers].sum(axis=1)
-        rankings[CANCER] = Ranking(cancers[truth], score)
+    classes = Classes.of(classes)
+    cancer, cancers = classes.cancer, np.isin(classes, classes.malignant)
+    if cancer not in rankings and cancers.any() and not cancers.all():
+        rankings[cancer] = Ranking(cancers[truth], probabilities[:, cancers].sum(axis=1))
 
     def find(weights: np.ndarray) -> Metrics:
-        counts = (weights @ pairs).reshape(-1, k, k)
+        counts = kinds.count(weights).reshape(-1, k, k)
         found = of_decisions(counts, classes)
-        if CANCER in rankings:
-            found |= of_two(binary(counts, cancers), CANCER)
+        if cancer in rankings and cancer not in classes:
+            found |= of_two(*binary(counts, cancers), cancer)
         for name, ranking in rankings.items():
             found["auc", name], found["average_precision", name] = ranking.areas(weights)
         for metric, name in (
@@ -116,15 +105,19 @@ def metrics_of(
 def of_decisions(counts: np.ndarray, classes: Sequence[str]) -> Metrics:
     """Return the metrics of confusion counts (b, k, k), truth by decision."""
     found: Metrics = {}
+    total = counts.sum(axis=(1, 2))
+    hits = counts.diagonal(axis1=1, axis2=2)
+    actual, decided = counts.sum(axis=2), counts.sum(axis=1)
     for number, name in enumerate(classes):
-        found |= of_two(binary(counts, np.arange(len(classes)) == number), name)
+        hit, missed = hits[:, number], (actual - hits)[:, number]
+        false = (decided - hits)[:, number]
+        found |= of_two(hit, missed, false, total - hit - missed - false, name)
     for metric, name in MACRO.items():
         found[metric, ALL] = mean_of([found[name, each] for each in classes])
-    total = counts.sum(axis=(1, 2))
-    hits = counts.diagonal(axis1=1, axis2=2).sum(axis=1)
-    chance = (counts.sum(axis=1) * counts.sum(axis=2)).sum(axis=1) / total**2
-    found["kappa", ALL] = ratio(hits / total - chance, 1 - chance)
-    found["accuracy", ALL] = hits / total
+    right = hits.sum(axis=1) / total
+    chance = (actual * decided).sum(axis=1) / total**2
+    found["kappa", ALL] = ratio(right - chance, 1 - chance)
+    found["accuracy", ALL] = right
     return found
 
 
@@ -137,15 +130,36 @@ MACRO = {
 SHARES = ("sensitivity", "specificity", "precision", "accuracy")
 
 
-def binary(counts: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """Return the counts (b, 2, 2) of some classes (k,) against the others, positive first."""
-    sides = np.stack([positive, ~positive]).astype(np.float64)
-    return sides @ counts @ sides.T
+class Kinds:
+    """Counts rows of each kind, numbers from 0 to k - 1 (n,), under any weights of the rows."""
+
+    def __init__(self, kinds: np.ndarray, k: int) -> None:
+        self.k, self.order = k, np.argsort(kinds, kind="stable")
+        self.present, self.starts = np.unique(kinds[self.order], return_index=True)
+
+    def count(self, weights: np.ndarray) -> np.ndarray:
+        """Return the sum of the weights (b, n) of each kind, (b, k)."""
+        counts = np.zeros((len(weights), self.k))
+        ordered = np.take(weights, self.order, axis=1)
+        counts[:, self.present] = np.add.reduceat(ordered, self.starts, axis=1)
+        return counts
 
 
-def of_two(counts: np.ndarray, name: str) -> Metrics:
-    """Return sensitivity, specificity, precision and F1 of counts (b, 2, 2)."""
-    (hit, missed), (false, right) = counts.transpose(1, 2, 0)
+def binary(counts: np.ndarray, positive: np.ndarray) -> list[np.ndarray]:
+    """Return hits, misses, false alarms and rights (b,) of some classes (k,) against the others.
+
+    `counts` is (b, k, k), truth by decision.
+    """
+    sides = positive, ~positive
+    return [
+        counts[:, truth][:, :, decided].sum(axis=(1, 2)) for truth in sides for decided in sides
+    ]
+
+
+def of_two(
+    hit: np.ndarray, missed: np.ndarray, false: np.ndarray, right: np.ndarray, name: str
+) -> Metrics:
+    """Return sensitivity, specificity, precision and F1 of four counts (b,)."""
     return {
         ("sensitivity", name): ratio(hit, hit + missed),
         ("specificity", name): ratio(right, right + false),
@@ -197,13 +211,11 @@ class Ranking:
 
 
 def images_of(truth: np.ndarray, classes: Sequence[str]) -> dict[str, int]:
-    """Return the number of images of each class, of the malignant ones and of all.
-
-    A class that is itself named 'malignant' keeps its own.
-    """
-    counts = np.bincount(truth, minlength=len(classes))
-    malignant = int(counts[np.isin(classes, MALIGNANT)].sum())
-    return {CANCER: malignant, ALL: len(truth)} | dict(zip(classes, counts.tolist(), strict=True))
+    """Return the number of images of all, of the malignant classes together, and of each class."""
+    classes, counts = Classes.of(classes), np.bincount(truth, minlength=len(classes))
+    malignant = int(counts[np.isin(classes, classes.malignant)].sum())
+    found = {ALL: len(truth), str(classes.cancer): malignant}
+    return found | dict(zip(classes, counts.tolist(), strict=True))
 
 
 def lesions_behind(
@@ -215,24 +227,13 @@ def lesions_behind(
     classes: Sequence[str],
 ) -> int:
     """Return the number of lesions that a share is taken over."""
-    names = np.asarray(classes)
-    chosen = np.isin(names, MALIGNANT) if of == CANCER else names == of
+    chosen = np.asarray(Classes.of(classes).members(of)) if of != ALL else np.zeros(len(classes))
     over = {
-        "sensitivity": chosen[truth],
-        "specificity": ~chosen[truth],
-        "precision": chosen[decision],
+        "sensitivity": chosen[truth] > 0,
+        "specificity": chosen[truth] == 0,
+        "precision": chosen[decision] > 0,
     }.get(metric, np.ones(len(truth), bool))
     return len(np.unique(lesions[over]))
-
-
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """Return the 95 % score interval of a share of n (Wilson 1927, doi:10.2307/2276774)."""
-    if not n or np.isnan(share):
-        return float("nan"), float("nan")
-    z = 1.959963984540054
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return float(max(0.0, middle - half)), float(min(1.0, middle + half))
 
 
 def by_lesion(

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from lesionfast.diagnoses import Classes
 from lesionfast.errors import LesionfastError, did_you_mean
 
 RULES = ("argmax", "balanced")
@@ -69,7 +70,7 @@ def decision_metrics(
 ) -> dict[str, Any]:
     """Return the metrics of decisions (n,): over all classes and for each class.
 
-    'mel_sensitivity' is among them if there is a class 'mel'. NaN where undefined.
+    'mel_sensitivity' is among them if there is a class of melanoma. NaN where undefined.
     """
     counts = confusion_counts(truth, decision, len(classes))
     hits, actual, decided = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
@@ -83,8 +84,8 @@ def decision_metrics(
         "specificity": dict(zip(classes, ratio(others - decided + hits, others), strict=True)),
         "accuracy": float(ratio(hits.sum(), counts.sum())),
     }
-    if "mel" in classes:
-        metrics["mel_sensitivity"] = metrics["sensitivity"]["mel"]
+    if melanoma := Classes.of(classes).melanoma:
+        metrics["mel_sensitivity"] = metrics["sensitivity"][melanoma]
     return metrics
 
 

@@ -9,20 +9,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from lesionfast.errors import LesionfastError, did_you_mean
-from lesionfast.evaluation.bootstrap import RESAMPLES
-from lesionfast.evaluation.diagnoses import MALIGNANT
+from lesionfast.diagnoses import Classes
+from lesionfast.errors import LesionfastError
+from lesionfast.evaluation.bootstrap import RESAMPLES, share_interval
 from lesionfast.evaluation.fitted import keep, lesions_of, read_fitted, write_fitted
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.evaluation.measures import CANCER
 from lesionfast.evaluation.metrics import as_codes, as_probabilities, check_shapes, ratio
-from lesionfast.evaluation.resampling import Found, resampled, share_interval
+from lesionfast.evaluation.resampling import Found, resampled
 from lesionfast.runs import Run
 
 logger = logging.getLogger("lesionfast")
 
 FILE = "operating.json"
-OF = ("mel", CANCER)
 GOALS = {"specificity": 0.90, "sensitivity": 0.95}
 SHARES = ("sensitivity", "specificity", "precision", "flagged")
 
@@ -31,8 +29,8 @@ SHARES = ("sensitivity", "specificity", "precision", "flagged")
 class OperatingPoint:
     """A threshold of the score of melanoma or of malignancy, and what it reached on validation.
 
-    `of` is 'mel' or 'malignant', `goal` is what must be at least `level`. An image is flagged if
-    its score is `threshold` or more.
+    `of` is one of `Classes.targets`, `goal` is what must be at least `level`. An image is flagged
+    if its score is `threshold` or more.
     """
 
     of: str
@@ -48,17 +46,12 @@ def positive_and_score(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return which images are positive (n,), bool, and the score of each (n,).
 
-    'malignant' has the sum of the probabilities of mel, bcc and akiec, as far as there are such
-    classes. Raises `LesionfastError` for anything but it and a class.
+    `of` is a class, or the malignant ones together (`Classes.cancer`), by the sum of their
+    probabilities. Raises `LesionfastError` for anything else.
     """
     probabilities, truth = as_probabilities(probabilities), as_codes(truth, len(classes))
     check_shapes(truth, probabilities, classes)
-    chosen = np.isin(classes, MALIGNANT if of == CANCER else [of])
-    if not chosen.any():
-        raise LesionfastError(
-            f"there is no '{of}' among the classes.{did_you_mean(of, [*classes, CANCER])} "
-            f"Name one of: {', '.join([*classes, CANCER])}."
-        )
+    chosen = np.asarray(Classes.of(classes).members(of))
     return chosen[truth], probabilities[:, chosen].sum(axis=1)
 
 
@@ -70,11 +63,11 @@ def choose_points(
     `truth` (n,) holds class numbers, `probabilities` is (n, k). Left out, and said in the log:
     what has no class, no positive or no negative image.
     """
-    points = []
-    for of in OF:
-        if not np.isin(classes, MALIGNANT if of == CANCER else [of]).any():
-            logger.warning("no operating points of %s: there is no such class", of)
-            continue
+    points, classes = [], Classes.of(classes)
+    for name, of in (("melanoma", classes.melanoma), ("malignant classes", classes.cancer)):
+        if of is None:
+            logger.warning("no operating points of %s: there is no such class", name)
+    for of in classes.targets:
         positive, score = positive_and_score(of, truth, probabilities, classes)
         if positive.all() or not positive.any():
             what = "negative" if positive.all() else "positive"

@@ -1,16 +1,18 @@
 """Figures of operating points: where validation's land on test, and what flagging is worth."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
+from lesionfast.diagnoses import Classes
 from lesionfast.evaluation.canvas import GREY, new_figure, save, sign
 from lesionfast.evaluation.fitted import lesions_of
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.operating import (
-    OF,
     OperatingPoint,
     points_table,
     positive_and_score,
@@ -19,7 +21,6 @@ from lesionfast.evaluation.operating import (
 from lesionfast.evaluation.tables import with_interval
 from lesionfast.evaluation.utility import decision_curve
 
-TITLES = {"mel": "Melanoma", "malignant": "Malignant: mel, bcc or akiec"}
 LOOKS = {"specificity": ("#0072B2", "o"), "sensitivity": ("#D55E00", "s")}
 NOTHING = "no images to tell apart"
 
@@ -33,8 +34,7 @@ def draw_operating(test: Interpretation, folder: Path) -> Path:
         f"{test.split}, {len(test.rows)} images\n(filled marks, with 95 % intervals over lesions)"
     )
     figure = new_figure(11, 6.9, "Operating points", subtitle)
-    for axis, of in zip(figure.subplots(1, 2), OF, strict=True):
-        axis.set_title(TITLES[of], loc="left", fontsize=11)
+    for axis, of in panels(figure, test):
         if draw_rocs(axis, of, valid, test):
             for point in (each for each in points if each.of == of):
                 row = table[(table["of"] == of) & (table["goal"] == point.goal)].iloc[0]
@@ -43,6 +43,25 @@ def draw_operating(test: Interpretation, folder: Path) -> Path:
         axis.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     sign(figure, test)
     return save(figure, folder / "operating_points.png")
+
+
+def panels(figure: Figure, split: Interpretation) -> Iterator[tuple[Axes, str]]:
+    """Yield a titled panel for melanoma and one for the malignant classes, as far as there are."""
+    targets = split.classes.targets
+    axes = figure.subplots(1, max(1, len(targets)), squeeze=False)[0]
+    if not targets:
+        axes[0].text(0.5, 0.5, NOTHING, ha="center", transform=axes[0].transAxes)
+    for axis, of in zip(axes, targets, strict=False):
+        axis.set_title(title_of(of, split.classes), loc="left", fontsize=11)
+        yield axis, of
+
+
+def title_of(of: str, classes: Classes) -> str:
+    """Return "Melanoma", or "Malignant: bcc or mel"."""
+    if of == classes.melanoma:
+        return "Melanoma"
+    *most, last = classes.malignant
+    return f"Malignant: {', '.join(most)} or {last}" if most else f"Malignant: {last}"
 
 
 def draw_rocs(axis: Axes, of: str, valid: Interpretation, test: Interpretation) -> bool:
@@ -63,10 +82,6 @@ def draw_rocs(axis: Axes, of: str, valid: Interpretation, test: Interpretation) 
 
 def separable(of: str, split: Interpretation) -> bool:
     """Return whether a split has positive and negative images."""
-    if of == "mel" and of not in split.classes:
-        return False
-    if not set(split.classes) & {"mel", "bcc", "akiec"}:
-        return False
     positive, _ = positive_and_score(of, split.truth, split.probabilities, split.classes)
     return bool(positive.any() and not positive.all())
 
@@ -98,27 +113,29 @@ def reached(row: pd.Series, split: str) -> str:
     return f"{split}: {words[0]},\n{words[1]}"
 
 
-def draw_decision_curves(test: Interpretation, folder: Path) -> Path:
-    """Draw the net benefit of flagging by the score, flagging all and flagging none."""
+def draw_decision_curves(test: Interpretation, chances: np.ndarray, folder: Path) -> Path:
+    """Draw the net benefit of flagging by `chances` (n, k), of flagging all and flagging none.
+
+    A threshold is a chance, so `chances` are to be calibrated.
+    """
     subtitle = (
         f"{test.split}, {len(test.rows)} images; a false positive counts threshold / "
         "(1 - threshold) of a true one;\nband: 95 % interval over lesions"
     )
     figure = new_figure(11, 5.6, "Decision curves", subtitle)
-    for axis, of in zip(figure.subplots(1, 2), OF, strict=True):
-        axis.set_title(TITLES[of], loc="left", fontsize=11)
+    for axis, of in panels(figure, test):
         if separable(of, test):
-            draw_benefit(axis, of, test)
+            draw_benefit(axis, of, test, chances)
         else:
             axis.text(0.5, 0.5, NOTHING, ha="center", transform=axis.transAxes)
-        finish(axis, "threshold (probability)", "net benefit (true positives an image)")
+        finish(axis, "threshold (calibrated probability)", "net benefit (true positives an image)")
     sign(figure, test)
     return save(figure, folder / "decision_curves.png")
 
 
-def draw_benefit(axis: Axes, of: str, test: Interpretation) -> None:
+def draw_benefit(axis: Axes, of: str, test: Interpretation, chances: np.ndarray) -> None:
     """Draw one decision curve with its band and the two that need no model."""
-    table = decision_curve(test.truth, test.probabilities, lesions_of(test), test.classes, of)
+    table = decision_curve(test.truth, chances, lesions_of(test), test.classes, of)
     x = table["threshold"]
     axis.fill_between(x, table["low"], table["high"], color="#0072B2", alpha=0.22, linewidth=0)
     axis.plot(x, table["net_benefit"], color="#0072B2", linewidth=2, label="flag by the model")

@@ -33,7 +33,7 @@ def pictures(findings: Findings) -> Section:
 
 def atlas(findings: Findings) -> list[Picture]:
     """Return missed melanomas, false alarms and found melanomas beside their neighbours."""
-    if not {"mel", "nv"} <= set(findings.interpretation.classes) or not findings.keeps_features:
+    if not findings.interpretation.classes.costliest or not findings.keeps_features:
         return []
     try:
         files = draw_atlas(findings.interpretation, findings.folder)

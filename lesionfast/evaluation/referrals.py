@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from lesionfast.diagnoses import Classes
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.bootstrap import RESAMPLES, interval
+from lesionfast.evaluation.bootstrap import RESAMPLES, interval, share_interval
 from lesionfast.evaluation.fitted import lesions_of
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.metrics import ratio
-from lesionfast.evaluation.resampling import Found, resampled, share_interval
+from lesionfast.evaluation.resampling import Found, resampled
 from lesionfast.evaluation.selective import Referral, confidence_in, risks_of
 
 NAMES = {"error": "accuracy", "balanced_error": "balanced_accuracy", "mel_missed": "sensitivity"}
@@ -31,9 +32,10 @@ def referral_table(
 
     `truth` and `decision` (n,) are class numbers, `referred` (n,) bool. Accuracy, balanced accuracy
     and melanoma sensitivity are among 'all' and among the 'kept'; 'referred' among the 'missed'
-    is the share of the melanomas decided otherwise that a dermatologist sees. Without a class 'mel'
+    is the share of the melanomas decided otherwise that a dermatologist sees. Without melanoma
     what is about it is left out. NaN where undefined.
     """
+    melanoma = Classes.of(classes).melanoma
     over = sides_of(truth, decision, referred, classes)
     risks = risks_of(truth, decision, classes)
 
@@ -45,7 +47,7 @@ def referral_table(
         }
         for among, mask in (("all", np.ones(len(truth))), ("kept", ~referred)):
             for risk, value in risks(weights * mask).items():
-                of = "mel" if risk == "mel_missed" else "all"
+                of = melanoma if risk == "mel_missed" else "all"
                 found[NAMES[risk], of, among] = 1 - value
         return found
 
@@ -72,11 +74,11 @@ def sides_of(
         ("accuracy", "all", "kept"): ~referred,
         ("balanced_accuracy", "all", "kept"): ~referred,
     }
-    if "mel" in classes:
-        mel = truth == list(classes).index("mel")
-        over["referred", "mel", "all"] = over["sensitivity", "mel", "all"] = mel
-        over["referred", "mel", "missed"] = mel & (decision != truth)
-        over["sensitivity", "mel", "kept"] = mel & ~referred
+    if melanoma := Classes.of(classes).melanoma:
+        mel = truth == list(classes).index(melanoma)
+        over["referred", melanoma, "all"] = over["sensitivity", melanoma, "all"] = mel
+        over["referred", melanoma, "missed"] = mel & (decision != truth)
+        over["sensitivity", melanoma, "kept"] = mel & ~referred
     return over
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from lesionfast.evaluation.bootstrap import RESAMPLES, interval
+from lesionfast.evaluation.bootstrap import RESAMPLES, interval, share_interval
 from lesionfast.evaluation.measures import ALL
 from lesionfast.evaluation.metrics import (
     as_codes,
@@ -15,7 +15,7 @@ from lesionfast.evaluation.metrics import (
     losses,
     ratio,
 )
-from lesionfast.evaluation.resampling import Found, centred_interval, resampled, share_interval
+from lesionfast.evaluation.resampling import Found, centred_interval, resampled
 
 BINS = 15
 NOISE = " noise"

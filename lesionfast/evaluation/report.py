@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 
 from lesionfast.config import TrainConfig
+from lesionfast.diagnoses import full_name
 from lesionfast.evaluation.cards import data_card, model_card
 from lesionfast.evaluation.comparison import Comparison
 from lesionfast.evaluation.comparison_figures import draw_comparison
-from lesionfast.evaluation.diagnoses import full_name
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.page import Section, Table, pairs_table, picture_of, render, table_of
 from lesionfast.evaluation.sections import sections_of
@@ -64,11 +64,12 @@ def headline(findings: Findings) -> dict[str, str]:
 
 def numbers(findings: Findings) -> list[dict[str, str]]:
     """Return the few numbers beside it."""
+    classes = findings.interpretation.classes
     wanted = [
-        ("Melanoma sensitivity", "sensitivity", "mel"),
-        ("Melanoma specificity", "specificity", "mel"),
-        ("Melanoma AUC", "auc", "mel"),
-        ("Malignant sensitivity", "sensitivity", "malignant"),
+        ("Melanoma sensitivity", "sensitivity", classes.melanoma),
+        ("Melanoma specificity", "specificity", classes.melanoma),
+        ("Melanoma AUC", "auc", classes.melanoma),
+        ("Malignant sensitivity", "sensitivity", classes.cancer),
         ("Macro AUC", "macro_auc", "all"),
         ("Plain accuracy", "accuracy", "all"),
     ]

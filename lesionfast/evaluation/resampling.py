@@ -5,8 +5,7 @@ from collections.abc import Callable, Hashable
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lesionfast.evaluation.bootstrap import RESAMPLES, check_resampling, interval
-from lesionfast.evaluation.measures import drawn_rows, wilson
+from lesionfast.evaluation.bootstrap import RESAMPLES, check_resampling, drawn_rows, interval
 
 Found = dict[Hashable, np.ndarray]  # a statistic's name, and its value under each set of weights
 
@@ -40,12 +39,3 @@ def centred_interval(value: float, drawn: np.ndarray, floor: float = 0.0) -> tup
     """
     low, high = interval(drawn)
     return max(floor, 2 * value - high), max(value, 2 * value - low)
-
-
-def share_interval(value: float, drawn: np.ndarray, lesions: int) -> tuple[float, float]:
-    """Return the percentile interval of a share; Wilson's of `lesions` if no resample differs."""
-    low, high = interval(drawn)
-    if low == high == value:
-        low, high = wilson(value, lesions)
-        return min(low, value), max(high, value)  # its ends are rounded
-    return low, high

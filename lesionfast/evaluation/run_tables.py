@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from lesionfast.diagnoses import full_name
 from lesionfast.errors import DamageError, LesionfastError, did_you_mean
-from lesionfast.evaluation.diagnoses import full_name, gravity
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.evaluation.measures import CANCER
 from lesionfast.evaluation.metrics import RULES
 from lesionfast.evaluation.tables import (
     MOST_ROWS,
@@ -89,7 +88,7 @@ def interpretation_tables(findings: Findings) -> list["Table"]:
     if len(interpretation.classes) <= MOST_CLASSES:
         tables += [confusion_table(interpretation, normalize) for normalize in (False, True)]
     tables.append(most_confused_table(interpretation))
-    if {"mel", "nv"} <= set(interpretation.classes):
+    if interpretation.classes.costliest:
         tables.append(taken_for_table(interpretation))
     if findings.cost:
         tables.append(costs_table(findings))
@@ -113,10 +112,11 @@ def class_table(findings: Findings) -> "Table":
     title = f"Classes, {described(read)}; balanced accuracy {' '.join(told.split(chr(10)))}"
     table = new_table(title, "in brackets: 95 % intervals over lesions")
     add_columns(table, "class", "n", *OF_A_CLASS.values())
-    for name in [*read.classes, *([CANCER] if CANCER in set(measures["of"]) else [])]:
+    groups = {read.classes.cancer} & set(measures["of"]) - set(read.classes)
+    for name in [*read.classes, *groups]:
         rows = measures[measures["of"] == name].set_index("metric")
         cells = [with_interval(rows.loc[metric].to_dict(), "value") for metric in OF_A_CLASS]
-        style = "bold" if gravity(name) == 0 else None
+        style = "bold" if name == read.classes.melanoma else None
         table.add_row(name, str(int(rows["n"].iloc[0])), *cells, style=style)
     return table
 
@@ -151,29 +151,35 @@ def cell(value: float, normalize: bool, hit: bool) -> "Text":
 def most_confused_table(interpretation: Interpretation, most: int = 12) -> "Table":
     """Return the most confused pairs of classes, melanoma first."""
     pairs = interpretation.most_confused()
-    first = ", melanoma first" if "mel" in interpretation.classes else ""
+    first = ", melanoma first" if interpretation.classes.melanoma else ""
     title = f"Most confused{first}, {described(interpretation)}"
     more = f"the {most} of {len(pairs)} pairs with melanoma or the most images"
     table = new_table(title, more if len(pairs) > most else "")
     add_columns(table, "truth", "taken for", "images", "of truth")
     table.columns[1].justify = "left"
-    weightiest = pairs.assign(mel=pairs["truth"] == "mel").nlargest(most, ["mel", "count"])
+    classes = interpretation.classes
+    first = pairs["truth"] == classes.melanoma
+    weightiest = pairs.assign(first=first).nlargest(most, ["first", "count"])
     kept = pairs.loc[sorted(weightiest.index)].reset_index(drop=True)
     for row in kept.itertuples():
         names = full_name(row.truth), full_name(row.decision)
-        style = "bold" if gravity(row.truth) == 0 else None
+        style = "bold" if row.truth == classes.melanoma else None
         table.add_row(*names, str(row.count), f"{row.share:.0%}", style=style)
     for before, (position, after) in pairwise(enumerate(kept["truth"])):
-        table.rows[position - 1].end_section = gravity(before[1]) != gravity(after)
+        table.rows[position - 1].end_section = classes.gravity(before[1]) != classes.gravity(after)
     if pairs.empty:
         table.add_row("none: every decision is right")
     return table
 
 
 def taken_for_table(
-    interpretation: Interpretation, truth: str = "mel", decision: str = "nv"
+    interpretation: Interpretation, truth: str | None = None, decision: str | None = None
 ) -> "Table":
-    """Return the images of one class that were decided another, the most confident first."""
+    """Return the images of one class that were decided another, the most confident first.
+
+    Unless they are named, these are melanomas taken for nevi.
+    """
+    truth, decision = interpretation.error_named(truth, decision)
     rows = interpretation.taken_for(truth, decision)
     total = int((interpretation.rows["truth"] == truth).sum())
     title = f"{truth} taken for {decision}: {len(rows)} of {total} images"

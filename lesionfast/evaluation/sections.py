@@ -12,8 +12,8 @@ from joblib import cpu_count
 from joblib.externals.loky import get_reusable_executor
 from threadpoolctl import threadpool_limits
 
+from lesionfast.diagnoses import full_name
 from lesionfast.evaluation.decision_sections import challenge, operating
-from lesionfast.evaluation.diagnoses import full_name
 from lesionfast.evaluation.figures import (
     draw_confusion,
     draw_precision_recall,
@@ -23,7 +23,7 @@ from lesionfast.evaluation.figures import (
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.grids import draw_melanomas_taken_for_nevi
 from lesionfast.evaluation.group_sections import labels, metadata, outliers, subgroups
-from lesionfast.evaluation.measures import ALL, CANCER
+from lesionfast.evaluation.measures import ALL
 from lesionfast.evaluation.page import Section, Table, picture_of, table_of
 from lesionfast.evaluation.picture_sections import attribution, pictures
 from lesionfast.evaluation.trust_sections import calibration, prediction_sets, referral
@@ -104,25 +104,27 @@ def collected(findings: Findings, section: Section, files: dict[str, Path]) -> S
 def melanoma(findings: Findings) -> Section | None:
     """Return what becomes of the melanomas."""
     read = findings.interpretation
-    if "mel" not in read.classes:
+    melanoma = read.classes.melanoma
+    if melanoma is None:
         return None
     confused = read.most_confused()
-    confused = confused[confused["truth"] == "mel"]
-    total = int((read.rows["truth"] == "mel").sum())
+    confused = confused[confused["truth"] == melanoma]
+    total = int((read.rows["truth"] == melanoma).sum())
     missed = int(confused["count"].sum())
     words = [f"{missed} of {total} melanomas are decided to be something else."]
     pictures = []
-    if "nv" in read.classes:
+    if read.classes.costliest:
         taken = read.taken_for()
         words.append(f"{len(taken)} are taken for nevi, the costliest error.")
         file = findings.drawn(draw_melanomas_taken_for_nevi)
         pictures.append(picture_of(file, "The melanomas taken for nevi, most confident first"))
-    return Section("Melanoma", [" ".join(words)], [pivot(findings.measures, ["mel"])], pictures)
+    return Section("Melanoma", [" ".join(words)], [pivot(findings.measures, [melanoma])], pictures)
 
 
 def metrics(findings: Findings) -> Section:
     """Return every metric, over images and over lesions."""
-    classes = [*findings.interpretation.classes, CANCER]
+    classes = findings.interpretation.classes
+    classes = list(dict.fromkeys([*classes, classes.cancer]))
     tables = [
         overall(findings),
         pivot(findings.measures, classes, "Each class against the rest, by image"),

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from lesionfast.diagnoses import Classes
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.bootstrap import RESAMPLES, interval
+from lesionfast.evaluation.bootstrap import RESAMPLES, interval, share_interval
 from lesionfast.evaluation.fitted import (
     images_in,
     read_fitted,
@@ -18,7 +19,7 @@ from lesionfast.evaluation.fitted import (
 )
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.metrics import as_prior, as_probabilities, ratio
-from lesionfast.evaluation.resampling import Found, resampled, share_interval
+from lesionfast.evaluation.resampling import Found, resampled
 from lesionfast.runs import Run
 
 SHARE = 0.2
@@ -53,7 +54,7 @@ def risks_of(
     'error' is 1 - accuracy, 'balanced_error' 1 - the mean sensitivity of the classes that are still
     there, 'mel_missed' the share of the melanomas not decided so.
     """
-    onehot = np.eye(len(classes))[truth]
+    onehot, melanoma = np.eye(len(classes))[truth], Classes.of(classes).melanoma
     right = (decision == truth).astype(np.float64)
 
     def find(weights: np.ndarray) -> Found:
@@ -64,8 +65,8 @@ def risks_of(
             "error": 1 - ratio(hits.sum(axis=1), images.sum(axis=1)),
             "balanced_error": 1 - ratio(np.nansum(sensitivity, axis=1), there),
         }
-        if "mel" in classes:
-            found["mel_missed"] = 1 - sensitivity[:, list(classes).index("mel")]
+        if melanoma is not None:
+            found["mel_missed"] = 1 - sensitivity[:, list(classes).index(melanoma)]
         return found
 
     return find
@@ -117,7 +118,7 @@ def kept_lesions(
 ) -> int:
     """Return how many lesions a risk is taken over."""
     if metric == "mel_missed":
-        mask = mask & (truth == list(classes).index("mel"))
+        mask = mask & (truth == list(classes).index(Classes.of(classes).melanoma))
     return len(np.unique(np.asarray(lesions)[mask]))
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.axes import Axes
 
+from lesionfast.diagnoses import full_name
 from lesionfast.evaluation.canvas import GREY, new_figure, save, sign
-from lesionfast.evaluation.diagnoses import full_name
 from lesionfast.evaluation.figures import told
 from lesionfast.evaluation.grids import draw_words
 from lesionfast.evaluation.interpretation import Interpretation

@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from lesionfast.diagnoses import Classes
 from lesionfast.errors import LesionfastError, did_you_mean
-from lesionfast.evaluation.bootstrap import RESAMPLES, interval
-from lesionfast.evaluation.diagnoses import MALIGNANT
+from lesionfast.evaluation.bootstrap import RESAMPLES, interval, share_interval
 from lesionfast.evaluation.interpretation import Interpretation, predictions_of
-from lesionfast.evaluation.measures import ALL, CANCER, Ranking, mean_of
+from lesionfast.evaluation.measures import ALL, Ranking, mean_of
 from lesionfast.evaluation.metrics import ratio
-from lesionfast.evaluation.resampling import Found, resampled, share_interval
+from lesionfast.evaluation.resampling import Found, resampled
 
 logger = logging.getLogger("lesionfast")
 
@@ -32,7 +32,7 @@ def subgroup_table(
 
     `columns` are those of the predictions, sex, age and localization unless given; age is cut at
     `AGE_BANDS`, and what is not known is a group of its own. Columns: column, group, metric, of
-    ('mel', 'malignant' against the others, or 'all'), images and lesions (of the group),
+    (`Classes.targets`, each against the others, or 'all'), images and lesions (of the group),
     positives and negatives (lesions that are, and are not, `of`; for 'all' those of the rarest
     class, and 0), value, low, high, few and rank. A cell with fewer than 20 lesions to count
     (positive ones; for an AUC negative ones too; for balanced accuracy those of each class) is
@@ -171,8 +171,8 @@ def statistics(
 
 def sides_of(classes: Sequence[str]) -> dict[str, np.ndarray]:
     """Return which classes (k,) are melanoma, and which malignant, where there are such."""
-    names = np.asarray(classes, dtype=object)
-    sides = {"mel": names == "mel", CANCER: np.isin(names, MALIGNANT)}
+    classes = Classes.of(classes)
+    sides = {of: np.asarray(classes.members(of)) for of in classes.targets}
     return {name: chosen for name, chosen in sides.items() if chosen.any() and not chosen.all()}
 
 

@@ -11,6 +11,7 @@ from lesionfast.evaluation.calibration_figures import (
 )
 from lesionfast.evaluation.coverage import coverage_of
 from lesionfast.evaluation.findings import Findings
+from lesionfast.evaluation.fitted import few_words
 from lesionfast.evaluation.page import Section, Table, picture_of, table_of
 from lesionfast.evaluation.referrals import referral_on
 
@@ -37,6 +38,7 @@ def calibration(findings: Findings) -> Section | None:
         "On average, chance makes an expected calibration error (ECE) larger than the truth; its "
         "interval takes that off, and so may end at the estimate.",
     ]
+    words += warned(findings)
     pictures = [
         picture_of(findings.drawn(draw, calibrator), told)
         for draw, told in (
@@ -46,6 +48,11 @@ def calibration(findings: Findings) -> Section | None:
     ]
     table = before_and_after(findings.validation, read)
     return Section("Calibration", words, [calibration_table(table)], pictures)
+
+
+def warned(findings: Findings) -> list[str]:
+    """Return the warning of classes of few validation lesions as a list of one, or of none."""
+    return list(filter(None, [few_words(findings.validation)]))
 
 
 def calibration_table(found: pd.DataFrame) -> Table:
@@ -79,6 +86,7 @@ def prediction_sets(findings: Findings) -> Section | None:
         words.append(
             f"Too few validation lesions, so these are in every set: {', '.join(sets.unbounded)}."
         )
+    words += warned(findings)
     picture = picture_of(findings.drawn(draw_coverage, sets), "Coverage and size of the sets")
     table = coverage_of(findings.interpretation, sets)
     return Section("Prediction sets", words, [coverage_wide(table)], [picture])

@@ -53,7 +53,9 @@ def decision_curve(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Return the decision curve of 'mel' or 'malignant': one row a threshold.
+    """Return the decision curve of one of `Classes.targets`: one row a threshold.
+
+    `probabilities` (n, k) are to be calibrated: a threshold is a chance.
 
     Columns: threshold, net_benefit with low and high (bootstrap of lesions within each class),
     all (everyone flagged) and none (nobody, 0), in true positives an image.
@@ -129,11 +131,12 @@ def cost_table(
 
 
 def mean_costs(findings: "Findings") -> pd.DataFrame:
-    """Return the mean cost an image of each rule, and of the rule of least expected cost.
+    """Return the mean cost an image of each rule, and of the least expected cost.
 
+    An expected cost is made of chances, so that decision takes the calibrated probabilities.
     Columns: rule, value, low, high.
     """
     read, prior = findings.interpretation, findings.run.model["prior"]
     decisions = {rule: decide(read.probabilities, rule, prior) for rule in ("argmax", "balanced")}
-    decisions["least expected cost"] = cost_decision(read.probabilities, findings.costs)
+    decisions["least expected cost"] = cost_decision(findings.chances, findings.costs)
     return cost_table(read.truth, decisions, findings.costs, findings.lesions)

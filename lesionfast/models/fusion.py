@@ -288,9 +288,11 @@ def check_tensors(model: FusionModel, tensors: dict[str, Tensor], arch: str) -> 
     PyTorch alone would turn other types into its own, and take NaN.
     """
     own = model.state_dict()
-    fit = Fit(own, tensors)
-    if tensors.keys() != own.keys() or fit.missing:
+    fit, gone = Fit(own, tensors), sorted(own.keys() - tensors.keys())
+    if fit.missing or tensors.keys() - own.keys():
         raise ValueError(fit.describe(arch))
+    if gone:  # a counter of batch norm, which `Fit` does not need
+        raise ValueError(f"{gone[0]} is missing")
     for name, tensor in tensors.items():
         if tensor.dtype != own[name].dtype:
             raise ValueError(f"{name} is of {tensor.dtype}, not of {own[name].dtype}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lesionfast.data.encoder import MetadataEncoder
+from lesionfast.diagnoses import Classes
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.evaluation.conformal import Conformal
 from lesionfast.evaluation.decisions import Decisions
@@ -55,9 +56,9 @@ class Bundle:
     versions: dict[str, str] = field(default_factory=dict)
 
     @property
-    def classes(self) -> list[str]:
-        """Class names, in the order of the probabilities."""
-        return self.model["classes"]
+    def classes(self) -> Classes:
+        """Class names, in the order of the probabilities, and what they mean."""
+        return Classes.of_model(self.model)
 
     @property
     def size(self) -> int:

@@ -21,10 +21,10 @@ tags:
 TOLD = {
     ("balanced_accuracy", "all"): "balanced accuracy",
     ("macro_auc", "all"): "macro AUC",
-    ("sensitivity", "mel"): "melanoma sensitivity",
-    ("specificity", "mel"): "melanoma specificity",
-    ("auc", "mel"): "melanoma AUC",
-    ("sensitivity", "malignant"): "malignant sensitivity",
+    ("sensitivity", "melanoma"): "melanoma sensitivity",
+    ("specificity", "melanoma"): "melanoma specificity",
+    ("auc", "melanoma"): "melanoma AUC",
+    ("sensitivity", "cancer"): "malignant sensitivity",
     ("accuracy", "all"): "plain accuracy",
 }
 USE = """## Use it
@@ -75,9 +75,10 @@ def card_of(
 
 def estimates(findings: Findings) -> str:
     """Return a Markdown table of the metrics that matter, each with its interval."""
-    rows = []
+    classes, rows = findings.interpretation.classes, []
+    roles = {"melanoma": classes.melanoma, "cancer": classes.cancer}
     for (metric, of), name in TOLD.items():
-        found = findings.measure(metric, of)
+        found = findings.measure(metric, roles.get(of, of))
         if found is not None and not pd.isna(found["value"]):
             ends = f"[{found['low']:.3f}, {found['high']:.3f}]"
             rows.append(f"| {name} | {found['value']:.3f} | {ends} |")

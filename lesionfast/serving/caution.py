@@ -42,8 +42,8 @@ def effect_on_validation(run: Run) -> str:
     most = int(np.argmax(means[1] - means[0]))
     words = f": on validation {run.classes[most]} has a mean probability of {means[1][most]:.2f}"
     words += f" without, {means[0][most]:.2f} with metadata"
-    if "mel" in run.classes:
-        found = [sensitivity_of(each, "mel") for each in (unknown, known)]
+    if melanoma := run.classes.melanoma:
+        found = [sensitivity_of(each, melanoma) for each in (unknown, known)]
         words += f"; melanoma sensitivity is {found[0]:.2f} without, {found[1]:.2f} with it"
     return words
 

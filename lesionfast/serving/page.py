@@ -9,8 +9,8 @@ import pandas as pd
 from PIL import Image
 
 from lesionfast.data.decoding import FORMATS, known_formats
+from lesionfast.diagnoses import full_name
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.diagnoses import full_name, gravity
 from lesionfast.evaluation.grids import patient, per_cent, read_pixels
 from lesionfast.evaluation.page import Picture, render
 from lesionfast.serving.assessment import flag_name
@@ -48,7 +48,7 @@ def answer_html(bundle: Bundle, answer: Answer) -> str:
             "name": full_name(name),
             "width": f"{100 * value:.1f}",
             "text": per_cent(value),
-            "grave": gravity(name) == 0,
+            "grave": name == classes.melanoma,
         }
         for name, value in values.items()
     ]
@@ -69,7 +69,7 @@ def words_of(bundle: Bundle, row: dict[str, Any]) -> list[str]:
     """Return flags, prediction set, referral and what was not known, a sentence each."""
     found = []
     for point in bundle.points:
-        what = "melanoma" if point.of == "mel" else "malignant"
+        what = "melanoma" if point.of == bundle.classes.melanoma else "malignant"
         flagged = "flagged" if row[flag_name(point)] else "not flagged"
         found.append(
             f"As {what} {flagged}, at the threshold for a {point.goal} of {point.level:.0%}."

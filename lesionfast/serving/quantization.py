@@ -102,8 +102,8 @@ def int8_change(run: Run, bundle: Bundle, source: Path, to: Path) -> dict[str, A
         decision = decide(probabilities, bundle.model["rule"], bundle.model["prior"])
         reached = balanced_accuracy(truth, decision, len(bundle.classes))
         found[name] = {"balanced_accuracy": float(reached)}
-        if "mel" in bundle.classes:
+        if melanoma := bundle.classes.melanoma:
             found[name]["sensitivity_mel"] = float(
-                sensitivity(truth, decision, bundle.classes.index("mel"))
+                sensitivity(truth, decision, bundle.classes.index(melanoma))
             )
     return found

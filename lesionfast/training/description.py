@@ -10,6 +10,7 @@ import torch
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.splits import PARTS
+from lesionfast.diagnoses import Classes
 from lesionfast.manifest import SCHEMA
 from lesionfast.models.precision import explain_precision, precision
 from lesionfast.runs import Run
@@ -25,6 +26,7 @@ def describe_model(learn: FusionLearner, config: TrainConfig) -> dict[str, Any]:
     """Return what another program needs to build the model and to decide as this run does."""
     names = ("arch", "size", "resize", "fusion", "dropout", "rule", "tta", "metadata_dropout")
     backbone = learn.model.backbone
+    classes = Classes.chosen(list(learn.dls.vocab), config.melanoma, config.malignant)
     return {
         "schema": 1,
         **{name: getattr(config, name) for name in names},
@@ -32,7 +34,9 @@ def describe_model(learn: FusionLearner, config: TrainConfig) -> dict[str, Any]:
         "metadata": config.metadata_columns,
         "n_metadata": learn.dls.encoder.width,
         "parameters": sum(p.numel() for p in learn.model.parameters()),
-        "classes": list(learn.dls.vocab),
+        "classes": list(classes),
+        "melanoma": classes.melanoma,
+        "malignant": classes.malignant,
         "parents": learn.model.parents,
         "prior": learn.balance.prior.tolist(),
         "undo": learn.model.posterior.undo,

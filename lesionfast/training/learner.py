@@ -15,6 +15,7 @@ from fastai.optimizer import OptimWrapper
 from fastcore.basics import noop
 
 from lesionfast.config import TrainConfig
+from lesionfast.diagnoses import Classes
 from lesionfast.emphasis import read_subclasses
 from lesionfast.evaluation.metrics import balanced_accuracy, decide, macro_auc, sensitivity
 from lesionfast.models.fusion import build_model, stage_groups
@@ -76,7 +77,7 @@ def fusion_learner(dls: DataLoaders, config: TrainConfig | None = None) -> Fusio
     names that are not known and weights that can't be had.
     """
     config = config or TrainConfig()
-    classes = list(dls.vocab)
+    classes = Classes.chosen(list(dls.vocab), config.melanoma, config.malignant)
     parents = parents_of(read_subclasses(config.subclass, classes), classes)
     torch.manual_seed(config.seed)  # the head's first weights
     model = build_model(config, dls.encoder.width, len(classes), parents)
@@ -138,8 +139,8 @@ def validation_metrics(
         "balanced_accuracy": decided(balanced_accuracy, len(classes)),
         "macro_auc": lambda p, truth: float(macro_auc(truth, p)),
     }
-    if "mel" in classes:
-        columns["mel_sensitivity"] = decided(sensitivity, classes.index("mel"))
+    if melanoma := Classes.of(classes).melanoma:
+        columns["mel_sensitivity"] = decided(sensitivity, classes.index(melanoma))
     columns["accuracy"] = decided(lambda truth, decision: (truth == decision).mean())
     return [as_metric(name, function) for name, function in columns.items()]
 

@@ -11,6 +11,7 @@ from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 
 from lesionfast.config import TrainConfig
+from lesionfast.diagnoses import Classes
 from lesionfast.emphasis import read_costs, read_subclasses, read_weights_of
 from lesionfast.errors import LesionfastError
 from lesionfast.training.balancing import Balance, balances, shares
@@ -162,8 +163,9 @@ def build_loss(
 
 def default_cost(config: TrainConfig, classes: list[str]) -> str | None:
     """Return --cost, for the asymmetric loss by default that of melanomas taken for nevi."""
-    if config.loss == "asymmetric" and {"mel", "nv"} <= set(classes):
-        return config.cost or "mel:nv=4"
+    costliest = Classes.chosen(classes, config.melanoma, config.malignant).costliest
+    if config.loss == "asymmetric" and costliest:
+        return config.cost or f"{':'.join(costliest)}=4"
     return config.cost
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.dataset import load_dataset
+from lesionfast.diagnoses import Classes
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation import atlas
 from lesionfast.evaluation.atlas import NEAREST, draw_atlas
@@ -69,11 +70,11 @@ def test_of_no_image_nothing_is_near(run):
 def test_each_kind_of_case_is_a_figure_in_the_order_of_confidence(run, tmp_path, figures):
     interpretation = Interpretation.of(run)
     paths = draw_atlas(interpretation, tmp_path, most=2)
-    assert [path.stem for path in paths] == list(atlas.BLOCKS)
+    assert [path.stem for path in paths] == list(atlas.blocks_of("mel", "nv"))
     for path in paths:
         with Image.open(path) as picture:
             assert min(picture.size) > 300
-    for name, block in atlas.BLOCKS.items():
+    for name, block in atlas.blocks_of("mel", "nv").items():
         cases = interpretation.taken_for(block.truth, block.decision).head(2)
         axes = figures[name].axes
         if cases.empty:
@@ -91,7 +92,7 @@ def test_no_case_of_a_kind_is_said(run, tmp_path, figures, monkeypatch):
     monkeypatch.setattr(Interpretation, "taken_for", lambda *_: empty)
     draw_atlas(Interpretation.of(run), tmp_path)
     said = [figure.axes[0].texts[0].get_text() for figure in figures.values()]
-    assert said == [block.nothing for block in atlas.BLOCKS.values()]
+    assert said == [block.nothing for block in atlas.blocks_of("mel", "nv").values()]
 
 
 def test_a_training_lesion_that_is_gone_is_a_grey_box():
@@ -105,6 +106,6 @@ def test_a_training_lesion_that_is_gone_is_a_grey_box():
 
 def test_a_dataset_without_melanomas_has_no_atlas(tmp_path):
     run = SimpleNamespace(path=tmp_path)
-    interpretation = SimpleNamespace(classes=["wart", "nv"], run=run)
-    with pytest.raises(LesionfastError, match="needs the classes mel and nv.*has: wart, nv"):
+    interpretation = SimpleNamespace(classes=Classes(["wart", "nv"]), run=run)
+    with pytest.raises(LesionfastError, match="needs classes of melanoma and nevus.*has: wart, nv"):
         draw_atlas(interpretation, tmp_path)

@@ -33,9 +33,11 @@ def test_it_says_what_a_plain_loop_says():
     lesion[-1] = lesion[0]  # a joined lesion of two classes
     second = np.where(rng.random(len(truth)) < 0.2, 1, first)
     found = resample(truth, [first, second], lesion, 4, taken=(0, 1), resamples=1000, seed=3)
-    draws = np.random.default_rng(3)
     strata = bootstrap.strata(truth, np.unique(lesion, return_inverse=True)[1])
-    drawn = [draws.integers(0, len(each), (1000, len(each))) for each in strata]
+    drawn = [
+        np.random.default_rng([3, number]).integers(0, len(each), (1000, len(each)))
+        for number, each in enumerate(strata)
+    ]
     for i in range(0, 1000, 50):
         lesions = np.concatenate([each[d[i]] for each, d in zip(strata, drawn, strict=True)])
         rows = np.concatenate([np.flatnonzero(lesion == one) for one in lesions])
@@ -48,12 +50,13 @@ def test_it_says_what_a_plain_loop_says():
     assert np.isnan(found.sensitivity[..., 3]).all()  # no image has the fourth class
 
 
-def test_small_blocks_give_the_same_sums(monkeypatch):
-    counts, members = np.arange(12.0).reshape(6, 2), [np.arange(6)]
-    whole = bootstrap.resampled_sums(counts, members, 50, np.random.default_rng(0))
-    monkeypatch.setattr(bootstrap, "BLOCK", 40)
-    parts = bootstrap.resampled_sums(counts, members, 50, np.random.default_rng(0))
+def test_small_blocks_draw_the_same_lesions(monkeypatch):
+    truth, _, lesion = simulate(np.random.default_rng(0))
+    whole = np.concatenate(list(bootstrap.drawn_lesions(truth, lesion, 50, 0)))
+    monkeypatch.setattr(bootstrap, "BLOCK", 7 * len(truth))
+    parts = np.concatenate(list(bootstrap.drawn_lesions(truth, lesion, 50, 0)))
     np.testing.assert_array_equal(parts, whole)
+    assert (whole.sum(axis=1) == lesion.max() + 1).all()
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from lesionfast.evaluation.bootstrap import interval, resample
 from lesionfast.evaluation.comparison import Comparison, comparable_runs, distinctions
 from lesionfast.evaluation.comparison_figures import draw_comparison, label_of, push_apart
 from lesionfast.evaluation.comparison_tables import comparison_table
+from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.tables import print_table
 from lesionfast.files import write_text
@@ -169,3 +170,16 @@ def test_what_can_not_be_compared_is_refused(runs, make_run):
     swapped = rewrite(runs[1], target=runs[1].predictions["target"].replace("mel", "nv"))
     with pytest.raises(LesionfastError, match="different diagnoses"):
         Comparison.of([runs[0], swapped])
+
+
+def test_a_run_has_the_same_intervals_alone_and_beside_others(make_run):
+    runs = [make_run(), make_run(rule="argmax")]
+    comparison = Comparison.of(runs)
+    for read, row in zip(comparison.interpretations, comparison.table.itertuples(), strict=True):
+        measures = Findings(read).measures.set_index(["metric", "of"])
+        alone = measures.loc[("balanced_accuracy", "all")]
+        assert (row.balanced_accuracy_low, row.balanced_accuracy_high) == (alone.low, alone.high)
+        for name in read.classes:
+            alone = measures.loc[("sensitivity", name)]
+            beside = [getattr(row, f"sensitivity_{name}{end}") for end in ("", "_low", "_high")]
+            assert beside == [alone.value, alone.low, alone.high]

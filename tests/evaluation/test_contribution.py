@@ -8,12 +8,12 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score
 
 from lesionfast.errors import LesionfastError
+from lesionfast.evaluation.bootstrap import drawn_rows
 from lesionfast.evaluation.comparison_tables import contribution_table as terminal_table
-from lesionfast.evaluation.contribution import SHOWN, WITHHELD, contribution_table, in_words
+from lesionfast.evaluation.contribution import WITHHELD, contribution_table, in_words, shown
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.group_sections import metadata
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.evaluation.measures import drawn_rows
 from lesionfast.runs import WITHOUT_METADATA, Run
 
 
@@ -101,9 +101,10 @@ def test_runs_of_other_images_are_refused(pair, make_run):
 
 def test_the_terminal_shows_every_difference(pair):
     table = contribution_table(pair[0], {"worse": pair[1]}, resamples=1000)
-    shown = terminal_table(table)
-    assert shown.row_count == 2 and len(shown.columns) == 5
-    for column, (metric, _) in zip(shown.columns[1:], SHOWN, strict=True):
+    drawn = terminal_table(table)
+    assert drawn.row_count == 2 and len(drawn.columns) == 5
+    metrics = [metric for metric, _ in shown(pair[0].classes)]
+    for column, metric in zip(drawn.columns[1:], metrics, strict=True):
         whole, worse = column.cells
         first, second = (row_of(table, system, metric) for system in ("whole", "worse"))
         assert whole == f"{first['value']:.3f}\n[{first['low']:.3f}, {first['high']:.3f}]"

@@ -11,6 +11,7 @@ import pytest
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.calibration import calibrator_of, write_calibration
 from lesionfast.evaluation.conformal import conformal_of
+from lesionfast.evaluation.decision_sections import operating
 from lesionfast.evaluation.decisions import Decisions
 from lesionfast.evaluation.features import write_features
 from lesionfast.evaluation.findings import Findings
@@ -20,6 +21,7 @@ from lesionfast.evaluation.measures import measure
 from lesionfast.evaluation.operating import points_table
 from lesionfast.evaluation.report import write_report
 from lesionfast.evaluation.selective import referral_of, write_referral
+from lesionfast.evaluation.trust_sections import calibration, prediction_sets
 from lesionfast.manifest import Manifest
 from lesionfast.runs import Run
 
@@ -204,3 +206,19 @@ def test_all_of_it_is_written_without_torch(run):
 
 def test_what_is_chosen_is_of_the_weights_and_goes_with_them():
     assert set(CHOSEN) < set(OF_THE_WEIGHTS)
+
+
+def test_classes_of_few_validation_lesions_are_named_beside_what_is_fitted_on_them(
+    make_run, caplog
+):
+    few = Findings.of(make_run(n=120))
+    sections = [operating(few), calibration(few), prediction_sets(few)]
+    counts = few.validation.rows.groupby("truth")["group"].nunique()
+    named = [name for name in few.run.classes if counts[name] < 10]
+    assert named and "nv" not in named
+    for section in sections:
+        (told,) = [words for words in section.words if words.startswith("Warning")]
+        assert all(f"{name} ({counts[name]})" in told for name in named) and "nv (" not in told
+    assert "fewer than 10 lesions of" in caplog.text
+    many = Findings.of(make_run(n=3000))
+    assert not [words for words in operating(many).words if words.startswith("Warning")]

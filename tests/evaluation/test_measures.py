@@ -1,11 +1,14 @@
 """Every metric against scikit-learn, with weights too; intervals on data where truth is known."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from sklearn import metrics as sk
 
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.measures import by_lesion, measure, metrics_of, wilson
+from lesionfast.evaluation.bootstrap import wilson
+from lesionfast.evaluation.measures import by_lesion, measure, metrics_of
 
 CLASSES = ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]
 CANCERS = [0, 1, 4]
@@ -172,3 +175,50 @@ def test_a_lesion_has_the_mean_of_its_images():
     truth, mean, names = by_lesion(np.array([0, 1, 0]), probabilities, ["a", "b", "a"])
     assert names.tolist() == ["a", "b"] and truth.tolist() == [0, 1]
     np.testing.assert_allclose(mean, [[0.6, 0.4], [0.1, 0.9]])
+
+
+def three_classes():
+    """The simulated images, their seven classes made three."""
+    truth, probabilities, _, lesions = simulate()
+    parts = np.arange(7) % 3
+    merged = probabilities @ np.eye(3)[parts]
+    return parts[truth], merged, merged.argmax(axis=1), lesions
+
+
+def test_three_hundred_classes_take_little_memory():
+    k, n = 300, 600
+    rng = np.random.default_rng(0)
+    truth = np.concatenate([np.arange(k), rng.integers(0, k, n - k)])
+    probabilities = rng.dirichlet(np.ones(k), n)
+    names = [f"class {number}" for number in range(k)]
+    find = metrics_of(truth, probabilities, probabilities.argmax(axis=1), names)
+    tracemalloc.start()
+    found = find(np.ones((20, n)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(found) == 6 * k + 10 and peak < 100 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("names", "melanoma"),
+    [(["MEL", "SCC", "nv"], "MEL"), (["Melanoma", "bcc", "wart"], "Melanoma")],
+)
+def test_malignant_classes_of_any_name_and_case_are_counted_together(names, melanoma):
+    truth, probabilities, decision, lesions = three_classes()
+    found = measure(truth, probabilities, decision, lesions, names).set_index(["metric", "of"])
+    usual = measure(truth, probabilities, decision, lesions, ["mel", "bcc", "nv"])
+    usual = usual.set_index(["metric", "of"])
+    assert found.loc[("auc", "malignant"), "value"] == usual.loc[("auc", "malignant"), "value"]
+    assert found.loc[("auc", "malignant"), "n"] == (truth < 2).sum()
+
+
+def test_a_class_named_malignant_appears_once():
+    truth, probabilities, decision, lesions = three_classes()
+    found = measure(truth, probabilities, decision, lesions, ["benign", "malignant", "other"])
+    assert not found.duplicated(["metric", "of"]).any()
+    assert (found["of"] == "malignant").sum() == 6
+    both = measure(truth, probabilities, decision, lesions, ["benign", "malignant", "mel"])
+    counts = both[both["metric"] == "sensitivity"].set_index("of")["n"]
+    assert (
+        counts["malignant"] == (truth == 1).sum() and counts["any malignant"] == (truth > 0).sum()
+    )

@@ -66,7 +66,7 @@ def test_what_is_missing_is_left_out_and_said(caplog):
     truth, probabilities, _ = simulate(classes=2)
     with caplog.at_level(logging.WARNING, logger="lesionfast"):
         assert choose_points(truth, probabilities, ["nv", "df"]) == []
-    assert "no operating points of mel: there is no such class" in caplog.text
+    assert "no operating points of melanoma: there is no such class" in caplog.text
     with caplog.at_level(logging.WARNING, logger="lesionfast"):
         found = choose_points(truth, probabilities, ["bcc", "nv"])
         assert {point.of for point in found} == {"malignant"}

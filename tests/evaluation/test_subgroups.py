@@ -6,9 +6,9 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from lesionfast.errors import LesionfastError
+from lesionfast.evaluation.bootstrap import wilson
 from lesionfast.evaluation.group_sections import gaps_table
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.evaluation.measures import wilson
 from lesionfast.evaluation.subgroup_gaps import gap_table, measure_gaps, permuted_gaps
 from lesionfast.evaluation.subgroups import group_labels, measure_subgroups, subgroup_table
 

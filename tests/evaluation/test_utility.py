@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 
 from lesionfast.errors import LesionfastError
+from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.utility import (
     cost_decision,
     cost_table,
     decision_curve,
+    mean_costs,
     net_benefit,
     read_cost_matrix,
 )
+from lesionfast.runs import Run
 
 CLASSES = ["bkl", "mel", "nv"]
 
@@ -79,3 +82,20 @@ def test_the_table_has_the_mean_cost_of_each_rule():
         assert table.loc[name, "value"] == pytest.approx(np.mean(paid))
     assert (table["low"] < table["value"]).all() and (table["value"] < table["high"]).all()
     assert table.loc["cost", "value"] < table.loc["argmax", "value"]
+
+
+def test_expected_costs_and_decision_curves_are_of_calibrated_probabilities(make_run):
+    run = make_run()
+    table = run.predictions.copy()
+    columns = [f"p_{name}" for name in run.classes]
+    skewed = table[columns].to_numpy() * np.where(np.array(run.classes) == "nv", 0.02, 1)
+    table[columns] = skewed / skewed.sum(axis=1, keepdims=True)  # as class weights leave them
+    run.write("predictions.csv", lambda path: table.to_csv(path, index=False))
+    findings = Findings.of(Run(run.path), cost="mel:nv=10")
+    read = findings.interpretation
+    np.testing.assert_array_equal(findings.chances, findings.calibrator.apply(read.probabilities))
+    costs = mean_costs(findings).set_index("rule")["value"]
+    naive = cost_decision(read.probabilities, findings.costs)
+    raw = cost_table(read.truth, {"raw": naive}, findings.costs, findings.lesions)
+    assert costs["least expected cost"] < raw["value"].item()
+    assert costs["least expected cost"] <= costs[["argmax", "balanced"]].min()
