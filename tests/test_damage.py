@@ -123,8 +123,9 @@ class Trial:
 
     def restore(self) -> None:
         """Bring back the run as it was, or as an earlier version would have written it."""
-        shutil.rmtree(self.run)
-        shutil.copytree(self.aside, self.run)
+        while self.run.exists():  # what draws in the background may still write figures
+            shutil.rmtree(self.run, ignore_errors=True)
+        shutil.copytree(self.aside, self.run, dirs_exist_ok=True)
         if not self.vouched:
             (self.run / "manifest.json").unlink()
             path = self.run / "environment.json"

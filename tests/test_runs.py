@@ -6,7 +6,7 @@ import pytest
 
 from lesionfast.commands.training import configured
 from lesionfast.config import TrainConfig
-from lesionfast.data.splits import read_split
+from lesionfast.data.splits import read_split, restore_split
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.files import write_atomically, write_json
 from lesionfast.runs import Run, empty_folders, list_runs, newest_run
@@ -176,3 +176,11 @@ def test_a_file_that_is_replaced_makes_no_run_the_newest(tmp_path):
     path = tmp_path / "first" / "config.json"
     path.write_text(path.read_text())
     assert newest_run(tmp_path).path.name == "second"
+
+
+def test_an_image_that_comes_twice_in_the_split_of_an_old_run_is_named(tmp_path):
+    file = tmp_path / "split.csv"
+    file.write_text("image_id,group,target,split\n1,a,mel,train\n1,a,mel,train\n")
+    df = pd.DataFrame({"image_id": ["1"], "group": ["a"], "target": ["mel"]})
+    with pytest.raises(LesionfastError, match=r"image '1' comes twice in .*split\.csv"):
+        restore_split(df, file)

@@ -176,6 +176,7 @@ def read_split(df: pd.DataFrame, file: str | Path) -> pd.DataFrame:
 def restore_split(df: pd.DataFrame, file: str | Path) -> pd.DataFrame:
     """Add the columns `group` and `split` as `write_split` wrote them, joined lesions included."""
     table = read_table(Path(file), {"image_id": "", "group": "", "split": ""}, option="--split")
+    check_words(Path(file), table)
     group = df["image_id"].map(table.set_index("image_id")["group"])
     return read_split(df.assign(group=group.fillna(df["group"])), file)
 
