@@ -65,7 +65,7 @@ def from_features(run: Run) -> tuple[Interpretation, Interpretation]:
 
     rows = predictions_of(run, "valid")
     features = torch.tensor(read_features(run).loc[rows["image_id"]].to_numpy())
-    encoder = MetadataEncoder.from_json((run.path / "encoder.json").read_text(encoding="utf-8"))
+    encoder = MetadataEncoder.of(run)
     told = torch.from_numpy(encoder.transform(rows))
     model, found = load_model(run), []
     for metadata in (told, torch.from_numpy(encoder.unknown).expand_as(told)):
