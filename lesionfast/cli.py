@@ -51,7 +51,7 @@ def run_and_flush() -> None:
 def in_a_line(error: OSError) -> str:
     """Return an error of the disk or of rights that no command has put into words."""
     name = f"{error.filename} can't be opened" if error.filename else "the output can't be written"
-    return f"{name}: {REASONS[error.errno]}. Free some space, or name another place."
+    return f"{name}: {REASONS[error_number(error)]}. Free some space, or name another place."
 
 
 def end_with(message: str) -> None:

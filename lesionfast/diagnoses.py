@@ -60,21 +60,22 @@ class Classes(list[str]):
     def chosen(cls, names: Sequence[str], melanoma: str | None, malignant: str | None) -> "Classes":
         """Return classes as --melanoma and --malignant say; raises `LesionfastError`."""
         given = split_names(malignant) if malignant is not None else None
-        for option, each in [
+        for option, name in [
             *([("--melanoma", melanoma)] if melanoma is not None else []),
-            *(("--malignant", name) for name in given or []),
+            *(("--malignant", typed) for typed in given or []),
         ]:
-            if each not in names:
+            if name not in names:
                 raise LesionfastError(
-                    f"{option} names '{each}', which is not a class.{did_you_mean(each, names)} "
+                    f"{option} names '{name}', which is not a class.{did_you_mean(name, names)} "
                     f"The data has: {join_names(names)}."
                 )
-        if melanoma is not None and given is not None and melanoma not in given:
+        classes = cls(names, melanoma, given)
+        if given is not None and classes.melanoma not in [None, *given]:
             raise LesionfastError(
-                f"--melanoma is '{melanoma}', but --malignant {malignant} leaves it out. "
-                "Name it there too."
+                f"--malignant {malignant} leaves out '{classes.melanoma}', the class of melanoma. "
+                "Name it there too, or name another class with --melanoma."
             )
-        return cls(names, melanoma, given)
+        return classes
 
     @cached_property
     def nevus(self) -> str | None:

@@ -82,6 +82,17 @@ def test_an_error_of_the_disk_that_no_command_foresaw_ends_in_one_line(number, m
     assert capsys.readouterr().err.startswith("error: /photos/1.jpg can't be opened: ")
 
 
+def test_an_error_of_the_disk_in_the_words_of_a_library_ends_in_one_line(monkeypatch, capsys):
+    def fail():
+        raise OSError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("lesionfast.cli.app", fail)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert "the output can't be written: the disk is full" in capsys.readouterr().err
+
+
 def test_train_prints_the_path_alone_to_stdout_and_the_table_to_stderr(folder):
     folder, done = folder
     run = Run.open(folder / done.stdout.strip())

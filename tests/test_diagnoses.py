@@ -42,7 +42,8 @@ def test_what_is_typed_comes_first():
     [
         ("melanom", None, "--melanoma names 'melanom'.*Did you mean 'mel'.*has: mel, nv, bcc"),
         (None, "mel,bc", "--malignant names 'bc'.*Did you mean 'bcc'"),
-        ("mel", "bcc", "--melanoma is 'mel', but --malignant bcc leaves it out"),
+        ("mel", "bcc", "--malignant bcc leaves out 'mel', the class of melanoma"),
+        (None, "bcc", "--malignant bcc leaves out 'mel'.* name another class with --melanoma"),
     ],
 )
 def test_a_name_that_is_no_class_is_an_error(melanoma, malignant, message):

@@ -86,16 +86,20 @@ def digest(text: str) -> int:
     return int.from_bytes(sha256(text.encode("utf-8", "surrogateescape")).digest()[:8], "little")
 
 
-def lineage_of(source: str | Path) -> Lineage | None:
+def lineage_of(source: str | Path, seen: frozenset[Path] = frozenset()) -> Lineage | None:
     """Return what the weights in a file, a run, a pretraining or an exported folder learned from.
 
     Found in the header of the file, and in the split.csv of a run that it lies in, through links
-    too. None if neither says it.
+    too. None if neither says it. Folders that were `seen` are passed over: a run that was renamed
+    to that of its earlier weights names itself.
     """
     file = weights_file(Path(source).expanduser())
-    found = [header_lineage(file), *map(folder_lineage, folders_of(file))]
-    known = [each for each in found if each is not None]
-    return None if not known else joined(known)
+    folders = [folder for folder in folders_of(file) if folder.resolve() not in seen]
+    lineages = [folder_lineage(folder, seen | {folder.resolve()}) for folder in folders]
+    header = header_lineage(file)
+    if header is not None:
+        lineages.append(header)
+    return joined(lineages) if lineages else None
 
 
 def joined(lineages: Iterable[Lineage]) -> Lineage:
@@ -142,7 +146,7 @@ def is_own(source: str | Path) -> bool:
         return False
 
 
-def folder_lineage(folder: Path) -> Lineage:
+def folder_lineage(folder: Path, seen: frozenset[Path]) -> Lineage:
     """Return the lineage of a run or a pretraining, from its split.csv, and of its own weights."""
     file = next(folder / name for name in CONFIGS if (folder / name).is_file())
     manifest, advice = Manifest(folder), f"Copy {folder} again, or name other --weights."
@@ -151,12 +155,12 @@ def folder_lineage(folder: Path) -> Lineage:
     split = read_table(
         manifest.require("split.csv", advice), {"image_id": "", "split": ""}, option="--weights"
     )
-    return Lineage.of(split, config.get("arch")) | earlier_lineage(config.get("weights"))
+    return Lineage.of(split, config.get("arch")) | earlier_lineage(config.get("weights"), seen)
 
 
-def earlier_lineage(weights: str | None) -> Lineage | None:
+def earlier_lineage(weights: str | None, seen: frozenset[Path] = frozenset()) -> Lineage | None:
     """Return the lineage of what --weights names; None for 'auto', 'none' and what says nothing."""
-    return None if weights in (None, "auto", "none") else lineage_of(weights)
+    return None if weights in (None, "auto", "none") else lineage_of(weights, seen)
 
 
 def header_of(split: pd.DataFrame, arch: str, weights: str) -> dict[str, Any]:

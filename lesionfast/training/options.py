@@ -34,7 +34,7 @@ MOST_SMOOTHING = 0.9
 SOLVED = {  # what a head that is solved looks at; anything else is of gradient descent
     *(each.name for each in fields(SplitConfig)),
     *("arch", "weights", "size", "resize", "fusion", "pool", "head", "rule", "tta"),
-    *("metadata_dropout", "device", "precision", "compile", "workers"),
+    *("metadata_dropout", "melanoma", "malignant", "device", "precision", "compile", "workers"),
 }
 
 

@@ -119,6 +119,14 @@ def test_weights_inherit_what_the_weights_they_started_from_learned_from(tmp_pat
         check_weights(table(4, train=0, test=8), str(second), ARCH)
 
 
+def test_a_run_that_took_the_name_of_the_run_it_started_from_can_be_started_from(tmp_path):
+    new = write_run(tmp_path / "new", table(0, train=8), str(tmp_path / "best"))
+    best = new.rename(tmp_path / "best")
+    check_weights(table(100, train=0, test=8), str(best), ARCH)
+    with pytest.raises(LesionfastError, match="have learned from 8 images"):
+        check_weights(table(0, train=0, test=8), str(best), ARCH)
+
+
 def test_the_header_is_read_as_it_was_written():
     lineage = Lineage.of(table(0, train=8, valid=4, test=4), ARCH)
     again = Lineage.from_dict(json.loads(json.dumps(lineage.to_dict())))

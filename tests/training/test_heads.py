@@ -87,7 +87,7 @@ def test_a_solved_run_is_like_any_other(head, tmp_path):
 def test_a_solved_head_refuses_every_option_of_gradient_descent(name):
     """Of each option a value other than the default: taken where it acts, else refused."""
     kept = {"arch", "weights", "size", "resize", "fusion", "pool", "head", "rule", "tta", "compile"}
-    kept |= {"device", "precision", "workers", "metadata_dropout"}
+    kept |= {"device", "precision", "workers", "metadata_dropout", "melanoma", "malignant"}
     kept |= {*(each.name for each in fields(SplitConfig))}
     other = replace(CONFIG, head="svm", **{name: another(name)} if name != "head" else {})
     if name in kept:
