@@ -93,8 +93,6 @@ def predict(
             progress=lambda n: bar(n, None),
             options=options | {"the table": tables_among(inputs)},
         )
-    if count.images == 0:
-        raise LesionfastError("there is no image in what was named. Name images, or a folder.")
     if out is not None:
         print(f"{count.images} images, {count.failed} of them failed", file=sys.stderr)
         print(out)

@@ -54,20 +54,31 @@ def predict_to(
     has are skipped; a row that was not finished is written anew. `progress(images)` is called
     after each chunk. `options` are what else the rows depend on, as a person types it. Raises
     `LesionfastError` for a file that is there already, that another process writes, or that was
-    begun with other images, another model or other options.
+    begun with other images, another model or other options; where there is no image, or a table
+    can't be read, no file is begun.
     """
-    count, items = Count(), iter(items)
+    if out is not None:
+        check_out(out, kind, resume)
+    count, items = Count(), require_some(items)
     if out is None:
         write_rows(predictor, items, None, kind, count, progress)
     else:
         with disk_errors(out):
-            check_out(out, kind, resume)
             out.parent.mkdir(parents=True, exist_ok=True)
         with only_writer(out):
             items = prepare(predictor, items, out, kind, count, resume, options or {})
             write_rows(predictor, items, out, kind, count, progress)
     predictor.known.report()
     return count
+
+
+def require_some(items: Iterable[Item]) -> Iterator[Item]:
+    """Return images, the first one looked up; raises `LesionfastError` if there is none."""
+    items = iter(items)
+    first = next(items, None)
+    if first is None:
+        raise LesionfastError("there is no image in what was named. Name images, or a folder.")
+    return chain([first], items)
 
 
 def prepare(

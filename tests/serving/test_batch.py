@@ -98,6 +98,15 @@ def test_resuming_before_anything_was_written_begins(predictor, items, tmp_path)
     assert (tmp_path / "b.csv").read_bytes() == (tmp_path / "a.csv").read_bytes()
 
 
+@pytest.mark.parametrize("text", ["image_id,age\n", 'image_id,age\n"open,50\n'])
+def test_without_an_image_no_file_is_begun(predictor, tmp_path, text):
+    table = tmp_path / "cases.csv"
+    table.write_text(text, "utf-8")
+    with pytest.raises(LesionfastError):
+        predict_to(predictor, find_items([str(table)]), tmp_path / "new" / "out.csv")
+    assert list(tmp_path.iterdir()) == [table]
+
+
 def test_a_file_is_never_overwritten(predictor, items, tmp_path):
     file = tmp_path / "out.csv"
     predict_to(predictor, items, file)
@@ -281,4 +290,4 @@ def test_progress_and_what_was_not_known_are_told(predictor, items, tmp_path, ca
     seen = []
     predict_to(predictor, items, tmp_path / "out.csv", progress=seen.append)
     assert seen == [4, 8, 10]
-    assert "age is not known of 9 of 9 images" in caplog.text
+    assert "age is missing for 9 of 9 images" in caplog.text
