@@ -55,6 +55,7 @@ class Prediction(BaseModel):
     outlier_score: float | None
     outlier: bool | None
     not_known: list[str]
+    caution: str = Field(description="what missing metadata may do to this model; '' if nothing")
     note: str = NOTE
 
 
@@ -210,7 +211,8 @@ def build_api(service: Service, uploads: Uploads) -> FastAPI:
     @api.post("/predict", responses=PROBLEMS, openapi_extra=fields_of(bundle))
     async def predict(request: Request) -> Prediction:
         """Say what the model makes of an image; nothing of it is kept."""
-        return prediction_of(bundle, await uploads.answer(request, service.row))
+        row = await uploads.answer(request, service.row)
+        return prediction_of(bundle, row, service.caution(row))
 
     return api
 
@@ -228,7 +230,7 @@ def fields_of(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def prediction_of(bundle: Bundle, row: dict[str, Any]) -> Prediction:
+def prediction_of(bundle: Bundle, row: dict[str, Any], caution: str) -> Prediction:
     """Return a row of `Predictor` as the API says it."""
 
     def by_class(prefix: str) -> dict[str, float]:
@@ -246,4 +248,5 @@ def prediction_of(bundle: Bundle, row: dict[str, Any]) -> Prediction:
         outlier_score=row.get("outlier_score"),
         outlier=row.get("outlier"),
         not_known=row["not_known"],
+        caution=caution,
     )

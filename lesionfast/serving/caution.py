@@ -36,22 +36,19 @@ def effect_on_validation(run: Run) -> str:
             if (kept := without_metadata(run, "valid"))
             else from_features(run)
         )
-    except (LesionfastError, OSError):  # neither predictions nor features were kept
+    except (LesionfastError, OSError, KeyError):  # not all that it takes was kept
         return ""
-    means = [each.probabilities.mean(axis=0) for each in (known, unknown)]
+    means = [read.probabilities.mean(axis=0) for read in (known, unknown)]
     most = int(np.argmax(means[1] - means[0]))
     words = f": on validation {run.classes[most]} has a mean probability of {means[1][most]:.2f}"
     words += f" without, {means[0][most]:.2f} with metadata"
-    if melanoma := run.classes.melanoma:
-        found = [sensitivity_of(each, melanoma) for each in (unknown, known)]
-        words += f"; melanoma sensitivity is {found[0]:.2f} without, {found[1]:.2f} with it"
+    melanoma = run.classes.melanoma
+    if melanoma in set(known.rows["truth"]):
+        without, with_it = (
+            read.metrics["rules"][read.rule]["sensitivity"][melanoma] for read in (unknown, known)
+        )
+        words += f"; melanoma sensitivity is {without:.2f} without, {with_it:.2f} with it"
     return words
-
-
-def sensitivity_of(interpretation: Interpretation, name: str) -> float:
-    """Return the share of a class's images that are decided to be of it."""
-    of_class = interpretation.truth == interpretation.classes.index(name)
-    return float((interpretation.decision[of_class] == interpretation.truth[of_class]).mean())
 
 
 def from_features(run: Run) -> tuple[Interpretation, Interpretation]:

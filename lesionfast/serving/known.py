@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,13 @@ logger = logging.getLogger("lesionfast")
 
 
 class Known:
-    """Cleans the metadata of images and counts what they do not say."""
+    """Cleans the metadata of images and counts what they do not say.
 
-    def __init__(self, encoder: MetadataEncoder, caution: Callable[[], str] = str) -> None:
-        self.encoder, self.caution = encoder, caution
+    `find_caution` returns what to know before the model predicts without metadata.
+    """
+
+    def __init__(self, encoder: MetadataEncoder, find_caution: Callable[[], str] = str) -> None:
+        self.encoder, self._find_caution, self._warned = encoder, find_caution, False
         self.missing, self.unseen, self.images = Counter(), Counter(), 0
 
     def clean(self, told: dict[str, Any]) -> dict[str, Any]:
@@ -63,20 +67,25 @@ class Known:
             return np.zeros((len(rows), 0), np.float32)
         return self.encoder.transform(table)
 
+    @cached_property
+    def caution(self) -> str:
+        """What to know before the model predicts without metadata, '' if nothing."""
+        return self._find_caution()
+
     def warn(self) -> None:
-        """Say once what predicting without metadata does, if something was not known."""
-        if self.missing and (words := self.caution()):
-            logger.warning("%s", words)
-            self.caution = str
+        """Say once what predicting without metadata does, if something was missing."""
+        if self.missing and not self._warned and self.caution:
+            logger.warning("%s", self.caution)
+            self._warned = True
 
     def report(self) -> None:
-        """Say once what was not known."""
+        """Say once what was missing."""
         self.warn()
         for name, count in self.missing.items():
-            logger.warning("%s is not known of %d of %d images", name, count, self.images)
+            logger.warning("%s is missing for %d of %d images", name, count, self.images)
         if self.unseen:
             told = ", ".join(f"{value} ({n})" for value, n in self.unseen.most_common(5))
-            logger.warning("values that training never saw count as not known: %s", told)
+            logger.warning("values that training never saw count as missing: %s", told)
 
 
 def what_to_type(learned: dict[str, Any], value: Any) -> str:

@@ -51,7 +51,11 @@ class OnnxEngine:
     def told(self) -> dict | None:
         """What the file says of its model, None if it is not of lesionfast."""
         found = self.session.get_modelmeta().custom_metadata_map.get(KEY)
-        return None if found is None else json.loads(found)
+        try:
+            told = json.loads(found or "null")
+        except ValueError:
+            return None
+        return told if isinstance(told, dict) else None
 
     def __call__(self, pixels: np.ndarray, metadata: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the plain probabilities (n, k) and the features (n, F), as `TorchEngine`."""

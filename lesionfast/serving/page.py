@@ -60,6 +60,7 @@ def answer_html(bundle: Bundle, answer: Answer) -> str:
         caption=f"Probabilities, {told}",
         bars=bars,
         words=words_of(bundle, row),
+        caution=sentence(answer.caution),
         pictures=pictures_of(answer),
         left_out=answer.left_out,
     )
@@ -70,9 +71,9 @@ def words_of(bundle: Bundle, row: dict[str, Any]) -> list[str]:
     found = []
     for point in bundle.points:
         what = "melanoma" if point.of == bundle.classes.melanoma else "malignant"
-        flagged = "flagged" if row[flag_name(point)] else "not flagged"
+        flagged = "Flagged" if row[flag_name(point)] else "Not flagged"
         found.append(
-            f"As {what} {flagged}, at the threshold for a {point.goal} of {point.level:.0%}."
+            f"{flagged} as {what} at the threshold for a {point.goal} of {point.level:.0%}."
         )
     if bundle.conformal:
         names = [full_name(name) for name in row["prediction_set"]]
@@ -85,6 +86,11 @@ def words_of(bundle: Bundle, row: dict[str, Any]) -> list[str]:
     if row["not_known"]:
         found.append(f"Predicted without: {', '.join(row['not_known'])}.")
     return found
+
+
+def sentence(words: str) -> str:
+    """Return words with a capital letter first."""
+    return words[:1].upper() + words[1:]
 
 
 def pictures_of(answer: Answer) -> list[Picture]:

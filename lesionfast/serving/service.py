@@ -40,6 +40,7 @@ class Answer:
 
     `seen` is what the model saw, uint8 (size, size, 3), `heat` in 0..1 (size, size) what speaks
     for the decision, `similar` the training lesions most like it, as of `nearest_lesions`.
+    `caution` is that of `Service.caution`.
     """
 
     row: dict[str, Any]
@@ -47,6 +48,7 @@ class Answer:
     heat: np.ndarray | None = None
     similar: pd.DataFrame | None = None
     left_out: list[str] = field(default_factory=list)
+    caution: str = ""
 
 
 class Service:
@@ -75,6 +77,10 @@ class Service:
         with self._lock:
             return self.predictor(data, **metadata)
 
+    def caution(self, row: dict[str, Any]) -> str:
+        """Return what to know of a row of an image whose metadata was missing, '' if nothing."""
+        return self.predictor.known.caution if row["not_known"] else ""
+
     def answer(self, data: bytes, metadata: dict[str, Any]) -> Answer:
         """Return that with what speaks for the decision and similar lesions, as far as there are.
 
@@ -90,7 +96,7 @@ class Service:
                     found[name] = find(pixels, metadata, row["decision"])
                 except LesionfastError as error:
                     left_out.append(str(error))
-        return Answer(row, pixels, **found, left_out=left_out)
+        return Answer(row, pixels, **found, left_out=left_out, caution=self.caution(row))
 
     def heat(self, seen: np.ndarray, metadata: dict[str, Any], decision: str) -> np.ndarray:
         """Return the Grad-CAM for the decision, float32 (size, size) in 0..1."""

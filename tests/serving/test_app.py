@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -376,13 +377,26 @@ def test_an_exported_model_says_what_is_left_out(exported, photos):
 def test_a_class_name_of_several_words_stays_whole(wordy, photos):
     service = Service(wordy)
     data = Path(photos[0]).read_bytes()
-    answer = prediction_of(service.bundle, service.row(data, {}))
+    answer = prediction_of(service.bundle, service.row(data, {}), "")
     assert {"basal cell, carcinoma", "<b>bkl"} <= set(answer.prediction_set)
     assert set(answer.prediction_set) <= set(service.bundle.classes)
     assert answer.not_known == ["age", "sex at birth"]
     html = answer_of(service, data, {})
     assert "or basal cell, carcinoma" in html and "<b>" not in html
     assert "Predicted without: age, sex at birth." in html
+
+
+def test_a_model_of_old_says_what_missing_metadata_does(exported, photos, tmp_path):
+    folder = Path(shutil.copytree(exported, tmp_path / "old"))
+    told = json.loads((folder / "model.json").read_text("utf-8"))
+    del told["model"]["metadata_dropout"]
+    (folder / "model.json").write_text(json.dumps(told), "utf-8")
+    service, data = Service(folder), Path(photos[0]).read_bytes()
+    words = "he model was trained without --metadata-dropout, so unknown age and sex may speak"
+    row = service.row(data, {})
+    assert words in prediction_of(service.bundle, row, service.caution(row)).caution
+    assert words in answer_of(service, data, {})
+    assert words not in answer_of(service, data, {"age": "50", "sex": "male"})
 
 
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn", "python_multipart"])

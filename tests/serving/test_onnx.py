@@ -99,7 +99,10 @@ def test_other_views_than_its_own_are_refused(folder):
     Predictor(folder / "model.onnx", views=2)
 
 
-@pytest.mark.parametrize("harm", ["changed", "truncated", "foreign", "text", "gone", "newer"])
+HARMS = ["changed", "truncated", "foreign", "cut off", "text", "gone", "newer"]
+
+
+@pytest.mark.parametrize("harm", HARMS)
 def test_a_file_that_is_no_model_is_told(copy, harm, tmp_path):
     import onnx
 
@@ -117,15 +120,17 @@ def test_a_file_that_is_no_model_is_told(copy, harm, tmp_path):
     if harm == "gone":
         file.unlink()
         expected = "there is no .*model.onnx. Make it: lesionfast export"
-    if harm in ("foreign", "newer"):
+    if harm in ("foreign", "newer", "cut off"):
         graph = onnx.load(file)
         told = json.loads(graph.metadata_props[0].value)
         del graph.metadata_props[:]
         if harm == "newer":
             value = json.dumps(told | {"schema": 2})
             graph.metadata_props.add(key="lesionfast", value=value)
+        if harm == "cut off":
+            graph.metadata_props.add(key="lesionfast", value='{"schema": ')
         onnx.save(graph, file)
-        expected = "is no model of lesionfast" if harm == "foreign" else "has the schema 2"
+        expected = "has the schema 2" if harm == "newer" else "is no model of lesionfast"
     with pytest.raises(LesionfastError, match=expected):
         Predictor(file)
 

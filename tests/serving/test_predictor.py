@@ -120,7 +120,7 @@ def test_a_value_that_training_never_saw_counts_as_not_known(predictor, photos, 
     found = next(iter(predictor.stream([Item("a", photos[0], {"sex": "other"})])))
     predictor.known.report()
     assert found["not_known"].tolist() == [("age", "sex")]
-    assert "values that training never saw count as not known: sex other (1)" in caplog.text
+    assert "values that training never saw count as missing: sex other (1)" in caplog.text
 
 
 def test_fewer_views_are_another_mean(trained, photos):
