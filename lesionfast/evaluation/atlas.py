@@ -99,13 +99,18 @@ def draw_block(
             "\nright of each image: the training lesions nearest to it by the image features, "
             "and the cosine less the mean"
         )
-        figure = draw_lines(cases.head(most), nearest, block.title, subtitle)
+        shown = cases.head(most)
+        figure = draw_lines(shown, nearest, interpretation.classes, block.title, subtitle)
     sign(figure, interpretation)
     return save(figure, path)
 
 
 def draw_lines(
-    cases: pd.DataFrame, nearest: dict[str, pd.DataFrame], title: str, subtitle: str
+    cases: pd.DataFrame,
+    nearest: dict[str, pd.DataFrame],
+    classes: Classes,
+    title: str,
+    subtitle: str,
 ) -> Figure:
     """Return a figure with a line a case: its image, then its nearest training lesions."""
     columns = NEAREST + 1
@@ -118,23 +123,25 @@ def draw_lines(
             draw_cell(line[0], row, caption(row), reader)
             line[0].spines[:].set(color="black", linewidth=1.5)
             neighbours = nearest[row["image_id"]]
-            for axis, (_, each) in zip(line[1:], neighbours.iterrows(), strict=False):
-                draw_neighbour(axis, each, reader)
+            for axis, (_, neighbour) in zip(line[1:], neighbours.iterrows(), strict=False):
+                draw_neighbour(axis, neighbour, classes, reader)
             for axis in line[1 + len(neighbours) :]:
                 axis.set_axis_off()
     return figure
 
 
-def draw_neighbour(axis: Axes, row: pd.Series, reader: FileReader | None = None) -> None:
+def draw_neighbour(
+    axis: Axes, row: pd.Series, classes: Classes, reader: FileReader | None = None
+) -> None:
     """Draw a training lesion in a frame of its class's colour, with its class and likeness."""
-    style = class_styles([row["target"]])[row["target"]]
+    style = class_styles(classes)[row["target"]]
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set(color=style["color"], linewidth=3)
     try:
         axis.imshow(read_pixels(row["path"], reader))
     except (LesionfastError, OSError) as error:
         draw_grey_box(axis, str(error))
-    weight = "bold" if Classes([row["target"]]).melanoma else "normal"
+    weight = "bold" if row["target"] == classes.melanoma else "normal"
     axis.set_title(
         f"{row['target']}  {row['similarity']:.2f}", loc="left", fontsize=9, pad=4, weight=weight
     )

@@ -247,7 +247,7 @@ def write(
         "status": "finished",
     }
     for name, each in votes.items():
-        told[name] = summarize(each.truth, averages[name], model["classes"], model["prior"])
+        told[name] = summarize(each.truth, averages[name], members[0].classes, model["prior"])
     run.write_json("metrics.json", told)
     return run
 

@@ -99,9 +99,20 @@ def test_a_training_lesion_that_is_gone_is_a_grey_box():
     figure = atlas.new_figure(3, 3, "")
     axis = figure.subplots()
     gone = {"target": "mel", "similarity": 0.5, "path": "gone.jpg", "age": np.nan}
-    atlas.draw_neighbour(axis, pd.Series(gone))
+    atlas.draw_neighbour(axis, pd.Series(gone), Classes(["mel"]))
     assert "gone.jpg" in axis.texts[0].get_text().replace("\n", "")
     assert axis.get_title(loc="left") == "mel  0.50" and axis.get_xlabel() == "age unknown"
+
+
+def test_a_melanoma_under_another_name_is_bold_and_classes_differ_in_colour():
+    classes = Classes(["first", "second"], melanoma="second")
+    axes = atlas.new_figure(3, 3, "").subplots(1, 2)
+    for axis, name in zip(axes, classes, strict=True):
+        row = {"target": name, "similarity": 0.5, "path": "gone.jpg", "age": np.nan}
+        atlas.draw_neighbour(axis, pd.Series(row), classes)
+    assert [axis._left_title.get_fontweight() for axis in axes] == ["normal", "bold"]
+    colours = {axis.spines["left"].get_edgecolor() for axis in axes}
+    assert len(colours) == 2
 
 
 def test_a_dataset_without_melanomas_has_no_atlas(tmp_path):

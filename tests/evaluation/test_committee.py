@@ -126,6 +126,15 @@ def test_a_committee_is_a_run_like_any_other(members, tmp_path):
     assert nested.config.arch == "committee"
 
 
+def test_a_committee_knows_the_melanoma_that_its_members_were_told(members, tmp_path):
+    for member in members:
+        named = member.model | {"melanoma": "bcc"}
+        (member.path / "model.json").write_text(json.dumps(named))
+    run = combine([Run(member.path) for member in members], tmp_path / "new")
+    rule = run.metrics["test"]["rules"]["balanced"]
+    assert rule["mel_sensitivity"] == rule["sensitivity"]["bcc"] != rule["sensitivity"]["mel"]
+
+
 def test_members_that_do_not_fit_are_refused(members, make_run, tmp_path):
     with pytest.raises(LesionfastError, match="two members or more; found 1"):
         combine(members[:1], tmp_path)
