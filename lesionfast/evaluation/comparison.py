@@ -12,6 +12,7 @@ import pandas as pd
 from lesionfast.config import SplitConfig, TrainConfig
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.bootstrap import RESAMPLES, Resamples, interval, resample, share_interval
+from lesionfast.evaluation.fitted import lesions_of
 from lesionfast.evaluation.interpretation import Interpretation, records
 from lesionfast.files import write_atomically
 from lesionfast.runs import Run, list_runs, newest_run
@@ -158,7 +159,7 @@ def resample_all(
     return resample(
         first.truth[orders[0]],
         [each.decision[order] for each, order in zip(read, orders, strict=True)],
-        first.rows[lesion_column(first)].to_numpy(str)[orders[0]],
+        lesions_of(first)[orders[0]],
         len(classes),
         taken=tuple(map(classes.index, classes.costliest)) if classes.costliest else None,
         resamples=resamples,
@@ -220,7 +221,7 @@ def estimates(
         "balanced_accuracy": (metrics["balanced_accuracy"], interval(balanced[index])),
         "difference": (None, interval(balanced[index] - balanced[best])),
     }
-    lesions = read.rows[lesion_column(read)].groupby(read.truth).nunique()
+    lesions = pd.Series(lesions_of(read)).groupby(read.truth).nunique()
     shares = {
         f"sensitivity_{name}": (metrics["sensitivity"][name], drawn.sensitivity[index, :, number])
         for number, name in enumerate(read.classes)
@@ -234,8 +235,3 @@ def estimates(
         ends = share_interval(value, resampled, int(lesions.get(behind[name], 0)))
         found[name] = (value, ends)
     return found
-
-
-def lesion_column(read: Interpretation) -> str:
-    """Return the column that names the lesions, the images where lesions are not known."""
-    return "group" if "group" in read.rows else "image_id"

@@ -112,13 +112,7 @@ class Decisions:
     def _fit_outliers(self) -> OutlierScorer:
         features = read_features(self.run)
         df = load_dataset(self.run.config, split=self.run.file("split.csv"))
-        df = df[df["image_id"].isin(features.index)]
-        train, valid = (df[df["split"] == name] for name in ("train", "valid"))
-        return OutlierScorer.fit(
-            features.loc[train["image_id"]],
-            train["target"].to_numpy(str),
-            features.loc[valid["image_id"]],
-        )
+        return OutlierScorer.fit_split(df, features)
 
     def choose(self) -> None:
         """Choose and keep what was asked for now, whether or not anything shows it."""

@@ -75,7 +75,7 @@ def require_other(test: Interpretation) -> None:
 def lesions_of(interpretation: Interpretation) -> np.ndarray:
     """Return the lesion of each image (n,); without a column `group` each image is its own."""
     rows = interpretation.rows
-    return rows["group"].to_numpy() if "group" in rows else np.arange(len(rows))
+    return rows["group" if "group" in rows else "image_id"].to_numpy()
 
 
 def few_words(valid: Interpretation) -> str:

@@ -24,16 +24,8 @@ def fit_outliers(run: Run, method: str = METHOD, level: float = LEVEL) -> Outlie
     """
     model_of(run)
     df = load_dataset(run.config, split=run.file("split.csv"))
-    kept = dataset_features(run, df)
-    df = df[df["image_id"].isin(kept.index)]
-    train, valid = (df[df["split"] == name] for name in ("train", "valid"))
-    scorer = OutlierScorer.fit(
-        kept.loc[train["image_id"]],
-        train["target"].to_numpy(str),
-        kept.loc[valid["image_id"]],
-        method=method,
-        level=level,
-    )
+    features = dataset_features(run, df)
+    scorer = OutlierScorer.fit_split(df, features, method=method, level=level)
     keep(run, lambda: run.write(NAME, scorer.save))
     return scorer
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -12,6 +13,9 @@ from safetensors.numpy import save_file
 from lesionfast.errors import LesionfastError, did_you_mean
 from lesionfast.files import damage_explained
 from lesionfast.shapes import check_shape
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NAME = "outliers.safetensors"
 METHODS = ("knn", "mahalanobis", "relative")
@@ -63,6 +67,26 @@ class OutlierScorer:
         threshold = float(np.quantile(scorer.score(valid), level))
         return cls(method, level, threshold, scorer.tensors)
 
+    @classmethod
+    def fit_split(
+        cls,
+        df: "pd.DataFrame",
+        features: "pd.DataFrame",
+        *,
+        method: str = METHOD,
+        level: float = LEVEL,
+    ) -> "OutlierScorer":
+        """Learn from the training images of a dataset, with the threshold of its validation.
+
+        `df` has image_id, target and split; `features` (n, F) are by image id, and images without
+        are left out. Raises what `fit` does.
+        """
+        df = df[df["image_id"].isin(features.index)]
+        train, valid = (df[df["split"] == name] for name in ("train", "valid"))
+        truth = train["target"].to_numpy(str)
+        parts = features.loc[train["image_id"]], truth, features.loc[valid["image_id"]]
+        return cls.fit(*parts, method=method, level=level)
+
     def score(self, features: ArrayLike) -> np.ndarray:
         """Return how unlike the training images each of features (n, F) is, float64 (n,)."""
         features = as_features(features)
@@ -102,7 +126,9 @@ class OutlierScorer:
     def load(cls, path: Path) -> "OutlierScorer":
         """Read what `save` wrote; raises `LesionfastError` if it is not there or broken."""
         if not path.is_file():
-            raise LesionfastError(f"there is no {path}. Make it with fit_outliers(run).")
+            raise LesionfastError(
+                f"there is no {path}. Make it: lesionfast interpret {path.parent}"
+            )
         advice = f"If it is in a run: lesionfast interpret {path.parent}; else copy it again."
         with damage_explained(path, advice), safe_open(path, framework="np") as file:
             told = json.loads(file.metadata()["outliers"])

@@ -177,7 +177,12 @@ class Tables:
         for name in self.columns:
             if name not in header and name not in self.metadata:
                 near = did_you_mean(name, header)
-                logger.warning("%s has no column '%s': it is not known.%s", table.name, name, near)
+                logger.warning(
+                    "%s has no column '%s', so it is missing for all images.%s",
+                    table.name,
+                    name,
+                    near,
+                )
 
 
 def known(told: dict[str, Any]) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
         OutlierScorer.fit(x, y, np.where(valid == valid[0, 0], np.nan, valid))
     with pytest.raises(LesionfastError, match="have 3 columns, those of the training images 12"):
         OutlierScorer.fit(x, y, valid).score(valid[:, :3])
-    with pytest.raises(LesionfastError, match="Make it with fit_outliers"):
+    with pytest.raises(LesionfastError, match="there is no .*lesionfast interpret"):
         OutlierScorer.load(tmp_path / NAME)
     (tmp_path / NAME).write_bytes(b"nothing")
     with pytest.raises(LesionfastError, match="is damaged.*lesionfast interpret"):

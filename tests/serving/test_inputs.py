@@ -73,7 +73,10 @@ def test_a_table_may_name_its_column_otherwise(folder, tmp_path):
 def test_a_table_without_a_column_of_the_model_says_so_and_names_the_nearest(folder, caplog):
     (folder / "cases.csv").write_text("image_id,Age\nb,55\n", "utf-8")
     list(find_items([str(folder / "cases.csv")], columns=["age", "sex"], metadata={"sex": "male"}))
-    assert "cases.csv has no column 'age': it is not known. Did you mean 'Age'?" in caplog.text
+    assert (
+        "cases.csv has no column 'age', so it is missing for all images. Did you mean 'Age'?"
+        in caplog.text
+    )
     assert "'sex'" not in caplog.text
 
 
