@@ -55,7 +55,7 @@ def fit_calibrator(
     probabilities, truth = as_probabilities(probabilities), as_codes(truth, len(classes))
     check_shapes(truth, probabilities, classes)
     folds = folds_of(truth, lesions, seed)
-    wanted = METHODS if method == "auto" else (method,)
+    wanted = methods_for(probabilities) if method == "auto" else (method,)
     found = {
         (name, penalty): held_out_loss(truth, probabilities, folds, classes, name, penalty)
         for name in wanted
@@ -69,6 +69,16 @@ def fit_calibrator(
     return replace(best, scores=scores)
 
 
+def methods_for(probabilities: np.ndarray) -> tuple[str, ...]:
+    """Return the methods to try on probabilities (n, k).
+
+    Dirichlet calibration is none of them if it has more parameters, k (k + 1), than there are
+    images: it would only fit them, and for hundreds of classes take hours.
+    """
+    n, k = probabilities.shape
+    return tuple(each for each in METHODS if each != "dirichlet" or k * (k + 1) <= n)
+
+
 def folds_of(truth: np.ndarray, lesions: ArrayLike, seed: int, folds: int = FOLDS) -> np.ndarray:
     """Return the fold of each image (n,): the lesions of each class dealt out in random order.
 
@@ -79,7 +89,7 @@ def folds_of(truth: np.ndarray, lesions: ArrayLike, seed: int, folds: int = FOLD
     if many < 2:
         raise LesionfastError(
             "a calibration is chosen by leaving lesions out; found 1 lesion in validation. "
-            "Train with a larger --valid share."
+            "Train with a larger --val share."
         )
     rng, fold = np.random.default_rng(seed), np.zeros(many, np.int64)
     dealt = np.concatenate([rng.permutation(members) for members in strata(truth, codes)])
@@ -156,7 +166,8 @@ def before_and_after(
     """
     require_validation(valid, "calibration")
     require_other(test)
-    fitted = {name: calibrator_of(valid, name, seed) for name in METHODS}
+    methods = methods_for(valid.probabilities)
+    fitted = {name: calibrator_of(valid, name, seed) for name in methods}
     scores = {name: each.scores[name] for name, each in fitted.items()}
     chosen = min(scores, key=scores.get)
     rows, first = [], None

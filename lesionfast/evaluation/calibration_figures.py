@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from lesionfast.diagnoses import full_name
-from lesionfast.evaluation.canvas import GREY, new_figure, save, sign
+from lesionfast.evaluation.canvas import GREY, count_drawn, drawn_classes, new_figure, save, sign
 from lesionfast.evaluation.conformal import BY_CLASS, MARGINAL, Conformal
 from lesionfast.evaluation.coverage import coverage_of
 from lesionfast.evaluation.fitted import lesions_of
@@ -105,14 +105,15 @@ def finish(axis: Axes) -> None:
 
 def draw_class_reliability(test: Interpretation, calibrator: Calibrator, folder: Path) -> Path:
     """Draw, for each class, its frequency against its probability, before and after."""
-    names = test.classes
+    names = drawn_classes(test)
     columns, rows = min(COLUMNS, len(names) + 1), -(-(len(names) + 1) // COLUMNS)
-    subtitle = f"{images(test)}; 6 bins of equal width; bars: 95 % intervals"
+    subtitle = f"{images(test)}; 6 bins of equal width; bars: 95 % intervals{count_drawn(test)}"
     title = f"Reliability of each class {around(calibrator)}"
     figure = new_figure(max(2.9 * columns, 6.5), 3.0 * rows + 1.0, title, subtitle)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     sides = {"before": test.probabilities, "after": calibrator.apply(test.probabilities)}
-    for number, (axis, name) in enumerate(zip(axes, names, strict=False)):
+    for axis, name in zip(axes, names, strict=False):
+        number = test.classes.index(name)
         axis.plot([0, 1], [0, 1], color="0.6", linewidth=1, label="perfect")
         for side, probabilities in sides.items():
             table = class_bins(test, probabilities[:, number], number)
@@ -140,9 +141,10 @@ def class_bins(test: Interpretation, scores: np.ndarray, number: int) -> pd.Data
 def draw_coverage(test: Interpretation, conformal: Conformal, folder: Path) -> Path:
     """Draw how often the sets hold the truth, and how large they are, for each group."""
     table = coverage_of(test, conformal)
-    table = table[table["images"] > 0]
+    left_out = set(test.classes) - set(drawn_classes(test))
+    table = table[(table["images"] > 0) & ~table["of"].isin(left_out)]
     groups = list(dict.fromkeys(table["of"]))
-    subtitle = f"{images(test)}; each lesion weighs 1; bars: 95 % intervals"
+    subtitle = f"{images(test)}; each lesion weighs 1; bars: 95 % intervals{count_drawn(test)}"
     title = f"Prediction sets at a coverage of {conformal.coverage:g}"
     figure = new_figure(11, 0.42 * len(groups) + 2.2, title, subtitle)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.3, 1))

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -12,6 +13,7 @@ from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.files import write_atomically
 
 GREY = "0.35"
+MOST_CLASSES = 30  # in a figure
 DOTS_PER_INCH = 140
 DOTS_IN_SVG = 100  # of the images in it
 QUICKLY = {"compress_level": 3}  # PNG: a third of the time, a tenth larger
@@ -42,6 +44,26 @@ def class_styles(classes: Iterable[str]) -> dict[str, dict]:
         }
         for name, place in places.items()
     }
+
+
+def drawn_classes(interpretation: Interpretation) -> list[str]:
+    """Return the classes that fit into a figure, in their order.
+
+    Of more than 30 these are melanoma, the other malignant ones, then those of the most images.
+    """
+    classes = interpretation.classes
+    counts = np.bincount(interpretation.truth, minlength=len(classes))
+    first = sorted(
+        range(len(classes)), key=lambda code: (classes.gravity(classes[code]), -counts[code])
+    )
+    return [classes[code] for code in sorted(first[:MOST_CLASSES])]
+
+
+def count_drawn(interpretation: Interpretation) -> str:
+    """Return "; 30 of 300 classes" as the end of a subtitle, '' where all are drawn."""
+    all_classes = len(interpretation.classes)
+    drawn = len(drawn_classes(interpretation))
+    return f"; {drawn} of {all_classes} classes" if drawn < all_classes else ""
 
 
 def new_figure(width: float, height: float, title: str, subtitle: str = "") -> Figure:

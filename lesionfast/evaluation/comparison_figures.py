@@ -10,7 +10,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lesionfast.evaluation.canvas import COLOURS, DASHES, GREY, MARKERS, new_figure, save
+from lesionfast.evaluation.canvas import (
+    COLOURS,
+    DASHES,
+    GREY,
+    MARKERS,
+    count_drawn,
+    drawn_classes,
+    new_figure,
+    save,
+)
 from lesionfast.evaluation.comparison import Comparison
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.tables import with_interval
@@ -104,10 +113,10 @@ def draw_confusions(comparison: Comparison, folder: Path) -> Path:
     """Draw one confusion matrix a run, the best first, each cell its share of the truth."""
     read = comparison.interpretations
     columns = min(COLUMNS, len(read))
-    lines, k = ceil(len(read) / columns), len(read[0].classes)
+    lines, k = ceil(len(read) / columns), len(drawn_classes(read[0]))
     side = max(2.4, 0.4 * min(k, MOST_NUMBERED))
     title, subtitle = "Confusion matrices", f"{comparison.split}; per cent of the truth"
-    subtitle += "; the best balanced accuracy first"
+    subtitle += f"; the best balanced accuracy first{count_drawn(read[0])}"
     width = max(columns * (side + 0.25) + 1.0, 5.5)
     figure = new_figure(width, lines * (side + 1.0) + 1.3, title, subtitle)
     figure.get_layout_engine().set(h_pad=0.14)
@@ -128,7 +137,8 @@ def draw_confusions(comparison: Comparison, folder: Path) -> Path:
 
 def draw_confusion(axis: Axes, read: Interpretation, comparison: Comparison) -> None:
     """Draw the confusion matrix of one run."""
-    shares = read.confusion(normalize=True)
+    names = drawn_classes(read)
+    shares = read.confusion(normalize=True).loc[names, names]
     axis.imshow(shares.fillna(0), cmap="Blues", vmin=0, vmax=1)
     k = len(shares)
     if k <= MOST_NUMBERED:

@@ -9,7 +9,7 @@ from sklearn.manifold import TSNE
 
 from lesionfast.diagnoses import full_name
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.canvas import class_styles, new_figure, save, sign
+from lesionfast.evaluation.canvas import class_styles, drawn_classes, new_figure, save, sign
 from lesionfast.evaluation.features import read_features
 from lesionfast.evaluation.interpretation import Interpretation
 
@@ -55,7 +55,7 @@ def draw_feature_map(interpretation: Interpretation, folder: Path) -> Path:
     )
     axis = figure.subplots()
     truth, decision = rows["truth"].to_numpy(), rows["decision"].to_numpy()
-    draw_classes(axis, places, truth, interpretation.classes)
+    draw_classes(axis, places, truth, interpretation)
     draw_errors(axis, places, truth, decision, interpretation)
     axis.set(xticks=[], yticks=[], xlabel="t-SNE 1, no unit", ylabel="t-SNE 2, no unit")
     axis.set_aspect("equal")
@@ -65,8 +65,11 @@ def draw_feature_map(interpretation: Interpretation, folder: Path) -> Path:
     return save(figure, folder / "feature_map.png")
 
 
-def draw_classes(axis: Axes, places: np.ndarray, truth: np.ndarray, classes: list[str]) -> None:
+def draw_classes(
+    axis: Axes, places: np.ndarray, truth: np.ndarray, interpretation: Interpretation
+) -> None:
     """Draw each class's images in its colour and with its mark, the rarest on top."""
+    classes, named = interpretation.classes, drawn_classes(interpretation)
     styles = class_styles(classes)
     counts = {name: int((truth == name).sum()) for name in classes}
     order = sorted(classes, key=lambda name: -counts[name])
@@ -81,7 +84,7 @@ def draw_classes(axis: Axes, places: np.ndarray, truth: np.ndarray, classes: lis
             linewidths=0.3,
             edgecolors="white",
             zorder=2 + order.index(name) / len(classes),
-            label=f"{full_name(name)}, {counts[name]}",
+            label=f"{full_name(name)}, {counts[name]}" if name in named else None,
         )
 
 

@@ -10,7 +10,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lesionfast.diagnoses import NAMES, full_name
-from lesionfast.evaluation.canvas import GREY, class_styles, new_figure, save, sign
+from lesionfast.evaluation.canvas import (
+    GREY,
+    class_styles,
+    count_drawn,
+    drawn_classes,
+    new_figure,
+    save,
+    sign,
+)
 from lesionfast.evaluation.grids import per_cent
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.tables import with_interval
@@ -29,17 +37,21 @@ METRICS = {
 
 def draw_confusion(interpretation: Interpretation, folder: Path) -> Path:
     """Draw the confusion matrix, each cell its share of the truth and its count."""
-    counts, shares = interpretation.confusion(), interpretation.confusion(normalize=True)
-    k = len(counts)
+    names = drawn_classes(interpretation)
+    whole = interpretation.confusion()
+    counts = whole.loc[names, names]
+    shares = interpretation.confusion(normalize=True).loc[names, names]
+    k = len(names)
     side = max(0.85 * k if k <= 12 else 0.55 * k, 3.7)
     subtitle = f"{told(interpretation)}; per cent of the truth, and images"
+    subtitle += count_drawn(interpretation)
     figure = new_figure(side + 2.8, side + 1.5, "Confusion matrix", subtitle)
     axis = figure.subplots()
     axis.imshow(shares.fillna(0), cmap="Blues", vmin=0, vmax=1)
     for i, j in np.ndindex(k, k):
         share, count = shares.iat[i, j], counts.iat[i, j]
         write_cell(axis, i, j, share, count, size=9.5 if k <= 12 else 6.5)
-    totals = counts.sum(axis=1)
+    totals = whole.sum(axis=1)
     rows = [f"{full_name(name)}\nn {totals[name]}" for name in counts.index]
     axis.set_yticks(range(k), rows)
     short = all(name in NAMES or len(name) <= 8 for name in counts)
@@ -113,9 +125,12 @@ def draw_curves(
 ) -> tuple[Figure, Axes]:
     """Return a figure with one curve a class, the legend beside it in the order of the classes."""
     subtitle = f"{told(interpretation)}; marks: where the rule decides"
-    figure = new_figure(8.2, max(5.6, 0.45 * len(interpretation.classes)), title, subtitle)
+    names, styles = drawn_classes(interpretation), class_styles(interpretation.classes)
+    subtitle += count_drawn(interpretation)
+    figure = new_figure(8.2, max(5.6, 0.45 * len(names)), title, subtitle)
     axis = figure.subplots()
-    for number, (name, style) in enumerate(class_styles(interpretation.classes).items()):
+    for name in names:
+        number = interpretation.classes.index(name)
         positive = interpretation.truth == number
         points: tuple = ([], [])
         if is_told_apart(positive):
@@ -126,7 +141,7 @@ def draw_curves(
             linewidth=2.8 if name == interpretation.classes.melanoma else 1.6,
             markevery=[],
             markersize=7,
-            **style,
+            **styles[name],
             drawstyle=drawstyle,
         )
     axis.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", anchor="W")
@@ -157,7 +172,9 @@ def is_told_apart(positive: np.ndarray) -> bool:
 
 def mark_decisions(axis: Axes, interpretation: Interpretation, x: pd.Series, y: pd.Series) -> None:
     """Mark each class at (x, y), where the rule's decisions are."""
-    for name, style in class_styles(interpretation.classes).items():
+    styles = class_styles(interpretation.classes)
+    for name in drawn_classes(interpretation):
+        style = styles[name]
         look = {"color": style["color"], "marker": style["marker"], "edgecolor": "black"}
         axis.scatter(x[name], y[name], s=60, zorder=5, clip_on=False, **look)
 

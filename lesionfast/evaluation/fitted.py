@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lesionfast.data.metadata import some
 from lesionfast.errors import DamageError, DiskError, LesionfastError
 from lesionfast.evaluation.features import read_features
 from lesionfast.evaluation.interpretation import Interpretation
@@ -88,13 +89,13 @@ def few_words(valid: Interpretation) -> str:
         name: len(np.unique(lesions[valid.truth == number]))
         for number, name in enumerate(valid.classes)
     }
-    few = ", ".join(f"{name} ({count})" for name, count in counts.items() if count < FEWEST)
+    few = [f"{name} ({count})" for name, count in counts.items() if count < FEWEST]
     if not few:
         return ""
     return (
-        f"Warning: validation has fewer than {FEWEST} lesions of {few}. What is chosen or measured "
-        "for these classes, such as thresholds, calibration and limits of prediction sets, is "
-        "hardly more than chance."
+        f"Warning: validation has fewer than {FEWEST} lesions of {some(few, 10)}. What is chosen "
+        "or measured for these classes, such as thresholds, calibration and limits of prediction "
+        "sets, is hardly more than chance."
     )
 
 

@@ -16,6 +16,7 @@ from lesionfast.evaluation.calibration import (
     calibrator_of,
     fit_calibrator,
     folds_of,
+    methods_for,
     read_calibration,
     write_calibration,
 )
@@ -307,3 +308,8 @@ def test_without_melanomas_their_sensitivity_is_left_out(make_run):
         Interpretation.of(run, "valid"), Interpretation.of(run), resamples=1000
     )
     assert "sensitivity" not in set(table["metric"]) and len(table) == 4 * 6
+
+
+def test_dirichlet_is_not_tried_on_fewer_images_than_it_has_parameters():
+    assert methods_for(np.ones((56, 7))) == METHODS
+    assert methods_for(np.ones((55, 7))) == METHODS[:3]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation import figures, grids
-from lesionfast.evaluation.canvas import class_styles
+from lesionfast.evaluation.canvas import class_styles, drawn_classes
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.grids import caption, draw_grid, per_cent
 from lesionfast.evaluation.interpretation import Interpretation
@@ -233,3 +233,17 @@ def test_captions_are_plain_words(make_run):
 def test_per_cent_never_rounds_to_none_or_all():
     values = (0, 0.004, 0.005, 0.5, 0.995, 0.996, 1)
     assert [per_cent(v) for v in values] == ["0%", "<1%", "<1%", "50%", ">99%", ">99%", "100%"]
+
+
+def test_of_hundreds_of_classes_thirty_are_drawn_melanoma_first(make_run, tmp_path, drawn):
+    names = ("mel", *(f"class {number}" for number in range(60)))
+    interpretation = Interpretation.of(make_run(classes=names, n=300))
+    shown = drawn_classes(interpretation)
+    assert len(shown) == 30 and shown[0] == "mel"
+    figures.draw_confusion(interpretation, tmp_path)
+    figure = drawn["confusion"]
+    assert len(figure.axes[0].get_yticks()) == 30 and max(figure.get_size_inches()) < 22
+    assert "; 30 of 61 classes" in figure.get_suptitle()
+    totals = interpretation.rows["truth"].value_counts()
+    label = figure.axes[0].get_yticklabels()[1].get_text()
+    assert label == f"{shown[1]}\nn {totals[shown[1]]}"
