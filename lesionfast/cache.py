@@ -46,7 +46,7 @@ def digest_of(lines: Iterable[str]) -> str:
 
 def cache_errors(folder: Path, needed: int | None = None) -> AbstractContextManager:
     """Turn a full disk and the like into a `LesionfastError` that says what to do."""
-    advice = "Set LESIONFAST_CACHE to another folder, or type --no-cache."
+    advice = "Set LESIONFAST_CACHE to another folder, or train with --no-cache."
     return disk_errors(folder, needed, advice)
 
 
@@ -88,7 +88,7 @@ def is_sound(file: Path, inode: int, size: int, modified: int) -> bool:
         source.seek(max(0, size - CHECKSUM))
         sound = source.read() == checksum(file, size - CHECKSUM)
     if not sound:
-        logger.warning("%s is damaged: its checksum is wrong. It is made again", file)
+        logger.warning("%s is damaged: its checksum is wrong. It will be rebuilt", file)
     return sound
 
 
@@ -167,7 +167,7 @@ def read_note(file: Path) -> Any:
         return None
     except (ValueError, KeyError, TypeError):
         pass
-    logger.warning("%s is damaged: its checksum is wrong. It is made again", file)
+    logger.warning("%s is damaged: its checksum is wrong. It will be rebuilt", file)
     return None
 
 

@@ -116,8 +116,8 @@ class TrainConfig(SplitConfig):
     dropout: float = option(0.2, "Dropout before the last layer, between 0 and 1.", limits=(0, 1))
     metadata_dropout: float = option(
         0.25,
-        "Share of the training rows from which all metadata is withheld, and of those from which "
-        "one column is, so that 'not known' speaks for no class; 0: none.",
+        "Share of the training rows whose metadata is all withheld, and of those with one column "
+        "withheld, so that missing metadata points to no class; 0: none.",
         limits=(0, 0.5),
     )
     epochs: int = option(
@@ -159,10 +159,10 @@ class TrainConfig(SplitConfig):
         "'auto': fresh if pretrained, else none.",
     )
     melanoma: str | None = option(
-        None, "Class of melanoma; default: the one that is called mel or melanoma."
+        None, "Class of melanoma; default: the class named mel or melanoma."
     )
     malignant: str | None = option(
-        None, "Malignant classes, with commas between; default: by their usual names."
+        None, "Malignant classes, separated by commas; default: those with the usual names."
     )
     subclass: str | None = option(
         None, "Cut classes into visual sub-classes while training, such as mel=3."
@@ -209,12 +209,12 @@ class TrainConfig(SplitConfig):
     )
     monitor: str | None = option(
         None,
-        "Validation column whose best epoch is kept, such as macro_auc or valid_loss; without it "
-        "the last epoch is.",
+        "Validation column whose best epoch is kept, such as macro_auc or valid_loss; default: "
+        "the last epoch is kept.",
     )
     patience: int = option(
         5,
-        "Of --monitor: epochs without improvement before the training stops; 0: never.",
+        "Epochs without improvement of the monitored column before training stops; 0: never.",
         limits=(0, math.inf),
     )
     device: str = option("auto", "Where to compute.", ("auto", "cpu", "cuda", "mps"))

@@ -31,7 +31,7 @@ REASONS = {  # what a user can do something about, by the number of the system's
     errno.ENAMETOOLONG: "the name is too long",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
     errno.EISDIR: "it is a folder",
-    errno.ELOOP: "its symbolic links lead in a circle",
+    errno.ELOOP: "its symbolic links form a loop",
     errno.EIO: "the disk reports an error",
 }
 ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -50,7 +50,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any], needed: int | Non
 
     The bytes are on the disk before the name is, so a power cut leaves one or the other too.
     `needed` is the size of the file in bytes, where it is known. Raises `LesionfastError` for a
-    full disk and the like, and for a `path` that is there and is no ordinary file.
+    full disk and the like, and for a `path` that is there and is not a regular file.
     """
     with disk_errors(path, needed):
         check_target(path)
@@ -65,7 +65,17 @@ def put_in_place(aside: Path, path: Path) -> None:
     """Give a file that is whole its name, its bytes on the disk first."""
     with aside.open("rb+") as file:
         os.fsync(file.fileno())
+    give_usual_rights(aside)
     os.replace(aside, path)
+
+
+def give_usual_rights(path: Path) -> None:
+    """Give a file the rights of any new file; safetensors makes files for their owner alone."""
+    probe = path.with_name(f"{OURS}rights")
+    probe.touch()
+    usual = stat.S_IMODE(probe.stat().st_mode)
+    if stat.S_IMODE(path.stat().st_mode) != usual:  # some file systems take no chmod
+        path.chmod(usual)
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -122,7 +132,9 @@ def damage_explained(path: Path, advice: str) -> Iterator[None]:
     except FileNotFoundError:
         raise DamageError(f"{path} is missing. {advice}") from None
     except PermissionError:
-        raise LesionfastError(f"{path} may not be read. Type chmod u+r {path}") from None
+        raise LesionfastError(
+            f"{path} can't be read: permission denied. Type: chmod u+r {path}"
+        ) from None
     except Exception as error:  # what a broken file raises is anything
         why = str(error).strip().rstrip(".").splitlines() or [type(error).__name__]
         raise DamageError(f"{path} is damaged: {why[0][:200]}. {advice}") from None
@@ -136,8 +148,8 @@ def check_target(path: Path) -> None:
         return
     if kind != stat.S_IFREG:
         raise LesionfastError(
-            f"{path} is {KINDS.get(kind, 'no ordinary file')}, so nothing is written there. "
-            "Name a new file, or an ordinary one."
+            f"{path} is {KINDS.get(kind, 'not a regular file')}, so nothing is written there. "
+            "Name a new file, or a regular one."
         )
 
 
@@ -198,8 +210,8 @@ def usual_advice(number: int) -> str:
     if number in ROOM:
         return "Free some space, or name another folder."
     if number == errno.ENAMETOOLONG:
-        return "Name a shorter one."
-    return "Name a place where you may write."
+        return "Type a shorter name."
+    return "Name a folder where you may write."
 
 
 def in_bytes(size: int) -> str:

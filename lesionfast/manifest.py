@@ -162,8 +162,8 @@ class Manifest:
     @property
     def _advice(self) -> str:
         return (
-            f"It vouches for the files beside it: copy it again. If they are as they should be, "
-            f"it is made anew by: lesionfast runs --seal {self.folder}"
+            f"It holds the checksums of the files beside it. Copy it again or, if those files are "
+            f"right, rewrite it with: lesionfast runs --seal {self.folder}"
         )
 
 
@@ -227,7 +227,7 @@ def difference(path: Path, entry: Entry | None) -> str:
     if not path.exists():
         return "it is missing"
     if entry is None:
-        return f"{FILE} does not list it, so it is of another run"
+        return f"{FILE} does not list it, so it belongs to another run"
     size = path.stat().st_size
     if size != entry["bytes"]:
         return f"it has {size:,} bytes, and {entry['bytes']:,} were written"

@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from fastai.learner import Learner
 
 WITHOUT_METADATA = "predictions_without_metadata.csv"
-
-
+CONFIGS = ("config.json", "pretrain.json")  # of a run, and of a pretraining
 FEATURES = "features.safetensors"
 FITTED = (  # what is chosen on validation, and features, which the model computes
     *("operating.json", "calibration.json", "conformal.json", "referral.json"),
@@ -42,14 +41,7 @@ LEARNED = (
     *("history.csv", "weights.safetensors", "predictions.csv", WITHOUT_METADATA),
     "metrics.json",
 )
-GIVEN = (
-    "config.json",
-    "pretrain.json",
-    "environment.json",
-    "split.csv",
-    "encoder.json",
-    "model.json",
-)
+GIVEN = (*CONFIGS, "environment.json", "split.csv", "encoder.json", "model.json")
 NUMBER = (float, None)
 SUMMARY = {
     "n": int,
@@ -291,7 +283,7 @@ class Run:
     def remedy(self, name: str) -> str:
         """Return what to type when a file is damaged."""
         if name in FITTED:
-            return f"It is made anew by: lesionfast interpret {self.path}"
+            return f"Rebuild it with: lesionfast interpret {self.path}"
         ways = [f"Copy {self.path} again"]
         if name in LEARNED and (self.path / "weights.safetensors").is_file():
             ways.append(f"train it again: lesionfast train --resume {self.path}")
@@ -350,7 +342,7 @@ class Run:
         with damage_explained(self.path / name, self.remedy(name)):
             for column in table.columns[table.columns.str.startswith("p_")]:
                 if not table[column].astype(float).between(0, 1 + 1e-6).all():
-                    raise ValueError(f"column '{column}' holds what is no probability")
+                    raise ValueError(f"column '{column}' holds values that are not probabilities")
         return table
 
 

@@ -67,7 +67,7 @@ def test_an_array_comes_back_as_it_was_written_and_is_made_once(file, caplog):
 def test_a_damaged_array_is_noticed_said_and_made_again(damage, file, caplog):
     file.write_bytes(damage(file.read_bytes()))
     assert open_array(file) is None
-    assert caplog.text.count(f"{file} is damaged") == 1 and "made again" in caplog.text
+    assert caplog.text.count(f"{file} is damaged") == 1 and "rebuilt" in caplog.text
     np.testing.assert_array_equal(kept_array(file, len(RIGHT), build), RIGHT)
     is_sound.cache_clear()
     np.testing.assert_array_equal(open_array(file), RIGHT)

@@ -408,7 +408,9 @@ def test_ablate_says_what_the_metadata_adds(folder):
     folder, done = folder
     shown = invoke("ablate", folder / done.stdout.strip())
     assert shown.exit_code == 0 and "metadata alone" in shown.stdout
-    assert shown.stdout.strip().splitlines()[-1].startswith("withholding age and sex")
+    withheld, melanomas = shown.stdout.strip().splitlines()[-2:]
+    assert withheld.startswith("withholding age and sex")
+    assert melanomas.startswith("Melanoma sensitivity is ")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import errno
 import os
 import pickle
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,15 @@ def test_a_file_that_was_replaced_is_whole_and_nothing_lies_beside_it(tmp_path):
     write_text(tmp_path / "a.txt", "new ü\n")
     assert (tmp_path / "a.txt").read_bytes() == "new ü\n".encode()
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_others_may_read_a_file_that_its_library_made_private(tmp_path):
+    before = os.umask(0o027)
+    try:
+        path = write_atomically(tmp_path / "weights", lambda aside: aside.touch(0o600))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
 @pytest.mark.parametrize("stop", [ValueError, KeyboardInterrupt])
@@ -175,7 +185,7 @@ def test_a_read_only_folder_is_said_to_be_one(small_disk):
     [
         (errno.EDQUOT, "the disk quota is used up; it needs 3 bytes. Free some space"),
         (errno.EFBIG, "larger than the system's limit for a file; it needs 3 bytes"),
-        (errno.EACCES, "permission denied. Name a place where you may write."),
+        (errno.EACCES, "permission denied. Name a folder where you may write."),
         (errno.EIO, "the disk reports an error"),
     ],
 )

@@ -81,7 +81,7 @@ def test_a_folder_of_an_earlier_version_gets_no_manifest(tmp_path):
 def test_a_changed_manifest_vouches_for_nothing(manifest, change):
     text = manifest.path.read_text().replace("a.csv", "one.csv")
     manifest.path.write_text(text.replace(*change))
-    with pytest.raises(LesionfastError, match=r"manifest.json is damaged.*copy it again.*--seal"):
+    with pytest.raises(LesionfastError, match=r"manifest.json is damaged.*Copy it again.*--seal"):
         manifest.problem("metrics.json")
 
 

@@ -27,18 +27,20 @@ def interpret(
     split: Annotated[str, typer.Option(help="Which predictions: valid or test.")] = "test",
     rule: Annotated[
         str | None,
-        typer.Option(help="argmax or balanced, for this look; default: the one that decides."),
+        typer.Option(
+            help="argmax or balanced, for this report only; default: the one that decides."
+        ),
     ] = None,
     cost: Annotated[
         str | None, typer.Option(help="What errors cost, such as mel:nv=10 (truth:decision).")
     ] = None,
     coverage: Annotated[
         float | None,
-        typer.Option(help="Share of the prediction sets that hold the truth; kept. At first 0.9."),
+        typer.Option(help="Share of the prediction sets that hold the truth; kept. Initially 0.9."),
     ] = None,
     refer: Annotated[
         float | None,
-        typer.Option(help="Share of the images to refer to a dermatologist; kept. At first 0.2."),
+        typer.Option(help="Share of the images to refer to a dermatologist; kept. Initially 0.2."),
     ] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Run the model for what speaks for its decisions.")
@@ -210,7 +212,7 @@ def runs(
     ] = False,
     seal: Annotated[
         Path | None,
-        typer.Option(help="Take the files of this run as they are: its manifest is made anew."),
+        typer.Option(help="Accept the files of this run as they are, and rewrite its manifest."),
     ] = None,
     out: Root = "runs",
     json: Json = False,
@@ -225,7 +227,9 @@ def runs(
         return
     if empty := empty_folders(out):
         names = " ".join(map(str, empty))
-        logger.warning("empty, of runs that stopped before they began; type: rmdir %s", names)
+        logger.warning(
+            "runs that stopped before they began left empty folders; type: rmdir %s", names
+        )
     found = list_runs(out)
     if not found:
         raise LesionfastError(f"there is no run in {out}. Make one: lesionfast train")
@@ -242,7 +246,7 @@ def runs(
     if damaged := [run for run in found if "damaged" in row_of(run)]:
         raise DamageError(
             f"{len(damaged)} of {len(found)} runs damaged: {row_of(damaged[0])['damaged']} "
-            f"All of it says: lesionfast runs --verify --out {out}"
+            f"To see all damage, type: lesionfast runs --verify --out {out}"
         )
 
 

@@ -35,7 +35,9 @@ def predict(
     ] = None,
     separator: Annotated[
         str | None,
-        typer.Option(help="Character between the fields of a CSV file; default: as its header."),
+        typer.Option(
+            help="Character between the fields of a CSV file; default: found from its header."
+        ),
     ] = None,
     known: Annotated[
         list[str] | None, typer.Option("--set", help="What is known of all, such as age=55.")

@@ -15,9 +15,8 @@ from lesionfast.errors import LesionfastError
 from lesionfast.files import damage_explained
 from lesionfast.manifest import Manifest
 from lesionfast.options import options_of
-from lesionfast.runs import Run
+from lesionfast.runs import CONFIGS, Run
 
-CONFIGS = ("config.json", "pretrain.json")  # of a run, and of a pretraining
 OF_CLASSIFIERS = (  # what pretrain has no option for
     *(
         "fusion",

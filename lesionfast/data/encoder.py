@@ -57,7 +57,7 @@ def read_value(name: str, value: Any, learned: Mapping[str, Any] | None = None) 
     if number is None or not is_possible(name, number):
         raise BadValue(f"{name} is '{text}', which is {why_impossible(name, number)}")
     if learned is not None and not is_near(learned, number):
-        raise UnseenValue(f"{name} is '{text}', which is far from all numbers of the training")
+        raise UnseenValue(f"{name} is '{text}', which is far from all training values")
     return number
 
 
@@ -202,8 +202,8 @@ def warn_if_constant(column: pd.Series, columns: list[str]) -> None:
     what = "is not known" if pd.isna(first) else f"is {first}"
     others = ",".join(name for name in columns if name != column.name) or "none --fusion none"
     logger.warning(
-        "%s %s in all %d training rows: the model learns nothing from it, and what it makes of "
-        "another value is chance. Leave it out with --metadata %s",
+        "%s %s in all %d training rows: the model learns nothing from it, and its response to "
+        "another value is arbitrary. Leave it out with --metadata %s",
         column.name, what, len(column), others,
     )  # fmt: skip
 
@@ -254,7 +254,7 @@ def encode_number(column: pd.Series, learned: dict[str, Any]) -> np.ndarray:
     far = values[missing & ~np.isnan(values)]
     if len(far):
         logger.warning(
-            "%s: %d values far from those of the training count as missing (%g, …)",
+            "%s: %d values are far from all training values, so they count as missing (%g, …)",
             learned["name"], len(far), far[0],
         )  # fmt: skip
     scaled = (np.where(missing, learned["mean"], values) - learned["mean"]) / learned["scale"]

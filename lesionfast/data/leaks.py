@@ -133,7 +133,7 @@ def find_leak(df: pd.DataFrame, name: str) -> str:
     for answer, table in answers.items():
         share = share_told(table.to_numpy())
         if share > TELLING:
-            told = f"alone it tells {share:.0%} of what sets some classes apart from the others"
+            told = f"on its own it removes {share:.0%} of the uncertainty about some classes"
             return f"it gives the label away: {told}{examples(table)}"
         coded = not measured or answer == "known or missing"
         if name in TELLING_NAMES or (coded and len(table) and has_sure_value(table)):

@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 from lesionfast.data.tables import read_table
 from lesionfast.files import read_json
 from lesionfast.manifest import Manifest
+from lesionfast.runs import CONFIGS
 
 WEIGHTS = ("weights.safetensors", "model.safetensors")  # of a run, and of an exported model
-CONFIGS = ("config.json", "pretrain.json")  # which of them a run or a pretraining has
 KEY = "lineage"  # in the header of a weights file
 OWN = "backbone.body."  # what the tensors of a run's backbone are called
 PARTS = ("train", "valid")

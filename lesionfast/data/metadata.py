@@ -187,7 +187,7 @@ def one_of_each(files: pd.DataFrame) -> pd.DataFrame:
     if twins:
         double = chosen.loc[chosen["stem"].isin(files["stem"][files["stem"].duplicated()]), "path"]
         logger.warning(
-            "%d image files have the name and the bytes of another, one of each is taken: %s",
+            "%d image files are copies of another file of the same name; one of each is used: %s",
             twins, some(double, most=1),
         )  # fmt: skip
     return chosen
@@ -241,7 +241,7 @@ def possible_numbers(csv: Path, numbers: pd.Series, is_input: bool) -> pd.Series
             f"{found}, which is {why_impossible(name, 0)}. Correct the value, leave it empty if it "
             "is not known, or take the column out of --metadata."
         )
-    logger.warning("%s, which is %s: taken as not known", found, why_impossible(name, 0))
+    logger.warning("%s, which is %s: treated as missing", found, why_impossible(name, 0))
     return numbers.mask(numbers.index.isin(wrong))
 
 

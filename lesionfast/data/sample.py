@@ -97,7 +97,7 @@ def has_its_checksums(folder: Path, state: tuple[str, ...]) -> bool:
         return False
     damaged = [name for name in kept if not has_checksum(folder / name, kept[name])]
     if damaged:
-        logger.warning("%s is damaged. The sample is drawn again", folder / damaged[0])
+        logger.warning("%s is damaged. The sample will be drawn again", folder / damaged[0])
     return not damaged
 
 

@@ -157,8 +157,8 @@ def check_header(
     """Raise `LesionfastError` for too many columns, one that is missing and one there twice."""
     if len(header) > MOST_COLUMNS:
         raise LesionfastError(
-            f"{path} has {len(header):,} columns; at most {MOST_COLUMNS:,} are read. Take those "
-            "out that are not needed."
+            f"{path} has {len(header):,} columns; at most {MOST_COLUMNS:,} are read. Remove those "
+            "that are not needed."
         )
     name, count = Counter(filter(None, header)).most_common(1)[0]
     if count > 1:
@@ -241,7 +241,7 @@ def fit_row(
     if any(row[width:]):
         raise LesionfastError(
             f"{path} can't be read as CSV: row {number} has {len(row)} fields, the header has "
-            f"{width}. Look for a separator too many, or put quotes around the field that has one."
+            f"{width}. Look for an extra separator, or put quotes around the field that has one."
         )
     if any(row) and len(row) < width:
         counts["short"] += 1
@@ -270,6 +270,6 @@ def report_counts(path: Path, header: list[str], counts: Counter[str]) -> None:
             logger.warning(f"%s: {sentence}", path.name, count)
     if counts["short"]:
         logger.warning(
-            "%s: %d rows have fewer fields than the header, the first is row %d: what they lack "
-            "counts as empty", path.name, counts["short"], counts["first short"],
+            "%s: %d rows have fewer fields than the header, the first is row %d: missing fields "
+            "count as empty", path.name, counts["short"], counts["first short"],
         )  # fmt: skip

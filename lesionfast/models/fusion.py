@@ -267,7 +267,9 @@ def model_of(about: dict[str, Any], path: Path, again: str) -> FusionModel:
     names = ("arch", "size", "pool", "fusion", "dropout")
     lost = [name for name in (*names, "n_metadata", "classes") if name not in about]
     if lost:
-        raise DamageError(f"what {path.parent} says of its model lacks {', '.join(lost)}. {again}")
+        raise DamageError(
+            f"the description of the model in {path.parent} lacks {', '.join(lost)}. {again}"
+        )
     config = TrainConfig(weights="none", **{name: about[name] for name in names})
     more = {name: about.get(name) for name in ("parents", "undo")}  # not in the oldest runs
     model = build_model(config, about["n_metadata"], len(about["classes"]), **more)

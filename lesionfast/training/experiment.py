@@ -147,7 +147,9 @@ def forget_damage(run: Run) -> None:
     """Remove what was learned and is damaged; without its weights a run begins anew."""
     broken = [name for name in run.damaged() if name in LEARNED]
     if broken:
-        logger.warning("damaged, so it is made anew: %s of %s", ", ".join(broken), run.path)
+        logger.warning(
+            "damaged, so trained or computed again: %s of %s", ", ".join(broken), run.path
+        )
     if "weights.safetensors" in broken:
         (run.path / "checkpoints" / "last.safetensors").unlink(missing_ok=True)
     run.remove(*broken)

@@ -270,7 +270,7 @@ def complete(entry: Entry, out: Path, load: Callable[[TrainConfig], pd.DataFrame
 
     if state == "interrupted" and not (path / "model.json").is_file():
         with only_trainer(Run(path)):
-            logger.info("%s was stopped before its first step, so it is begun anew", path)
+            logger.info("%s was stopped before its first step, so it starts again", path)
             shutil.rmtree(path)
         state = "to do"
     if state == "interrupted":

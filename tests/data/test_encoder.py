@@ -141,8 +141,11 @@ def test_a_number_far_from_the_training_counts_as_missing_and_is_said(caplog, ea
     values = [1.0, 20.0, 1e3, -1e20, 1e308, np.inf, np.nan]
     rows = encoder.transform(pd.DataFrame({"thickness": values}))
     assert np.isfinite(rows).all() and rows[:, 1].tolist() == [0, 0, 1, 1, 1, 1, 1]
-    assert "thickness: 4 values far from those of the training count as missing" in caplog.text
-    with pytest.raises(UnseenValue, match="'1000', which is far from all numbers of the training"):
+    assert (
+        "thickness: 4 values are far from all training values, so they count as missing"
+        in caplog.text
+    )
+    with pytest.raises(UnseenValue, match="'1000', which is far from all training values"):
         read_value("thickness", "1000", encoder.learned[0])
 
 

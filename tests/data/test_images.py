@@ -263,7 +263,7 @@ def test_progress_ends_at_the_total(cache, tmp_path):
 def test_a_cache_that_cannot_be_written_says_what_to_type(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("LESIONFAST_CACHE", str(tmp_path / "file"))
-    with pytest.raises(LesionfastError, match=r"LESIONFAST_CACHE .* or type --no-cache"):
+    with pytest.raises(LesionfastError, match=r"LESIONFAST_CACHE .* or train with --no-cache"):
         open_images(write_images(tmp_path / "a", 2), SIZE)
 
 

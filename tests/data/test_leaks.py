@@ -48,10 +48,10 @@ def test_honest_columns_pass(df):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("code", "apart from the others (2.0 is always nv, 1.0 is always mel, 0.0 is always bkl)"),
+        ("code", "about some classes (2.0 is always nv, 1.0 is always mel, 0.0 is always bkl)"),
         ("ward", "gives the label away"),
-        ("malignant", "gives the label away: alone it tells 91% of what sets some classes apart"),
-        ("excised", "gives the label away: alone it tells 91% of what sets some classes apart"),
+        ("malignant", "gives the label away: on its own it removes 91% of the uncertainty"),
+        ("excised", "gives the label away: on its own it removes 91% of the uncertainty"),
         ("patient", "is an id: it has 100 different values in 100 lesions"),
         ("target", "is the label, an id or a split"),
         ("split", "is the label, an id or a split"),

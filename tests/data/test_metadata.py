@@ -142,7 +142,7 @@ def test_twin_folders_with_the_same_images_are_read_once_and_said(read, tmp_path
         for number in (1, 2):
             (tmp_path / name / f"ISIC_{number}.jpg").write_bytes(b"x" * number)
     assert len(read()) == 4
-    assert "2 image files have the name and the bytes of another" in caplog.text
+    assert "2 image files are copies of another file of the same name" in caplog.text
 
 
 def test_two_files_of_one_stem_without_a_row_do_not_matter(read, tmp_path):
@@ -234,7 +234,7 @@ def test_an_impossible_age_is_refused_with_its_row_and_the_way_out(read, refusal
     df = read(text, metadata="sex")
     assert df["age"].isna().tolist() == [False, True, False, True]
     assert (
-        f"{float(age):g} in row 5, which is not an age in years (0 to 120): taken as not"
+        f"{float(age):g} in row 5, which is not an age in years (0 to 120): treated as missing"
         in caplog.text
     )
 

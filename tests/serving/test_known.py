@@ -44,7 +44,7 @@ def test_what_a_column_can_not_have_is_an_error_in_a_table_too(known, told):
         ({"sex": "Frau"}, "the model never saw sex 'Frau'. Type one of: female, male, unknown."),
         (
             {"thickness": "1e20"},
-            "far from all numbers .*. Type for example thickness=",
+            "far from all training values.*. Type for example thickness=",
         ),
         ({"age": 5500}, "age is '5500', which is not an age in years .* Type for example age=50."),
     ],

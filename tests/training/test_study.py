@@ -230,7 +230,7 @@ def test_a_run_killed_before_its_first_step_is_begun_anew(write, tmp_path, monke
     Run.create(out, study.entries[0].config, "image-alone")
     notes = pretend(monkeypatch)
     run_study(study, out)
-    assert notes[0] == ("image-alone", "train") and "begun anew" in caplog.text
+    assert notes[0] == ("image-alone", "train") and "starts again" in caplog.text
 
 
 def test_runs_that_drop_other_rows_fail(write, tmp_path, monkeypatch):
