@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -24,16 +25,18 @@ class Known:
     def __init__(self, encoder: MetadataEncoder, find_caution: Callable[[], str] = str) -> None:
         self.encoder, self._find_caution, self._warned = encoder, find_caution, False
         self.missing, self.unseen, self.images = Counter(), Counter(), 0
+        self._lock = Lock()  # images are prepared in threads
 
     def clean(self, told: dict[str, Any]) -> dict[str, Any]:
         """Return the value of each column of the model, NaN if not known or never seen in training.
 
         Raises `BadValue` for what a column can't have, such as an age of 999.
         """
-        self.images += 1
-        found = {each["name"]: self.value(each, told) for each in self.encoder.learned}
-        self.missing.update(name for name, value in found.items() if pd.isna(value))
-        return found
+        with self._lock:
+            self.images += 1
+            row = {column["name"]: self.value(column, told) for column in self.encoder.learned}
+            self.missing.update(name for name, value in row.items() if pd.isna(value))
+        return row
 
     def value(self, learned: dict[str, Any], told: dict[str, Any]) -> Any:
         """Return one column's value; what training never saw is counted."""
