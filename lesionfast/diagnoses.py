@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Any
 
 from lesionfast.errors import LesionfastError, did_you_mean
-from lesionfast.quoting import join_names, split_names
+from lesionfast.quoting import join_names, split_names, unquote
 
 NAMES = {
     "akiec": "actinic keratosis",
@@ -25,6 +25,7 @@ MALIGNANT = (  # akiec is counted with carcinoma in situ
     *("melanoma in situ", "bcc", "basal cell carcinoma", "scc", "squamous cell carcinoma"),
     *("akiec", CANCER),
 )
+ALARMING = ("melanoma", "carcinoma", "sarcoma", "lymphoma", "cancer", "malignan")
 
 
 class Classes(list[str]):
@@ -60,6 +61,8 @@ class Classes(list[str]):
     def chosen(cls, names: Sequence[str], melanoma: str | None, malignant: str | None) -> "Classes":
         """Return classes as --melanoma and --malignant say; raises `LesionfastError`."""
         given = split_names(malignant) if malignant is not None else None
+        if melanoma is not None and melanoma not in names:
+            melanoma = unquote(melanoma)
         for option, name in [
             *([("--melanoma", melanoma)] if melanoma is not None else []),
             *(("--malignant", typed) for typed in given or []),
@@ -81,6 +84,12 @@ class Classes(list[str]):
     def nevus(self) -> str | None:
         """The class of nevi, None if there is none."""
         return first_of(self, NEVUS)
+
+    @property
+    def doubtful(self) -> list[str]:
+        """The classes that are not malignant, though their names speak of it."""
+        benign = [name for name in self if name not in self.malignant]
+        return [name for name in benign if any(word in plain(name) for word in ALARMING)]
 
     @property
     def costliest(self) -> tuple[str, str] | None:

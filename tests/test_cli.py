@@ -109,6 +109,7 @@ def test_train_prints_the_path_alone_to_stdout_and_the_table_to_stderr(folder):
 def test_without_a_terminal_the_epochs_go_to_the_log_alone(folder):
     folder, done = folder
     log = (folder / done.stdout.strip() / "log.txt").read_text()
+    assert "melanoma: mel; malignant: akiec, bcc, mel" in log
     assert " 2/2 " in log and "phase all" in log
     assert " 2/2 " not in done.stderr and "\x1b" not in done.stderr
 

@@ -51,6 +51,20 @@ def test_a_name_that_is_no_class_is_an_error(melanoma, malignant, message):
         Classes.chosen(["mel", "nv", "bcc"], melanoma, malignant)
 
 
+def test_a_class_whose_name_speaks_of_cancer_is_not_benign_in_silence():
+    names = ["Melanoma, invasive", "bcc", "Merkel cell carcinoma", "nv", "benign keratosis"]
+    classes = Classes(names)
+    assert classes.melanoma is None and classes.malignant == ["bcc"]
+    assert classes.doubtful == ["Melanoma, invasive", "Merkel cell carcinoma"]
+    assert Classes(["mel", "bcc", "nv", "melanocytic nevus"]).doubtful == []
+
+
+def test_melanoma_is_typed_with_or_without_quotes():
+    names = ["Melanoma, invasive", "nv"]
+    for typed in ("Melanoma, invasive", '"Melanoma, invasive"'):
+        assert Classes.chosen(names, typed, None).melanoma == names[0]
+
+
 def test_an_unknown_group_is_not_answered_with_itself():
     with pytest.raises(LesionfastError) as error:
         Classes(["nv", "df"]).members("malignant")

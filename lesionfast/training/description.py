@@ -13,6 +13,7 @@ from lesionfast.data.splits import PARTS
 from lesionfast.diagnoses import Classes
 from lesionfast.manifest import SCHEMA
 from lesionfast.models.precision import explain_precision, precision
+from lesionfast.quoting import join_names
 from lesionfast.runs import Run
 from lesionfast.training.learner import FusionLearner
 from lesionfast.training.objective import default_cost, shifting_options
@@ -81,6 +82,42 @@ def announce_balance(learn: FusionLearner, config: TrainConfig) -> None:
     logger.info("balance %s, rows an epoch: %s", config.balance, "; ".join(told))
 
 
+def announce_diagnoses(classes: Classes, config: TrainConfig) -> None:
+    """Log which classes count as melanoma and as malignant; warn where that looks wrong."""
+    malignant = join_names(classes.malignant) or "none"
+    logger.info("melanoma: %s; malignant: %s", classes.melanoma or "none", malignant)
+    if config.malignant is None and classes.doubtful:
+        logger.warning(
+            "counted as benign: %s. If one of them is malignant, type --malignant with the names "
+            "of all malignant classes, and --melanoma with that of melanoma",
+            join_names(classes.doubtful),
+        )
+    elif config.malignant is None and not classes.malignant:
+        logger.warning(
+            "no class counts as malignant: %s. If one is, name it with --malignant or --melanoma",
+            join_names(classes),
+        )
+
+
+def announce_phases(
+    learn: FusionLearner, phases: list[Phase], lrs: list[float], head_lr: float | None
+) -> None:
+    """Log the epochs, learning rates and trainable parameters of each phase."""
+    sizes = [sum(p.numel() for p in group) for group in learn.splitter(learn.model)]
+    for phase in phases:
+        alone = phase.groups == 1 < len(lrs)
+        rates = [head_lr] if alone and head_lr else lrs[-phase.groups :]
+        span = f"{rates[0]:.2g} to {rates[-1]:.2g}" if len(rates) > 1 else f"{rates[0]:.2g}"
+        logger.info(
+            "phase %-20s epochs %d-%d  learning rate %s  %s trainable parameters",
+            phase.name,
+            phase.first + 1,
+            phase.end,
+            span,
+            f"{sum(sizes[-phase.groups :]):,}",
+        )
+
+
 def installed_version(package: str) -> str:
     """Return the version of a package, also where lesionfast runs from its source alone."""
     try:
@@ -110,6 +147,7 @@ def announce(
     logger.info("run %s", run.path)
     logger.info("images: %s", images_by_split(learn))
     announce_gaps(learn, config)
+    announce_diagnoses(run.classes, config)
     logger.info(
         "model: %s, %d pixels, fusion %s; %s",
         config.arch,
@@ -131,16 +169,4 @@ def announce(
         logger.info(
             "head %s: solved once; epochs, rates and augmentation play no part", config.head
         )
-    sizes = [sum(p.numel() for p in group) for group in learn.splitter(learn.model)]
-    for phase in phases:
-        alone = phase.groups == 1 < len(lrs)
-        rates = [head_lr] if alone and head_lr else lrs[-phase.groups :]
-        span = f"{rates[0]:.2g} to {rates[-1]:.2g}" if len(rates) > 1 else f"{rates[0]:.2g}"
-        logger.info(
-            "phase %-20s epochs %d-%d  learning rate %s  %s trainable parameters",
-            phase.name,
-            phase.first + 1,
-            phase.end,
-            span,
-            f"{sum(sizes[-phase.groups :]):,}",
-        )
+    announce_phases(learn, phases, lrs, head_lr)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from fastai.callback.core import Callback
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.augment import augmentations
@@ -61,17 +62,8 @@ def fit(learn: FusionLearner, run: Run, resume: bool = False) -> dict[str, Any]:
         interrupt,
         best,
         lines,
+        *optional_callbacks(learn, config),
     ]
-    if config.ema:
-        cbs.append(WeightAverage(config.ema))
-    if caches_features(learn.model, config):
-        cbs.append(cached_features(learn, config))
-    if config.augment_valid is not None:
-        cbs.append(AugmentValid(augmentations[config.augment](), config.augment_valid))
-    if config.start_size:
-        cbs.append(ProgressiveResizing(config.start_size))
-    if config.monitor and config.patience:  # without a monitor a cycle runs to its end
-        cbs.append(EarlyStopping(config.monitor, config.patience))
     with memory_error_explained(config), learn.no_bar(), learn.no_logging():
         learn.fit(total_epochs(how, config), lrs, cbs=cbs)
     check_trained(run, best)
@@ -84,6 +76,22 @@ def fit(learn: FusionLearner, run: Run, resume: bool = False) -> dict[str, Any]:
         "best_epoch": best.best_epoch + 1,
         "status": "interrupted" if interrupt.interrupted else "finished",
     }
+
+
+def optional_callbacks(learn: FusionLearner, config: TrainConfig) -> list[Callback]:
+    """Return the callbacks that options ask for."""
+    cbs: list[Callback] = []
+    if config.ema:
+        cbs.append(WeightAverage(config.ema))
+    if caches_features(learn.model, config):
+        cbs.append(cached_features(learn, config))
+    if config.augment_valid is not None:
+        cbs.append(AugmentValid(augmentations[config.augment](), config.augment_valid))
+    if config.start_size:
+        cbs.append(ProgressiveResizing(config.start_size))
+    if config.monitor and config.patience:  # without a monitor a cycle runs to its end
+        cbs.append(EarlyStopping(config.monitor, config.patience))
+    return cbs
 
 
 def unfreezing(learn: FusionLearner, config: TrainConfig) -> str:
