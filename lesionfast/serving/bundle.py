@@ -10,11 +10,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from lesionfast.data.encoder import SHAPE as ENCODER_SHAPE
 from lesionfast.data.encoder import MetadataEncoder
 from lesionfast.diagnoses import Classes
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.evaluation.conformal import Conformal
 from lesionfast.evaluation.decisions import Decisions
+from lesionfast.evaluation.fitted import SHAPES as FITTED_SHAPES
 from lesionfast.evaluation.metrics import json_safe
 from lesionfast.evaluation.operating import OperatingPoint
 from lesionfast.evaluation.outliers import NAME as OUTLIERS
@@ -22,7 +24,9 @@ from lesionfast.evaluation.outliers import OutlierScorer
 from lesionfast.evaluation.scaling import Calibrator
 from lesionfast.evaluation.selective import Referral
 from lesionfast.files import sha256
+from lesionfast.runs import SHAPES as RUN_SHAPES
 from lesionfast.runs import Run
+from lesionfast.shapes import check_shape
 
 logger = logging.getLogger("lesionfast")
 
@@ -31,6 +35,20 @@ CARD = "README.md"
 DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 FILE, WEIGHTS, ONNX, INT8 = "model.json", "model.safetensors", "model.onnx", "model-int8.onnx"
 FILES = (WEIGHTS, OUTLIERS, ONNX, INT8)  # all that an export may hold besides model.json and card
+SHAPE = {
+    **dict.fromkeys(("name", "image_column", "precision", "split_sha256"), str),
+    "model": {
+        **RUN_SHAPES["model.json"],
+        **{"size": int, "tta": tuple(range(1, 9)), "resize": str},
+        **{"melanoma?": (str, None), "malignant?": ([str], None)},
+    },
+    "encoder": ENCODER_SHAPE,
+    "operating_points": FITTED_SHAPES["operating.json"]["points"],
+    "calibration": (None, *FITTED_SHAPES["calibration.json"]),
+    "conformal": (None, FITTED_SHAPES["conformal.json"]),
+    "referral": (None, FITTED_SHAPES["referral.json"]),
+    "versions": {str: str},
+}
 PACKAGES = ("lesionfast", "torch", "timm", "torchvision")
 
 
@@ -112,11 +130,13 @@ class Bundle:
         """Return what `to_dict` told; raises `LesionfastError` for a newer schema, and for less."""
         check_schema(told)
         try:
+            check_contents(told)
             return cls._built(told, outliers)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             raise LesionfastError(
-                f"the model does not say all that is needed to use it ({type(error).__name__}: "
-                f"{error}). Export the run again: lesionfast export RUN --to DIR"
+                f"what the model says of itself can't be used: {kind}{error}. "
+                "Export the run again: lesionfast export RUN --to DIR"
             ) from None
 
     @classmethod
@@ -254,6 +274,15 @@ def check_listed(path: Path) -> None:
             f"Name one of: {', '.join(files)}; or export the run again with --onnx."
         )
     check_file(path, files[path.name])
+
+
+def check_contents(told: dict[str, Any]) -> None:
+    """Raise `ValueError` unless what a model says has the right form: types, finite numbers."""
+    check_shape(told, SHAPE)
+    model = told["model"]
+    for name in (model.get("melanoma"), *(model.get("malignant") or [])):
+        if name is not None and name not in model["classes"]:
+            raise ValueError(f"{name!r} is none of its classes")
 
 
 def check_schema(told: dict[str, Any]) -> None:

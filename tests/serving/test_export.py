@@ -231,8 +231,32 @@ def test_a_model_json_that_lacks_a_part_is_told(copy):
     for name in ("encoder", "model", "operating_points", "name"):
         less = {key: value for key, value in told.items() if key != name}
         (copy / "model.json").write_text(json.dumps(less), "utf-8")
-        with pytest.raises(LesionfastError, match="does not say all that is needed"):
+        with pytest.raises(LesionfastError, match=f"can't be used: it has no '{name}'"):
             Bundle.read(copy)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        *((("operating_points", 0, "threshold"), value) for value in (float("nan"), None, "0.5")),
+        *((("referral", "threshold"), value) for value in (float("inf"), "none")),
+        *((("model", "tta"), value) for value in (0, 10**9, "8")),
+        *((("model", "classes"), value) for value in (7, "mel", [1, 2])),
+        (("model", "malignant"), ["no class"]),
+        (("model", "melanoma"), "no class"),
+        (("calibration", "parameters"), {"weight": [[float("nan")]], "bias": [0]}),
+        (("encoder",), [{"name": "age", "kind": "number", "mean": 1, "scale": "wide"}]),
+    ],
+)
+def test_a_model_json_of_a_wrong_form_is_told_before_anything_is_predicted(copy, part, value):
+    told = json.loads((copy / "model.json").read_text("utf-8"))
+    inner = told
+    for key in part[:-1]:
+        inner = inner[key]
+    inner[part[-1]] = value
+    (copy / "model.json").write_text(json.dumps(told), "utf-8")
+    with pytest.raises(LesionfastError, match="what the model says of itself can't be used"):
+        Bundle.read(copy)
 
 
 def test_what_lies_beside_an_exported_model_is_not_shared(copy):
