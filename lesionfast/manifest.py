@@ -146,18 +146,18 @@ class Manifest:
         self._save(listed | ({} if coming is None else {name: coming}), pending)
 
     def _save(self, listed: dict[str, Entry], pending: dict[str, Entry | None]) -> None:
-        told = {"schema": SCHEMA, "files": listed, "pending": pending}
-        write_json(self.path, told | {"sha256": digest_of(told)})
+        content = {"schema": SCHEMA, "files": listed, "pending": pending}
+        write_json(self.path, content | {"sha256": digest_of(content)})
 
     def _load(self) -> tuple[dict[str, Entry], dict[str, Entry | None]]:
         with damage_explained(self.path, self._advice):
-            told = json.loads(self.path.read_text(encoding="utf-8"))
-            digest = told.pop("sha256")
-            if type(told["schema"]) is int and told["schema"] > SCHEMA:
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+            digest = content.pop("sha256")
+            if type(content["schema"]) is int and content["schema"] > SCHEMA:
                 raise DamageError(f"{self.path} was written by a newer lesionfast. {UPGRADE}")
-            if digest != digest_of(told):
+            if digest != digest_of(content):
                 raise ValueError("its content is not what was written")
-            return told["files"], told["pending"]
+            return content["files"], content["pending"]
 
     @property
     def _advice(self) -> str:
@@ -175,9 +175,9 @@ def says_of_itself(folder: Path) -> bool:
         return False
 
 
-def digest_of(told: dict[str, Any]) -> str:
+def digest_of(content: dict[str, Any]) -> str:
     """Return the SHA-256 of JSON values, whatever the order of their keys."""
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def entry_of(name: str, path: Path) -> Entry:

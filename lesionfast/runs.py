@@ -155,8 +155,8 @@ class Run:
         It is `root/name`, or without a name `root/YYYYMMDD-HHMMSS-ARCH`. Raises `LesionfastError`
         if there is one of that name.
         """
-        told = {"file": "config.json", "text": config.to_json()}
-        return cls(create_directory(root, config.arch, name, **told))
+        first = {"file": "config.json", "text": config.to_json()}
+        return cls(create_directory(root, config.arch, name, **first))
 
     @classmethod
     def open(cls, path: str | Path) -> "Run":

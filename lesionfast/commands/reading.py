@@ -252,11 +252,11 @@ def runs(
 
 def row_of(run: Run) -> dict[str, Any]:
     """Return what `runs --json` says of a run."""
-    told = {"run": str(run.path)}
+    row = {"run": str(run.path)}
     try:
-        return told | (run.metrics if run.finished and run.classes else {})
+        return row | (run.metrics if run.finished and run.classes else {})
     except DamageError as error:
-        return told | {"damaged": str(error)}
+        return row | {"damaged": str(error)}
 
 
 def print_verified(found: list[Run], as_json: bool) -> None:

@@ -72,10 +72,10 @@ def check_held_out(df: pd.DataFrame, weights: str, lineage: Lineage) -> None:
     for what, seen in found.items():
         counts = held_out.loc[seen, "split"].value_counts()
         if len(counts):
-            told = " and ".join(f"{name} ({n})" for name, n in sorted(counts.items()))
+            parts = " and ".join(f"{name} ({n})" for name, n in sorted(counts.items()))
             raise LesionfastError(
                 f"the weights of {weights} {what} {counts.sum()} images (or others of their "
-                f"lesions) that this split keeps for {told}: its numbers would be too good. "
+                f"lesions) that this split keeps for {parts}: its numbers would be too good. "
                 f"{way_on(weights)}"
             )
 
@@ -131,10 +131,10 @@ def find_leak(df: pd.DataFrame, name: str) -> str:
     }
     measured = is_number(column) and column.nunique() > MOST_FLAGS
     for answer, table in answers.items():
-        share = share_told(table.to_numpy())
+        share = share_explained(table.to_numpy())
         if share > TELLING:
-            told = f"on its own it removes {share:.0%} of the uncertainty about some classes"
-            return f"it gives the label away: {told}{examples(table)}"
+            reason = f"on its own it removes {share:.0%} of the uncertainty about some classes"
+            return f"it gives the label away: {reason}{examples(table)}"
         coded = not measured or answer == "known or missing"
         if name in TELLING_NAMES or (coded and len(table) and has_sure_value(table)):
             return f"it gives the label away{examples(table)}"
@@ -177,7 +177,7 @@ def counts(target: pd.Series, codes: np.ndarray, values: list[str]) -> pd.DataFr
     return pd.DataFrame(table, values, classes)[table.any(axis=1)]
 
 
-def share_told(table: np.ndarray) -> float:
+def share_explained(table: np.ndarray) -> float:
     """Return the share of the bits between some classes and the others that values (rows) tell.
 
     The largest over the groups of classes, of up to eight classes, else over the single classes
@@ -217,11 +217,11 @@ def has_sure_value(counted: pd.DataFrame) -> bool:
 
 def examples(table: pd.DataFrame) -> str:
     """Return the surest values: " (follow_up is always nv, yes is mel in 95% of 120 lesions)"."""
-    lesions, told = table.sum(axis=1), []
+    lesions, sentences = table.sum(axis=1), []
     surest = pd.DataFrame({"share": table.max(axis=1) / lesions, "lesions": lesions})
     common = surest[(surest["lesions"] >= ENOUGH_LESIONS) & (surest["share"] >= 0.9)]
     for value, row in common.nlargest(3, ["share", "lesions"]).iterrows():
         how = "always " if row["share"] == 1 else ""
         often = "" if how else f" in {row['share']:.0%} of {row['lesions']:.0f} lesions"
-        told.append(f"{value} is {how}{table.loc[value].idxmax()}{often}")
-    return f" ({', '.join(told)})" if told else ""
+        sentences.append(f"{value} is {how}{table.loc[value].idxmax()}{often}")
+    return f" ({', '.join(sentences)})" if sentences else ""

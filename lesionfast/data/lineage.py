@@ -67,10 +67,10 @@ class Lineage:
         }
 
     @classmethod
-    def from_dict(cls, told: dict[str, Any]) -> "Lineage":
-        """Return what `to_dict` told."""
-        parts = {name: np.frombuffer(base64.b64decode(told[name]), "<u8") for name in PARTS}
-        return cls(told["arch"], **{name: found.astype(np.uint64) for name, found in parts.items()})
+    def from_dict(cls, values: dict[str, Any]) -> "Lineage":
+        """Return what `to_dict` returned as values."""
+        parts = {name: np.frombuffer(base64.b64decode(values[name]), "<u8") for name in PARTS}
+        return cls(values["arch"], **{name: part.astype(np.uint64) for name, part in parts.items()})
 
 
 def digests(rows: pd.DataFrame) -> np.ndarray:
@@ -131,8 +131,8 @@ def header_lineage(file: Path) -> Lineage | None:
     """Return what the header of a safetensors file says of its own lineage; None if nothing."""
     try:
         with safe_open(file, framework="np") as opened:
-            told = json.loads((opened.metadata() or {}).get("header", "null"))
-        return Lineage.from_dict(told[KEY])
+            header = json.loads((opened.metadata() or {}).get("header", "null"))
+        return Lineage.from_dict(header[KEY])
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return None  # a file of others, or a broken one, which is said when it is loaded
 

@@ -71,8 +71,8 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, header: Any = None) -> 
     The header has the SHA-256 of the tensors too, so that the file can vouch for itself.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    told = {**(header or {}), "sha256": digest_of(plain)}
-    save_file(plain, path, metadata={"header": json.dumps(told)})
+    signed = {**(header or {}), "sha256": digest_of(plain)}
+    save_file(plain, path, metadata={"header": json.dumps(signed)})
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:

@@ -221,8 +221,8 @@ def learn_weights(learn: FusionLearner, run: Run, resume: bool = False) -> dict[
     model.json is written anew where what was kept is not what was expected: an epoch before the
     class weights came on, or the rest of a training that an earlier version began.
     """
-    told = fit(learn, run, resume) if run.config.head == "linear" else solve_head(learn, run)
+    summary = fit(learn, run, resume) if run.config.head == "linear" else solve_head(learn, run)
     if (about := describe_model(learn, run.config)) != run.model:
         run.write_json("model.json", about)
         run.model = about
-    return told
+    return summary

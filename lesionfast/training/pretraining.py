@@ -56,8 +56,8 @@ def pretrain(
     """
     config = replace(config or TrainConfig(), monitor=MONITOR, unfreeze="none")
     learn = autoencoder_learner(df, config)
-    told = {"file": "pretrain.json", "text": config.to_json()}
-    folder = create_directory(root, f"pretrain-{config.arch}", **told)
+    first = {"file": "pretrain.json", "text": config.to_json()}
+    folder = create_directory(root, f"pretrain-{config.arch}", **first)
     run = Run(folder)
     run.write_text("split.csv", split_text(learn.dls.split))
     run.write_json("environment.json", describe_environment(learn, config))
