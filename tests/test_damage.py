@@ -168,8 +168,8 @@ def trial(tmp_path_factory, cache_folder):
         Image.new("RGB", (4, 4)).save(path)
         return findings.files.setdefault(draw.__name__, path)
 
-    logging.getLogger("lesionfast").setLevel(logging.ERROR)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logging.getLogger("lesionfast"), "disabled", True)  # thousands of lines
         patch.setattr("lesionfast.evaluation.findings.Findings.drawn", draw)
         patch.setattr("lesionfast.evaluation.picture_sections.draw_atlas", lambda *given: [])
         patch.setattr("lesionfast.evaluation.comparison_figures.draw_comparison", lambda *given: [])
