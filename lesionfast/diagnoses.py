@@ -14,8 +14,8 @@ NAMES = {
     "df": "dermatofibroma",
     "mel": "melanoma",
     "nv": "nevus",
-    "scc": "squamous cell carcinoma",
     "vasc": "vascular lesion",
+    "scc": "squamous cell carcinoma",
 }
 MELANOMA = ("mel", "melanoma", "malignant melanoma")
 NEVUS = ("nv", "nev", "nevus", "naevus", "melanocytic nevus", "melanocytic naevus")

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pandas as pd
 import torch
 from fastai.callback.core import Callback
 
@@ -33,6 +34,7 @@ from lesionfast.training.schedule import Phase, discriminative, plan_phases
 from lesionfast.training.tracking import EarlyStopping, KeepBest, StopOnNaN, WriteHistory
 
 logger = logging.getLogger("lesionfast")
+FAR = 0.05  # of balanced accuracy, between the best epoch and the one that was kept
 LR = "checkpoints/lr.json"  # of --lr auto, for a resumed training
 
 
@@ -68,8 +70,7 @@ def fit(learn: FusionLearner, run: Run, resume: bool = False) -> dict[str, Any]:
         learn.fit(total_epochs(how, config), lrs, cbs=cbs)
     check_trained(run, best)
     describe_kept(learn, best)
-    kept = Run(run.path).history.set_index("epoch").loc[best.best_epoch + 1]
-    logger.info("kept: the weights of epoch %d, phase %s", best.best_epoch + 1, kept["phase"])
+    announce_kept(Run(run.path).history.set_index("epoch"), best.best_epoch + 1)
     return {
         "train_seconds": round(lines.train_seconds, 2),
         "images_per_second": round(lines.images_per_second, 2),
@@ -92,6 +93,20 @@ def optional_callbacks(learn: FusionLearner, config: TrainConfig) -> list[Callba
     if config.monitor and config.patience:  # without a monitor a cycle runs to its end
         cbs.append(EarlyStopping(config.monitor, config.patience))
     return cbs
+
+
+def announce_kept(history: pd.DataFrame, epoch: int) -> None:
+    """Log which epoch was kept, and warn if another was far better on validation."""
+    logger.info("kept: the weights of epoch %d, phase %s", epoch, history["phase"][epoch])
+    if "balanced_accuracy" not in history:
+        return
+    scores = history["balanced_accuracy"]
+    if scores.max() - scores[epoch] >= FAR:
+        logger.warning(
+            "epoch %d had a validation balanced accuracy of %.3f, and the kept epoch %d has %.3f. "
+            "Train longer (--epochs), or keep the best epoch with --monitor balanced_accuracy",
+            *(scores.idxmax(), scores.max(), epoch, scores[epoch]),
+        )
 
 
 def unfreezing(learn: FusionLearner, config: TrainConfig) -> str:

@@ -104,7 +104,7 @@ def fusion_learner(dls: DataLoaders, config: TrainConfig | None = None) -> Fusio
         wd_bn_bias=True,
         train_bn=False,
     )
-    learn.objective, learn.balance = objective, objective.balance
+    learn.objective, learn.balance, learn.classes = objective, objective.balance, classes
     return learn
 
 

@@ -99,7 +99,7 @@ def keep_features(learn: FusionLearner, run: Run) -> None:
 
 def summary(learn: FusionLearner, predictions: pd.DataFrame) -> dict[str, Any]:
     """Return the metrics of one split's predictions."""
-    classes = list(learn.dls.vocab)
+    classes = learn.classes
     truth = predictions["target"].map(classes.index).to_numpy()
     probabilities = predictions[[f"p_{each}" for each in classes]].to_numpy()
     return summarize(truth, probabilities, classes, learn.balance.prior)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,6 +15,7 @@ from lesionfast.data.dataset import load_dataset
 from lesionfast.data.loaders import build_dls, read_ahead
 from lesionfast.training.checkpoint import save_tensors
 from lesionfast.training.learner import fusion_learner
+from lesionfast.training.prediction import summary
 
 TINY = TrainConfig(arch="test_resnet", weights="none", size=64, batch_size=32)
 
@@ -169,3 +171,12 @@ def loss_of(dls, config, folder):
     learn.model.load_state_dict(load_file(folder / "weights.safetensors"))
     with learn.no_bar(), learn.no_logging():
         return learn.validate()[0]
+
+
+def test_the_melanoma_that_was_named_is_the_one_that_is_measured(df):
+    config = replace(TINY, melanoma="nv")
+    learn = fusion_learner(build_dls(df, config), config)
+    rows = df[df["split"] == "test"]
+    chances = pd.DataFrame(0.0, rows.index, [f"p_{name}" for name in learn.dls.vocab])
+    found = summary(learn, pd.concat([rows, chances.assign(p_nv=1.0)], axis=1))
+    assert found["rules"]["argmax"]["mel_sensitivity"] == 1.0

@@ -1,11 +1,13 @@
 import math
 
+import pandas as pd
 import pytest
 import torch
 from fastai.callback.core import Callback, CancelFitException
 
 from lesionfast.errors import LesionfastError
 from lesionfast.training.callbacks import OneCycle, ProgressiveUnfreezing
+from lesionfast.training.fitting import announce_kept
 from lesionfast.training.tracking import EarlyStopping, KeepBest, StopOnNaN, WriteHistory
 
 
@@ -90,3 +92,15 @@ def test_history_has_one_line_an_epoch_with_phase_and_rate(plain_learner, tmp_pa
         ["2", "all", "0.01"],
     ]
     assert [line.split(",")[4] for line in lines[1:]] == ["2", "1"]
+
+
+def test_a_far_better_epoch_that_was_not_kept_is_named(caplog):
+    history = pd.DataFrame(
+        {"phase": ["head", "head", "all"], "balanced_accuracy": [0.6, 0.7, 0.2]}, index=[1, 2, 3]
+    )
+    announce_kept(history, 2)
+    assert not caplog.records
+    announce_kept(history, 3)
+    assert "epoch 2 had a validation balanced accuracy of 0.700" in caplog.text
+    assert "the kept epoch 3 has 0.200" in caplog.text
+    assert "--monitor balanced_accuracy" in caplog.text
