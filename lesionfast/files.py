@@ -224,7 +224,7 @@ def in_bytes(size: int) -> str:
 
 @contextmanager
 def workspace(parent: Path) -> Iterator[Path]:
-    """Give a new folder in `parent` for what is not finished; it is removed at the end.
+    """Give an empty folder below `parent` for what is not finished; it is removed at the end.
 
     Rename what is whole from there. A process that is killed leaves its folder behind: the next
     one that writes into `parent` removes it, as its lock shows that nobody lives who made it.
@@ -235,8 +235,10 @@ def workspace(parent: Path) -> Iterator[Path]:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), parent) from None
     sweep_once(parent.absolute())
     folder, lock = locked_folder(parent)
+    empty = folder / "files"  # beside the lock
     try:
-        yield folder
+        empty.mkdir()
+        yield empty
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         lock.release()

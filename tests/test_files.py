@@ -100,7 +100,7 @@ def test_what_a_living_writer_writes_is_not_removed(tmp_path, writer):
     (half,) = unfinished(tmp_path)
     sweep(tmp_path)
     write_json(tmp_path / "metrics.json", {})
-    assert (half / "weights.safetensors").read_bytes() == b"half"
+    assert (half / "files" / "weights.safetensors").read_bytes() == b"half"
 
 
 def test_what_this_process_writes_is_not_removed(tmp_path):

@@ -172,7 +172,7 @@ def test_what_a_killed_export_left_is_removed_by_the_next_one(trained, tmp_path)
         (dead / "model.safetensors").touch()
         sweep_once.cache_clear()
         made = export(trained, tmp_path / "model")
-        assert sorted(tmp_path.iterdir()) == sorted([living, made])
+        assert sorted(tmp_path.iterdir()) == sorted([living.parent, made])
 
 
 def test_what_interpret_chose_is_exported_and_predicted_with(trained, tmp_path):
