@@ -270,10 +270,11 @@ def sweep(parent: Path) -> None:
     """Remove what processes that are dead left in a folder, never what a living one holds."""
     for folder in parent.glob(f"{UNFINISHED}*"):
         if folder.is_dir() and not folder.is_symlink():
-            with suppress(LesionfastError), only_process(folder / LOCK, "its writer lives"):
+            gone = FileNotFoundError  # its writer has just ended
+            with suppress(LesionfastError, gone), only_process(folder / LOCK, "its writer lives"):
                 shutil.rmtree(folder, ignore_errors=True)
     for lock in parent.glob(f"{LOCKED}*"):
-        with suppress(LesionfastError), only_process(lock, "its owner lives"):
+        with suppress(LesionfastError, FileNotFoundError), only_process(lock, "its owner lives"):
             pass  # it is removed as it is let go
 
 

@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,18 @@ def test_what_this_process_writes_is_not_removed(tmp_path):
         sweep(tmp_path)
         assert (folder / "half").exists()
     assert not unfinished(tmp_path)
+
+
+def test_a_writer_that_ends_while_another_looks_for_leftovers_is_no_error(tmp_path, monkeypatch):
+    (tmp_path / f"{UNFINISHED}going").mkdir()
+
+    @contextmanager
+    def gone(lock, busy):
+        raise FileNotFoundError(lock)
+        yield
+
+    monkeypatch.setattr(files, "only_process", gone)
+    sweep(tmp_path)
 
 
 def test_a_link_that_looks_like_a_leftover_is_not_followed(tmp_path):
