@@ -17,11 +17,14 @@ from lesionfast.config import TrainConfig
 from lesionfast.diagnoses import Classes
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.files import (
+    UNFINISHED,
     damage_explained,
     disk_errors,
     is_text,
     read_json,
     readable_name,
+    sweep,
+    sweep_once,
     workspace,
 )
 from lesionfast.manifest import SCHEMAS, UPGRADE, Manifest
@@ -94,8 +97,9 @@ def create_directory(
 ) -> Path:
     """Make a new directory with one file: `root/name`, or `root/YYYYMMDD-HHMMSS-WHAT`.
 
-    It appears with the file in it. Raises `LesionfastError` if there is one of that name, for a
-    name that is a path, and where nothing can be written.
+    It appears with the file in it; what killed processes left in other runs goes. Raises
+    `LesionfastError` if there is one of that name, for a name that is a path, and where nothing
+    can be written.
     """
     if name:
         check_name(name)
@@ -105,6 +109,8 @@ def create_directory(
     names = [name] if name else [usual, *(f"{usual}-{i}" for i in range(2, 100))]
     refused = disk_errors(Path(root) / names[0], advice="Choose another --out.")
     with refused, workspace(Path(root)) as aside:
+        for folder in {left.parent for left in Path(root).glob(f"*/**/{UNFINISHED}*")}:
+            sweep(folder)
         made = aside / "run"
         made.mkdir()
         Manifest.start(made).write(file, lambda path: path.write_bytes(text.encode()))
@@ -171,6 +177,7 @@ class Run:
                 f"{path} is a pretraining, which has no predictions. Train from it: "
                 f"lesionfast train --weights {path}"
             )
+        sweep_once(Path(path).absolute())  # what a killed process left there
         run = cls(path)
         if not run.holds("config.json"):
             raise LesionfastError(

@@ -1,9 +1,11 @@
 """What every figure shares: colours and line styles of the classes, titles, and how it is saved."""
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -92,5 +94,7 @@ def save(figure: Figure, path: Path) -> Path:
     write_atomically(path, lambda aside: png.print_png(aside, pil_kwargs=QUICKLY))
     figure.set_layout_engine("none")  # what the first has laid out the second keeps
     figure.set_dpi(DOTS_IN_SVG)
-    write_atomically(path.with_suffix(".svg"), FigureCanvasSVG(figure).print_svg)
+    svg = partial(FigureCanvasSVG(figure).print_svg, metadata={"Date": None})
+    with rc_context({"svg.hashsalt": "lesionfast"}):  # the same figure is the same file
+        write_atomically(path.with_suffix(".svg"), svg)
     return path

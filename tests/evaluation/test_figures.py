@@ -247,3 +247,11 @@ def test_of_hundreds_of_classes_thirty_are_drawn_melanoma_first(make_run, tmp_pa
     totals = interpretation.rows["truth"].value_counts()
     label = figure.axes[0].get_yticklabels()[1].get_text()
     assert label == f"{shown[1]}\nn {totals[shown[1]]}"
+
+
+def test_the_same_figure_is_the_same_file(make_run, tmp_path):
+    interpretation = Interpretation.of(make_run(n=60))
+    files = [figures.draw_confusion(interpretation, tmp_path / name) for name in "ab"]
+    for suffix in (".png", ".svg"):
+        first, second = (file.with_suffix(suffix).read_bytes() for file in files)
+        assert first == second
