@@ -17,7 +17,6 @@ from lesionfast.config import TrainConfig
 from lesionfast.diagnoses import Classes
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.files import (
-    UNFINISHED,
     damage_explained,
     disk_errors,
     is_text,
@@ -109,8 +108,7 @@ def create_directory(
     names = [name] if name else [usual, *(f"{usual}-{i}" for i in range(2, 100))]
     refused = disk_errors(Path(root) / names[0], advice="Choose another --out.")
     with refused, workspace(Path(root)) as aside:
-        for folder in {left.parent for left in Path(root).glob(f"*/**/{UNFINISHED}*")}:
-            sweep(folder)
+        sweep_runs(Path(root))
         made = aside / "run"
         made.mkdir()
         Manifest.start(made).write(file, lambda path: path.write_bytes(text.encode()))
@@ -119,6 +117,14 @@ def create_directory(
                 return path
     why = f"a directory {name} already" if name else "99 runs of this second"
     raise LesionfastError(f"{root} holds {why}. Choose another --out.")
+
+
+def sweep_runs(root: Path) -> None:
+    """Remove what killed processes left unfinished in the runs and pretrainings under `root`."""
+    for run in root.iterdir():
+        if any((run / name).is_file() for name in CONFIGS):
+            for folder in (run, run / "figures", run / "checkpoints"):
+                sweep(folder)
 
 
 def rename_to_new(made: Path, path: Path) -> bool:

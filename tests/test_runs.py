@@ -8,7 +8,7 @@ from lesionfast.commands.training import configured
 from lesionfast.config import TrainConfig
 from lesionfast.data.splits import read_split, restore_split
 from lesionfast.errors import DamageError, LesionfastError
-from lesionfast.files import write_atomically, write_json
+from lesionfast.files import UNFINISHED, write_atomically, write_json
 from lesionfast.runs import Run, empty_folders, list_runs, newest_run
 
 
@@ -187,3 +187,14 @@ def test_an_image_that_comes_twice_in_the_split_of_an_old_run_is_named(tmp_path)
     df = pd.DataFrame({"image_id": ["1"], "group": ["a"], "target": ["mel"]})
     with pytest.raises(LesionfastError, match=r"image '1' comes twice in .*split\.csv"):
         restore_split(df, file)
+
+
+def test_a_new_run_removes_what_killed_processes_left_in_others_and_looks_nowhere_else(tmp_path):
+    root = tmp_path / "runs"
+    earlier = Run.create(root, TrainConfig(), "earlier")
+    left = [earlier.path / f"{UNFINISHED}a", earlier.path / "figures" / f"{UNFINISHED}b"]
+    foreign = root / "photos" / f"{UNFINISHED}c"
+    for folder in (*left, foreign):
+        folder.mkdir(parents=True)
+    Run.create(root, TrainConfig(), "later")
+    assert not any(folder.exists() for folder in left) and foreign.exists()

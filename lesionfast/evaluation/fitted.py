@@ -21,9 +21,8 @@ logger = logging.getLogger("lesionfast")
 FEWEST = 10  # validation lesions of a class
 SAID: set[Path] = set()  # runs that can't take what was chosen, of which that was said
 OF_THE_WEIGHTS = (  # what a run says of its weights, which further training changes
-    *("metrics.json", "predictions.csv", WITHOUT_METADATA, "features.safetensors"),
-    *("operating.json", "calibration.json", "conformal.json", "referral.json"),
-    "outliers.safetensors",
+    *("metrics.json", "predictions.csv", WITHOUT_METADATA),
+    *FITTED,
 )
 SHAPES = {
     "operating.json": {
