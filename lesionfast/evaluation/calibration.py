@@ -1,7 +1,9 @@
 """The calibration of a run: chosen and fitted on validation, reported on test."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +58,9 @@ def fit_calibrator(
     check_shapes(truth, probabilities, classes)
     folds = folds_of(truth, lesions, seed)
     wanted = methods_for(probabilities) if method == "auto" else (method,)
+    images = Folded(truth, probabilities, folds)
     found = {
-        (name, penalty): held_out_loss(truth, probabilities, folds, classes, name, penalty)
+        (name, penalty): held_out_loss(images, name, penalty)
         for name in wanted
         for penalty in PENALTIES[name]
     }
@@ -97,19 +100,39 @@ def folds_of(truth: np.ndarray, lesions: ArrayLike, seed: int, folds: int = FOLD
     return fold[codes]
 
 
-def held_out_loss(
-    truth: np.ndarray,
-    probabilities: np.ndarray,
-    folds: np.ndarray,
-    classes: Sequence[str],
-    method: str,
-    penalty: float,
-) -> float:
+@dataclass(frozen=True, eq=False)
+class Folded:
+    """Class numbers (n,), probabilities (n, k) and folds (n,) of images, compared by content."""
+
+    truth: np.ndarray
+    probabilities: np.ndarray
+    folds: np.ndarray
+
+    @cached_property
+    def digest(self) -> bytes:
+        """A hash of all numbers, and of how they lie in memory, by which sums may round."""
+        found = sha256()
+        for array in (self.truth, self.probabilities, self.folds):
+            found.update(f"{array.dtype} {array.shape} {array.strides} ".encode())
+            found.update(array.tobytes())
+        return found.digest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Folded) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+
+@lru_cache(maxsize=64)  # the calibration that is kept, and the table of all methods, try the same
+def held_out_loss(images: Folded, method: str, penalty: float) -> float:
     """Return the mean log loss (nats) of images whose fold the method was not fitted on."""
+    truth, probabilities = images.truth, images.probabilities
+    classes = tuple(map(str, range(probabilities.shape[1])))  # their names play no part
     total = 0.0
-    for fold in np.unique(folds):
-        out = folds == fold
-        fitted = fit_scaling(truth[~out], probabilities[~out], tuple(classes), method, penalty)
+    for fold in np.unique(images.folds):
+        out = images.folds == fold
+        fitted = fit_scaling(truth[~out], probabilities[~out], classes, method, penalty)
         total += losses(truth[out], fitted.apply(probabilities[out])).sum()
     return float(total / len(truth))
 
