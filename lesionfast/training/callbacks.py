@@ -1,6 +1,7 @@
 """fastai callbacks: each does one thing at one event, and works on any Learner."""
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
@@ -347,17 +348,29 @@ class FastInference(Borrowing):
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         self.dtype, self.whole = dtype, None
+        self.fast, self.keeps = None, False
 
     def before_batch(self) -> None:
         """Put the copy in the model's place for the images of this validation."""
         if self.whole is None and self.xb[0].ndim == 4 and not resumes(self.model):
-            self.whole = self.model
-            self.learn.model = for_inference(self.model, *self.xb, dtype=self.dtype)
+            self.fast = self.fast or for_inference(self.model, *self.xb, dtype=self.dtype)
+            self.whole, self.learn.model = self.model, self.fast
 
     def clean_up(self) -> None:
         """Put the model back, however the validation ended."""
         if self.whole is not None:
             self.learn.model, self.whole = self.whole, None
+        self.fast = self.fast if self.keeps else None
+
+    @contextmanager
+    def same_weights(self) -> Iterator[None]:
+        """Make one copy for all validations inside, which must be of the same weights and size."""
+        self.keeps = True
+        try:
+            yield
+        finally:
+            self.keeps = False
+            self.clean_up()
 
 
 def resumes(model: nn.Module) -> bool:

@@ -3,6 +3,7 @@
 import logging
 import shutil
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -30,7 +31,7 @@ def evaluate(learn: FusionLearner, run: Run, training: dict[str, Any]) -> None:
     Writes predictions, features and metrics. `training` is what `fit` returned.
     """
     logger.info("predicting validation and test images, %d views of each", run.config.tta)
-    with memory_error_explained(run.config), learn.no_bar():
+    with memory_error_explained(run.config), learn.no_bar(), same_weights(learn):
         predictions, without = predict_splits(learn, run.config.tta)
         keep_features(learn, run)
     run.write("predictions.csv", partial(predictions.to_csv, index=False))
@@ -48,6 +49,12 @@ def evaluate(learn: FusionLearner, run: Run, training: dict[str, Any]) -> None:
     if training["status"] == "finished":
         run.remove(LR)
         shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+
+
+def same_weights(learn: FusionLearner) -> AbstractContextManager[None]:
+    """Return a context in which the model is made for inference once, and not for each view."""
+    fast = getattr(learn, "fast_inference", None)  # none where the model is compiled
+    return fast.same_weights() if fast else nullcontext()
 
 
 def predict_splits(learn: FusionLearner, views: int) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -255,7 +255,7 @@ class NoteModel(Callback):
         self.training_models, self.validation_models = set(), set()
 
     def before_batch(self):
-        (self.training_models if self.training else self.validation_models).add(id(self.model))
+        (self.training_models if self.training else self.validation_models).add(self.model)
 
 
 def test_validation_runs_on_a_folded_copy_and_training_on_the_model(picture_learner):
@@ -265,7 +265,7 @@ def test_validation_runs_on_a_folded_copy_and_training_on_the_model(picture_lear
         plain = picture_learner.get_preds()[0]
         faster = picture_learner.get_preds(cbs=FastInference())[0]
     assert picture_learner.model is own
-    assert seen.training_models == {id(own)}
+    assert seen.training_models == {own}
     assert len(seen.validation_models) == 1
     assert seen.validation_models != seen.training_models
     torch.testing.assert_close(faster, plain, rtol=0, atol=1e-5)
@@ -283,3 +283,19 @@ def test_the_model_is_back_after_a_broken_validation(picture_learner):
     with picture_learner.no_bar(), pytest.raises(RuntimeError, match="broken"):
         picture_learner.validate()
     assert picture_learner.model is own
+
+
+def test_one_copy_serves_all_views_of_the_same_weights(picture_learner):
+    fast, seen = FastInference(), NoteModel()
+    picture_learner.add_cb(fast)
+    with picture_learner.no_bar(), picture_learner.no_logging():
+        apart = [picture_learner.get_preds(cbs=Turned(view))[0] for view in range(3)]
+        seen.validation_models = set()
+        with fast.same_weights():
+            found = [picture_learner.get_preds(cbs=[Turned(view), seen])[0] for view in range(3)]
+            assert len(seen.validation_models) == 1
+        for parameter in picture_learner.model.parameters():
+            torch.nn.init.zeros_(parameter)
+        zeroed = picture_learner.get_preds()[0]
+    assert all(map(torch.equal, found, apart))
+    assert not torch.equal(zeroed, found[0])  # a copy of earlier weights is not kept
