@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # must be set before torch is imported
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -52,6 +53,21 @@ def ham10000() -> Path:
     if not (folder / "HAM10000_metadata.csv").is_file():
         pytest.skip("HAM10000 is not here; set LESIONFAST_DATA to its folder")
     return folder
+
+
+@pytest.fixture
+def blank_figures(monkeypatch) -> None:
+    """Figures are built but one dot is written, which takes a tenth: for tests of other things."""
+    from lesionfast.evaluation.canvas import FigureCanvasAgg, FigureCanvasSVG
+
+    def write_dot(canvas, path: Path, **options) -> None:
+        Image.new("L", (1, 1)).save(path, "PNG")
+
+    def write_nothing(canvas, path: Path, **options) -> None:
+        path.write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", write_dot)
+    monkeypatch.setattr(FigureCanvasSVG, "print_svg", write_nothing)
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from lesionfast.evaluation.trust_sections import calibration, prediction_sets
 from lesionfast.manifest import Manifest
 from lesionfast.runs import Run
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
 CHOSEN = ("operating.json", "calibration.json", "conformal.json", "referral.json")
 
 

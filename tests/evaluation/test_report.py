@@ -61,11 +61,13 @@ def test_estimates_have_intervals(run):
     assert estimated[["low", "high"]].notna().all().all()
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_a_committee_or_an_old_run_has_no_history_and_no_environment(run):
     (run.path / "history.csv").unlink()
     assert 'id="training"' not in write_report(Findings.of(Run(run.path))).read_text()
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_classes_that_are_not_those_of_ham10000(make_run, images):
     run = make_run(classes=("benign", "malign"), n=60)
     images(run.predictions)
