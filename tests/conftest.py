@@ -4,6 +4,7 @@ import gc
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,14 @@ def blank_figures(monkeypatch) -> None:
     """Figures are built but one dot is written, which takes a tenth: for tests of other things."""
     from lesionfast.evaluation.canvas import FigureCanvasAgg, FigureCanvasSVG
 
+    class AtOnce(Executor):
+        """Runs functions in this process: a second one would draw the figures."""
+
+        def submit(self, function, /, *given, **named) -> Future:
+            future = Future()
+            future.set_result(function(*given, **named))
+            return future
+
     def write_dot(canvas, path: Path, **options) -> None:
         Image.new("L", (1, 1)).save(path, "PNG")
 
@@ -68,6 +77,7 @@ def blank_figures(monkeypatch) -> None:
 
     monkeypatch.setattr(FigureCanvasAgg, "print_png", write_dot)
     monkeypatch.setattr(FigureCanvasSVG, "print_svg", write_nothing)
+    monkeypatch.setattr("lesionfast.evaluation.sections.second_process", AtOnce)
 
 
 @pytest.fixture
