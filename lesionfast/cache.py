@@ -27,6 +27,7 @@ from lesionfast.errors import LesionfastError
 from lesionfast.files import disk_errors, only_process, write_atomically, write_json
 
 logger = logging.getLogger("lesionfast")
+
 CHECKSUM = hashlib.sha256().digest_size  # bytes at the end of an array's file
 BLOCK = 2**23  # bytes that a thread checks at once
 UNSUPPORTED = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)  # by some file systems

@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable
 from datetime import datetime
 from functools import cached_property
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +29,6 @@ from lesionfast.manifest import SCHEMAS, UPGRADE, Manifest
 
 if TYPE_CHECKING:
     import pandas as pd
-    from fastai.learner import Learner
 
 WITHOUT_METADATA = "predictions_without_metadata.csv"
 CONFIGS = ("config.json", "pretrain.json")  # of a run, and of a pretraining
@@ -264,14 +262,6 @@ class Run:
     def classes(self) -> Classes:
         """Class names, in the order of the probabilities, and what they mean."""
         return Classes.of_model(self.model)
-
-    def learner(self) -> "Learner":
-        """Return a fastai Learner over this run's data, with its weights.
-
-        Raises `LesionfastError` if the data is no longer where it was.
-        """
-        # The one way up from here: torch and fastai are loaded by those alone who ask for it.
-        return import_module("lesionfast.training.experiment").trained_learner(self)
 
     def holds(self, name: str) -> bool:
         """Return whether the run has a file, or should have it: who reads it learns of damage."""

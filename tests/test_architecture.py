@@ -1,96 +1,138 @@
-"""The imports point one way, and what needs no torch imports none."""
+"""The imports point one way, every room is of a size to know, and what is named exists."""
 
 import ast
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "lesionfast"
-LOW = (
-    *("errors", "registry", "quoting", "config", "emphasis", "diagnoses"),
-    *("shapes", "files", "manifest"),
-)
-BELOW = {
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "lesionfast"
+FLOOR = {"errors", "registry", "diagnoses", "config", "console"}
+FLOOR |= {"files", "manifest", "cache", "runs"}
+BELOW = {  # a room -> what it may import, besides itself
     "errors": set(),
     "registry": {"errors"},
-    "shapes": set(),
-    "files": {"errors", "shapes"},
-    "diagnoses": {"errors", "quoting"},
+    "diagnoses": {"errors"},
+    "config": {"errors", "diagnoses"},
+    "console": {"errors"},
+    "files": {"errors"},
     "manifest": {"errors", "files"},
-    "quoting": set(),
-    "config": {"errors", "quoting"},
-    "emphasis": {"errors", "quoting"},
-    "console": set(),
     "cache": {"errors", "files"},
-    "options": {"config"},
-    "runs": {"config", "diagnoses", "errors", "files", "manifest"},
-    "data": {*LOW, "runs", "cache", "console"},
-    "models": {*LOW, "runs", "cache", "data"},
-    "evaluation": {*LOW, "runs", "data"},
-    "serving": {*LOW, "runs", "data", "models", "evaluation", "console"},
-    "training": {
-        *(*LOW, "runs", "cache", "data", "models", "evaluation", "console", "serving"),
-    },
+    "runs": {"errors", "diagnoses", "config", "files", "manifest"},
+    "data": FLOOR,
+    "models": {*FLOOR, "data"},
+    "stats": {"errors", "diagnoses", "files"},
+    "evaluation": {*FLOOR, "data", "models", "stats"},
+    "report": {*FLOOR, "data", "stats", "evaluation"},
+    "serving": {*FLOOR, "data", "models", "stats", "evaluation", "report"},
+    "training": {*FLOOR, "data", "models", "stats", "evaluation", "report", "serving"},
+    "cli": {*FLOOR, "data", "models", "stats", "evaluation", "report", "serving", "training"},
 }
-RUN_THE_MODEL = {"explain.py", "attribution.py", "outlier_features.py"}  # of the evaluation
+MOST_MODULES = 12  # Python files in a folder
+MOST_LINES = 90  # of a function
 TORCH_FREE = [
-    "config",
-    "runs",
-    "cli",
-    "data.metadata",
-    "data.images",
-    "data.audit",
-    "data.splits",
-    "data.sample",
-    "data.dataset",
-    "evaluation.bootstrap",
-    "evaluation.metrics",
-    "evaluation.interpretation",
-    "evaluation.comparison",
-    "evaluation.comparison_figures",
-    "evaluation.committee",
-    "evaluation.figures",
-    "evaluation.run_tables",
-    "evaluation.comparison_tables",
-    "evaluation.bench_tables",
-    "evaluation.audit_tables",
-    "evaluation.report",
-    "evaluation.explain",
-    "evaluation.contribution",
-    "emphasis",
-    "training.study",
-    "serving.predictor",
-    "serving.batch",
+    *("config", "runs", "cli", "console", "cache", "data.metadata", "data.images", "data.audit"),
+    *("data.split", "data.sample", "stats.bootstrap", "stats.metrics", "stats.measures"),
+    *("stats.calibration", "stats.conformal", "stats.thresholds", "stats.selective"),
+    *("stats.subgroups", "stats.ood", "evaluation.interpretation", "evaluation.findings"),
+    *("evaluation.decisions", "evaluation.comparison", "evaluation.explain"),
+    *("evaluation.contribution", "evaluation.labels", "evaluation.isic", "report.overview"),
+    *("report.comparison", "training.ensemble", "training.study"),
+    *("serving.predictor", "serving.batch"),
 ]
+OPTIONS_OF_OTHERS = {"--upgrade", "--limit", "--rounds", "--share"}  # pip, benchmarks
 
 
-def modules():
+def modules() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
-def imported_rooms(path: Path) -> set[str]:
-    """The rooms of lesionfast that a file imports, lazy imports too."""
-    rooms = set()
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+NAMES = {name_of(path) for path in modules()}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Every module of lesionfast that a file imports: lazily, for typing, by import_module too."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names = []
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names = [f"{node.module}.{each.name}" for each in node.names]
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in NAMES else str(node.module)
         elif isinstance(node, ast.Import):
-            names = [each.name for each in node.names]
-        rooms |= {name.split(".")[1] for name in names if name.startswith("lesionfast.")}
-    return rooms
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.Call) and "import_module" in ast.unparse(node.func):
+            text = ast.unparse(node.args[0])
+            assert not text.startswith("f"), f"{path}: import_module({text}) hides what it imports"
+            yield text.strip("'\"")
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def imports(path: Path) -> set[str]:
+    return {name for name in imported(path) if name.startswith("lesionfast.")}
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: name_of(path))
 def test_no_import_points_up(path):
-    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    if room in ("cli", "commands", "__init__"):
-        return
-    more = {"models", "console"} if path.name in RUN_THE_MODEL else set()
-    assert imported_rooms(path) <= BELOW[room] | {room} | more
+    here = room(name_of(path))
+    if here != "__init__":
+        assert {room(name) for name in imports(path)} <= BELOW[here] | {here}
+
+
+def test_there_is_no_cycle():
+    graph = {name_of(path): imports(path) for path in modules()}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+def test_a_folder_holds_no_more_than_a_person_can_know():
+    folders = {path.parent for path in modules()}
+    counts = {str(f.relative_to(ROOT)): len(list(f.glob("*.py"))) for f in folders}
+    assert {name: n for name, n in counts.items() if n > MOST_MODULES} == {}
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: name_of(path))
+def test_a_function_fits_a_screen(path):
+    found = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    functions = [node for node in found if isinstance(node, ast.FunctionDef)]
+    lengths = {node.name: node.end_lineno - node.lineno + 1 for node in functions}
+    assert {name: n for name, n in lengths.items() if n > MOST_LINES} == {}
+
+
+def options() -> set[str]:
+    """Every option of every command."""
+    import typer
+
+    from lesionfast.cli import app
+
+    waiting, found = [typer.main.get_command(app)], {"--help", "--show-completion"}
+    while waiting:
+        command = waiting.pop()
+        waiting += getattr(command, "commands", {}).values()
+        for parameter in command.params:
+            found |= {*parameter.opts, *parameter.secondary_opts}
+    return found | OPTIONS_OF_OTHERS
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*modules(), ROOT / "README.md", *sorted((ROOT / "nbs").glob("*.ipynb"))],
+    ids=lambda path: path.name if path.suffix != ".py" else name_of(path),
+)
+def test_every_option_that_is_named_exists(path):
+    text = re.sub(r"data:image/[^\"]*|\"image/png\": \"[^\"]*\"", "", path.read_text("utf-8"))
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9](?![-{])", text))
+    assert named - options() == set()
 
 
 @pytest.mark.parametrize("module", TORCH_FREE)

@@ -9,14 +9,7 @@ import numpy as np
 import pytest
 
 from lesionfast import cache as module
-from lesionfast.cache import (
-    cache_folder,
-    is_sound,
-    kept_array,
-    open_array,
-    read_note,
-    write_note,
-)
+from lesionfast.cache import cache_folder, is_sound, kept_array, open_array, read_note, write_note
 from lesionfast.errors import LesionfastError
 
 RIGHT = np.arange(3000, dtype=np.float32).reshape(1000, 3)

@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lesionfast.cli import main
-from lesionfast.commands.base import app, data_app
+from lesionfast.cli.base import app, data_app
 from lesionfast.config import TrainConfig
 from lesionfast.data.sample import make_sample
 from lesionfast.errors import LesionfastError
@@ -361,7 +361,7 @@ def test_the_help_lists_what_an_option_takes():
 
 def test_bench_measures_this_machine(monkeypatch):
     for name, value in {"ROUNDS": 1, "STEPS": 2, "ENOUGH": 0.01, "EPOCH": 300}.items():
-        monkeypatch.setattr(f"lesionfast.training.bench.{name}", value)
+        monkeypatch.setattr(f"lesionfast.training.speed.bench.{name}", value)
     tiny = [each for each in TINY if each not in ("--epochs", "2")]
     shown = invoke("bench", *tiny).stdout
     assert "whole training step" in shown and "of the bare" in shown and "float32" in shown
@@ -452,7 +452,7 @@ def test_a_path_that_is_not_utf8_is_printed_as_it_is(folder, tmp_path):
 
 
 def test_what_is_set_may_have_equals_signs_in_quotes():
-    from lesionfast.commands.serving import pairs_of
+    from lesionfast.cli.serving import pairs_of
 
     assert pairs_of(["age=55", "sex=a=b", '"x=y"=1']) == {"age": "55", "sex": "a=b", "x=y": "1"}
     with pytest.raises(LesionfastError, match="--set age has no value"):

@@ -17,12 +17,12 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from lesionfast.cli import app
-from lesionfast.commands.reading import renew_damaged
+from lesionfast.cli.base import app
+from lesionfast.cli.reading import renew_damaged
 from lesionfast.config import TrainConfig
-from lesionfast.data.dataset import load_dataset
+from lesionfast.data.split import load_dataset
 from lesionfast.errors import DamageError, LesionfastError
-from lesionfast.evaluation.features import read_features
+from lesionfast.evaluation.interpretation import read_features
 from lesionfast.runs import FITTED, GIVEN, LEARNED, WITHOUT_METADATA, Run
 
 TINY = TrainConfig(arch="test_resnet", weights="none", size=32, epochs=2, tta=1)
@@ -171,8 +171,8 @@ def trial(tmp_path_factory, cache_folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logging.getLogger("lesionfast"), "disabled", True)  # thousands of lines
         patch.setattr("lesionfast.evaluation.findings.Findings.drawn", draw)
-        patch.setattr("lesionfast.evaluation.picture_sections.draw_atlas", lambda *given: [])
-        patch.setattr("lesionfast.evaluation.comparison_figures.draw_comparison", lambda *given: [])
+        patch.setattr("lesionfast.report.images.draw_atlas", lambda *given: [])
+        patch.setattr("lesionfast.report.comparison.draw_comparison", lambda *given: [])
         yield Trial(tmp_path_factory.mktemp("damage"))
 
 

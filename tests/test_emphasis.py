@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lesionfast.emphasis import (
+from lesionfast.config import (
     parse_weights,
     read_costs,
     read_subclasses,

@@ -106,7 +106,7 @@ def assert_same(found: dict[str, str], expected: dict[str, str]) -> None:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
     """A folder with a finished run, its sample and caches, from which each try begins."""
-    import lesionfast.commands.training
+    import lesionfast.cli.training
     import lesionfast.training.experiment  # noqa: F401  loaded once, before any fork
 
     folder = tmp_path_factory.mktemp("made") / "work"

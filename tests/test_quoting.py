@@ -3,7 +3,7 @@
 import pytest
 
 from lesionfast.config import DataConfig
-from lesionfast.quoting import join_names, quote, split_names, split_unquoted
+from lesionfast.diagnoses import join_names, quote, split_names, split_unquoted
 
 NAMES = ["mel", "basal cell", "a, b", "c=d", "e:f", 'the "best"', " edge ", '"', "nävus", ",,"]
 

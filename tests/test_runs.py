@@ -4,9 +4,9 @@ import shutil
 import pandas as pd
 import pytest
 
-from lesionfast.commands.training import configured
+from lesionfast.cli.training import configured
 from lesionfast.config import TrainConfig
-from lesionfast.data.splits import read_split, restore_split
+from lesionfast.data.split import read_split, restore_split
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.files import UNFINISHED, write_atomically, write_json
 from lesionfast.runs import Run, empty_folders, list_runs, newest_run

@@ -4,20 +4,24 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from lesionfast.config import DataConfig
+from lesionfast.console import MOST_ROWS, add_columns, new_table, plain
 from lesionfast.data.duplicates import find_exact_duplicates, find_near_duplicates, open_pictures
 from lesionfast.data.images import Images
 from lesionfast.data.metadata import read_metadata, required_columns, without_suffix
 from lesionfast.data.sources import Source, find_source, list_images
-from lesionfast.data.splits import assign_split
-from lesionfast.data.tables import read_table
+from lesionfast.data.split import assign_split
+from lesionfast.data.table import read_table
 from lesionfast.errors import LesionfastError
 
-__all__ = ["Audit", "audit", "find_near_duplicates"]
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
 
 FIRST = 5  # names given in a detail
 
@@ -174,3 +178,33 @@ def check_near(pairs: pd.DataFrame) -> Finding:
     detail = f"{some(named)}.{labels} Keep them together with --join-duplicates" if named else ""
     check = "near-duplicates under different lesion ids"
     return Finding(check, len(named), verdict(len(named), "problem"), detail)
+
+
+VERDICTS = {"ok": "green", "note": "yellow", "problem": "bold red"}
+
+
+def audit_table(report: "Audit") -> list["Table"]:
+    """Return the checks of a dataset, and its near-duplicates if there are any."""
+    from rich.text import Text
+
+    table = new_table("Dataset check")
+    add_columns(table, "check", "count", "verdict", "detail")
+    table.columns[2].justify = table.columns[3].justify = "left"
+    table.columns[3].overflow = "fold"
+    for row in report.table().itertuples():
+        verdict = Text(row.verdict, style=VERDICTS.get(row.verdict, ""))
+        table.add_row(row.check, str(row.count), verdict, row.detail)
+    pairs = report.near_duplicates
+    return [table] if pairs is None or pairs.empty else [table, duplicates_table(pairs)]
+
+
+def duplicates_table(pairs: "pd.DataFrame") -> "Table":
+    """Return the pairs of images that look like one lesion but have different lesion ids."""
+    more = f"{MOST_ROWS} of {len(pairs)} pairs; all: --json" if len(pairs) > MOST_ROWS else ""
+    table = new_table("Near-duplicates under different lesion ids", more)
+    add_columns(table, *pairs.columns)
+    for column in table.columns:
+        column.no_wrap = True  # half an image id is of no use
+    for row in pairs.head(MOST_ROWS).itertuples(index=False):
+        table.add_row(*map(plain, row))
+    return table

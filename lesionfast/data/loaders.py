@@ -19,9 +19,9 @@ from fasttransform import DisplayedTransform
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.augment import BatchAugment, augmentations
+from lesionfast.data.encoder import MetadataEncoder
 from lesionfast.data.images import open_images
-from lesionfast.data.metadata import MetadataEncoder
-from lesionfast.data.splits import PARTS
+from lesionfast.data.split import PARTS
 from lesionfast.errors import LesionfastError
 
 Sampler = Callable[[Random], list[int]]

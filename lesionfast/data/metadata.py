@@ -8,20 +8,11 @@ import numpy as np
 import pandas as pd
 
 from lesionfast.config import DataConfig
-from lesionfast.data.encoder import (
-    EMPTY,
-    NOT_KNOWN,
-    MetadataEncoder,
-    is_age,
-    is_possible,
-    why_impossible,
-)
+from lesionfast.data.encoder import EMPTY, NOT_KNOWN, is_age, is_possible, why_impossible
 from lesionfast.data.leaks import RESERVED, check_inputs
-from lesionfast.data.sources import IMAGE_SUFFIXES, Source, find_source, list_images, without_twins
-from lesionfast.data.tables import read_table
+from lesionfast.data.sources import IMAGE_SUFFIXES, find_source, list_images, without_twins
+from lesionfast.data.table import read_table
 from lesionfast.errors import LesionfastError
-
-__all__ = ["MetadataEncoder", "Source", "find_source", "load_metadata", "read_metadata"]
 
 logger = logging.getLogger("lesionfast")
 

@@ -7,20 +7,245 @@ shows. Some lesions look like another class, some melanomas like nevi.
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image, ImageDraw
 
 from lesionfast.cache import cache_folder, check_room, only_builder, read_note, write_note
-from lesionfast.data.files import stamps
-from lesionfast.data.painting import draw_lesion, mix_skin, photograph
 from lesionfast.errors import LesionfastError
-from lesionfast.files import disk_errors, sha256, workspace
+from lesionfast.files import disk_errors, sha256, stamps, workspace
 
 logger = logging.getLogger("lesionfast")
+
+WIDTH, HEIGHT = 160, 120
+CANVAS, REACH = 112, 1.5  # pixels a side of a lesion's own picture, and its half side in radii
+
+Generator = np.random.Generator
+Colour = tuple[float, float, float]
+
+
+class Canvas:
+    """A lesion's own picture: colour (0 to 255) and cover (0: skin, 1: lesion), both float."""
+
+    def __init__(self, rng: Generator, colour: Colour, *, ragged: float, soft: float) -> None:
+        self.rng = rng
+        side = np.linspace(-REACH, REACH, CANVAS, dtype=np.float32)
+        self.x, self.y = np.meshgrid(side, side)
+        self.radius = np.hypot(self.x, self.y)
+        angle = np.arctan2(self.y, self.x)
+        edge = np.ones_like(self.radius)
+        for wave in range(2, 10):
+            swing = ragged * rng.normal() / (wave - 1) ** 0.7
+            edge += np.float32(swing) * np.cos(wave * angle + np.float32(rng.uniform(0, 6.28)))
+        self.edge = np.clip(edge, 0.5, REACH - 0.1)
+        self.cover = sigmoid((self.edge - self.radius) / soft)
+        near = np.float32(colour) * rng.normal(1, 0.09) + rng.normal(0, 4, 3)
+        self.colour = np.ones((CANVAS, CANVAS, 3), np.float32) * near.astype(np.float32)
+        self.shade(0.04 * noise(rng, 12))
+
+    def shade(self, amount: np.ndarray) -> None:
+        """Make the lesion lighter (amount above 0) or darker, as a share."""
+        self.colour *= (1 + amount)[..., None]
+
+    def paint(self, where: np.ndarray, colour: Colour) -> None:
+        """Blend a colour in; `where` is how much, 0 to 1."""
+        self.colour += np.clip(where, 0, 1)[..., None] * (np.float32(colour) - self.colour)
+
+    def patches(self, cells: int, above: float) -> np.ndarray:
+        """Return soft random patches, 0 to 1; the higher `above`, the fewer."""
+        return sigmoid((noise(self.rng, cells) - above) * 5)
+
+    def dots(self, count: int, size: float, spread: float = 0.75) -> np.ndarray:
+        """Return `count` round dots of a radius of about `size` at random places, 0 to 1."""
+        where = np.zeros_like(self.radius)
+        for _ in range(count):
+            away, angle = spread * self.rng.random() ** 0.5, self.rng.uniform(0, 6.28)
+            far = np.hypot(self.x - away * np.cos(angle), self.y - away * np.sin(angle))
+            where = np.maximum(where, sigmoid((1 - far / (size * self.rng.uniform(0.6, 1.3))) * 7))
+        return where
+
+    def vessels(self, count: int) -> np.ndarray:
+        """Return thin branching lines, 0 to 1."""
+        picture = Image.new("L", (CANVAS, CANVAS))
+        draw = ImageDraw.Draw(picture)
+        for _ in range(count):
+            start, angle = self.rng.uniform(0.25, 0.75, 2) * CANVAS, self.rng.uniform(0, 6.28)
+            for branch in (0.0, *self.rng.normal(0, 0.8, 2)):
+                walk_line(draw, start, angle + branch, self.rng)
+        return np.asarray(picture, np.float32) / 255
+
+    def picture(self) -> Image.Image:
+        """Return colour and cover as an RGBA picture."""
+        rgba = np.dstack([np.clip(self.colour, 0, 255), 255 * self.cover])
+        return Image.fromarray(rgba.astype(np.uint8))
+
+
+def walk_line(draw: ImageDraw.ImageDraw, start: np.ndarray, angle: float, rng: Generator) -> None:
+    """Draw a line that wanders from `start` in the direction of `angle`."""
+    turns = angle + np.cumsum(rng.normal(0, 0.35, 9))
+    steps = 4.5 * np.column_stack([np.cos(turns), np.sin(turns)])
+    points = start + np.cumsum(steps, axis=0)
+    draw.line([tuple(point) for point in points], fill=200, width=2)
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """Return the logistic function."""
+    return 1 / (1 + np.exp(-np.clip(x, -30, 30)))
+
+
+def noise(rng: Generator, cells: int, width: int = CANVAS, height: int = CANVAS) -> np.ndarray:
+    """Return smooth noise (height, width) of about unit spread, `cells` bumps across."""
+    coarse = rng.standard_normal((cells, cells), dtype=np.float32)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def paint_nevus(rng: Generator) -> Canvas:
+    """Regular, round, brown, one colour; a little darker in the middle."""
+    odd = rng.random() ** 3  # a few are as uneven as a melanoma
+    canvas = Canvas(rng, (150, 98, 68), ragged=0.05 + 0.1 * odd, soft=0.09)
+    canvas.shade(rng.uniform(-0.3, 0.05) * np.exp(-2 * canvas.radius**2))
+    canvas.shade(0.05 * noise(rng, 28))
+    canvas.paint(0.6 * odd * canvas.patches(4, 0.3), (85, 52, 42))
+    return canvas
+
+
+def paint_melanoma(rng: Generator) -> Canvas:
+    """Dark, of several colours, with a ragged edge; one in four takes after a nevus."""
+    typical = rng.uniform(0.0, 0.35) if rng.random() < 0.25 else rng.uniform(0.5, 1.0)
+    base = np.float32((138, 88, 62)) - typical * np.float32((40, 30, 18))
+    canvas = Canvas(rng, tuple(base), ragged=0.06 + 0.1 * typical, soft=0.06)
+    canvas.paint(typical * 0.9 * canvas.patches(4, 0.1), (48, 32, 32))
+    canvas.paint(typical * 0.7 * canvas.patches(3, 0.6), (98, 100, 122))
+    canvas.paint(typical * 0.7 * canvas.patches(4, 0.9), (196, 140, 126))
+    canvas.shade(0.06 * noise(rng, 24))
+    return canvas
+
+
+def paint_keratosis(rng: Generator) -> Canvas:
+    """Waxy grey-brown with a sharp edge, light and dark specks (bkl)."""
+    canvas = Canvas(rng, (150, 122, 94), ragged=0.08, soft=0.035)
+    canvas.shade(0.08 * noise(rng, 9))
+    canvas.paint(0.6 * canvas.dots(rng.integers(4, 14), 0.07), (216, 198, 160))
+    canvas.paint(0.7 * canvas.dots(rng.integers(4, 14), 0.07), (84, 62, 48))
+    canvas.paint(rng.uniform(0, 0.6) * canvas.patches(4, 0.5), (112, 82, 62))
+    return canvas
+
+
+def paint_basal_cell(rng: Generator) -> Canvas:
+    """Pink and faint, with branching vessels and blue-grey spots (bcc)."""
+    canvas = Canvas(rng, (212, 150, 140), ragged=0.08, soft=0.14)
+    canvas.shade(0.06 * noise(rng, 6))
+    canvas.paint(0.8 * canvas.vessels(rng.integers(1, 5)), (176, 58, 66))
+    canvas.paint(0.75 * canvas.dots(rng.integers(0, 6), 0.17), (104, 104, 126))
+    canvas.paint(rng.uniform(0, 0.6) * canvas.patches(4, 0.9), (234, 206, 192))
+    return canvas
+
+
+def paint_actinic(rng: Generator) -> Canvas:
+    """Red, faint and scaly (akiec)."""
+    canvas = Canvas(rng, (202, 122, 104), ragged=0.08, soft=0.16)
+    canvas.shade(0.08 * noise(rng, 7))
+    scales = canvas.patches(4, 0.3) * canvas.patches(22, 0.1)
+    canvas.paint(rng.uniform(0.4, 0.9) * scales, (236, 218, 186))
+    canvas.paint(0.4 * canvas.dots(rng.integers(6, 20), 0.04), (160, 66, 62))
+    return canvas
+
+
+def paint_vascular(rng: Generator) -> Canvas:
+    """Red to purple lagoons with a sharp edge."""
+    canvas = Canvas(rng, (176, 84, 92), ragged=0.08, soft=0.05)
+    purple = rng.random()
+    lagoon = (140 - 50 * purple, 28 + 10 * purple, 48 + 40 * purple)
+    canvas.paint(0.85 * canvas.dots(rng.integers(5, 14), 0.3, spread=0.85), lagoon)
+    return canvas
+
+
+def paint_fibroma(rng: Generator) -> Canvas:
+    """Pale centre with a brown ring that fades into the skin (df)."""
+    canvas = Canvas(rng, (164, 112, 84), ragged=0.07, soft=0.15)
+    centre = sigmoid((rng.uniform(0.35, 0.6) - canvas.radius + 0.08 * noise(rng, 5)) * 10)
+    canvas.shade(0.07 * noise(rng, 28))
+    canvas.paint(rng.uniform(0.5, 0.9) * centre, (222, 184, 164))
+    return canvas
+
+
+PAINTERS: dict[str, Callable[[Generator], Canvas]] = {
+    "akiec": paint_actinic,
+    "bcc": paint_basal_cell,
+    "bkl": paint_keratosis,
+    "df": paint_fibroma,
+    "mel": paint_melanoma,
+    "nv": paint_nevus,
+    "vasc": paint_vascular,
+}
+
+
+def draw_lesion(name: str, rng: Generator) -> Image.Image:
+    """Return a lesion of the class `name` as an RGBA picture; some are faded and hard to tell."""
+    canvas = PAINTERS[name](rng)
+    brown, pink = np.float32((160, 108, 80)), np.float32((205, 140, 122))
+    canvas.paint(0.85 * rng.beta(1, 2.5), brown + rng.random() * (pink - brown))
+    canvas.cover *= rng.uniform(0.65, 1)
+    return canvas.picture()
+
+
+def mix_skin(rng: Generator) -> np.ndarray:
+    """Return a skin colour between light and dark, RGB 0 to 255."""
+    light, dark = np.float32((232, 190, 172)), np.float32((172, 122, 98))
+    return light + rng.beta(1.2, 2.5) * (dark - light) + rng.normal(0, 3, 3).astype(np.float32)
+
+
+def photograph(lesion: Image.Image, skin: np.ndarray, rng: Generator) -> Image.Image:
+    """Return one view of a lesion, RGB of WIDTH x HEIGHT: turned, moved, lit, with hairs."""
+    scale = CANVAS / (2 * REACH) / rng.uniform(22, 42)  # canvas pixels a pixel of the view
+    angle, stretch = rng.uniform(0, 6.28), rng.uniform(0.85, 1.18)
+    cos, sin = scale * np.cos(angle), scale * np.sin(angle)
+    x, y = WIDTH / 2 + rng.normal(0, 9), HEIGHT / 2 + rng.normal(0, 7)
+    a, b, d, e = cos * stretch, -sin, sin * stretch, cos
+    centre = CANVAS / 2
+    matrix = (a, b, centre - a * x - b * y, d, e, centre - d * x - e * y)
+    view = lesion.transform(
+        (WIDTH, HEIGHT), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
+    )
+    return light(place(view, skin, rng), rng)
+
+
+def place(view: Image.Image, skin: np.ndarray, rng: Generator) -> Image.Image:
+    """Lay a lesion (RGBA) on skin with pores and hairs."""
+    pores = 1 + 0.02 * noise(rng, 6, WIDTH, HEIGHT) + 0.012 * noise(rng, 60, WIDTH, HEIGHT)
+    ground = np.clip(pores[..., None] * skin, 0, 255).astype(np.uint8)
+    picture = Image.fromarray(ground)
+    picture.paste(view, mask=view)
+    if rng.random() < 0.35:
+        draw_hairs(picture, rng)
+    return picture
+
+
+def draw_hairs(picture: Image.Image, rng: Generator) -> None:
+    """Draw some dark hairs that lie about the same way."""
+    draw = ImageDraw.Draw(picture)
+    way, shade = rng.uniform(0, 6.28), rng.uniform(30, 90)
+    for _ in range(rng.integers(2, 12)):
+        start = rng.uniform(-0.1, 1.0, 2) * (WIDTH, HEIGHT)
+        turns = way + rng.normal(0, 0.3) + np.cumsum(rng.normal(0, 0.06, 8))
+        steps = rng.uniform(5, 12) * np.column_stack([np.cos(turns), np.sin(turns)])
+        points = [tuple(point) for point in start + np.cumsum(steps, axis=0)]
+        draw.line(points, fill=(int(shade), int(0.75 * shade), int(0.6 * shade)), width=1)
+
+
+def light(picture: Image.Image, rng: Generator) -> Image.Image:
+    """Change exposure and white balance, and darken towards the corners."""
+    x, y = np.linspace(-1, 1, WIDTH, dtype=np.float32), np.linspace(-1, 1, HEIGHT, dtype=np.float32)
+    fall = 1 - rng.uniform(0, 0.22) * (x[None] ** 2 + y[:, None] ** 2) / 2
+    tint = np.float32(rng.normal(1, 0.07) * rng.normal(1, 0.015, 3))
+    lit = np.asarray(picture, np.float32) * fall[..., None].astype(np.float32) * tint
+    return Image.fromarray(np.clip(lit, 0, 255).astype(np.uint8))
+
 
 VERSION = 2  # part of the folder's name: raise it when the pictures or the table change
 TABLE, CHECKSUMS = "sample_metadata.csv", "checksums.json"

@@ -11,11 +11,10 @@ import pandas as pd
 
 from lesionfast.config import SplitConfig, TrainConfig
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.bootstrap import RESAMPLES, Resamples, interval, resample, share_interval
-from lesionfast.evaluation.fitted import lesions_of
-from lesionfast.evaluation.interpretation import Interpretation, records
+from lesionfast.evaluation.interpretation import Interpretation, lesions_of, records
 from lesionfast.files import write_atomically
 from lesionfast.runs import Run, list_runs, newest_run
+from lesionfast.stats.bootstrap import RESAMPLES, Resamples, interval, resample, share_interval
 
 logger = logging.getLogger("lesionfast")
 

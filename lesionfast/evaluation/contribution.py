@@ -6,13 +6,11 @@ import numpy as np
 import pandas as pd
 
 from lesionfast.diagnoses import Classes
-from lesionfast.evaluation.bootstrap import RESAMPLES, interval, share_interval
 from lesionfast.evaluation.comparison import check_images
-from lesionfast.evaluation.fitted import lesions_of
-from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.evaluation.measures import ALL, metrics_of
-from lesionfast.evaluation.resampling import Found, resampled
+from lesionfast.evaluation.interpretation import Interpretation, lesions_of
 from lesionfast.runs import Run
+from lesionfast.stats.bootstrap import RESAMPLES, Found, interval, resampled, share_interval
+from lesionfast.stats.measures import ALL, metrics_of
 
 WITHHELD = "metadata withheld"
 ENDS = ("difference", "difference_low", "difference_high")

@@ -7,13 +7,10 @@ import numpy as np
 import pandas as pd
 
 from lesionfast.console import counting_bar
-from lesionfast.data.dataset import load_dataset
 from lesionfast.data.images import open_images
-from lesionfast.diagnoses import full_name
+from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError, did_you_mean
-from lesionfast.evaluation.canvas import GREY, new_figure, save
-from lesionfast.evaluation.features import has_features, read_features, write_features
-from lesionfast.evaluation.grids import patient, read_pixels
+from lesionfast.evaluation.interpretation import has_features, read_features, write_features
 from lesionfast.runs import Run
 
 COLUMNS = ["image_id", "group", "target", "similarity", "path", "age", "sex", "localization"]
@@ -155,26 +152,3 @@ def dataset_features(run: Run, df: pd.DataFrame) -> pd.DataFrame:
 def unit(vectors: np.ndarray) -> np.ndarray:
     """Return vectors (…, F) with length 1."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
-
-
-def draw_nearest(run: Run, table: pd.DataFrame, folder: Path | None = None) -> Path:
-    """Draw the image beside its nearest training lesions as PNG; return the path."""
-    name = Path(str(table["image_id"].iloc[0])).stem
-    columns = min(len(table), 6)
-    lines = -(-len(table) // columns)
-    title = f"The training lesions most similar to {table['image_id'].iloc[0]}"
-    figure = new_figure(
-        2.5 * columns, 2.9 * lines + 0.8, title, "cosine of the image features, less their mean"
-    )
-    axes = figure.subplots(lines, columns, squeeze=False).flat
-    for place, (axis, (_, row)) in enumerate(zip(axes, table.iterrows(), strict=False)):
-        axis.set(xticks=[], yticks=[])
-        axis.spines[:].set(color="black" if place == 0 else "0.8", linewidth=2 if place == 0 else 1)
-        axis.imshow(read_pixels(row["path"]))
-        axis.set_title(str(row["image_id"]), loc="left", fontsize=7.5, color=GREY, pad=3)
-        told = "this image" if place == 0 else f"similarity {row['similarity']:.3f}"
-        lines_of = [full_name(row["target"]) if row["target"] else "", patient(row), told]
-        axis.set_xlabel("\n".join(filter(None, lines_of)), loc="left", fontsize=9)
-    for axis in list(axes)[len(table) :]:
-        axis.set_axis_off()
-    return save(figure, (folder or run.path / "figures") / f"nearest_{name}.png")

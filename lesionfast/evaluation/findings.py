@@ -1,7 +1,7 @@
 """Findings: all that is said of a run's predictions, each part worked out when it is asked for."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,22 +9,85 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lesionfast.data.dataset import load_dataset
-from lesionfast.errors import DamageError, LesionfastError
-from lesionfast.evaluation.conformal import Conformal
+from lesionfast.config import read_costs
+from lesionfast.data.split import load_dataset
+from lesionfast.errors import DamageError, LesionfastError, did_you_mean
 from lesionfast.evaluation.contribution import WITHHELD, contribution_table, without_metadata
 from lesionfast.evaluation.decisions import Decisions
-from lesionfast.evaluation.features import has_features, read_features
-from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.evaluation.measures import as_records, by_lesion, measure
-from lesionfast.evaluation.metrics import decide
-from lesionfast.evaluation.outliers import OutlierScorer
-from lesionfast.evaluation.scaling import Calibrator
-from lesionfast.evaluation.selective import Referral
-from lesionfast.evaluation.utility import read_cost_matrix
+from lesionfast.evaluation.interpretation import (
+    Interpretation,
+    has_features,
+    predictions_of,
+    read_features,
+)
 from lesionfast.runs import Run
+from lesionfast.stats.calibration import Calibrator
+from lesionfast.stats.conformal import Conformal
+from lesionfast.stats.measures import as_records, by_lesion, measure
+from lesionfast.stats.metrics import decide
+from lesionfast.stats.ood import OutlierScorer
+from lesionfast.stats.selective import Referral
+from lesionfast.stats.subgroups import (
+    COLUMNS,
+    Labels,
+    group_labels,
+    measure_gaps,
+    measure_subgroups,
+)
+from lesionfast.stats.thresholds import cost_decision, cost_table
 
 logger = logging.getLogger("lesionfast")
+
+
+def subgroup_table(
+    interpretation: Interpretation, columns: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """Return the metrics of each group of patients with their 95 % intervals.
+
+    `columns` are those of the predictions, sex, age and localization unless given; age is cut at
+    `AGE_BANDS`, and what is not known is a group of its own. Columns: column, group, metric, of
+    (`Classes.targets`, each against the others, or 'all'), images and lesions (of the group),
+    positives and negatives (lesions that are, and are not, `of`; for 'all' those of the rarest
+    class, and 0), value, low, high, few and rank. A cell with fewer than 20 lesions to count
+    (positive ones; for an AUC negative ones too; for balanced accuracy those of each class) is
+    `few`, and has no rank. Raises `LesionfastError` for a column that is not there.
+    """
+    groups = labels_of(interpretation, columns)
+    return measure_subgroups(*arrays_of(interpretation), groups, interpretation.classes)[0]
+
+
+def arrays_of(interpretation: Interpretation) -> tuple[np.ndarray, ...]:
+    """Return truth (n,), probabilities (n, k), decision (n,) and lesions (n,)."""
+    lesions = interpretation.rows["group"].to_numpy()
+    found = interpretation
+    return found.truth, found.probabilities, found.decision, lesions
+
+
+def labels_of(interpretation: Interpretation, columns: Sequence[str] | None = None) -> Labels:
+    """Return the group of each image by each column; default columns that are not there are said.
+
+    Raises `LesionfastError` for a column asked for that the predictions do not have.
+    """
+    table = predictions_of(interpretation.run, interpretation.split)
+    if columns is None:
+        missing = [name for name in COLUMNS if name not in table]
+        if missing:
+            logger.info("no subgroups by %s: the dataset has no such column", ", ".join(missing))
+        columns = [name for name in COLUMNS if name in table]
+    for name in columns:
+        if name not in table:
+            raise LesionfastError(
+                f"column '{name}' is not in the predictions of {interpretation.run.path}; they "
+                f"have: {', '.join(table)}.{did_you_mean(name, list(table))} Name one of those."
+            )
+    return {name: group_labels(table[name], name) for name in columns}
+
+
+def gap_table(interpretation: Interpretation, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return how far the best ranked group of a column is from its worst: columns as `gaps_of`."""
+    return measure_gaps(
+        *arrays_of(interpretation), labels_of(interpretation, columns), interpretation.classes
+    )
 
 
 class Findings:
@@ -180,3 +243,24 @@ class Findings:
         told = self.interpretation.to_dict()
         tables = {"estimates": self.measures, "estimates_by_lesion": self.lesion_measures}
         return told | {name: as_records(table) for name, table in tables.items()}
+
+
+def read_cost_matrix(text: str | None, classes: list[str]) -> np.ndarray:
+    """Return the cost (k, k) of deciding a column where a row is true, from "mel:nv=10".
+
+    Every other error costs 1, a right decision nothing. Raises as `read_costs`.
+    """
+    said = read_costs(text, classes)
+    return np.where(said > 0, said, 1 - np.eye(len(classes)))
+
+
+def mean_costs(findings: "Findings") -> pd.DataFrame:
+    """Return the mean cost an image of each rule, and of the least expected cost.
+
+    An expected cost is made of chances, so that decision takes the calibrated probabilities.
+    Columns: rule, value, low, high.
+    """
+    read, prior = findings.interpretation, findings.run.model["prior"]
+    decisions = {rule: decide(read.probabilities, rule, prior) for rule in ("argmax", "balanced")}
+    decisions["least expected cost"] = cost_decision(findings.chances, findings.costs)
+    return cost_table(read.truth, decisions, findings.costs, findings.lesions)

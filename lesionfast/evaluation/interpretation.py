@@ -1,16 +1,20 @@
 """Interpretation: what a run gets right and wrong, as tables over its predictions."""
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from lesionfast.diagnoses import Classes
 from lesionfast.errors import LesionfastError, did_you_mean
-from lesionfast.evaluation.metrics import confusion_counts, decide, json_safe, losses, summarize
+from lesionfast.files import damage_explained
 from lesionfast.runs import Run
+from lesionfast.stats.metrics import confusion_counts, decide, json_safe, losses, summarize
 
 KEPT = ("image_id", "group", "age", "sex", "localization", "path")  # columns that a table shows
 
@@ -216,3 +220,42 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Return a table as a list of JSON-safe dicts, missing values as None."""
     present = table.astype(object).where(table.notna(), None)
     return [json_safe(row) for row in present.to_dict("records")]
+
+
+NAME = "features.safetensors"
+
+
+def write_features(run: Run, image_ids: list[str], features: np.ndarray) -> None:
+    """Keep the pooled image features (n, F) of a run, as float16 if none is too large for it."""
+    header = {"image_ids": json.dumps(image_ids)}
+    fits = np.abs(features).max(initial=0) <= np.finfo(np.float16).max
+    kept = np.ascontiguousarray(features, np.float16 if fits else np.float32)
+    run.write(NAME, lambda aside: save_file({"features": kept}, aside, header))
+
+
+def has_features(run: Run) -> bool:
+    """Return whether features were kept with a run."""
+    return run.holds(NAME)
+
+
+def read_features(run: Run) -> pd.DataFrame:
+    """Return the features of a run's images, float32, one row an image, by image id.
+
+    Raises `LesionfastError` if none were kept (a committee, a run without a backbone, an old run).
+    """
+    if not run.holds(NAME):
+        raise LesionfastError(
+            f"{run.path} keeps no {NAME}: it looks at no image, is a committee, or is old. "
+            f"Train it again: lesionfast train --config {run.path / 'config.json'}"
+        )
+    path = run.file(NAME)
+    with damage_explained(path, run.remedy(NAME)), safe_open(path, framework="np") as file:
+        ids = json.loads(file.metadata()["image_ids"])
+        features = file.get_tensor("features").astype(np.float32)
+        return pd.DataFrame(features, index=pd.Index(ids, name="image_id"))
+
+
+def lesions_of(interpretation: Interpretation) -> np.ndarray:
+    """Return the lesion of each image (n,); without a column `group` each image is its own."""
+    rows = interpretation.rows
+    return rows["group" if "group" in rows else "image_id"].to_numpy()

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
-from lesionfast.data.dataset import load_dataset
 from lesionfast.data.images import open_images
+from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
+from lesionfast.evaluation.decisions import keep
 from lesionfast.evaluation.explain import dataset_features
-from lesionfast.evaluation.fitted import keep
-from lesionfast.evaluation.outliers import LEVEL, METHOD, NAME, OutlierScorer
 from lesionfast.models.features import image_features
 from lesionfast.models.fusion import FusionModel, load_model
 from lesionfast.runs import Run
+from lesionfast.stats.ood import LEVEL, METHOD, OUTLIERS, OutlierScorer
 
 
 def fit_outliers(run: Run, method: str = METHOD, level: float = LEVEL) -> OutlierScorer:
@@ -26,7 +26,7 @@ def fit_outliers(run: Run, method: str = METHOD, level: float = LEVEL) -> Outlie
     df = load_dataset(run.config, split=run.file("split.csv"))
     features = dataset_features(run, df)
     scorer = OutlierScorer.fit_split(df, features, method=method, level=level)
-    keep(run, lambda: run.write(NAME, scorer.save))
+    keep(run, lambda: run.write(OUTLIERS, scorer.save))
     return scorer
 
 
@@ -37,7 +37,7 @@ def outlier_scores(run: Run, images: Sequence[str | Path] | np.ndarray) -> np.nd
     them. Compare with the `threshold` of `OutlierScorer.load(run.path / "outliers.safetensors")`;
     it is fitted if it is not there yet.
     """
-    scorer = OutlierScorer.load(run.file(NAME)) if run.holds(NAME) else fit_outliers(run)
+    scorer = OutlierScorer.load(run.file(OUTLIERS)) if run.holds(OUTLIERS) else fit_outliers(run)
     return scorer.score(features_of(run, images))
 
 

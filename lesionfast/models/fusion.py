@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lesionfast.config import TrainConfig, check_choice
 from lesionfast.errors import DamageError, LesionfastError
+from lesionfast.models.archs import check_arch
 from lesionfast.models.backbones import Backbone, create_backbone
-from lesionfast.models.names import check_arch
 from lesionfast.models.posterior import Posterior, Undo
 from lesionfast.models.weights import Fit
 from lesionfast.registry import Registry

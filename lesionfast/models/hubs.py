@@ -18,6 +18,7 @@ import torch
 from lesionfast.errors import LesionfastError
 
 logger = logging.getLogger("lesionfast")
+
 SECONDS = 6  # to wait for a hub before it counts as out of reach
 HUB_FILE = "model.safetensors"
 

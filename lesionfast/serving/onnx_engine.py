@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lesionfast.data.files import count_threads
+from lesionfast.data.sources import count_threads
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.outliers import NAME as OUTLIERS
-from lesionfast.evaluation.outliers import OutlierScorer
 from lesionfast.serving.bundle import FILE, Bundle, check_file, check_listed, read_json
+from lesionfast.stats.ood import OUTLIERS, OutlierScorer
 
 logger = logging.getLogger("lesionfast")
 

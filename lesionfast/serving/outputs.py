@@ -13,8 +13,8 @@ from typing import Any, TextIO
 import pandas as pd
 
 from lesionfast.errors import LesionfastError, did_you_mean
-from lesionfast.evaluation.challenge import COLUMNS, challenge_order
 from lesionfast.evaluation.interpretation import records
+from lesionfast.evaluation.isic import COLUMNS, challenge_order
 from lesionfast.files import put_in_place, workspace
 
 FORMATS = ("csv", "jsonl", "parquet", "isic")

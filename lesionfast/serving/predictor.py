@@ -12,17 +12,82 @@ import numpy as np
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
-from lesionfast.data.decoding import BadImage, decode, fit_square, known_formats, read_with, to_rgb
-from lesionfast.data.encoder import BadValue
-from lesionfast.data.files import FileReader, check_size, count_threads
+from lesionfast.data.encoder import BadValue, MetadataEncoder
+from lesionfast.data.images import BadImage, decode, fit_square, known_formats, read_with, to_rgb
+from lesionfast.data.sources import FileReader, check_size, count_threads
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.interpretation import records
+from lesionfast.evaluation.contribution import without_metadata
+from lesionfast.evaluation.interpretation import (
+    Interpretation,
+    predictions_of,
+    read_features,
+    records,
+)
 from lesionfast.runs import Run
-from lesionfast.serving.assessment import assess, columns_of
-from lesionfast.serving.bundle import ONNX, WEIGHTS, Bundle
-from lesionfast.serving.caution import caution
-from lesionfast.serving.inputs import Item
-from lesionfast.serving.known import Known
+from lesionfast.serving.bundle import ONNX, WEIGHTS, Bundle, assess, columns_of
+from lesionfast.serving.inputs import Item, Known
+
+
+def caution(model: dict[str, Any], run: Run | None = None) -> str:
+    """Return what to know before a model predicts without metadata: '' if it has learned to.
+
+    `model` is its model.json; with its `run` it says what that does to the validation images.
+    """
+    if model.get("metadata_dropout") or model.get("fusion") == "none" or not model.get("metadata"):
+        return ""
+    columns = " and ".join(model["metadata"])
+    measured = effect_on_validation(run) if run is not None else ""
+    return (
+        f"the model was trained without --metadata-dropout, so unknown {columns} may speak for a "
+        f"class{measured}. Say what is known, or train again with --metadata-dropout 0.25."
+    )
+
+
+def effect_on_validation(run: Run) -> str:
+    """Return how withholding all metadata moves the validation images, '' if that is not known."""
+    try:
+        known, unknown = (
+            (Interpretation.of(run, "valid"), kept)
+            if (kept := without_metadata(run, "valid"))
+            else from_features(run)
+        )
+    except (LesionfastError, OSError, KeyError):  # not all that it takes was kept
+        return ""
+    means = [read.probabilities.mean(axis=0) for read in (known, unknown)]
+    most = int(np.argmax(means[1] - means[0]))
+    words = f": on validation {run.classes[most]} has a mean probability of {means[1][most]:.2f}"
+    words += f" without, {means[0][most]:.2f} with metadata"
+    melanoma = run.classes.melanoma
+    if melanoma in set(known.rows["truth"]):
+        without, with_it = (
+            read.metrics["rules"][read.rule]["sensitivity"][melanoma] for read in (unknown, known)
+        )
+        words += f"; melanoma sensitivity is {without:.2f} without, {with_it:.2f} with it"
+    return words
+
+
+def from_features(run: Run) -> tuple[Interpretation, Interpretation]:
+    """Return the validation predictions with and without metadata, from the kept features.
+
+    They are of one view. Raises `LesionfastError` if no features were kept.
+    """
+    import torch
+
+    from lesionfast.models.fusion import load_model
+
+    rows = predictions_of(run, "valid")
+    features = torch.tensor(read_features(run).loc[rows["image_id"]].to_numpy())
+    encoder = MetadataEncoder.of(run)
+    told = torch.from_numpy(encoder.transform(rows))
+    model, found = load_model(run), []
+    for metadata in (told, torch.from_numpy(encoder.unknown).expand_as(told)):
+        with torch.inference_mode():
+            probabilities = model.classify(features, metadata).softmax(dim=1).numpy()
+        columns = [f"p_{name}" for name in run.classes]
+        scores = pd.DataFrame(probabilities.astype(float), rows.index, columns)
+        found.append(Interpretation.of_table(run, rows.assign(**scores), "valid"))
+    return found[0], found[1]
+
 
 CHUNK = 256  # images that are decoded, run and told together: bounds the memory
 AHEAD = 2  # chunks that are decoded while a GPU runs one
@@ -221,7 +286,7 @@ def opened(source: str | Path | Run, views: int | None, device: str) -> tuple[Bu
             f"{path} is no model: neither a run, nor a folder that `lesionfast export` wrote, nor "
             f"a {ONNX}. `lesionfast runs` lists the runs here."
         )
-    from lesionfast.serving.torch_engine import TorchEngine
+    from lesionfast.models.inference import TorchEngine
 
     chosen = bundle.model["tta"] if views is None else views
     engine = TorchEngine(

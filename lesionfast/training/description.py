@@ -9,17 +9,17 @@ from typing import Any
 import torch
 
 from lesionfast.config import TrainConfig
-from lesionfast.data.splits import PARTS
-from lesionfast.diagnoses import Classes
+from lesionfast.data.split import PARTS
+from lesionfast.diagnoses import Classes, join_names
 from lesionfast.manifest import SCHEMA
 from lesionfast.models.precision import explain_precision, precision
-from lesionfast.quoting import join_names
 from lesionfast.runs import Run
+from lesionfast.training.callbacks.schedule import Phase
 from lesionfast.training.learner import FusionLearner
 from lesionfast.training.objective import default_cost, shifting_options
-from lesionfast.training.schedule import Phase
 
 logger = logging.getLogger("lesionfast")
+
 PACKAGES = ("lesionfast", "fastai", "torch", "torchvision", "timm", "numpy", "pandas")
 
 

@@ -6,16 +6,20 @@ maps below them.
 
 import logging
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import astuple
 from functools import partial
 from math import ceil, prod
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import torch
 from fastai.data.core import DataLoaders
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
 from torch import Tensor
 
 from lesionfast.cache import open_array
@@ -23,13 +27,26 @@ from lesionfast.console import counting_bar
 from lesionfast.data.augment import VERSION as AUGMENTATION
 from lesionfast.data.augment import Recipe, augment
 from lesionfast.data.loaders import Sampler
-from lesionfast.models.features import features_file, image_features, kept_features
-from lesionfast.models.prefix import can_be_cut, frozen_stages, rest_of
-from lesionfast.training.balancing import shuffled
-from lesionfast.training.callbacks import Borrowing
-from lesionfast.training.subclasses import output_codes, split_codes
+from lesionfast.models.features import (
+    can_be_cut,
+    features_file,
+    frozen_stages,
+    fused_features,
+    image_features,
+    kept_features,
+    rest_of,
+)
+from lesionfast.models.lineage import header_of
+from lesionfast.registry import Registry
+from lesionfast.runs import Run
+from lesionfast.training.balancing import output_codes, shuffled, split_codes
+from lesionfast.training.callbacks.inference import Borrowing
+from lesionfast.training.callbacks.tracking import history_columns, save_tensors
+from lesionfast.training.description import announce
+from lesionfast.training.learner import FusionLearner
 
 logger = logging.getLogger("lesionfast")
+
 BATCH = 256  # rows a step of the head alone: it is small
 
 
@@ -221,3 +238,122 @@ class CachedFeatures(Borrowing):
 def free_bytes(file: Path) -> int:
     """Return the free space where a file is to be."""
     return shutil.disk_usage(next(each for each in file.parents if each.exists())).free
+
+
+heads = Registry("head", "--head")
+Linear = tuple[np.ndarray, np.ndarray]
+
+
+@heads.register("linear")
+def linear(features: np.ndarray, codes: np.ndarray) -> Linear:
+    """A linear layer, trained with the rest of the model by gradient descent."""
+    raise AssertionError("a linear head is trained, not solved")
+
+
+@heads.register("prototype")
+def prototype(features: np.ndarray, codes: np.ndarray) -> Linear:
+    """Distance to the mean of each class's features (Snell et al. 2017, arXiv:1703.05175).
+
+    The logit of a class is minus the squared distance to its mean (eq. 2), less a term that is
+    the same for all classes, which makes it linear (eq. 8). Takes a few images a class.
+    """
+    centres = np.stack([features[codes == code].mean(axis=0) for code in range(codes.max() + 1)])
+    return 2 * centres, -(centres**2).sum(axis=1)
+
+
+@heads.register("svm")
+def svm(features: np.ndarray, codes: np.ndarray) -> Linear:
+    """A separating hyperplane for each class against the rest: scikit-learn's LinearSVC.
+
+    Classes weigh the same, whatever their number of images (Cortes and Vapnik 1995,
+    doi:10.1007/BF00994018).
+    """
+    from sklearn.svm import LinearSVC
+
+    model = LinearSVC(C=1e-4, class_weight="balanced", dual="auto", max_iter=10_000, random_state=0)
+    model.fit(features, codes)
+    if len(model.coef_) == 1:  # two classes share one hyperplane
+        return np.concatenate([-model.coef_, model.coef_]), np.array([-1, 1]) * model.intercept_
+    return model.coef_, model.intercept_
+
+
+def solve_head(learn: FusionLearner, run: Run) -> dict[str, Any]:
+    """Put the solved head of a run into the model; write weights and history.
+
+    Returns what metrics.json says of the training. The features are standardised, and the scale of
+    the logits is the one of least log loss on validation, every class weighing the same.
+    """
+    announce(learn, run, [], [])
+    started = time.perf_counter()
+    features = {name: split_features(learn, name) for name in ("train", "valid")}
+    (x, codes), (valid, valid_codes) = features["train"], features["valid"]
+    centre, spread = x.mean(axis=0), x.std(axis=0) + 1e-6
+    weight, bias = heads[run.config.head]((x - centre) / spread, codes)
+    weight = weight / spread
+    bias = bias - weight @ centre
+    scale = best_scale(valid @ weight.T + bias, valid_codes)
+    set_linear(learn, scale * weight, scale * bias)
+    seconds = time.perf_counter() - started
+    tensors = learn.model.state_dict()
+    header = header_of(learn.dls.split, run.config.arch, run.config.weights)
+    run.write("weights.safetensors", lambda aside: save_tensors(tensors, aside, header))
+    write_history(learn, run, x, codes)
+    return {
+        "train_seconds": round(seconds, 2),
+        "images_per_second": round((len(x) + len(valid)) / seconds, 2),
+        "best_epoch": 1,
+        "status": "finished",
+    }
+
+
+def split_features(learn: FusionLearner, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return what the head sees of one split, float64 (n, W), and its class numbers (n,).
+
+    Of the training rows metadata is withheld once, as a trained head's is in every batch.
+    """
+    rows = learn.dls.rows[learn.dls.rows["split"] == split]
+    learn.model.to(learn.dls.device)
+    with counting_bar(f"features of {split}") as progress:
+        image = kept_features(learn.model, learn.dls.pixels, rows["row"].to_numpy(), progress)
+    codes = rows["target"].map(list(learn.dls.vocab).index).to_numpy(np.int64, copy=True)
+    metadata = learn.dls.encoder.transform(rows)
+    if split == "train" and hasattr(learn, "withhold_metadata"):
+        metadata = learn.withhold_metadata.withheld_once(metadata, codes)
+    fused = fused_features(learn.model, image, metadata)
+    return fused.astype(np.float64), codes
+
+
+def best_scale(logits: np.ndarray, codes: np.ndarray) -> float:
+    """Return the factor on logits (n, K) of least log loss, every class weighing the same."""
+    share = 1 / np.bincount(codes)[codes]
+    each = np.arange(len(codes))
+
+    def loss(log_scale: float) -> float:
+        return -float(share @ log_softmax(np.exp(log_scale) * logits, axis=1)[each, codes])
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-15, 10), method="bounded").x))
+
+
+def set_linear(learn: FusionLearner, weight: np.ndarray, bias: np.ndarray) -> None:
+    """Write weights (K, W) and biases (K,) into the last layer of the model."""
+    layer = learn.model.head[-1]
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(weight))
+        layer.bias.copy_(torch.from_numpy(bias))
+
+
+def write_history(learn: FusionLearner, run: Run, x: np.ndarray, codes: np.ndarray) -> None:
+    """Write the one line of history.csv, and log it."""
+    layer = learn.model.head[-1].to("cpu")
+    with torch.no_grad():
+        logits = layer(torch.from_numpy(x).float())
+    train_loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(codes)).item()
+    learn.model.to(learn.dls.device)
+    with learn.no_bar():
+        values = [train_loss, *learn.validate()]
+    names = history_columns(learn)
+    line = [f"{each:.6g}" for each in values]
+    header = ",".join(["epoch", "phase", "lr", *names])
+    text = f"{header}\n1,{run.config.head},," + ",".join(line) + "\n"
+    run.write_text("history.csv", text)
+    logger.info("%s: %s", run.config.head, ", ".join(map(" ".join, zip(names, line, strict=True))))

@@ -1,39 +1,73 @@
 """DataLoaders + model -> an ordinary fastai Learner. The one file that imports fastai's patches."""
 
+import logging
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-import fastai.callback.schedule  # noqa: F401  gives Learner its fit_one_cycle, fine_tune, lr_find
 import numpy as np
 import torch
-from fastai.callback.core import CancelEpochException
+from fastai.callback.core import Callback, CancelEpochException
+from fastai.callback.fp16 import MixedPrecision
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.metrics import AccumMetric
 from fastai.optimizer import OptimWrapper
 from fastcore.basics import noop
+from matplotlib.figure import Figure
 
-from lesionfast.config import TrainConfig
+from lesionfast.config import TrainConfig, read_subclasses
 from lesionfast.diagnoses import Classes
-from lesionfast.emphasis import read_subclasses
-from lesionfast.evaluation.metrics import balanced_accuracy, decide, macro_auc, sensitivity
+from lesionfast.files import temporary_folder, write_atomically
 from lesionfast.models.fusion import build_model, stage_groups
-from lesionfast.models.precision import dtype_of
-from lesionfast.training.callbacks import (
+from lesionfast.models.precision import dtype_of, precision
+from lesionfast.stats.metrics import balanced_accuracy, decide, macro_auc, sensitivity
+from lesionfast.training.balancing import assign_subclasses, parents_of
+from lesionfast.training.callbacks.batches import Withholding, WithholdMetadata
+from lesionfast.training.callbacks.inference import (
+    Autocast,
     Borrowing,
     ChannelsLast,
     FastInference,
-    FrozenEval,
     InferenceMode,
     KeepFreedMemory,
     PlainTensors,
-    SeedEpochs,
 )
+from lesionfast.training.callbacks.schedule import FrozenEval, SeedEpochs
 from lesionfast.training.objective import build_objective
-from lesionfast.training.precision import precision_callbacks
-from lesionfast.training.subclasses import assign_subclasses, parents_of
-from lesionfast.training.withholding import Withholding, WithholdMetadata
+
+logger = logging.getLogger("lesionfast")
+
+
+class HalfPrecision(MixedPrecision, Borrowing):
+    """fastai's mixed precision in float16, whose autocast ends however a batch ends."""
+
+    part, inside = "batch", False
+
+    def before_batch(self) -> None:
+        """Switch autocast on."""
+        super().before_batch()
+        self.inside = True
+
+    def after_loss(self) -> None:
+        """Switch it off for the backward pass."""
+        self.clean_up()
+
+    def clean_up(self) -> None:
+        """Switch it off, however the batch ended."""
+        if self.inside:
+            self.inside = False
+            super().after_loss()
+
+
+def precision_callbacks(wanted: str, device: torch.device) -> list[Callback]:
+    """Return the callbacks that make a Learner compute in a precision."""
+    chosen = precision(wanted, device)
+    if chosen == "float16":
+        return [HalfPrecision()]
+    return [Autocast(device)] if chosen == "bfloat16" else []
+
 
 ADAMW = partial(OptimWrapper, opt=torch.optim.AdamW, fused=True)
 
@@ -156,3 +190,38 @@ def as_metric(name: str, function: Callable[..., float]) -> AccumMetric:
     return AccumMetric(
         function, name=name, activation="softmax", dim_argmax=-1, to_np=True, flatten=False
     )
+
+
+def find_lr(learn: FusionLearner, freeze: bool) -> float:
+    """Return fastai's "valley" suggestion, for the head alone if the rest is to be frozen.
+
+    The weights, and what learns, are as before afterwards, also after an error; fastai's own files
+    go to a temporary folder.
+    """
+    before = {name: each.clone() for name, each in learn.model.state_dict().items()}
+    learns = {each: each.requires_grad for each in learn.model.parameters()}
+    path = learn.path
+    try:
+        if freeze:
+            learn.freeze()
+        with temporary_folder() as folder, learn.no_bar():
+            learn.path = folder
+            lr = float(learn.lr_find(show_plot=False).valley)
+    finally:
+        learn.path = path
+        learn.model.load_state_dict(before)
+        for parameter, learned in learns.items():
+            parameter.requires_grad_(learned)
+    logger.info("learning rate found: %.2g", lr)
+    return lr
+
+
+def draw_lr_curve(learn: FusionLearner, lr: float, path: Path) -> Path:
+    """Draw what the LR finder has just tried, with its suggestion, as PNG; return the path."""
+    axis = (figure := Figure(figsize=(6, 4), layout="constrained")).subplots()
+    axis.plot(learn.recorder.lrs, [float(each) for each in learn.recorder.losses], color="black")
+    axis.axvline(lr, color="tab:orange", linestyle="--", label=f"suggested: {lr:.2g}")
+    axis.set(xscale="log", xlabel="learning rate", ylabel="smoothed training loss")
+    axis.set_title("Learning-rate finder")
+    axis.legend()
+    return write_atomically(path, lambda aside: figure.savefig(aside, dpi=120))

@@ -10,15 +10,17 @@ import torch
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 
-from lesionfast.config import TrainConfig
+from lesionfast.config import TrainConfig, read_costs, read_subclasses, read_weights_of
 from lesionfast.diagnoses import Classes
-from lesionfast.emphasis import read_costs, read_subclasses, read_weights_of
 from lesionfast.errors import LesionfastError
-from lesionfast.training.balancing import Balance, balances, shares
+from lesionfast.training.balancing import Balance, balances, output_codes, shares, split_codes
+from lesionfast.training.callbacks.batches import (
+    DeferredWeights,
+    HardNegatives,
+    TrainThenValidate,
+    mixes,
+)
 from lesionfast.training.losses import ClassificationLoss, losses
-from lesionfast.training.mixing import mixes
-from lesionfast.training.subclasses import output_codes, split_codes
-from lesionfast.training.weighting import DeferredWeights, HardNegatives, TrainThenValidate
 
 
 @dataclass(frozen=True)

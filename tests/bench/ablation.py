@@ -19,11 +19,11 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from lesionfast.config import TrainConfig
-from lesionfast.data.dataset import load_dataset
-from lesionfast.evaluation.bootstrap import RESAMPLES, interval
+from lesionfast.data.split import load_dataset
 from lesionfast.evaluation.comparison import check_images, resample_all
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.runs import Run
+from lesionfast.stats.bootstrap import RESAMPLES, interval
 
 RECIPE = "the recipe, 1 view"
 ROWS: dict[str, dict] = {  # --tta 8 is a row, so that the others predict one view each

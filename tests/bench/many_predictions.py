@@ -57,10 +57,10 @@ def measure(given: argparse.Namespace):
 
     from lesionfast.data.loaders import images_at_once
     from lesionfast.data.sources import list_images
+    from lesionfast.models.inference import TorchEngine
     from lesionfast.models.precision import autocast
     from lesionfast.serving.inputs import Item
     from lesionfast.serving.predictor import Predictor
-    from lesionfast.serving.torch_engine import TorchEngine
 
     predictor = Predictor(given.model, views=1)
     engine: TorchEngine = predictor.engine

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from lesionfast.config import TrainConfig
-from lesionfast.data.dataset import load_dataset
+from lesionfast.data.split import load_dataset
 
 SHARES = {
     "nv": 0.67,

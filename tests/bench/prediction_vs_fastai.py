@@ -17,8 +17,8 @@ from side_by_side import extract_images
 from vs_fastai import plain_learner
 
 from lesionfast.config import TrainConfig
-from lesionfast.data.dataset import load_dataset
 from lesionfast.data.loaders import build_dls
+from lesionfast.data.split import load_dataset
 from lesionfast.training.learner import fusion_learner
 
 TEST = 2  # the place of the test images among the loaders

@@ -136,7 +136,7 @@ def figures(
     `seconds` are those of preparing, of the fit, of predicting the test images, one view each, and
     of an image while all layers learn, validation left out.
     """
-    from lesionfast.evaluation.metrics import summarize
+    from lesionfast.stats.metrics import summarize
 
     found = {}
     for name, (probabilities, truth) in {"validation": valid, "test": test}.items():
@@ -158,12 +158,11 @@ def figures(
 
 def run_lesionfast(arguments: argparse.Namespace) -> dict[str, float | None]:
     """Train with lesionfast's defaults, and note when validation reached `--reach`."""
-    from lesionfast.data.dataset import load_dataset
+    from lesionfast.data.split import load_dataset
     from lesionfast.runs import Run
     from lesionfast.training import experiment
-    from lesionfast.training.budget import fit_to_budget
-    from lesionfast.training.fitting import fit
-    from lesionfast.training.prediction import evaluate
+    from lesionfast.training.fitting import evaluate, fit
+    from lesionfast.training.speed.budget import fit_to_budget
 
     config = configuration(arguments)
     df = load_dataset(config)

@@ -23,7 +23,7 @@ def run_fastai(arguments: argparse.Namespace) -> dict:
     """Train with a plain vision_learner and fine_tune on the same rows."""
     from fastai.vision.all import set_seed
 
-    from lesionfast.data.dataset import load_dataset
+    from lesionfast.data.split import load_dataset
 
     config, folder = configuration(arguments), Path(arguments.folder)
     df = load_dataset(config)

@@ -23,8 +23,8 @@ def run_timm(arguments: argparse.Namespace) -> dict:
     import torch
     from timm_loop import Loop, build_loader
 
-    from lesionfast.data.dataset import load_dataset
     from lesionfast.data.loaders import pick_device
+    from lesionfast.data.split import load_dataset
     from lesionfast.models.precision import dtype_of
 
     config, folder = configuration(arguments), Path(arguments.folder)

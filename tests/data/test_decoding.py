@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lesionfast.data.decoding import read_image
+from lesionfast.data.images import read_image
 from lesionfast.errors import LesionfastError
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)

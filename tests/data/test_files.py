@@ -3,7 +3,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from lesionfast.data.files import FileReader, check_size, content_keys, split_path, stamps
+from lesionfast.data.sources import FileReader, check_size, content_keys
+from lesionfast.files import split_path, stamps
 
 
 @pytest.fixture

@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 
 from lesionfast.config import DataConfig, TrainConfig
-from lesionfast.data.dataset import load_dataset
-from lesionfast.data.leaks import check_inputs, check_weights
+from lesionfast.data.leaks import check_inputs
 from lesionfast.data.metadata import load_metadata
+from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
+from lesionfast.models.lineage import check_weights
 
 
 @pytest.fixture

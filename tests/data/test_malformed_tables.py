@@ -10,8 +10,7 @@ from lesionfast.config import DataConfig
 from lesionfast.data.encoder import BadValue, MetadataEncoder
 from lesionfast.data.metadata import read_metadata
 from lesionfast.errors import LesionfastError
-from lesionfast.serving.inputs import find_items
-from lesionfast.serving.known import Known
+from lesionfast.serving.inputs import Known, find_items
 
 HEADER = "image_id,lesion_id,dx,age,sex\n"
 A, B = "a,L1,nv,45,male\n", "b,L2,mel,50,female\n"

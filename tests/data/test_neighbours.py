@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lesionfast.data.neighbours import (
+from lesionfast.data.duplicates.neighbours import (
     MOST,
     NEIGHBOURS,
     SIDE,

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from lesionfast.data.registration import (
+from lesionfast.data.duplicates.registration import (
     COARSE,
     VIEWS,
     Match,

@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from lesionfast.data import sample
 from lesionfast.data.metadata import read_metadata
 from lesionfast.data.sample import SIZE, make_sample
-from lesionfast.data.splits import assign_split
+from lesionfast.data.split import assign_split
 from lesionfast.errors import LesionfastError
 
 

@@ -10,9 +10,9 @@ from scipy.stats import spearmanr
 from torch.nn.functional import interpolate
 
 from lesionfast.config import TrainConfig
-from lesionfast.data.dataset import load_dataset
 from lesionfast.data.encoder import MetadataEncoder
 from lesionfast.data.images import open_images
+from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.attribution import (
     as_images,

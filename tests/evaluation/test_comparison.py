@@ -9,16 +9,15 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from lesionfast.console import print_table
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.bootstrap import interval, resample
 from lesionfast.evaluation.comparison import Comparison, comparable_runs, distinctions
-from lesionfast.evaluation.comparison_figures import draw_comparison, label_of, push_apart
-from lesionfast.evaluation.comparison_tables import comparison_table
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.evaluation.tables import print_table
 from lesionfast.files import write_text
+from lesionfast.report.comparison import comparison_table, draw_comparison, label_of, push_apart
 from lesionfast.runs import Run
+from lesionfast.stats.bootstrap import interval, resample
 
 
 @pytest.fixture

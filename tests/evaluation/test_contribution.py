@@ -8,13 +8,13 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score
 
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.bootstrap import drawn_rows
-from lesionfast.evaluation.comparison_tables import contribution_table as terminal_table
 from lesionfast.evaluation.contribution import WITHHELD, contribution_table, in_words, shown
 from lesionfast.evaluation.findings import Findings
-from lesionfast.evaluation.group_sections import metadata
 from lesionfast.evaluation.interpretation import Interpretation
+from lesionfast.report.comparison import contribution_table as terminal_table
+from lesionfast.report.subgroups import metadata
 from lesionfast.runs import WITHOUT_METADATA, Run
+from lesionfast.stats.bootstrap import drawn_rows
 
 
 @pytest.fixture

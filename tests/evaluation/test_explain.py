@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from lesionfast.config import TrainConfig
-from lesionfast.data.dataset import load_dataset
+from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.explain import draw_nearest, nearest_lesions
+from lesionfast.evaluation.explain import nearest_lesions
+from lesionfast.report.images import draw_nearest
 from lesionfast.training.experiment import train
 
 CONFIG = TrainConfig(arch="test_resnet", weights="none", size=32, head="prototype", fusion="none")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lesionfast.evaluation.features import read_features, write_features
+from lesionfast.evaluation.interpretation import read_features, write_features
 from lesionfast.runs import Run
 
 

@@ -9,21 +9,25 @@ import numpy as np
 import pytest
 
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.calibration import calibrator_of, write_calibration
-from lesionfast.evaluation.conformal import conformal_of
-from lesionfast.evaluation.decision_sections import operating
-from lesionfast.evaluation.decisions import Decisions
-from lesionfast.evaluation.features import write_features
+from lesionfast.evaluation.decisions import (
+    OF_THE_WEIGHTS,
+    Decisions,
+    calibrator_of,
+    conformal_of,
+    points_table,
+    referral_of,
+    write_calibration,
+    write_referral,
+)
 from lesionfast.evaluation.findings import Findings
-from lesionfast.evaluation.fitted import OF_THE_WEIGHTS
-from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.evaluation.measures import measure
-from lesionfast.evaluation.operating import points_table
-from lesionfast.evaluation.report import write_report
-from lesionfast.evaluation.selective import referral_of, write_referral
-from lesionfast.evaluation.trust_sections import calibration, prediction_sets
+from lesionfast.evaluation.interpretation import Interpretation, write_features
 from lesionfast.manifest import Manifest
+from lesionfast.report.calibration import calibration
+from lesionfast.report.decisions import operating
+from lesionfast.report.overview import write_report
+from lesionfast.report.selective import prediction_sets
 from lesionfast.runs import Run
+from lesionfast.stats.measures import measure
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 CHOSEN = ("operating.json", "calibration.json", "conformal.json", "referral.json")

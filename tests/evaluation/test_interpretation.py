@@ -10,8 +10,8 @@ import pytest
 
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.evaluation.metrics import decide
 from lesionfast.runs import Run
+from lesionfast.stats.metrics import decide
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def test_no_errors_give_empty_tables(run):
 
 def test_importing_it_imports_no_matplotlib_no_rich_and_no_scikit_learn():
     code = (
-        "import sys, lesionfast.evaluation.interpretation, lesionfast.evaluation.run_tables\n"
+        "import sys, lesionfast.evaluation.interpretation\n"
         "print(*{'matplotlib', 'rich', 'sklearn', 'torch'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,7 +9,6 @@ import pytest
 from lesionfast.config import TrainConfig
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.evaluation.label_figures import draw_suspicious_labels
 from lesionfast.evaluation.labels import (
     contradictions,
     coverage,
@@ -17,6 +16,7 @@ from lesionfast.evaluation.labels import (
     out_of_sample,
     suspicious_labels,
 )
+from lesionfast.report.errors import draw_suspicious_labels
 from lesionfast.runs import Run
 
 

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from lesionfast.data import painting
-from lesionfast.data.decoding import fit_square
+from lesionfast.data import sample
+from lesionfast.data.images import fit_square
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.masks import (
+from lesionfast.evaluation.attribution import (
     centred_blob,
     compare_with_masks,
     pointing_game,
@@ -103,12 +103,12 @@ def test_masks_lie_where_the_pictures_have_the_lesion(tmp_path, resize):
 def test_true_masks_of_painted_lesions_beat_the_blob(tmp_path, monkeypatch):
     """The cover of a painted lesion is its true mask; darkness makes a fair map of it."""
     views, seen = {}, []
-    place = painting.place
-    monkeypatch.setattr(painting, "place", lambda v, *a: seen.append(v) or place(v, *a))
+    place = sample.place
+    monkeypatch.setattr(sample, "place", lambda v, *a: seen.append(v) or place(v, *a))
     for number in range(12):
         rng = np.random.default_rng(number)
         skin = np.float32((232, 190, 172))
-        picture = painting.photograph(painting.draw_lesion("mel", rng), skin, rng)
+        picture = sample.photograph(sample.draw_lesion("mel", rng), skin, rng)
         views[f"a{number}"] = np.asarray(fit_square(picture, 48, "crop").convert("L"), float)
         cover = np.asarray(seen[-1])[..., 3] > 100
         Image.fromarray(cover).save(tmp_path / f"a{number}_segmentation.png")

@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lesionfast.models.autoencoder import Autoencoder
 from lesionfast.models.backbones import create_backbone
-from lesionfast.models.files import read_weights
+from lesionfast.models.weights import read_weights
+from lesionfast.training.pretrain import Autoencoder
 
 
 def build(arch, size):

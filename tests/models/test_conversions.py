@@ -6,7 +6,7 @@ import torch
 import torchvision
 
 from lesionfast.models.backbones import create_backbone
-from lesionfast.models.conversions import timm_filters
+from lesionfast.models.weights import timm_filters
 
 
 def old_densenet_name(name):

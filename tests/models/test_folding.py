@@ -5,8 +5,8 @@ from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import nn
 
 from lesionfast.models.backbones import create_backbone
-from lesionfast.models.folding import folded, for_inference
 from lesionfast.models.fusion import FusionModel
+from lesionfast.models.inference import folded, for_inference
 
 
 def norms(model):

@@ -4,12 +4,7 @@ import pytest
 import torch
 
 from lesionfast.models.backbones import create_backbone
-from lesionfast.models.prefix import (
-    can_be_cut,
-    frozen_stages,
-    prefix_maps,
-    rest_of,
-)
+from lesionfast.models.features import can_be_cut, frozen_stages, prefix_maps, rest_of
 
 ARCHS = ["vanilla_cnn", "densenet_scratch", "mobilenetv3_small_050", "resnet18", "vgg11"]
 

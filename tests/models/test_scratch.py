@@ -5,9 +5,9 @@ import torch
 
 from lesionfast.config import TrainConfig
 from lesionfast.errors import LesionfastError
-from lesionfast.models.backbones import create_backbone, list_archs
+from lesionfast.models.archs import archs, list_archs
+from lesionfast.models.backbones import create_backbone
 from lesionfast.models.fusion import build_model, stage_groups
-from lesionfast.models.scratch import archs
 
 
 @pytest.mark.parametrize("name", archs)

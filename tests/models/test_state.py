@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from lesionfast.models.state import freed_memory_kept, in_eval_mode
+from lesionfast.models.precision import freed_memory_kept, in_eval_mode
 
 PAGES = """
 import resource
 import torch
-from lesionfast.models.state import freed_memory_kept
+from lesionfast.models.precision import freed_memory_kept
 
 def pages():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from lesionfast.errors import LesionfastError
 from lesionfast.models.backbones import create_backbone
 from lesionfast.models.fusion import FusionModel
-from lesionfast.models.hubs import torch_cache
-from lesionfast.models.weights import PACKAGES, Wanted, find_weights, whole_model
+from lesionfast.models.hubs import Wanted, torch_cache
+from lesionfast.models.weights import PACKAGES, find_weights, whole_model
 
 
 @pytest.fixture(autouse=True)

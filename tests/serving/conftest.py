@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lesionfast.config import TrainConfig
-from lesionfast.data.dataset import load_dataset
+from lesionfast.data.split import load_dataset
 from lesionfast.runs import Run
 from lesionfast.serving.export import export
 

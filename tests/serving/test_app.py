@@ -16,9 +16,15 @@ import pytest
 from PIL import Image
 
 from lesionfast.errors import LesionfastError
-from lesionfast.serving.api import prediction_of
+from lesionfast.serving.api import (
+    MOST_BYTES,
+    NoImage,
+    Service,
+    TooLarge,
+    check_limits,
+    prediction_of,
+)
 from lesionfast.serving.app import answer_of, listening, require_packages
-from lesionfast.serving.service import MOST_BYTES, NoImage, Service, TooLarge, check_limits
 
 WIDE, PHONE = {"width": 1280, "height": 1000}, {"width": 375, "height": 800}
 PDF = b"%PDF-1.7\n1 0 obj\n<< /Type /Catalog >>\nendobj\n"

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from lesionfast.serving import api
+from lesionfast.serving.api import MOST_BYTES, Service
 from lesionfast.serving.app import Guard, build_app, server_of
-from lesionfast.serving.service import MOST_BYTES, Service
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,11 @@ import pandas as pd
 import pytest
 
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.challenge import read_submission
+from lesionfast.evaluation.isic import read_submission
 from lesionfast.serving import predictor as predictor_module
-from lesionfast.serving.batch import predict_to
+from lesionfast.serving.batch import note_beside, origin, predict_to
 from lesionfast.serving.inputs import Item, find_items
 from lesionfast.serving.predictor import Predictor
-from lesionfast.serving.unfinished import note_beside, origin
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load, save
 
 import lesionfast
-from lesionfast.data.dataset import load_dataset
-from lesionfast.data.leaks import check_weights
+from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.findings import Findings
 from lesionfast.files import UNFINISHED, sha256, sweep_once, workspace
-from lesionfast.models.files import read_weights
+from lesionfast.models.lineage import check_weights
+from lesionfast.models.weights import read_weights
 from lesionfast.runs import Run
 from lesionfast.serving.bundle import SCHEMA, Bundle
 from lesionfast.serving.export import export
@@ -121,7 +121,7 @@ def test_a_run_whose_data_is_elsewhere_is_exported_and_that_is_said(
     def elsewhere(*_):
         raise LesionfastError("there is no folder data")
 
-    monkeypatch.setattr("lesionfast.serving.sampling.load_dataset", lambda *_, **__: elsewhere())
+    monkeypatch.setattr("lesionfast.serving.onnx_export.load_dataset", lambda *_, **__: elsewhere())
     made = export(trained, tmp_path / "model")
     assert "not compared with predictions.csv: there is no folder data" in caplog.text
     assert Bundle.read(made)

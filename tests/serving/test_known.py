@@ -6,7 +6,7 @@ import pytest
 
 from lesionfast.data.encoder import BadValue, MetadataEncoder
 from lesionfast.errors import LesionfastError
-from lesionfast.serving.known import Known
+from lesionfast.serving.inputs import Known
 
 TRAIN = pd.DataFrame(
     {"age": [40.0, 60, 50], "sex": ["male", "female", "male"], "thickness": [0.5, 4, 1]}

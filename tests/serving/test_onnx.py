@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from lesionfast.config import TrainConfig
-from lesionfast.data.dataset import load_dataset
+from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
-from lesionfast.serving.bundle import Bundle
-from lesionfast.serving.export import INT8, export
+from lesionfast.models.inference import TorchEngine
+from lesionfast.serving.bundle import INT8, Bundle
+from lesionfast.serving.export import export
 from lesionfast.serving.onnx_engine import CALIBRATED, PLAIN, OnnxEngine
 from lesionfast.serving.onnx_export import write_onnx
 from lesionfast.serving.predictor import Predictor
-from lesionfast.serving.torch_engine import TorchEngine
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 import torch
 from fastai.callback.core import Callback
 
-from lesionfast.training.averaging import WeightAverage
-from lesionfast.training.callbacks import OneCycle, ProgressiveUnfreezing
+from lesionfast.training.callbacks.schedule import OneCycle, ProgressiveUnfreezing
+from lesionfast.training.callbacks.tracking import WeightAverage
 
 
 class Notes(Callback):

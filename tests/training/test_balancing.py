@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lesionfast.config import SplitConfig
-from lesionfast.data.dataset import load_dataset
+from lesionfast.data.split import load_dataset
 from lesionfast.training.balancing import balances
 
 COUNTS = [5, 100, 30]

@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from lesionfast.config import TrainConfig
-from lesionfast.data.dataset import load_dataset
 from lesionfast.data.loaders import build_dls
-from lesionfast.evaluation.bench_tables import PARTS_OF_A_TRAINING, bench_table
-from lesionfast.training import bench as module
-from lesionfast.training.bench import bench, compile_rates
+from lesionfast.data.split import load_dataset
 from lesionfast.training.learner import fusion_learner
+from lesionfast.training.speed import bench as module
+from lesionfast.training.speed.bench import PARTS_OF_A_TRAINING, bench, bench_table, compile_rates
 
 TINY = TrainConfig(arch="test_resnet", weights="none", size=32, batch_size=16)
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 
 from lesionfast.config import TrainConfig
-from lesionfast.data.dataset import load_dataset
+from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
-from lesionfast.training import budget as module
-from lesionfast.training.budget import fit_to_budget, plans, read_duration, sizes
 from lesionfast.training.experiment import train
+from lesionfast.training.speed import budget as module
+from lesionfast.training.speed.budget import fit_to_budget, plans, read_duration, sizes
 from lesionfast.training.study import read_study
 
 

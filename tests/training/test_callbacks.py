@@ -11,20 +11,22 @@ from fastai.losses import CrossEntropyLossFlat
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from lesionfast.training.averaging import WeightAverage
-from lesionfast.training.callbacks import (
+from lesionfast.training.callbacks.inference import (
     Autocast,
     ChannelsLast,
     FastInference,
-    FrozenEval,
     InferenceMode,
-    OneCycle,
     PlainTensors,
+    Turned,
+)
+from lesionfast.training.callbacks.schedule import (
+    FrozenEval,
+    OneCycle,
     ProgressiveResizing,
     ProgressiveUnfreezing,
     SeedEpochs,
-    Turned,
 )
+from lesionfast.training.callbacks.tracking import WeightAverage
 
 
 class Spy(Callback):

@@ -10,17 +10,16 @@ import pytest
 import torch
 
 from lesionfast.config import TrainConfig
-from lesionfast.data.dataset import load_dataset
 from lesionfast.data.encoder import MetadataEncoder
 from lesionfast.data.images import open_images
+from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.contribution import WITHHELD
 from lesionfast.models.fusion import load_model
 from lesionfast.runs import WITHOUT_METADATA, Run
-from lesionfast.serving.caution import caution
-from lesionfast.serving.predictor import Predictor
-from lesionfast.training.contribution import IMAGE, METADATA, ablate
+from lesionfast.serving.predictor import Predictor, caution
 from lesionfast.training.experiment import train
+from lesionfast.training.study import IMAGE, METADATA, ablate
 
 TINY = TrainConfig(
     arch="test_resnet",

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from lesionfast.config import TrainConfig
-from lesionfast.data.dataset import load_dataset
 from lesionfast.data.loaders import build_dls
-from lesionfast.training.averaging import WeightAverage
-from lesionfast.training.callbacks import Borrowing, ProgressiveUnfreezing
+from lesionfast.data.split import load_dataset
+from lesionfast.training.callbacks.inference import Borrowing
+from lesionfast.training.callbacks.schedule import ProgressiveUnfreezing
+from lesionfast.training.callbacks.tracking import WeightAverage
 from lesionfast.training.learner import fusion_learner
 from lesionfast.training.losses import losses
 

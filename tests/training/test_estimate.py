@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 
 from lesionfast.config import TrainConfig
-from lesionfast.data.dataset import load_dataset
+from lesionfast.data.split import load_dataset
 from lesionfast.models.fusion import build_model
-from lesionfast.training import estimate as module
-from lesionfast.training.estimate import estimate, rows_an_epoch, unfreeze_by_phase
+from lesionfast.training.speed import budget as module
+from lesionfast.training.speed.budget import estimate, rows_an_epoch, unfreeze_by_phase
 
 TINY = TrainConfig(
     arch="test_resnet", weights="none", fusion="none", size=32, epochs=4, unfreeze="two-step"

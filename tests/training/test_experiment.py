@@ -16,15 +16,16 @@ import pytest
 import torch
 
 from lesionfast.config import TrainConfig
-from lesionfast.data.dataset import load_dataset
 from lesionfast.data.loaders import build_dls, images_at_once
 from lesionfast.data.sample import make_sample
+from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.features import read_features
+from lesionfast.evaluation.interpretation import read_features
 from lesionfast.files import UNFINISHED, sha256
 from lesionfast.models.fusion import load_model
 from lesionfast.runs import Run, list_runs
 from lesionfast.training.balancing import balances
+from lesionfast.training.callbacks.progress import StopOnInterrupt
 from lesionfast.training.experiment import (
     only_trainer,
     prepare_learner,
@@ -36,7 +37,6 @@ from lesionfast.training.fitting import highest_lr
 from lesionfast.training.frozen import BATCH as HEAD_BATCH
 from lesionfast.training.learner import fusion_learner
 from lesionfast.training.losses import losses
-from lesionfast.training.progress import StopOnInterrupt
 
 TINY = TrainConfig(  # a model of half a million parameters
     arch="test_resnet",
@@ -136,8 +136,8 @@ def test_ctrl_c_keeps_the_average_of_the_last_finished_epoch(stopped):
 
 
 def test_the_loaded_model_predicts_what_the_run_says(run, df):
+    from lesionfast.data.encoder import MetadataEncoder
     from lesionfast.data.images import open_images
-    from lesionfast.data.metadata import MetadataEncoder
 
     rows = run.predictions.head(16)
     config = run.config
@@ -165,7 +165,7 @@ def test_the_same_seed_gives_the_same_history_workers_included(run, df, tmp_path
 KILLED = """
 import os, signal, sys
 from lesionfast.config import TrainConfig
-from lesionfast.data.dataset import load_dataset
+from lesionfast.data.split import load_dataset
 from lesionfast.training import checkpoint
 from lesionfast.training.experiment import train
 import torch
@@ -253,7 +253,7 @@ def test_a_resumed_run_keeps_its_joined_lesions_and_skipped_images(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("lesionfast.training.prediction.predict_splits", power_cut)
+        patch.setattr("lesionfast.training.fitting.predict_splits", power_cut)
         train(joined, config, tmp_path / "runs")
     stopped = Run.open(next((tmp_path / "runs").iterdir()))
     log = (stopped.path / "log.txt").read_text()
@@ -328,7 +328,7 @@ def test_a_resumed_run_does_not_show_metrics_of_other_weights(stopped, monkeypat
     def power_cut(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lesionfast.training.prediction.predict_splits", power_cut)
+    monkeypatch.setattr("lesionfast.training.fitting.predict_splits", power_cut)
     with pytest.raises(KeyboardInterrupt):
         resume(Run.open(stopped.path))
     assert not Run.open(stopped.path).finished

@@ -17,23 +17,26 @@ from fastai.callback.core import (
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.augment import augmentations
-from lesionfast.data.dataset import load_dataset
 from lesionfast.data.loaders import build_dls
-from lesionfast.training.averaging import WeightAverage
-from lesionfast.training.callbacks import (
+from lesionfast.data.split import load_dataset
+from lesionfast.training.callbacks.batches import HardNegatives, MixUp, TrainThenValidate
+from lesionfast.training.callbacks.inference import Turned
+from lesionfast.training.callbacks.progress import EpochBar, EpochLines, StopOnInterrupt
+from lesionfast.training.callbacks.schedule import (
     OneCycle,
     ProgressiveResizing,
     ProgressiveUnfreezing,
-    Turned,
 )
-from lesionfast.training.checkpoint import Checkpoint
+from lesionfast.training.callbacks.tracking import (
+    Checkpoint,
+    EarlyStopping,
+    KeepBest,
+    StopOnNaN,
+    WeightAverage,
+    WriteHistory,
+)
 from lesionfast.training.frozen import CachedFeatures
-from lesionfast.training.learner import fusion_learner
-from lesionfast.training.mixing import MixUp
-from lesionfast.training.precision import HalfPrecision
-from lesionfast.training.progress import EpochBar, EpochLines, StopOnInterrupt
-from lesionfast.training.tracking import EarlyStopping, KeepBest, StopOnNaN, WriteHistory
-from lesionfast.training.weighting import HardNegatives, TrainThenValidate
+from lesionfast.training.learner import HalfPrecision, fusion_learner
 
 TINY = TrainConfig(
     arch="test_resnet",
@@ -222,7 +225,7 @@ def test_an_export_that_fails_leaves_the_data(learn, dls):
 
 
 def test_the_lr_finder_gives_weights_and_folder_back_after_an_error(learn):
-    from lesionfast.training.lr_finder import find_lr
+    from lesionfast.training.learner import find_lr
 
     before, path = state_of(learn), learn.path
     weights = {name: each.clone() for name, each in learn.model.state_dict().items()}

@@ -9,8 +9,8 @@ from fastai.callback.core import Callback
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.augment import augmentations
-from lesionfast.data.dataset import load_dataset
 from lesionfast.data.loaders import build_dls
+from lesionfast.data.split import load_dataset
 from lesionfast.training import frozen as module
 from lesionfast.training.frozen import CachedFeatures, FeatureLoader
 from lesionfast.training.learner import fusion_learner

@@ -9,13 +9,12 @@ from sklearn.metrics import log_loss
 from sklearn.svm import LinearSVC
 
 from lesionfast.config import SplitConfig, TrainConfig
-from lesionfast.data.dataset import load_dataset
+from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.models.fusion import load_model
-from lesionfast.training.experiment import train
-from lesionfast.training.heads import best_scale, heads
-from lesionfast.training.options import check_options
+from lesionfast.training.experiment import check_options, train
+from lesionfast.training.frozen import best_scale, heads
 
 CONFIG = TrainConfig(arch="test_resnet", weights="none", size=32, tta=1)
 

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from lesionfast.config import TrainConfig
-from lesionfast.data.dataset import load_dataset
 from lesionfast.data.loaders import build_dls, read_ahead
-from lesionfast.training.checkpoint import save_tensors
+from lesionfast.data.split import load_dataset
+from lesionfast.training.callbacks.tracking import save_tensors
+from lesionfast.training.fitting import summary
 from lesionfast.training.learner import fusion_learner
-from lesionfast.training.prediction import summary
 
 TINY = TrainConfig(arch="test_resnet", weights="none", size=64, batch_size=32)
 

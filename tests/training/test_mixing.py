@@ -11,8 +11,7 @@ from fastai.learner import Learner
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from lesionfast.training.mixing import mixes
-from lesionfast.training.weighting import DeferredWeights, HardNegatives
+from lesionfast.training.callbacks.batches import DeferredWeights, HardNegatives, mixes
 
 
 class Watch(Callback):

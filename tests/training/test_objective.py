@@ -8,14 +8,13 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from lesionfast.config import TrainConfig
-from lesionfast.emphasis import read_costs, read_weights_of
-from lesionfast.evaluation.metrics import decide
+from lesionfast.config import TrainConfig, read_costs, read_weights_of
 from lesionfast.models.posterior import Posterior
+from lesionfast.stats.metrics import decide
 from lesionfast.training.balancing import balances
+from lesionfast.training.callbacks.batches import TrainThenValidate
 from lesionfast.training.losses import losses
 from lesionfast.training.objective import objective_of, shifting_options
-from lesionfast.training.weighting import TrainThenValidate
 
 CLASSES = ["bkl", "df", "mel", "nv"]
 ROWS = np.array(  # one a kind of picture that can't be told apart, one column a class

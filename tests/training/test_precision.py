@@ -1,8 +1,8 @@
 import torch
 from fastai.callback.fp16 import MixedPrecision
 
-from lesionfast.training.callbacks import Autocast
-from lesionfast.training.precision import precision_callbacks
+from lesionfast.training.callbacks.inference import Autocast
+from lesionfast.training.learner import precision_callbacks
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

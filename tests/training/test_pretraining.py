@@ -11,16 +11,16 @@ import torch
 from safetensors.torch import load_file
 
 from lesionfast.config import TrainConfig
-from lesionfast.data.dataset import load_dataset
-from lesionfast.data.lineage import lineage_of
+from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
 from lesionfast.files import sha256
-from lesionfast.models.files import read_weights
 from lesionfast.models.fusion import load_model
+from lesionfast.models.lineage import lineage_of
+from lesionfast.models.weights import read_weights
 from lesionfast.runs import Run, list_runs
 from lesionfast.training.experiment import prepare_learner, train
 from lesionfast.training.fitting import unfreezing
-from lesionfast.training.pretraining import ImageIsTarget, pretrain
+from lesionfast.training.pretrain import ImageIsTarget, pretrain
 
 TINY = TrainConfig(arch="vanilla_cnn", size=32, epochs=2, batch_size=32)
 

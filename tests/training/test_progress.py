@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from fastai.callback.core import Callback, CancelFitException
 
-from lesionfast.training.progress import EpochLines, logging_to
+from lesionfast.training.callbacks.progress import EpochLines, logging_to
 
 
 class StopIn(Callback):

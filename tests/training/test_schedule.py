@@ -1,7 +1,7 @@
 import pytest
 
 from lesionfast.errors import LesionfastError
-from lesionfast.training.schedule import discriminative, plan_phases
+from lesionfast.training.callbacks.schedule import discriminative, plan_phases
 
 
 @pytest.mark.parametrize("how", ["fresh", "gradual", "two-step", "last:2", "none"])

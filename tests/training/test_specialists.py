@@ -4,16 +4,15 @@ from dataclasses import fields, replace
 
 import pytest
 
-from lesionfast.config import TrainConfig
-from lesionfast.data.dataset import load_dataset
+from lesionfast.config import TrainConfig, parse_weights
+from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.committee import combine
 from lesionfast.files import sha256
 from lesionfast.models.fusion import load_model
 from lesionfast.runs import Run
-from lesionfast.training import specialists
+from lesionfast.training import ensemble
+from lesionfast.training.ensemble import add_specialists, combine
 from lesionfast.training.experiment import resume, train
-from lesionfast.training.specialists import add_specialists, parse_weights
 
 TINY = TrainConfig(
     arch="test_resnet", weights="none", size=32, epochs=1, batch_size=64, unfreeze="none"
@@ -76,7 +75,7 @@ def test_weights_of_the_base_are_kept():
     assert parse_weights(None) == {}
     assert parse_weights("mel=3, bcc=1.5") == {"mel": 3.0, "bcc": 1.5}
     assert parse_weights('"a, b"=2,mel=3') == {"a, b": 2.0, "mel": 3.0}
-    assert specialists.TIMES == 3
+    assert ensemble.TIMES == 3
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,7 @@ from lesionfast.files import sha256
 from lesionfast.runs import Run, list_runs
 from lesionfast.training import study as module
 from lesionfast.training.experiment import only_trainer
-from lesionfast.training.study import (
-    AUTHOR,
-    AUTHOR_FROM_SCRATCH,
-    plan_study,
-    read_study,
-    run_study,
-)
+from lesionfast.training.study import AUTHOR, AUTHOR_FROM_SCRATCH, plan_study, read_study, run_study
 
 TINY = """
 [defaults]

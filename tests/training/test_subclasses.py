@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from lesionfast.config import TrainConfig
-from lesionfast.data.dataset import load_dataset
 from lesionfast.data.loaders import build_dls
+from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
 from lesionfast.models.fusion import FusionModel, load_model
+from lesionfast.training.balancing import find_targets, output_codes, split_codes
 from lesionfast.training.experiment import train
 from lesionfast.training.learner import fusion_learner
-from lesionfast.training.subclasses import find_targets, output_codes, split_codes
 
 CONFIG = TrainConfig(size=32, epochs=1, subclass="mel=3,nv=2", balance="weights", unfreeze="none")
 

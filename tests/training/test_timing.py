@@ -6,7 +6,7 @@ import pytest
 import torch
 from fastai.callback.core import Callback
 
-from lesionfast.training.timing import StepClock, time_one, timed
+from lesionfast.training.speed.bench import StepClock, time_one, timed
 
 CPU = torch.device("cpu")
 

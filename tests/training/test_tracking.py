@@ -6,9 +6,9 @@ import torch
 from fastai.callback.core import Callback, CancelFitException
 
 from lesionfast.errors import LesionfastError
-from lesionfast.training.callbacks import OneCycle, ProgressiveUnfreezing
+from lesionfast.training.callbacks.schedule import OneCycle, ProgressiveUnfreezing
+from lesionfast.training.callbacks.tracking import EarlyStopping, KeepBest, StopOnNaN, WriteHistory
 from lesionfast.training.fitting import announce_kept
-from lesionfast.training.tracking import EarlyStopping, KeepBest, StopOnNaN, WriteHistory
 
 
 class Script(Callback):

@@ -10,17 +10,16 @@ from fastai.callback.core import Callback
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.augment import augmentations
-from lesionfast.data.dataset import load_dataset
 from lesionfast.data.encoder import MetadataEncoder
 from lesionfast.data.loaders import build_dls
+from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
 from lesionfast.runs import Run
-from lesionfast.training.callbacks import OneCycle
-from lesionfast.training.frozen import CachedFeatures
-from lesionfast.training.heads import split_features
+from lesionfast.training.callbacks.batches import Withholding, withheld_patterns
+from lesionfast.training.callbacks.schedule import OneCycle
+from lesionfast.training.experiment import check_options
+from lesionfast.training.frozen import CachedFeatures, split_features
 from lesionfast.training.learner import fusion_learner
-from lesionfast.training.options import check_options
-from lesionfast.training.withholding import Withholding, withheld_patterns
 
 TINY = TrainConfig(
     arch="test_resnet",

@@ -1,1 +1,0 @@
-"""The commands: parse, one library call, print. Heavy imports wait inside the commands."""

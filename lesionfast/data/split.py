@@ -1,0 +1,291 @@
+"""The seeded, stratified split by lesion: a column, written once, read by all.
+
+Lesions of a class are put in order of their number of images, and by chance within; then every
+k-th is taken (systematic sampling). That meets the shares of lesions and of images as well
+as scikit-learn's StratifiedGroupKFold does, gives a rare class a lesion in every part, takes
+seconds for a million images, and rests on no more than NumPy's frozen `RandomState`.
+"""
+
+import gc
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lesionfast.config import SplitConfig
+from lesionfast.console import counting_bar
+from lesionfast.data.metadata import load_metadata
+from lesionfast.data.table import read_table
+from lesionfast.errors import LesionfastError, did_you_mean
+from lesionfast.files import sha256, write_text
+from lesionfast.manifest import Manifest
+
+logger = logging.getLogger("lesionfast")
+
+PARTS = ("train", "valid", "test")
+
+
+def split_metadata(df: pd.DataFrame, config: SplitConfig) -> pd.DataFrame:
+    """Add the column `split`: from the file --split if given, else from seed and shares."""
+    if config.split:
+        return read_split(df, Path(config.split).expanduser())
+    return assign_split(
+        df,
+        seed=config.seed,
+        val=config.val,
+        test=config.test,
+        folds=config.folds,
+        fold=config.fold,
+    )
+
+
+def assign_split(
+    df: pd.DataFrame,
+    *,
+    seed: int = 42,
+    val: float = 0.15,
+    test: float = 0.15,
+    folds: int | None = None,
+    fold: int = 0,
+) -> pd.DataFrame:
+    """Add the column `split` with train, valid and test; no group crosses, row order is nothing.
+
+    Of each class, `val` and `test` are the shares of lesions (at least one each) and, nearly, of
+    images. With `folds`, what is not test is cut into as many folds and number `fold` is
+    validation; the test part is the same for every fold. Raises `LesionfastError` for impossible
+    shares, and for a class with fewer lesions than parts.
+    """
+    check_seed(seed)
+    check_shares(val, test, folds, fold)
+    lesions = list_lesions(df)
+    check_classes(lesions, parts=(folds or 2) + (test > 0))
+    lesions = shuffle(lesions, seed)
+    in_test = take(lesions, test, seed, spare=folds or 2)
+    rest = lesions[~in_test]
+    if folds:
+        in_valid = np.arange(len(rest)) % folds == fold
+    else:
+        in_valid = take(rest, val / (1 - test), seed + 1, spare=1)
+    part = pd.Series("train", lesions["group"])
+    part[lesions.loc[in_test, "group"]] = "test"
+    part[rest.loc[in_valid, "group"]] = "valid"
+    return df.assign(split=df["group"].map(part))
+
+
+def check_seed(seed: int) -> None:
+    """Raise `LesionfastError` for a seed that NumPy does not take."""
+    if not 0 <= seed < 2**32 - 1:
+        raise LesionfastError(f"--seed is {seed}; type a whole number from 0 to {2**32 - 2}.")
+
+
+def check_shares(val: float, test: float, folds: int | None, fold: int) -> None:
+    """Raise `LesionfastError` for shares or folds that leave a part empty."""
+    if not 0 <= test < 1 or not (folds or 0 < val < 1 - test):
+        raise LesionfastError(
+            f"--val {val} and --test {test} leave no train, validation or test part. Type "
+            "shares above 0 (--test 0: no test part) with a sum below 1, such as "
+            "--val 0.15 --test 0.15."
+        )
+    if folds is not None and folds < 2:
+        raise LesionfastError(f"--folds is {folds}; type 2 or more, such as --folds 5.")
+    if not 0 <= fold < (folds or 1):
+        what = f"--fold 0 to --fold {folds - 1}" if folds else "--folds 5 with it"
+        raise LesionfastError(f"--fold {fold} goes with --folds {folds}. Type {what}.")
+
+
+def list_lesions(df: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a lesion, ordered by its first image id: group, target, images.
+
+    A group of several classes (joined near-duplicates) counts for the rarest of them.
+    """
+    df = df.sort_values("image_id")
+    images = df["group"].value_counts(sort=False)
+    count = df["target"].map(df["target"].value_counts())
+    rarest = df.loc[count.sort_values(kind="stable").index].drop_duplicates("group")
+    target = rarest.set_index("group")["target"]
+    lesions = df[["group"]].drop_duplicates().reset_index(drop=True)
+    return lesions.assign(target=lesions["group"].map(target), images=lesions["group"].map(images))
+
+
+def check_classes(lesions: pd.DataFrame, parts: int) -> None:
+    """Raise `LesionfastError` for a class with fewer lesions than parts to have one in."""
+    counts = lesions["target"].value_counts().sort_values(kind="stable")
+    few = counts[counts < parts]
+    if len(few):
+        named = ", ".join(f"'{name}' has {count}" for name, count in few.items())
+        raise LesionfastError(
+            f"the split needs {parts} lesions of every class, one a part; class {named}. "
+            "Take such classes out of the CSV or join them with another, type fewer --folds, or "
+            "--test 0 for no test part."
+        )
+    if len(counts) < 2:
+        raise LesionfastError(
+            f"there is only one class, '{counts.index[0]}'. Name the column of the diagnosis with "
+            "--target."
+        )
+
+
+def shuffle(lesions: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Order lesions by class, then by number of images, then by chance."""
+    chance = np.random.RandomState(seed).permutation(len(lesions))  # the same in every NumPy
+    target, _ = pd.factorize(lesions["target"], sort=True)
+    order = np.lexsort([chance, -lesions["images"], target])
+    return lesions.iloc[order]
+
+
+def take(lesions: pd.DataFrame, share: float, seed: int, spare: int) -> np.ndarray:
+    """Choose a share of each class, evenly along the order of the rows: bool (n,).
+
+    At least one lesion of each class is taken, and `spare` or more are left; share 0 takes none.
+    Because the order is by number of images, the images are shared out as evenly as the lesions.
+    """
+    size = lesions.groupby("target")["target"].transform("size").to_numpy()
+    rank = lesions.groupby("target").cumcount().to_numpy()
+    count = np.clip(np.floor(share * size + 0.5).astype(int), share > 0, size - spare)
+    start = (np.random.RandomState(seed).random_sample() * size).astype(int)
+    return (rank + start + 1) * count // size > (rank + start) * count // size
+
+
+def read_split(df: pd.DataFrame, file: str | Path) -> pd.DataFrame:
+    """Add the column `split` from a CSV with the columns image_id and split.
+
+    Raises `LesionfastError` if an image is not in the file, for a word other than the three
+    parts, and for a lesion in two parts.
+    """
+    file = Path(file)
+    if file.name == "split.csv":  # of a run, unless it has no manifest
+        Manifest(file.parent).require(
+            file.name, f"Copy {file.parent} again, or name another file with --split."
+        )
+    table = read_table(file, {"image_id": "", "split": ""}, option="--split")
+    check_words(file, table)
+    part = df["image_id"].map(table.set_index("image_id")["split"])
+    gone = df.loc[part.isna(), "image_id"]
+    if len(gone):
+        raise LesionfastError(
+            f"{len(gone)} of {len(df)} images are not in the split {file}; the first is "
+            f"'{gone.iloc[0]}'. Add them, or leave --split out for a new split."
+        )
+    df = df.assign(split=part)
+    check_parts(file, df)
+    extra = len(table) - len(df)
+    if extra:
+        logger.warning("%s: %d images that the data does not have, left out", file, extra)
+    return df
+
+
+def restore_split(df: pd.DataFrame, file: str | Path) -> pd.DataFrame:
+    """Add the columns `group` and `split` as `write_split` wrote them, joined lesions included."""
+    table = read_table(Path(file), {"image_id": "", "group": "", "split": ""}, option="--split")
+    check_words(Path(file), table)
+    group = df["image_id"].map(table.set_index("image_id")["group"])
+    return read_split(df.assign(group=group.fillna(df["group"])), file)
+
+
+def check_words(file: Path, table: pd.DataFrame) -> None:
+    """Raise `LesionfastError` for an unknown part or an image that comes twice."""
+    wrong = table.loc[~table["split"].isin(PARTS), "split"]
+    if len(wrong):
+        hint = did_you_mean(wrong.iloc[0], PARTS)
+        raise LesionfastError(
+            f"'{wrong.iloc[0]}' in row {wrong.index[0]} of {file} is no part of a split.{hint} "
+            f"Write one of: {', '.join(PARTS)}."
+        )
+    twice = table.loc[table["image_id"].duplicated(), "image_id"]
+    if len(twice):
+        raise LesionfastError(
+            f"image '{twice.iloc[0]}' comes twice in {file} (again in row {twice.index[0]}). "
+            "Keep one row an image."
+        )
+
+
+def check_parts(file: Path, df: pd.DataFrame) -> None:
+    """Raise `LesionfastError` for a lesion in two parts, or a part that has no image."""
+    pairs = df[["group", "split"]].drop_duplicates()
+    torn = pairs.loc[pairs["group"].duplicated(), "group"].unique()
+    if len(torn):
+        where = " and ".join(sorted(pairs.loc[pairs["group"] == torn[0], "split"]))
+        raise LesionfastError(
+            f"{len(torn)} lesions of {file} are in two parts; the first is '{torn[0]}', in "
+            f"{where}. Put all images of a lesion in one part."
+        )
+    for part in ("train", "valid"):
+        if not (df["split"] == part).any():
+            raise LesionfastError(f"{file} has no image in '{part}'. Put some lesions there.")
+    untaught = sorted(set(df["target"]) - set(df.loc[df["split"] == "train", "target"]))
+    if untaught:
+        raise LesionfastError(
+            f"{file} has no image of class {', '.join(untaught)} in 'train'. Put some there."
+        )
+
+
+def write_split(df: pd.DataFrame, path: str | Path) -> str:
+    """Write image_id, group, target and split, sorted by image id; return the file's SHA-256.
+
+    The same split has the same bytes, whatever the order of the rows.
+    """
+    return sha256(write_text(Path(path), split_text(df)))
+
+
+def split_text(df: pd.DataFrame) -> str:
+    """Return the content of a split file."""
+    table = df.sort_values("image_id")[["image_id", "group", "target", "split"]]
+    return table.to_csv(index=False, lineterminator="\n")
+
+
+def join_groups(df: pd.DataFrame, pairs: pd.DataFrame | Iterable[tuple[str, str]]) -> pd.DataFrame:
+    """Give images that are joined by pairs of image ids, over any number of steps, one group.
+
+    The name of a joined group is the first of its members' in alphabetical order. Pairs with an
+    image that is not in the table are passed over: it can't leak from there.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    codes, names = pd.factorize(df["group"], sort=True)
+    code_of = pd.Series(codes, df["image_id"].to_numpy())
+    ends = pairs.to_numpy() if isinstance(pairs, pd.DataFrame) else [tuple(pair) for pair in pairs]
+    ends = pd.DataFrame(ends, columns=["a", "b"]).apply(lambda end: end.map(code_of))
+    ends = ends.dropna().astype(int)
+    graph = coo_array((np.ones(len(ends)), (ends["a"], ends["b"])), (len(names), len(names)))
+    component = connected_components(graph, directed=False)[1]
+    first = pd.Series(names).groupby(component).first()  # names are sorted
+    return df.assign(group=first.to_numpy()[component[codes]])
+
+
+def load_dataset(config: SplitConfig, split: Path | None = None) -> pd.DataFrame:
+    """Return the checked and split table: find the data, read it, join near-duplicates, split.
+
+    `split`, the split.csv of a run, decides instead of `config`. Raises `LesionfastError` for bad
+    data.
+    """
+    with no_garbage_collection():
+        df = load_metadata(config)
+    if split is not None:
+        return restore_split(df, split)
+    if config.join_duplicates:
+        from lesionfast.data.duplicates import find_near_duplicates
+
+        with counting_bar("comparing images") as progress:
+            found = find_near_duplicates(df, progress, cache=config.cache)
+        pairs = found[["image_a", "image_b"]]
+        df = join_groups(df, pairs.itertuples(index=False, name=None))
+    return split_metadata(df, config)
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Keep Python's cyclic collector off: it would look through millions of names, over and over.
+
+    What is not part of a cycle is freed all the same.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

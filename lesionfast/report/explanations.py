@@ -1,0 +1,324 @@
+"""Pictures beside what the model looked at in them, with what age, sex and site added."""
+
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+from PIL import Image
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+
+from lesionfast.data.images import open_images
+from lesionfast.diagnoses import full_name
+from lesionfast.errors import LesionfastError
+from lesionfast.evaluation.findings import Findings
+from lesionfast.evaluation.interpretation import Interpretation, read_features
+from lesionfast.report.images import atlas, caption, draw_top_losses, draw_words, explained
+from lesionfast.report.page import (
+    GREY,
+    Picture,
+    Section,
+    class_styles,
+    drawn_classes,
+    new_figure,
+    picture_of,
+    save,
+    sign,
+    table_of,
+)
+
+if TYPE_CHECKING:
+    from lesionfast.evaluation.attribution import Explanation
+
+COLUMNS = 3
+CELL = (4.3, 3.05)  # inches of a picture and its map, with the caption
+SIDE = 240  # pixels of a picture
+GAP = 8  # pixels between a picture and its map
+HEAT = "inferno"
+COVER = 0.55  # how much of the colour lies over the picture
+CONTOUR = 0.5  # of the largest value
+FEWEST_CELLS = 4  # a side: of fewer, each is a third of the picture or more
+
+
+def draw_attribution(
+    interpretation: Interpretation, folder: Path, losses: int = 12, most: int = 24
+) -> list[Path]:
+    """Draw what speaks for the decision in the top losses, and in melanomas taken for nevi.
+
+    The second figure is left out if the run has no classes mel and nv. Images that can't be read
+    are left out and counted. Raises `LesionfastError` for what `explain_images` does.
+    """
+    tables = {
+        "top_losses": (
+            interpretation.top_losses(losses),
+            "What spoke for the wrong decision: the highest losses",
+            "there are no images",
+        )
+    }
+    if interpretation.classes.costliest:
+        tables["melanomas_taken_for_nevi"] = (
+            interpretation.taken_for().head(most),
+            "What spoke for 'nevus' in melanomas taken for nevi",
+            "no melanoma was taken for a nevus",
+        )
+    shown = pd.concat([rows for rows, _, _ in tables.values()]).drop_duplicates("image_id")
+    explanation = None
+    if len(shown):
+        names, decisions = shown["image_id"].tolist(), shown["decision"].tolist()
+        from lesionfast.evaluation.attribution import explain_images
+
+        explanation = explain_images(interpretation.run, names, decisions)
+    return [
+        draw_explained(
+            interpretation, explanation, rows, title, nothing, folder / f"attribution_{name}.png"
+        )
+        for name, (rows, title, nothing) in tables.items()
+    ]
+
+
+def draw_explained(
+    interpretation: Interpretation,
+    explanation: "Explanation | None",
+    rows: pd.DataFrame,
+    title: str,
+    nothing: str,
+    path: Path,
+) -> Path:
+    """Draw rows of an interpretation beside their maps for the decision; return the path."""
+    split = explained(interpretation)
+    if explanation is None or rows.empty:
+        figure = draw_words(title, split, nothing)
+    else:
+        mine = explanation.of(rows["image_id"].tolist())
+        left_out = f", {mine.bad} more that can't be read left out" if mine.bad else ""
+        subtitle = f"{split}: {len(mine.rows)} images{left_out}\n{about(mine)}"
+        figure = draw_maps(mine, rows, title, subtitle)
+    sign(figure, interpretation)
+    return save(figure, path)
+
+
+def about(explanation: "Explanation") -> str:
+    """Return what the maps and the numbers of a figure mean."""
+    height, width = explanation.cells
+    text = (
+        f"right of each picture: Grad-CAM for the decision, from {height} × {width} cells, smoothed"
+    )
+    if min(height, width) < FEWEST_CELLS:
+        text += "\nso few cells show no place in a picture: train at a larger --size for that"
+    columns = list(explanation.metadata) if explanation.metadata.to_numpy().any() else []
+    if not columns:
+        return text
+    names = " and ".join(filter(None, [", ".join(columns[:-1]), columns[-1]]))
+    return (
+        f"{text}\n{names}: what is added to the log-odds of the decision, against the mean of the "
+        "training images (integrated gradients)"
+    )
+
+
+def draw_maps(explanation: "Explanation", rows: pd.DataFrame, title: str, subtitle: str) -> Figure:
+    """Return a figure with a picture, its map and a caption for each image of an explanation."""
+    about_model, paths = explanation.run.model, explanation.rows["path"].tolist()
+    pictures = open_images(
+        paths, SIDE, resize=about_model["resize"], cache=False, skip_bad=True, report=False
+    ).pixels
+    captions = rows.set_index("image_id")
+    n = len(paths)
+    columns = min(COLUMNS, max(n, 2))
+    lines = max(ceil(n / columns), 1)
+    more = 0.16 * len(explanation.metadata.columns)
+    figure = new_figure(columns * CELL[0], lines * (CELL[1] + more) + 1.7, title, subtitle)
+    figure.get_layout_engine().set(h_pad=0.12)
+    axes = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for i, axis in enumerate(axes):
+        if i >= n:
+            axis.set_axis_off()
+            continue
+        row = captions.loc[explanation.rows["image_id"].iloc[i]]
+        told = explanation.told(i) if explanation.metadata.to_numpy().any() else []
+        draw_pair(axis, pictures[i], explanation.maps[i])
+        axis.set_title(str(row.name), loc="left", fontsize=7.5, color=GREY, pad=3)
+        axis.set_xlabel("\n".join([caption(row), *told]), loc="left", fontsize=9, linespacing=1.3)
+    bar = figure.colorbar(
+        ScalarMappable(cmap=HEAT),
+        ax=axes,
+        location="top",
+        shrink=0.25,
+        aspect=30,
+        pad=0.01,
+        anchor=(0, 0),
+    )
+    bar.set_label("heat, as a share of the most in the image; line at one half", fontsize=8)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=8)
+    return figure
+
+
+def draw_pair(axis: Axes, picture: np.ndarray, heat: np.ndarray) -> None:
+    """Draw a picture uint8 (S, S, 3) and, right of it, the map (H, W) over it in grey."""
+    side = picture.shape[0]
+    large = np.asarray(Image.fromarray(heat).resize((side, side), Image.Resampling.BILINEAR))
+    gap = np.full((side, GAP, 3), 255, np.uint8)
+    axis.imshow(np.hstack([picture, gap, overlay(picture, large)]))
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
+    if large.max() > CONTOUR > large.min():
+        x, y = np.arange(side) + side + GAP, np.arange(side)
+        axis.contour(x, y, large, levels=[CONTOUR], colors="white", linewidths=1.2)
+
+
+def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Return the colours of a map (S, S) over a picture uint8 (S, S, 3) made grey."""
+    grey = np.asarray(Image.fromarray(picture).convert("L"), np.float32)[..., None]
+    colours = 255 * colormaps[HEAT](heat)[..., :3]
+    return (COVER * colours + (1 - COVER) * grey).round().astype(np.uint8)
+
+
+FEWEST = 10  # images of which a map makes sense
+PERPLEXITY = 30.0
+ITERATIONS = 500  # half of scikit-learn's default; the map looks the same
+
+
+def project(features: np.ndarray, seed: int = 0, perplexity: float = PERPLEXITY) -> np.ndarray:
+    """Return features (n, F) in the plane, (n, 2), by PCA to 50 numbers and then t-SNE.
+
+    (van der Maaten and Hinton 2008, J. Mach. Learn. Res. 9:2579.) Neighbours mean something, the
+    distances between clusters and their sizes do not. Raises `LesionfastError` for fewer than 10
+    images.
+    """
+    n = len(features)
+    if n < FEWEST:
+        raise LesionfastError(
+            f"{n} images are too few for a map. Choose a split of {FEWEST} or more with --split."
+        )
+    reduced = PCA(min(50, n, features.shape[1]), random_state=seed).fit_transform(features)
+    perplexity = min(perplexity, (n - 1) / 3)
+    how = {"perplexity": perplexity, "init": "pca", "max_iter": ITERATIONS, "n_jobs": -1}
+    return TSNE(2, random_state=seed, **how).fit_transform(reduced)
+
+
+def draw_feature_map(interpretation: Interpretation, folder: Path) -> Path:
+    """Draw the images of a split by the features kept with the run, coloured by their truth.
+
+    Melanomas taken for nevi are ringed and other errors crossed. Images without kept features are
+    left out and counted. Raises `LesionfastError` if the run keeps no features.
+    """
+    rows, features = interpretation.rows, read_features(interpretation.run)
+    known = rows["image_id"].isin(features.index).to_numpy()
+    places = project(features.loc[rows["image_id"][known]].to_numpy())
+    rows = rows[known]
+    left_out = f"; {(~known).sum()} images without features left out" if not known.all() else ""
+    figure = new_figure(
+        10,
+        7.4,
+        f"The {len(rows)} images of {interpretation.split} as the image branch sees them",
+        f"t-SNE of the image features: close is alike, far apart means little{left_out}",
+    )
+    axis = figure.subplots()
+    truth, decision = rows["truth"].to_numpy(), rows["decision"].to_numpy()
+    draw_classes(axis, places, truth, interpretation)
+    draw_errors(axis, places, truth, decision, interpretation)
+    axis.set(xticks=[], yticks=[], xlabel="t-SNE 1, no unit", ylabel="t-SNE 2, no unit")
+    axis.set_aspect("equal")
+    axis.spines[:].set_color("0.8")
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    sign(figure, interpretation)
+    return save(figure, folder / "feature_map.png")
+
+
+def draw_classes(
+    axis: Axes, places: np.ndarray, truth: np.ndarray, interpretation: Interpretation
+) -> None:
+    """Draw each class's images in its colour and with its mark, the rarest on top."""
+    classes, named = interpretation.classes, drawn_classes(interpretation)
+    styles = class_styles(classes)
+    counts = {name: int((truth == name).sum()) for name in classes}
+    order = sorted(classes, key=lambda name: -counts[name])
+    for name in classes:
+        if not counts[name]:
+            continue
+        axis.scatter(
+            *places[truth == name].T,
+            s=24,
+            color=styles[name]["color"],
+            marker=styles[name]["marker"],
+            linewidths=0.3,
+            edgecolors="white",
+            zorder=2 + order.index(name) / len(classes),
+            label=f"{full_name(name)}, {counts[name]}" if name in named else None,
+        )
+
+
+def draw_errors(
+    axis: Axes,
+    places: np.ndarray,
+    truth: np.ndarray,
+    decision: np.ndarray,
+    interpretation: Interpretation,
+) -> None:
+    """Ring the melanomas taken for nevi, and mark every other error by a small black dot."""
+    ringed = interpretation.classes.costliest or (None, None)
+    missed = (truth == ringed[0]) & (decision == ringed[1])
+    others = (truth != decision) & ~missed
+    if missed.any():
+        label = f"melanoma taken for a nevus, {missed.sum()}"
+        ring = {"s": 110, "facecolors": "none", "edgecolors": "black", "linewidths": 1.5}
+        axis.scatter(*places[missed].T, **ring, zorder=5, label=label)
+    if others.any():
+        label = f"other error (rule {interpretation.rule}), {others.sum()}"
+        axis.scatter(*places[others].T, s=5, color="black", zorder=4, label=label)
+
+
+MAP = (
+    "The images by their features: close is alike, far apart means little; melanomas taken for "
+    "nevi are ringed"
+)
+MAPS = (
+    "Grad-CAM: the part of the image that speaks for the decision; below each, what age and sex "
+    "add to its log-odds (integrated gradients)"
+)
+CAUTION = (
+    "A map shows what the model reacts to, not that it is right to. Its cells are coarse; compare "
+    "with the centred blob below where masks were given, and with the picture beside it."
+)
+
+
+def pictures(findings: Findings) -> Section:
+    """Return the pictures that the model is most wrong about, and what it finds alike."""
+    file = findings.drawn(draw_top_losses)
+    found = [picture_of(file, "The highest losses")]
+    return Section("Pictures", pictures=[*found, *atlas(findings), *feature_map(findings)])
+
+
+def feature_map(findings: Findings) -> list[Picture]:
+    """Return the map of the images, if the run keeps their features."""
+    if not findings.keeps_features:
+        return []
+    try:
+        return [picture_of(findings.drawn(draw_feature_map), MAP)]
+    except LesionfastError as error:
+        findings.left_out("the feature map", error)
+        return []
+
+
+def attribution(findings: Findings) -> Section | None:
+    """Return what speaks for the decisions in the worst errors; it runs the model, if asked to."""
+    if not findings.explain:
+        return None
+    from lesionfast.evaluation.attribution import compare_with_masks, explain_images
+
+    files = draw_attribution(findings.interpretation, findings.folder)
+    findings.files |= {file.stem: file for file in files}
+    tables = []
+    if findings.masks:
+        rows = findings.interpretation.rows
+        explained = explain_images(findings.run, rows["image_id"].tolist(), rows["decision"])
+        found = compare_with_masks(explained, Path(findings.masks))
+        tables = [table_of(found, "How well the maps lie on the lesions of the masks")]
+    shown = [picture_of(file, MAPS) for file in files]
+    return Section("What speaks for a decision", [CAUTION], tables, shown)

@@ -1,0 +1,355 @@
+"""Picture grids: each image with its truth, decision, probabilities, age and sex in plain words."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lesionfast.console import add_columns, decimal, new_table, plain
+from lesionfast.data.images import read_image
+from lesionfast.data.sources import FileReader
+from lesionfast.diagnoses import Classes, full_name
+from lesionfast.errors import LesionfastError
+from lesionfast.evaluation.explain import nearest_of
+from lesionfast.evaluation.findings import Findings
+from lesionfast.evaluation.interpretation import Interpretation
+from lesionfast.report.page import GREY, Picture, class_styles, new_figure, picture_of, save, sign
+from lesionfast.runs import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+logger = logging.getLogger("lesionfast")
+
+COLUMNS = 4
+CELL, LINES = (3.0, 3.1), 3  # inches: width, height with a caption of that many lines
+LINE = 0.2  # inches of a further one
+LONGEST_SIDE = 480  # pixels: more than a cell can show
+
+
+def draw_top_losses(interpretation: Interpretation, folder: Path, k: int = 12) -> Path:
+    """Draw the k images whose truth was given the least probability; return the path."""
+    rows = interpretation.top_losses(k)
+    title = "Highest losses: where the truth was given the least probability"
+    shown = f"the worst {len(rows)} of {len(interpretation.rows)} images"
+    figure = draw_grid(rows, title, f"{explained(interpretation)}: {shown}", "there are no images")
+    sign(figure, interpretation)
+    return save(figure, folder / "top_losses.png")
+
+
+def draw_melanomas_taken_for_nevi(
+    interpretation: Interpretation, folder: Path, most: int = 24
+) -> Path:
+    """Draw the melanomas that were decided nevi, the most confident first; return the path."""
+    rows = interpretation.taken_for()
+    total = int((interpretation.rows["truth"] == interpretation.classes.melanoma).sum())
+    shown = f"{len(rows)} of {total} melanomas"
+    if len(rows) > most:
+        shown += f", the {most} most confident of them shown"
+    subtitle = f"{explained(interpretation)}: {shown}"
+    nothing = "no melanoma was taken for a nevus" if total else "none of the images is a melanoma"
+    figure = draw_grid(rows.head(most), "Melanomas taken for nevi", subtitle, nothing)
+    sign(figure, interpretation)
+    return save(figure, folder / "melanomas_taken_for_nevi.png")
+
+
+def explained(interpretation: Interpretation) -> str:
+    """Return the split and the rule as the start of a subtitle."""
+    return f"{interpretation.split}, rule {interpretation.rule}"
+
+
+def draw_grid(
+    rows: pd.DataFrame,
+    title: str,
+    subtitle: str,
+    nothing: str,
+    words: Callable[[pd.Series], str] | None = None,
+) -> Figure:
+    """Return a figure with one picture a row of the table, or with the words of `nothing`.
+
+    `words` makes the caption of a row; that of `caption` unless given.
+    """
+    if rows.empty:
+        return draw_words(title, subtitle, nothing)
+    columns = min(COLUMNS, max(len(rows), 2))
+    lines = ceil(len(rows) / columns)
+    captions = [(words or caption)(row) for _, row in rows.iterrows()]
+    more = max(0, max(each.count("\n") for each in captions) + 1 - LINES) * LINE
+    width, height = columns * CELL[0], lines * (CELL[1] + more) + 0.9
+    subtitle += "\nin per cent: the probability that the model gave"
+    figure = new_figure(width, height, title, subtitle)
+    axes = figure.subplots(lines, columns, squeeze=False).flat
+    with FileReader() as reader:
+        reasons = [
+            draw_cell(axis, row, text, reader)
+            for axis, (_, row), text in zip(axes, rows.iterrows(), captions, strict=False)
+        ]
+    for axis in axes[len(rows) :]:
+        axis.set_axis_off()
+    bad = [reason for reason in reasons if reason]
+    if bad:
+        logger.warning("%s: %d of %d images not drawn; %s", title, len(bad), len(rows), bad[0])
+    return figure
+
+
+def draw_words(title: str, subtitle: str, words: str) -> Figure:
+    """Return a figure that only says something."""
+    figure = new_figure(8, 2.4, title, subtitle)
+    axis = figure.subplots()
+    axis.set_axis_off()
+    axis.text(0.5, 0.5, words, ha="center", va="center", fontsize=14)
+    return figure
+
+
+def draw_cell(axis: Axes, row: pd.Series, text: str, reader: FileReader | None = None) -> str:
+    """Draw one image with its caption, `text`; return why it could not be read, else ''."""
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_color("0.8")
+    axis.set_title(str(row["image_id"]), loc="left", fontsize=7.5, color=GREY, pad=3)
+    axis.set_xlabel(text, loc="left", fontsize=9, linespacing=1.3)
+    try:
+        pixels = read_pixels(row.get("path"), reader)
+    except (LesionfastError, OSError) as error:
+        draw_grey_box(axis, str(error))
+        return str(error)
+    axis.imshow(pixels)
+    return ""
+
+
+def read_pixels(path: Any, reader: FileReader | None = None) -> np.ndarray:
+    """Return an image as uint8 (height, width, 3), no larger than a cell can show."""
+    if not isinstance(path, str):
+        raise LesionfastError("predictions.csv has no path of this image")
+    image = read_image(path, reader)
+    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    return np.asarray(image)
+
+
+def draw_grey_box(axis: Axes, reason: str) -> None:
+    """Draw what stands in for an image that can't be read: its place, and the reason."""
+    axis.imshow(np.full((3, 4, 3), 225, dtype=np.uint8))
+    words = fill(reason, 34, max_lines=7, placeholder=" …")
+    axis.text(0.5, 0.5, words, ha="center", va="center", fontsize=7.5, transform=axis.transAxes)
+
+
+def caption(row: pd.Series) -> str:
+    """Return truth and decision with their probabilities, then age, sex and site if known."""
+    lines = [
+        f"truth: {full_name(row['truth'])}, {per_cent(row['probability_of_truth'])}",
+        f"decided: {full_name(row['decision'])}, {per_cent(row['probability'])}",
+        patient(row),
+    ]
+    return "\n".join(fill(line, 42) for line in lines if line)
+
+
+def patient(row: pd.Series) -> str:
+    """Return "35 years, female, neck" as far as the dataset has such columns."""
+    words = []
+    if "age" in row:
+        words.append("age unknown" if pd.isna(row["age"]) else f"{plain_words(row['age'])} years")
+    if "sex" in row:
+        words.append("sex unknown" if pd.isna(row["sex"]) else str(row["sex"]))
+    if "localization" in row and pd.notna(row["localization"]):
+        words.append(str(row["localization"]))
+    return ", ".join(words)
+
+
+def plain_words(value: Any) -> str:
+    """Return 35.0 as "35", and anything that is no number as it is."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def per_cent(probability: float) -> str:
+    """Return a share in whole per cent, "<1%" and ">99%" where it would round to none and all."""
+    text = f"{probability:.0%}"
+    if text == "0%" and probability > 0:
+        return "<1%"
+    return ">99%" if text == "100%" and probability < 1 else text
+
+
+def draw_nearest(run: Run, table: pd.DataFrame, folder: Path | None = None) -> Path:
+    """Draw the image beside its nearest training lesions as PNG; return the path."""
+    name = Path(str(table["image_id"].iloc[0])).stem
+    columns = min(len(table), 6)
+    lines = -(-len(table) // columns)
+    title = f"The training lesions most similar to {table['image_id'].iloc[0]}"
+    figure = new_figure(
+        2.5 * columns, 2.9 * lines + 0.8, title, "cosine of the image features, less their mean"
+    )
+    axes = figure.subplots(lines, columns, squeeze=False).flat
+    for place, (axis, (_, row)) in enumerate(zip(axes, table.iterrows(), strict=False)):
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set(color="black" if place == 0 else "0.8", linewidth=2 if place == 0 else 1)
+        axis.imshow(read_pixels(row["path"]))
+        axis.set_title(str(row["image_id"]), loc="left", fontsize=7.5, color=GREY, pad=3)
+        told = "this image" if place == 0 else f"similarity {row['similarity']:.3f}"
+        lines_of = [full_name(row["target"]) if row["target"] else "", patient(row), told]
+        axis.set_xlabel("\n".join(filter(None, lines_of)), loc="left", fontsize=9)
+    for axis in list(axes)[len(table) :]:
+        axis.set_axis_off()
+    return save(figure, (folder or run.path / "figures") / f"nearest_{name}.png")
+
+
+NEAREST = 5
+ATLAS_CELL = (2.15, 2.55)  # inches
+
+
+@dataclass(frozen=True)
+class Block:
+    """One kind of cases: their truth and decision, and what the figure is called."""
+
+    truth: str
+    decision: str
+    title: str
+    nothing: str
+
+
+def blocks_of(melanoma: str, nevus: str) -> dict[str, Block]:
+    """Return the kinds of cases by the name of their figure."""
+    return {
+        "atlas_melanoma_as_nevus": Block(
+            melanoma, nevus, "Melanomas taken for nevi", "no melanoma was taken for a nevus"
+        ),
+        "atlas_nevus_as_melanoma": Block(
+            nevus, melanoma, "Nevi taken for melanomas", "no nevus was taken for a melanoma"
+        ),
+        "atlas_melanoma_right": Block(
+            melanoma, melanoma, "Melanomas decided right", "no melanoma was decided right"
+        ),
+    }
+
+
+def draw_atlas(interpretation: Interpretation, folder: Path, most: int = 6) -> list[Path]:
+    """Draw missed melanomas, nevi taken for melanomas and melanomas decided right, a figure each.
+
+    In each the `most` confident cases, a line each: the image, and the training lesions nearest
+    to it by the image features. Raises `LesionfastError` for a run without melanomas and nevi,
+    and for what `nearest_of` does.
+    """
+    if interpretation.classes.costliest is None:
+        raise LesionfastError(
+            f"an atlas of melanomas needs classes of melanoma and nevus; {interpretation.run.path} "
+            f"has: {', '.join(interpretation.classes)}. Name a run with both."
+        )
+    blocks = blocks_of(*interpretation.classes.costliest)
+    tables = {
+        name: interpretation.taken_for(block.truth, block.decision)
+        for name, block in blocks.items()
+    }
+    shown = pd.concat([table.head(most) for table in tables.values()], ignore_index=True)
+    nearest = dict(
+        zip(shown["image_id"], nearest_of(interpretation.run, shown, NEAREST), strict=True)
+    )
+    return [
+        draw_block(interpretation, blocks[name], table, most, nearest, folder / f"{name}.png")
+        for name, table in tables.items()
+    ]
+
+
+def draw_block(
+    interpretation: Interpretation,
+    block: Block,
+    cases: pd.DataFrame,
+    most: int,
+    nearest: dict[str, pd.DataFrame],
+    path: Path,
+) -> Path:
+    """Draw one kind of cases; return the path."""
+    total = int((interpretation.rows["truth"] == block.truth).sum())
+    subtitle = f"{explained(interpretation)}: {len(cases)} of {total} {block.truth}"
+    if len(cases) > most:
+        subtitle += f", the {most} most confident shown"
+    if cases.empty:
+        figure = draw_words(block.title, subtitle, block.nothing)
+    else:
+        subtitle += (
+            "\nright of each image: the training lesions nearest to it by the image features, "
+            "and the cosine less the mean"
+        )
+        shown = cases.head(most)
+        figure = draw_lines(shown, nearest, interpretation.classes, block.title, subtitle)
+    sign(figure, interpretation)
+    return save(figure, path)
+
+
+def draw_lines(
+    cases: pd.DataFrame,
+    nearest: dict[str, pd.DataFrame],
+    classes: Classes,
+    title: str,
+    subtitle: str,
+) -> Figure:
+    """Return a figure with a line a case: its image, then its nearest training lesions."""
+    columns = NEAREST + 1
+    width, height = columns * ATLAS_CELL[0] + 0.6, len(cases) * ATLAS_CELL[1] + 1.2
+    figure = new_figure(width, height, title, subtitle)
+    ratios = [1.25] + [1] * NEAREST
+    axes = figure.subplots(len(cases), columns, squeeze=False, width_ratios=ratios)
+    with FileReader() as reader:
+        for line, (_, row) in zip(axes, cases.iterrows(), strict=True):
+            draw_cell(line[0], row, caption(row), reader)
+            line[0].spines[:].set(color="black", linewidth=1.5)
+            neighbours = nearest[row["image_id"]]
+            for axis, (_, neighbour) in zip(line[1:], neighbours.iterrows(), strict=False):
+                draw_neighbour(axis, neighbour, classes, reader)
+            for axis in line[1 + len(neighbours) :]:
+                axis.set_axis_off()
+    return figure
+
+
+def draw_neighbour(
+    axis: Axes, row: pd.Series, classes: Classes, reader: FileReader | None = None
+) -> None:
+    """Draw a training lesion in a frame of its class's colour, with its class and likeness."""
+    style = class_styles(classes)[row["target"]]
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set(color=style["color"], linewidth=3)
+    try:
+        axis.imshow(read_pixels(row["path"], reader))
+    except (LesionfastError, OSError) as error:
+        draw_grey_box(axis, str(error))
+    weight = "bold" if row["target"] == classes.melanoma else "normal"
+    axis.set_title(
+        f"{row['target']}  {row['similarity']:.2f}", loc="left", fontsize=9, pad=4, weight=weight
+    )
+    axis.set_xlabel(patient(row), loc="left", fontsize=8)
+
+
+ATLAS = "The most confident cases, each beside the training lesions that the model finds most alike"
+
+
+def atlas(findings: Findings) -> list[Picture]:
+    """Return missed melanomas, false alarms and found melanomas beside their neighbours."""
+    if not findings.interpretation.classes.costliest or not findings.keeps_features:
+        return []
+    try:
+        files = draw_atlas(findings.interpretation, findings.folder)
+    except LesionfastError as error:
+        findings.left_out("the atlas", error)
+        return []
+    findings.files |= {file.stem: file for file in files}
+    return [picture_of(file, f"{ATLAS}: {file.stem.replace('_', ' ')}") for file in files]
+
+
+def nearest_table(nearest: "pd.DataFrame") -> "Table":
+    """Return the training lesions most similar to an image, the first row of `nearest`."""
+    query = nearest.iloc[0]
+    truth = f", {full_name(query['target'])}" if query["target"] else ""
+    told = f"Training lesions most similar to {query['image_id']}{truth}"
+    table = new_table(told, "similarity: cosine of the features, less their mean")
+    add_columns(table, "image", "class", "similarity", "age", "sex")
+    table.columns[1].justify = "left"
+    for _, row in nearest.iloc[1:].iterrows():
+        person = (plain(row.get(name)) for name in ("age", "sex"))
+        names = str(row["image_id"]), full_name(row["target"])
+        table.add_row(*names, decimal(row["similarity"]), *person)
+    return table

@@ -1,0 +1,207 @@
+"""Confidence intervals from resampling lesions, the same lesions for every run. NumPy alone."""
+
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lesionfast.errors import LesionfastError
+from lesionfast.stats.metrics import as_codes, ratio
+
+RESAMPLES = 2000
+FEWEST = 1000
+BLOCK = 200_000  # drawn rows at a time, which stay in a processor's cache
+
+
+@dataclass(frozen=True, eq=False)
+class Resamples:
+    """What each resample says of each run, as shares; NaN where undefined.
+
+    `balanced_accuracy` and `taken` (the share of one class decided to be another, such as
+    melanomas taken for nevi) are (runs, resamples), `sensitivity` is (runs, resamples, k).
+    Row i of every run is the same resample, so the difference of two runs is a paired one.
+    """
+
+    balanced_accuracy: np.ndarray
+    sensitivity: np.ndarray
+    taken: np.ndarray
+
+
+def resample(
+    truth: ArrayLike,
+    decisions: ArrayLike,
+    lesions: ArrayLike,
+    n_classes: int,
+    *,
+    taken: tuple[int, int] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Resamples:
+    """Draw lesions with replacement, class by class, and return each run's metrics every time.
+
+    `truth` (n,) and `decisions` (runs, n) are class numbers, `lesions` (n,) the lesion of each
+    image: all images of a drawn lesion count, as often as it is drawn. `taken` is the pair
+    (truth, decision) whose share is wanted. Raises `LesionfastError` for fewer than 1,000
+    resamples, and decisions or lesions that do not fit. (Efron and Tibshirani 1993, An
+    Introduction to the Bootstrap, ISBN 978-0412042317, chapters 6, 8 and 13.)
+    """
+    truth = as_codes(truth, n_classes)
+    decisions = [as_codes(each, n_classes) for each in np.atleast_2d(np.asarray(decisions))]
+    codes = np.unique(np.asarray(lesions), return_inverse=True)[1]
+    check_resampling(truth, decisions, codes, resamples)
+    pair = taken or (0, 0)
+    counts = np.hstack(
+        [per_lesion(truth, codes, n_classes)]
+        + [per_lesion(truth, codes, n_classes, each == truth) for each in decisions]
+        + [per_lesion(truth, codes, n_classes, each == pair[1])[:, [pair[0]]] for each in decisions]
+    )
+    drawn = drawn_lesions(truth, codes, resamples, seed)
+    sums = np.concatenate([each @ counts for each in drawn])
+    images, hits, wrong = np.split(sums, [n_classes, n_classes * (1 + len(decisions))], axis=1)
+    hits = hits.reshape(resamples, len(decisions), n_classes).transpose(1, 0, 2)
+    sensitivity = ratio(hits, np.broadcast_to(images, hits.shape))
+    of_class = np.broadcast_to(images[:, pair[0]], wrong.T.shape)
+    share = ratio(wrong.T, of_class) if taken else np.full(wrong.T.shape, np.nan)
+    return Resamples(mean_of_defined(sensitivity), sensitivity, share)
+
+
+def check_resampling(
+    truth: np.ndarray, decisions: list[np.ndarray], lesions: np.ndarray, resamples: int
+) -> None:
+    """Raise `LesionfastError` unless all are as long as `truth` and resamples are enough."""
+    lengths = {len(each) for each in (*decisions, lesions)}
+    if lengths != {len(truth)} or not len(truth):
+        raise LesionfastError(
+            f"truth, decisions and lesions must be as many, one an image; found {len(truth)} and "
+            f"{sorted(lengths)}. Pass those of the same images."
+        )
+    if resamples < FEWEST:
+        raise LesionfastError(
+            f"{resamples} resamples are too few for the ends of a 95 % interval. "
+            f"Type {FEWEST} or more."
+        )
+
+
+def per_lesion(
+    truth: np.ndarray, lesions: np.ndarray, n_classes: int, counted: np.ndarray | None = None
+) -> np.ndarray:
+    """Return how many images of each class a lesion has (those `counted`), (lesions, k)."""
+    size = (lesions.max() + 1) * n_classes
+    pairs = lesions * n_classes + truth
+    return np.bincount(pairs, counted, size).reshape(-1, n_classes).astype(np.float64)
+
+
+def strata(truth: np.ndarray, lesions: np.ndarray) -> list[np.ndarray]:
+    """Return the lesions of each class; one of several classes counts for the rarest of them."""
+    rarity = np.bincount(truth)[truth]
+    order = np.argsort(-rarity, kind="stable")  # the rarest is written last
+    stratum = np.zeros(lesions.max() + 1, np.int64)
+    stratum[lesions[order]] = truth[order]
+    return [np.flatnonzero(stratum == each) for each in np.unique(stratum)]
+
+
+def drawn_lesions(
+    truth: np.ndarray, lesions: np.ndarray, resamples: int, seed: int
+) -> Iterator[np.ndarray]:
+    """Yield blocks of resamples: how often each lesion is drawn, float64 (block, lesions).
+
+    Every interval of this project comes from these draws. They depend on the seed and on the
+    lesions of each class alone, not on the order of the rows or the size of the blocks.
+    """
+    groups = strata(truth, lesions)
+    streams = [np.random.default_rng([seed, number]) for number in range(len(groups))]
+    step = max(1, BLOCK // len(truth))
+    for start in range(0, resamples, step):
+        size = min(step, resamples - start)
+        counts = np.zeros((size, lesions.max() + 1))
+        for members, stream in zip(groups, streams, strict=True):
+            counts[:, members] = draws(len(members), size, stream)
+        yield counts
+
+
+def drawn_rows(
+    truth: np.ndarray, lesions: np.ndarray, resamples: int, seed: int
+) -> Iterator[np.ndarray]:
+    """Yield blocks of resamples: how often each row is drawn, float64 (block, n)."""
+    for counts in drawn_lesions(truth, lesions, resamples, seed):
+        yield counts[:, lesions]
+
+
+def draws(lesions: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Return how often each lesion is drawn in each resample, (resamples, lesions)."""
+    drawn = rng.integers(0, lesions, (resamples, lesions))
+    drawn += np.arange(resamples)[:, None] * lesions
+    size = resamples * lesions
+    return np.bincount(drawn.ravel(), minlength=size).reshape(resamples, -1).astype(np.float64)
+
+
+def mean_of_defined(sensitivity: np.ndarray) -> np.ndarray:
+    """Return the mean over the last axis of what is not NaN."""
+    return ratio(np.nansum(sensitivity, axis=-1), (~np.isnan(sensitivity)).sum(axis=-1))
+
+
+def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Return the percentile interval of the resampled values (resamples,); NaN if undefined.
+
+    (Efron and Tibshirani 1993, section 13.3.) Of a class with a single lesion it has no width:
+    nothing is known of how lesions of that class differ.
+    """
+    if np.isnan(values).all():
+        return float("nan"), float("nan")
+    tail = (1 - level) / 2
+    low, high = np.nanquantile(values, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def share_interval(value: float, drawn: np.ndarray, lesions: int) -> tuple[float, float]:
+    """Return the percentile interval of a share; Wilson's of `lesions` if no resample differs."""
+    low, high = interval(drawn)
+    if low == high == value:
+        low, high = wilson(value, lesions)
+        return min(low, value), max(high, value)  # its ends are rounded
+    return low, high
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """Return the 95 % score interval of a share of n (Wilson 1927, doi:10.2307/2276774)."""
+    if not n or np.isnan(share):
+        return float("nan"), float("nan")
+    z = 1.959963984540054
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return float(max(0.0, middle - half)), float(min(1.0, middle + half))
+
+
+Found = dict[Hashable, np.ndarray]  # a statistic's name, and its value under each set of weights
+
+
+def resampled(
+    find: Callable[[np.ndarray], Found],
+    truth: np.ndarray,
+    lesions: ArrayLike,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[dict[Hashable, float], Found]:
+    """Return what `find` says of all rows, and of each resample of lesions, (resamples,).
+
+    `find` takes weights (b, n) and returns (b,) for each name. The same seed draws the same
+    lesions, so the difference of two statistics is a paired one.
+    """
+    codes = np.unique(np.asarray(lesions), return_inverse=True)[1]
+    check_resampling(truth, [], codes, resamples)
+    values = {key: float(each[0]) for key, each in find(np.ones((1, len(truth)))).items()}
+    parts = [find(weights) for weights in drawn_rows(truth, codes, resamples, seed)]
+    return values, {key: np.concatenate([part[key] for part in parts]) for key in values}
+
+
+def centred_interval(value: float, drawn: np.ndarray, floor: float = 0.0) -> tuple[float, float]:
+    """Return the basic interval of a statistic that noise makes larger, such as an ECE.
+
+    A resample adds to such a statistic what the sample added to the truth, so percentiles would
+    count the excess twice; reflected about `value` they take it off (Davison and Hinkley 1997,
+    ISBN 978-0521574716, eq. 2.10). The upper end is never below `value`.
+    """
+    low, high = interval(drawn)
+    return max(floor, 2 * value - high), max(value, 2 * value - low)

@@ -1,0 +1,296 @@
+"""Temperature, vector and Dirichlet scaling: a linear map of log-probabilities. SciPy alone."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, lru_cache
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lesionfast.errors import LesionfastError, did_you_mean
+from lesionfast.stats.bootstrap import strata
+from lesionfast.stats.metrics import as_codes, as_probabilities, check_shapes, losses
+
+METHODS = ("none", "temperature", "vector", "dirichlet")  # the fewest parameters first
+TINY = 1e-12  # a probability of 0 has no logarithm
+COLDEST = 1e-3  # the least factor of the log-probabilities: a temperature of 1,000
+
+
+@dataclass(frozen=True)
+class Calibrator:
+    """A map of probabilities: softmax(weight @ log(p) + bias).
+
+    `parameters` are JSON-safe: none, {"temperature"}, or {"weight", "bias"}, of which `weight` is
+    a number a class for 'vector' and a matrix for 'dirichlet'. `regularisation` is what the fit
+    was penalised with; `scores` the cross-validated validation log loss (nats) of each method.
+    """
+
+    method: str
+    parameters: dict[str, Any]
+    classes: tuple[str, ...]
+    regularisation: float = 0.0
+    scores: dict[str, float] | None = None
+
+    def apply(self, probabilities: Any) -> np.ndarray:
+        """Return calibrated probabilities (n, k) of probabilities (n, k)."""
+        probabilities = as_probabilities(probabilities)
+        if probabilities.shape[1] != len(self.classes):
+            raise LesionfastError(
+                f"this calibration is of {len(self.classes)} classes; found probabilities of "
+                f"{probabilities.shape[1]}. Pass those of: {', '.join(self.classes)}."
+            )
+        if self.method == "none":
+            return probabilities
+        return mapped(log_of(probabilities), *self.matrix())
+
+    def matrix(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return weight (k, k) and bias (k,)."""
+        k = len(self.classes)
+        if self.method in ("none", "temperature"):
+            return np.eye(k) / self.parameters.get("temperature", 1.0), np.zeros(k)
+        weight = np.asarray(self.parameters["weight"], np.float64)
+        weight = np.diag(weight) if self.method == "vector" else weight
+        return weight, np.asarray(self.parameters["bias"], np.float64)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON-safe values."""
+        return asdict(self) | {"classes": list(self.classes)}
+
+    @classmethod
+    def from_dict(cls, found: dict[str, Any]) -> "Calibrator":
+        """Return what `to_dict` told."""
+        check_method(found["method"])
+        return cls(**(found | {"classes": tuple(found["classes"])}))
+
+
+def check_method(method: str, more: tuple[str, ...] = ()) -> None:
+    """Raise `LesionfastError` for a method that there is none of."""
+    known = (*METHODS, *more)
+    if method not in known:
+        raise LesionfastError(
+            f"there is no calibration '{method}'.{did_you_mean(method, known)} "
+            f"Choose one of: {', '.join(known)}."
+        )
+
+
+def log_of(probabilities: np.ndarray) -> np.ndarray:
+    """Return logarithms, of 1e-12 where a probability is less."""
+    return np.log(np.maximum(probabilities, TINY))
+
+
+def mapped(logs: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """Return softmax(weight @ log + bias) of each row, (n, k)."""
+    from scipy.special import softmax
+
+    return softmax(logs @ weight.T + bias, axis=1)
+
+
+def fit_scaling(
+    truth: np.ndarray,
+    probabilities: np.ndarray,
+    classes: tuple[str, ...],
+    method: str,
+    regularisation: float = 0.0,
+) -> Calibrator:
+    """Return the map of least penalised log loss, by L-BFGS with the analytic gradient.
+
+    'temperature' and 'vector' are of Guo et al. 2017 (arXiv:1706.04599, section 4.2), here on
+    log-probabilities; 'dirichlet' is the full matrix of Kull et al. 2019 (arXiv:1910.12656), with
+    `regularisation` times its ODIR penalty: the mean square off the diagonal plus that of the
+    bias. For 'vector' it is the mean square of the weights' distance from 1 plus that of the bias.
+    All three are convex.
+    """
+    check_method(method)
+    if method == "none":
+        return Calibrator("none", {}, tuple(classes))
+    from scipy.optimize import minimize
+
+    k, logs = len(classes), log_of(probabilities)
+    objective = objective_of(truth, logs, method, regularisation)
+    start = {"temperature": np.ones(1), "vector": np.r_[np.ones(k), np.zeros(k)]}
+    start["dirichlet"] = np.r_[np.eye(k).ravel(), np.zeros(k)]
+    bounds = [(COLDEST, None)] if method == "temperature" else None
+    options = {"maxiter": 1000, "maxfun": 5000}
+    done = minimize(
+        objective, start[method], jac=True, method="L-BFGS-B", bounds=bounds, options=options
+    )
+    return Calibrator(method, named(method, done.x, k), tuple(classes), float(regularisation))
+
+
+def named(method: str, theta: np.ndarray, k: int) -> dict[str, Any]:
+    """Return the fitted numbers as a calibrator's `parameters`."""
+    if method == "temperature":
+        return {"temperature": float(1 / theta[0])}
+    weight, bias = theta[:-k], theta[-k:]
+    weight = weight.reshape(k, k) if method == "dirichlet" else weight
+    return {"weight": weight.tolist(), "bias": bias.tolist()}
+
+
+def objective_of(
+    truth: np.ndarray, logs: np.ndarray, method: str, regularisation: float
+) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
+    """Return a function of the parameters that gives the penalised log loss and its gradient."""
+    n, k = logs.shape
+    onehot = np.eye(k)[truth]
+
+    def objective(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        weight, bias = unfolded(method, theta, k)
+        scores = log_softmax(logs @ weight.T + bias)
+        slope = (np.exp(scores) - onehot) / n
+        loss = -(scores * onehot).sum() / n
+        penalty, by_weight, by_bias = penalty_of(method, weight, bias)
+        gradient = folded(
+            method,
+            slope.T @ logs + regularisation * by_weight,
+            slope.sum(axis=0) + regularisation * by_bias,
+        )
+        return loss + regularisation * penalty, gradient
+
+    return objective
+
+
+def log_softmax(scores: np.ndarray) -> np.ndarray:
+    """Return the logarithm of the softmax of each row (n, k), all of them finite.
+
+    SciPy's own takes longer than all else in a step, for it finds out what kind of array it got.
+    """
+    scores = scores - scores.max(axis=1, keepdims=True)
+    return scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+
+
+def unfolded(method: str, theta: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return weight (k, k) and bias (k,) of the numbers that a method fits."""
+    if method == "temperature":
+        return theta[0] * np.eye(k), np.zeros(k)
+    weight = np.diag(theta[:k]) if method == "vector" else theta[:-k].reshape(k, k)
+    return weight, theta[-k:]
+
+
+def folded(method: str, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """Return a gradient by weight (k, k) and bias (k,) as one by the numbers that are fitted."""
+    if method == "temperature":
+        return np.array([np.trace(weight)])
+    return np.concatenate([weight.diagonal() if method == "vector" else weight.ravel(), bias])
+
+
+def penalty_of(
+    method: str, weight: np.ndarray, bias: np.ndarray
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Return the penalty and its gradients by weight (k, k) and bias (k,)."""
+    k = len(bias)
+    if method == "temperature":
+        return 0.0, np.zeros((k, k)), np.zeros(k)
+    far = weight - np.eye(k) if method == "vector" else weight * (1 - np.eye(k))
+    many = k if method == "vector" else max(k * (k - 1), 1)
+    penalty = (far**2).sum() / many + (bias**2).sum() / k
+    return penalty, 2 * far / many, 2 * bias / k
+
+
+FOLDS = 5
+PENALTIES = {
+    "none": (0.0,),
+    "temperature": (0.0,),
+    "vector": (0.0, 1e-3, 1e-2, 1e-1, 1.0),
+    "dirichlet": (1e-3, 1e-2, 1e-1, 1.0, 10.0),
+}
+
+
+def fit_calibrator(
+    truth: ArrayLike,
+    probabilities: ArrayLike,
+    lesions: ArrayLike,
+    classes: Sequence[str],
+    method: str = "auto",
+    seed: int = 0,
+) -> Calibrator:
+    """Return a calibrator fitted on these images, which must be those of validation.
+
+    `truth` (n,) are class numbers, `probabilities` (n, k), `lesions` (n,) name the lesion of each
+    image. Regularisation, and with 'auto' the method, are those of least log loss over 5 folds
+    that no lesion is in two of, so that more parameters do not win by fitting; of equals the one
+    with fewer parameters. Raises `LesionfastError` for an unknown method and a single lesion.
+    """
+    check_method(method, ("auto",))
+    probabilities, truth = as_probabilities(probabilities), as_codes(truth, len(classes))
+    check_shapes(truth, probabilities, classes)
+    folds = folds_of(truth, lesions, seed)
+    wanted = methods_for(probabilities) if method == "auto" else (method,)
+    images = Folded(truth, probabilities, folds)
+    found = {
+        (name, penalty): held_out_loss(images, name, penalty)
+        for name in wanted
+        for penalty in PENALTIES[name]
+    }
+    name, penalty = min(found, key=found.get)
+    scores = {
+        each: min(loss for (other, _), loss in found.items() if other == each) for each in wanted
+    }
+    best = fit_scaling(truth, probabilities, tuple(classes), name, penalty)
+    return replace(best, scores=scores)
+
+
+def methods_for(probabilities: np.ndarray) -> tuple[str, ...]:
+    """Return the methods to try on probabilities (n, k).
+
+    Dirichlet calibration is none of them if it has more parameters, k (k + 1), than there are
+    images: it would only fit them, and for hundreds of classes take hours.
+    """
+    n, k = probabilities.shape
+    return tuple(each for each in METHODS if each != "dirichlet" or k * (k + 1) <= n)
+
+
+def folds_of(truth: np.ndarray, lesions: ArrayLike, seed: int, folds: int = FOLDS) -> np.ndarray:
+    """Return the fold of each image (n,): the lesions of each class dealt out in random order.
+
+    Unlike scikit-learn's StratifiedGroupKFold it takes a class of fewer lesions than folds.
+    """
+    codes = np.unique(np.asarray(lesions), return_inverse=True)[1]
+    many = codes.max() + 1
+    if many < 2:
+        raise LesionfastError(
+            "a calibration is chosen by leaving lesions out; found 1 lesion in validation. "
+            "Train with a larger --val share."
+        )
+    rng, fold = np.random.default_rng(seed), np.zeros(many, np.int64)
+    dealt = np.concatenate([rng.permutation(members) for members in strata(truth, codes)])
+    fold[dealt] = np.arange(many) % min(folds, many)
+    return fold[codes]
+
+
+@dataclass(frozen=True, eq=False)
+class Folded:
+    """Class numbers (n,), probabilities (n, k) and folds (n,) of images, compared by content."""
+
+    truth: np.ndarray
+    probabilities: np.ndarray
+    folds: np.ndarray
+
+    @cached_property
+    def digest(self) -> bytes:
+        """A hash of all numbers, and of how they lie in memory, by which sums may round."""
+        found = sha256()
+        for array in (self.truth, self.probabilities, self.folds):
+            found.update(f"{array.dtype} {array.shape} {array.strides} ".encode())
+            found.update(array.tobytes())
+        return found.digest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Folded) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+
+@lru_cache(maxsize=64)  # the calibration that is kept, and the table of all methods, try the same
+def held_out_loss(images: Folded, method: str, penalty: float) -> float:
+    """Return the mean log loss (nats) of images whose fold the method was not fitted on."""
+    truth, probabilities = images.truth, images.probabilities
+    classes = tuple(map(str, range(probabilities.shape[1])))  # their names play no part
+    total = 0.0
+    for fold in np.unique(images.folds):
+        out = images.folds == fold
+        fitted = fit_scaling(truth[~out], probabilities[~out], classes, method, penalty)
+        total += losses(truth[out], fitted.apply(probabilities[out])).sum()
+    return float(total / len(truth))

@@ -1,0 +1,129 @@
+"""Prediction sets that hold the truth as often as promised, over all and within each class.
+
+Images of a lesion are not exchangeable, lesions are: each lesion weighs as one in a quantile,
+shared by its images, and the promise is about one image of a new lesion (Lee, Barber and Willett
+2023, arXiv:2306.06342). No image is thrown away, and no chance decides which image counts. With one
+image a lesion this is the usual split-conformal quantile. NumPy alone: MAPIE 1.6 does the marginal
+sets of one image a lesion, but takes neither weights nor classes, and wants a model to wrap.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lesionfast.errors import LesionfastError
+from lesionfast.stats.metrics import as_codes, as_probabilities, check_shapes
+
+COVERAGE = 0.9
+MARGINAL, BY_CLASS = "marginal", "class-conditional"
+KINDS = (MARGINAL, BY_CLASS)
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Conformal:
+    """The scores 1 - p that prediction sets reach to, fitted on validation.
+
+    `marginal` is one for all classes (LAC, Sadinle et al. 2019, arXiv:1609.00451), `by_class` (k)
+    one for each (Mondrian: Vovk 2012, arXiv:1209.2673; Ding et al. 2023, arXiv:2306.09335).
+    `lesions` (k) are those of validation. Of a class with too few, it is infinite: always in the
+    set.
+    """
+
+    coverage: float
+    classes: tuple[str, ...]
+    marginal: float
+    by_class: tuple[float, ...]
+    lesions: tuple[int, ...]
+
+    def sets(self, probabilities: ArrayLike, kind: str = BY_CLASS) -> np.ndarray:
+        """Return whether each class is in each image's set, bool (n, k). A set may be empty."""
+        probabilities = as_probabilities(probabilities)
+        if kind not in KINDS:
+            raise LesionfastError(
+                f"there are no prediction sets '{kind}'. Choose: {', '.join(KINDS)}."
+            )
+        check_shapes(np.zeros(len(probabilities)), probabilities, self.classes)
+        reach = self.marginal if kind == MARGINAL else np.asarray(self.by_class)
+        return 1 - probabilities <= reach
+
+    @classmethod
+    def from_dict(cls, found: dict[str, Any]) -> "Conformal":
+        """Return the sets of a JSON object, where null is infinity."""
+        return cls(
+            coverage=found["coverage"],
+            classes=tuple(found["classes"]),
+            marginal=unbounded_if_none(found["marginal"]),
+            by_class=tuple(unbounded_if_none(each) for each in found["by_class"]),
+            lesions=tuple(found["lesions"]),
+        )
+
+    @property
+    def unbounded(self) -> list[str]:
+        """The classes with too few lesions in validation, which are in every set."""
+        pairs = zip(self.classes, self.by_class, strict=True)
+        return [name for name, reach in pairs if np.isinf(reach)]
+
+
+def fit_conformal(
+    truth: ArrayLike,
+    probabilities: ArrayLike,
+    lesions: ArrayLike,
+    classes: Sequence[str],
+    coverage: float = COVERAGE,
+) -> Conformal:
+    """Return the scores that hold `coverage` of the truths of these images, those of validation.
+
+    `truth` (n,) are class numbers, `probabilities` (n, k), `lesions` (n,) name the lesion of each
+    image. Raises `LesionfastError` unless 0 < `coverage` < 1.
+    """
+    check_coverage(coverage)
+    probabilities, truth = as_probabilities(probabilities), as_codes(truth, len(classes))
+    check_shapes(truth, probabilities, classes)
+    lesions = np.asarray(lesions)
+    scores = 1 - probabilities[np.arange(len(truth)), truth]
+    members = [truth == number for number in range(len(classes))]
+    return Conformal(
+        coverage=float(coverage),
+        classes=tuple(classes),
+        marginal=conformal_quantile(scores, lesions, coverage),
+        by_class=tuple(conformal_quantile(scores[m], lesions[m], coverage) for m in members),
+        lesions=tuple(len(np.unique(lesions[m])) for m in members),
+    )
+
+
+def check_coverage(coverage: float) -> None:
+    """Raise `LesionfastError` unless `coverage` is a share above 0 and below 1."""
+    if not 0 < coverage < 1:
+        raise LesionfastError(
+            f"a coverage lies between 0 and 1; found {coverage}. Type for example --coverage 0.9"
+        )
+
+
+def lesion_weights(lesions: ArrayLike) -> np.ndarray:
+    """Return the weight of each image (n,), so that the images of a lesion weigh 1 together."""
+    codes, counts = np.unique(np.asarray(lesions), return_inverse=True, return_counts=True)[1:]
+    return 1 / counts[codes]
+
+
+def conformal_quantile(scores: np.ndarray, lesions: ArrayLike, coverage: float) -> float:
+    """Return the least score that `coverage` of the lesions and one unseen one do not exceed.
+
+    The unseen one counts as infinite, so of m lesions with an image each it is the score of rank
+    ceil((m + 1) coverage); infinite if m is less than that.
+    """
+    if not len(scores):
+        return float("inf")
+    weights = lesion_weights(lesions)
+    order = np.argsort(scores, kind="stable")
+    reached = weights[order].cumsum() / (weights.sum() + 1)
+    enough = np.flatnonzero(reached >= coverage - ROUNDING)
+    return float(scores[order][enough[0]]) if len(enough) else float("inf")
+
+
+def unbounded_if_none(value: Any) -> float:
+    """Return a number of a JSON file, which has no infinity and says null."""
+    return float("inf") if value is None else float(value)

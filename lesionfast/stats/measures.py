@@ -1,0 +1,249 @@
+"""Every metric of a run's predictions with its interval, from resampling lesions. NumPy alone."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from lesionfast.diagnoses import Classes
+from lesionfast.stats.bootstrap import (
+    RESAMPLES,
+    check_resampling,
+    drawn_rows,
+    interval,
+    share_interval,
+)
+from lesionfast.stats.metrics import as_codes, as_probabilities, check_shapes, losses, ratio
+
+ALL = "all"
+
+
+def measure(
+    truth: ArrayLike,
+    probabilities: ArrayLike,
+    decision: ArrayLike,
+    lesions: ArrayLike,
+    classes: Sequence[str],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return every metric with its 95 % interval: columns metric, of, n, value, low, high.
+
+    `truth` and `decision` (n,) are class numbers, `probabilities` (n, k), `lesions` (n,) whatever
+    names the lesion of an image. `of` is a class, `Classes.cancer` (the malignant classes against
+    the others, by the sum of their probabilities) or 'all'; `n` counts the images that the metric
+    is about. Intervals are percentiles of `resamples` bootstraps of whole lesions within each class
+    (Efron and Tibshirani 1993, chapters 8 and 13); where every resample says the same, as with 13
+    right of 13, they are Wilson's (1927) over the lesions. NaN where a metric is undefined.
+    """
+    probabilities, codes = as_probabilities(probabilities), np.asarray(lesions)
+    truth, decision = (as_codes(each, len(classes)) for each in (truth, decision))
+    check_shapes(truth, probabilities, classes)
+    codes = np.unique(codes, return_inverse=True)[1]
+    check_resampling(truth, [decision], codes, resamples)
+    find = metrics_of(truth, probabilities, decision, classes)
+    values = find(np.ones((1, len(truth))))
+    parts = [find(weights) for weights in drawn_rows(truth, codes, resamples, seed)]
+    drawn = {key: np.concatenate([part[key] for part in parts]) for key in values}
+    counts = images_of(truth, classes)
+    rows = []
+    for (metric, of), value in values.items():
+        ends = interval(drawn[metric, of])
+        if metric in SHARES:
+            behind = lesions_behind(metric, of, truth, decision, codes, classes)
+            ends = share_interval(value[0], drawn[metric, of], behind)
+        rows.append((metric, of, counts[of], value[0], *ends))
+    return pd.DataFrame(rows, columns=["metric", "of", "n", "value", "low", "high"])
+
+
+Metrics = dict[tuple[str, str], np.ndarray]
+
+
+def metrics_of(
+    truth: np.ndarray, probabilities: np.ndarray, decision: np.ndarray, classes: Sequence[str]
+) -> Callable[[np.ndarray], Metrics]:
+    """Return a function of weights (b, n) that gives each metric, (b,), by its name and class."""
+    k, kinds = len(classes), Kinds(truth * len(classes) + decision, len(classes) ** 2)
+    onehot = np.eye(k)[truth]
+    errors = np.stack([losses(truth, probabilities), ((probabilities - onehot) ** 2).sum(1)], 1)
+    rankings = {
+        name: Ranking(truth == number, probabilities[:, number])
+        for number, name in enumerate(classes)
+    }
+    classes = Classes.of(classes)
+    cancer, cancers = classes.cancer, np.isin(classes, classes.malignant)
+    if cancer not in rankings and cancers.any() and not cancers.all():
+        rankings[cancer] = Ranking(cancers[truth], probabilities[:, cancers].sum(axis=1))
+
+    def find(weights: np.ndarray) -> Metrics:
+        counts = kinds.count(weights).reshape(-1, k, k)
+        found = of_decisions(counts, classes)
+        if cancer in rankings and cancer not in classes:
+            found |= of_two(*binary(counts, cancers), cancer)
+        for name, ranking in rankings.items():
+            found["auc", name], found["average_precision", name] = ranking.areas(weights)
+        for metric, name in (
+            ("macro_auc", "auc"),
+            ("macro_average_precision", "average_precision"),
+        ):
+            found[metric, ALL] = mean_of([found[name, each] for each in classes])
+        log_loss, brier = (weights @ errors / weights.sum(axis=1, keepdims=True)).T
+        return found | {("log_loss", ALL): log_loss, ("brier", ALL): brier}
+
+    return find
+
+
+def of_decisions(counts: np.ndarray, classes: Sequence[str]) -> Metrics:
+    """Return the metrics of confusion counts (b, k, k), truth by decision."""
+    found: Metrics = {}
+    total = counts.sum(axis=(1, 2))
+    hits = counts.diagonal(axis1=1, axis2=2)
+    actual, decided = counts.sum(axis=2), counts.sum(axis=1)
+    for number, name in enumerate(classes):
+        hit, missed = hits[:, number], (actual - hits)[:, number]
+        false = (decided - hits)[:, number]
+        found |= of_two(hit, missed, false, total - hit - missed - false, name)
+    for metric, name in MACRO.items():
+        found[metric, ALL] = mean_of([found[name, each] for each in classes])
+    right = hits.sum(axis=1) / total
+    chance = (actual * decided).sum(axis=1) / total**2
+    found["kappa", ALL] = ratio(right - chance, 1 - chance)
+    found["accuracy", ALL] = right
+    return found
+
+
+MACRO = {
+    "balanced_accuracy": "sensitivity",
+    "macro_specificity": "specificity",
+    "macro_precision": "precision",
+    "macro_f1": "f1",
+}
+SHARES = ("sensitivity", "specificity", "precision", "accuracy")
+
+
+class Kinds:
+    """Counts rows of each kind, numbers from 0 to k - 1 (n,), under any weights of the rows."""
+
+    def __init__(self, kinds: np.ndarray, k: int) -> None:
+        self.k, self.order = k, np.argsort(kinds, kind="stable")
+        self.present, self.starts = np.unique(kinds[self.order], return_index=True)
+
+    def count(self, weights: np.ndarray) -> np.ndarray:
+        """Return the sum of the weights (b, n) of each kind, (b, k)."""
+        counts = np.zeros((len(weights), self.k))
+        ordered = np.take(weights, self.order, axis=1)
+        counts[:, self.present] = np.add.reduceat(ordered, self.starts, axis=1)
+        return counts
+
+
+def binary(counts: np.ndarray, positive: np.ndarray) -> list[np.ndarray]:
+    """Return hits, misses, false alarms and rights (b,) of some classes (k,) against the others.
+
+    `counts` is (b, k, k), truth by decision.
+    """
+    sides = positive, ~positive
+    return [
+        counts[:, truth][:, :, decided].sum(axis=(1, 2)) for truth in sides for decided in sides
+    ]
+
+
+def of_two(
+    hit: np.ndarray, missed: np.ndarray, false: np.ndarray, right: np.ndarray, name: str
+) -> Metrics:
+    """Return sensitivity, specificity, precision and F1 of four counts (b,)."""
+    return {
+        ("sensitivity", name): ratio(hit, hit + missed),
+        ("specificity", name): ratio(right, right + false),
+        ("precision", name): ratio(hit, hit + false),
+        ("f1", name): ratio(2 * hit, 2 * hit + missed + false),
+    }
+
+
+def mean_of(values: list[np.ndarray]) -> np.ndarray:
+    """Return the mean (b,) of what is not NaN among values (b,)."""
+    stacked = np.stack(values)
+    return ratio(np.nansum(stacked, axis=0), (~np.isnan(stacked)).sum(axis=0))
+
+
+class Ranking:
+    """The order that a score puts positive and negative rows in, for any weights of the rows."""
+
+    def __init__(self, positive: np.ndarray, score: np.ndarray) -> None:
+        self.order = np.argsort(-score, kind="stable")
+        ordered, self.positive = score[self.order], positive[self.order]
+        starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])  # of equal scores
+        self.starts = None if len(starts) == len(score) else starts
+        self.found = np.flatnonzero(np.logical_or.reduceat(self.positive, starts))
+
+    def areas(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return ROC AUC and average precision (b,) under weights (b, n); NaN where undefined.
+
+        Both are sums over the scores that some positive row has. Average precision is the sum of
+        precision times the gain in recall, as scikit-learn's.
+        """
+        ordered = np.take(weights, self.order, axis=1)
+        rows = self.by_score(ordered)
+        hits = self.by_score(ordered * self.positive) if self.starts is not None else ordered
+        hits, alarms = hits[:, self.found], rows[:, self.found]
+        alarms = alarms - hits
+        passed = rows.cumsum(axis=1)
+        total, passed = passed[:, -1], passed[:, self.found]
+        found = hits.cumsum(axis=1)
+        n_hits = found[:, -1] if found.size else np.zeros(len(weights))
+        n_alarms = total - n_hits
+        below = n_alarms[:, None] - (passed - found) + alarms / 2
+        area = ratio(np.einsum("bn,bn->b", hits, below), n_hits * n_alarms)
+        precision = np.divide(found, passed, out=np.zeros_like(found), where=passed > 0)
+        return area, ratio(np.einsum("bn,bn->b", hits, precision), n_hits)
+
+    def by_score(self, weights: np.ndarray) -> np.ndarray:
+        """Return weights (b, n) summed over rows of the same score."""
+        return weights if self.starts is None else np.add.reduceat(weights, self.starts, axis=1)
+
+
+def images_of(truth: np.ndarray, classes: Sequence[str]) -> dict[str, int]:
+    """Return the number of images of all, of the malignant classes together, and of each class."""
+    classes, counts = Classes.of(classes), np.bincount(truth, minlength=len(classes))
+    malignant = int(counts[np.isin(classes, classes.malignant)].sum())
+    found = {ALL: len(truth), str(classes.cancer): malignant}
+    return found | dict(zip(classes, counts.tolist(), strict=True))
+
+
+def lesions_behind(
+    metric: str,
+    of: str,
+    truth: np.ndarray,
+    decision: np.ndarray,
+    lesions: np.ndarray,
+    classes: Sequence[str],
+) -> int:
+    """Return the number of lesions that a share is taken over."""
+    chosen = np.asarray(Classes.of(classes).members(of)) if of != ALL else np.zeros(len(classes))
+    over = {
+        "sensitivity": chosen[truth] > 0,
+        "specificity": chosen[truth] == 0,
+        "precision": chosen[decision] > 0,
+    }.get(metric, np.ones(len(truth), bool))
+    return len(np.unique(lesions[over]))
+
+
+def by_lesion(
+    truth: np.ndarray, probabilities: np.ndarray, lesions: ArrayLike
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return truth (m,), mean probabilities (m, k) and names (m,) of the lesions of n images.
+
+    A lesion of several classes (joined near-duplicates) has that of its first image.
+    """
+    names, first, codes = np.unique(np.asarray(lesions), return_index=True, return_inverse=True)
+    sums = np.zeros((len(names), probabilities.shape[1]))
+    np.add.at(sums, codes, probabilities)
+    return truth[first], sums / np.bincount(codes)[:, None], names
+
+
+def as_records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the table of `measure` as JSON-safe dicts, None where undefined."""
+    present = table.astype(object).where(table.notna(), None)
+    return present.to_dict("records")

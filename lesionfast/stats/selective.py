@@ -1,0 +1,184 @@
+"""Selective prediction: the risk that is left when the least certain images are referred."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from lesionfast.diagnoses import Classes
+from lesionfast.errors import LesionfastError
+from lesionfast.stats.bootstrap import RESAMPLES, Found, interval, resampled, share_interval
+from lesionfast.stats.metrics import as_prior, as_probabilities, ratio
+
+SHARE = 0.2
+KEPT = np.arange(1, 21) / 20  # the shares of images kept that a risk-coverage curve has
+
+
+def confidence_of(probabilities: ArrayLike, rule: str, prior: ArrayLike) -> np.ndarray:
+    """Return how sure a rule is of its decision, (n,): the share of its score that the class has.
+
+    That is the largest probability for 'argmax', and for 'balanced' the largest of probability /
+    prior made to sum to 1, the probability if all classes were as frequent.
+    """
+    scores = as_probabilities(probabilities)
+    if rule == "balanced":
+        prior = as_prior(prior, scores.shape[1])
+        scores = np.divide(scores, prior, out=np.zeros_like(scores), where=prior > 0)
+    return ratio(scores.max(axis=1), scores.sum(axis=1))
+
+
+def risks_of(
+    truth: np.ndarray, decision: np.ndarray, classes: Sequence[str]
+) -> Callable[[np.ndarray], Found]:
+    """Return a function of weights (b, n) of the kept rows that gives each risk (b,).
+
+    'error' is 1 - accuracy, 'balanced_error' 1 - the mean sensitivity of the classes that are still
+    there, 'mel_missed' the share of the melanomas not decided so.
+    """
+    onehot, melanoma = np.eye(len(classes))[truth], Classes.of(classes).melanoma
+    right = (decision == truth).astype(np.float64)
+
+    def find(weights: np.ndarray) -> Found:
+        images, hits = weights @ onehot, weights @ (onehot * right[:, None])
+        sensitivity = ratio(hits, images)
+        there = (~np.isnan(sensitivity)).sum(axis=1)
+        found = {
+            "error": 1 - ratio(hits.sum(axis=1), images.sum(axis=1)),
+            "balanced_error": 1 - ratio(np.nansum(sensitivity, axis=1), there),
+        }
+        if melanoma is not None:
+            found["mel_missed"] = 1 - sensitivity[:, list(classes).index(melanoma)]
+        return found
+
+    return find
+
+
+def risk_coverage(
+    truth: np.ndarray,
+    decision: np.ndarray,
+    confidence: np.ndarray,
+    lesions: ArrayLike,
+    classes: Sequence[str],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return kept, images, lesions, metric, value, low, high: the risk of the most confident.
+
+    `kept` is the share of images kept, 0.05 to 1; images as confident as the last kept are kept
+    too, and `lesions` are those that the risk is taken over. Error is the risk of Geifman and
+    El-Yaniv 2017 (arXiv:1705.08500); balanced error and melanomas missed are beside it, for on
+    skin lesions a small error can be made of nevi alone.
+    """
+    risks, ordered = risks_of(truth, decision, classes), np.sort(confidence)[::-1]
+    last = np.ceil(KEPT * len(truth) - 1e-9).astype(int) - 1
+    masks = {share: confidence >= ordered[at] for share, at in zip(KEPT, last, strict=True)}
+
+    def find(weights: np.ndarray) -> Found:
+        return {
+            (share, metric): value
+            for share, mask in masks.items()
+            for metric, value in risks(weights * mask).items()
+        }
+
+    values, drawn = resampled(find, truth, lesions, resamples=resamples, seed=seed)
+    rows = []
+    for (share, metric), value in values.items():
+        lesions_kept = kept_lesions(metric, masks[share], truth, lesions, classes)
+        each = drawn[share, metric]
+        plain = metric != "balanced_error"
+        ends = share_interval(value, each, lesions_kept) if plain else interval(each)
+        rows.append((float(share), int(masks[share].sum()), lesions_kept, metric, value, *ends))
+    return pd.DataFrame(
+        rows, columns=["kept", "images", "lesions", "metric", "value", "low", "high"]
+    )
+
+
+def kept_lesions(
+    metric: str, mask: np.ndarray, truth: np.ndarray, lesions: ArrayLike, classes: Sequence[str]
+) -> int:
+    """Return how many lesions a risk is taken over."""
+    if metric == "mel_missed":
+        mask = mask & (truth == list(classes).index(Classes.of(classes).melanoma))
+    return len(np.unique(np.asarray(lesions)[mask]))
+
+
+def aurc_of(wrong: np.ndarray, confidence: np.ndarray) -> Callable[[np.ndarray], Found]:
+    """Return a function of weights (b, n), whole numbers, that gives 'aurc' and 'excess_aurc'.
+
+    AURC is the mean error over the shares kept (Geifman and El-Yaniv 2017, arXiv:1705.08500); rows
+    of equal confidence are kept together. The excess is over that of a confidence which puts
+    every error last (Geifman et al. 2019, arXiv:1805.08206).
+    """
+    order = np.argsort(-confidence, kind="stable")
+    ordered = confidence[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    errors = np.asarray(wrong, np.float64)[order]
+
+    def find(weights: np.ndarray) -> Found:
+        rows = np.add.reduceat(weights[:, order], starts, axis=1)
+        failed = np.add.reduceat(weights[:, order] * errors, starts, axis=1)
+        passed = rows.cumsum(axis=1)
+        risk = np.divide(failed.cumsum(axis=1), passed, out=np.zeros_like(passed), where=passed > 0)
+        area = (rows * risk).sum(axis=1) / passed[:, -1]
+        return {"aurc": area, "excess_aurc": area - least_aurc(passed[:, -1], failed.sum(axis=1))}
+
+    return find
+
+
+def least_aurc(rows: np.ndarray, errors: np.ndarray) -> np.ndarray:
+    """Return the mean of j / (right + j) over the errors j, divided by the rows: (b,)."""
+    from scipy.special import digamma
+
+    right = rows - errors
+    return (errors - right * (digamma(rows + 1) - digamma(right + 1))) / rows
+
+
+def aurc_table(
+    truth: np.ndarray,
+    decision: np.ndarray,
+    confidence: np.ndarray,
+    lesions: ArrayLike,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return AURC and excess AURC of the error with intervals: metric, value, low, high."""
+    find = aurc_of(decision != truth, confidence)
+    values, drawn = resampled(find, truth, lesions, resamples=resamples, seed=seed)
+    rows = [(metric, value, *interval(drawn[metric])) for metric, value in values.items()]
+    return pd.DataFrame(rows, columns=["metric", "value", "low", "high"])
+
+
+@dataclass(frozen=True)
+class Referral:
+    """The confidence below which an image goes to a dermatologist, chosen on validation."""
+
+    share: float
+    threshold: float
+    rule: str
+    classes: tuple[str, ...]
+
+    def referred(self, confidence: np.ndarray) -> np.ndarray:
+        """Return whether each image is referred, bool (n,)."""
+        return np.asarray(confidence) < self.threshold
+
+
+def fit_referral(confidence: ArrayLike, share: float = SHARE) -> float:
+    """Return the threshold that at most `share` of these images, of validation, are below.
+
+    Raises `LesionfastError` unless 0 < `share` < 1.
+    """
+    check_share(share)
+    ordered = np.sort(np.asarray(confidence, np.float64))
+    return float(ordered[int(share * len(ordered) + 1e-9)])
+
+
+def check_share(share: float) -> None:
+    """Raise `LesionfastError` unless `share` is above 0 and below 1."""
+    if not 0 < share < 1:
+        raise LesionfastError(
+            f"the share to refer lies between 0 and 1; found {share}. Type for example --refer 0.2"
+        )

@@ -1,0 +1,334 @@
+"""Committee: several runs that decide together, by the mean of their probabilities. Torch-free."""
+
+import logging
+import os
+import platform
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from lesionfast.config import TrainConfig, check_choice, parse_weights, write_weights
+from lesionfast.diagnoses import join_names, split_names
+from lesionfast.errors import LesionfastError, did_you_mean
+from lesionfast.evaluation.comparison import check_images, check_split
+from lesionfast.evaluation.interpretation import Interpretation, predictions_of
+from lesionfast.files import write_text
+from lesionfast.manifest import SCHEMA
+from lesionfast.runs import Run
+from lesionfast.stats.metrics import as_prior, ratio, summarize
+
+logger = logging.getLogger("lesionfast")
+
+ARCH = "committee"
+MEANS = ("arithmetic", "geometric")
+PACKAGES = ("lesionfast", "numpy", "pandas", "scipy")
+SMALLEST = np.finfo(np.float64).eps  # the least probability that has a logarithm here
+
+
+@dataclass(frozen=True, eq=False)
+class Votes:
+    """What the members say of one split's images, in the order of the image ids.
+
+    `probabilities` is (members, n, k), `truth` (n,) holds class numbers, `rows` has one row an
+    image: the first member's predictions.
+    """
+
+    probabilities: np.ndarray
+    truth: np.ndarray
+    rows: pd.DataFrame
+
+
+def combine(
+    members: Sequence[Run],
+    root: str | Path = "runs",
+    *,
+    mean: str = "arithmetic",
+    fit_weights: bool = False,
+) -> Run:
+    """Average the members' probabilities and return the committee, a new run under `root`.
+
+    Members with different priors are put on one footing first: each one's probabilities are
+    divided by its prior, and the committee's prior is uniform. The weights are equal, or with
+    `fit_weights` those of the least log loss on the validation images. Raises `LesionfastError`
+    for fewer than two members, and for members of different splits, images or classes.
+    """
+    check_choice("mean", mean, MEANS)
+    check_members(members)
+    names = [each for each in ("valid", "test") if each in set(members[0].predictions["split"])]
+    votes = {name: collect_votes(members, name) for name in names}
+    prior, even = common_prior(members)
+    if not even:
+        votes = {name: balance(each, members) for name, each in votes.items()}
+    weights = np.full(len(members), 1 / len(members))
+    if fit_weights:
+        valid = votes["valid"]
+        weights = best_weights(valid.probabilities, valid.truth, prior, mean)
+    averages = {n: average(each.probabilities, weights, mean) for n, each in votes.items()}
+    model = describe(members, weights, mean, fit_weights, prior, even)
+    run = Run.create(root, shared_config(members, model["rule"]))
+    return write(run, members, model, votes, averages)
+
+
+def check_members(members: Sequence[Run]) -> None:
+    """Raise `LesionfastError` for fewer than two members, or members of different splits."""
+    if len(members) < 2:
+        raise LesionfastError(
+            f"a committee has two members or more; found {len(members)}. "
+            "Type lesionfast committee RUN RUN, or one RUN with --specialists mel,bcc."
+        )
+    check_split(members)
+
+
+def collect_votes(members: Sequence[Run], split: str) -> Votes:
+    """Return the members' probabilities; raises `LesionfastError` if their images differ."""
+    read = [Interpretation.of(run, split) for run in members]
+    orders = check_images(read)
+    probabilities = [each.probabilities[order] for each, order in zip(read, orders, strict=True)]
+    rows = predictions_of(members[0], split).iloc[orders[0]].reset_index(drop=True)
+    return Votes(np.stack(probabilities), read[0].truth[orders[0]], rows)
+
+
+def common_prior(members: Sequence[Run]) -> tuple[np.ndarray, bool]:
+    """Return the prior of the committee (k,), and whether it is that of every member."""
+    k = len(members[0].classes)
+    priors = np.stack([as_prior(run.model["prior"], k) for run in members])
+    if np.allclose(priors, priors[0], rtol=0, atol=1e-6):
+        return priors[0], True
+    logger.info(
+        "the members saw different class shares, so each one's probabilities are divided by its "
+        "own prior before the mean; the committee's prior is uniform"
+    )
+    return np.full(k, 1 / k), False
+
+
+def balance(votes: Votes, members: Sequence[Run]) -> Votes:
+    """Return the votes with each member's probabilities divided by its prior, summing to 1."""
+    priors = np.array([run.model["prior"] for run in members], np.float64)[:, None, :]
+    odds = np.nan_to_num(
+        ratio(votes.probabilities, np.broadcast_to(priors, votes.probabilities.shape))
+    )
+    return Votes(odds / odds.sum(axis=2, keepdims=True), votes.truth, votes.rows)
+
+
+def average(probabilities: np.ndarray, weights: ArrayLike, mean: str) -> np.ndarray:
+    """Return the weighted mean (n, k) of the members' probabilities (members, n, k).
+
+    'arithmetic' is the mean itself, 'geometric' that of the logarithms, scaled to a sum of 1.
+    (Genest and Zidek 1986, Combining probability distributions, doi:10.1214/ss/1177013825:
+    linear and logarithmic opinion pools.)
+    """
+    weights = np.asarray(weights, np.float64)
+    if mean == "arithmetic":
+        return np.tensordot(weights, probabilities, axes=1)
+    logs = np.tensordot(weights, np.log(np.maximum(probabilities, SMALLEST)), axes=1)
+    odds = np.exp(logs - logs.max(axis=1, keepdims=True))
+    return odds / odds.sum(axis=1, keepdims=True)
+
+
+def best_weights(
+    probabilities: np.ndarray, truth: np.ndarray, prior: np.ndarray, mean: str
+) -> np.ndarray:
+    """Return the weights (members,), none below 0 and with sum 1, of the least log loss.
+
+    Each class counts as much as `prior` (k,) says, whatever its share of the images: so the loss
+    fits probabilities that were divided by other priors. The problem is convex for both means.
+    Raises `LesionfastError` if no minimum is found.
+    """
+    from scipy.optimize import minimize
+
+    share = np.bincount(truth, minlength=len(prior)) / len(truth)
+    importance = (prior / np.maximum(share, SMALLEST))[truth]
+    loss = log_loss_of(probabilities, truth, importance / importance.sum(), mean)
+    n = len(probabilities)
+    found = minimize(
+        loss,
+        np.full(n, 1 / n),
+        jac=True,
+        method="SLSQP",
+        bounds=[(0, 1)] * n,
+        constraints={"type": "eq", "fun": lambda w: w.sum() - 1, "jac": np.ones_like},
+        options={"ftol": 1e-10, "maxiter": 500},
+    )
+    if not found.success:
+        raise LesionfastError(
+            f"no weights of least log loss were found ({found.message}). Leave out --fit-weights."
+        )
+    weights = np.where(found.x < 1e-6, 0.0, found.x)
+    return weights / weights.sum()
+
+
+def log_loss_of(
+    probabilities: np.ndarray, truth: np.ndarray, importance: np.ndarray, mean: str
+) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
+    """Return the function weights -> (log loss in nats, its gradient (members,))."""
+    every = np.arange(len(truth))
+    logs = np.log(np.maximum(probabilities, SMALLEST))
+    of_truth = probabilities[:, every, truth]
+
+    def arithmetic(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        mixed = np.maximum(weights @ of_truth, SMALLEST)
+        return -importance @ np.log(mixed), -of_truth @ (importance / mixed)
+
+    def geometric(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        mixed = average(probabilities, weights, "geometric")
+        expected = np.einsum("nk,mnk->mn", mixed, logs)
+        loss = -importance @ np.log(np.maximum(mixed[every, truth], SMALLEST))
+        return loss, (expected - logs[:, every, truth]) @ importance
+
+    return arithmetic if mean == "arithmetic" else geometric
+
+
+def describe(
+    members: Sequence[Run],
+    weights: np.ndarray,
+    mean: str,
+    fitted: bool,
+    prior: np.ndarray,
+    even: bool,
+) -> dict[str, Any]:
+    """Return what model.json says of a committee; its members' paths come when it has its own."""
+    rules, fusions = ({run.model.get(name) for run in members} for name in ("rule", "fusion"))
+    counts = [run.model.get("parameters") for run in members]
+    classes = members[0].classes
+    return {
+        "schema": 1,
+        "arch": ARCH,
+        "fusion": fusions.pop() if len(fusions) == 1 else "mixed",
+        "classes": list(classes),
+        "melanoma": classes.melanoma,
+        "malignant": classes.malignant,
+        "prior": prior.tolist(),
+        "rule": rules.pop() if len(rules) == 1 and even else "balanced",
+        "weights": weights.tolist(),
+        "weights_from": "validation" if fitted else "equal",
+        "mean": mean,
+        "footing": "as predicted" if even else "divided by each member's prior",
+        "parameters": None if None in counts else sum(counts),
+    }
+
+
+def shared_config(members: Sequence[Run], rule: str) -> TrainConfig:
+    """Return what the members' configurations share, and the default of what they do not."""
+    first, *others = (asdict(run.config) for run in members)
+    shared = {k: v for k, v in first.items() if all(each[k] == v for each in others)}
+    return TrainConfig(**shared | {"arch": ARCH, "rule": rule})
+
+
+def write(
+    run: Run,
+    members: Sequence[Run],
+    model: dict[str, Any],
+    votes: dict[str, Votes],
+    averages: dict[str, np.ndarray],
+) -> Run:
+    """Write the files of a committee and return it; metrics.json comes last."""
+    here = run.path.resolve()
+    paths = [Path(os.path.relpath(each.path.resolve(), here)).as_posix() for each in members]
+    model = model | {"members": paths}
+    run.write_json("model.json", model)
+    run.write_json("environment.json", describe_environment())
+    write_text(run.path / "log.txt", "\n".join(in_words(members, model)) + "\n")
+    run.write("split.csv", partial(shutil.copyfile, members[0].file("split.csv")))
+    columns = [f"p_{name}" for name in model["classes"]]
+    tables = [votes[n].rows.assign(**dict(zip(columns, averages[n].T, strict=True))) for n in votes]
+    table = pd.concat(tables, ignore_index=True)
+    run.write("predictions.csv", lambda aside: table.to_csv(aside, index=False))
+    told = {
+        "split_sha256": members[0].metrics["split_sha256"],
+        "train_seconds": round(sum(each.metrics["train_seconds"] for each in members), 2),
+        "status": "finished",
+    }
+    for name, each in votes.items():
+        told[name] = summarize(each.truth, averages[name], members[0].classes, model["prior"])
+    run.write_json("metrics.json", told)
+    return run
+
+
+def describe_environment() -> dict[str, Any]:
+    """Return start time and versions; no device computed anything but means."""
+    return {
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "manifest": SCHEMA,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{name: version(name) for name in PACKAGES},
+    }
+
+
+def in_words(members: Sequence[Run], model: dict[str, Any]) -> list[str]:
+    """Return the lines of log.txt, which are logged as well."""
+    lines = [
+        f"committee of {len(members)}: {model['mean']} mean of the probabilities, "
+        f"{model['footing']}; weights: {model['weights_from']}"
+    ]
+    lines += [f"{w:.3f}  {run.path}" for w, run in zip(model["weights"], members, strict=True)]
+    for line in lines:
+        logger.info(line)
+    return lines
+
+
+TIMES = 3.0  # as heavy as in the base
+
+
+def add_specialists(base: Sequence[Run], classes: str, root: str | Path = "runs") -> list[Run]:
+    """Train one run for each named class, that class thrice as heavy; return the base and them.
+
+    `classes` are names with commas between, `base` holds a single run, whose split, seed and
+    configuration they keep. Raises `LesionfastError` for several runs, a base that has not ended
+    or is a committee, a class that it does not have, and a training that is interrupted.
+    """
+    if len(base) != 1:
+        raise LesionfastError(
+            f"--specialists takes one RUN, the base; found {len(base)}. Type one, or leave "
+            "--specialists out to combine them."
+        )
+    names = check_classes(base[0], classes)
+    return [base[0], *(train_specialist(base[0], name, root) for name in names)]
+
+
+def check_classes(base: Run, classes: str) -> list[str]:
+    """Return the named classes; raises `LesionfastError` for one that the base does not have."""
+    if "members" in base.model or not base.finished:
+        why = "is a committee" if "members" in base.model else "did not end"
+        raise LesionfastError(f"{base.path} {why}. Name a trained run as the base of specialists.")
+    names = list(dict.fromkeys(split_names(classes)))
+    for name in names or [""]:
+        if name not in base.classes:
+            raise LesionfastError(
+                f"--specialists names '{name}', which is no class of {base.path}."
+                f"{did_you_mean(name, base.classes)} Type some of: {join_names(base.classes, ',')}."
+            )
+    return names
+
+
+def specialist_config(base: Run, name: str) -> TrainConfig:
+    """Return the base's configuration on its own split, with one class three times as heavy."""
+    weights = parse_weights(base.config.class_weight)
+    weights[name] = weights.get(name, 1.0) * TIMES
+    split = str(base.path / "split.csv")
+    return replace(base.config, split=split, class_weight=write_weights(weights))
+
+
+def train_specialist(base: Run, name: str, root: str | Path) -> Run:
+    """Train and return the specialist of one class."""
+    from lesionfast.data.split import load_dataset
+    from lesionfast.training.experiment import train
+
+    config = specialist_config(base, name)
+    run = train(load_dataset(config, split=base.file("split.csv")), config, root)
+    if run.metrics["status"] == "interrupted":
+        raise LesionfastError(
+            f"the training of the specialist for {name} was interrupted. Go on with: lesionfast "
+            f"train --resume {run.path}; then combine the runs: lesionfast committee {base.path} "
+            f"{run.path}"
+        )
+    return run

@@ -1,0 +1,122 @@
+"""The atlas shows each kind of case beside what the search for one image finds."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from lesionfast.config import TrainConfig
+from lesionfast.data.split import load_dataset
+from lesionfast.diagnoses import Classes
+from lesionfast.errors import LesionfastError
+from lesionfast.evaluation.explain import nearest_lesions, nearest_of
+from lesionfast.evaluation.interpretation import Interpretation
+from lesionfast.report import images
+from lesionfast.report.images import NEAREST, draw_atlas
+from lesionfast.training.experiment import train
+
+CONFIG = TrainConfig(
+    arch="test_resnet",
+    weights="none",
+    size=32,
+    head="prototype",
+    fusion="none",
+    precision="float32",
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return train(load_dataset(CONFIG), CONFIG, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def figures(monkeypatch) -> dict:
+    found = {}
+    save = images.save
+
+    def remember(figure, path):
+        found[path.stem] = figure
+        return save(figure, path)
+
+    monkeypatch.setattr(images, "save", remember)
+    return found
+
+
+def test_many_at_once_find_what_one_at_a_time_does(run):
+    rows = Interpretation.of(run).rows.head(3)
+    for (_, row), table in zip(rows.iterrows(), nearest_of(run, rows, k=4), strict=True):
+        one = nearest_lesions(run, row["image_id"], k=4).iloc[1:].reset_index(drop=True)
+        assert one["image_id"].tolist() == table["image_id"].tolist()
+        np.testing.assert_allclose(one["similarity"].astype(float), table["similarity"])
+
+
+def test_images_whose_features_are_not_kept_are_computed(run, tmp_path):
+    rows = Interpretation.of(run).rows.head(2)
+    strangers = rows.assign(image_id=["x", "y"])
+    for known, computed in zip(nearest_of(run, rows), nearest_of(run, strangers), strict=True):
+        assert known["image_id"].tolist() == computed["image_id"].tolist()
+        np.testing.assert_allclose(known["similarity"], computed["similarity"], atol=2e-3)
+
+
+def test_of_no_image_nothing_is_near(run):
+    assert nearest_of(run, Interpretation.of(run).rows.head(0)) == []
+    with pytest.raises(LesionfastError, match="--k is 0"):
+        nearest_of(run, Interpretation.of(run).rows, k=0)
+
+
+def test_each_kind_of_case_is_a_figure_in_the_order_of_confidence(run, tmp_path, figures):
+    interpretation = Interpretation.of(run)
+    paths = draw_atlas(interpretation, tmp_path, most=2)
+    assert [path.stem for path in paths] == list(images.blocks_of("mel", "nv"))
+    for path in paths:
+        with Image.open(path) as picture:
+            assert min(picture.size) > 300
+    for name, block in images.blocks_of("mel", "nv").items():
+        cases = interpretation.taken_for(block.truth, block.decision).head(2)
+        axes = figures[name].axes
+        if cases.empty:
+            assert axes[0].texts[0].get_text() == block.nothing
+            continue
+        firsts = axes[:: NEAREST + 1]
+        assert [axis.get_title(loc="left") for axis in firsts] == cases["image_id"].tolist()
+        one = nearest_lesions(run, cases["image_id"].iloc[0], NEAREST).iloc[1]
+        told = axes[1].get_title(loc="left")
+        assert told == f"{one['target']}  {one['similarity']:.2f}"
+
+
+def test_no_case_of_a_kind_is_said(run, tmp_path, figures, monkeypatch):
+    empty = Interpretation.of(run).rows.head(0)
+    monkeypatch.setattr(Interpretation, "taken_for", lambda *_: empty)
+    draw_atlas(Interpretation.of(run), tmp_path)
+    said = [figure.axes[0].texts[0].get_text() for figure in figures.values()]
+    assert said == [block.nothing for block in images.blocks_of("mel", "nv").values()]
+
+
+def test_a_training_lesion_that_is_gone_is_a_grey_box():
+    figure = images.new_figure(3, 3, "")
+    axis = figure.subplots()
+    gone = {"target": "mel", "similarity": 0.5, "path": "gone.jpg", "age": np.nan}
+    images.draw_neighbour(axis, pd.Series(gone), Classes(["mel"]))
+    assert "gone.jpg" in axis.texts[0].get_text().replace("\n", "")
+    assert axis.get_title(loc="left") == "mel  0.50" and axis.get_xlabel() == "age unknown"
+
+
+def test_a_melanoma_under_another_name_is_bold_and_classes_differ_in_colour():
+    classes = Classes(["first", "second"], melanoma="second")
+    axes = images.new_figure(3, 3, "").subplots(1, 2)
+    for axis, name in zip(axes, classes, strict=True):
+        row = {"target": name, "similarity": 0.5, "path": "gone.jpg", "age": np.nan}
+        images.draw_neighbour(axis, pd.Series(row), classes)
+    assert [axis._left_title.get_fontweight() for axis in axes] == ["normal", "bold"]
+    colours = {axis.spines["left"].get_edgecolor() for axis in axes}
+    assert len(colours) == 2
+
+
+def test_a_dataset_without_melanomas_has_no_atlas(tmp_path):
+    run = SimpleNamespace(path=tmp_path)
+    interpretation = SimpleNamespace(classes=Classes(["wart", "nv"]), run=run)
+    with pytest.raises(LesionfastError, match="needs classes of melanoma and nevus.*has: wart, nv"):
+        draw_atlas(interpretation, tmp_path)

@@ -1,0 +1,135 @@
+"""Thresholds against scikit-learn's ROC curve, chosen on validation alone; intervals; the file."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from lesionfast.errors import LesionfastError
+from lesionfast.evaluation.decisions import points_table, read_points, write_points
+from lesionfast.evaluation.interpretation import Interpretation
+from lesionfast.runs import Run
+from lesionfast.stats.thresholds import (
+    apply_points,
+    choose_point,
+    choose_points,
+    positive_and_score,
+)
+
+CLASSES = ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]
+
+
+def simulate(n=700, seed=0, classes=7):
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, classes, n)
+    odds = np.exp(rng.normal(size=(n, classes)) + 1.3 * np.eye(classes)[truth])
+    return truth, odds / odds.sum(axis=1, keepdims=True), rng.integers(0, n // 2, n)
+
+
+@pytest.mark.parametrize("digits", [12, 1])
+@pytest.mark.parametrize("seed", range(5))
+def test_no_threshold_of_scikit_learns_curve_is_better(seed, digits):
+    truth, probabilities, _ = simulate(seed=seed)
+    probabilities = probabilities.round(digits)
+    points = choose_points(truth, probabilities, CLASSES)
+    assert [(p.of, p.goal) for p in points] == [
+        (of, goal) for of in ("mel", "malignant") for goal in ("specificity", "sensitivity")
+    ]
+    for point in points:
+        positive, score = positive_and_score(point.of, truth, probabilities, CLASSES)
+        alarms, hits, cuts = sk.roc_curve(positive, score, drop_intermediate=False)
+        shares = {"specificity": 1 - alarms, "sensitivity": hits}
+        fits = shares[point.goal] >= point.level - 1e-12
+        other = "sensitivity" if point.goal == "specificity" else "specificity"
+        assert getattr(point, other) == pytest.approx(shares[other][fits].max())
+        cut = cuts[fits].min() if point.goal == "specificity" else cuts[fits].max()
+        assert point.threshold == cut
+        flagged = score >= point.threshold
+        assert point.sensitivity == pytest.approx(sk.recall_score(positive, flagged))
+        assert point.specificity == pytest.approx(sk.recall_score(~positive, ~flagged))
+        assert getattr(point, point.goal) >= point.level
+
+
+def test_a_single_score_flags_all_or_nothing():
+    positive, score = np.array([True, False, False]), np.full(3, 0.4)
+    none = choose_point("mel", "specificity", positive, score)
+    every = choose_point("mel", "sensitivity", positive, score)
+    assert (none.sensitivity, none.specificity) == (0, 1) and none.threshold > 0.4
+    assert (every.sensitivity, every.specificity, every.threshold) == (1, 0, 0.4)
+
+
+def test_what_is_missing_is_left_out_and_said(caplog):
+    truth, probabilities, _ = simulate(classes=2)
+    with caplog.at_level(logging.WARNING, logger="lesionfast"):
+        assert choose_points(truth, probabilities, ["nv", "df"]) == []
+    assert "no operating points of melanoma: there is no such class" in caplog.text
+    with caplog.at_level(logging.WARNING, logger="lesionfast"):
+        found = choose_points(truth, probabilities, ["bcc", "nv"])
+        assert {point.of for point in found} == {"malignant"}
+        assert choose_points(truth * 0, probabilities, ["nv", "mel"]) == []
+        assert choose_points(truth * 0, probabilities, ["mel", "nv"]) == []
+    assert "no positive image" in caplog.text and "no negative image" in caplog.text
+    with pytest.raises(LesionfastError, match="there is no 'mle'.*Did you mean.*Name one of"):
+        positive_and_score("mle", truth, probabilities, ["mel", "nv"])
+
+
+def test_applied_points_are_scikit_learns_with_intervals():
+    points = choose_points(*simulate(seed=1)[:2], CLASSES)
+    truth, probabilities, lesions = simulate(seed=2)
+    table = apply_points(points, truth, probabilities, lesions, CLASSES, resamples=1000)
+    for point, (_, row) in zip(points, table.iterrows(), strict=True):
+        positive, score = positive_and_score(point.of, truth, probabilities, CLASSES)
+        flagged = score >= point.threshold
+        assert row["sensitivity"] == pytest.approx(sk.recall_score(positive, flagged))
+        assert row["specificity"] == pytest.approx(sk.recall_score(~positive, ~flagged))
+        assert row["precision"] == pytest.approx(sk.precision_score(positive, flagged))
+        assert row["flagged"] == pytest.approx(flagged.mean())
+        assert (row["n_positive"], row["n_negative"]) == (positive.sum(), (~positive).sum())
+        for name in ("sensitivity", "specificity", "precision", "flagged"):
+            assert row[f"{name}_low"] < row[name] < row[f"{name}_high"]
+
+
+def test_all_found_has_wilsons_interval_and_nothing_is_undefined():
+    truth, probabilities = np.repeat([0, 1], [13, 40]), np.repeat(np.eye(2), [13, 40], axis=0)
+    points = choose_points(truth, probabilities, ["mel", "nv"])
+    row = apply_points(points, truth, probabilities, np.arange(53), ["mel", "nv"]).iloc[0]
+    assert row["sensitivity_low"] == pytest.approx(0.7719, abs=1e-4)
+    row = apply_points(points, truth * 0 + 1, probabilities, np.arange(53), ["mel", "nv"]).iloc[0]
+    assert np.isnan(row[["sensitivity", "sensitivity_low", "sensitivity_high"]].astype(float)).all()
+    assert len(apply_points([], truth, probabilities, np.arange(53), ["nv", "df"])) == 0
+
+
+def test_the_file_is_of_validation_whatever_the_test_rows_say(make_run):
+    run = make_run()
+    path = write_points(run)
+    before = path.read_bytes()
+    table = run.predictions
+    columns = [f"p_{name}" for name in run.classes]
+    test = table["split"] == "test"
+    table.loc[test, columns] = np.roll(table.loc[test, columns].to_numpy(), 1, axis=1)
+    table.to_csv(run.path / "predictions.csv", index=False)
+    assert write_points(Run(run.path)).read_bytes() == before
+    assert json.loads(before)["fitted_on"] == "valid"
+    valid = Interpretation.of(run, "valid")
+    assert read_points(run) == choose_points(valid.truth, valid.probabilities, valid.classes)
+
+
+def test_points_are_read_or_chosen_and_never_reported_on_validation(make_run):
+    run = make_run()
+    points = read_points(run)
+    assert (run.path / "operating.json").is_file() and len(points) == 4
+    assert points_table(Interpretation.of(run))["threshold"].tolist() == [
+        point.threshold for point in points
+    ]
+    with pytest.raises(LesionfastError, match="not chosen on; found 'valid'"):
+        points_table(Interpretation.of(run, "valid"))
+
+
+def test_without_validation_there_is_nothing_to_choose_on(make_run):
+    run = make_run()
+    table = run.predictions
+    table[table["split"] == "test"].to_csv(run.path / "predictions.csv", index=False)
+    with pytest.raises(LesionfastError, match="has no validation predictions.*it has: test"):
+        read_points(Run(run.path))
