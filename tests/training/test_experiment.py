@@ -166,14 +166,14 @@ KILLED = """
 import os, signal, sys
 from lesionfast.config import TrainConfig
 from lesionfast.data.split import load_dataset
-from lesionfast.training import checkpoint
+from lesionfast.training.callbacks.tracking import Checkpoint
 from lesionfast.training.experiment import train
 import torch
 
 torch.set_num_threads(1)
 config = TrainConfig.from_json(open(sys.argv[1]).read())
 after, seen = int(sys.argv[3]), []
-write = checkpoint.Checkpoint.after_batch = lambda self: (
+write = Checkpoint.after_batch = lambda self: (
     seen.append(1), len(seen) >= after and os.kill(os.getpid(), signal.SIGKILL))
 train(load_dataset(config), config, sys.argv[2])
 """
