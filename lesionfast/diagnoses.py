@@ -1,13 +1,158 @@
-"""What classes mean: their full names, and which are melanoma, nevus and malignant."""
+"""Class names: what they mean, and how people type lists of them."""
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lesionfast.errors import LesionfastError, did_you_mean
 
-MARKS = ',:="'  # what has a meaning in a list
+if TYPE_CHECKING:
+    import numpy as np
+
+NAMES = {
+    "akiec": "actinic keratosis",
+    "bcc": "basal cell carcinoma",
+    "bkl": "benign keratosis",
+    "df": "dermatofibroma",
+    "mel": "melanoma",
+    "nv": "nevus",
+    "vasc": "vascular lesion",
+    "scc": "squamous cell carcinoma",
+}
+MELANOMA = ("mel", "melanoma", "malignant melanoma")
+NEVUS = ("nv", "nev", "nevus", "naevus", "melanocytic nevus", "melanocytic naevus")
+CANCER = "malignant"
+MALIGNANT = (  # akiec is counted with carcinoma in situ
+    *MELANOMA,
+    *("melanoma in situ", "bcc", "basal cell carcinoma", "scc", "squamous cell carcinoma"),
+    *("akiec", CANCER),
+)
+ALARMING = ("melanoma", "carcinoma", "sarcoma", "lymphoma", "cancer", "malignan")
+MARKS = ',:="'  # have a meaning in a list
+
+
+class Classes(list[str]):
+    """Class names in the order of the probabilities, and what they mean.
+
+    `melanoma` is one of them or None, `malignant` the malignant ones, both recognised by their
+    names in any case unless they are given. A name that is given must be a class.
+    """
+
+    def __init__(
+        self,
+        names: Iterable[str],
+        melanoma: str | None = None,
+        malignant: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(names)
+        self.melanoma = melanoma or find_first(self, MELANOMA)
+        if malignant is None:
+            malignant = [name for name in self if plain(name) in MALIGNANT or name == self.melanoma]
+        self.malignant = list(malignant)
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> "Classes":
+        """Return class names with what they mean; `Classes` are returned unchanged."""
+        return names if isinstance(names, cls) else cls(names)
+
+    @classmethod
+    def of_model(cls, model: dict[str, Any]) -> "Classes":
+        """Return the classes of a model.json, recognised by name where it has no more than that."""
+        return cls(model["classes"], model.get("melanoma"), model.get("malignant"))
+
+    @classmethod
+    def chosen(cls, names: Sequence[str], melanoma: str | None, malignant: str | None) -> "Classes":
+        """Return classes with what --melanoma and --malignant say; raises `LesionfastError`."""
+        if melanoma is not None and melanoma not in names:
+            melanoma = unquote(melanoma)
+        cancers = split_names(malignant) if malignant is not None else None
+        if melanoma is not None:
+            find_class("--melanoma", melanoma, names)
+        for name in cancers or []:
+            find_class("--malignant", name, names)
+        classes = cls(names, melanoma, cancers)
+        if cancers is not None and classes.melanoma not in [None, *cancers]:
+            raise LesionfastError(
+                f"--malignant {malignant} leaves out '{classes.melanoma}', the melanoma class. "
+                "Add it, or name another class with --melanoma."
+            )
+        return classes
+
+    @cached_property
+    def nevus(self) -> str | None:
+        """The class of nevi, None if there is none."""
+        return find_first(self, NEVUS)
+
+    @property
+    def doubtful(self) -> list[str]:
+        """The classes that count as benign although their names suggest cancer."""
+        benign = [name for name in self if name not in self.malignant]
+        return [name for name in benign if any(word in plain(name) for word in ALARMING)]
+
+    @property
+    def costliest(self) -> tuple[str, str] | None:
+        """Truth and decision of the costliest error, a melanoma taken for a nevus."""
+        return (self.melanoma, self.nevus) if self.melanoma and self.nevus else None
+
+    @cached_property
+    def cancer(self) -> str | None:
+        """The name of all malignant classes together, None if there are none.
+
+        It is 'malignant', or 'any malignant' beside a class of that name. A class of that name
+        which is the only malignant one stands for itself.
+        """
+        named = find_first(self, (CANCER,))
+        if not self.malignant or self.malignant == [named]:
+            return named if self.malignant else None
+        return CANCER if named is None else f"any {CANCER}"
+
+    @property
+    def targets(self) -> list[str]:
+        """What thresholds are chosen for: melanoma, and the malignant classes together."""
+        return [name for name in (self.melanoma, self.cancer) if name is not None]
+
+    def members(self, of: str) -> list[bool]:
+        """Return which classes (k,) belong to a class, or to `cancer`; raises `LesionfastError`."""
+        if of == self.cancer:
+            return [name in self.malignant for name in self]
+        if of in self:
+            return [name == of for name in self]
+        names = list(dict.fromkeys(filter(None, [*self, self.cancer])))
+        raise LesionfastError(
+            f"there is no class '{of}'.{did_you_mean(of, names)} Name one of: {join_names(names)}."
+        )
+
+    def gravity(self, name: str) -> int:
+        """Return 0 for melanoma, 1 for the other malignant classes, 2 for the rest: a sort key."""
+        return 0 if name == self.melanoma else 1 if name in self.malignant else 2
+
+
+def plain(name: str) -> str:
+    """Return a name in lower case, with spaces between its words."""
+    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
+
+
+def find_first(classes: Iterable[str], names: Sequence[str]) -> str | None:
+    """Return the class that has the first of these names, in any case; None if none has one."""
+    ranked = sorted((names.index(plain(name)), name) for name in classes if plain(name) in names)
+    return ranked[0][1] if ranked else None
+
+
+def full_name(name: str) -> str:
+    """Return "mel (melanoma)" for a usual short name, any other class as it is."""
+    return f"{name} ({NAMES[name.casefold()]})" if name.casefold() in NAMES else name
+
+
+def find_class(option: str, name: str, classes: Sequence[str]) -> int:
+    """Return the index of the class that an option names; raises `LesionfastError`."""
+    if name not in classes:
+        raise LesionfastError(
+            f"{option} names '{name}', which is not a class.{did_you_mean(name, classes)} "
+            f"The data has: {join_names(classes)}."
+        )
+    return classes.index(name)
 
 
 def split_unquoted(text: str, separator: str) -> list[str]:
@@ -34,148 +179,89 @@ def split_names(text: str) -> list[str]:
     return [unquote(part) for part in split_unquoted(text, ",") if part.strip()]
 
 
-def join_names(names: list[str], separator: str = ", ") -> str:
+def join_names(names: Iterable[str], separator: str = ", ") -> str:
     """Return names as a list that `split_names` reads."""
     return separator.join(map(quote, names))
 
 
-NAMES = {
-    "akiec": "actinic keratosis",
-    "bcc": "basal cell carcinoma",
-    "bkl": "benign keratosis",
-    "df": "dermatofibroma",
-    "mel": "melanoma",
-    "nv": "nevus",
-    "vasc": "vascular lesion",
-    "scc": "squamous cell carcinoma",
-}
-MELANOMA = ("mel", "melanoma", "malignant melanoma")
-NEVUS = ("nv", "nev", "nevus", "naevus", "melanocytic nevus", "melanocytic naevus")
-CANCER = "malignant"
-MALIGNANT = (  # akiec is counted with carcinoma in situ
-    *MELANOMA,
-    *("melanoma in situ", "bcc", "basal cell carcinoma", "scc", "squamous cell carcinoma"),
-    *("akiec", CANCER),
-)
-ALARMING = ("melanoma", "carcinoma", "sarcoma", "lymphoma", "cancer", "malignan")
+def read_pairs(option: str, text: str | None, example: str) -> dict[tuple[str, ...], float]:
+    """Return {("mel", "nv"): 4.0} for "mel:nv=4" and {("mel",): 2.0} for "mel=2".
 
-
-class Classes(list[str]):
-    """Class names in the order of the probabilities, and what they mean.
-
-    `melanoma` is one of them or None, `malignant` those that are malignant, both by their names in
-    any case unless they are given. A name that is given must be a class.
+    Pairs are separated by commas. There are as many names before = as in `example`, in double
+    quotes if they have marks in them. Raises `LesionfastError` unless the numbers are positive
+    and the names differ.
     """
-
-    def __init__(
-        self,
-        names: Iterable[str],
-        melanoma: str | None = None,
-        malignant: Sequence[str] | None = None,
-    ) -> None:
-        super().__init__(names)
-        self.melanoma = melanoma or first_of(self, MELANOMA)
-        if malignant is None:
-            malignant = [each for each in self if plain(each) in MALIGNANT or each == self.melanoma]
-        self.malignant = list(malignant)
-
-    @classmethod
-    def of(cls, names: Sequence[str]) -> "Classes":
-        """Return class names with what they mean; those that know it already as they are."""
-        return names if isinstance(names, cls) else cls(names)
-
-    @classmethod
-    def of_model(cls, model: dict[str, Any]) -> "Classes":
-        """Return the classes of a model.json, by their names where it does not say more."""
-        return cls(model["classes"], model.get("melanoma"), model.get("malignant"))
-
-    @classmethod
-    def chosen(cls, names: Sequence[str], melanoma: str | None, malignant: str | None) -> "Classes":
-        """Return classes as --melanoma and --malignant say; raises `LesionfastError`."""
-        given = split_names(malignant) if malignant is not None else None
-        if melanoma is not None and melanoma not in names:
-            melanoma = unquote(melanoma)
-        for option, name in [
-            *([("--melanoma", melanoma)] if melanoma is not None else []),
-            *(("--malignant", typed) for typed in given or []),
-        ]:
-            if name not in names:
-                raise LesionfastError(
-                    f"{option} names '{name}', which is not a class.{did_you_mean(name, names)} "
-                    f"The data has: {join_names(names)}."
-                )
-        classes = cls(names, melanoma, given)
-        if given is not None and classes.melanoma not in [None, *given]:
+    pairs: dict[tuple[str, ...], float] = {}
+    for part in split_unquoted(text, ",") if text else []:
+        left, _, number = part.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        names = tuple(map(unquote, split_unquoted(left, ":") if ":" in example else [left]))
+        if not (left.strip() and 0 < value < math.inf) or len(names) != example.count(":") + 1:
+            kinds = "two classes" if ":" in example else "a class"
             raise LesionfastError(
-                f"--malignant {malignant} leaves out '{classes.melanoma}', the class of melanoma. "
-                "Name it there too, or name another class with --melanoma."
+                f"{option} has '{part.strip()}', but it needs {kinds} and a number above 0, "
+                f"such as {example}. {explain_quotes(option, example)}"
             )
-        return classes
-
-    @cached_property
-    def nevus(self) -> str | None:
-        """The class of nevi, None if there is none."""
-        return first_of(self, NEVUS)
-
-    @property
-    def doubtful(self) -> list[str]:
-        """The classes that are not malignant, though their names speak of it."""
-        benign = [name for name in self if name not in self.malignant]
-        return [name for name in benign if any(word in plain(name) for word in ALARMING)]
-
-    @property
-    def costliest(self) -> tuple[str, str] | None:
-        """Truth and decision of the error that costs most, a melanoma taken for a nevus."""
-        return (self.melanoma, self.nevus) if self.melanoma and self.nevus else None
-
-    @cached_property
-    def cancer(self) -> str | None:
-        """What the malignant classes together are called, None if there are none.
-
-        It is 'malignant', and 'any malignant' beside a class of that name. A class of that name
-        which is the only malignant one stands for itself.
-        """
-        named = first_of(self, (CANCER,))
-        if not self.malignant or self.malignant == [named]:
-            return named if self.malignant else None
-        return CANCER if named is None else f"any {CANCER}"
-
-    @property
-    def targets(self) -> list[str]:
-        """What thresholds are chosen for: melanoma, and the malignant classes together."""
-        return [each for each in (self.melanoma, self.cancer) if each is not None]
-
-    def members(self, of: str) -> list[bool]:
-        """Return which classes (k,) a class, or `cancer`, is made of.
-
-        Raises `LesionfastError` for anything else.
-        """
-        if of == self.cancer:
-            return [each in self.malignant for each in self]
-        if of in self:
-            return [each == of for each in self]
-        groups = [self.cancer] if self.cancer and self.cancer not in self else []
-        raise LesionfastError(
-            f"there is no '{of}' among the classes.{did_you_mean(of, [*self, *groups])} "
-            f"Name one of: {join_names([*self, *groups])}."
-        )
-
-    def gravity(self, name: str) -> int:
-        """Return 0 for melanoma, 1 for the other malignant classes, 2 for the rest: a sort key."""
-        return 0 if name == self.melanoma else 1 if name in self.malignant else 2
+        if names in pairs:
+            raise LesionfastError(f"{option} {text} names a class twice. Name each once.")
+        pairs[names] = value
+    return pairs
 
 
-def plain(name: str) -> str:
-    """Return a name in lower case, with spaces between its words."""
-    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
+def explain_quotes(option: str, example: str) -> str:
+    """Return how a name with marks in it is typed."""
+    quoted = example.replace("mel", '"a, b"')
+    return f"A name with a comma, = or : goes in double quotes: {option} '{quoted}'."
 
 
-def first_of(classes: Iterable[str], names: Sequence[str]) -> str | None:
-    """Return the class that has the first of these names, in any case; None if none has one."""
-    found = sorted((names.index(plain(each)), each) for each in classes if plain(each) in names)
-    return found[0][1] if found else None
+def read_weights(text: str | None) -> dict[str, float]:
+    """Return the weight of each class that "mel=2,bcc=1.5" names."""
+    return {name: value for (name,), value in read_pairs("--class-weight", text, "mel=2").items()}
 
 
-def full_name(name: str) -> str:
-    """Return "mel (melanoma)" for a short name that is known, any other class as it is."""
-    return f"{name} ({NAMES[name.casefold()]})" if name.casefold() in NAMES else name
+def write_weights(weights: dict[str, float]) -> str:
+    """Return weights as `read_weights` reads them."""
+    return ",".join(f"{quote(name)}={value:g}" for name, value in weights.items())
+
+
+def read_class_weights(text: str | None, classes: Sequence[str]) -> "np.ndarray":
+    """Return the weight of each class (k,) from "mel=2,bcc=1.5"; 1 for the others."""
+    import numpy as np
+
+    weights = np.ones(len(classes))
+    for name, value in read_weights(text).items():
+        weights[find_class("--class-weight", name, classes)] = value
+    return weights
+
+
+def read_costs(text: str | None, classes: Sequence[str]) -> "np.ndarray":
+    """Return the costs (k, k) of deciding column when row is true, from "mel:nv=4,bcc:nv=2"."""
+    import numpy as np
+
+    costs = np.zeros((len(classes), len(classes)))
+    for (truth, decision), value in read_pairs("--cost", text, "mel:nv=4").items():
+        if truth == decision:
+            raise LesionfastError(
+                f"--cost has '{truth}:{decision}', but a right decision costs nothing. "
+                "Name two classes, such as --cost mel:nv=4."
+            )
+        row, column = (find_class("--cost", name, classes) for name in (truth, decision))
+        costs[row, column] = value
+    return costs
+
+
+def read_subclasses(text: str | None, classes: Sequence[str]) -> dict[str, int]:
+    """Return the number of subclasses of each class that "mel=3,nv=2" names; 2 or more."""
+    counts = {}
+    for (name,), value in read_pairs("--subclass", text, "mel=3").items():
+        find_class("--subclass", name, classes)
+        if value < 2 or value != int(value):
+            raise LesionfastError(
+                f"--subclass has {name}={value:g}; type a whole number from 2, such as "
+                f"{quote(name)}=3."
+            )
+        counts[name] = int(value)
+    return counts

@@ -2,7 +2,7 @@ from dataclasses import fields
 
 import pytest
 
-from lesionfast.config import TrainConfig
+from lesionfast.config import DataConfig, TrainConfig
 from lesionfast.errors import LesionfastError
 
 
@@ -44,7 +44,7 @@ def test_every_field_has_a_help_text():
         ({"epochs": "3"}, "--epochs is '3'; it takes a whole number"),
         ({"epochs": True}, "--epochs is True; it takes a whole number"),
         ({"folds": 2.5}, "--folds is 2.5; it takes a whole number or nothing"),
-        ({"lr": None}, "--lr is None; it takes a number or a text"),
+        ({"lr": None}, "--lr is None; it takes a number or text"),
         ({"cache": "no"}, "--cache is 'no'; it takes true or false"),
     ],
 )
@@ -59,5 +59,10 @@ def test_a_whole_number_is_a_number():
 
 @pytest.mark.parametrize("text", ['{"epochs": 3,}', "[1]", "3", ""])
 def test_a_broken_config_file_says_so(text):
-    with pytest.raises(LesionfastError, match="no JSON object of options"):
+    with pytest.raises(LesionfastError, match="not a JSON object of options"):
         TrainConfig.from_json(text)
+
+
+def test_metadata_columns_with_commas_are_quoted():
+    assert DataConfig(metadata='age, "site, side"').metadata_columns == ["age", "site, side"]
+    assert DataConfig(metadata="none").metadata_columns == []

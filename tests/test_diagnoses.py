@@ -1,11 +1,24 @@
-"""What classes mean, whatever a dataset calls them."""
+"""What classes mean, whatever a dataset calls them, and lists of them as people type them."""
 
 import json
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import pytest
 
-from lesionfast.diagnoses import Classes, full_name
+from lesionfast.diagnoses import (
+    Classes,
+    full_name,
+    join_names,
+    quote,
+    read_class_weights,
+    read_costs,
+    read_subclasses,
+    read_weights,
+    split_names,
+    split_unquoted,
+    write_weights,
+)
 from lesionfast.errors import LesionfastError
 
 
@@ -42,7 +55,7 @@ def test_what_is_typed_comes_first():
     [
         ("melanom", None, "--melanoma names 'melanom'.*Did you mean 'mel'.*has: mel, nv, bcc"),
         (None, "mel,bc", "--malignant names 'bc'.*Did you mean 'bcc'"),
-        ("mel", "bcc", "--malignant bcc leaves out 'mel', the class of melanoma"),
+        ("mel", "bcc", "--malignant bcc leaves out 'mel', the melanoma class"),
         (None, "bcc", "--malignant bcc leaves out 'mel'.* name another class with --melanoma"),
     ],
 )
@@ -88,3 +101,78 @@ def test_names_stay_a_list():
 
 def test_full_names():
     assert full_name("MEL") == "MEL (melanoma)" and full_name("wart") == "wart"
+
+
+NAMES = ["mel", "basal cell", "a, b", "c=d", "e:f", 'the "best"', " edge ", '"', "nävus", ",,"]
+
+
+def test_what_is_joined_is_split_again():
+    assert split_names(join_names(NAMES)) == NAMES
+    assert [name for name in NAMES if quote(name) == name] == ["mel", "basal cell", "nävus"]
+
+
+@pytest.mark.parametrize("separator", [",", "=", ":"])
+def test_a_separator_within_quotes_does_not_split(separator):
+    typed = f'"a{separator}b"{separator} c {separator}""'
+    assert split_unquoted(typed, separator) == [f'"a{separator}b"', " c ", '""']
+
+
+CLASSES = ["bcc", "mel", "nv"]
+
+
+def test_weights_costs_and_subclasses_are_read():
+    np.testing.assert_array_equal(read_class_weights("mel=2, bcc=1.5", CLASSES), [1.5, 2, 1])
+    np.testing.assert_array_equal(read_class_weights(None, CLASSES), [1, 1, 1])
+    costs = read_costs("mel:nv=4,bcc:nv=2", CLASSES)
+    np.testing.assert_array_equal(costs, [[0, 0, 2], [0, 0, 4], [0, 0, 0]])
+    assert read_subclasses("mel=3,nv=2", CLASSES) == {"mel": 3, "nv": 2}
+    assert read_subclasses(None, CLASSES) == {}
+
+
+ODD = ["a, b", "basal cell", "c=d:e", 'the "best"', "mel"]
+
+
+def test_class_names_with_commas_colons_and_quotes_are_typed_in_double_quotes():
+    weights = read_class_weights('"a, b"=2, basal cell=3,"c=d:e"=4,"the ""best"""=5', ODD)
+    np.testing.assert_array_equal(weights, [2, 3, 4, 5, 1])
+    costs = read_costs('"a, b":"c=d:e"=4,mel:basal cell=2', ODD)
+    assert costs[0, 2] == 4 and costs[4, 1] == 2 and costs.sum() == 6
+    assert read_subclasses('"a, b"=3', ODD) == {"a, b": 3}
+    assert read_weights(write_weights(dict.fromkeys(ODD, 1.5))) == dict.fromkeys(ODD, 1.5)
+
+
+def test_a_name_torn_at_its_comma_says_how_to_type_it():
+    with pytest.raises(LesionfastError) as error:
+        read_class_weights("a, b=2", ODD)
+    assert str(error.value).startswith(
+        "--class-weight has 'a', but it needs a class and a number above 0, such as mel=2."
+    )
+    assert """in double quotes: --class-weight '"a, b"=2'.""" in str(error.value)
+    with pytest.raises(LesionfastError, match="""--cost '"a, b":nv=4'."""):
+        read_costs("c=d:e:mel=2", ODD)
+    with pytest.raises(LesionfastError, match='The data has: "a, b", basal cell, "c=d:e"'):
+        read_subclasses("bb=2", ODD)
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "message"),
+    [
+        (read_class_weights, "mell=2", "names 'mell'.*Did you mean 'mel'"),
+        (
+            read_class_weights,
+            "mel",
+            "has 'mel', but it needs a class.*such as mel=2",
+        ),
+        (read_class_weights, "mel=-1", "needs a class and a number above 0"),
+        (read_class_weights, "mel=inf", "needs a class and a number above 0"),
+        (read_class_weights, "mel=2,mel=3", "names a class twice"),
+        (read_costs, "mel=2", "needs two classes and a number above 0, such as mel:nv=4"),
+        (read_costs, "mel:mel=2", "'mel:mel', but a right decision costs nothing.*--cost mel:nv=4"),
+        (read_costs, "mel:nevus=2", "names 'nevus', which is not a class"),
+        (read_subclasses, "mel=1", "type a whole number from 2"),
+        (read_subclasses, "mel=2.5", "type a whole number from 2"),
+    ],
+)
+def test_what_can_not_be_read_says_what_to_type(read, text, message):
+    with pytest.raises(LesionfastError, match=message):
+        read(text, CLASSES)

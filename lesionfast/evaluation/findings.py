@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lesionfast.config import read_costs
 from lesionfast.data.split import load_dataset
+from lesionfast.diagnoses import read_costs
 from lesionfast.errors import DamageError, LesionfastError, did_you_mean
 from lesionfast.evaluation.contribution import WITHHELD, contribution_table, without_metadata
 from lesionfast.evaluation.decisions import Decisions

@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from lesionfast.config import TrainConfig, check_choice, parse_weights, write_weights
-from lesionfast.diagnoses import join_names, split_names
+from lesionfast.config import TrainConfig, check_choice
+from lesionfast.diagnoses import join_names, read_weights, split_names, write_weights
 from lesionfast.errors import LesionfastError, did_you_mean
 from lesionfast.evaluation.comparison import check_images, check_split
 from lesionfast.evaluation.interpretation import Interpretation, predictions_of
@@ -312,7 +312,7 @@ def check_classes(base: Run, classes: str) -> list[str]:
 
 def specialist_config(base: Run, name: str) -> TrainConfig:
     """Return the base's configuration on its own split, with one class three times as heavy."""
-    weights = parse_weights(base.config.class_weight)
+    weights = read_weights(base.config.class_weight)
     weights[name] = weights.get(name, 1.0) * TIMES
     split = str(base.path / "split.csv")
     return replace(base.config, split=split, class_weight=write_weights(weights))

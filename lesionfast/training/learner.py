@@ -17,8 +17,8 @@ from fastai.optimizer import OptimWrapper
 from fastcore.basics import noop
 from matplotlib.figure import Figure
 
-from lesionfast.config import TrainConfig, read_subclasses
-from lesionfast.diagnoses import Classes
+from lesionfast.config import TrainConfig
+from lesionfast.diagnoses import Classes, read_subclasses
 from lesionfast.files import temporary_folder, write_atomically
 from lesionfast.models.fusion import build_model, stage_groups
 from lesionfast.models.precision import dtype_of, precision

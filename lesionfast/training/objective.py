@@ -10,8 +10,8 @@ import torch
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 
-from lesionfast.config import TrainConfig, read_costs, read_subclasses, read_weights_of
-from lesionfast.diagnoses import Classes
+from lesionfast.config import TrainConfig
+from lesionfast.diagnoses import Classes, read_class_weights, read_costs, read_subclasses
 from lesionfast.errors import LesionfastError
 from lesionfast.training.balancing import Balance, balances, output_codes, shares, split_codes
 from lesionfast.training.callbacks.batches import (
@@ -119,7 +119,7 @@ def shifting_options(config: TrainConfig) -> list[str]:
 def check_objective(config: TrainConfig, classes: list[str]) -> None:
     """Raise `LesionfastError` for unknown names, and a loss without the smoothing asked for."""
     losses[config.loss], balances[config.balance], mixes[config.mix]
-    read_weights_of(config.class_weight, classes)
+    read_class_weights(config.class_weight, classes)
     read_subclasses(config.subclass, classes)
     read_costs(default_cost(config, classes), classes)
     if config.label_smoothing and not losses[config.loss].smooths:
@@ -149,7 +149,7 @@ def build_loss(
     --class-weight multiplies the weights, but not the prior: dividing by it would undo them.
     """
     parents = np.arange(len(classes)) if parents is None else parents
-    emphasis = read_weights_of(config.class_weight, classes)[parents]
+    emphasis = read_class_weights(config.class_weight, classes)[parents]
     weights = emphasis if balance.weights is None else balance.weights * emphasis
     plain = balance.weights is None and config.class_weight is None
     costs = read_costs(default_cost(config, classes), classes)

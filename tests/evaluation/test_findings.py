@@ -169,7 +169,7 @@ def test_costs_are_in_the_report(run):
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        ({"cost": "mel:nevus=10"}, "'nevus', which is no class"),
+        ({"cost": "mel:nevus=10"}, "'nevus', which is not a class"),
         ({"coverage": 90}, "found 90. Type for example --coverage 0.9"),
         ({"refer": 1.0}, "found 1.0. Type for example --refer 0.2"),
     ],

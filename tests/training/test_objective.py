@@ -8,7 +8,8 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from lesionfast.config import TrainConfig, read_costs, read_weights_of
+from lesionfast.config import TrainConfig
+from lesionfast.diagnoses import read_class_weights, read_costs
 from lesionfast.models.posterior import Posterior
 from lesionfast.stats.metrics import decide
 from lesionfast.training.balancing import balances
@@ -165,7 +166,7 @@ def test_class_weight_multiplies_the_odds_of_its_class_and_no_more(loss, balance
     config = config_of(
         loss, balance=balance, class_weight="mel=5,bkl=0.5", label_smoothing=smoothing
     )
-    emphasis = read_weights_of(config.class_weight, CLASSES)
+    emphasis = read_class_weights(config.class_weight, CLASSES)
     for parents in (WHOLE, PARTS):
         found = objective(config, parents)
         got = posteriors(found, minimum(found, parents), parents)

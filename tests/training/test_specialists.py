@@ -4,8 +4,9 @@ from dataclasses import fields, replace
 
 import pytest
 
-from lesionfast.config import TrainConfig, parse_weights
+from lesionfast.config import TrainConfig
 from lesionfast.data.split import load_dataset
+from lesionfast.diagnoses import read_weights
 from lesionfast.errors import LesionfastError
 from lesionfast.files import sha256
 from lesionfast.models.fusion import load_model
@@ -72,9 +73,9 @@ def test_an_interrupted_specialist_says_how_to_go_on(base, tmp_path, monkeypatch
 
 
 def test_weights_of_the_base_are_kept():
-    assert parse_weights(None) == {}
-    assert parse_weights("mel=3, bcc=1.5") == {"mel": 3.0, "bcc": 1.5}
-    assert parse_weights('"a, b"=2,mel=3') == {"a, b": 2.0, "mel": 3.0}
+    assert read_weights(None) == {}
+    assert read_weights("mel=3, bcc=1.5") == {"mel": 3.0, "bcc": 1.5}
+    assert read_weights('"a, b"=2,mel=3') == {"a, b": 2.0, "mel": 3.0}
     assert ensemble.TIMES == 3
 
 
