@@ -24,6 +24,8 @@ from lesionfast.models.lineage import header_of
 from lesionfast.models.precision import dtype_of
 from lesionfast.runs import WITHOUT_METADATA, Run
 from lesionfast.stats.metrics import summarize
+from lesionfast.training.callbacks.checkpoint import Checkpoint
+from lesionfast.training.callbacks.ema import EMA
 from lesionfast.training.callbacks.inference import AugmentValid, PredictWithoutMetadata, Turned
 from lesionfast.training.callbacks.progress import EpochBar, EpochLines, StopOnInterrupt
 from lesionfast.training.callbacks.schedule import (
@@ -31,15 +33,13 @@ from lesionfast.training.callbacks.schedule import (
     Phase,
     ProgressiveResizing,
     ProgressiveUnfreezing,
-    discriminative,
+    discriminative_lrs,
     plan_phases,
 )
 from lesionfast.training.callbacks.tracking import (
-    Checkpoint,
     EarlyStopping,
     KeepBest,
     StopOnNaN,
-    WeightAverage,
     WriteHistory,
 )
 from lesionfast.training.description import announce
@@ -61,7 +61,9 @@ def fit(learn: FusionLearner, run: Run, resume: bool = False) -> dict[str, Any]:
     Raises `TrainingInterrupted` when the user stops it before its first epoch ended.
     """
     config = run.config
-    lrs = discriminative(highest_lr(learn, run), config.lr_decay, len(learn.splitter(learn.model)))
+    lrs = discriminative_lrs(
+        highest_lr(learn, run), config.lr_decay, len(learn.splitter(learn.model))
+    )
     one_cycle = OneCycle(lrs, head_lr=None if config.lr == "auto" else config.head_lr)
     announce(learn, run, phases_of(learn, config), lrs, one_cycle.head_lr)
     how = unfreezing(learn, config)
@@ -97,7 +99,7 @@ def optional_callbacks(learn: FusionLearner, config: TrainConfig) -> list[Callba
     """Return the callbacks that options ask for."""
     cbs: list[Callback] = []
     if config.ema:
-        cbs.append(WeightAverage(config.ema))
+        cbs.append(EMA(config.ema))
     if caches_features(learn.model, config):
         cbs.append(cached_features(learn, config))
     if config.augment_valid is not None:

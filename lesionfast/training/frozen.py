@@ -40,8 +40,9 @@ from lesionfast.models.lineage import header_of
 from lesionfast.registry import Registry
 from lesionfast.runs import Run
 from lesionfast.training.balancing import output_codes, shuffled, split_codes
+from lesionfast.training.callbacks.checkpoint import save_tensors
 from lesionfast.training.callbacks.inference import Borrowing
-from lesionfast.training.callbacks.tracking import history_columns, save_tensors
+from lesionfast.training.callbacks.tracking import history_columns
 from lesionfast.training.description import announce
 from lesionfast.training.learner import FusionLearner
 

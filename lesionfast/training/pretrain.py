@@ -24,6 +24,7 @@ from lesionfast.models.lineage import check_weights, header_of
 from lesionfast.models.precision import in_eval_mode
 from lesionfast.report.page import new_figure, save
 from lesionfast.runs import Run, create_directory
+from lesionfast.training.callbacks.checkpoint import save_tensors
 from lesionfast.training.callbacks.progress import EpochBar, EpochLines, StopOnInterrupt, logging_to
 from lesionfast.training.callbacks.schedule import OneCycle, ProgressiveUnfreezing
 from lesionfast.training.callbacks.tracking import (
@@ -31,7 +32,6 @@ from lesionfast.training.callbacks.tracking import (
     KeepBest,
     StopOnNaN,
     WriteHistory,
-    save_tensors,
 )
 from lesionfast.training.description import describe_environment, images_by_split
 from lesionfast.training.fitting import memory_error_explained

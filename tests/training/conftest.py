@@ -35,3 +35,16 @@ def plain_learner(tmp_path):
         path=tmp_path,
         train_bn=False,
     )
+
+
+@pytest.fixture
+def picture_learner(tmp_path):
+    """A plain Learner over 24 pictures of 96 pixels, that tells where they are bright."""
+    torch.manual_seed(0)
+    dataset = TensorDataset(torch.rand(24, 3, 96, 96), torch.arange(24) % 2)
+    train = DataLoader(dataset, bs=8, shuffle=True, drop_last=True, num_workers=0)
+    valid = DataLoader(dataset, bs=8, num_workers=0)
+    body = [nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(3)]
+    model = nn.Sequential(*body, nn.Flatten(), nn.Linear(36, 2))
+    dls = DataLoaders(train, valid, device=torch.device("cpu"))
+    return Learner(dls, model, CrossEntropyLossFlat(), lr=1e-3, path=tmp_path)

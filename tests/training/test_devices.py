@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from lesionfast.config import TrainConfig
 from lesionfast.data.loaders import build_dls
 from lesionfast.data.split import load_dataset
+from lesionfast.training.callbacks.ema import EMA
 from lesionfast.training.callbacks.inference import Borrowing
 from lesionfast.training.callbacks.schedule import ProgressiveUnfreezing
-from lesionfast.training.callbacks.tracking import WeightAverage
 from lesionfast.training.learner import fusion_learner
 from lesionfast.training.losses import losses
 
@@ -77,7 +77,7 @@ def test_what_losses_and_callbacks_keep_is_where_the_batches_are_in_every_epoch(
     generator = torch.Generator
     monkeypatch.setattr(torch, "Generator", lambda device=None: generator())  # it has none
     learn = learner(loss=loss)
-    learn.add_cbs([ProgressiveUnfreezing("two-step"), WeightAverage(0.9)])
+    learn.add_cbs([ProgressiveUnfreezing("two-step"), EMA(0.9)])
     learn.create_opt()
     learn.n_epoch, weighted = EPOCHS, []
     call(learn, "before_fit")

@@ -20,6 +20,8 @@ from lesionfast.data.augment import augmentations
 from lesionfast.data.loaders import build_dls
 from lesionfast.data.split import load_dataset
 from lesionfast.training.callbacks.batches import HardNegatives, MixUp, TrainThenValidate
+from lesionfast.training.callbacks.checkpoint import Checkpoint
+from lesionfast.training.callbacks.ema import EMA
 from lesionfast.training.callbacks.inference import Turned
 from lesionfast.training.callbacks.progress import EpochBar, EpochLines, StopOnInterrupt
 from lesionfast.training.callbacks.schedule import (
@@ -28,11 +30,9 @@ from lesionfast.training.callbacks.schedule import (
     ProgressiveUnfreezing,
 )
 from lesionfast.training.callbacks.tracking import (
-    Checkpoint,
     EarlyStopping,
     KeepBest,
     StopOnNaN,
-    WeightAverage,
     WriteHistory,
 )
 from lesionfast.training.frozen import CachedFeatures
@@ -109,7 +109,7 @@ def every_callback(learn, folder):
         StopOnInterrupt(),
         KeepBest("valid_loss", folder / "weights.safetensors"),
         EpochLines(),
-        WeightAverage(0.9),
+        EMA(0.9),
         CachedFeatures(augmentations["rotate"](), 1, 0),
         ProgressiveResizing(32),
         EarlyStopping("valid_loss", 5),
@@ -192,7 +192,7 @@ def test_a_cancelled_part_leaves_a_learner_that_fits_again(learn, tmp_path, erro
         pytest.skip("fastai catches that in the other part alone")
     before = state_of(learn)
     cbs = [ProgressiveUnfreezing("two-step", 1), OneCycle(1e-3), StopOnInterrupt()]
-    cbs += [WeightAverage(0.9), CachedFeatures(augmentations["rotate"](), 1, 0)]
+    cbs += [EMA(0.9), CachedFeatures(augmentations["rotate"](), 1, 0)]
     learn.fit(2, cbs=[*cbs, Raiser("after_pred", error(), training, order=200)])
     assert_whole(learn, before)
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from lesionfast.config import TrainConfig
 from lesionfast.data.loaders import build_dls, read_ahead
 from lesionfast.data.split import load_dataset
-from lesionfast.training.callbacks.tracking import save_tensors
+from lesionfast.training.callbacks.checkpoint import save_tensors
 from lesionfast.training.fitting import summary
 from lesionfast.training.learner import fusion_learner
 

@@ -1,4 +1,4 @@
-"""What a person sees and may do while a model trains: a bar, a line an epoch, a log, Ctrl-C."""
+"""What a person sees and may do while a model trains: a bar, a line per epoch, a log, Ctrl-C."""
 
 import logging
 import signal
@@ -33,7 +33,6 @@ class EpochBar(Borrowing):
         self.bar: Progress | None = None
 
     def before_epoch(self) -> None:
-        """Show the bar."""
         self.bar = progress_bar()
         self.bar.start()
         total = len(self.dls.train) + len(self.dls.valid)
@@ -41,18 +40,16 @@ class EpochBar(Borrowing):
         self.task = self.bar.add_task(title, total=total, note="")
 
     def after_batch(self) -> None:
-        """Move the bar on by one step."""
         note = f"loss {self.smooth_loss.item():.3f}" if self.training else "validating"
         self.bar.update(self.task, advance=1, note=note)
 
     def clean_up(self) -> None:
-        """Take the bar away, however the epoch ended."""
         if self.bar is not None:
             self.bar.stop()
 
 
 class EpochLines(Callback):
-    """Log one line of metrics an epoch, and measure the speed of the training steps."""
+    """Log one line of metrics per epoch, and measure the speed of the training steps."""
 
     order = 71
     MEASURED = ("train_seconds", "image_seconds", "images")
@@ -62,22 +59,19 @@ class EpochLines(Callback):
 
     @property
     def images_per_second(self) -> float:
-        """Training images a second, over the epochs whose training ended; 0 if there are none."""
+        """Training images per second, over the epochs whose training ended; 0 if there are none."""
         return self.images / self.image_seconds if self.image_seconds else 0.0
 
     def before_fit(self) -> None:
-        """Log the names of the columns."""
         self.last = time.perf_counter()
         names = [name.replace("_", " ") for name in history_columns(self.learn)]
         self.widths = [max(len(name), 8) for name in names]
         logger.info("epoch  %s   seconds", "  ".join(map(str.rjust, names, self.widths)))
 
     def before_epoch(self) -> None:
-        """Note the time."""
         self.epoch_started = time.perf_counter()
 
     def before_train(self) -> None:
-        """Note the time."""
         self.train_started, self.seen = time.perf_counter(), 0
 
     def after_batch(self) -> None:
@@ -86,30 +80,27 @@ class EpochLines(Callback):
             self.seen += len(self.yb[0])
 
     def after_train(self) -> None:
-        """Add up images and seconds; those of an epoch that was cut short count in neither."""
+        """Add up images and seconds; an epoch that was cut short counts in neither."""
         seconds = time.perf_counter() - self.train_started
         self.images += self.seen
         self.image_seconds += seconds if self.seen else 0.0
 
     def after_validate(self) -> None:
-        """Add up the time of training: all that has passed, computing of features included."""
+        """Add up the time of training: all that has passed, the computing of features included."""
         now = time.perf_counter()
         self.train_seconds += now - self.last
         self.last = now
 
     def after_epoch(self) -> None:
-        """Log the line."""
-        values = [f"{each:.4f}" for each in self.recorder.values[-1]]
+        values = [f"{value:.4f}" for value in self.recorder.values[-1]]
         line = "  ".join(map(str.rjust, values, self.widths))
         seconds = time.perf_counter() - self.epoch_started
         logger.info("%2d/%-2d  %s  %8.1f", self.epoch + 1, self.n_epoch, line, seconds)
 
     def state(self) -> dict[str, Any]:
-        """Return what has been measured so far."""
         return {name: getattr(self, name) for name in self.MEASURED}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take back what `state` returned."""
         for name in self.MEASURED:
             setattr(self, name, state[name])
 
@@ -126,33 +117,31 @@ class StopOnInterrupt(Borrowing):
         self.interrupted, self.main = False, False
 
     def before_fit(self) -> None:
-        """Take over SIGINT."""
         self.main = threading.current_thread() is threading.main_thread()
         if self.main:
-            self.before = signal.signal(signal.SIGINT, self._note)
+            self.before = signal.signal(signal.SIGINT, self.note)
+
+    def note(self, signal_number: int, frame: FrameType | None) -> Any:
+        """Remember the Ctrl-C, and give SIGINT back."""
+        self.interrupted = True
+        signal.signal(signal.SIGINT, self.before)
+        print("\nCtrl-C: stopping; the weights kept so far are the result", file=sys.stderr)
 
     def after_batch(self) -> None:
-        """End the fit if there was a Ctrl-C."""
         if self.interrupted:
             raise CancelFitException
 
     def clean_up(self) -> None:
-        """Give SIGINT back, however the fit ended."""
         if self.main:
             signal.signal(signal.SIGINT, self.before)
             self.main = False
 
-    def _note(self, signal_number: int, frame: FrameType | None) -> Any:
-        self.interrupted = True
-        signal.signal(signal.SIGINT, self.before)
-        print("\nCtrl-C: ending the run with the weights kept so far", file=sys.stderr)
-
 
 class LogFile(logging.FileHandler):
-    """A log that belongs to a run: a disk that can't take it stops the work as any other file."""
+    """The log of a run: a disk that cannot take it stops the work, as with any other file."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Raise the error of the disk again; leave a bug to logging."""
+        """Raise an error of the disk again; leave a bug to logging."""
         if isinstance(sys.exc_info()[1], OSError):
             raise
         super().handleError(record)

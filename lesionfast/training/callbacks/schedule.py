@@ -1,4 +1,4 @@
-"""Phases of a training: which stages learn, for how many epochs, at which learning rates."""
+"""The course of a training: its phases, and in each what learns, how fast and at which size."""
 
 import re
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ HOWS = "fresh, gradual, two-step, last:N, none"
 
 @dataclass(frozen=True)
 class Phase:
-    """Epochs first to first + epochs - 1, counted from 0; the last `groups` groups learn."""
+    """The epochs `first` to `end` - 1, counted from 0, in which the last `groups` groups learn."""
 
     name: str
     first: int
@@ -28,7 +28,6 @@ class Phase:
 
     @property
     def end(self) -> int:
-        """The first epoch after this phase."""
         return self.first + self.epochs
 
 
@@ -37,9 +36,9 @@ def plan_phases(unfreeze: str, n_groups: int, epochs: int, head_epochs: int = 1)
 
     fresh: the head, which gives a first answer, then all with a head that starts anew. two-step:
     the head, then all. gradual (Howard and Ruder 2018, arXiv:1801.06146, section 3.3): the head,
-    then one stage more an epoch, then, for at least half of the rest, everything. last:N: the
-    head, then the head and the last N stages. none: all at once. The head alone learns
-    for `head_epochs`, or not at all if no epoch were left.
+    then one stage more per epoch, then, for at least half of the rest, everything. last:N: the
+    head, then the head and the last N stages. none: all at once. The head alone learns for
+    `head_epochs`, or not at all if that would leave no epoch for the rest.
     """
     head, *stops = group_stops(unfreeze, n_groups)
     lengths = []
@@ -52,8 +51,8 @@ def plan_phases(unfreeze: str, n_groups: int, epochs: int, head_epochs: int = 1)
     groups = [*([head] if lengths else []), *stops[:single], stops[-1]]
     lengths += [1] * single + [rest - single]
     return [
-        Phase(phase_name(each, n_groups), sum(lengths[:i]), lengths[i], each)
-        for i, each in enumerate(groups)
+        Phase(phase_name(n, n_groups), sum(lengths[:i]), lengths[i], n)
+        for i, n in enumerate(groups)
     ]
 
 
@@ -75,57 +74,46 @@ def group_stops(unfreeze: str, n_groups: int) -> list[int]:
 
 
 def phase_name(groups: int, n_groups: int) -> str:
-    """Return a phase's name for people."""
     if groups == n_groups:
         return "all"
-    stages = groups - 1
-    return "head" if not stages else f"head + last {stages} stage{'s' if stages > 1 else ''}"
-
-
-def discriminative(lr: float, decay: float, n_groups: int) -> list[float]:
-    """Return the highest learning rate of each group, stem first: lr for the head, less below."""
-    return [lr * decay**depth for depth in reversed(range(n_groups))]
+    return "head" if groups == 1 else f"head + last {groups - 1} stage{'s' if groups > 2 else ''}"
 
 
 class ProgressiveUnfreezing(Borrowing):
-    """Freeze the stages below the first that learns, phase by phase within one fit.
+    """Unfreeze the model from the head down, phase by phase within one fit.
 
-    `how` and `head_epochs` are what `plan_phases` takes. The optimizer's state starts anew with
-    each phase, and so does the head after having learned alone where `how` is 'fresh': one that
-    has fitted the features of the frozen backbone well keeps the backbone from learning others.
+    `how` and `head_epochs` are what `plan_phases` takes. Each phase starts with an empty optimizer
+    state and, where `how` is 'fresh', the backbone starts to learn with a new head: one that has
+    fitted the features of the frozen backbone well keeps the backbone from learning others.
     """
 
     order = -20  # before anything that looks at what is frozen
 
     def __init__(self, how: str = "gradual", head_epochs: int = 1) -> None:
         self.how, self.head_epochs, self.phases = how, head_epochs, []
-        self.learning: dict[nn.Parameter, bool] = {}  # before the fit
+        self.learned: dict[nn.Parameter, bool] = {}  # before the fit
 
     def before_fit(self) -> None:
-        """Plan the phases from the number of epochs and of parameter groups."""
-        self.learning = {each: each.requires_grad for each in self.model.parameters()}
+        self.learned = {p: p.requires_grad for p in self.model.parameters()}
         n_groups = len(self.opt.param_lists)
         self.phases = plan_phases(self.how, n_groups, self.n_epoch, self.head_epochs)
-        self.first_head = [each.detach().clone() for each in self.head]
+        self.first_head = [p.detach().clone() for p in self.head]
 
     def before_epoch(self) -> None:
-        """Freeze as the phase says; forget the optimizer's averages where a phase starts."""
-        phase = self.phase
-        self.opt.freeze_to(len(self.opt.param_lists) - phase.groups)
-        if self.epoch == phase.first:
+        self.opt.freeze_to(len(self.opt.param_lists) - self.phase.groups)
+        if self.epoch == self.phase.first:
             self.opt.clear_state()
 
     def before_train(self) -> None:
-        """Give the head its first weights where a phase starts, if it is to be fresh."""
+        """Reset the head where a phase starts, if it is to be fresh."""
         if self.how == "fresh" and self.epoch == self.phase.first:
             for parameter, first in zip(self.head, self.first_head, strict=True):
                 parameter.data.copy_(first)
 
     def clean_up(self) -> None:
-        """Let learn what learned before the fit."""
-        for parameter, learned in self.learning.items():
+        for parameter, learned in self.learned.items():
             parameter.requires_grad_(learned)
-        self.learning = {}
+        self.learned = {}
 
     @property
     def head(self) -> list[nn.Parameter]:
@@ -135,15 +123,32 @@ class ProgressiveUnfreezing(Borrowing):
     @property
     def phase(self) -> Phase:
         """The phase of the current epoch."""
-        return next(each for each in self.phases if self.epoch < each.end)
+        return next(phase for phase in self.phases if self.epoch < phase.end)
+
+
+def current_phase(learn: Learner) -> Phase:
+    """Return the phase that a fit is in; without `ProgressiveUnfreezing` the fit is one phase."""
+    if hasattr(learn, "progressive_unfreezing"):
+        return learn.progressive_unfreezing.phase
+    return Phase("all", 0, learn.n_epoch, len(learn.opt.param_lists))
+
+
+def progress_in_phase(learn: Learner) -> float:
+    """Return the share of its phase that a training has behind it, from 0 to 1."""
+    phase = current_phase(learn)
+    return (learn.epoch - phase.first + learn.iter / learn.n_iter) / phase.epochs
+
+
+def discriminative_lrs(lr: float, decay: float, n_groups: int) -> list[float]:
+    """Return the peak learning rate of each group, stem first: lr for the head, less below it."""
+    return [lr * decay**depth for depth in reversed(range(n_groups))]
 
 
 class OneCycle(Callback):
     """Learning rate and momentum by the one-cycle policy, once in each phase.
 
-    (Smith 2018, arXiv:1803.09820.) `lr` is a number, a slice or one number a group; None takes
-    the Learner's. `head_lr` is that of the head while it learns alone. Without
-    `ProgressiveUnfreezing` the whole fit is one phase.
+    (Smith 2018, arXiv:1803.09820.) `lr` is a number, a slice or one number per group; None takes
+    the Learner's. `head_lr` is that of the head while it learns alone.
     """
 
     order, run_valid = 60, False
@@ -161,35 +166,23 @@ class OneCycle(Callback):
         self.moms, self.head_lr = moms, head_lr
 
     def before_fit(self) -> None:
-        """Build the curves."""
         self.opt.set_hyper("lr", self.learn.lr if self.lr_max is None else self.lr_max)
-        self.lrs = lr = np.array([each["lr"] for each in self.opt.hypers])
+        self.lrs = lr = np.array([hyper["lr"] for hyper in self.opt.hypers])
         self.curves = {
             "lr": combined_cos(self.pct_start, lr / self.div, lr, lr / self.div_final),
             "mom": combined_cos(self.pct_start, *self.moms),
         }
 
     def before_batch(self) -> None:
-        """Set what the curves say for this step of the phase."""
-        done = share_of_phase(self.learn)
-        self.opt.set_hyper("lr", self.curves["lr"](done) * (self.highest / self.lrs[-1]))
-        self.opt.set_hyper("mom", self.curves["mom"](done))
+        progress = progress_in_phase(self.learn)
+        self.opt.set_hyper("lr", self.curves["lr"](progress) * (self.highest / self.lrs[-1]))
+        self.opt.set_hyper("mom", self.curves["mom"](progress))
 
     @property
     def highest(self) -> float:
-        """The highest rate of the current phase, that of the head."""
-        unfreezing = getattr(self.learn, "progressive_unfreezing", None)
-        alone = unfreezing is not None and unfreezing.phase.groups == 1 < len(self.lrs)
+        """The peak learning rate of the head in the current phase."""
+        alone = current_phase(self.learn).groups == 1 < len(self.lrs)
         return self.head_lr if alone and self.head_lr else float(self.lrs[-1])
-
-
-def share_of_phase(learn: Learner) -> float:
-    """Return how much of its phase a training has behind it, or of the fit if it has no phases."""
-    unfreezing = getattr(learn, "progressive_unfreezing", None)
-    first, epochs = 0, learn.n_epoch
-    if unfreezing is not None:
-        first, epochs = unfreezing.phase.first, unfreezing.phase.epochs
-    return (learn.epoch - first + learn.iter / learn.n_iter) / epochs
 
 
 class FrozenEval(Callback):
@@ -199,21 +192,20 @@ class FrozenEval(Callback):
     dropout is off.
     """
 
-    order = -9  # just after fastai set the whole model to training mode
+    order = -9  # just after fastai has set the whole model to training mode
 
     def before_train(self) -> None:
-        """Set frozen modules to eval mode."""
         for module in self.model.modules():
             parameters = list(module.parameters())
-            if parameters and not any(each.requires_grad for each in parameters):
+            if parameters and not any(p.requires_grad for p in parameters):
                 module.eval()
 
 
 class ProgressiveResizing(Callback):
-    """Train on smaller pictures first, that grow to their full size over a share of each phase.
+    """Train on smaller pictures first, which grow to their full size over a share of each phase.
 
-    (Karras et al. 2018, arXiv:1710.10196, of generators.) Sides grow by 32 pixels at a time;
-    features, feature maps and validation pictures stay as they are.
+    (Karras et al. 2018, arXiv:1710.10196, for generators.) Sides grow by 32 pixels at a time;
+    features, feature maps and validation pictures keep their size.
     """
 
     order, run_valid = 53, False
@@ -222,25 +214,24 @@ class ProgressiveResizing(Callback):
         self.start_size, self.share = start_size, share
 
     def before_batch(self) -> None:
-        """Make the pictures of a training batch smaller."""
         image, *rest = self.xb
         if image.ndim != 4 or resumes(self.model):
             return
-        side = self.side(image.shape[-1], share_of_phase(self.learn))
+        side = self.side(image.shape[-1], progress_in_phase(self.learn))
         if side < image.shape[-1]:
             smaller = F.interpolate(image, size=(side, side), mode="bilinear", antialias=True)
             self.learn.xb = (smaller.contiguous(memory_format=torch.channels_last), *rest)
 
-    def side(self, full: int, done: float) -> int:
-        """Return the side in pixels after a share of the phase."""
-        if done >= self.share:
+    def side(self, full: int, progress: float) -> int:
+        """Return the side in pixels at a point of the phase, 0 to 1."""
+        if progress >= self.share:
             return full
-        grown = 32 * round((full - self.start_size) * done / self.share / 32)
+        grown = 32 * round((full - self.start_size) * progress / self.share / 32)
         return min(full, self.start_size + grown)
 
 
 class SeedEpochs(Callback):
-    """Make each epoch's order, augmentation and dropout depend on the seed and its number only.
+    """Make the order, augmentation and dropout of an epoch depend on the seed and its number only.
 
     So the same seed repeats a training, and a resumed one goes on as if it had not stopped.
     """
@@ -251,8 +242,12 @@ class SeedEpochs(Callback):
         self.seed = seed
 
     def before_epoch(self) -> None:
-        """Reseed the training loader and torch's generator, which dropout draws from."""
-        seed = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0]
-        torch.manual_seed(int(seed))
+        seed = mix_seeds(self.seed, self.epoch)
+        torch.manual_seed(seed)
         if hasattr(self.dls.train, "reseed"):
-            self.dls.train.reseed(int(seed))
+            self.dls.train.reseed(seed)
+
+
+def mix_seeds(*numbers: int) -> int:
+    """Return one seed that depends on all of the numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -30,8 +30,8 @@ from lesionfast.serving.bundle import WEIGHTS, Bundle
 from lesionfast.serving.export import write_bundle
 from lesionfast.serving.inputs import Item
 from lesionfast.serving.predictor import Predictor
+from lesionfast.training.callbacks.ema import EMA
 from lesionfast.training.callbacks.schedule import OneCycle
-from lesionfast.training.callbacks.tracking import WeightAverage
 from lesionfast.training.description import describe_model
 from lesionfast.training.frozen import FeatureLoader
 from lesionfast.training.learner import FusionLearner, fusion_learner
@@ -244,7 +244,7 @@ def compile_rates(learn: FusionLearner, config: TrainConfig) -> dict[str, float]
 def whole_step(learn: FusionLearner, ema: float) -> float:
     """Return the seconds of one step of the Learner over its loader, as in a training."""
     clock = StepClock(STEPS)
-    average = [WeightAverage(ema)] if ema else []
+    average = [EMA(ema)] if ema else []
     learn.fit(ceil((STEPS + 1) / len(learn.dls.train)), 1e-5, cbs=[clock, OneCycle(), *average])
     return clock.mean
 

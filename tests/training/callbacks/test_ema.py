@@ -1,8 +1,8 @@
 import torch
 from fastai.callback.core import Callback
 
+from lesionfast.training.callbacks.ema import EMA
 from lesionfast.training.callbacks.schedule import OneCycle, ProgressiveUnfreezing
-from lesionfast.training.callbacks.tracking import WeightAverage
 
 
 class Notes(Callback):
@@ -53,7 +53,7 @@ def assert_close(one, other):
 
 
 def test_the_average_is_validated_and_the_trained_weights_go_on(plain_learner):
-    notes = fit(plain_learner, 3, OneCycle(1e-2), WeightAverage(0.6))
+    notes = fit(plain_learner, 3, OneCycle(1e-2), EMA(0.6))
     n = len(notes.trained) // 3
     expected = averaged(notes.trained, 0.6)
     for epoch in range(3):
@@ -66,7 +66,7 @@ def test_the_average_is_validated_and_the_trained_weights_go_on(plain_learner):
 
 
 def test_each_phase_has_an_average_of_its_own(plain_learner):
-    cbs = ProgressiveUnfreezing("two-step"), OneCycle(1e-2), WeightAverage(0.9)
+    cbs = ProgressiveUnfreezing("two-step"), OneCycle(1e-2), EMA(0.9)
     notes = fit(plain_learner, 3, *cbs)
     n = len(notes.trained) // 3
     assert_close(notes.validated[0], averaged(notes.trained[:n], 0.9)[-1])

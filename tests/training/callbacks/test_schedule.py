@@ -4,29 +4,56 @@ import numpy as np
 import pytest
 import torch
 from fastai.callback.core import Callback
-from fastai.data.core import DataLoaders
-from fastai.data.load import DataLoader
-from fastai.learner import Learner
-from fastai.losses import CrossEntropyLossFlat
 from torch import nn
-from torch.utils.data import TensorDataset
 
-from lesionfast.training.callbacks.inference import (
-    Autocast,
-    ChannelsLast,
-    FastInference,
-    InferenceMode,
-    PlainTensors,
-    Turned,
-)
+from lesionfast.errors import LesionfastError
+from lesionfast.training.callbacks.ema import EMA
 from lesionfast.training.callbacks.schedule import (
     FrozenEval,
     OneCycle,
     ProgressiveResizing,
     ProgressiveUnfreezing,
     SeedEpochs,
+    discriminative_lrs,
+    plan_phases,
 )
-from lesionfast.training.callbacks.tracking import WeightAverage
+
+
+@pytest.mark.parametrize("how", ["fresh", "gradual", "two-step", "last:2", "none"])
+@pytest.mark.parametrize("epochs", [1, 2, 3, 6, 20])
+@pytest.mark.parametrize("n_groups", [3, 6])
+def test_phases_cover_every_epoch_once_and_only_thaw(how, epochs, n_groups):
+    phases = plan_phases(how, n_groups, epochs)
+    covered = [epoch for phase in phases for epoch in range(phase.first, phase.end)]
+    assert covered == list(range(epochs))
+    groups = [phase.groups for phase in phases]
+    assert groups == sorted(set(groups))
+    assert groups[-1] == (3 if how == "last:2" else n_groups)
+
+
+def test_gradual_thaws_one_stage_an_epoch_and_gives_half_to_all():
+    phases = plan_phases("gradual", 6, 6)
+    assert [(p.groups, p.epochs) for p in phases] == [(1, 1), (2, 1), (3, 1), (6, 3)]
+    assert [p.name for p in phases] == [
+        "head",
+        "head + last 1 stage",
+        "head + last 2 stages",
+        "all",
+    ]
+
+
+def test_two_step_is_head_then_all():
+    assert [(p.groups, p.epochs) for p in plan_phases("two-step", 6, 5)] == [(1, 1), (6, 4)]
+
+
+@pytest.mark.parametrize("how", ["gradul", "last:0", "last:6", "last:x", ""])
+def test_wrong_unfreeze_says_what_to_type(how):
+    with pytest.raises(LesionfastError, match=r"two-step, last:N, none.*from 1 to 5"):
+        plan_phases(how, 6, 4)
+
+
+def test_discriminative_rates_fall_towards_the_stem():
+    assert discriminative_lrs(1e-2, 0.5, 3) == [2.5e-3, 5e-3, 1e-2]
 
 
 class Spy(Callback):
@@ -76,7 +103,7 @@ def test_a_fresh_head_starts_anew_when_the_backbone_learns(plain_learner, averag
 
     for how, anew in (("fresh", True), ("two-step", False)):
         begun = Begun()
-        cbs = [WeightAverage(0.9)] if average else []
+        cbs = [EMA(0.9)] if average else []
         fit(plain_learner, 4, ProgressiveUnfreezing(how, 2), OneCycle(1e-2), begun, *cbs)
         first, _, second, third, fourth = begun.heads
         assert not torch.equal(second, first) and not torch.equal(fourth, first)
@@ -143,47 +170,6 @@ def test_the_seed_decides_order_and_dropout(plain_learner):
     assert torch.equal(ends[0], ends[1]) and not torch.equal(ends[0], ends[2])
 
 
-def test_plain_tensors_reach_the_model(plain_learner):
-    kinds = []
-    plain_learner.model.register_forward_pre_hook(lambda m, x: kinds.append(type(x[0])))
-    fit(plain_learner, 1, PlainTensors())
-    assert set(kinds) == {torch.Tensor}
-
-
-def test_only_validation_and_prediction_run_in_inference_mode(plain_learner):
-    class Modes(Callback):
-        def before_fit(self):
-            self.found = {True: set(), False: set()}
-
-        def after_pred(self):
-            self.found[self.training].add(torch.is_inference_mode_enabled())
-
-    modes = Modes()
-    fit(plain_learner, 1, InferenceMode(), modes)
-    assert modes.found == {True: {False}, False: {True}}
-    assert not torch.is_inference_mode_enabled()
-
-
-def test_autocast_computes_in_bfloat16_and_gives_back_float32(plain_learner):
-    inside, outside = [], []
-    plain_learner.model[2].register_forward_hook(lambda m, x, y: inside.append(y.dtype))
-    plain_learner.loss_func = lambda pred, y: (
-        outside.append(pred.dtype) or torch.nn.functional.cross_entropy(pred, y)
-    )
-    fit(plain_learner, 1, Autocast(torch.device("cpu")))
-    assert set(inside) == {torch.bfloat16} and set(outside) == {torch.float32}
-    assert not torch.is_autocast_enabled("cpu")
-
-
-@pytest.mark.parametrize("event", ["before_fit", "before_validate"])
-def test_convolutions_become_channels_last(event, plain_learner):
-    plain_learner.model = torch.nn.Conv2d(3, 4, 3)
-    callback = ChannelsLast()
-    callback.learn = plain_learner
-    getattr(callback, event)()
-    assert plain_learner.model.weight.is_contiguous(memory_format=torch.channels_last)
-
-
 class Sides(Callback):
     """Note the sides of the pictures that the model sees."""
 
@@ -217,27 +203,6 @@ def test_feature_maps_are_no_pictures_that_could_grow(picture_learner):
     assert {side for _, side in sides.seen} == {96}
 
 
-def test_a_turned_prediction_is_that_of_the_turned_picture(picture_learner):
-    pictures = picture_learner.dls.valid_ds.tensors[0]
-    expected = picture_learner.model.eval()(pictures.rot90(1, (2, 3)).flip(3))
-    with picture_learner.no_bar():
-        found, _ = picture_learner.get_preds(cbs=Turned(5), act=lambda each: each)
-    torch.testing.assert_close(found, expected.detach())
-
-
-@pytest.fixture
-def picture_learner(tmp_path):
-    """A plain Learner over 24 pictures of 96 pixels, that tells where they are bright."""
-    torch.manual_seed(0)
-    dataset = TensorDataset(torch.rand(24, 3, 96, 96), torch.arange(24) % 2)
-    train = DataLoader(dataset, bs=8, shuffle=True, drop_last=True, num_workers=0)
-    valid = DataLoader(dataset, bs=8, num_workers=0)
-    body = [nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(3)]
-    model = nn.Sequential(*body, nn.Flatten(), nn.Linear(36, 2))
-    dls = DataLoaders(train, valid, device=torch.device("cpu"))
-    return Learner(dls, model, CrossEntropyLossFlat(), lr=1e-3, path=tmp_path)
-
-
 def test_the_head_alone_learns_at_its_own_rate(plain_learner):
     one_cycle = OneCycle([1e-4, 1e-3, 1e-2], head_lr=0.05)
     spy = fit(plain_learner, 4, ProgressiveUnfreezing("two-step"), one_cycle)
@@ -246,58 +211,3 @@ def test_the_head_alone_learns_at_its_own_rate(plain_learner):
     assert max(head[:steps]) == pytest.approx(0.05, rel=0.05)
     assert max(head[steps:]) == pytest.approx(0.01, rel=0.05)
     assert max(rates[0] for rates in spy.rates[steps:]) == pytest.approx(1e-4, rel=0.05)
-
-
-class NoteModel(Callback):
-    """Notes which model each batch is given to."""
-
-    order = 60
-
-    def before_fit(self):
-        self.training_models, self.validation_models = set(), set()
-
-    def before_batch(self):
-        (self.training_models if self.training else self.validation_models).add(self.model)
-
-
-def test_validation_runs_on_a_folded_copy_and_training_on_the_model(picture_learner):
-    own, seen = picture_learner.model, NoteModel()
-    with picture_learner.no_bar(), picture_learner.no_logging():
-        picture_learner.fit(1, 1e-3, cbs=[FastInference(), seen])
-        plain = picture_learner.get_preds()[0]
-        faster = picture_learner.get_preds(cbs=FastInference())[0]
-    assert picture_learner.model is own
-    assert seen.training_models == {own}
-    assert len(seen.validation_models) == 1
-    assert seen.validation_models != seen.training_models
-    torch.testing.assert_close(faster, plain, rtol=0, atol=1e-5)
-
-
-def test_the_model_is_back_after_a_broken_validation(picture_learner):
-    class Broken(Callback):
-        order = 70
-
-        def before_batch(self):
-            raise RuntimeError("broken")
-
-    own = picture_learner.model
-    picture_learner.add_cbs([FastInference(), Broken()])
-    with picture_learner.no_bar(), pytest.raises(RuntimeError, match="broken"):
-        picture_learner.validate()
-    assert picture_learner.model is own
-
-
-def test_one_copy_serves_all_views_of_the_same_weights(picture_learner):
-    fast, seen = FastInference(), NoteModel()
-    picture_learner.add_cb(fast)
-    with picture_learner.no_bar(), picture_learner.no_logging():
-        apart = [picture_learner.get_preds(cbs=Turned(view))[0] for view in range(3)]
-        seen.validation_models = set()
-        with fast.same_weights():
-            found = [picture_learner.get_preds(cbs=[Turned(view), seen])[0] for view in range(3)]
-            assert len(seen.validation_models) == 1
-        for parameter in picture_learner.model.parameters():
-            torch.nn.init.zeros_(parameter)
-        zeroed = picture_learner.get_preds()[0]
-    assert all(map(torch.equal, found, apart))
-    assert not torch.equal(zeroed, found[0])  # a copy of earlier weights is not kept

@@ -1,0 +1,121 @@
+import pytest
+import torch
+from fastai.callback.core import Callback
+
+from lesionfast.training.callbacks.inference import (
+    Autocast,
+    ChannelsLast,
+    FastInference,
+    InferenceMode,
+    PlainTensors,
+    Turned,
+)
+
+
+def fit(learn, epochs, *cbs):
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(epochs, cbs=[*cbs])
+
+
+def test_plain_tensors_reach_the_model(plain_learner):
+    kinds = []
+    plain_learner.model.register_forward_pre_hook(lambda m, x: kinds.append(type(x[0])))
+    fit(plain_learner, 1, PlainTensors())
+    assert set(kinds) == {torch.Tensor}
+
+
+def test_only_validation_and_prediction_run_in_inference_mode(plain_learner):
+    class Modes(Callback):
+        def before_fit(self):
+            self.found = {True: set(), False: set()}
+
+        def after_pred(self):
+            self.found[self.training].add(torch.is_inference_mode_enabled())
+
+    modes = Modes()
+    fit(plain_learner, 1, InferenceMode(), modes)
+    assert modes.found == {True: {False}, False: {True}}
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_autocast_computes_in_bfloat16_and_gives_back_float32(plain_learner):
+    inside, outside = [], []
+    plain_learner.model[2].register_forward_hook(lambda m, x, y: inside.append(y.dtype))
+    plain_learner.loss_func = lambda pred, y: (
+        outside.append(pred.dtype) or torch.nn.functional.cross_entropy(pred, y)
+    )
+    fit(plain_learner, 1, Autocast(torch.device("cpu")))
+    assert set(inside) == {torch.bfloat16} and set(outside) == {torch.float32}
+    assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("event", ["before_fit", "before_validate"])
+def test_convolutions_become_channels_last(event, plain_learner):
+    plain_learner.model = torch.nn.Conv2d(3, 4, 3)
+    callback = ChannelsLast()
+    callback.learn = plain_learner
+    getattr(callback, event)()
+    assert plain_learner.model.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_turned_prediction_is_that_of_the_turned_picture(picture_learner):
+    pictures = picture_learner.dls.valid_ds.tensors[0]
+    expected = picture_learner.model.eval()(pictures.rot90(1, (2, 3)).flip(3))
+    with picture_learner.no_bar():
+        found, _ = picture_learner.get_preds(cbs=Turned(5), act=lambda each: each)
+    torch.testing.assert_close(found, expected.detach())
+
+
+class NoteModel(Callback):
+    """Notes which model each batch is given to."""
+
+    order = 60
+
+    def before_fit(self):
+        self.training_models, self.validation_models = set(), set()
+
+    def before_batch(self):
+        (self.training_models if self.training else self.validation_models).add(self.model)
+
+
+def test_validation_runs_on_a_folded_copy_and_training_on_the_model(picture_learner):
+    own, seen = picture_learner.model, NoteModel()
+    with picture_learner.no_bar(), picture_learner.no_logging():
+        picture_learner.fit(1, 1e-3, cbs=[FastInference(), seen])
+        plain = picture_learner.get_preds()[0]
+        faster = picture_learner.get_preds(cbs=FastInference())[0]
+    assert picture_learner.model is own
+    assert seen.training_models == {own}
+    assert len(seen.validation_models) == 1
+    assert seen.validation_models != seen.training_models
+    torch.testing.assert_close(faster, plain, rtol=0, atol=1e-5)
+
+
+def test_the_model_is_back_after_a_broken_validation(picture_learner):
+    class Broken(Callback):
+        order = 70
+
+        def before_batch(self):
+            raise RuntimeError("broken")
+
+    own = picture_learner.model
+    picture_learner.add_cbs([FastInference(), Broken()])
+    with picture_learner.no_bar(), pytest.raises(RuntimeError, match="broken"):
+        picture_learner.validate()
+    assert picture_learner.model is own
+
+
+def test_one_copy_serves_all_views_of_the_same_weights(picture_learner):
+    fast, seen = FastInference(), NoteModel()
+    picture_learner.add_cb(fast)
+    with picture_learner.no_bar(), picture_learner.no_logging():
+        apart = [picture_learner.get_preds(cbs=Turned(view))[0] for view in range(3)]
+        seen.validation_models = set()
+        with fast.same_weights():
+            found = [picture_learner.get_preds(cbs=[Turned(view), seen])[0] for view in range(3)]
+            assert len(seen.validation_models) == 1
+        for parameter in picture_learner.model.parameters():
+            torch.nn.init.zeros_(parameter)
+        zeroed = picture_learner.get_preds()[0]
+    assert all(map(torch.equal, found, apart))
+    assert not torch.equal(zeroed, found[0])  # a copy of earlier weights is not kept
