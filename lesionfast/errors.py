@@ -39,3 +39,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     lowered = {each.lower(): each for each in known}
     matches = get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
     return f" Did you mean '{lowered[matches[0]]}'?" if matches else ""
+
+
+def list_first(names: Iterable[object], most: int = 3) -> str:
+    """Return the first few of some names, and how many follow: "a, b, c and 9 more"."""
+    names = [str(name) for name in names]
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return (", ".join(names[:most]) or "none") + more
+
+
+def pluralize(count: int, noun: str) -> str:
+    """Return "1 image" or "10,015 images"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -17,7 +17,7 @@ from lesionfast.data.metadata import read_metadata, required_columns, without_su
 from lesionfast.data.sources import Source, find_source, list_images
 from lesionfast.data.split import assign_split
 from lesionfast.data.table import read_table
-from lesionfast.errors import LesionfastError
+from lesionfast.errors import LesionfastError, list_first
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,11 +88,6 @@ def verdict(count: int, bad: str) -> str:
     return bad if count else "ok"
 
 
-def some(names: list[str]) -> str:
-    """Return the first few names of a list."""
-    return ", ".join(names[:FIRST]) + (", …" if len(names) > FIRST else "")
-
-
 def count_classes(df: pd.DataFrame) -> Iterator[Finding]:
     """Count images and lesions, in all and by class."""
     yield Finding("images", len(df), "ok", f"{df['group'].nunique()} lesions")
@@ -132,9 +127,19 @@ def check_files(source: Source, config: DataConfig) -> Iterator[Finding]:
     rows = set(without_suffix(table[config.image]))
     files = set(list_images(source.images)["stem"])
     alone = sorted(rows - files)
-    yield Finding("rows without an image", len(alone), verdict(len(alone), "note"), some(alone))
+    yield Finding(
+        "rows without an image",
+        len(alone),
+        verdict(len(alone), "note"),
+        list_first(alone, FIRST) if alone else "",
+    )
     extra = sorted(files - rows)
-    yield Finding("images without a row", len(extra), verdict(len(extra), "note"), some(extra))
+    yield Finding(
+        "images without a row",
+        len(extra),
+        verdict(len(extra), "note"),
+        list_first(extra, FIRST) if extra else "",
+    )
 
 
 def check_corrupt(df: pd.DataFrame, images: Images, config: DataConfig) -> Iterator[Finding]:
@@ -166,7 +171,7 @@ def check_exact(df: pd.DataFrame, sets: list[list[int]]) -> Iterator[Finding]:
     }
     for check, (chosen, bad, hint) in kinds.items():
         found = [" = ".join(df["image_id"].iloc[sets[i]]) for i in np.flatnonzero(chosen)]
-        detail = some(found) + hint if found else ""
+        detail = list_first(found, FIRST) + hint if found else ""
         yield Finding(check, len(found), verdict(len(found), bad), detail)
 
 
@@ -175,7 +180,11 @@ def check_near(pairs: pd.DataFrame) -> Finding:
     named = [f"{a} ~ {b}" for a, b in zip(pairs["image_a"], pairs["image_b"], strict=True)]
     torn = int((pairs["target_a"] != pairs["target_b"]).sum())
     labels = f" {torn} of them have different labels: look at those." if torn else ""
-    detail = f"{some(named)}.{labels} Keep them together with --join-duplicates" if named else ""
+    detail = (
+        f"{list_first(named, FIRST)}.{labels} Keep them together with --join-duplicates"
+        if named
+        else ""
+    )
     check = "near-duplicates under different lesion ids"
     return Finding(check, len(named), verdict(len(named), "problem"), detail)
 

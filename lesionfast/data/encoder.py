@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lesionfast.errors import LesionfastError, did_you_mean
+from lesionfast.errors import LesionfastError, did_you_mean, pluralize
 from lesionfast.files import read_json
 from lesionfast.runs import Run
 
@@ -59,6 +59,11 @@ def read_value(name: str, value: Any, learned: Mapping[str, Any] | None = None) 
     if learned is not None and not is_near(learned, number):
         raise UnseenValue(f"{name} is '{text}', which is far from all training values")
     return number
+
+
+def describe_missing(name: str, count: int, total: int) -> str:
+    """Return "Age is missing for 57 of 10,015 images"."""
+    return f"{name[:1].upper()}{name[1:]} is missing for {count:,} of {pluralize(total, 'image')}"
 
 
 def as_number(text: str) -> float | None:

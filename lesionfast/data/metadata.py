@@ -1,18 +1,25 @@
 """Read, check and clean the metadata CSV: one row an image, every dropped row counted and named."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from lesionfast.config import DataConfig
-from lesionfast.data.encoder import EMPTY, NOT_KNOWN, is_age, is_possible, why_impossible
+from lesionfast.data.encoder import (
+    EMPTY,
+    NOT_KNOWN,
+    describe_missing,
+    is_age,
+    is_possible,
+    why_impossible,
+)
 from lesionfast.data.leaks import RESERVED, check_inputs
 from lesionfast.data.sources import IMAGE_SUFFIXES, find_source, list_images, without_twins
 from lesionfast.data.table import read_table
-from lesionfast.errors import LesionfastError
+from lesionfast.errors import LesionfastError, list_first, pluralize
 
 logger = logging.getLogger("lesionfast")
 
@@ -80,7 +87,7 @@ def check_ids(csv: Path, df: pd.DataFrame, config: DataConfig) -> None:
         empty = df.index[df[key].str.lower().isin(EMPTY)]
         if len(empty):
             raise LesionfastError(
-                f"column '{column}' of {csv.name} is empty in {rows(empty)} "
+                f"column '{column}' of {csv.name} is empty in {list_rows(empty)} "
                 "(the header is row 1). Fill it in or take these rows out."
             )
     unsafe = df.index[df["image_id"].str.contains(r"[/\\]|\.\.", regex=True)]
@@ -88,7 +95,7 @@ def check_ids(csv: Path, df: pd.DataFrame, config: DataConfig) -> None:
         raise LesionfastError(
             f"image id '{df.at[unsafe[0], 'image_id']}' in row {unsafe[0]} of {csv.name} climbs "
             "out of the folder of images. An image id is a file name without folders: correct "
-            f"{rows(unsafe)}."
+            f"{list_rows(unsafe)}."
         )
     check_unique(csv, df)
     check_one_label(csv, df)
@@ -99,7 +106,7 @@ def check_unique(csv: Path, df: pd.DataFrame) -> None:
     twice = df.index[df["image_id"].duplicated()]
     if len(twice):
         name = df.at[twice[0], "image_id"]
-        where = rows(df.index[df["image_id"] == name])
+        where = list_rows(df.index[df["image_id"] == name])
         raise LesionfastError(
             f"{len(twice)} image ids of {csv.name} come more than once; the first is '{name}' in "
             f"{where}. Keep one row an image, or name the column with --image."
@@ -114,22 +121,14 @@ def check_one_label(csv: Path, df: pd.DataFrame) -> None:
         names = " and ".join(sorted(labels.loc[labels["group"] == torn[0], "target"]))
         raise LesionfastError(
             f"{len(torn)} lesions of {csv.name} have more than one label; the first is "
-            f"'{torn[0]}' with {names} ({rows(df.index[df['group'] == torn[0]])}). Correct them, "
-            "or name the column with the lesion id with --group."
+            f"'{torn[0]}' with {names} ({list_rows(df.index[df['group'] == torn[0]])}). "
+            "Correct them, or name the column with the lesion id with --group."
         )
 
 
-def rows(numbers: Iterable[int], most: int = 5) -> str:
-    """Return "row 2" or "rows 2, 7, 9 and 4 more"."""
-    numbers = list(numbers)
-    more = f" and {len(numbers) - most} more" if len(numbers) > most else ""
-    return f"row{'s'[: len(numbers) > 1]} {', '.join(map(str, numbers[:most]))}{more}"
-
-
-def some(names: Iterable[str], most: int = 3) -> str:
-    """Return the first few of some names: "a, b, c, …"."""
-    names = list(names)
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+def list_rows(numbers: pd.Index) -> str:
+    """Return "row 2" or "rows 2, 7, 9, 11, 12 and 4 more"."""
+    return f"row{'s' * (len(numbers) > 1)} {list_first(numbers, 5)}"
 
 
 def add_paths(
@@ -143,15 +142,15 @@ def add_paths(
     if path.isna().all():
         raise LesionfastError(
             f"none of the {len(df)} images of {csv.name} is there: '{df['image_id'].iloc[0]}' is "
-            f"the first, and the {len(files)} image files found are {some(files['stem']) or 'none'}"
+            f"the first, and the {len(files)} image files found are {list_first(files['stem'])}"
             ". Name the folder or zip file with --images and the column with --image."
         )
     if path.isna().any():
         gone = df.loc[path.isna(), "image_id"]
-        logger.warning("%d rows without an image, left out: %s", len(gone), some(gone))
+        logger.warning("%d rows without an image, left out: %s", len(gone), list_first(gone))
     if not has_row.all():
         extra = files.loc[~has_row, "stem"]
-        logger.warning("%d images without a row, left out: %s", len(extra), some(extra))
+        logger.warning("%d images without a row, left out: %s", len(extra), list_first(extra))
     df.insert(1, "path", path)
     return df[path.notna()]
 
@@ -179,7 +178,7 @@ def one_of_each(files: pd.DataFrame) -> pd.DataFrame:
         double = chosen.loc[chosen["stem"].isin(files["stem"][files["stem"].duplicated()]), "path"]
         logger.warning(
             "%d image files are copies of another file of the same name; one of each is used: %s",
-            twins, some(double, most=1),
+            twins, list_first(double, 1),
         )  # fmt: skip
     return chosen
 
@@ -226,7 +225,7 @@ def possible_numbers(csv: Path, numbers: pd.Series, is_input: bool) -> pd.Series
         warn_of_far(csv, numbers.drop(wrong))
     if not len(wrong):
         return numbers
-    found = f"column '{name}' of {csv.name} has {numbers[wrong[0]]:g} in {rows(wrong)}"
+    found = f"column '{name}' of {csv.name} has {numbers[wrong[0]]:g} in {list_rows(wrong)}"
     if is_input:
         raise LesionfastError(
             f"{found}, which is {why_impossible(name, 0)}. Correct the value, leave it empty if it "
@@ -248,7 +247,7 @@ def warn_of_far(csv: Path, numbers: pd.Series) -> None:
         logger.warning(
             "column '%s' of %s has %g in %s; 90 %% of the values are from %g to %g. Leave it empty "
             "if it means not known: the model scales all values by it.",
-            numbers.name, csv.name, numbers[far[0]], rows(far), low, high,
+            numbers.name, csv.name, numbers[far[0]], list_rows(far), low, high,
         )  # fmt: skip
 
 
@@ -257,9 +256,10 @@ def handle_missing(df: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
     missing = df[config.metadata_columns].isna()
     for name, count in missing.sum().items():
         if count:
-            logger.warning("%s is not known in %d rows", name, count)
+            logger.warning("%s", describe_missing(name, count, len(df)))
     if "age" in df and (df["age"] == 0).any():
-        logger.warning("age is 0 in %d rows, kept as it is", (df["age"] == 0).sum())
+        count = pluralize((df["age"] == 0).sum(), "image")
+        logger.warning("Age is 0 for %s; the value is kept", count)
     gone = missing.any(axis=1)
     if config.missing == "keep" or not gone.any():
         return df

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lesionfast.errors import LesionfastError, did_you_mean
+from lesionfast.errors import LesionfastError, did_you_mean, list_first
 
 logger = logging.getLogger("lesionfast")
 
@@ -210,9 +210,7 @@ def missing_column(file: str, name: str, known: list[str], option: str | None) -
 
 def list_names(names: Sequence[str]) -> str:
     """Return column names for an error: the first thirty, each as far as a line goes."""
-    short = [name if len(name) <= 80 else f"{name[:80]}…" for name in names[:FIRST]]
-    more = f" and {len(names) - FIRST:,} more" if len(names) > FIRST else ""
-    return (", ".join(short) or "none") + more
+    return list_first((name if len(name) <= 80 else f"{name[:80]}…" for name in names), FIRST)
 
 
 def as_frame(

@@ -10,9 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from lesionfast.data.metadata import some
 from lesionfast.data.split import load_dataset
-from lesionfast.errors import DamageError, DiskError, LesionfastError
+from lesionfast.errors import DamageError, DiskError, LesionfastError, list_first
 from lesionfast.evaluation.interpretation import Interpretation, lesions_of, read_features
 from lesionfast.files import disk_errors, read_json
 from lesionfast.runs import FEATURES, FITTED, WITHOUT_METADATA, Run
@@ -93,9 +92,9 @@ def few_words(valid: Interpretation) -> str:
     if not few:
         return ""
     return (
-        f"Warning: validation has fewer than {FEWEST} lesions of {some(few, 10)}. What is chosen "
-        "or measured for these classes, such as thresholds, calibration and limits of prediction "
-        "sets, is hardly more than chance."
+        f"Warning: validation has fewer than {FEWEST} lesions of {list_first(few, 10)}. What is "
+        "chosen or measured for these classes, such as thresholds, calibration and limits of "
+        "prediction sets, is hardly more than chance."
     )
 
 

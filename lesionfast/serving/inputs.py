@@ -14,8 +14,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lesionfast.data.encoder import BadValue, MetadataEncoder, UnseenValue, read_value
-from lesionfast.data.metadata import some
+from lesionfast.data.encoder import (
+    BadValue,
+    MetadataEncoder,
+    UnseenValue,
+    describe_missing,
+    read_value,
+)
 from lesionfast.data.sources import (
     IMAGE_SUFFIXES,
     TABLE_SUFFIXES,
@@ -35,7 +40,7 @@ from lesionfast.data.table import (
     readable,
     suggest_separator,
 )
-from lesionfast.errors import LesionfastError, did_you_mean
+from lesionfast.errors import LesionfastError, did_you_mean, list_first
 from lesionfast.files import readable_name, sha256
 
 logger = logging.getLogger("lesionfast")
@@ -122,7 +127,7 @@ def images_below(folder: Path) -> Iterator[str]:
     others: list[str] = []
     yield from find_images_in_folder(folder, (*IMAGE_SUFFIXES, *FOREIGN), others)
     if others:
-        logger.warning("%s: %d other files left out: %s", folder, len(others), some(others))
+        logger.warning("%s: %d other files left out: %s", folder, len(others), list_first(others))
 
 
 @dataclass(frozen=True)
@@ -237,7 +242,7 @@ class Places:
         if twins:
             logger.warning(
                 "%d images are there more than once; of the same bytes one is taken: %s",
-                len(twins), some(twins, most=1),
+                len(twins), list_first(twins, 1),
             )  # fmt: skip
 
 
@@ -318,7 +323,7 @@ class Known:
         """Say once what was missing."""
         self.warn()
         for name, count in self.missing.items():
-            logger.warning("%s is missing for %d of %d images", name, count, self.images)
+            logger.warning("%s", describe_missing(name, count, self.images))
         if self.unseen:
             told = ", ".join(f"{value} ({n})" for value, n in self.unseen.most_common(5))
             logger.warning("values that training never saw count as missing: %s", told)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lesionfast.config import TrainConfig
+from lesionfast.data.encoder import describe_missing
 from lesionfast.data.split import PARTS
 from lesionfast.diagnoses import Classes, join_names
 from lesionfast.manifest import SCHEMA
@@ -62,12 +63,12 @@ def describe_environment(learn: FusionLearner, config: TrainConfig) -> dict[str,
 
 
 def announce_gaps(learn: FusionLearner, config: TrainConfig) -> None:
-    """Log which images were skipped, and in how many rows metadata is not known."""
+    """Log which images were skipped, and for how many metadata is missing."""
     for name, reason in learn.dls.bad.items():
         logger.info("left out: %s, %s", name, reason)
     for name in config.metadata_columns:
         if missing := int(learn.dls.rows[name].isna().sum()):
-            logger.info("%s is not known in %d rows", name, missing)
+            logger.info("%s", describe_missing(name, missing, len(learn.dls.rows)))
 
 
 def announce_balance(learn: FusionLearner, config: TrainConfig) -> None:

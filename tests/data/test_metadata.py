@@ -75,9 +75,9 @@ def test_ham10000_as_downloaded(ham10000, caplog):
     assert df[["age", "sex", "localization"]].isna().sum().tolist() == [57, 57, 234]
     assert df["path"].str.contains(r"_part_[12]\.zip/ISIC_\d+\.jpg$").all()
     assert [each.getMessage() for each in caplog.records] == [
-        "age is not known in 57 rows",
-        "sex is not known in 57 rows",
-        "age is 0 in 39 rows, kept as it is",
+        "Age is missing for 57 of 10,015 images",
+        "Sex is missing for 57 of 10,015 images",
+        "Age is 0 for 39 images; the value is kept",
     ]
 
 
@@ -90,7 +90,7 @@ def test_ham10000_without_the_rows_that_lack_age_or_sex(ham10000, caplog):
 
 def test_missing_values_are_counted_and_kept_or_dropped(read, refusal, caplog):
     assert len(read()) == 4
-    assert "age is not known in 1 rows" in caplog.text
+    assert "Age is missing for 1 of 4 images" in caplog.text
     assert read(missing="drop")["image_id"].tolist() == ["ISIC_1", "ISIC_3", "ISIC_4"]
     assert "1 rows without age or sex left out (--missing drop)" in caplog.text
     assert len(read(missing="drop", metadata="none")) == 4

@@ -289,4 +289,4 @@ def test_progress_and_what_was_not_known_are_told(predictor, items, tmp_path, ca
     seen = []
     predict_to(predictor, items, tmp_path / "out.csv", progress=seen.append)
     assert seen == [4, 8, 10]
-    assert "age is missing for 9 of 9 images" in caplog.text
+    assert "Age is missing for 9 of 9 images" in caplog.text

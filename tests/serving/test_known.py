@@ -26,7 +26,7 @@ def test_in_a_table_what_training_never_saw_counts_as_not_known_and_is_said(know
     encoded = known.encode(cleaned)
     assert encoded.dtype == np.float32 and np.isfinite(encoded).all() and np.abs(encoded).max() < 9
     known.report()
-    for words in ("sex Frau (3)", "thickness 1e20 (1)", "thickness is missing for 2 of 3 images"):
+    for words in ("sex Frau (3)", "thickness 1e20 (1)", "Thickness is missing for 2 of 3 images"):
         assert words in caplog.text
 
 

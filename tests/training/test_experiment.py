@@ -257,7 +257,7 @@ def test_a_resumed_run_keeps_its_joined_lesions_and_skipped_images(
         train(joined, config, tmp_path / "runs")
     stopped = Run.open(next((tmp_path / "runs").iterdir()))
     log = (stopped.path / "log.txt").read_text()
-    assert "left out: SYNTH_" in log and "age is not known in" in log
+    assert "left out: SYNTH_" in log and "Age is missing for" in log
     before = (stopped.path / "split.csv").read_text()
     moved = tmp_path / "moved"
     troubled_data.rename(moved)
