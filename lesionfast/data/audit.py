@@ -13,7 +13,7 @@ from lesionfast.config import DataConfig
 from lesionfast.console import MOST_ROWS, add_columns, new_table, plain
 from lesionfast.data.duplicates import find_exact_duplicates, find_near_duplicates, open_pictures
 from lesionfast.data.images import Images
-from lesionfast.data.metadata import read_metadata, required_columns, without_suffix
+from lesionfast.data.metadata import read_metadata, remove_suffixes, required_columns
 from lesionfast.data.sources import Source, find_source, list_images
 from lesionfast.data.split import assign_split
 from lesionfast.data.table import read_table
@@ -124,7 +124,7 @@ def check_missing(df: pd.DataFrame, config: DataConfig) -> Iterator[Finding]:
 def check_files(source: Source, config: DataConfig) -> Iterator[Finding]:
     """Count rows without an image and images without a row."""
     table = read_table(source.csv, required_columns(config), config.separator)
-    rows = set(without_suffix(table[config.image]))
+    rows = set(remove_suffixes(table[config.image]))
     files = set(list_images(source.images)["stem"])
     alone = sorted(rows - files)
     yield Finding(

@@ -16,7 +16,7 @@ from lesionfast.runs import Run
 logger = logging.getLogger("lesionfast")
 
 EMPTY = ("", "nan", "na", "n/a", "null")  # compared in lower case
-NOT_KNOWN = (*EMPTY, "unknown")
+MISSING = (*EMPTY, "unknown")
 SHAPE = [  # of encoder.json
     (
         {"name": str, "kind": "number", "mean": float, "scale": float},
@@ -45,7 +45,7 @@ def read_value(name: str, value: Any, learned: Mapping[str, Any] | None = None) 
     have (an age beyond 0 to 120 years, text among numbers), and `UnseenValue`.
     """
     text = "" if value is None or value is pd.NA else str(value).strip()
-    if text.lower() in NOT_KNOWN:
+    if text.lower() in MISSING:
         return np.nan
     if learned is not None and learned["kind"] == "text":
         if text not in learned["values"]:

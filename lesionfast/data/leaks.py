@@ -16,14 +16,8 @@ MOST_FLAGS = 10  # a column of numbers with more values than that is measured, n
 MOST_FEW = 20  # so many values are no ids, however few the lesions
 TELLING = 0.5  # share of the bits: age and site of HAM10000 tell up to 0.21, age of the sample 0.36
 CHANCE = 1e-3  # how often chance alone may do so
-RESERVED = (
-    "image_id",
-    "path",
-    "target",
-    "group",
-    "split",
-    "row",
-)  # columns of this project's tables
+KEYS = ("image_id", "path", "target", "group")  # columns that every table of images has
+RESERVED = (*KEYS, "split", "row")  # columns that lesionfast adds
 TELLING_NAMES = ("dx_type", "diagnosis_confirm_type")  # how the diagnosis was made
 
 

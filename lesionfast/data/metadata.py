@@ -1,4 +1,4 @@
-"""Read, check and clean the metadata CSV: one row an image, every dropped row counted and named."""
+"""The metadata of a dataset: one row an image, checked, typed, cleaned; lost rows are counted."""
 
 import logging
 from collections.abc import Sequence
@@ -10,20 +10,20 @@ import pandas as pd
 from lesionfast.config import DataConfig
 from lesionfast.data.encoder import (
     EMPTY,
-    NOT_KNOWN,
+    MISSING,
     describe_missing,
     is_age,
     is_possible,
     why_impossible,
 )
-from lesionfast.data.leaks import RESERVED, check_inputs
-from lesionfast.data.sources import IMAGE_SUFFIXES, find_source, list_images, without_twins
+from lesionfast.data.leaks import KEYS, RESERVED, check_inputs
+from lesionfast.data.sources import IMAGE_SUFFIXES, drop_copies, find_source, list_images
 from lesionfast.data.table import read_table
 from lesionfast.errors import LesionfastError, list_first, pluralize
 
 logger = logging.getLogger("lesionfast")
 
-FAR = 100  # times the range of the middle 90 %: a value that far off is looked at
+FAR = 100  # times the range of the middle 90 %: a value that far off is worth a look
 
 
 def load_metadata(config: DataConfig) -> pd.DataFrame:
@@ -45,14 +45,18 @@ def read_metadata(
     out is counted in the log. Raises `LesionfastError` for anything that the user has to settle.
     """
     csv = Path(csv).expanduser()
-    raw = read_table(csv, required_columns(config), config.separator)
-    df = name_columns(raw, config)
+    df = name_columns(read_table(csv, required_columns(config), config.separator), config)
     check_ids(csv, df, config)
     df = add_paths(csv, df, images)
-    df = add_types(csv, df, config.metadata_columns)
+    typed = {
+        name: df[name]
+        if name in KEYS
+        else convert(csv, df[name], is_input=name in config.metadata_columns)
+        for name in df
+    }
+    df = pd.DataFrame(typed, df.index)
     check_inputs(csv, df, config)
-    df = handle_missing(df, config)
-    return df.sort_values("image_id").reset_index(drop=True)
+    return handle_missing(df, config).sort_values("image_id").reset_index(drop=True)
 
 
 def required_columns(config: DataConfig) -> dict[str, str]:
@@ -66,63 +70,60 @@ def required_columns(config: DataConfig) -> dict[str, str]:
 
 def name_columns(raw: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
     """Return the table with image_id, target and group first, under these names."""
-    image_id = without_suffix(raw[config.image])
+    image_id = remove_suffixes(raw[config.image])
     group = image_id if config.group == "none" else raw[config.group]
     keys = {"image_id": image_id, "target": raw[config.target], "group": group}
     others = [name for name in raw if name not in {config.image, config.target, config.group}]
-    reserved = {*RESERVED, *(f"p_{each}" for each in raw[config.target].unique())}
+    reserved = {*RESERVED, *(f"p_{name}" for name in raw[config.target].unique())}
     taken = [name for name in others if name in reserved]
     if taken:
-        logger.warning("columns left out, their names are taken: %s", ", ".join(taken))
+        columns = pluralize(len(taken), "column")
+        logger.warning("Left out %s with a reserved name: %s", columns, ", ".join(taken))
     return pd.DataFrame(keys).join(raw[[name for name in others if name not in reserved]])
 
 
+def remove_suffixes(image_ids: pd.Series) -> pd.Series:
+    """Return image ids without '.jpg' and the like, which some tables have; counted if so."""
+    with_suffix = np.array([name.lower().endswith(IMAGE_SUFFIXES) for name in image_ids.tolist()])
+    if not with_suffix.any():
+        return image_ids
+    logger.warning("Removed .jpg or the like from %s", pluralize(with_suffix.sum(), "image id"))
+    return image_ids.mask(with_suffix, image_ids.str.rsplit(".", n=1).str[0])
+
+
 def check_ids(csv: Path, df: pd.DataFrame, config: DataConfig) -> None:
-    """Raise `LesionfastError` for missing, duplicate, unsafe or contradictory ids and labels."""
-    for key, column in {
-        "image_id": config.image,
-        "target": config.target,
-        "group": config.group,
-    }.items():
+    """Raise `LesionfastError` for missing, repeated, unsafe or contradictory ids and labels."""
+    columns = {"image_id": config.image, "target": config.target, "group": config.group}
+    for key, column in columns.items():
         empty = df.index[df[key].str.lower().isin(EMPTY)]
         if len(empty):
             raise LesionfastError(
                 f"column '{column}' of {csv.name} is empty in {list_rows(empty)} "
-                "(the header is row 1). Fill it in or take these rows out."
+                "(the header is row 1). Fill it in or remove these rows."
             )
     unsafe = df.index[df["image_id"].str.contains(r"[/\\]|\.\.", regex=True)]
     if len(unsafe):
         raise LesionfastError(
-            f"image id '{df.at[unsafe[0], 'image_id']}' in row {unsafe[0]} of {csv.name} climbs "
-            "out of the folder of images. An image id is a file name without folders: correct "
+            f"image id '{df.at[unsafe[0], 'image_id']}' in row {unsafe[0]} of {csv.name} is not a "
+            "file name without folders: it contains '/', '\\' or '..'. Correct "
             f"{list_rows(unsafe)}."
         )
-    check_unique(csv, df)
-    check_one_label(csv, df)
-
-
-def check_unique(csv: Path, df: pd.DataFrame) -> None:
-    """Raise `LesionfastError` if two rows have the same image id."""
-    twice = df.index[df["image_id"].duplicated()]
-    if len(twice):
-        name = df.at[twice[0], "image_id"]
-        where = list_rows(df.index[df["image_id"] == name])
+    repeated = df.loc[df["image_id"].duplicated(), "image_id"]
+    if len(repeated):
+        where = list_rows(df.index[df["image_id"] == repeated.iloc[0]])
         raise LesionfastError(
-            f"{len(twice)} image ids of {csv.name} come more than once; the first is '{name}' in "
-            f"{where}. Keep one row an image, or name the column with --image."
+            f"{csv.name} repeats {pluralize(len(repeated), 'image id')}; the first is "
+            f"'{repeated.iloc[0]}' in {where}. Keep one row per image, or name the column of image "
+            "ids with --image."
         )
-
-
-def check_one_label(csv: Path, df: pd.DataFrame) -> None:
-    """Raise `LesionfastError` if images of one lesion have different classes."""
     labels = df[["group", "target"]].drop_duplicates()
     torn = labels.loc[labels["group"].duplicated(), "group"].unique()
     if len(torn):
         names = " and ".join(sorted(labels.loc[labels["group"] == torn[0], "target"]))
         raise LesionfastError(
-            f"{len(torn)} lesions of {csv.name} have more than one label; the first is "
+            f"{csv.name} gives {pluralize(len(torn), 'lesion')} more than one label; the first is "
             f"'{torn[0]}' with {names} ({list_rows(df.index[df['group'] == torn[0]])}). "
-            "Correct them, or name the column with the lesion id with --group."
+            "Correct them, or name the column of lesion ids with --group."
         )
 
 
@@ -137,116 +138,100 @@ def add_paths(
     """Add the path of each row's image, found by its stem; rows without one are left out."""
     files = list_images(images)
     has_row = pd.Index(df["image_id"]).get_indexer(files["stem"]) >= 0  # isin: 70 x the time
-    files_of_rows = one_of_each(files[has_row])
-    path = df["image_id"].map(files_of_rows.set_index("stem")["path"])
+    path = df["image_id"].map(find_unique(files[has_row]).set_index("stem")["path"])
     if path.isna().all():
         raise LesionfastError(
-            f"none of the {len(df)} images of {csv.name} is there: '{df['image_id'].iloc[0]}' is "
-            f"the first, and the {len(files)} image files found are {list_first(files['stem'])}"
-            ". Name the folder or zip file with --images and the column with --image."
+            f"none of the {pluralize(len(df), 'image')} of {csv.name} was found. The first is "
+            f"'{df['image_id'].iloc[0]}'; the image files found are: {list_first(files['stem'])}. "
+            "Name the folder or zip file with --images and the column with --image."
         )
-    if path.isna().any():
-        gone = df.loc[path.isna(), "image_id"]
-        logger.warning("%d rows without an image, left out: %s", len(gone), list_first(gone))
-    if not has_row.all():
-        extra = files.loc[~has_row, "stem"]
-        logger.warning("%d images without a row, left out: %s", len(extra), list_first(extra))
+    for lost, what in [
+        (df.loc[path.isna(), "image_id"], "row without an image"),
+        (files.loc[~has_row, "stem"], "image without a row"),
+    ]:
+        if len(lost):
+            noun, rest = what.split(" ", 1)
+            logger.warning("Left out %s %s: %s", pluralize(len(lost), noun), rest, list_first(lost))
     df.insert(1, "path", path)
     return df[path.notna()]
 
 
-def without_suffix(image_ids: pd.Series) -> pd.Series:
-    """Return image ids without '.jpg' and the like, which some tables have; counted if so."""
-    with_suffix = np.array([name.lower().endswith(IMAGE_SUFFIXES) for name in image_ids.tolist()])
-    if not with_suffix.any():
-        return image_ids
-    logger.warning("%d image ids end with a suffix such as .jpg, taken off", with_suffix.sum())
-    return image_ids.mask(with_suffix, image_ids.str.rsplit(".", n=1).str[0])
-
-
-def one_of_each(files: pd.DataFrame) -> pd.DataFrame:
-    """Return files with one of each stem, as `without_twins`; how many there were more is said."""
+def find_unique(files: pd.DataFrame) -> pd.DataFrame:
+    """Return one file of each stem; copies are counted, and different files raise an error."""
     try:
-        chosen = without_twins(files)
+        unique = drop_copies(files)
     except LesionfastError as error:
         raise LesionfastError(
             f"{error}. Remove one of each, or name the right folder or zip file with --csv FILE "
             "--images DIR."
         ) from None
-    twins = len(files) - len(chosen)
-    if twins:
-        double = chosen.loc[chosen["stem"].isin(files["stem"][files["stem"].duplicated()]), "path"]
+    if len(unique) < len(files):
+        copied = unique["stem"].isin(files["stem"][files["stem"].duplicated()])
         logger.warning(
-            "%d image files are copies of another file of the same name; one of each is used: %s",
-            twins, list_first(double, 1),
+            "Ignored %s with the name and the content of another, such as those of %s",
+            pluralize(len(files) - len(unique), "image file"), unique.loc[copied, "path"].iloc[0],
         )  # fmt: skip
-    return chosen
+    return unique
 
 
-def add_types(csv: Path, df: pd.DataFrame, inputs: list[str]) -> pd.DataFrame:
-    """Make columns of numbers float, and what is not known NaN; `inputs` must be one or other."""
-    keys = ("image_id", "path", "target", "group")
-    typed = {
-        name: df[name] if name in keys else as_typed(csv, df[name], name in inputs) for name in df
-    }
-    return pd.DataFrame(typed, df.index)  # assign: a pass over all columns for each
+def convert(csv: Path, column: pd.Series, is_input: bool) -> pd.Series:
+    """Return a column of text as float if all of it is numbers, else as text, with NaN if missing.
 
-
-def as_typed(csv: Path, column: pd.Series, is_input: bool) -> pd.Series:
-    """Return a column of text as float if all of it is numbers, else as text."""
+    Raises `LesionfastError` for an input that mixes both: a slip of the pen among numbers.
+    """
     codes, values = pd.factorize(column)  # a column has far fewer values than rows
     values = pd.Series(values, dtype=object)
-    known = ~values.str.lower().isin(NOT_KNOWN)
+    known = ~values.str.lower().isin(MISSING)
     numbers = pd.to_numeric(values.where(known), errors="coerce").astype(float)
-    number = np.isfinite(numbers)
-    if (number | ~known).all() and not (values.str.match(r"0\d").any() and not is_input):
+    is_number = np.isfinite(numbers)
+    has_codes = not is_input and values.str.match(r"0\d").any()  # 007 is not a number
+    if (is_number | ~known).all() and not has_codes:
         numbers = pd.Series(numbers.to_numpy()[codes], column.index, name=column.name)
-        return possible_numbers(csv, numbers, is_input)
-    share = number.to_numpy()[codes].sum() / max(known.to_numpy()[codes].sum(), 1)
+        return remove_impossible(csv, numbers, is_input)
+    share = is_number.to_numpy()[codes].sum() / max(known.to_numpy()[codes].sum(), 1)
     if is_input and share > 0.5:
-        text = (known & ~number).to_numpy()[codes]
-        first = column.index[text][0]
+        text = column[(known & ~is_number).to_numpy()[codes]]
         raise LesionfastError(
-            f"column '{column.name}' of {csv.name} mixes numbers and text: '{column[first]}' in "
-            f"row {first} is not a number, as in {text.sum()} rows. Correct them (empty means "
-            "missing), or leave the column out of --metadata."
+            f"column '{column.name}' of {csv.name} mixes numbers and text: '{text.iloc[0]}' in row "
+            f"{text.index[0]} is not a number ({pluralize(len(text), 'such row')} in all). Correct "
+            "it (leave it empty if it is missing), or remove the column from --metadata."
         )
     return pd.Series(values.where(known, np.nan).to_numpy()[codes], column.index, dtype="str")
 
 
-def possible_numbers(csv: Path, numbers: pd.Series, is_input: bool) -> pd.Series:
+def remove_impossible(csv: Path, numbers: pd.Series, is_input: bool) -> pd.Series:
     """Return a column of numbers without those that it can't have, which are counted.
 
     Raises `LesionfastError` for such in an input: a model would scale all others by them.
     """
     name = str(numbers.name)
     wrong = numbers.index[numbers.notna() & ~is_possible(name, numbers)]
-    if is_input:
-        warn_of_far(csv, numbers.drop(wrong))
+    if is_input and not is_age(name):
+        warn_of_far_values(csv, numbers.drop(wrong).dropna())
     if not len(wrong):
         return numbers
-    found = f"column '{name}' of {csv.name} has {numbers[wrong[0]]:g} in {list_rows(wrong)}"
+    found = (
+        f"column '{name}' of {csv.name} has {numbers[wrong[0]]:g} in {list_rows(wrong)}, which is "
+        f"{why_impossible(name, 0)}"
+    )
     if is_input:
         raise LesionfastError(
-            f"{found}, which is {why_impossible(name, 0)}. Correct the value, leave it empty if it "
-            "is not known, or take the column out of --metadata."
+            f"{found}. Correct the value, leave it empty if it is missing, or remove the column "
+            "from --metadata."
         )
-    logger.warning("%s, which is %s: treated as missing", found, why_impossible(name, 0))
+    logger.warning("%s: treated as missing", found)
     return numbers.mask(numbers.index.isin(wrong))
 
 
-def warn_of_far(csv: Path, numbers: pd.Series) -> None:
-    """Warn of numbers far from nearly all others, such as 9999 for what is not known."""
-    if is_age(str(numbers.name)) or numbers.isna().all():
-        return
+def warn_of_far_values(csv: Path, numbers: pd.Series) -> None:
+    """Warn of numbers far from nearly all others, such as 9999 for a missing value."""
     low, high = numbers.quantile([0.05, 0.95])
-    far = numbers.index[
-        (numbers < low - FAR * (high - low)) | (numbers > high + FAR * (high - low))
-    ]
+    reach = FAR * (high - low)
+    far = numbers.index[(numbers < low - reach) | (numbers > high + reach)]
     if low < high and len(far):
         logger.warning(
-            "column '%s' of %s has %g in %s; 90 %% of the values are from %g to %g. Leave it empty "
-            "if it means not known: the model scales all values by it.",
+            "column '%s' of %s has %g in %s; 90 %% of the values are from %g to %g. If it stands "
+            "for a missing value, leave it empty: the model scales all values by it.",
             numbers.name, csv.name, numbers[far[0]], list_rows(far), low, high,
         )  # fmt: skip
 
@@ -260,14 +245,15 @@ def handle_missing(df: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
     if "age" in df and (df["age"] == 0).any():
         count = pluralize((df["age"] == 0).sum(), "image")
         logger.warning("Age is 0 for %s; the value is kept", count)
-    gone = missing.any(axis=1)
-    if config.missing == "keep" or not gone.any():
+    incomplete = missing.any(axis=1)
+    if config.missing == "keep" or not incomplete.any():
         return df
     names = " or ".join(config.metadata_columns)
-    if gone.all():
+    if incomplete.all():
         raise LesionfastError(
-            f"--missing drop leaves no row: all {len(df)} lack {names}. "
-            "Type --missing keep, or fewer columns with --metadata."
+            f"--missing drop leaves no rows: {names} is missing for all {len(df)}. "
+            "Type --missing keep, or name fewer columns with --metadata."
         )
-    logger.warning("%d rows without %s left out (--missing drop)", gone.sum(), names)
-    return df[~gone]
+    rows = pluralize(incomplete.sum(), "row")
+    logger.warning("Left out %s without %s (--missing drop)", rows, names)
+    return df[~incomplete]

@@ -239,10 +239,10 @@ def find_images_in_folder(
                 others.append(name)
 
 
-def without_twins(files: pd.DataFrame) -> pd.DataFrame:
-    """Return images (stem, path) with the first of those that have one stem and the same bytes.
+def drop_copies(files: pd.DataFrame) -> pd.DataFrame:
+    """Return images (stem, path), of those with one stem the first; their bytes must be the same.
 
-    Raises `LesionfastError`, with two files, if images of one stem differ.
+    Raises `LesionfastError`, with two files, if they differ.
     """
     twins = files[files["stem"].duplicated(keep=False)]
     first = twins.sort_values("path").drop_duplicates("stem").set_index("stem")["path"]
@@ -250,9 +250,7 @@ def without_twins(files: pd.DataFrame) -> pd.DataFrame:
     differ = twins[key[twins["path"]].to_numpy() != key[twins["stem"].map(first)].to_numpy()]
     if len(differ):
         stem, path = differ.iloc[0][["stem", "path"]]
-        raise LesionfastError(
-            f"there are two different images '{stem}', the files {first[stem]} and {path}"
-        )
+        raise LesionfastError(f"two different images are named '{stem}': {first[stem]} and {path}")
     return files[~files["stem"].isin(first.index) | files["path"].isin(first)]
 
 

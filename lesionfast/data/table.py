@@ -1,6 +1,7 @@
 """Read a CSV as text, a part at a time, and say what is wrong with it.
 
-Training, prediction and all else that reads a table of a person reads it here.
+Training, prediction and everything else that reads a user's table reads it here; what its values
+may be is for `metadata` and `encoder` to say.
 """
 
 import csv
@@ -15,67 +16,144 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lesionfast.errors import LesionfastError, did_you_mean, list_first
+from lesionfast.errors import LesionfastError, did_you_mean, list_first, pluralize
 
 logger = logging.getLogger("lesionfast")
 
 SEPARATORS = {",": ",", ";": ";", "|": "|", "\t": "tab"}  # as in the file -> as typed
-MARKS = {  # byte order marks; that of UTF-32 begins as that of UTF-16
+ENCODINGS = {  # by byte order mark; that of UTF-32 begins like that of UTF-16
     b"\xff\xfe\0\0": "utf-32",
     b"\0\0\xfe\xff": "utf-32",
     b"\xff\xfe": "utf-16",
     b"\xfe\xff": "utf-16",
 }
 MOST_COLUMNS = 5_000
-MOST_CHARACTERS = 2**25  # of a line: more is no table
+MOST_CHARACTERS = 2**25  # of a line: a longer one is not from a table
 CELLS = 400_000  # read together: bounds the memory
-FIRST = 30  # names in an error
 
 
 def read_table(
     path: Path, required: Mapping[str, str], separator: str = ",", *, option: str | None = "--csv"
 ) -> pd.DataFrame:
-    """Read a CSV with a header; every value is text without surrounding blanks, '' if empty.
+    """Read a CSV with a header; every value is text, as `CsvFile` reads it.
 
-    `required` maps the columns that must be there to the option that names them (or to '');
-    `option` is the one that names the file, '' for an argument of `predict`, None if none does.
-    The index counts rows as a spreadsheet does: the header is row 1. UTF-8 is read, and UTF-16 and
-    UTF-32 with a byte order mark. Raises `LesionfastError` if the file can't be read so.
+    `required` maps each column that must be there to the option that names it (or to '').
     """
-    return pd.concat(list(read_chunks(path, required, separator, option=option)))
+    table = CsvFile(path, separator, option)
+    table.require(required)
+    return pd.concat(list(table.read_chunks()))
 
 
-def read_chunks(
-    path: Path,
-    required: Mapping[str, str],
-    separator: str = ",",
-    *,
-    option: str | None = "--csv",
-    report: bool = True,
-) -> Iterator[pd.DataFrame]:
-    """Yield a CSV in parts of some thousand rows, each as `read_table` returns the whole.
+class CsvFile:
+    """A CSV whose first row names the columns; its values are text without spaces around them.
 
-    What was left out, filled or cut is said at the end if `report`.
+    `separator` is one character, or 'tab'; `option` is the one that names the file, '' for an
+    argument of `predict`, None if none does. The encoding is UTF-8, or UTF-16 or UTF-32 with a byte
+    order mark. Raises `LesionfastError` for a file that can't be read so.
     """
-    separator = as_separator(separator)
-    counts: Counter[str] = Counter()
-    with readable(path, option):
-        header = read_header(path, separator)
-        check_header(path, header, required, separator, option)
-        records, start = read_records(path, separator), 2
-        next(records)
-        size = max(CELLS // len(header), CELLS // MOST_COLUMNS)
-        while rows := list(islice(records, size)):
-            table = as_frame(path, header, start, rows, counts)
-            start += len(rows)
-            if len(table):
-                counts["rows"] += len(table)
-                yield table
-    if not counts["rows"]:
-        other = f" with {option}" if option else ""
-        raise LesionfastError(f"{path} has a header but no rows. Name another CSV{other}.")
-    if report:
-        report_counts(path, header, counts)
+
+    def __init__(self, path: Path, separator: str = ",", option: str | None = "--csv") -> None:
+        self.path, self.option = path, option
+        self.separator = parse_separator(separator)
+        self.header = read_header(path, self.separator, option)
+        if len(self.header) > MOST_COLUMNS:
+            raise LesionfastError(
+                f"{path} has {len(self.header):,} columns; at most {MOST_COLUMNS:,} are read. "
+                "Remove those that you do not need."
+            )
+        name, count = Counter(filter(None, self.header)).most_common(1)[0]
+        if count > 1:
+            raise LesionfastError(
+                f"{path} has {'two' if count == 2 else count} columns '{name}'. Rename one of them "
+                "in the file."
+            )
+
+    def require(self, columns: Mapping[str, str]) -> None:
+        """Raise `LesionfastError` unless all columns are there; see `read_table`."""
+        missing = next((name for name in columns if name not in self.header), None)
+        if missing is None:
+            return
+        best = find_separator(self.path, columns, self.separator)
+        if best != self.separator:
+            typed = self.option in ("--csv", "")
+            add = f"Add --separator '{SEPARATORS[best]}'." if typed else "Save it with commas."
+            raise LesionfastError(
+                f"the fields of {self.path} are separated by '{SEPARATORS[best]}', not by "
+                f"'{SEPARATORS.get(self.separator, self.separator)}'. {add}"
+            )
+        option = columns[missing]
+        raise LesionfastError(
+            f"column '{missing}' is not in {self.path.name}; it has: {list_columns(self.header)}."
+            f"{did_you_mean(missing, self.header)} "
+            + (f"Name yours with {option}." if option else "Add it to the file.")
+        )
+
+    def read_chunks(self, report: bool = True) -> Iterator[pd.DataFrame]:
+        """Yield the rows, some thousand at a time; what was skipped or filled is logged at the end.
+
+        The index counts rows as a spreadsheet does: the header is row 1.
+        """
+        counts: Counter[str] = Counter()
+        start, size = 2, max(CELLS // len(self.header), CELLS // MOST_COLUMNS)
+        with readable(self.path, self.option):
+            records = read_records(self.path, self.separator)
+            next(records)
+            while rows := list(islice(records, size)):
+                table = self._as_frame(rows, start, counts)
+                start += len(rows)
+                if len(table):
+                    counts["rows"] += len(table)
+                    yield table
+        if not counts["rows"]:
+            other = f" with {self.option}" if self.option else ""
+            raise LesionfastError(f"{self.path} has a header but no rows. Name another CSV{other}.")
+        if report:
+            self._report(counts)
+
+    def _as_frame(self, rows: list[list[str]], start: int, counts: Counter[str]) -> pd.DataFrame:
+        """Return rows, the first of them row `start` of the file, without blank ones."""
+        if set(map(len, rows)) != {len(self.header)}:
+            rows = [self._fit(row, start + i, counts) for i, row in enumerate(rows)]
+        index, columns = pd.RangeIndex(start, start + len(rows)), {}
+        for name, values in zip(self.header, zip(*rows, strict=True), strict=True):
+            if name:
+                stripped = np.empty(len(rows), object)
+                stripped[:] = [value.strip() for value in values]
+                counts["stripped"] += sum(map(ne, values, stripped))
+                columns[name] = pd.Series(stripped, index, dtype="str")
+        table = pd.DataFrame(columns)
+        blank = np.logical_and.reduce([table[name] == "" for name in table])
+        counts["blank"] += int(blank.sum())
+        return table[~blank] if blank.any() else table
+
+    def _fit(self, row: list[str], number: int, counts: Counter[str]) -> list[str]:
+        """Return row `number` with as many fields as the header; a longer one is an error."""
+        width = len(self.header)
+        if any(row[width:]):
+            raise LesionfastError(
+                f"{self.path} can't be read as CSV: row {number} has {len(row)} fields, the header "
+                f"has {width}. Look for an extra separator, or put quotes around the field that "
+                "contains one."
+            )
+        if any(row) and len(row) < width:
+            counts["short"] += 1
+            counts["first short"] = counts["first short"] or number
+        return row[:width] + [""] * (width - len(row))
+
+    def _report(self, counts: Counter[str]) -> None:
+        unnamed = self.header.count("")
+        for count, sentence in [
+            (counts["stripped"], f"removed spaces around {pluralize(counts['stripped'], 'value')}"),
+            (counts["blank"], f"skipped {pluralize(counts['blank'], 'blank row')}"),
+            (unnamed, f"ignored {pluralize(unnamed, 'column')} without a name"),
+            (
+                counts["short"],
+                f"{pluralize(counts['short'], 'row')} with fewer fields than the header (first: row"
+                f" {counts['first short']}); the missing fields count as empty",
+            ),
+        ]:
+            if count:
+                logger.warning("%s: %s", self.path.name, sentence)
 
 
 @contextmanager
@@ -94,26 +172,48 @@ def readable(path: Path, option: str | None) -> Iterator[None]:
         raise LesionfastError(f"{path} can't be read: {error.strerror or error}.") from None
 
 
-def as_separator(typed: str) -> str:
-    """Return the separator that `typed` stands for ('tab' is a tab), one character."""
+def parse_separator(typed: str) -> str:
+    """Return the character that `typed` stands for; 'tab' is a tab."""
     separator = {"tab": "\t", "\\t": "\t"}.get(typed, typed)
     if len(separator) != 1 or separator in '"\r\n':
         raise LesionfastError(
             f"--separator is '{typed}', which is not one character. Type one of: "
-            f"{', '.join(repr(each) for each in SEPARATORS.values())}."
+            f"{', '.join(map(repr, SEPARATORS.values()))}."
         )
     return separator
 
 
-def encoding_of(path: Path) -> str:
-    """Return the encoding that the first bytes of a text file tell."""
-    with path.open("rb") as file:
-        start = file.read(4)
-    return next((MARKS[mark] for mark in MARKS if start.startswith(mark)), "utf-8-sig")
+def find_separator(path: Path, columns: Iterable[str], default: str = ",") -> str:
+    """Return the separator that finds the most of some column names, `default` if none does."""
+    wanted = set(columns)
+
+    def count_found(separator: str) -> int:
+        try:
+            return len(wanted & set(read_header(path, separator)))
+        except LesionfastError:
+            return 0
+
+    return max([default, *SEPARATORS], key=count_found)
+
+
+def list_columns(names: Sequence[str]) -> str:
+    """Return column names for an error: the first thirty, long ones shortened."""
+    return list_first((name if len(name) <= 80 else f"{name[:80]}…" for name in names), 30)
+
+
+def read_header(path: Path, separator: str, option: str | None = None) -> list[str]:
+    """Return the column names in the first row; raises `LesionfastError` if there are none."""
+    with readable(path, option):
+        names = [name.strip() for name in next(read_records(path, separator), [])]
+    if not any(names):
+        raise LesionfastError(
+            f"{path} is empty or starts with a blank line. Its first line must name the columns."
+        )
+    return names
 
 
 def read_records(path: Path, separator: str) -> Iterator[list[str]]:
-    """Yield the fields of each row, [] of a blank line; raises `LesionfastError` if it is torn."""
+    """Yield the fields of each row, [] for a blank line; raises `LesionfastError` if it is torn."""
     row, ended = 0, False
 
     def read_lines() -> Iterator[str]:
@@ -127,7 +227,10 @@ def read_records(path: Path, separator: str) -> Iterator[list[str]]:
             yield line
         ended = True
 
-    with path.open(encoding=encoding_of(path), newline="") as file:
+    with path.open("rb") as file:
+        start = file.read(4)
+    encoding = next((ENCODINGS[mark] for mark in ENCODINGS if start.startswith(mark)), "utf-8-sig")
+    with path.open(encoding=encoding, newline="") as file:
         try:
             for fields in csv.reader(read_lines(), delimiter=separator, skipinitialspace=True):
                 row += 1
@@ -139,135 +242,3 @@ def read_records(path: Path, separator: str) -> Iterator[list[str]]:
                 f"{path} can't be read as CSV: row {row + (not ended)}: {error}. "
                 "Look for a quote that is not closed there, and correct it."
             ) from None
-
-
-def read_header(path: Path, separator: str) -> list[str]:
-    """Return the column names in the first line; raises `LesionfastError` if there are none."""
-    names = [name.strip() for name in next(read_records(path, separator), [])]
-    if not any(names):
-        raise LesionfastError(
-            f"{path} is empty or starts with a blank line. Its first line must name the columns."
-        )
-    return names
-
-
-def check_header(
-    path: Path, header: list[str], required: Mapping[str, str], separator: str, option: str | None
-) -> None:
-    """Raise `LesionfastError` for too many columns, one that is missing and one there twice."""
-    if len(header) > MOST_COLUMNS:
-        raise LesionfastError(
-            f"{path} has {len(header):,} columns; at most {MOST_COLUMNS:,} are read. Remove those "
-            "that are not needed."
-        )
-    name, count = Counter(filter(None, header)).most_common(1)[0]
-    if count > 1:
-        raise LesionfastError(
-            f"{path} has {'two' if count == 2 else count} columns '{name}'. Rename one of them in "
-            "the file."
-        )
-    for name in required:
-        if name not in header:
-            suggest_separator(path, required, separator, option)
-            raise missing_column(path.name, name, header, required[name])
-
-
-def suggest_separator(
-    path: Path, required: Mapping[str, str], separator: str, option: str | None
-) -> None:
-    """Raise `LesionfastError` if another separator finds more of the required columns."""
-    best = find_separator(path, required, separator)
-    if best != separator:
-        typed = option in ("--csv", "")
-        add = f"Add --separator '{SEPARATORS[best]}'." if typed else "Save it with commas."
-        raise LesionfastError(
-            f"the fields of {path} are separated by '{SEPARATORS[best]}', not by "
-            f"'{SEPARATORS.get(separator, separator)}'. {add}"
-        )
-
-
-def find_separator(path: Path, names: Iterable[str], default: str = ",") -> str:
-    """Return the separator that finds the most of some column names, `default` if none does."""
-
-    def count(separator: str) -> int:
-        try:
-            return len(set(read_header(path, separator)) & wanted)
-        except LesionfastError:
-            return 0
-
-    wanted = set(names)
-    return max([default, *SEPARATORS], key=count)
-
-
-def missing_column(file: str, name: str, known: list[str], option: str | None) -> LesionfastError:
-    """Return the error for a column that is not there: what it has, the nearest, what to type."""
-    what_to_type = f"Name yours with {option}." if option else "Add it to the file."
-    return LesionfastError(
-        f"column '{name}' is not in {file}; it has: {list_names(known)}."
-        f"{did_you_mean(name, known)} {what_to_type}"
-    )
-
-
-def list_names(names: Sequence[str]) -> str:
-    """Return column names for an error: the first thirty, each as far as a line goes."""
-    return list_first((name if len(name) <= 80 else f"{name[:80]}…" for name in names), FIRST)
-
-
-def as_frame(
-    path: Path, header: list[str], start: int, rows: list[list[str]], counts: Counter[str]
-) -> pd.DataFrame:
-    """Return rows as a table, the first of them row `start` of the file; blank rows are left out.
-
-    What is cut or filled is counted. Raises `LesionfastError` for a row that is too long.
-    """
-    if set(map(len, rows)) != {len(header)}:
-        rows = [fit_row(path, header, start + i, row, counts) for i, row in enumerate(rows)]
-    columns = zip(header, zip(*rows, strict=True), strict=True)
-    index = pd.RangeIndex(start, start + len(rows))
-    stripped = ((name, strip(values, counts)) for name, values in columns if name)
-    table = pd.DataFrame({name: pd.Series(text, index, dtype="str") for name, text in stripped})
-    blank = np.logical_and.reduce([table[name] == "" for name in table])
-    counts["blank"] += int(blank.sum())
-    return table[~blank] if blank.any() else table
-
-
-def fit_row(
-    path: Path, header: list[str], number: int, row: list[str], counts: Counter[str]
-) -> list[str]:
-    """Return a row with as many fields as the header; raises `LesionfastError` if it has more."""
-    width = len(header)
-    if any(row[width:]):
-        raise LesionfastError(
-            f"{path} can't be read as CSV: row {number} has {len(row)} fields, the header has "
-            f"{width}. Look for an extra separator, or put quotes around the field that has one."
-        )
-    if any(row) and len(row) < width:
-        counts["short"] += 1
-        counts["first short"] = counts["first short"] or number
-    return row[:width] + [""] * (width - len(row))
-
-
-def strip(values: Sequence[str], counts: Counter[str]) -> np.ndarray:
-    """Return values without blanks at both ends; how many had some is counted."""
-    stripped = np.empty(len(values), object)
-    stripped[:] = [value.strip() for value in values]
-    if any(map(ne, values, stripped)):
-        counts["strip"] += sum(map(ne, values, stripped))
-    return stripped
-
-
-def report_counts(path: Path, header: list[str], counts: Counter[str]) -> None:
-    """Say what was cut, filled or left out of a table."""
-    sentences = {
-        "%d values with blanks around them, taken off": counts["strip"],
-        "%d blank rows left out": counts["blank"],
-        "%d columns without a name, left out": header.count(""),
-    }
-    for sentence, count in sentences.items():
-        if count:
-            logger.warning(f"%s: {sentence}", path.name, count)
-    if counts["short"]:
-        logger.warning(
-            "%s: %d rows have fewer fields than the header, the first is row %d: missing fields "
-            "count as empty", path.name, counts["short"], counts["first short"],
-        )  # fmt: skip

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from lesionfast.data.encoder import as_number
-from lesionfast.data.table import list_names, read_table
+from lesionfast.data.table import list_columns, read_table
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.interpretation import Interpretation, lesions_of
 from lesionfast.files import write_text
@@ -166,7 +166,7 @@ def read_submission(path: Path) -> pd.DataFrame:
     first = "Its first line must be image," + ",".join(COLUMNS)
     table = read_table(Path(path), {"image": ""}, option=None)
     if sorted(table.columns) != sorted(["image", *COLUMNS]):
-        raise LesionfastError(f"{path} has the columns {list_names(list(table))}. {first}.")
+        raise LesionfastError(f"{path} has the columns {list_columns(list(table))}. {first}.")
     numbers = table[list(COLUMNS)].map(as_number)
     table = numbers.assign(image=table["image"])
     check_submission(table, str(path))

@@ -24,22 +24,12 @@ from lesionfast.data.encoder import (
 from lesionfast.data.sources import (
     IMAGE_SUFFIXES,
     TABLE_SUFFIXES,
+    drop_copies,
     find_images_in_folder,
     find_images_in_zip,
     list_images,
-    without_twins,
 )
-from lesionfast.data.table import (
-    SEPARATORS,
-    as_separator,
-    check_header,
-    find_separator,
-    list_names,
-    read_chunks,
-    read_header,
-    readable,
-    suggest_separator,
-)
+from lesionfast.data.table import SEPARATORS, CsvFile, find_separator
 from lesionfast.errors import LesionfastError, did_you_mean, list_first
 from lesionfast.files import readable_name, sha256
 
@@ -145,42 +135,29 @@ class Tables:
 
         All rows are read once before, so that what is wrong is told before the first image.
         """
-        with readable(table, ""):
-            separator = self.separator_of(table)
-            header = read_header(table, separator)
-            check_header(table, header, {}, separator, "")
-        column = self.image_column_of(table, header, separator)
-        for _ in read_chunks(table, {column: ""}, separator, option=""):
+        opened = self.open(table)
+        names = (self.image_column, *ID_COLUMNS)
+        column = next((name for name in names if name in opened.header), self.image_column)
+        opened.require({column: ""})
+        for _ in opened.read_chunks():
             pass
-        self.warn_of_missing(table, header)
+        self.warn_of_missing(table, opened.header)
         places = Places(self.images or table.parent)
-        for rows in read_chunks(table, {column: ""}, separator, option="", report=False):
+        for rows in opened.read_chunks(report=False):
             for values in zip(*(rows[name] for name in rows), strict=True):
                 told = dict(zip(rows, values, strict=True))
                 name = told.pop(column)
                 yield places.find(name, self.metadata | known(told))
 
-    def separator_of(self, table: Path) -> str:
-        """Return the separator of a table: as given, else as its column names tell."""
+    def open(self, table: Path) -> CsvFile:
+        """Return a table with its separator: as given, else as its column names tell."""
         if self.separator is not None:
-            return as_separator(self.separator)
+            return CsvFile(table, self.separator, "")
         usual = "," if table.suffix.lower() == ".csv" else "\t"
         found = find_separator(table, (self.image_column, *ID_COLUMNS, *self.columns), usual)
         if found != usual:
             logger.warning("%s: the fields are separated by '%s'", table.name, SEPARATORS[found])
-        return found
-
-    def image_column_of(self, table: Path, header: list[str], separator: str) -> str:
-        """Return the column that names the images; raises `LesionfastError` if there is none."""
-        for name in (self.image_column, *ID_COLUMNS):
-            if name in header:
-                return name
-        suggest_separator(table, {self.image_column: ""}, separator, "")
-        raise LesionfastError(
-            f"{table} has no column '{self.image_column}' that names the images; it has: "
-            f"{list_names(header)}.{did_you_mean(self.image_column, header)} "
-            f"Name the column {self.image_column}."
-        )
+        return CsvFile(table, found, "")
 
     def warn_of_missing(self, table: Path, header: list[str]) -> None:
         """Say which columns of the model a table does not have."""
@@ -223,7 +200,7 @@ class Places:
         paths = self.of_stem.get(stem.rsplit(".", 1)[0] if suffix else stem, [])
         if len(paths) < 2:
             return paths[0] if paths else None
-        return without_twins(pd.DataFrame({"stem": stem, "path": paths}))["path"].iloc[0]
+        return drop_copies(pd.DataFrame({"stem": stem, "path": paths}))["path"].iloc[0]
 
     @property
     def of_stem(self) -> dict[str, list[str]]:

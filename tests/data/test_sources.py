@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lesionfast.config import DataConfig
-from lesionfast.data.sources import find_source, list_images, without_twins
+from lesionfast.data.sources import drop_copies, find_source, list_images
 from lesionfast.errors import LesionfastError
 
 
@@ -170,11 +170,11 @@ def test_twins_of_the_same_bytes_count_once_in_folders_and_zip_files(tmp_path):
         (tmp_path / name).write_bytes(b"same")
     with zipfile.ZipFile(tmp_path / "three.zip", "w") as archive:
         archive.writestr("a.JPG", b"same")
-    found = without_twins(list_images(tmp_path))
+    found = drop_copies(list_images(tmp_path))
     assert found["path"].tolist() == [f"{tmp_path}/one/a.jpg", f"{tmp_path}/one/b.jpg"]
     (tmp_path / "two" / "b.png").write_bytes(b"else")
-    with pytest.raises(LesionfastError, match="two different images 'b', the files .*/one/b.jpg"):
-        without_twins(list_images(tmp_path))
+    with pytest.raises(LesionfastError, match="two different images are named 'b': .*/one/b.jpg"):
+        drop_copies(list_images(tmp_path))
 
 
 def test_a_file_whose_name_is_not_utf_8_is_left_out_and_counted(tmp_path, caplog):

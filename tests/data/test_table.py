@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from lesionfast.data import table
-from lesionfast.data.table import read_table
+from lesionfast.data.table import CsvFile, read_table
 from lesionfast.errors import LesionfastError
 
 NAMES = {"image_id": "--image", "dx": "--target"}
@@ -114,8 +114,8 @@ def test_fields_that_a_short_row_lacks_are_empty(write):
 def test_short_rows_and_columns_without_a_name_are_counted(write, caplog):
     table = read_table(write("image_id,dx,age,\na,nv,,x\nb,mel,\nc,mel\n"), NAMES)
     assert list(table) == ["image_id", "dx", "age"] and len(table) == 3
-    assert "cases.csv: 2 rows have fewer fields than the header, the first is row 3" in caplog.text
-    assert "cases.csv: 1 columns without a name, left out" in caplog.text
+    assert "cases.csv: 2 rows with fewer fields than the header (first: row 3)" in caplog.text
+    assert "cases.csv: ignored 1 column without a name" in caplog.text
 
 
 def test_a_table_is_the_same_in_parts_and_as_a_whole(write, monkeypatch, caplog):
@@ -123,23 +123,23 @@ def test_a_table_is_the_same_in_parts_and_as_a_whole(write, monkeypatch, caplog)
     path = write(f"image_id,dx\n{rows}")
     whole = read_table(path, NAMES)
     monkeypatch.setattr(table, "CELLS", 20)
-    parts = list(table.read_chunks(path, NAMES))
+    parts = list(CsvFile(path).read_chunks())
     assert len(parts) > 100
     pd.testing.assert_frame_equal(pd.concat(parts), whole)
-    assert caplog.text.count("999 values with blanks around them") == 2
-    assert caplog.text.count("999 blank rows left out") == 2
+    assert caplog.text.count("removed spaces around 999 values") == 2
+    assert caplog.text.count("skipped 999 blank rows") == 2
 
 
 def test_blank_rows_are_left_out_and_counted(write, caplog):
     table = read_table(write("image_id,dx\r\na,nv\r\n\r\n,\r\nb,mel\r\n\r\n"), NAMES)
     assert table.index.tolist() == [2, 5]
-    assert "3 blank rows left out" in caplog.text
+    assert "skipped 3 blank rows" in caplog.text
 
 
 def test_blanks_around_values_and_names_are_taken_off_and_counted(write, caplog):
     table = read_table(write('image_id ,"dx"\n"a ", "nv"\nb,mel\t\n'), NAMES)
     assert table.to_numpy().tolist() == [["a", "nv"], ["b", "mel"]]
-    assert "2 values with blanks around them, taken off" in caplog.text
+    assert "removed spaces around 2 values" in caplog.text
 
 
 def test_quoted_separators_line_ends_and_quotes(write, caplog):

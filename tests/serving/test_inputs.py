@@ -66,7 +66,9 @@ def test_a_table_may_name_its_column_otherwise(folder, tmp_path):
     (folder / "cases.tsv").write_text("photo\tage\nb.jpg\t5\n", "utf-8")
     found = list(find_items([str(folder / "cases.tsv")], image_column="photo"))
     assert found[0].path == (folder / "b.jpg").as_posix()
-    with pytest.raises(LesionfastError, match="has no column 'image_id' that names the images; it"):
+    with pytest.raises(
+        LesionfastError, match="column 'image_id' is not in cases.tsv; it has: photo"
+    ):
         list(find_items([str(folder / "cases.tsv")]))
 
 
@@ -109,7 +111,7 @@ def test_of_two_files_of_one_stem_one_is_taken_only_if_their_bytes_are_the_same(
     assert same.path == (folder / "b.jpg").as_posix() and "of the same bytes one" in caplog.text
     assert different.path is None
     assert different.why_no_path == (
-        f"there are two different images 'c', the files {folder}/sub/c.jpg and {folder}/twin/c.png"
+        f"two different images are named 'c': {folder}/sub/c.jpg and {folder}/twin/c.png"
         ". Remove one of them"
     )
 
