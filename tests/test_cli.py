@@ -215,11 +215,9 @@ def test_report_of_two_runs_compares_them(two_runs):
 
 
 @pytest.mark.usefixtures("blank_figures")
-def test_committee_prints_the_path_of_a_run_that_runs_and_interpret_know(two_runs):
+def test_ensemble_prints_the_path_of_a_run_that_runs_and_interpret_know(two_runs):
     members = [two_runs / "first", two_runs / "second"]
-    made = Run.open(
-        invoke("committee", *members, "--fit-weights", "--out", two_runs).stdout.strip()
-    )
+    made = Run.open(invoke("ensemble", *members, "--fit-weights", "--out", two_runs).stdout.strip())
     assert made.path.parent == two_runs and made.model["weights_from"] == "validation"
     assert made.path.name in invoke("runs", "--out", two_runs).stdout
     assert invoke("interpret", "--out", two_runs, "--json").exit_code == 0
@@ -322,6 +320,7 @@ def test_data_check_ends_with_0_or_2(tmp_path):
         (["interpret"], "Make one: lesionfast train"),
         (["runs"], "Make one: lesionfast train"),
         (["compare"], "Make one: lesionfast train"),
+        (["ensemble", "nowhere"], "is no run"),
         (["committee", "nowhere"], "is no run"),
         (["study"], "lesionfast study --author"),
         (["study", "nowhere.toml"], "there is no file nowhere.toml"),

@@ -1,4 +1,4 @@
-"""Commands over several runs that may train more: committee, study."""
+"""Commands that combine or train several runs: ensemble, ablate, study."""
 
 import json as json_module
 from pathlib import Path
@@ -16,24 +16,28 @@ if TYPE_CHECKING:
 
 
 @app.command()
-def committee(
-    runs: Annotated[list[Path], typer.Argument(help="Runs over one split.")],
+@app.command("committee", hidden=True)  # its earlier name
+def ensemble(
+    runs: Annotated[list[Path], typer.Argument(help="Runs trained on the same split.")],
     mean: Annotated[str, typer.Option(help="arithmetic or geometric.")] = "arithmetic",
     fit_weights: Annotated[
-        bool, typer.Option("--fit-weights", help="Weights of least log loss on validation.")
+        bool,
+        typer.Option("--fit-weights", help="Fit the weights: least log loss on validation."),
     ] = False,
     specialists: Annotated[
         str | None,
-        typer.Option(help="Train one more member for each of these classes, from one RUN."),
+        typer.Option(
+            help="From one RUN, train a member for each of these classes, weighted three times."
+        ),
     ] = None,
     out: Root = "runs",
     json: Json = False,
 ) -> None:
-    """Let runs decide together, by the mean of their probabilities; print the path of their run.
+    """Ensemble runs by averaging their probabilities; print the path of the new run.
 
-    Members that saw different class shares have their probabilities divided by them first.
+    Members trained with different class shares have their probabilities divided by them first.
 
-    Example: lesionfast committee runs/20260102-030405-densenet121 --specialists mel,bcc,akiec
+    Example: lesionfast ensemble runs/20260102-030405-densenet121 --specialists mel,bcc,akiec
     """
     from lesionfast.training.ensemble import combine
 

@@ -80,7 +80,7 @@ def explain_images(
 
     `targets` is the class to explain, one for all or one an image; the most probable one unless
     given. Age, sex and what else the run knows are compared with the mean of the training images.
-    Raises `LesionfastError` for an image or a class that is unknown, a committee, and a model that
+    Raises `LesionfastError` for an image or a class that is unknown, an ensemble, and a model that
     looks at no image.
     """
     model, config = load_model(run), run.config

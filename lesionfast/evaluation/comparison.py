@@ -169,7 +169,7 @@ def resample_all(
 def distinctions(runs: Sequence[Run]) -> list[str]:
     """Return of each run the options in which the runs differ, as "loss focal, size 64".
 
-    Architecture and fusion are left out, and so are data, split and machine. Of a committee it is
+    Architecture and fusion are left out, and so are data, split and machine. Of an ensemble it is
     the number of its members.
     """
     found = [asdict(run.config) for run in runs]
@@ -185,7 +185,7 @@ def distinctions(runs: Sequence[Run]) -> list[str]:
         for each in found
     ]
     members = [len(run.model.get("members", ())) for run in runs]
-    return [f"committee of {n}" if n else each for n, each in zip(members, told, strict=True)]
+    return [f"ensemble of {n}" if n else each for n, each in zip(members, told, strict=True)]
 
 
 def describe(

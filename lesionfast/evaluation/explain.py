@@ -83,10 +83,10 @@ def most_alike(
 
 
 def require_backbone(run: Run) -> None:
-    """Raise `LesionfastError` if a run's model looks at no image, or it is a committee."""
+    """Raise `LesionfastError` if a run's model looks at no image, or it is an ensemble."""
     if run.model.get("fusion") in (None, "metadata"):
         raise LesionfastError(
-            f"{run.path} looks at no image (a committee, or fusion 'metadata'), so no lesion is "
+            f"{run.path} looks at no image (an ensemble, or fusion 'metadata'), so no lesion is "
             "like another. Name a run with a backbone."
         )
 

@@ -241,11 +241,11 @@ def has_features(run: Run) -> bool:
 def read_features(run: Run) -> pd.DataFrame:
     """Return the features of a run's images, float32, one row an image, by image id.
 
-    Raises `LesionfastError` if none were kept (a committee, a run without a backbone, an old run).
+    Raises `LesionfastError` if none were kept (an ensemble, a run without a backbone, an old run).
     """
     if not run.holds(NAME):
         raise LesionfastError(
-            f"{run.path} keeps no {NAME}: it looks at no image, is a committee, or is old. "
+            f"{run.path} keeps no {NAME}: it looks at no image, is an ensemble, or is old. "
             f"Train it again: lesionfast train --config {run.path / 'config.json'}"
         )
     path = run.file(NAME)

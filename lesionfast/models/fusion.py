@@ -243,14 +243,14 @@ def pool_of(config: TrainConfig) -> str:
 def load_model(run: Run) -> FusionModel:
     """Return the trained model of a run in eval mode, from JSON and safetensors alone.
 
-    Raises `LesionfastError` if its weights are missing or broken, and for a committee, which has
+    Raises `LesionfastError` if its weights are missing or broken, and for an ensemble, which has
     none of its own.
     """
     about = run.model
     if "members" in about:
         named = ", ".join(os.path.normpath(run.path / each) for each in about["members"])
         raise LesionfastError(
-            f"{run.path} is a committee and has no weights of its own. Load its members: {named}"
+            f"{run.path} is an ensemble and has no weights of its own. Load its members: {named}"
         )
     again = f"Train it again: lesionfast train --config {run.path / 'config.json'}"
     model = model_of(about, run.file("weights.safetensors"), again)

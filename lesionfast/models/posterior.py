@@ -2,7 +2,7 @@
 
 A model that minimises cross entropy estimates the chance of each class. Most other losses have
 another minimum. Each has its way back here, so that whatever follows (decision rule, confidence,
-thresholds, calibration, ONNX, committees) needs no more than the prior of the posterior.
+thresholds, calibration, ONNX, ensembles) needs no more than the prior of the posterior.
 """
 
 from collections.abc import Mapping, Sequence

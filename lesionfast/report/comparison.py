@@ -64,7 +64,7 @@ def draw_comparison(comparison: Comparison, folder: Path) -> list[Path]:
 
 
 def has_curve(run: Run) -> bool:
-    """Return whether a run tells of its epochs; a committee had none."""
+    """Return whether a run tells of its epochs; an ensemble had none."""
     return run.holds("history.csv") and "balanced_accuracy" in run.history
 
 

@@ -203,7 +203,7 @@ def write_report(findings: Findings, to: Path | None = None) -> Path:
     run, split = findings.run, findings.interpretation.split
     text = render(
         "report.html",
-        title=f"{run.path.name}: {run.model.get('arch') or 'committee'}",
+        title=f"{run.path.name}: {run.model.get('arch') or 'ensemble'}",
         subtitle=f"lesionfast report. {NOT_A_DEVICE}",
         headline=headline(findings),
         numbers=numbers(findings),

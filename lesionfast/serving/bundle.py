@@ -88,11 +88,11 @@ class Bundle:
     def of(cls, run: Run) -> "Bundle":
         """Return that of a run; what it keeps no choice of yet is chosen on its validation.
 
-        Raises `LesionfastError` for a run that did not end, and for a committee.
+        Raises `LesionfastError` for a run that did not end, and for an ensemble.
         """
         if "members" in run.model:
             raise LesionfastError(
-                f"{run.path} is a committee and has no weights of its own. Name one of its "
+                f"{run.path} is an ensemble and has no weights of its own. Name one of its "
                 f"members: {', '.join(run.model['members'])}"
             )
         decisions = Decisions(run)

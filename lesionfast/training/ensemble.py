@@ -1,4 +1,4 @@
-"""Committee: several runs that decide together, by the mean of their probabilities. Torch-free."""
+"""Ensemble: several runs that decide together, by the mean of their probabilities. Torch-free."""
 
 import logging
 import os
@@ -28,7 +28,7 @@ from lesionfast.stats.metrics import as_prior, ratio, summarize
 
 logger = logging.getLogger("lesionfast")
 
-ARCH = "committee"
+ARCH = "committee"  # as earlier versions wrote it
 MEANS = ("arithmetic", "geometric")
 PACKAGES = ("lesionfast", "numpy", "pandas", "scipy")
 SMALLEST = np.finfo(np.float64).eps  # the least probability that has a logarithm here
@@ -54,10 +54,10 @@ def combine(
     mean: str = "arithmetic",
     fit_weights: bool = False,
 ) -> Run:
-    """Average the members' probabilities and return the committee, a new run under `root`.
+    """Average the members' probabilities and return the ensemble, a new run under `root`.
 
     Members with different priors are put on one footing first: each one's probabilities are
-    divided by its prior, and the committee's prior is uniform. The weights are equal, or with
+    divided by its prior, and the ensemble's prior is uniform. The weights are equal, or with
     `fit_weights` those of the least log loss on the validation images. Raises `LesionfastError`
     for fewer than two members, and for members of different splits, images or classes.
     """
@@ -82,8 +82,8 @@ def check_members(members: Sequence[Run]) -> None:
     """Raise `LesionfastError` for fewer than two members, or members of different splits."""
     if len(members) < 2:
         raise LesionfastError(
-            f"a committee has two members or more; found {len(members)}. "
-            "Type lesionfast committee RUN RUN, or one RUN with --specialists mel,bcc."
+            f"an ensemble has two members or more; found {len(members)}. "
+            "Type lesionfast ensemble RUN RUN, or one RUN with --specialists mel,bcc."
         )
     check_split(members)
 
@@ -98,14 +98,14 @@ def collect_votes(members: Sequence[Run], split: str) -> Votes:
 
 
 def common_prior(members: Sequence[Run]) -> tuple[np.ndarray, bool]:
-    """Return the prior of the committee (k,), and whether it is that of every member."""
+    """Return the prior of the ensemble (k,), and whether it is that of every member."""
     k = len(members[0].classes)
     priors = np.stack([as_prior(run.model["prior"], k) for run in members])
     if np.allclose(priors, priors[0], rtol=0, atol=1e-6):
         return priors[0], True
     logger.info(
         "the members saw different class shares, so each one's probabilities are divided by its "
-        "own prior before the mean; the committee's prior is uniform"
+        "own prior before the mean; the ensemble's prior is uniform"
     )
     return np.full(k, 1 / k), False
 
@@ -195,7 +195,7 @@ def describe(
     prior: np.ndarray,
     even: bool,
 ) -> dict[str, Any]:
-    """Return what model.json says of a committee; its members' paths come when it has its own."""
+    """Return what model.json says of an ensemble; its members' paths come when it has its own."""
     rules, fusions = ({run.model.get(name) for run in members} for name in ("rule", "fusion"))
     counts = [run.model.get("parameters") for run in members]
     classes = members[0].classes
@@ -230,7 +230,7 @@ def write(
     votes: dict[str, Votes],
     averages: dict[str, np.ndarray],
 ) -> Run:
-    """Write the files of a committee and return it; metrics.json comes last."""
+    """Write the files of an ensemble and return it; metrics.json comes last."""
     here = run.path.resolve()
     paths = [Path(os.path.relpath(each.path.resolve(), here)).as_posix() for each in members]
     model = model | {"members": paths}
@@ -267,7 +267,7 @@ def describe_environment() -> dict[str, Any]:
 def in_words(members: Sequence[Run], model: dict[str, Any]) -> list[str]:
     """Return the lines of log.txt, which are logged as well."""
     lines = [
-        f"committee of {len(members)}: {model['mean']} mean of the probabilities, "
+        f"ensemble of {len(members)}: {model['mean']} mean of the probabilities, "
         f"{model['footing']}; weights: {model['weights_from']}"
     ]
     lines += [f"{w:.3f}  {run.path}" for w, run in zip(model["weights"], members, strict=True)]
@@ -284,7 +284,7 @@ def add_specialists(base: Sequence[Run], classes: str, root: str | Path = "runs"
 
     `classes` are names with commas between, `base` holds a single run, whose split, seed and
     configuration they keep. Raises `LesionfastError` for several runs, a base that has not ended
-    or is a committee, a class that it does not have, and a training that is interrupted.
+    or is an ensemble, a class that it does not have, and a training that is interrupted.
     """
     if len(base) != 1:
         raise LesionfastError(
@@ -298,7 +298,7 @@ def add_specialists(base: Sequence[Run], classes: str, root: str | Path = "runs"
 def check_classes(base: Run, classes: str) -> list[str]:
     """Return the named classes; raises `LesionfastError` for one that the base does not have."""
     if "members" in base.model or not base.finished:
-        why = "is a committee" if "members" in base.model else "did not end"
+        why = "is an ensemble" if "members" in base.model else "did not end"
         raise LesionfastError(f"{base.path} {why}. Name a trained run as the base of specialists.")
     names = list(dict.fromkeys(split_names(classes)))
     for name in names or [""]:
@@ -328,7 +328,7 @@ def train_specialist(base: Run, name: str, root: str | Path) -> Run:
     if run.metrics["status"] == "interrupted":
         raise LesionfastError(
             f"the training of the specialist for {name} was interrupted. Go on with: lesionfast "
-            f"train --resume {run.path}; then combine the runs: lesionfast committee {base.path} "
+            f"train --resume {run.path}; then combine the runs: lesionfast ensemble {base.path} "
             f"{run.path}"
         )
     return run

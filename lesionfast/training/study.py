@@ -364,7 +364,7 @@ def ablate(run: Run, out: str | Path | None = None) -> Contribution:
 
     Split, seed and all other options are those of the run. The runs lie under `out`, by default
     the run's own directory `ablation`; what is there already is kept, what was stopped goes on.
-    Raises `LesionfastError` for a run that has not ended, is a committee, or fuses nothing.
+    Raises `LesionfastError` for a run that has not ended, is an ensemble, or fuses nothing.
     """
     check_fused(run)
     folder = Path(out) if out else run.path / "ablation"
@@ -395,7 +395,7 @@ def check_fused(run: Run) -> None:
             f"{run.path} did not end. Go on with: lesionfast train --resume {run.path}"
         )
     if "members" in run.model:
-        raise LesionfastError(f"{run.path} is a committee. Name one of its members.")
+        raise LesionfastError(f"{run.path} is an ensemble. Name one of its members.")
     if run.model["fusion"] in ("none", "metadata") or not run.model["metadata"]:
         raise LesionfastError(
             f"{run.path} has fusion '{run.model['fusion']}', so there is nothing to take away. "

@@ -62,7 +62,7 @@ def test_the_options_in_which_runs_differ_are_told(runs):
         write_text(run.path / "config.json", replace(run.config, **given).to_json())
     assert distinctions([Run(each.path) for each in runs]) == ["", "size 64, loss focal", ""]
     runs[2].model["members"] = ["../a", "../b"]
-    assert distinctions(runs)[2] == "committee of 2"
+    assert distinctions(runs)[2] == "ensemble of 2"
 
 
 def test_valid_is_another_table(runs):

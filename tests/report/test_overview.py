@@ -62,7 +62,7 @@ def test_estimates_have_intervals(run):
 
 
 @pytest.mark.usefixtures("blank_figures")
-def test_a_committee_or_an_old_run_has_no_history_and_no_environment(run):
+def test_an_ensemble_or_an_old_run_has_no_history_and_no_environment(run):
     (run.path / "history.csv").unlink()
     assert 'id="training"' not in write_report(Findings.of(Run(run.path))).read_text()
 

@@ -345,16 +345,16 @@ def test_no_module_that_loads_a_model_unpickles():
         )
 
 
-def test_a_committee_names_its_members(make_committee):
-    with pytest.raises(LesionfastError, match="is a committee .* Name one of its members: a, b"):
-        Bundle.of(make_committee)
+def test_an_ensemble_names_its_members(make_ensemble):
+    with pytest.raises(LesionfastError, match="is an ensemble .* Name one of its members: a, b"):
+        Bundle.of(make_ensemble)
 
 
 @pytest.fixture
-def make_committee(trained, tmp_path):
+def make_ensemble(trained, tmp_path):
     from lesionfast.runs import Run
 
-    run = Run(shutil.copytree(trained.path, tmp_path / "committee"))
+    run = Run(shutil.copytree(trained.path, tmp_path / "ensemble"))
     run.write_json("model.json", trained.model | {"members": ["a", "b"]})
     return run
 

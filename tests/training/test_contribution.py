@@ -94,13 +94,13 @@ def test_a_run_that_did_not_end_is_refused(run, tmp_path):
         ablate(half)
 
 
-def test_a_committee_is_refused(run, tmp_path):
-    made = Run.create(tmp_path, TINY, "committee")
+def test_an_ensemble_is_refused(run, tmp_path):
+    made = Run.create(tmp_path, TINY, "ensemble")
     told = {"split_sha256": "", "train_seconds": 0, "status": "finished"}
     made.write_json("metrics.json", told)
     model = {"members": ["a", "b"], "classes": ["mel"], "prior": [1], "rule": "argmax"}
     made.write_json("model.json", model)
-    with pytest.raises(LesionfastError, match="is a committee"):
+    with pytest.raises(LesionfastError, match="is an ensemble"):
         ablate(made)
 
 

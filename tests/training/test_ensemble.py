@@ -1,4 +1,4 @@
-"""Committees: their means and weights, the run they leave, and what they refuse."""
+"""Ensembles: their means and weights, the run they leave, and what they refuse."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from lesionfast.report.comparison import runs_table
 from lesionfast.report.metrics import training
 from lesionfast.runs import Run, list_runs, newest_run
 from lesionfast.stats.metrics import losses
-from lesionfast.training.ensemble import average, best_weights, combine
+from lesionfast.training.ensemble import ARCH, average, best_weights, combine
 
 EVEN = [1 / 7] * 7
 
@@ -95,7 +95,7 @@ def test_weights_are_chosen_on_validation_alone(members, tmp_path):
     assert again.model["weights"] == pytest.approx(run.model["weights"], abs=1e-9)
 
 
-def test_a_committee_is_a_run_like_any_other(members, tmp_path):
+def test_an_ensemble_is_a_run_like_any_other(members, tmp_path):
     root = members[0].path.parent
     run = combine(members, root)
     names = {path.name for path in run.path.iterdir()}
@@ -123,10 +123,10 @@ def test_a_committee_is_a_run_like_any_other(members, tmp_path):
     assert training(Findings(read)) is None
     assert run.path in [each.path for each in Comparison.of([*members, run]).runs]
     nested = combine([run, members[2]], root)
-    assert nested.config.arch == "committee"
+    assert nested.config.arch == ARCH
 
 
-def test_a_committee_knows_the_melanoma_that_its_members_were_told(members, tmp_path):
+def test_an_ensemble_knows_the_melanoma_that_its_members_were_told(members, tmp_path):
     for member in members:
         named = member.model | {"melanoma": "bcc"}
         (member.path / "model.json").write_text(json.dumps(named))
@@ -150,10 +150,10 @@ def test_members_that_do_not_fit_are_refused(members, make_run, tmp_path):
     (members[1].path / "metrics.json").write_text(json.dumps(other))
     with pytest.raises(LesionfastError, match="different splits"):
         combine([members[0], Run(members[1].path)], tmp_path)
-    assert not [path for path in tmp_path.iterdir() if path.name.endswith("committee")]
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(ARCH)]
 
 
-def test_a_committee_can_be_moved_with_its_members(members, tmp_path):
+def test_an_ensemble_can_be_moved_with_its_members(members, tmp_path):
     run = combine(members, members[0].path.parent)
     moved = shutil.move(members[0].path.parent, tmp_path / "moved")
     run = Run(tmp_path / "moved" / run.path.name)

@@ -1,4 +1,4 @@
-"""Specialists of a tiny base, and what trained members and their committee share."""
+"""Specialists of a tiny base, and what trained members and their ensemble share."""
 
 from dataclasses import fields, replace
 
@@ -11,8 +11,7 @@ from lesionfast.errors import LesionfastError
 from lesionfast.files import sha256
 from lesionfast.models.fusion import load_model
 from lesionfast.runs import Run
-from lesionfast.training import ensemble
-from lesionfast.training.ensemble import add_specialists, combine
+from lesionfast.training.ensemble import TIMES, add_specialists, combine
 from lesionfast.training.experiment import resume, train
 
 TINY = TrainConfig(
@@ -30,22 +29,22 @@ def base(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def committee(base):
+def ensemble(base):
     other = replace(TINY, seed=1, split=str(base.path / "split.csv"))
     return combine([base, train(load_dataset(other), other, base.path.parent)], base.path.parent)
 
 
-def test_a_committee_of_trained_runs_counts_their_parameters_and_seconds(base, committee):
-    assert committee.model["parameters"] == 2 * base.model["parameters"]
-    assert committee.metrics["train_seconds"] > base.metrics["train_seconds"]
-    assert committee.config.seed == TrainConfig.seed and committee.config.size == 32
+def test_an_ensemble_of_trained_runs_counts_their_parameters_and_seconds(base, ensemble):
+    assert ensemble.model["parameters"] == 2 * base.model["parameters"]
+    assert ensemble.metrics["train_seconds"] > base.metrics["train_seconds"]
+    assert ensemble.config.seed == TrainConfig.seed and ensemble.config.size == 32
 
 
-def test_a_committee_is_neither_loaded_nor_resumed(base, committee):
-    with pytest.raises(LesionfastError, match=f"is a committee.*{base.path.name}"):
-        load_model(committee)
+def test_an_ensemble_is_neither_loaded_nor_resumed(base, ensemble):
+    with pytest.raises(LesionfastError, match=f"is an ensemble.*{base.path.name}"):
+        load_model(ensemble)
     with pytest.raises(LesionfastError, match="nothing is left to do"):
-        resume(committee)
+        resume(ensemble)
 
 
 @needs_class_weight
@@ -68,7 +67,7 @@ def test_an_interrupted_specialist_says_how_to_go_on(base, tmp_path, monkeypatch
         return run
 
     monkeypatch.setattr("lesionfast.training.experiment.train", stopped)
-    with pytest.raises(LesionfastError, match=r"--resume .*lesionfast committee"):
+    with pytest.raises(LesionfastError, match=r"--resume .*lesionfast ensemble"):
         add_specialists([base], "mel", tmp_path)
 
 
@@ -76,7 +75,7 @@ def test_weights_of_the_base_are_kept():
     assert read_weights(None) == {}
     assert read_weights("mel=3, bcc=1.5") == {"mel": 3.0, "bcc": 1.5}
     assert read_weights('"a, b"=2,mel=3') == {"a, b": 2.0, "mel": 3.0}
-    assert ensemble.TIMES == 3
+    assert TIMES == 3
 
 
 @pytest.mark.parametrize(
@@ -92,8 +91,8 @@ def test_unknown_classes_are_refused_before_any_training(base, classes, message,
         add_specialists([base], classes, tmp_path)
 
 
-def test_the_base_is_one_trained_run(base, committee, tmp_path):
+def test_the_base_is_one_trained_run(base, ensemble, tmp_path):
     with pytest.raises(LesionfastError, match="takes one RUN"):
         add_specialists([base, base], "mel", tmp_path)
-    with pytest.raises(LesionfastError, match="is a committee"):
-        add_specialists([committee], "mel", tmp_path)
+    with pytest.raises(LesionfastError, match="is an ensemble"):
+        add_specialists([ensemble], "mel", tmp_path)
