@@ -17,17 +17,17 @@ logger = logging.getLogger("lesionfast")
 
 EMPTY = ("", "nan", "na", "n/a", "null")  # compared in lower case
 MISSING = (*EMPTY, "unknown")
+AGE = re.compile(r"(patient[ _]?)?age([ _](approx|years|in[ _]years|at[ _]\w+))?", re.IGNORECASE)
+OLDEST = 120  # years
+LARGEST = 1e30  # its square is finite in float64, itself in float32
+SCALES = 10  # beyond the training values, or twice that around the mean, a number is far from them
+MOST_CATEGORIES = 200  # a column with more texts holds names, not categories
 SHAPE = [  # of encoder.json
     (
         {"name": str, "kind": "number", "mean": float, "scale": float},
         {"name": str, "kind": "text", "values": [str]},
     )
 ]
-MOST_CATEGORIES = 200  # more than that is a name, not a category
-AGE = re.compile(r"(patient[ _]?)?age([ _](approx|years|in[ _]years|at[ _]\w+))?", re.IGNORECASE)
-OLDEST = 120  # years
-LARGEST = 1e30  # its square is finite in float64, itself in float32
-SCALES = 10  # beyond the training values, or twice that around the mean, a number is far from them
 
 
 class BadValue(Exception):
@@ -39,7 +39,7 @@ class UnseenValue(BadValue):
 
 
 def read_value(name: str, value: Any, learned: Mapping[str, Any] | None = None) -> float | str:
-    """Return a value of a metadata column: a number, a text, or NaN if it is not known.
+    """Return a value of a metadata column: a number, a text, or NaN if it is missing.
 
     `learned` is what an encoder learned of the column. Raises `BadValue` for what the column can't
     have (an age beyond 0 to 120 years, text among numbers), and `UnseenValue`.
@@ -49,7 +49,7 @@ def read_value(name: str, value: Any, learned: Mapping[str, Any] | None = None) 
         return np.nan
     if learned is not None and learned["kind"] == "text":
         if text not in learned["values"]:
-            raise UnseenValue(f"the model never saw {name} '{text}'")
+            raise UnseenValue(f"{name} is '{text}', which the model never saw in training")
         return text
     number = as_number(text)
     if number is None and learned is None:
@@ -59,11 +59,6 @@ def read_value(name: str, value: Any, learned: Mapping[str, Any] | None = None) 
     if learned is not None and not is_near(learned, number):
         raise UnseenValue(f"{name} is '{text}', which is far from all training values")
     return number
-
-
-def describe_missing(name: str, count: int, total: int) -> str:
-    """Return "Age is missing for 57 of 10,015 images"."""
-    return f"{name[:1].upper()}{name[1:]} is missing for {count:,} of {pluralize(total, 'image')}"
 
 
 def as_number(text: str) -> float | None:
@@ -79,6 +74,12 @@ def is_age(name: str) -> bool:
     return bool(AGE.fullmatch(name.strip()))
 
 
+def is_possible(name: str, numbers: Any) -> Any:
+    """Return whether a column can have these numbers: ages from 0 to 120, others finite."""
+    low, high = (0, OLDEST) if is_age(name) else (-LARGEST, LARGEST)
+    return (numbers >= low) & (numbers <= high)
+
+
 def why_impossible(name: str, number: float | None) -> str:
     """Return what is wrong with a number that a column can't have; None is text."""
     if is_age(name):
@@ -86,63 +87,75 @@ def why_impossible(name: str, number: float | None) -> str:
     return "not a number" if number is None else f"not between {-LARGEST:g} and {LARGEST:g}"
 
 
-def is_possible(name: str, numbers: Any) -> Any:
-    """Return whether a column can have these numbers: ages from 0 to 120, others finite."""
-    low, high = (0, OLDEST) if is_age(name) else (-LARGEST, LARGEST)
-    return (numbers >= low) & (numbers <= high)
-
-
 def is_near(learned: Mapping[str, Any], numbers: Any) -> Any:
     """Return whether numbers are not far from those of the training, twice their range at least.
 
-    Every possible age is near. Encoders of earlier versions know no lowest and highest value.
+    Every possible age is near. An encoder of an earlier version has no lowest and highest value.
     """
-    mean, scale = learned["mean"], learned["scale"]
     if is_age(learned["name"]):
         return is_possible(learned["name"], numbers)
+    reach = SCALES * learned["scale"]
     low, high = (
-        learned.get("low", mean - SCALES * scale),
-        learned.get("high", mean + SCALES * scale),
+        learned.get(end, learned["mean"] + sign * reach) for end, sign in (("low", -1), ("high", 1))
     )
-    margin = max(high - low, SCALES * scale)
+    margin = max(high - low, reach)
     return (numbers >= low - margin) & (numbers <= high + margin)
+
+
+def describe_missing(name: str, count: int, total: int) -> str:
+    """Return "Age is missing for 57 of 10,015 images"."""
+    return f"{name[:1].upper()}{name[1:]} is missing for {count:,} of {pluralize(total, 'image')}"
 
 
 class MetadataEncoder:
     """Turn metadata columns into numbers, with an indicator for what is missing.
 
     A numeric column becomes its standardised value (0 when missing) and the indicator; a column
-    of text one number a value seen in `fit` (all 0 when missing or never seen) and the indicator.
+    of text one number for each value seen in `fit` (all 0 when missing or never seen) and the
+    indicator. `learned` is what `fit` learned of each column, ready for JSON: name and kind, and
+    mean, scale and range, or the values.
     """
 
     def __init__(self, columns: Iterable[str]) -> None:
         self.columns = list(columns)
-        self._fitted: list[dict[str, Any]] = []
+        self.learned: list[dict[str, Any]] = []
+
+    @classmethod
+    def from_learned(cls, learned: list[dict[str, Any]]) -> "MetadataEncoder":
+        """Return the encoder that learned this."""
+        encoder = cls(column["name"] for column in learned)
+        encoder.learned = learned
+        return encoder
+
+    @classmethod
+    def from_run(cls, run: Run) -> "MetadataEncoder":
+        """Return the encoder of a run; raises `LesionfastError` if it has none or it is damaged."""
+        path, advice = run.file("encoder.json"), run.remedy("encoder.json")
+        return cls.from_learned(read_json(path, SHAPE, advice))
+
+    def to_json(self) -> str:
+        """Return what was learned as JSON."""
+        return json.dumps(self.learned, indent=2) + "\n"
 
     def fit(self, df: pd.DataFrame) -> "MetadataEncoder":
         """Learn means, scales and categories from the training rows; returns the encoder itself.
 
-        A column of one value is said: nothing can be learned from it.
+        It warns of a column of one value, from which nothing can be learned.
         """
         for name in self.columns:
             warn_if_constant(require(df, name), self.columns)
-        self._fitted = [learn(require(df, name)) for name in self.columns]
+        self.learned = [learn(require(df, name)) for name in self.columns]
         return self
 
     def transform(self, df: pd.DataFrame) -> np.ndarray:
         """Return the rows as float32 of shape (n, width)."""
-        blocks = [ENCODERS[each["kind"]](require(df, each["name"]), each) for each in self._fitted]
+        blocks = [ENCODERS[c["kind"]](require(df, c["name"]), c) for c in self.learned]
         return np.hstack([np.zeros((len(df), 0), np.float32), *blocks])
-
-    @property
-    def learned(self) -> list[dict[str, Any]]:
-        """What `fit` learned of each column: name and kind, and mean and scale, or the values."""
-        return self._fitted
 
     @property
     def names(self) -> list[str]:
         """What each number of the vector is: "age", "age missing", "sex female", …"""
-        return [name for each in self._fitted for name in names_of(each)]
+        return [name for column in self.learned for name in name_numbers(column)]
 
     @property
     def width(self) -> int:
@@ -152,41 +165,20 @@ class MetadataEncoder:
     @property
     def indicators(self) -> np.ndarray:
         """Where in the vector each column's missing indicator is, the last of its numbers."""
-        return np.cumsum([len(names_of(each)) for each in self._fitted], dtype=np.int64) - 1
+        widths = [len(name_numbers(column)) for column in self.learned]
+        return np.cumsum(widths, dtype=np.int64) - 1
 
     @property
     def unknown(self) -> np.ndarray:
-        """What a row becomes of which nothing is known, float32 (width,)."""
+        """What a row becomes if all its metadata is missing, float32 (width,)."""
         vector = np.zeros(self.width, np.float32)
         vector[self.indicators] = 1
         return vector
 
     def in_words(self, vector: np.ndarray) -> str:
-        """Return what one encoded row (width,) says: "age 55, female", "age not known, male"."""
-        words, start = [], 0
-        for each in self._fitted:
-            width = len(names_of(each))
-            words.append(word_of(each, vector[start : start + width]))
-            start += width
-        return ", ".join(words)
-
-    def to_json(self) -> str:
-        """Return what was learned as JSON."""
-        return json.dumps(self._fitted, indent=2) + "\n"
-
-    @classmethod
-    def of(cls, run: Run) -> "MetadataEncoder":
-        """Return the encoder of a run; raises `LesionfastError` if it has none or it is damaged."""
-        path, advice = run.file("encoder.json"), run.remedy("encoder.json")
-        return cls.from_json(json.dumps(read_json(path, SHAPE, advice)))
-
-    @classmethod
-    def from_json(cls, text: str) -> "MetadataEncoder":
-        """Return the encoder that `to_json` wrote."""
-        fitted = json.loads(text)
-        encoder = cls(each["name"] for each in fitted)
-        encoder._fitted = fitted
-        return encoder
+        """Return what one encoded row (width,) says: "age 55, female", "age unknown, male"."""
+        parts = np.split(vector, self.indicators + 1)[:-1]
+        return ", ".join(map(name_value, self.learned, parts))
 
 
 def require(df: pd.DataFrame, name: str) -> pd.Series:
@@ -194,7 +186,7 @@ def require(df: pd.DataFrame, name: str) -> pd.Series:
     if name not in df:
         raise LesionfastError(
             f"the model needs the column '{name}'; the table has: {', '.join(map(str, df))}."
-            f"{did_you_mean(name, map(str, df))} Add it (empty where not known)."
+            f"{did_you_mean(name, map(str, df))} Add it (empty where it is unknown)."
         )
     return df[name]
 
@@ -204,27 +196,26 @@ def warn_if_constant(column: pd.Series, columns: list[str]) -> None:
     if column.nunique(dropna=False) > 1 or column.empty:
         return
     first = column.iloc[0]
-    what = "is not known" if pd.isna(first) else f"is {first}"
     others = ",".join(name for name in columns if name != column.name) or "none --fusion none"
     logger.warning(
-        "%s %s in all %d training rows: the model learns nothing from it, and its response to "
+        "%s is %s in all %d training rows: the model learns nothing from it, and its response to "
         "another value is arbitrary. Leave it out with --metadata %s",
-        column.name, what, len(column), others,
+        column.name, "missing" if pd.isna(first) else first, len(column), others,
     )  # fmt: skip
 
 
 def learn(column: pd.Series) -> dict[str, Any]:
-    """Return what there is to know about a training column, ready for JSON."""
-    known = column.dropna()
+    """Return what there is to know about a training column; raises `LesionfastError`."""
+    name, known = str(column.name), column.dropna()
     if pd.api.types.is_numeric_dtype(column) and len(known):
-        return learn_numbers(str(column.name), known.to_numpy(np.float64))
+        return learn_numbers(name, known.to_numpy(np.float64))
     values = sorted(known.astype(str).unique())
     if len(values) > MOST_CATEGORIES:
         raise LesionfastError(
-            f"column '{column.name}' has {len(values)} different texts in {len(column)} rows, too "
-            f"many for categories (at most {MOST_CATEGORIES}). Take it out of --metadata."
+            f"column '{name}' has {len(values)} different texts in {len(column)} rows, too "
+            f"many for categories (at most {MOST_CATEGORIES}). Remove it from --metadata."
         )
-    return {"name": str(column.name), "kind": "text", "values": values}
+    return {"name": name, "kind": "text", "values": values}
 
 
 def learn_numbers(name: str, numbers: np.ndarray) -> dict[str, Any]:
@@ -232,8 +223,9 @@ def learn_numbers(name: str, numbers: np.ndarray) -> dict[str, Any]:
     impossible = numbers[~is_possible(name, numbers)]
     if len(impossible):
         raise LesionfastError(
-            f"column '{name}' has {len(impossible)} values such as {impossible[0]:g}, which is "
-            f"{why_impossible(name, 0)}. Correct them, or leave them empty if they are not known."
+            f"column '{name}' has {pluralize(len(impossible), 'value')} such as "
+            f"{impossible[0]:g}, which is {why_impossible(name, 0)}. Correct them, or leave them "
+            "empty if they are unknown."
         )
     scale = float(numbers.std())
     return {
@@ -246,52 +238,52 @@ def learn_numbers(name: str, numbers: np.ndarray) -> dict[str, Any]:
     }
 
 
-def encode_number(column: pd.Series, learned: dict[str, Any]) -> np.ndarray:
+def encode_numbers(column: pd.Series, learned: dict[str, Any]) -> np.ndarray:
     """Return the standardised value and the missing indicator, float32 (n, 2)."""
     try:
         values = pd.to_numeric(column).to_numpy(np.float64, na_value=np.nan)
     except (TypeError, ValueError) as error:
         raise LesionfastError(
-            f"column '{learned['name']}' should be numbers, as in training: {error}. "
-            "Correct the value, or leave it empty if it is not known."
+            f"column '{learned['name']}' should contain numbers, as in training: {error}. "
+            "Correct the value, or leave it empty if it is unknown."
         ) from None
     missing = ~is_near(learned, values)
     far = values[missing & ~np.isnan(values)]
     if len(far):
         logger.warning(
-            "%s: %d values are far from all training values, so they count as missing (%g, …)",
-            learned["name"], len(far), far[0],
+            "%s: %s far from all training values, counted as missing (such as %g)",
+            learned["name"], pluralize(len(far), "value"), far[0],
         )  # fmt: skip
     scaled = (np.where(missing, learned["mean"], values) - learned["mean"]) / learned["scale"]
     return np.column_stack([scaled, missing]).astype(np.float32)
 
 
-def encode_text(column: pd.Series, learned: dict[str, Any]) -> np.ndarray:
+def encode_texts(column: pd.Series, learned: dict[str, Any]) -> np.ndarray:
     """Return the one-hot values and the missing indicator, float32 (n, values + 1)."""
     codes = pd.Categorical(column.astype("str"), categories=learned["values"]).codes
     unseen = column[(codes < 0) & column.notna().to_numpy()]
     if len(unseen):
         logger.warning(
-            "%s: %d values not seen in training count as missing (%s, …)",
-            learned["name"], len(unseen), unseen.iloc[0],
+            "%s: %s never seen in training, counted as missing (such as %s)",
+            learned["name"], pluralize(len(unseen), "value"), unseen.iloc[0],
         )  # fmt: skip
     return np.eye(len(learned["values"]) + 1, dtype=np.float32)[codes]  # -1: the last, missing
 
 
-def names_of(learned: dict[str, Any]) -> list[str]:
+ENCODERS = {"number": encode_numbers, "text": encode_texts}
+
+
+def name_numbers(learned: dict[str, Any]) -> list[str]:
     """Return the names of the numbers that a column becomes."""
     name = learned["name"]
-    values = [f"{name} {value}" for value in learned.get("values", [])]
-    return [*(values or ([name] if learned["kind"] == "number" else [])), f"{name} missing"]
+    values = [name] if learned["kind"] == "number" else [f"{name} {v}" for v in learned["values"]]
+    return [*values, f"{name} missing"]
 
 
-def word_of(learned: dict[str, Any], numbers: np.ndarray) -> str:
-    """Return the value that a column's numbers stand for."""
+def name_value(learned: dict[str, Any], numbers: np.ndarray) -> str:
+    """Return the value that a column's numbers stand for: "age 55", "female", "age unknown"."""
     if numbers[-1]:
-        return f"{learned['name']} not known"
+        return f"{learned['name']} unknown"
     if learned["kind"] == "number":
         return f"{learned['name']} {numbers[0] * learned['scale'] + learned['mean']:.4g}"
     return learned["values"][int(numbers.argmax())]
-
-
-ENCODERS = {"number": encode_number, "text": encode_text}

@@ -1,10 +1,11 @@
-"""Refuse metadata columns that give the label away, and weights that have seen the answers."""
+"""Refuse metadata columns that give the label away."""
 
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 from scipy.special import bdtrc, chdtri, entr
 
 from lesionfast.config import DataConfig
@@ -22,7 +23,7 @@ TELLING_NAMES = ("dx_type", "diagnosis_confirm_type")  # how the diagnosis was m
 
 
 def check_inputs(csv: Path, df: pd.DataFrame, config: DataConfig) -> None:
-    """Raise `LesionfastError` for an input column from which the label can be told.
+    """Raise `LesionfastError` for an input column that gives the label away.
 
     Refused are ids, the target, `dx_type` (how the diagnosis was made) and what `find_leak` finds.
     """
@@ -33,14 +34,14 @@ def check_inputs(csv: Path, df: pd.DataFrame, config: DataConfig) -> None:
         if name in keys:
             reason = "it is the label, an id or a split"
         elif name not in df:
-            reason = "predictions have columns of that name"
+            reason = "its name is reserved for predictions"
         else:
             reason = find_leak(kept, name)
         reason = reason or ("it is named twice" if config.metadata_columns.count(name) > 1 else "")
         if reason:
             raise LesionfastError(
                 f"column '{name}' of {csv.name} can't be an input: {reason}. "
-                f"Take it out of --metadata {config.metadata}."
+                f"Remove it from --metadata {config.metadata}."
             )
 
 
@@ -49,63 +50,53 @@ def find_leak(df: pd.DataFrame, name: str) -> str:
 
     It does so if it removes more than half of the uncertainty, in bits, whether a lesion is of some
     class or group of classes, or if one of its values is all but sure to be of one class and covers
-    a fifth of it. Not being known counts as a value. What chance alone would remove is taken off
+    a fifth of it. A missing value counts as a value. What chance alone would remove is subtracted
     first, so a few lesions prove nothing.
     """
     lesions = df.loc[~df["group"].duplicated(), [name, "target"]]
     column, known = lesions[name], lesions[name].notna().to_numpy()
-    if is_id(column[known]):
-        return f"it is an id: it has {column.nunique()} different values in {known.sum()} lesions"
-    codes, values = in_bins(column)
-    count = partial(counts, lesions["target"])
-    answers = {
+    distinct = column.nunique()
+    if not is_numeric_dtype(column) and distinct > MOST_FEW and 2 * distinct > known.sum():
+        return f"it is an id: it has {distinct} different values in {known.sum()} lesions"
+    codes, values = bin_values(column)
+    count = partial(count_lesions, lesions["target"])
+    tables = {
         "value": count(np.where(known, codes, -1), values),
         "value or missing": count(np.where(known, codes, len(values)), [*values, "missing"]),
         "known or missing": count(known.astype(int), ["missing", "known"]),
     }
-    measured = is_number(column) and column.nunique() > MOST_FLAGS
-    for answer, table in answers.items():
+    is_measured = is_numeric_dtype(column) and distinct > MOST_FLAGS
+    for kind, table in tables.items():
         share = share_explained(table.to_numpy())
         if share > TELLING:
             reason = f"on its own it removes {share:.0%} of the uncertainty about some classes"
-            return f"it gives the label away: {reason}{examples(table)}"
-        coded = not measured or answer == "known or missing"
-        if name in TELLING_NAMES or (coded and len(table) and has_sure_value(table)):
-            return f"it gives the label away{examples(table)}"
+            return f"it gives the label away: {reason}{list_surest_values(table)}"
+        is_coded = not is_measured or kind == "known or missing"
+        if name in TELLING_NAMES or (is_coded and len(table) and has_sure_value(table)):
+            return f"it gives the label away{list_surest_values(table)}"
     return ""
 
 
-def is_number(column: pd.Series) -> bool:
-    """Whether a column is of numbers."""
-    return pd.api.types.is_numeric_dtype(column)
-
-
-def is_id(known: pd.Series) -> bool:
-    """Whether the known texts of lesions are names: most of them are there once or twice."""
-    distinct = known.nunique()
-    return not is_number(known) and distinct > MOST_FEW and 2 * distinct > len(known)
-
-
-def in_bins(column: pd.Series) -> tuple[np.ndarray, list[str]]:
+def bin_values(column: pd.Series) -> tuple[np.ndarray, list[str]]:
     """Return the number of each row's value (n,), and the values: quantiles, rare texts as one.
 
     What is missing has the number -1.
     """
     codes, values = pd.factorize(column)
     most = int(np.clip((codes >= 0).sum() // LESIONS_A_BIN, 5, 50))
-    if not is_number(column):
+    if not is_numeric_dtype(column):
         rare = np.bincount(codes[codes >= 0], minlength=len(values)) < ENOUGH_LESIONS
         return np.where(rare[codes] & (codes >= 0), len(values), codes), [*values, "rare values"]
     if len(values) > most:
         binned = pd.qcut(column, most, duplicates="drop")
         codes, values = binned.cat.codes.to_numpy(int), binned.cat.categories
-    return codes, [str(each) for each in values]
+    return codes, [str(value) for value in values]
 
 
-def counts(target: pd.Series, codes: np.ndarray, values: list[str]) -> pd.DataFrame:
+def count_lesions(target: pd.Series, codes: np.ndarray, values: list[str]) -> pd.DataFrame:
     """Return the lesions of each value that occurs (rows) and class (columns); -1 is left out."""
-    of_class, classes = pd.factorize(target, sort=True)
-    pairs = (codes * len(classes) + of_class)[codes >= 0]
+    targets, classes = pd.factorize(target, sort=True)
+    pairs = (codes * len(classes) + targets)[codes >= 0]
     table = np.bincount(pairs, minlength=len(values) * len(classes))
     table = table.reshape(len(values), len(classes))
     return pd.DataFrame(table, values, classes)[table.any(axis=1)]
@@ -122,7 +113,7 @@ def share_explained(table: np.ndarray) -> float:
     if len(table) < 2 or k < 2:
         return 0.0
     groups = np.arange(1, 2 ** (k - 1)) if k <= 8 else 2 ** np.arange(k, dtype=object)
-    chosen = np.array([[int(each) >> i & 1 for i in range(k)] for each in groups], float)
+    chosen = np.array([[int(group) >> i & 1 for i in range(k)] for group in groups], float)
     inside = table @ chosen.T  # (values, groups)
     of_value = table.sum(axis=1, keepdims=True)
     before = bits(inside.sum(axis=0) / n)
@@ -149,7 +140,7 @@ def has_sure_value(counted: pd.DataFrame) -> bool:
     return bool((sure & (luck * table.size < CHANCE)).any())
 
 
-def examples(table: pd.DataFrame) -> str:
+def list_surest_values(table: pd.DataFrame) -> str:
     """Return the surest values: " (follow_up is always nv, yes is mel in 95% of 120 lesions)"."""
     lesions, sentences = table.sum(axis=1), []
     surest = pd.DataFrame({"share": table.max(axis=1) / lesions, "lesions": lesions})

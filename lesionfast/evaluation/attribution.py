@@ -86,7 +86,7 @@ def explain_images(
     model, config = load_model(run), run.config
     require_image(model)
     df = load_dataset(config, split=run.file("split.csv"))
-    encoder = MetadataEncoder.of(run)
+    encoder = MetadataEncoder.from_run(run)
     rows, names = find_rows(df, image_ids), None
     if targets is not None:
         names = [targets] * len(rows) if isinstance(targets, str) else list(targets)
@@ -235,7 +235,7 @@ def log_odds(logits: Tensor, targets: Tensor) -> Tensor:
 def columns_of(encoder: MetadataEncoder) -> dict[str, MetadataEncoder]:
     """Return an encoder for each column alone, in the order of the vector."""
     fitted = json.loads(encoder.to_json())
-    return {each["name"]: MetadataEncoder.from_json(json.dumps([each])) for each in fitted}
+    return {each["name"]: MetadataEncoder.from_learned([each]) for each in fitted}
 
 
 def per_column(encoder: MetadataEncoder, amounts: np.ndarray) -> pd.DataFrame:

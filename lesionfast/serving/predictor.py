@@ -77,7 +77,7 @@ def from_features(run: Run) -> tuple[Interpretation, Interpretation]:
 
     rows = predictions_of(run, "valid")
     features = torch.tensor(read_features(run).loc[rows["image_id"]].to_numpy())
-    encoder = MetadataEncoder.of(run)
+    encoder = MetadataEncoder.from_run(run)
     told = torch.from_numpy(encoder.transform(rows))
     model, found = load_model(run), []
     for metadata in (told, torch.from_numpy(encoder.unknown).expand_as(told)):

@@ -189,7 +189,7 @@ def trained_learner(
 
     `df` and `config` are others than the run's. Raises `LesionfastError` if the data is gone.
     """
-    encoder = MetadataEncoder.of(run)
+    encoder = MetadataEncoder.from_run(run)
     plain = replace(config or run.config, weights="none")
     if df is None:
         df = load_dataset(plain, split=run.file("split.csv"))

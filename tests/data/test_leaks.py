@@ -63,7 +63,7 @@ def test_telling_columns_are_refused_with_the_reason(df, name, reason):
     with pytest.raises(LesionfastError) as error:
         check(df, f"age,{name}")
     assert reason in str(error.value)
-    assert f"Take it out of --metadata age,{name}" in str(error.value)
+    assert f"Remove it from --metadata age,{name}" in str(error.value)
 
 
 SHARES = {"nv": 670, "bkl": 110, "mel": 110, "bcc": 50, "akiec": 33, "vasc": 14, "df": 13}

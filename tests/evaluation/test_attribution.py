@@ -66,7 +66,7 @@ def inputs(run, explanation):
     """Images, metadata and targets of the explanation, as the model takes them."""
     resize = run.model["resize"]
     opened = open_images(explanation.rows["path"].tolist(), SIZE, resize=resize, cache=False)
-    encoder = MetadataEncoder.from_json((run.path / "encoder.json").read_text())
+    encoder = MetadataEncoder.from_run(run)
     codes = torch.tensor([run.classes.index(name) for name in explanation.targets])
     metadata = torch.from_numpy(encoder.transform(explanation.rows))
     return as_images(opened.pixels), metadata, codes
@@ -187,7 +187,7 @@ def test_a_run_is_explained_as_it_predicts(run, explanation, inputs):
     known = rows["age"].notna().to_numpy()
     expected = [f"age {age:g}" for age in rows["age"][known]]
     assert explanation.words["age"][known].tolist() == expected
-    assert set(explanation.words["age"][~known]) <= {"age not known"}
+    assert set(explanation.words["age"][~known]) <= {"age unknown"}
     assert explanation.told(0)[0].startswith(explanation.words["age"][0])
 
 

@@ -41,7 +41,10 @@ def test_what_a_column_can_not_have_is_an_error_in_a_table_too(known, told):
 @pytest.mark.parametrize(
     ("told", "message"),
     [
-        ({"sex": "Frau"}, "the model never saw sex 'Frau'. Type one of: female, male, unknown."),
+        (
+            {"sex": "Frau"},
+            "which the model never saw in training. Type one of: female, male, unknown.",
+        ),
         (
             {"thickness": "1e20"},
             "far from all training values.*. Type for example thickness=",

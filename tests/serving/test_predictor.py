@@ -78,7 +78,7 @@ def test_what_is_not_known_is_said_and_changes_the_answer(predictor, photos):
         ({"age": "old"}, "age is 'old', which is not an age"),
         ({"age": 999}, "age is '999', which is not an age"),
         ({"age": 1e308}, "which is not an age"),
-        ({"sex": "Frau"}, "the model never saw sex 'Frau'"),
+        ({"sex": "Frau"}, "sex is 'Frau', which the model never saw in training"),
     ],
 )
 def test_wrong_metadata_is_an_error(predictor, photos, metadata, message):
@@ -95,7 +95,10 @@ def test_wrong_metadata_is_an_error(predictor, photos, metadata, message):
         ),
         ({"age": "inf"}, "age is 'inf', which is not an age"),
         ({"age": "-5"}, "age is '-5', which is not an age"),
-        ({"sex": "femal"}, "never saw sex 'femal'. Did you mean 'female'"),
+        (
+            {"sex": "femal"},
+            "which the model never saw in training. Did you mean 'female'",
+        ),
         ({"sex": "3"}, "Type one of: female, male, unknown."),
     ],
 )

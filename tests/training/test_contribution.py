@@ -56,7 +56,7 @@ def test_the_others_share_split_seed_and_options(run, found):
 def test_withheld_are_the_run_s_own_weights_that_know_no_age_and_sex(run, found):
     withheld = found.others[WITHHELD].predictions
     rows = run.predictions[run.predictions["split"] == "test"].head(8)
-    encoder = MetadataEncoder.from_json((run.path / "encoder.json").read_text())
+    encoder = MetadataEncoder.from_run(run)
     unknown = encoder.transform(rows.assign(age=np.nan, sex=None))
     pixels = open_images(rows["path"].tolist(), 32, resize=run.config.resize).pixels
     image = torch.from_numpy(np.array(pixels)).movedim(-1, 1).float() / 255

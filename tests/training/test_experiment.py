@@ -143,7 +143,7 @@ def test_the_loaded_model_predicts_what_the_run_says(run, df):
     config = run.config
     paths = rows["path"].tolist()
     pixels = open_images(paths, config.size, resize=config.resize, cache=False).pixels
-    encoder = MetadataEncoder.from_json((run.path / "encoder.json").read_text())
+    encoder = MetadataEncoder.from_run(run)
     image = torch.from_numpy(np.array(pixels)).movedim(-1, 1).float() / 255
     with torch.no_grad():
         logits = load_model(run)(image, torch.from_numpy(encoder.transform(rows)))
