@@ -18,7 +18,7 @@ from lesionfast.data.images import fit_square, open_images, read_image
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError, did_you_mean
 from lesionfast.models.fusion import FusionModel, load_model
-from lesionfast.models.precision import in_eval_mode
+from lesionfast.models.inference import in_eval_mode
 from lesionfast.runs import Run
 from lesionfast.stats.bootstrap import RESAMPLES, drawn_rows, interval, wilson
 

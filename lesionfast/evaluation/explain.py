@@ -119,14 +119,14 @@ def find_image(df: pd.DataFrame, image: str) -> pd.Series:
 
 def run_backbone(run: Run, pixels: np.ndarray, rows: np.ndarray, *more: Any) -> np.ndarray:
     """Return the features (n, F) of pixels by a run's model; torch is loaded for this alone."""
-    from lesionfast.models.features import image_features
+    from lesionfast.models.features import Features
     from lesionfast.models.fusion import load_model
     from lesionfast.models.precision import dtype_of
 
     model, wanted = load_model(run), run.config.precision
     device = next(model.parameters()).device
     dtype = dtype_of("auto" if wanted == "float16" else wanted, device)  # as it was trained
-    return image_features(model, pixels, rows, *more, dtype=dtype)
+    return Features(model, pixels, dtype).compute(rows, *more)
 
 
 def dataset_features(run: Run, df: pd.DataFrame) -> pd.DataFrame:

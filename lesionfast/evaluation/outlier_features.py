@@ -10,7 +10,7 @@ from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.decisions import keep
 from lesionfast.evaluation.explain import dataset_features
-from lesionfast.models.features import image_features
+from lesionfast.models.features import Features
 from lesionfast.models.fusion import FusionModel, load_model
 from lesionfast.runs import Run
 from lesionfast.stats.ood import LEVEL, METHOD, OUTLIERS, OutlierScorer
@@ -53,7 +53,7 @@ def features_of(run: Run, images: Sequence[str | Path] | np.ndarray) -> np.ndarr
         )
     if not len(images):
         raise LesionfastError("there are no images to look at. Pass one or more.")
-    return image_features(model_of(run), images, np.arange(len(images)))
+    return Features(model_of(run), images).compute(np.arange(len(images)))
 
 
 def model_of(run: Run) -> FusionModel:

@@ -1,10 +1,10 @@
-"""A model made for inference: what is the same for every image is worked out once."""
+"""The one way to run a model over images: folded for their size, in its precision, view by view."""
 
 from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lesionfast.data.augment import turn
-from lesionfast.data.loaders import images_at_once, pick_device
+from lesionfast.data.loaders import copied, images_at_once, pick_device, read_ahead
 from lesionfast.models.fusion import FusionModel, model_of
 from lesionfast.models.precision import autocast, dtype_of
 
@@ -23,103 +23,171 @@ TOLERANCE = 1e-2  # of the largest output: TensorFloat-32 has 10 bits
 CONVOLUTIONS, NORMS = (nn.Conv2d, Conv2dSame), (nn.BatchNorm2d, BatchNormAct2d)
 
 
+class TorchEngine:
+    """Runs a model over images: probabilities are the mean over the views, features of the first.
+
+    The `views` are the first elements of the dihedral group (`data.augment.turn`), the image itself
+    before all others. The model stays on its device, in eval mode; what runs is a copy that
+    `for_inference` makes for the size of the first images.
+    """
+
+    def __init__(self, model: FusionModel, *, views: int, precision: str) -> None:
+        self.model = model.to(memory_format=torch.channels_last)
+        self.views, self.precision = views, precision
+        self.device = next(model.parameters()).device
+        self.leaves_cpu_free = self.device.type != "cpu"
+        self.fast: FusionModel | None = None
+
+    @classmethod
+    def open(
+        cls, about: dict, weights: Path, *, views: int, precision: str, device: str = "auto"
+    ) -> "TorchEngine":
+        """Return the engine of a saved model: what its model.json says, and its weights."""
+        model = model_of(about, weights, "Copy the whole folder again.")
+        return cls(model.to(pick_device(device)), views=views, precision=precision)
+
+    def __call__(self, pixels: np.ndarray, metadata: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return probabilities (n, k) and features (n, F), float32.
+
+        `pixels` are uint8 (n, size, size, 3), `metadata` float32 (n, width).
+        """
+        (probabilities,), features = self.run(pixels, np.arange(len(pixels)), metadata)
+        return probabilities, features
+
+    def run(
+        self, pixels: np.ndarray, rows: np.ndarray, *metadata: np.ndarray
+    ) -> tuple[list[np.ndarray], np.ndarray]:
+        """Return the probabilities (n, k) with each of the `metadata` (n, width), and features.
+
+        The images are the `rows` (n,) of pixels uint8 (N, size, size, 3).
+        """
+        batches = self.batches(pixels, rows, metadata)
+        if self.device.type == "cuda":
+            batches = read_ahead(copied(batch, self.device) for batch in batches)
+        found, features = zip(*(self.look(*batch) for batch in batches), strict=True)
+        tables = [torch.cat(views, dim=1) for views in zip(*found, strict=True)]
+        return [views.mean(dim=0).numpy() for views in tables], np.concatenate(features)
+
+    def batches(
+        self, pixels: np.ndarray, rows: np.ndarray, metadata: tuple[np.ndarray, ...]
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """Yield images uint8 (B, size, size, 3) and their metadata, as many as fit at once."""
+        size = images_at_once(self.device)
+        for start in range(0, len(rows), size):
+            part = slice(start, start + size)
+            yield tuple(map(torch.from_numpy, (pixels[rows[part]], *(m[part] for m in metadata))))
+
+    @torch.inference_mode()
+    def look(self, image: Tensor, *metadata: Tensor) -> tuple[list[Tensor], np.ndarray]:
+        """Return probabilities (views, B, k) with each metadata, and features of the first view."""
+        image = image.to(self.device).movedim(-1, 1).float() / 255
+        metadata = [each.to(self.device) for each in metadata]
+        if self.fast is None:
+            dtype = dtype_of(self.precision, self.device)
+            self.fast = for_inference(self.model, image, metadata[0], dtype=dtype)
+        found, first = [], None
+        for view in range(self.views):
+            turned = turn(image, torch.full((len(image),), view)) if view else image
+            with autocast(self.precision, self.device):
+                features = self.fast.features(turned)
+                logits = [self.fast.classify(features, each) for each in metadata]
+            found.append([each.float().softmax(dim=-1).cpu() for each in logits])
+            first = features.float().cpu().numpy() if first is None else first
+        return [torch.stack(views) for views in zip(*found, strict=True)], first
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode; afterwards each of its modules is in its own mode again."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
 def for_inference(
     model: nn.Module, *inputs: Tensor, dtype: torch.dtype = torch.float32
 ) -> nn.Module:
-    """Return a model in eval mode that gives the same for inputs of this size and computes less.
+    """Return a model in eval mode with the same outputs for inputs of this size, and less work.
 
-    It is `folded`. For a `dtype` of 16 bits the weights that autocast would round in every batch
-    are rounded once: it must be run inside autocast. The model itself stays as it is.
+    It is `folded`. With a `dtype` of 16 bits, the weights that autocast would round in every batch
+    are rounded once, and the model must run inside autocast. The given model does not change.
     """
-    found = folded(model, *inputs)
+    fast = folded(model, *inputs)
     if dtype == torch.float32:
-        return found
+        return fast
     with torch.inference_mode():
-        found = deepcopy(found) if found is model else found
-        for module in found.modules():
+        fast = deepcopy(fast) if fast is model else fast
+        for module in fast.modules():
             if type(module) in (*CONVOLUTIONS, nn.Linear):
-                for name, each in module.named_parameters():
-                    setattr(module, name, nn.Parameter(each.to(dtype), requires_grad=False))
-    return found
+                for name, parameter in module.named_parameters():
+                    rounded = nn.Parameter(parameter.to(dtype), requires_grad=False)
+                    setattr(module, name, rounded)
+    return fast
 
 
 def folded(model: nn.Module, *inputs: Tensor) -> nn.Module:
-    """Return a copy in eval mode that gives the same for inputs of this size and computes less.
+    """Return a copy in eval mode with the same outputs for inputs of this size, and less work.
 
-    Each batch norm that is given the output of a convolution becomes part of that convolution's
-    weights (Jacob et al. 2018, arXiv:1712.05877, section 3.2), and TensorFlow's uneven padding
-    becomes even padding of a kernel with a row and a column of zeros. Which modules these are is
-    seen in a forward pass of the first of the `inputs` (B, …). Where there are none, or the copy
-    gives something else, it is the model itself, in eval mode.
+    A batch norm that follows a convolution becomes part of its weights (Jacob et al. 2018,
+    arXiv:1712.05877, section 3.2), and TensorFlow's uneven padding becomes even padding of a kernel
+    with an extra row and column of zeros. A forward pass of the first of the `inputs` (B, …) shows
+    where that is possible. If it is nowhere, or the copy has other outputs, the model itself is
+    returned, in eval mode.
     """
     model.eval()
-    sample = [each[:1] for each in inputs]
+    sample = [given[:1] for given in inputs]
     with torch.inference_mode(), torch.autocast(inputs[0].device.type, enabled=False):
-        expected, seen = watched(model, sample)
-        if not (seen.pairs or seen.sizes):
+        expected, pairs, sizes = watch(model, sample)
+        if not (pairs or sizes):
             return model
         copy = deepcopy(model)
-        for convolution, norm in seen.pairs:
+        for convolution, norm in pairs:
             fold_norm(copy, convolution, norm)
-        for convolution, size in seen.sizes.items():
+        for convolution, size in sizes.items():
             fold_padding(copy, convolution, size)
         largest = expected.abs().max().item()
         close = torch.allclose(copy(*sample), expected, rtol=0, atol=TOLERANCE * largest)
     return copy if close else model
 
 
-@dataclass
-class Seen:
-    """What a forward pass shows: how often modules ran, and what each was given.
+def watch(
+    model: nn.Module, sample: list[Tensor]
+) -> tuple[Tensor, list[tuple[str, str]], dict[str, tuple[int, int]]]:
+    """Return a model's output, and what can be folded of the modules that ran exactly once.
 
-    `pairs` are the names of convolutions and of the norms after them, `sizes` are the heights and
-    widths that convolutions with TensorFlow's padding were given, by name.
+    That is the names of convolutions with the norms after them, and the height and width of the
+    inputs of convolutions with TensorFlow's padding.
     """
+    calls, pairs, sizes = Counter(), [], {}
+    outputs: dict[int, tuple[str, Tensor]] = {}  # held, so that no other tensor gets their ids
 
-    calls: Counter = field(default_factory=Counter)
-    pairs: list[tuple[str, str]] = field(default_factory=list)
-    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
-    outputs: dict[int, tuple[str, Tensor]] = field(default_factory=dict)  # held: ids stay theirs
+    def after_convolution(name: str, module: nn.Module, given: tuple, output: Tensor) -> None:
+        calls[name] += 1
+        outputs[id(output)] = (name, output)
+        if isinstance(module, Conv2dSame):
+            sizes[name] = tuple(given[0].shape[-2:])
 
-    def after_convolution(self, name: str) -> Callable[..., None]:
-        """Return a hook that notes the output, and the size of the input."""
+    def before_norm(name: str, module: nn.Module, given: tuple) -> None:
+        calls[name] += 1
+        if id(given[0]) in outputs:
+            pairs.append((outputs[id(given[0])][0], name))
 
-        def note(module: nn.Module, given: tuple, output: Tensor) -> None:
-            self.calls[name] += 1
-            self.outputs[id(output)] = (name, output)
-            if isinstance(module, Conv2dSame):
-                self.sizes[name] = tuple(given[0].shape[-2:])
-
-        return note
-
-    def before_norm(self, name: str) -> Callable[..., None]:
-        """Return a hook that notes the convolution that the input came from."""
-
-        def note(module: nn.Module, given: tuple) -> None:
-            self.calls[name] += 1
-            if id(given[0]) in self.outputs:
-                self.pairs.append((self.outputs[id(given[0])][0], name))
-
-        return note
-
-
-def watched(model: nn.Module, sample: list[Tensor]) -> tuple[Tensor, Seen]:
-    """Return a model's output and what was seen, without the modules that ran more than once."""
-    seen = Seen()
     with ExitStack() as stack:
         for name, module in model.named_modules():
             if type(module) in CONVOLUTIONS:
-                hook = module.register_forward_hook(seen.after_convolution(name))
+                hook = module.register_forward_hook(partial(after_convolution, name))
+                stack.callback(hook.remove)
             elif type(module) in NORMS and module.track_running_stats:
-                hook = module.register_forward_pre_hook(seen.before_norm(name))
-            else:
-                continue
-            stack.callback(hook.remove)
-        output = model(*sample)
-    once = {name for name, n in seen.calls.items() if n == 1}
-    seen.pairs = [pair for pair in seen.pairs if once.issuperset(pair)]
-    seen.sizes = {name: size for name, size in seen.sizes.items() if name in once}
-    return output, seen
+                hook = module.register_forward_pre_hook(partial(before_norm, name))
+                stack.callback(hook.remove)
+        output = model.forward(*sample)  # not the compiled call, which hooks would compile again
+    once = {name for name, n in calls.items() if n == 1}
+    pairs = [pair for pair in pairs if once.issuperset(pair)]
+    return output, pairs, {name: size for name, size in sizes.items() if name in once}
 
 
 def fold_norm(model: nn.Module, convolution: str, norm: str) -> None:
@@ -132,14 +200,14 @@ def fold_norm(model: nn.Module, convolution: str, norm: str) -> None:
 
 
 def fold_padding(model: nn.Module, convolution: str, size: tuple[int, int]) -> None:
-    """Give a convolution even padding for inputs of a size, in place of a padded copy of each.
+    """Give a convolution even padding for inputs of a size, instead of a padded copy of each.
 
     Where one more row is padded after than before, the kernel gets a first row of zeros.
     """
     old = model.get_submodule(convolution)
     sides = zip(size, old.kernel_size, old.stride, old.dilation, strict=True)
     total = [get_same_padding(*side) for side in sides]
-    uneven = [each % 2 for each in total]
+    uneven = [padding % 2 for padding in total]
     if any(uneven) and set(old.dilation) != {1}:
         return
     new = nn.Conv2d(
@@ -147,7 +215,7 @@ def fold_padding(model: nn.Module, convolution: str, size: tuple[int, int]) -> N
         old.out_channels,
         tuple(k + more for k, more in zip(old.kernel_size, uneven, strict=True)),
         stride=old.stride,
-        padding=tuple((each + 1) // 2 for each in total),
+        padding=tuple((padding + 1) // 2 for padding in total),
         dilation=old.dilation,
         groups=old.groups,
         bias=old.bias is not None,
@@ -157,51 +225,3 @@ def fold_padding(model: nn.Module, convolution: str, size: tuple[int, int]) -> N
     new.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))
     new.bias = old.bias
     model.set_submodule(convolution, new.eval())
-
-
-class TorchEngine:
-    """Runs a model over its views as a training does after its last epoch."""
-
-    def __init__(
-        self, about: dict, weights: Path, *, views: int, precision: str, device: str = "auto"
-    ) -> None:
-        self.views, self.precision, self.device = views, precision, pick_device(device)
-        self.leaves_cpu_free = self.device.type != "cpu"
-        again = "Copy the whole folder again."
-        self.model: FusionModel = model_of(about, weights, again)
-        self.model.to(self.device, memory_format=torch.channels_last)
-        self.fast: FusionModel | None = None  # made for the first images
-
-    def __call__(self, pixels: np.ndarray, metadata: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return probabilities (n, k) and image features (n, F), float32.
-
-        `pixels` are uint8 (n, size, size, 3), `metadata` float32 (n, width). The probabilities are
-        the mean over the views, the features those of the first.
-        """
-        size = images_at_once(self.device)
-        parts = [
-            self.run(*(torch.from_numpy(each[start : start + size]) for each in (pixels, metadata)))
-            for start in range(0, len(pixels), size)
-        ]
-        return tuple(np.concatenate(each) for each in zip(*parts, strict=True))
-
-    def run(self, pixels: Tensor, metadata: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Return the probabilities and features of as many images as fit at once."""
-        image = pixels.to(self.device).movedim(-1, 1).float() / 255
-        metadata = metadata.to(self.device)
-        if self.fast is None:
-            dtype = dtype_of(self.precision, self.device)
-            self.fast = for_inference(self.model, image, metadata, dtype=dtype)
-        views = [self.look(image, metadata, view) for view in range(self.views)]
-        probabilities = torch.stack([each[0] for each in views]).mean(dim=0)
-        return probabilities.cpu().numpy(), views[0][1].cpu().numpy()
-
-    @torch.inference_mode()
-    def look(self, image: Tensor, metadata: Tensor, view: int) -> tuple[Tensor, Tensor]:
-        """Return probabilities and features of images turned by one element of the group."""
-        if view:
-            image = turn(image, torch.full((len(image),), view))
-        with autocast(self.precision, self.device):
-            features = self.fast.features(image)
-            logits = self.fast.classify(features, metadata)
-        return logits.float().softmax(dim=-1), features.float()

@@ -231,7 +231,7 @@ def check_predictions(run: Run, bundle: Bundle, weights: Path) -> None:
     except LesionfastError as error:
         logger.warning("the weights were not compared with predictions.csv: %s", error)
         return
-    engine = TorchEngine(
+    engine = TorchEngine.open(
         bundle.model, weights, views=bundle.model["tta"], precision=bundle.precision
     )
     found, _ = engine(pixels, metadata)

@@ -181,8 +181,8 @@ def compare(run: Run, bundle: Bundle, path: Path) -> float:
     """Return the largest difference of a probability from PyTorch's; raises `LesionfastError`."""
     pixels, metadata, told = samples(run, bundle, "valid", COMPARED)
     weights = run.file("weights.safetensors")
-    views = bundle.model["tta"]
-    engine = TorchEngine(bundle.model, weights, views=views, precision="float32", device="cpu")
+    options = {"views": bundle.model["tta"], "precision": "float32", "device": "cpu"}
+    engine = TorchEngine.open(bundle.model, weights, **options)
     expected, _ = engine(pixels, metadata)
     found = OnnxEngine(path).run(pixels, metadata)
     after = expected if bundle.calibrator is None else bundle.calibrator.apply(expected)

@@ -289,7 +289,7 @@ def opened(source: str | Path | Run, views: int | None, device: str) -> tuple[Bu
     from lesionfast.models.inference import TorchEngine
 
     chosen = bundle.model["tta"] if views is None else views
-    engine = TorchEngine(
+    engine = TorchEngine.open(
         bundle.model, weights, views=chosen, precision=bundle.precision, device=device
     )
     return bundle, engine, weights

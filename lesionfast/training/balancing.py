@@ -12,7 +12,7 @@ from fastai.data.core import DataLoaders
 from lesionfast.console import counting_bar
 from lesionfast.data.loaders import ReadTarget
 from lesionfast.errors import LesionfastError
-from lesionfast.models.features import kept_features
+from lesionfast.models.features import Features
 from lesionfast.models.fusion import FusionModel
 from lesionfast.registry import Registry
 
@@ -191,7 +191,7 @@ def cluster_lesions(
         )
     model.to(dls.device)
     with counting_bar("features for the sub-classes") as progress:
-        features = kept_features(model, dls.pixels, rows["row"].to_numpy(), progress)
+        features = Features(model, dls.pixels).kept(rows["row"].to_numpy(), progress)
     features = (features - features.mean(axis=0)) / (features.std(axis=0) + 1e-6)
     sums = np.zeros((len(lesions), features.shape[1]))
     np.add.at(sums, index, features)

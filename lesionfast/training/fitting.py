@@ -3,10 +3,11 @@
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.core import Callback
@@ -18,15 +19,16 @@ from lesionfast.data.split import PARTS
 from lesionfast.errors import LesionfastError, TrainingInterrupted
 from lesionfast.evaluation.interpretation import write_features
 from lesionfast.files import read_json, sha256
-from lesionfast.models.features import image_features
+from lesionfast.models.features import Features
 from lesionfast.models.fusion import FusionModel
+from lesionfast.models.inference import TorchEngine
 from lesionfast.models.lineage import header_of
 from lesionfast.models.precision import dtype_of
 from lesionfast.runs import WITHOUT_METADATA, Run
 from lesionfast.stats.metrics import summarize
 from lesionfast.training.callbacks.checkpoint import Checkpoint
 from lesionfast.training.callbacks.ema import EMA
-from lesionfast.training.callbacks.inference import AugmentValid, PredictWithoutMetadata, Turned
+from lesionfast.training.callbacks.inference import AugmentValid
 from lesionfast.training.callbacks.progress import EpochBar, EpochLines, StopOnInterrupt
 from lesionfast.training.callbacks.schedule import (
     OneCycle,
@@ -209,8 +211,8 @@ def evaluate(learn: FusionLearner, run: Run, training: dict[str, Any]) -> None:
     Writes predictions, features and metrics. `training` is what `fit` returned.
     """
     logger.info("predicting validation and test images, %d views of each", run.config.tta)
-    with memory_error_explained(run.config), learn.no_bar(), same_weights(learn):
-        predictions, without = predict_splits(learn, run.config.tta)
+    with memory_error_explained(run.config):
+        predictions, without = predict_splits(learn, run.config)
         keep_features(learn, run)
     run.write("predictions.csv", partial(predictions.to_csv, index=False))
     if run.model["metadata"] and run.model["fusion"] != "none":
@@ -229,56 +231,44 @@ def evaluate(learn: FusionLearner, run: Run, training: dict[str, Any]) -> None:
         shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
 
 
-def same_weights(learn: FusionLearner) -> AbstractContextManager[None]:
-    """Return a context in which the model is made for inference once, and not for each view."""
-    fast = getattr(learn, "fast_inference", None)  # none where the model is compiled
-    return fast.same_weights() if fast else nullcontext()
-
-
-def predict_splits(learn: FusionLearner, views: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def predict_splits(learn: FusionLearner, config: TrainConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return one row an image of validation and test, with a column `p_<class>` for each class.
 
-    The probabilities are the mean over the first `views` elements of the dihedral group. The second
-    table has those of the same views with all metadata withheld.
+    The second table has the probabilities of the same views with all metadata withheld.
     """
-    known, unknown = [], []
-    for index, name in enumerate(PARTS):
-        rows = learn.dls.rows[learn.dls.rows["split"] == name].drop(columns="row")
-        if name == "train" or rows.empty:
+    dls, known, unknown = learn.dls, [], []
+    engine = TorchEngine(learn.model, views=config.tta, precision=config.precision)
+    for split in PARTS[1:]:
+        rows = dls.rows[dls.rows["split"] == split]
+        if rows.empty:
             continue
-        found = [predict_view(learn, index, view) for view in range(views)]
-        first, second = (torch.stack(each).mean(dim=0) for each in zip(*found, strict=True))
-        known.append(with_scores(rows, first, learn.dls.vocab))
+        metadata = dls.encoder.transform(rows)
+        withheld = np.tile(dls.encoder.unknown, (len(rows), 1))
+        found, _ = engine.run(dls.pixels, rows["row"].to_numpy(), metadata, withheld)
+        known.append(with_scores(rows.drop(columns="row"), found[0], dls.vocab))
         keys = rows[["image_id", "target", "group", "split"]]
-        unknown.append(with_scores(keys, second, learn.dls.vocab))
+        unknown.append(with_scores(keys, found[1], dls.vocab))
     return pd.concat(known, ignore_index=True), pd.concat(unknown, ignore_index=True)
 
 
-def predict_view(learn: FusionLearner, index: int, view: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return probabilities (n, k) of a part's images in one view, with and without metadata."""
-    twice = PredictWithoutMetadata(learn.dls.encoder.unknown)
-    return learn.get_preds(ds_idx=index, cbs=[Turned(view), twice])[0], torch.cat(twice.found)
-
-
 def with_scores(
-    rows: pd.DataFrame, probabilities: torch.Tensor, classes: Sequence[str]
+    rows: pd.DataFrame, probabilities: np.ndarray, classes: Sequence[str]
 ) -> pd.DataFrame:
     """Return rows (n) with their probabilities (n, k) as columns."""
-    columns = [f"p_{each}" for each in classes]
-    scores = pd.DataFrame(probabilities.numpy().astype(float), rows.index, columns)
+    columns = [f"p_{name}" for name in classes]
+    scores = pd.DataFrame(probabilities.astype(float), rows.index, columns)
     return pd.concat([rows, scores], axis=1)
 
 
 def keep_features(learn: FusionLearner, run: Run) -> None:
-    """Keep the image features of all parts, from which pictures and outliers are found later."""
+    """Keep the image features of all splits, for similar images and OOD scores later."""
     if learn.model.backbone is None:
         return
-    dtype = dtype_of(run.config.precision, learn.dls.device)
     rows = learn.dls.rows
+    dtype = dtype_of(run.config.precision, learn.dls.device)
     with counting_bar("features of the images") as progress:
-        features = image_features(
-            learn.model, learn.dls.pixels, rows["row"].to_numpy(), progress, dtype=dtype
-        )
+        source = Features(learn.model, learn.dls.pixels, dtype)
+        features = source.compute(rows["row"].to_numpy(), progress)
     write_features(run, rows["image_id"].tolist(), features)
 
 

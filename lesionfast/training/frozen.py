@@ -28,13 +28,11 @@ from lesionfast.data.augment import VERSION as AUGMENTATION
 from lesionfast.data.augment import Recipe, augment
 from lesionfast.data.loaders import Sampler
 from lesionfast.models.features import (
+    Features,
     can_be_cut,
-    features_file,
     frozen_stages,
     fused_features,
-    image_features,
-    kept_features,
-    rest_of,
+    resume_maps,
 )
 from lesionfast.models.lineage import header_of
 from lesionfast.registry import Registry
@@ -147,7 +145,7 @@ class CachedFeatures(Borrowing):
             self.learn.dls = loaders
             if stages < len(self.model.backbone.stages):
                 size = self.images.pixels.shape[1]
-                resume = partial(rest_of, self.model.backbone, stages=stages, size=size)
+                resume = partial(resume_maps, self.model.backbone, stages=stages, size=size)
                 self.model.backbone.resume = resume
 
     def clean_up(self) -> None:
@@ -206,19 +204,18 @@ class CachedFeatures(Borrowing):
 
         View 0 is the picture itself.
         """
-        how = {"change": partial(self.show, view=view), "dtype": self.dtype, "stages": stages}
         about = (AUGMENTATION, astuple(self.recipe), self.seed, view) if view else ()
+        change = partial(self.show, view=view)
+        source = Features(self.model, self.dls.pixels, self.dtype, stages, change, about)
         if stages is not None:
-            compute = partial(image_features, self.model, self.dls.pixels, **how)
-            maps = ComputedMaps(compute, rows)
-            if not self.has_room(maps, about, stages):
+            maps = ComputedMaps(source.compute, rows)
+            if not self.has_room(maps, source.file(rows)):
                 return maps
         with counting_bar("features of the frozen stages") as progress:
-            return kept_features(self.model, self.dls.pixels, rows, progress, **how, about=about)
+            return source.kept(rows, progress)
 
-    def has_room(self, maps: ComputedMaps, about: tuple, stages: int) -> bool:
+    def has_room(self, maps: ComputedMaps, file: Path | None) -> bool:
         """Return whether the cache has such maps, or half of the disk's free space is enough."""
-        file = features_file(self.model, self.dls.pixels, maps.rows, self.dtype, stages, about)
         if file is None:
             return False
         need = prod(maps.shape) * np.dtype(np.float16).itemsize
@@ -315,7 +312,7 @@ def split_features(learn: FusionLearner, split: str) -> tuple[np.ndarray, np.nda
     rows = learn.dls.rows[learn.dls.rows["split"] == split]
     learn.model.to(learn.dls.device)
     with counting_bar(f"features of {split}") as progress:
-        image = kept_features(learn.model, learn.dls.pixels, rows["row"].to_numpy(), progress)
+        image = Features(learn.model, learn.dls.pixels).kept(rows["row"].to_numpy(), progress)
     codes = rows["target"].map(list(learn.dls.vocab).index).to_numpy(np.int64, copy=True)
     metadata = learn.dls.encoder.transform(rows)
     if split == "train" and hasattr(learn, "withhold_metadata"):

@@ -20,8 +20,8 @@ from lesionfast.data.split import split_text
 from lesionfast.errors import TrainingInterrupted
 from lesionfast.models.archs import check_arch, conv
 from lesionfast.models.backbones import Backbone, create_backbone
+from lesionfast.models.inference import in_eval_mode
 from lesionfast.models.lineage import check_weights, header_of
-from lesionfast.models.precision import in_eval_mode
 from lesionfast.report.page import new_figure, save
 from lesionfast.runs import Run, create_directory
 from lesionfast.training.callbacks.checkpoint import save_tensors

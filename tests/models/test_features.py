@@ -11,7 +11,7 @@ from lesionfast.cache import is_sound, kept_array
 from lesionfast.errors import LesionfastError
 from lesionfast.models import features as module
 from lesionfast.models.backbones import create_backbone
-from lesionfast.models.features import features_file, image_features, kept_features
+from lesionfast.models.features import Features
 from lesionfast.models.fusion import FusionModel
 
 ROWS = np.arange(20)
@@ -42,12 +42,12 @@ def damage_bit(data):
 )
 def test_damaged_features_are_noticed_said_and_computed_again(damage, stages, pixels, caplog):
     model = model_of("test_resnet")
-    right = np.array(kept_features(model, pixels, ROWS, stages=stages))
-    np.testing.assert_array_equal(right, image_features(model, pixels, ROWS, stages=stages))
-    file = features_file(model, pixels, ROWS, stages=stages)
+    right = np.array(Features(model, pixels, stages=stages).kept(ROWS))
+    np.testing.assert_array_equal(right, Features(model, pixels, stages=stages).compute(ROWS))
+    file = Features(model, pixels, stages=stages).file(ROWS)
     file.write_bytes(damage(file.read_bytes()))
     is_sound.cache_clear()
-    np.testing.assert_array_equal(kept_features(model, pixels, ROWS, stages=stages), right)
+    np.testing.assert_array_equal(Features(model, pixels, stages=stages).kept(ROWS), right)
     assert f"{file} is damaged" in caplog.text
     assert os.listdir(file.parent) == [file.name]
 
@@ -61,9 +61,9 @@ def test_one_weights_file_of_two_architectures_has_features_of_each(pixels, tmp_
         kept = []
         for arch in ("timm:efficientnet_b0", "tf_efficientnet_b0"):
             model = model_of(arch, weights=weights)
-            kept.append(kept_features(model, pixels, ROWS, stages=stages))
+            kept.append(Features(model, pixels, stages=stages).kept(ROWS))
             np.testing.assert_array_equal(
-                kept[-1], image_features(model, pixels, ROWS, stages=stages)
+                kept[-1], Features(model, pixels, stages=stages).compute(ROWS)
             )
         assert np.abs(kept[0] - kept[1]).max() > 0.1 * np.abs(kept[0]).max()
 
@@ -89,48 +89,48 @@ def other_mean(model):
 @pytest.mark.parametrize("stages", [None, 2])
 def test_features_of_another_model_are_not_taken(change, stages, pixels):
     model = model_of("test_resnet")
-    before = features_file(model, pixels, ROWS, stages=stages)
-    assert features_file(model_of("test_resnet"), pixels, ROWS, stages=stages) == before
+    before = Features(model, pixels, stages=stages).file(ROWS)
+    assert Features(model_of("test_resnet"), pixels, stages=stages).file(ROWS) == before
     change(model)
-    assert features_file(model, pixels, ROWS, stages=stages) != before
+    assert Features(model, pixels, stages=stages).file(ROWS) != before
 
 
 @pytest.mark.parametrize("package", ["torch", "timm", "torchvision"])
 def test_features_of_another_version_are_not_taken(package, pixels, monkeypatch):
     model = model_of("test_resnet")
-    before = features_file(model, pixels, ROWS)
+    before = Features(model, pixels).file(ROWS)
     monkeypatch.setattr(getattr(module, package), "__version__", "0")
-    assert features_file(model, pixels, ROWS) != before
+    assert Features(model, pixels).file(ROWS) != before
 
 
 def test_features_in_other_numbers_on_another_processor_or_threads_are_not_taken(
     pixels, monkeypatch
 ):
     model = model_of("test_resnet")
-    files = [features_file(each, pixels, ROWS) for each in (model, model_of("test_resnet", "max"))]
-    files.append(features_file(model, pixels, ROWS, torch.bfloat16))
-    files.append(features_file(model, pixels, ROWS[1:]))
+    files = [Features(each, pixels).file(ROWS) for each in (model, model_of("test_resnet", "max"))]
+    files.append(Features(model, pixels, torch.bfloat16).file(ROWS))
+    files.append(Features(model, pixels).file(ROWS[1:]))
     monkeypatch.setattr(module, "capabilities", lambda: "another")
-    files.append(features_file(model, pixels, ROWS))
+    files.append(Features(model, pixels).file(ROWS))
     monkeypatch.setattr(module, "images_at_once", lambda device: 64)
-    files.append(features_file(model, pixels, ROWS))
+    files.append(Features(model, pixels).file(ROWS))
     assert len(set(files)) == len(files)
 
 
 def test_what_learns_above_the_first_stages_does_not_change_their_key(pixels):
     model = model_of("test_resnet")
-    before = [features_file(model, pixels, ROWS, stages=stages) for stages in (2, None)]
+    before = [Features(model, pixels, stages=stages).file(ROWS) for stages in (2, None)]
     model.backbone.stages[-1][0].data.add_(1)
-    after = [features_file(model, pixels, ROWS, stages=stages) for stages in (2, None)]
+    after = [Features(model, pixels, stages=stages).file(ROWS) for stages in (2, None)]
     assert before[0] == after[0] and before[1] != after[1]
 
 
 @pytest.mark.parametrize("arch", ["vanilla_cnn", "resnet18"])
 def test_maps_of_a_row_do_not_depend_on_the_rows_beside_it(arch, pixels):
     model = model_of(arch)
-    maps = image_features(model, pixels, ROWS, stages=2)
+    maps = Features(model, pixels, stages=2).compute(ROWS)
     for row in ROWS[:3]:
-        alone = image_features(model, pixels, ROWS[[row]], stages=2)
+        alone = Features(model, pixels, stages=2).compute(ROWS[[row]])
         np.testing.assert_array_equal(alone[0], maps[row])
 
 
@@ -138,5 +138,5 @@ def test_a_full_disk_ends_in_an_error_and_not_in_a_dead_process(pixels, small_di
     """A mapped file that the disk has no room for would end the process by SIGBUS."""
     monkeypatch.setenv("LESIONFAST_CACHE", str(small_disk))
     with pytest.raises(LesionfastError, match=r"the disk is full; it needs .*--no-cache"):
-        kept_features(model_of("test_resnet"), pixels, np.tile(ROWS, 10), stages=1)
+        Features(model_of("test_resnet"), pixels, stages=1).kept(np.tile(ROWS, 10))
     assert os.listdir(small_disk / "features") == []

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lesionfast.models.backbones import create_backbone
-from lesionfast.models.features import can_be_cut, frozen_stages, prefix_maps, rest_of
+from lesionfast.models.features import can_be_cut, frozen_stages, prefix_maps, resume_maps
 
 ARCHS = ["vanilla_cnn", "densenet_scratch", "mobilenetv3_small_050", "resnet18", "vgg11"]
 
@@ -18,7 +18,7 @@ def test_the_halves_give_what_the_whole_gives(arch):
     for stages in range(1, len(backbone.stages)):
         assert can_be_cut(backbone, stages, 64)
         maps = prefix_maps(backbone, image, stages)
-        torch.testing.assert_close(rest_of(backbone, maps, stages, 64), whole)
+        torch.testing.assert_close(resume_maps(backbone, maps, stages, 64), whole)
     assert torch.equal(backbone(image), whole)  # nothing is left of the cut
 
 
@@ -30,7 +30,7 @@ def test_the_prefix_does_not_run_the_rest():
     maps = prefix_maps(backbone, torch.rand(1, 3, 64, 64), 2)
     assert ran == ["prefix"]
     ran.clear()
-    rest_of(backbone, maps, 2, 64)
+    resume_maps(backbone, maps, 2, 64)
     assert ran == ["prefix", "rest"]  # hooks are called, but the block passes on what it is given
 
 
@@ -58,5 +58,7 @@ def test_gradients_of_the_rest_are_those_of_the_whole():
     backbone(image).sum().backward()
     expected, learns.grad = learns.grad, None
     stages = len(backbone.stages) - 1
-    rest_of(backbone, prefix_maps(backbone, image, stages).detach(), stages, 64).sum().backward()
+    resume_maps(
+        backbone, prefix_maps(backbone, image, stages).detach(), stages, 64
+    ).sum().backward()
     torch.testing.assert_close(learns.grad, expected)

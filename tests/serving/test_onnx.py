@@ -50,7 +50,7 @@ def unknown(bundle):
 def test_it_gives_what_pytorch_gives(folder, trained, given, batch):
     pixels, metadata = (each[:batch] for each in given)
     bundle = Bundle.read(folder)
-    torch_engine = TorchEngine(
+    torch_engine = TorchEngine.open(
         bundle.model, folder / "model.safetensors", views=2, precision="float32", device="cpu"
     )
     expected, features = torch_engine(pixels, metadata)

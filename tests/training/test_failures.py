@@ -22,7 +22,6 @@ from lesionfast.data.split import load_dataset
 from lesionfast.training.callbacks.batches import HardNegatives, MixUp, TrainThenValidate
 from lesionfast.training.callbacks.checkpoint import Checkpoint
 from lesionfast.training.callbacks.ema import EMA
-from lesionfast.training.callbacks.inference import Turned
 from lesionfast.training.callbacks.progress import EpochBar, EpochLines, StopOnInterrupt
 from lesionfast.training.callbacks.schedule import (
     OneCycle,
@@ -211,7 +210,7 @@ def test_after_an_interrupted_prediction_a_notebook_goes_on(learn, error):
     expected = learn.get_preds()[0]
     for when in ("after_pred", "before_batch", "after_batch"):
         with pytest.raises(error):
-            learn.get_preds(cbs=[Turned(1), Raiser(when, error("here"), order=200)])
+            learn.get_preds(cbs=Raiser(when, error("here"), order=200))
         assert state_of(learn) == before
     assert torch.equal(learn.get_preds()[0], expected)
     assert_whole(learn, before)

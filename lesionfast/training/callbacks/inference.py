@@ -1,16 +1,18 @@
 """fastai callbacks that change how batches are computed, and give back what they change."""
 
+import ctypes
+import platform
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from threading import Lock
 
-import numpy as np
 import torch
 from fastai.callback.core import Callback
 from torch import nn
 
-from lesionfast.data.augment import Recipe, augment, turn
+from lesionfast.data.augment import Recipe, augment
 from lesionfast.models.inference import for_inference
-from lesionfast.models.precision import autocast, freed_memory_kept
+from lesionfast.models.precision import autocast
 
 PARTS = ("step", "backward", "batch", "train", "validate", "epoch", "fit")  # inner ones first
 
@@ -44,6 +46,21 @@ class Borrowing(Callback):
                 self.end(part)
 
 
+class InContext(Borrowing):
+    """Base of callbacks that run their part of the loop inside a context manager."""
+
+    def __init__(self) -> None:
+        self.stack = ExitStack()
+
+    def enter(self, context: AbstractContextManager) -> None:
+        """Enter a context, which ends with the part."""
+        self.stack.enter_context(context)
+
+    def clean_up(self) -> None:
+        """Leave the context."""
+        self.stack.close()
+
+
 class AugmentValid(Callback):
     """Augment the validation of a fit, by the same random changes every epoch."""
 
@@ -53,7 +70,7 @@ class AugmentValid(Callback):
         self.recipe, self.seed = recipe, seed
 
     def before_validate(self) -> None:
-        """Start the changes anew."""
+        """Restart the random changes."""
         self.generator = torch.Generator().manual_seed(self.seed)
 
     def before_batch(self) -> None:
@@ -64,44 +81,6 @@ class AugmentValid(Callback):
             self.learn.xb = (image.contiguous(memory_format=torch.channels_last), *rest)
 
 
-class Turned(Callback):
-    """Show the model each picture turned by one of the eight elements of the dihedral group.
-
-    Elements 0 to 3 are quarter turns, 4 to 7 their mirror images, as of `data.augment.turn`.
-    """
-
-    order = 51
-
-    def __init__(self, element: int) -> None:
-        self.element = element
-
-    def before_batch(self) -> None:
-        """Turn the pictures."""
-        image, *rest = self.xb
-        self.learn.xb = (turn(image, torch.full((len(image),), self.element)), *rest)
-
-
-class PredictWithoutMetadata(Callback):
-    """Predict each image a second time, from the same features, as if nothing else were known.
-
-    `unknown` (width,) is what the encoder gives then; `found` are the probabilities of the batches.
-    """
-
-    order = 56  # of the copy that FastInference put in, in its precision
-
-    def __init__(self, unknown: np.ndarray) -> None:
-        self.unknown, self.found = torch.from_numpy(unknown), []
-
-    def before_batch(self) -> None:
-        """Put the features in the images' place, and classify them without metadata."""
-        image, metadata = self.xb
-        features = self.model.features(image)
-        unknown = self.unknown.to(metadata.device).expand(len(metadata), -1)
-        logits = self.model.classify(features, unknown).float()
-        self.found.append(self.loss_func.activation(logits).cpu())
-        self.learn.xb = (features, metadata)
-
-
 class PlainTensors(Callback):
     """Give the model plain tensors: fastai's subclasses cost a Python call an operation."""
 
@@ -109,8 +88,8 @@ class PlainTensors(Callback):
 
     def before_batch(self) -> None:
         """Strip the subclasses off inputs and targets."""
-        self.learn.xb = tuple(each.as_subclass(torch.Tensor) for each in self.xb)
-        self.learn.yb = tuple(each.as_subclass(torch.Tensor) for each in self.yb)
+        self.learn.xb = tuple(x.as_subclass(torch.Tensor) for x in self.xb)
+        self.learn.yb = tuple(y.as_subclass(torch.Tensor) for y in self.yb)
 
 
 class ChannelsLast(Callback):
@@ -127,60 +106,33 @@ class ChannelsLast(Callback):
         self.before_fit()
 
 
-class KeepFreedMemory(Borrowing):
-    """Keep the memory that a batch frees for the next one, on a CPU."""
-
-    order = -30
-
-    def __init__(self) -> None:
-        self.stack = ExitStack()
-
-    def before_fit(self) -> None:
-        """Begin to keep it."""
-        self.stack.enter_context(freed_memory_kept(self.dls.device))
-
-    def clean_up(self) -> None:
-        """Give it back to the system, however the fit ended."""
-        self.stack.close()
-
-
-class Autocast(Borrowing):
+class Autocast(InContext):
     """Run the forward pass in bfloat16 where that is safe; loss and metrics stay float32."""
 
     order, part = 55, "batch"
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.stack = device, ExitStack()
+        super().__init__()
+        self.device = device
 
     def before_batch(self) -> None:
         """Switch autocast on for the forward pass."""
-        self.stack.enter_context(autocast("bfloat16", self.device))
+        self.enter(autocast("bfloat16", self.device))
 
     def after_pred(self) -> None:
         """Switch it off and return to float32."""
         self.clean_up()
         self.learn.pred = self.pred.float()
 
-    def clean_up(self) -> None:
-        """Switch it off, however the forward pass ended."""
-        self.stack.close()
 
-
-class InferenceMode(Borrowing):
+class InferenceMode(InContext):
     """Validate and predict in PyTorch's inference mode."""
 
     part = "validate"
 
-    def __init__(self) -> None:
-        self.stack = ExitStack()
-
     def before_validate(self) -> None:
         """Switch it on."""
-        self.stack.enter_context(torch.inference_mode())
-
-    def clean_up(self) -> None:
-        """Switch it off, however the validation ended."""
-        self.stack.close()
+        self.enter(torch.inference_mode())
 
 
 class FastInference(Borrowing):
@@ -191,31 +143,65 @@ class FastInference(Borrowing):
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         self.dtype, self.whole = dtype, None
-        self.fast, self.keeps = None, False
 
     def before_batch(self) -> None:
         """Put the copy in the model's place for the images of this validation."""
         if self.whole is None and self.xb[0].ndim == 4 and not resumes(self.model):
-            self.fast = self.fast or for_inference(self.model, *self.xb, dtype=self.dtype)
-            self.whole, self.learn.model = self.model, self.fast
+            fast = for_inference(self.model, *self.xb, dtype=self.dtype)
+            self.whole, self.learn.model = self.model, fast
 
     def clean_up(self) -> None:
-        """Put the model back, however the validation ended."""
+        """Put the model back."""
         if self.whole is not None:
             self.learn.model, self.whole = self.whole, None
-        self.fast = self.fast if self.keeps else None
-
-    @contextmanager
-    def same_weights(self) -> Iterator[None]:
-        """Make one copy for all validations inside, which must be of the same weights and size."""
-        self.keeps = True
-        try:
-            yield
-        finally:
-            self.keeps = False
-            self.clean_up()
 
 
 def resumes(model: nn.Module) -> bool:
-    """Return whether a model gets feature maps in the place of images."""
+    """Return whether a model takes feature maps in the place of images."""
     return getattr(getattr(model, "backbone", None), "resume", None) is not None
+
+
+class KeepFreedMemory(InContext):
+    """Keep the memory that a batch frees for the next one, on a CPU."""
+
+    order = -30
+
+    def before_fit(self) -> None:
+        """Begin to keep it."""
+        self.enter(freed_memory_kept(self.dls.device))
+
+
+TRIM_THRESHOLD, MMAP_MAX = -1, -4  # parameters of mallopt(3)
+GLIBC_DEFAULTS = {TRIM_THRESHOLD: 128 * 1024, MMAP_MAX: 65536}
+
+
+class Keepers:
+    """How many parts of the process keep freed memory."""
+
+    count, lock = 0, Lock()
+
+
+@contextmanager
+def freed_memory_kept(device: torch.device) -> Iterator[bool]:
+    """Let a process that trains on a CPU keep the memory that it frees; yield whether it does.
+
+    glibc returns large blocks, such as those of feature maps, to the system at once, and gets them
+    back page by page: up to a fifth of a training step. Afterwards glibc's defaults hold again, and
+    free memory is returned. Does nothing on other devices and without glibc.
+    """
+    if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
+        yield False
+        return
+    libc = ctypes.CDLL(None)
+    with Keepers.lock:
+        Keepers.count += 1
+        kept = bool(libc.mallopt(MMAP_MAX, 0) and libc.mallopt(TRIM_THRESHOLD, -1))
+    try:
+        yield kept
+    finally:
+        with Keepers.lock:
+            Keepers.count -= 1
+            if not Keepers.count:
+                for parameter, value in GLIBC_DEFAULTS.items():
+                    libc.mallopt(parameter, value)
+                libc.malloc_trim(0)

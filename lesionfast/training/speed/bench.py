@@ -24,13 +24,14 @@ from lesionfast.data.augment import augment, augmentations
 from lesionfast.data.images import Task, decode_blocks
 from lesionfast.data.loaders import build_dls, images_at_once
 from lesionfast.files import temporary_folder
-from lesionfast.models.features import image_features
-from lesionfast.models.precision import autocast, dtype_of, freed_memory_kept, precision
+from lesionfast.models.features import Features
+from lesionfast.models.precision import autocast, dtype_of, precision
 from lesionfast.serving.bundle import WEIGHTS, Bundle
 from lesionfast.serving.export import write_bundle
 from lesionfast.serving.inputs import Item
 from lesionfast.serving.predictor import Predictor
 from lesionfast.training.callbacks.ema import EMA
+from lesionfast.training.callbacks.inference import freed_memory_kept
 from lesionfast.training.callbacks.schedule import OneCycle
 from lesionfast.training.description import describe_model
 from lesionfast.training.frozen import FeatureLoader
@@ -326,7 +327,7 @@ def feature_rate(learn: FusionLearner, config: TrainConfig) -> float:
     dtype = dtype_of(config.precision, learn.dls.device)
     rows = learn.dls.rows["row"].to_numpy()[:PREDICTED]
     started = time.perf_counter()
-    image_features(learn.model, learn.dls.pixels, rows, dtype=dtype)
+    Features(learn.model, learn.dls.pixels, dtype).compute(rows)
     return len(rows) / (time.perf_counter() - started)
 
 

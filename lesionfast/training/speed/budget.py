@@ -17,8 +17,9 @@ from lesionfast.data.images import Task, decode_blocks, is_cached
 from lesionfast.data.loaders import images_at_once, pick_device
 from lesionfast.errors import LesionfastError
 from lesionfast.models.fusion import FusionModel, build_model, stage_groups
-from lesionfast.models.precision import autocast, freed_memory_kept
+from lesionfast.models.precision import autocast
 from lesionfast.training.balancing import balances
+from lesionfast.training.callbacks.inference import freed_memory_kept
 from lesionfast.training.callbacks.schedule import Phase, plan_phases
 from lesionfast.training.fitting import caches_features, memory_error_explained, total_epochs
 from lesionfast.training.speed.bench import time_one

@@ -1,3 +1,7 @@
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 from fastai.callback.core import Callback
@@ -8,7 +12,7 @@ from lesionfast.training.callbacks.inference import (
     FastInference,
     InferenceMode,
     PlainTensors,
-    Turned,
+    freed_memory_kept,
 )
 
 
@@ -58,14 +62,6 @@ def test_convolutions_become_channels_last(event, plain_learner):
     assert plain_learner.model.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_turned_prediction_is_that_of_the_turned_picture(picture_learner):
-    pictures = picture_learner.dls.valid_ds.tensors[0]
-    expected = picture_learner.model.eval()(pictures.rot90(1, (2, 3)).flip(3))
-    with picture_learner.no_bar():
-        found, _ = picture_learner.get_preds(cbs=Turned(5), act=lambda each: each)
-    torch.testing.assert_close(found, expected.detach())
-
-
 class NoteModel(Callback):
     """Notes which model each batch is given to."""
 
@@ -105,17 +101,44 @@ def test_the_model_is_back_after_a_broken_validation(picture_learner):
     assert picture_learner.model is own
 
 
-def test_one_copy_serves_all_views_of_the_same_weights(picture_learner):
-    fast, seen = FastInference(), NoteModel()
-    picture_learner.add_cb(fast)
-    with picture_learner.no_bar(), picture_learner.no_logging():
-        apart = [picture_learner.get_preds(cbs=Turned(view))[0] for view in range(3)]
-        seen.validation_models = set()
-        with fast.same_weights():
-            found = [picture_learner.get_preds(cbs=[Turned(view), seen])[0] for view in range(3)]
-            assert len(seen.validation_models) == 1
-        for parameter in picture_learner.model.parameters():
-            torch.nn.init.zeros_(parameter)
-        zeroed = picture_learner.get_preds()[0]
-    assert all(map(torch.equal, found, apart))
-    assert not torch.equal(zeroed, found[0])  # a copy of earlier weights is not kept
+PAGES = """
+import resource
+import torch
+from lesionfast.training.callbacks.inference import freed_memory_kept
+
+def pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def least():
+    return min(pages() for _ in range(20))
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1])
+
+cpu, before, small = torch.device("cpu"), least(), resident()
+with freed_memory_kept(cpu) as kept:
+    with freed_memory_kept(cpu):
+        pass
+    inside, large = least(), resident()
+print(kept, before, inside, large - small, resident() - small)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives memory back so")
+def test_memory_that_is_freed_is_not_asked_for_again_until_it_is_given_back():
+    command = [sys.executable, "-c", PAGES]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    kept, *numbers = told.split()
+    before, inside, held, left = map(int, numbers)
+    assert kept == "True" and before > 1000 and inside < 100  # 64 MiB are 16,384 pages
+    assert held > 10_000 and left < held / 2  # pages that the process has
+
+
+def test_memory_is_not_kept_on_a_gpu_or_without_glibc(monkeypatch):
+    with freed_memory_kept(torch.device("cuda")) as kept:
+        assert kept is False
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    with freed_memory_kept(torch.device("cpu")) as kept:
+        assert kept is False

@@ -1,12 +1,18 @@
+"""A model over images: every view, the same outputs from less work, modes given back."""
+
+import numpy as np
 import pytest
 import timm
 import torch
 from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import nn
 
+from lesionfast.data.augment import turn
+from lesionfast.data.loaders import images_at_once
+from lesionfast.models import inference as module
 from lesionfast.models.backbones import create_backbone
 from lesionfast.models.fusion import FusionModel
-from lesionfast.models.inference import folded, for_inference
+from lesionfast.models.inference import TorchEngine, folded, for_inference, in_eval_mode
 
 
 def norms(model):
@@ -126,3 +132,64 @@ def test_no_hook_stays_behind():
     for each in (*model.modules(), *faster.modules()):
         assert not each._forward_hooks
         assert not each._forward_pre_hooks
+
+
+def test_each_module_is_in_its_own_mode_again_after_an_error():
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout())
+    model[0].eval()
+    with pytest.raises(ValueError), in_eval_mode(model):
+        assert not any(each.training for each in model.modules())
+        raise ValueError
+    assert [each.training for each in model] == [False, True] and model.training
+
+
+@pytest.fixture(scope="module")
+def model():
+    backbone = create_backbone("test_resnet", size=32, weights="none")
+    parts = {"pool": "avg", "n_metadata": 5, "n_classes": 3, "fusion": "concat", "dropout": 0.5}
+    return trained_norms(FusionModel(backbone, **parts))
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)
+
+
+def test_probabilities_are_the_mean_of_the_turned_pictures_and_features_of_the_first(model, pixels):
+    metadata = np.random.default_rng(1).normal(size=(40, 5)).astype(np.float32)
+    image = torch.from_numpy(pixels).movedim(-1, 1).float() / 255
+    with torch.inference_mode():
+        views = [turn(image, torch.full((40,), view)) for view in range(6)]
+        logits = [model(view, torch.from_numpy(metadata)) for view in views]
+        expected = torch.stack(logits).softmax(dim=-1).mean(dim=0).numpy()
+        first = model.features(image).numpy()
+    found, features = TorchEngine(model, views=6, precision="float32")(pixels, metadata)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(features, first, rtol=0, atol=1e-4 * np.abs(first).max())
+
+
+def test_each_table_of_metadata_and_each_choice_of_rows_has_its_own_probabilities(model, pixels):
+    engine = TorchEngine(model, views=2, precision="float32")
+    known, unknown = np.ones((16, 5), np.float32), np.zeros((16, 5), np.float32)
+    rows = np.arange(16) * 2
+    (with_it, without), features = engine.run(pixels, rows, known, unknown)
+    for metadata, found in ((known, with_it), (unknown, without)):
+        alone, same = engine(pixels[rows], metadata)
+        np.testing.assert_array_equal(found, alone)
+        np.testing.assert_array_equal(features, same)
+    assert not np.allclose(with_it, without)
+
+
+def test_one_copy_serves_all_views_and_batches(model, pixels, monkeypatch):
+    made = []
+
+    def count(*given, **named):
+        made.append(for_inference(*given, **named))
+        return made[-1]
+
+    monkeypatch.setattr(module, "for_inference", count)
+    engine = TorchEngine(model, views=3, precision="float32")
+    assert images_at_once(engine.device) < len(pixels)
+    engine(pixels, np.zeros((40, 5), np.float32))
+    assert len(made) == 1 and engine.fast is made[0] is not model
+    assert norms(model) and not norms(engine.fast)
