@@ -10,7 +10,7 @@ from lesionfast.evaluation.comparison import check_images
 from lesionfast.evaluation.interpretation import Interpretation, lesions_of
 from lesionfast.runs import Run
 from lesionfast.stats.bootstrap import RESAMPLES, Found, interval, resampled, share_interval
-from lesionfast.stats.measures import ALL, metrics_of
+from lesionfast.stats.measures import ALL, weighted_metrics
 
 WITHHELD = "metadata withheld"
 ENDS = ("difference", "difference_low", "difference_high")
@@ -45,7 +45,7 @@ def contribution_table(
     read = {"whole": whole, **others}
     orders = check_images(list(read.values()))
     finds = {
-        name: metrics_of(whole.truth[orders[0]], e.probabilities[o], e.decision[o], e.classes)
+        name: weighted_metrics(whole.truth[orders[0]], e.probabilities[o], e.decision[o], e.classes)
         for (name, e), o in zip(read.items(), orders, strict=True)
     }
 

@@ -19,7 +19,7 @@ from lesionfast.stats.calibration import Calibrator, fit_calibrator
 from lesionfast.stats.conformal import COVERAGE, Conformal, check_coverage, fit_conformal
 from lesionfast.stats.metrics import json_safe
 from lesionfast.stats.ood import OUTLIERS, OutlierScorer
-from lesionfast.stats.selective import SHARE, Referral, check_share, confidence_of, fit_referral
+from lesionfast.stats.selective import SHARE, Referral, check_share, fit_referral, rule_confidence
 from lesionfast.stats.thresholds import OperatingPoint, apply_points, choose_points
 
 logger = logging.getLogger("lesionfast")
@@ -303,7 +303,7 @@ REFERRAL = "referral.json"
 def confidence_in(interpretation: Interpretation) -> np.ndarray:
     """Return the confidence (n,) of a run's decisions under their rule."""
     prior = interpretation.run.model["prior"]
-    return confidence_of(interpretation.probabilities, interpretation.rule, prior)
+    return rule_confidence(interpretation.probabilities, interpretation.rule, prior)
 
 
 def referral_of(valid: Interpretation, share: float = SHARE) -> Referral:

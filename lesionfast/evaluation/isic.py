@@ -22,7 +22,7 @@ from lesionfast.stats.metrics import (
     as_probabilities,
     check_shapes,
     json_safe,
-    mean,
+    mean_defined,
     ratio,
 )
 
@@ -83,7 +83,7 @@ def accuracy_of(
 
     def find(weights: np.ndarray) -> Found:
         recall = ratio(weights @ (onehot * right[:, None]), weights @ onehot)
-        return {"balanced_accuracy": np.array([mean(each) for each in recall])}
+        return {"balanced_accuracy": np.array([mean_defined(each) for each in recall])}
 
     if lesions is None:
         return {"balanced_accuracy": float(find(np.ones((1, len(truth))))["balanced_accuracy"][0])}

@@ -29,16 +29,16 @@ from lesionfast.report.page import (
     table_of,
 )
 from lesionfast.stats.bootstrap import RESAMPLES, Found, interval, resampled
-from lesionfast.stats.calibration import Calibrator, methods_for
+from lesionfast.stats.calibration import Calibrator, choose_methods
 from lesionfast.stats.conformal import BY_CLASS, MARGINAL
-from lesionfast.stats.measures import ALL, metrics_of
+from lesionfast.stats.measures import ALL, weighted_metrics
 from lesionfast.stats.metrics import decide
 from lesionfast.stats.reliability import (
     NOISE,
     calibration_interval,
-    calibration_of,
     calibration_table,
     reliability_bins,
+    weighted_calibration,
 )
 
 REPORTED = (
@@ -68,7 +68,7 @@ def before_and_after(
     """
     require_validation(valid, "calibration")
     require_other(test)
-    methods = methods_for(valid.probabilities)
+    methods = choose_methods(valid.probabilities)
     fitted = {name: calibrator_of(valid, name, seed) for name in methods}
     scores = {name: each.scores[name] for name, each in fitted.items()}
     chosen = min(scores, key=scores.get)
@@ -97,8 +97,8 @@ def reported(
     """Return the metrics of calibrated probabilities, and of each resample."""
     after = calibrator.apply(test.probabilities)
     decision = decide(after, test.rule, prior)
-    measured = metrics_of(test.truth, after, decision, test.classes)
-    calibrated = calibration_of(test.truth, after, test.classes)
+    measured = weighted_metrics(test.truth, after, decision, test.classes)
+    calibrated = weighted_calibration(test.truth, after, test.classes)
     melanoma = test.classes.melanoma
     wanted = [*REPORTED, *([("sensitivity", melanoma)] if melanoma else [])]
     wanted += [(key[0] + NOISE, key[1]) for key in wanted if key[0].endswith("ece")]

@@ -39,7 +39,7 @@ from lesionfast.stats.bootstrap import RESAMPLES, Found, interval, resampled, sh
 from lesionfast.stats.conformal import BY_CLASS, KINDS, MARGINAL, Conformal, lesion_weights
 from lesionfast.stats.measures import ALL
 from lesionfast.stats.metrics import as_codes, as_probabilities, check_shapes, ratio
-from lesionfast.stats.selective import Referral, aurc_table, risk_coverage, risks_of
+from lesionfast.stats.selective import Referral, aurc_table, risk_coverage, weighted_risks
 
 BANDS = {"under 40": (0, 40), "40-59": (40, 60), "60+": (60, np.inf)}  # years
 
@@ -231,7 +231,7 @@ def referral_table(
     """
     melanoma = Classes.of(classes).melanoma
     over = sides_of(truth, decision, referred, classes)
-    risks = risks_of(truth, decision, classes)
+    risks = weighted_risks(truth, decision, classes)
 
     def find(weights: np.ndarray) -> Found:
         found = {

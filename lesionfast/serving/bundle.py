@@ -26,7 +26,7 @@ from lesionfast.stats.calibration import Calibrator
 from lesionfast.stats.conformal import Conformal
 from lesionfast.stats.metrics import decide, json_safe
 from lesionfast.stats.ood import OUTLIERS, OutlierScorer
-from lesionfast.stats.selective import Referral, confidence_of
+from lesionfast.stats.selective import Referral, rule_confidence
 from lesionfast.stats.thresholds import OperatingPoint, positive_and_score
 
 logger = logging.getLogger("lesionfast")
@@ -330,7 +330,7 @@ def assess(bundle: Bundle, probabilities: np.ndarray, features: np.ndarray) -> p
             bundle.conformal.sets(probabilities), probabilities, classes
         )
     if bundle.referral:
-        confidence = confidence_of(probabilities, rule, bundle.model["prior"])
+        confidence = rule_confidence(probabilities, rule, bundle.model["prior"])
         told["refer"] = bundle.referral.referred(confidence)
     if bundle.outliers:
         scores = bundle.outliers.score(features)

@@ -43,7 +43,7 @@ class Calibrator:
             )
         if self.method == "none":
             return probabilities
-        return mapped(log_of(probabilities), *self.matrix())
+        return apply_map(clipped_log(probabilities), *self.matrix())
 
     def matrix(self) -> tuple[np.ndarray, np.ndarray]:
         """Return weight (k, k) and bias (k,)."""
@@ -75,12 +75,12 @@ def check_method(method: str, more: tuple[str, ...] = ()) -> None:
         )
 
 
-def log_of(probabilities: np.ndarray) -> np.ndarray:
+def clipped_log(probabilities: np.ndarray) -> np.ndarray:
     """Return logarithms, of 1e-12 where a probability is less."""
     return np.log(np.maximum(probabilities, TINY))
 
 
-def mapped(logs: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+def apply_map(logs: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
     """Return softmax(weight @ log + bias) of each row, (n, k)."""
     from scipy.special import softmax
 
@@ -107,8 +107,8 @@ def fit_scaling(
         return Calibrator("none", {}, tuple(classes))
     from scipy.optimize import minimize
 
-    k, logs = len(classes), log_of(probabilities)
-    objective = objective_of(truth, logs, method, regularisation)
+    k, logs = len(classes), clipped_log(probabilities)
+    objective = build_objective(truth, logs, method, regularisation)
     start = {"temperature": np.ones(1), "vector": np.r_[np.ones(k), np.zeros(k)]}
     start["dirichlet"] = np.r_[np.eye(k).ravel(), np.zeros(k)]
     bounds = [(COLDEST, None)] if method == "temperature" else None
@@ -116,10 +116,12 @@ def fit_scaling(
     done = minimize(
         objective, start[method], jac=True, method="L-BFGS-B", bounds=bounds, options=options
     )
-    return Calibrator(method, named(method, done.x, k), tuple(classes), float(regularisation))
+    return Calibrator(
+        method, name_parameters(method, done.x, k), tuple(classes), float(regularisation)
+    )
 
 
-def named(method: str, theta: np.ndarray, k: int) -> dict[str, Any]:
+def name_parameters(method: str, theta: np.ndarray, k: int) -> dict[str, Any]:
     """Return the fitted numbers as a calibrator's `parameters`."""
     if method == "temperature":
         return {"temperature": float(1 / theta[0])}
@@ -128,7 +130,7 @@ def named(method: str, theta: np.ndarray, k: int) -> dict[str, Any]:
     return {"weight": weight.tolist(), "bias": bias.tolist()}
 
 
-def objective_of(
+def build_objective(
     truth: np.ndarray, logs: np.ndarray, method: str, regularisation: float
 ) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
     """Return a function of the parameters that gives the penalised log loss and its gradient."""
@@ -136,12 +138,12 @@ def objective_of(
     onehot = np.eye(k)[truth]
 
     def objective(theta: np.ndarray) -> tuple[float, np.ndarray]:
-        weight, bias = unfolded(method, theta, k)
+        weight, bias = unpack(method, theta, k)
         scores = log_softmax(logs @ weight.T + bias)
         slope = (np.exp(scores) - onehot) / n
         loss = -(scores * onehot).sum() / n
-        penalty, by_weight, by_bias = penalty_of(method, weight, bias)
-        gradient = folded(
+        penalty, by_weight, by_bias = measure_penalty(method, weight, bias)
+        gradient = pack(
             method,
             slope.T @ logs + regularisation * by_weight,
             slope.sum(axis=0) + regularisation * by_bias,
@@ -160,7 +162,7 @@ def log_softmax(scores: np.ndarray) -> np.ndarray:
     return scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
 
 
-def unfolded(method: str, theta: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def unpack(method: str, theta: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return weight (k, k) and bias (k,) of the numbers that a method fits."""
     if method == "temperature":
         return theta[0] * np.eye(k), np.zeros(k)
@@ -168,14 +170,14 @@ def unfolded(method: str, theta: np.ndarray, k: int) -> tuple[np.ndarray, np.nda
     return weight, theta[-k:]
 
 
-def folded(method: str, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+def pack(method: str, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
     """Return a gradient by weight (k, k) and bias (k,) as one by the numbers that are fitted."""
     if method == "temperature":
         return np.array([np.trace(weight)])
     return np.concatenate([weight.diagonal() if method == "vector" else weight.ravel(), bias])
 
 
-def penalty_of(
+def measure_penalty(
     method: str, weight: np.ndarray, bias: np.ndarray
 ) -> tuple[float, np.ndarray, np.ndarray]:
     """Return the penalty and its gradients by weight (k, k) and bias (k,)."""
@@ -215,8 +217,8 @@ def fit_calibrator(
     check_method(method, ("auto",))
     probabilities, truth = as_probabilities(probabilities), as_codes(truth, len(classes))
     check_shapes(truth, probabilities, classes)
-    folds = folds_of(truth, lesions, seed)
-    wanted = methods_for(probabilities) if method == "auto" else (method,)
+    folds = assign_folds(truth, lesions, seed)
+    wanted = choose_methods(probabilities) if method == "auto" else (method,)
     images = Folded(truth, probabilities, folds)
     found = {
         (name, penalty): held_out_loss(images, name, penalty)
@@ -231,7 +233,7 @@ def fit_calibrator(
     return replace(best, scores=scores)
 
 
-def methods_for(probabilities: np.ndarray) -> tuple[str, ...]:
+def choose_methods(probabilities: np.ndarray) -> tuple[str, ...]:
     """Return the methods to try on probabilities (n, k).
 
     Dirichlet calibration is none of them if it has more parameters, k (k + 1), than there are
@@ -241,7 +243,9 @@ def methods_for(probabilities: np.ndarray) -> tuple[str, ...]:
     return tuple(each for each in METHODS if each != "dirichlet" or k * (k + 1) <= n)
 
 
-def folds_of(truth: np.ndarray, lesions: ArrayLike, seed: int, folds: int = FOLDS) -> np.ndarray:
+def assign_folds(
+    truth: np.ndarray, lesions: ArrayLike, seed: int, folds: int = FOLDS
+) -> np.ndarray:
     """Return the fold of each image (n,): the lesions of each class dealt out in random order.
 
     Unlike scikit-learn's StratifiedGroupKFold it takes a class of fewer lesions than folds.

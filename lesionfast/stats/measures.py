@@ -44,16 +44,16 @@ def measure(
     check_shapes(truth, probabilities, classes)
     codes = np.unique(codes, return_inverse=True)[1]
     check_resampling(truth, [decision], codes, resamples)
-    find = metrics_of(truth, probabilities, decision, classes)
+    find = weighted_metrics(truth, probabilities, decision, classes)
     values = find(np.ones((1, len(truth))))
     parts = [find(weights) for weights in drawn_rows(truth, codes, resamples, seed)]
     drawn = {key: np.concatenate([part[key] for part in parts]) for key in values}
-    counts = images_of(truth, classes)
+    counts = count_images(truth, classes)
     rows = []
     for (metric, of), value in values.items():
         ends = interval(drawn[metric, of])
         if metric in SHARES:
-            behind = lesions_behind(metric, of, truth, decision, codes, classes)
+            behind = count_lesions_behind(metric, of, truth, decision, codes, classes)
             ends = share_interval(value[0], drawn[metric, of], behind)
         rows.append((metric, of, counts[of], value[0], *ends))
     return pd.DataFrame(rows, columns=["metric", "of", "n", "value", "low", "high"])
@@ -62,7 +62,7 @@ def measure(
 Metrics = dict[tuple[str, str], np.ndarray]
 
 
-def metrics_of(
+def weighted_metrics(
     truth: np.ndarray, probabilities: np.ndarray, decision: np.ndarray, classes: Sequence[str]
 ) -> Callable[[np.ndarray], Metrics]:
     """Return a function of weights (b, n) that gives each metric, (b,), by its name and class."""
@@ -80,9 +80,9 @@ def metrics_of(
 
     def find(weights: np.ndarray) -> Metrics:
         counts = kinds.count(weights).reshape(-1, k, k)
-        found = of_decisions(counts, classes)
+        found = count_metrics(counts, classes)
         if cancer in rankings and cancer not in classes:
-            found |= of_two(*binary(counts, cancers), cancer)
+            found |= binary_metrics(*binary_counts(counts, cancers), cancer)
         for name, ranking in rankings.items():
             found["auc", name], found["average_precision", name] = ranking.areas(weights)
         for metric, name in (
@@ -96,7 +96,7 @@ def metrics_of(
     return find
 
 
-def of_decisions(counts: np.ndarray, classes: Sequence[str]) -> Metrics:
+def count_metrics(counts: np.ndarray, classes: Sequence[str]) -> Metrics:
     """Return the metrics of confusion counts (b, k, k), truth by decision."""
     found: Metrics = {}
     total = counts.sum(axis=(1, 2))
@@ -105,7 +105,7 @@ def of_decisions(counts: np.ndarray, classes: Sequence[str]) -> Metrics:
     for number, name in enumerate(classes):
         hit, missed = hits[:, number], (actual - hits)[:, number]
         false = (decided - hits)[:, number]
-        found |= of_two(hit, missed, false, total - hit - missed - false, name)
+        found |= binary_metrics(hit, missed, false, total - hit - missed - false, name)
     for metric, name in MACRO.items():
         found[metric, ALL] = mean_of([found[name, each] for each in classes])
     right = hits.sum(axis=1) / total
@@ -139,7 +139,7 @@ class Kinds:
         return counts
 
 
-def binary(counts: np.ndarray, positive: np.ndarray) -> list[np.ndarray]:
+def binary_counts(counts: np.ndarray, positive: np.ndarray) -> list[np.ndarray]:
     """Return hits, misses, false alarms and rights (b,) of some classes (k,) against the others.
 
     `counts` is (b, k, k), truth by decision.
@@ -150,7 +150,7 @@ def binary(counts: np.ndarray, positive: np.ndarray) -> list[np.ndarray]:
     ]
 
 
-def of_two(
+def binary_metrics(
     hit: np.ndarray, missed: np.ndarray, false: np.ndarray, right: np.ndarray, name: str
 ) -> Metrics:
     """Return sensitivity, specificity, precision and F1 of four counts (b,)."""
@@ -204,7 +204,7 @@ class Ranking:
         return weights if self.starts is None else np.add.reduceat(weights, self.starts, axis=1)
 
 
-def images_of(truth: np.ndarray, classes: Sequence[str]) -> dict[str, int]:
+def count_images(truth: np.ndarray, classes: Sequence[str]) -> dict[str, int]:
     """Return the number of images of all, of the malignant classes together, and of each class."""
     classes, counts = Classes.of(classes), np.bincount(truth, minlength=len(classes))
     malignant = int(counts[np.isin(classes, classes.malignant)].sum())
@@ -212,7 +212,7 @@ def images_of(truth: np.ndarray, classes: Sequence[str]) -> dict[str, int]:
     return found | dict(zip(classes, counts.tolist(), strict=True))
 
 
-def lesions_behind(
+def count_lesions_behind(
     metric: str,
     of: str,
     truth: np.ndarray,

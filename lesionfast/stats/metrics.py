@@ -53,7 +53,7 @@ def summarize(
     summary = {
         "n": len(truth),
         "counts": dict(zip(classes, np.bincount(truth, minlength=len(classes)), strict=True)),
-        "macro_auc": mean(auc),
+        "macro_auc": mean_defined(auc),
         "log_loss": losses(truth, probabilities).mean(),
         "average_precision": dict(zip(classes, precision, strict=True)),
         "auc": dict(zip(classes, auc, strict=True)),
@@ -77,8 +77,8 @@ def decision_metrics(
     recall = ratio(hits, actual)
     others = counts.sum() - actual
     metrics = {
-        "balanced_accuracy": mean(recall),
-        "macro_f1": mean(ratio(2 * hits, actual + decided)),
+        "balanced_accuracy": mean_defined(recall),
+        "macro_f1": mean_defined(ratio(2 * hits, actual + decided)),
         "sensitivity": dict(zip(classes, recall, strict=True)),
         "precision": dict(zip(classes, ratio(hits, decided), strict=True)),
         "specificity": dict(zip(classes, ratio(others - decided + hits, others), strict=True)),
@@ -104,7 +104,7 @@ def confusion_counts(truth: ArrayLike, decision: ArrayLike, n_classes: int) -> n
 def balanced_accuracy(truth: ArrayLike, decision: ArrayLike, n_classes: int) -> float:
     """Return the mean sensitivity of the classes that `truth` (n,) holds, the ISIC metric."""
     counts = confusion_counts(truth, decision, n_classes)
-    return mean(ratio(counts.diagonal(), counts.sum(axis=1)))
+    return mean_defined(ratio(counts.diagonal(), counts.sum(axis=1)))
 
 
 def sensitivity(truth: ArrayLike, decision: ArrayLike, class_index: int) -> float:
@@ -123,7 +123,7 @@ def macro_auc(truth: ArrayLike, probabilities: ArrayLike) -> float:
     check_shapes(truth, probabilities, range(probabilities.shape[1]))
     from sklearn.metrics import roc_auc_score
 
-    return mean(one_vs_rest(truth, probabilities, roc_auc_score))
+    return mean_defined(one_vs_rest(truth, probabilities, roc_auc_score))
 
 
 def ranking_metrics(truth: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -158,7 +158,7 @@ def ratio(part: ArrayLike, whole: ArrayLike) -> np.ndarray:
     return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole != 0)
 
 
-def mean(values: np.ndarray) -> float:
+def mean_defined(values: np.ndarray) -> float:
     """Return the mean of the values that are not NaN; NaN if there are none."""
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if defined.size else float("nan")

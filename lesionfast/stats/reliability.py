@@ -31,7 +31,7 @@ def bin_edges(scores: np.ndarray, bins: int = BINS, adaptive: bool = False) -> n
     return np.unique(np.quantile(scores, np.linspace(0, 1, bins + 1)))
 
 
-def bin_of(scores: np.ndarray, edges: np.ndarray) -> np.ndarray:
+def assign_bins(scores: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """Return the bin (low, high] of each score (n,), the first with its lower edge."""
     return np.searchsorted(edges[1:-1], scores, side="left")
 
@@ -53,7 +53,7 @@ def reliability_bins(
     `value` the share that happened, with its interval. `truth` (n,) are classes, the strata.
     """
     edges = bin_edges(scores, bins, adaptive)
-    number, happened = bin_of(scores, edges), np.asarray(happened, np.float64)
+    number, happened = assign_bins(scores, edges), np.asarray(happened, np.float64)
     member = np.eye(max(len(edges) - 1, 1))[number]
 
     def find(weights: np.ndarray) -> Found:
@@ -72,7 +72,7 @@ def reliability_bins(
     return pd.DataFrame(rows, columns=columns)
 
 
-def gap_of(
+def weighted_gap(
     scores: np.ndarray,
     happened: np.ndarray,
     adaptive: bool = False,
@@ -86,14 +86,14 @@ def gap_of(
     each bin is taken off: what is left is what chance alone makes of probabilities that are right.
     """
     edges = bin_edges(scores, bins, adaptive)
-    member = np.eye(max(len(edges) - 1, 1))[bin_of(scores, edges)]
+    member = np.eye(max(len(edges) - 1, 1))[assign_bins(scores, edges)]
     excess = member * (scores - happened)[:, None]
     if noise:
         excess = excess - member * np.nan_to_num(ratio(excess.sum(axis=0), member.sum(axis=0)))
     return lambda weights: ratio(np.abs(weights @ excess).sum(axis=1), weights.sum(axis=1))
 
 
-def calibration_of(
+def weighted_calibration(
     truth: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]
 ) -> Callable[[np.ndarray], Found]:
     """Return a function of weights (b, n) that gives each calibration measure by name and class.
@@ -107,8 +107,10 @@ def calibration_of(
     about = {("ece", ALL): (top, right), ("adaptive_ece", ALL): (top, right, True)}
     for number, name in enumerate(classes):
         about["class_ece", name] = (probabilities[:, number], onehot[:, number])
-    gaps = {key: gap_of(*each) for key, each in about.items()}
-    gaps |= {(key[0] + NOISE, key[1]): gap_of(*each, noise=True) for key, each in about.items()}
+    gaps = {key: weighted_gap(*each) for key, each in about.items()}
+    gaps |= {
+        (key[0] + NOISE, key[1]): weighted_gap(*each, noise=True) for key, each in about.items()
+    }
     errors = np.stack([losses(truth, probabilities), ((probabilities - onehot) ** 2).sum(1)], 1)
 
     def find(weights: np.ndarray) -> Found:
@@ -139,7 +141,7 @@ def calibration_table(
     probabilities = as_probabilities(probabilities)
     truth = as_codes(truth, len(classes))
     check_shapes(truth, probabilities, classes)
-    find = calibration_of(truth, probabilities, classes)
+    find = weighted_calibration(truth, probabilities, classes)
     values, drawn = resampled(find, truth, lesions, resamples=resamples, seed=seed)
     rows = [
         (*key, value, *calibration_interval(key, value, drawn))

@@ -16,7 +16,7 @@ SHARE = 0.2
 KEPT = np.arange(1, 21) / 20  # the shares of images kept that a risk-coverage curve has
 
 
-def confidence_of(probabilities: ArrayLike, rule: str, prior: ArrayLike) -> np.ndarray:
+def rule_confidence(probabilities: ArrayLike, rule: str, prior: ArrayLike) -> np.ndarray:
     """Return how sure a rule is of its decision, (n,): the share of its score that the class has.
 
     That is the largest probability for 'argmax', and for 'balanced' the largest of probability /
@@ -29,7 +29,7 @@ def confidence_of(probabilities: ArrayLike, rule: str, prior: ArrayLike) -> np.n
     return ratio(scores.max(axis=1), scores.sum(axis=1))
 
 
-def risks_of(
+def weighted_risks(
     truth: np.ndarray, decision: np.ndarray, classes: Sequence[str]
 ) -> Callable[[np.ndarray], Found]:
     """Return a function of weights (b, n) of the kept rows that gives each risk (b,).
@@ -72,7 +72,7 @@ def risk_coverage(
     El-Yaniv 2017 (arXiv:1705.08500); balanced error and melanomas missed are beside it, for on
     skin lesions a small error can be made of nevi alone.
     """
-    risks, ordered = risks_of(truth, decision, classes), np.sort(confidence)[::-1]
+    risks, ordered = weighted_risks(truth, decision, classes), np.sort(confidence)[::-1]
     last = np.ceil(KEPT * len(truth) - 1e-9).astype(int) - 1
     masks = {share: confidence >= ordered[at] for share, at in zip(KEPT, last, strict=True)}
 
@@ -86,7 +86,7 @@ def risk_coverage(
     values, drawn = resampled(find, truth, lesions, resamples=resamples, seed=seed)
     rows = []
     for (share, metric), value in values.items():
-        lesions_kept = kept_lesions(metric, masks[share], truth, lesions, classes)
+        lesions_kept = count_lesions(metric, masks[share], truth, lesions, classes)
         each = drawn[share, metric]
         plain = metric != "balanced_error"
         ends = share_interval(value, each, lesions_kept) if plain else interval(each)
@@ -96,7 +96,7 @@ def risk_coverage(
     )
 
 
-def kept_lesions(
+def count_lesions(
     metric: str, mask: np.ndarray, truth: np.ndarray, lesions: ArrayLike, classes: Sequence[str]
 ) -> int:
     """Return how many lesions a risk is taken over."""
@@ -105,7 +105,7 @@ def kept_lesions(
     return len(np.unique(np.asarray(lesions)[mask]))
 
 
-def aurc_of(wrong: np.ndarray, confidence: np.ndarray) -> Callable[[np.ndarray], Found]:
+def weighted_aurc(wrong: np.ndarray, confidence: np.ndarray) -> Callable[[np.ndarray], Found]:
     """Return a function of weights (b, n), whole numbers, that gives 'aurc' and 'excess_aurc'.
 
     AURC is the mean error over the shares kept (Geifman and El-Yaniv 2017, arXiv:1705.08500); rows
@@ -146,7 +146,7 @@ def aurc_table(
     seed: int = 0,
 ) -> pd.DataFrame:
     """Return AURC and excess AURC of the error with intervals: metric, value, low, high."""
-    find = aurc_of(decision != truth, confidence)
+    find = weighted_aurc(decision != truth, confidence)
     values, drawn = resampled(find, truth, lesions, resamples=resamples, seed=seed)
     rows = [(metric, value, *interval(drawn[metric])) for metric, value in values.items()]
     return pd.DataFrame(rows, columns=["metric", "value", "low", "high"])

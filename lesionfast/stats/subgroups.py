@@ -55,10 +55,10 @@ def measure_subgroups(
     masks = {
         (column, group): labels == group
         for column, labels in groups.items()
-        for group in in_order(labels, column)
+        for group in order_groups(labels, column)
     }
     finds = {
-        key: statistics(truth[mask], probabilities[mask], decision[mask], classes)
+        key: weighted_statistics(truth[mask], probabilities[mask], decision[mask], classes)
         for key, mask in masks.items()
     }
 
@@ -72,17 +72,17 @@ def measure_subgroups(
     lesions = np.asarray(lesions)
     values, drawn = resampled(find, truth, lesions, resamples=resamples, seed=seed)
     rows = [
-        row_of(key, value, drawn[key], truth, lesions, masks[key[:2]], classes)
+        describe_cell(key, value, drawn[key], truth, lesions, masks[key[:2]], classes)
         for key, value in values.items()
     ]
-    return ranked(pd.DataFrame(rows, columns=TABLE)), drawn
+    return add_ranks(pd.DataFrame(rows, columns=TABLE)), drawn
 
 
 TABLE = ["column", "group", "metric", "of", "images", "lesions", "positives", "negatives"]
 TABLE += ["value", "low", "high", "few"]
 
 
-def in_order(labels: np.ndarray, column: str) -> list[str]:
+def order_groups(labels: np.ndarray, column: str) -> list[str]:
     """Return the groups: age bands by age, others by their number of images, 'unknown' last."""
     names, counts = np.unique(labels.astype(str), return_counts=True)
     bands = age_bands() if column == "age" else []
@@ -93,11 +93,11 @@ def in_order(labels: np.ndarray, column: str) -> list[str]:
     return sorted(names.tolist(), key=lambda name: (name == UNKNOWN, place[name], name))
 
 
-def statistics(
+def weighted_statistics(
     truth: np.ndarray, probabilities: np.ndarray, decision: np.ndarray, classes: Sequence[str]
 ) -> Callable[[np.ndarray], Found]:
     """Return a function of weights (b, n) that gives each metric, (b,), by (metric, of)."""
-    sides = sides_of(classes)
+    sides = positive_classes(classes)
     rankings = {
         name: Ranking(chosen[truth], probabilities[:, chosen].sum(axis=1))
         for name, chosen in sides.items()
@@ -119,14 +119,14 @@ def statistics(
     return find
 
 
-def sides_of(classes: Sequence[str]) -> dict[str, np.ndarray]:
+def positive_classes(classes: Sequence[str]) -> dict[str, np.ndarray]:
     """Return which classes (k,) are melanoma, and which malignant, where there are such."""
     classes = Classes.of(classes)
     sides = {of: np.asarray(classes.members(of)) for of in classes.targets}
     return {name: chosen for name, chosen in sides.items() if chosen.any() and not chosen.all()}
 
 
-def row_of(
+def describe_cell(
     key: tuple,
     value: float,
     drawn: np.ndarray,
@@ -139,11 +139,11 @@ def row_of(
     metric, of = key[2:]
     truth, lesions = truth[mask], lesions[mask]
     if of == ALL:
-        positives = min(lesions_in(lesions, truth == code) for code in range(len(classes)))
+        positives = min(count_lesions(lesions, truth == code) for code in range(len(classes)))
         negatives = 0
     else:
-        positive = sides_of(classes)[of][truth]
-        positives, negatives = lesions_in(lesions, positive), lesions_in(lesions, ~positive)
+        positive = positive_classes(classes)[of][truth]
+        positives, negatives = count_lesions(lesions, positive), count_lesions(lesions, ~positive)
     few = positives < FEWEST or (metric == "auc" and negatives < FEWEST)
     low, high = interval(drawn)
     if metric == "sensitivity":
@@ -154,12 +154,12 @@ def row_of(
     return *key, *counts, value, low, high, few
 
 
-def lesions_in(lesions: np.ndarray, chosen: np.ndarray) -> int:
+def count_lesions(lesions: np.ndarray, chosen: np.ndarray) -> int:
     """Return the number of lesions among the chosen images."""
     return len(np.unique(lesions[chosen]))
 
 
-def ranked(table: pd.DataFrame) -> pd.DataFrame:
+def add_ranks(table: pd.DataFrame) -> pd.DataFrame:
     """Add the rank of each value in its column, 1 the best; NaN for few cases."""
     counted = table["value"].astype(float).where(~table["few"].astype(bool))
     by = [table[name] for name in ("column", "metric", "of")]
@@ -199,10 +199,10 @@ def measure_gaps(
     for column, part in table.groupby("column", sort=False):
         counted = part[part["rank"].notna()]
         kept = {name: cells["group"].tolist() for name, cells in counted.groupby(["metric", "of"])}
-        dealt = permuted_gaps(*data, groups[column], classes, kept, permutations, seed)
+        dealt = permute_gaps(*data, groups[column], classes, kept, permutations, seed)
         for name in dict.fromkeys(zip(part["metric"], part["of"], strict=True)):
             cells = counted[(counted["metric"] == name[0]) & (counted["of"] == name[1])]
-            rows.append((column, *name, *gap_of(column, cells, drawn, dealt.get(name))))
+            rows.append((column, *name, *measure_gap(column, cells, drawn, dealt.get(name))))
     return pd.DataFrame(rows, columns=GAPS)
 
 
@@ -210,7 +210,7 @@ GAPS = ["column", "metric", "of", "groups", "best", "worst", "value", "low", "hi
 GAPS += ["expected", "p"]
 
 
-def gap_of(column: str, cells: pd.DataFrame, drawn: Found, dealt: np.ndarray | None) -> tuple:
+def measure_gap(column: str, cells: pd.DataFrame, drawn: Found, dealt: np.ndarray | None) -> tuple:
     """Return groups, best, worst, value, low, high, expected and p of the ranked cells."""
     if len(cells) < 2 or dealt is None:
         return len(cells), "", "", *[np.nan] * 5
@@ -228,7 +228,7 @@ def spread(values: np.ndarray) -> np.ndarray:
     return values.max(axis=0) - values.min(axis=0)
 
 
-def permuted_gaps(
+def permute_gaps(
     truth: np.ndarray,
     probabilities: np.ndarray,
     decision: np.ndarray,
@@ -246,7 +246,7 @@ def permuted_gaps(
     """
     kept = {name: groups for name, groups in kept.items() if len(groups) > 1}
     wanted = sorted({group for groups in kept.values() for group in groups})
-    find = statistics(truth, probabilities, decision, classes)
+    find = weighted_statistics(truth, probabilities, decision, classes)
     _, first, codes = np.unique(lesions, return_index=True, return_inverse=True)
     own, members = labels[first], strata(truth, codes)
     rng, parts = np.random.default_rng(seed), []

@@ -116,7 +116,7 @@ def apply_points(
         row = {name: getattr(point, name) for name in ("of", "goal", "level", "threshold")}
         row |= {"n_positive": int(positive.sum()), "n_negative": int((~positive).sum())}
         flagged = score >= point.threshold
-        rows.append(row | flag_shares(positive, flagged, truth, lesions, resamples, seed))
+        rows.append(row | measure_shares(positive, flagged, truth, lesions, resamples, seed))
     return pd.DataFrame(rows, columns=table_columns())
 
 
@@ -126,7 +126,7 @@ def table_columns() -> list[str]:
     return ["of", "goal", "level", "threshold", "n_positive", "n_negative", *shares]
 
 
-def flag_shares(
+def measure_shares(
     positive: np.ndarray,
     flagged: np.ndarray,
     truth: np.ndarray,

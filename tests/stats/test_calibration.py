@@ -18,14 +18,19 @@ from lesionfast.runs import Run
 from lesionfast.stats.calibration import (
     METHODS,
     Calibrator,
+    assign_folds,
+    build_objective,
+    choose_methods,
     fit_calibrator,
     fit_scaling,
-    folds_of,
-    methods_for,
-    objective_of,
 )
 from lesionfast.stats.metrics import decide
-from lesionfast.stats.reliability import calibration_of, calibration_table, gap_of, reliability_bins
+from lesionfast.stats.reliability import (
+    calibration_table,
+    reliability_bins,
+    weighted_calibration,
+    weighted_gap,
+)
 
 CLASSES = ("a", "b", "mel", "nv")
 
@@ -73,8 +78,8 @@ def test_weights_are_the_same_as_repeated_rows():
     truth, p = draw(200, temperature=2)
     weights = np.random.default_rng(3).integers(0, 4, 200)
     rows = np.repeat(np.arange(200), weights)
-    found = calibration_of(truth, p, CLASSES)(weights[None].astype(float))
-    repeated = calibration_of(truth[rows], p[rows], CLASSES)(np.ones((1, len(rows))))
+    found = weighted_calibration(truth, p, CLASSES)(weights[None].astype(float))
+    repeated = weighted_calibration(truth[rows], p[rows], CLASSES)(np.ones((1, len(rows))))
     for key, value in found.items():
         if key[0] != "adaptive_ece" and "noise" not in key[0]:  # bins are those of the rows given
             assert value == pytest.approx(repeated[key])
@@ -118,17 +123,17 @@ def test_a_calibrated_simulator_has_an_ece_near_zero_and_one_that_is_not_has_non
     everything = np.ones((1, 60_000))
     # Of n images and 15 bins noise makes an ECE of about sum(sqrt(2 n_b p (1 - p) / pi)) / n.
     noise = np.sqrt(2 / np.pi * 0.25 * 15 / 60_000)
-    assert gap_of(p.max(axis=1), right)(everything)[0] < 1.5 * noise < 0.01
-    assert gap_of(p.max(axis=1), right, adaptive=True)(everything)[0] < 1.5 * noise
+    assert weighted_gap(p.max(axis=1), right)(everything)[0] < 1.5 * noise < 0.01
+    assert weighted_gap(p.max(axis=1), right, adaptive=True)(everything)[0] < 1.5 * noise
     truth, p = draw(60_000, temperature=3)
     right = (p.argmax(axis=1) == truth).astype(float)
-    assert gap_of(p.max(axis=1), right)(everything)[0] > 0.1
+    assert weighted_gap(p.max(axis=1), right)(everything)[0] > 0.1
 
 
 def test_intervals_of_ece_hold_the_true_one():
     def ece(truth, p):
         right = (p.argmax(axis=1) == truth).astype(float)
-        return gap_of(p.max(axis=1), right)(np.ones((1, len(truth))))[0]
+        return weighted_gap(p.max(axis=1), right)(np.ones((1, len(truth))))[0]
 
     true, held, free = ece(*draw(400_000, seed=99, temperature=2)), 0, 0
     for seed in range(60):
@@ -146,7 +151,7 @@ def test_intervals_of_ece_hold_the_true_one():
 def test_gradients_against_finite_differences(method):
     truth, p = draw(80)
     sizes = {"temperature": 1, "vector": 8, "dirichlet": 20}
-    objective = objective_of(truth, np.log(p), method, 0.3)
+    objective = build_objective(truth, np.log(p), method, 0.3)
     theta = np.random.default_rng(1).normal(1, 0.3, sizes[method])
     numeric = approx_fprime(theta, lambda x: objective(x)[0], 1e-7)
     assert objective(theta)[1] == pytest.approx(numeric, abs=1e-5)
@@ -213,14 +218,14 @@ def test_no_lesion_is_in_two_folds_and_classes_are_spread():
     rng = np.random.default_rng(0)
     lesions = rng.integers(0, 100, 300)
     truth = (lesions % 4).astype(np.int64)
-    folds = folds_of(truth, lesions, seed=1)
+    folds = assign_folds(truth, lesions, seed=1)
     for lesion in np.unique(lesions):
         assert len(set(folds[lesions == lesion])) == 1
     for number in range(4):
         of = {lesion: folds[lesions == lesion][0] for lesion in lesions[truth == number]}
         counts = np.bincount(list(of.values()), minlength=5)
         assert counts.max() - counts.min() <= 1
-    assert set(folds_of(np.array([0, 0, 1]), ["x", "y", "z"], 0)) == {0, 1, 2}
+    assert set(assign_folds(np.array([0, 0, 1]), ["x", "y", "z"], 0)) == {0, 1, 2}
 
 
 def test_zeros_and_a_class_that_validation_lacks_are_no_trouble():
@@ -307,5 +312,5 @@ def test_without_melanomas_their_sensitivity_is_left_out(make_run):
 
 
 def test_dirichlet_is_not_tried_on_fewer_images_than_it_has_parameters():
-    assert methods_for(np.ones((56, 7))) == METHODS
-    assert methods_for(np.ones((55, 7))) == METHODS[:3]
+    assert choose_methods(np.ones((56, 7))) == METHODS
+    assert choose_methods(np.ones((55, 7))) == METHODS[:3]

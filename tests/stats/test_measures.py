@@ -8,7 +8,7 @@ from sklearn import metrics as sk
 
 from lesionfast.errors import LesionfastError
 from lesionfast.stats.bootstrap import wilson
-from lesionfast.stats.measures import by_lesion, measure, metrics_of
+from lesionfast.stats.measures import by_lesion, measure, weighted_metrics
 
 CLASSES = ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]
 CANCERS = [0, 1, 4]
@@ -76,7 +76,7 @@ def test_every_metric_is_scikit_learns(weighted, digits):
     truth, probabilities, decision, _ = simulate(digits=digits)
     rng = np.random.default_rng(1)
     weights = rng.integers(0, 4, (3, len(truth))) if weighted else np.ones((1, len(truth)))
-    found = metrics_of(truth, probabilities, decision, CLASSES)(weights.astype(float))
+    found = weighted_metrics(truth, probabilities, decision, CLASSES)(weights.astype(float))
     for row, w in enumerate(weights):
         expected = reference(truth, probabilities, decision, w)
         assert expected.keys() == found.keys()
@@ -122,7 +122,7 @@ def test_the_intervals_cover_what_is_true_of_the_population():
         return truth, probabilities, probabilities.argmax(axis=1)
 
     classes = ["bkl", "mel", "nv"]
-    true = metrics_of(*sample([100_000, 100_000, 200_000]), classes)(np.ones((1, 400_000)))
+    true = weighted_metrics(*sample([100_000, 100_000, 200_000]), classes)(np.ones((1, 400_000)))
     watched = [("balanced_accuracy", "all"), ("sensitivity", "mel"), ("auc", "mel")]
     hits = dict.fromkeys(watched, 0)
     for number in range(300):
@@ -191,7 +191,7 @@ def test_three_hundred_classes_take_little_memory():
     truth = np.concatenate([np.arange(k), rng.integers(0, k, n - k)])
     probabilities = rng.dirichlet(np.ones(k), n)
     names = [f"class {number}" for number in range(k)]
-    find = metrics_of(truth, probabilities, probabilities.argmax(axis=1), names)
+    find = weighted_metrics(truth, probabilities, probabilities.argmax(axis=1), names)
     tracemalloc.start()
     found = find(np.ones((20, n)))
     peak = tracemalloc.get_traced_memory()[1]

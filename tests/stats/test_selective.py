@@ -18,11 +18,11 @@ from lesionfast.report.selective import referral_on, referral_table
 from lesionfast.runs import Run
 from lesionfast.stats.metrics import decide
 from lesionfast.stats.selective import (
-    aurc_of,
     aurc_table,
-    confidence_of,
     fit_referral,
     risk_coverage,
+    rule_confidence,
+    weighted_aurc,
 )
 
 CLASSES = ("mel", "nv", "bkl")
@@ -59,22 +59,22 @@ def test_aurc_of_weights_is_that_of_repeated_rows():
     weights = np.random.default_rng(1).integers(0, 4, 100)
     rows = np.repeat(np.arange(100), weights)
     wrong = decision != truth
-    found = aurc_of(wrong, confidence)(weights[None].astype(float))
+    found = weighted_aurc(wrong, confidence)(weights[None].astype(float))
     assert found["aurc"][0] == pytest.approx(loop_aurc(wrong[rows], confidence[rows]))
 
 
 def test_aurc_of_known_orders():
     wrong, everything = np.r_[np.zeros(70), np.ones(30)], np.ones((1, 100))
-    perfect = aurc_of(wrong, -np.arange(100.0))(everything)
+    perfect = weighted_aurc(wrong, -np.arange(100.0))(everything)
     assert perfect["excess_aurc"][0] == pytest.approx(0)
-    same = aurc_of(wrong, np.ones(100))(everything)
+    same = weighted_aurc(wrong, np.ones(100))(everything)
     assert same["aurc"][0] == pytest.approx(0.3)  # a confidence that says nothing
     for every in (np.zeros(100), np.ones(100)):
-        found = aurc_of(every, np.arange(100.0))(everything)
+        found = weighted_aurc(every, np.arange(100.0))(everything)
         assert found["aurc"][0] == every[0] and found["excess_aurc"][0] == pytest.approx(0)
     n = 100_000
     r, many = 0.3, np.r_[np.zeros(70_000), np.ones(30_000)]
-    area = aurc_of(many, -np.arange(float(n)))(np.ones((1, n)))["aurc"][0]
+    area = weighted_aurc(many, -np.arange(float(n)))(np.ones((1, n)))["aurc"][0]
     assert area == pytest.approx(r + (1 - r) * np.log(1 - r), abs=1e-4)  # Geifman et al. 2019
 
 
@@ -99,13 +99,13 @@ def test_risk_coverage_against_scikit_learn():
 def test_confidence_is_that_of_the_decided_class():
     p = np.array([[0.6, 0.3, 0.1], [0.2, 0.2, 0.6]])
     prior = np.array([0.8, 0.1, 0.1])
-    assert confidence_of(p, "argmax", prior) == pytest.approx([0.6, 0.6])
+    assert rule_confidence(p, "argmax", prior) == pytest.approx([0.6, 0.6])
     scores = p / prior / (p / prior).sum(axis=1, keepdims=True)
-    assert confidence_of(p, "balanced", prior) == pytest.approx(
+    assert rule_confidence(p, "balanced", prior) == pytest.approx(
         scores[[0, 1], decide(p, "balanced", prior)]
     )
     unseen = np.array([0.5, 0.5, 0.0])
-    assert confidence_of(p, "balanced", unseen) == pytest.approx([0.6 / 0.9, 0.5])
+    assert rule_confidence(p, "balanced", unseen) == pytest.approx([0.6 / 0.9, 0.5])
 
 
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.3, 0.5, 0.99])

@@ -10,7 +10,7 @@ from lesionfast.evaluation.findings import gap_table, subgroup_table
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.report.subgroups import gaps_table
 from lesionfast.stats.bootstrap import wilson
-from lesionfast.stats.subgroups import group_labels, measure_gaps, measure_subgroups, permuted_gaps
+from lesionfast.stats.subgroups import group_labels, measure_gaps, measure_subgroups, permute_gaps
 
 CLASSES = ["bcc", "mel", "nv"]
 
@@ -124,7 +124,7 @@ def test_a_gap_is_the_difference_of_the_groups_it_names():
 def test_dealt_groups_keep_lesions_whole_and_the_gap_is_that_of_a_loop():
     truth, probabilities, decision, lesions, groups = simulate(400)
     name = ("sensitivity", "mel")
-    found = permuted_gaps(
+    found = permute_gaps(
         truth,
         probabilities,
         decision,
