@@ -52,7 +52,7 @@ def name_lists(what: str) -> dict[str, str]:
         case "losses":
             from lesionfast.training.losses import losses as registry
         case "mixes":
-            from lesionfast.training.callbacks.batches import mixes as registry
+            from lesionfast.training.callbacks.mixing import mixes as registry
         case _:
             raise LesionfastError(
                 f"there is no list '{what}'.{did_you_mean(what, LISTS)} "

@@ -1,4 +1,4 @@
-"""Class balancing by name: which rows an epoch draws, and how much each class weighs."""
+"""Which rows an epoch draws and how much each class weighs; how a class is cut into subclasses."""
 
 import logging
 from collections.abc import Callable
@@ -23,7 +23,7 @@ balances = Registry("class balancing", "--balance")
 
 @dataclass(frozen=True)
 class Balance:
-    """What balancing does to a training.
+    """What class balancing does to a training.
 
     `weights` (K,) are class weights of the loss with mean 1 over the rows, `sampler` draws the
     positions of an epoch, and `prior` (K,) are the class shares that the loss sees in the end.
@@ -36,13 +36,13 @@ class Balance:
 
 @balances.register("none")
 def none(codes: np.ndarray, n_classes: int) -> Balance:
-    """Every training row once an epoch, all classes with the same weight."""
+    """Every training row once per epoch, all classes with the same weight."""
     return Balance(shares(np.bincount(codes, minlength=n_classes)))
 
 
 @balances.register("weights")
 def weights(codes: np.ndarray, n_classes: int) -> Balance:
-    """Every row once; the loss of a class weighs by one over its frequency."""
+    """Every row once; a class weighs one over its frequency in the loss."""
     counts = np.bincount(codes, minlength=n_classes)
     return Balance(shares(counts > 0), weights=inverse_frequency(counts))
 
@@ -65,9 +65,8 @@ def effective(codes: np.ndarray, n_classes: int, beta: float = 0.999) -> Balance
 
 @balances.register("sampler")
 def sampler(codes: np.ndarray, n_classes: int) -> Balance:
-    """As many rows an epoch as there are, drawn with replacement, every class as often."""
-    members = [np.flatnonzero(codes == code) for code in range(n_classes)]
-    members = [each.tolist() for each in members if len(each)]
+    """As many rows per epoch as there are, drawn with replacement, every class equally often."""
+    members = [np.flatnonzero(codes == code).tolist() for code in np.unique(codes)]
 
     def draw(rng: Random) -> list[int]:
         return [rng.choice(members[i % len(members)]) for i in shuffled(range(len(codes)), rng)]
@@ -77,10 +76,9 @@ def sampler(codes: np.ndarray, n_classes: int) -> Balance:
 
 @balances.register("downsample")
 def downsample(codes: np.ndarray, n_classes: int) -> Balance:
-    """The largest class cut to the size of the second, other rows of it each epoch."""
+    """The largest class cut to the size of the second, with other rows of it in each epoch."""
     counts = np.bincount(codes, minlength=n_classes)
-    limit = int(np.sort(counts)[-2]) if n_classes > 1 else int(counts[0])
-    return resampled(codes, np.minimum(counts, limit))
+    return resampled(codes, np.minimum(counts, second_largest(counts)))
 
 
 @balances.register("upsample")
@@ -92,21 +90,26 @@ def upsample(codes: np.ndarray, n_classes: int) -> Balance:
 
 @balances.register("author")
 def author(codes: np.ndarray, n_classes: int) -> Balance:
-    """The original study: nevi cut to the second class, others up to doubled, then class weights.
+    """As in the original study: nevi cut to the second class, others doubled, then class weights.
 
     The largest class is downsampled to the size of the second, the others are repeated to at most
-    twice their rows and no more than that, and the loss weighs by one over what results.
+    twice their rows and no more than that, and the loss weights them by one over what results.
     """
     counts = np.bincount(codes, minlength=n_classes)
-    limit = int(np.sort(counts)[-2]) if n_classes > 1 else int(counts[0])
+    limit = second_largest(counts)
     wanted = np.minimum(np.where(counts == counts.max(), limit, 2 * counts), limit)
     return replace(
         resampled(codes, wanted), weights=inverse_frequency(wanted), prior=shares(wanted > 0)
     )
 
 
+def second_largest(counts: np.ndarray) -> int:
+    """Return the size of the second class, or of the only one."""
+    return int(np.sort(counts)[-2:][0])
+
+
 def resampled(codes: np.ndarray, wanted: np.ndarray) -> Balance:
-    """Return the balance that draws `wanted` (K,) rows of each class an epoch, other ones each.
+    """Return the balance that draws `wanted` (K,) rows of each class, other ones in each epoch.
 
     A class is drawn whole as often as it fits, and by chance for the rest.
     """
@@ -114,9 +117,9 @@ def resampled(codes: np.ndarray, wanted: np.ndarray) -> Balance:
 
     def draw(rng: Random) -> list[int]:
         rows: list[int] = []
-        for each, count in zip(members, wanted.tolist(), strict=True):
-            whole, rest = divmod(count, max(len(each), 1))
-            rows += each * whole + rng.sample(each, rest)
+        for own, count in zip(members, wanted.tolist(), strict=True):
+            whole, rest = divmod(count, max(len(own), 1))
+            rows += own * whole + rng.sample(own, rest)
         return shuffled(rows, rng)
 
     return Balance(shares(wanted), sampler=draw)
@@ -134,29 +137,28 @@ def shares(counts: np.ndarray) -> np.ndarray:
 
 
 def shuffled(items: range | list[int], rng: Random) -> list[int]:
-    """Return the items in random order."""
     return rng.sample(items, len(items))
 
 
-def parents_of(wanted: dict[str, int], classes: list[str]) -> list[int]:
-    """Return the class number of each output: the classes first, then what they are cut into more.
+def find_parents(subclasses: dict[str, int], classes: list[str]) -> list[int]:
+    """Return the class number of each output: the classes first, then their further subclasses.
 
-    `wanted` maps class names to numbers of sub-classes.
+    `subclasses` maps class names to the number of subclasses of each.
     """
-    more = [[classes.index(name)] * (count - 1) for name, count in wanted.items()]
+    more = [[classes.index(name)] * (count - 1) for name, count in subclasses.items()]
     return [*range(len(classes)), *(code for codes in more for code in codes)]
 
 
 def assign_subclasses(dls: DataLoaders, model: FusionModel, seed: int) -> None:
-    """Give the training targets in `dls` the numbers of the model's outputs, by cluster.
+    """Cluster classes into subclasses, and make the model's outputs for them the training targets.
 
-    The clusters are k-means of the backbone's features, one point a lesion, of training lesions
+    The clusters are k-means of the backbone's features, one point per lesion, of training lesions
     only. Validation and test keep their class numbers. Raises `LesionfastError` for a backbone
-    that is not pretrained, and a class with fewer lesions than sub-classes.
+    that is not pretrained, and a class with fewer lesions than subclasses.
     """
     if model.backbone is None or not model.backbone.pretrained:
         raise LesionfastError(
-            "--subclass clusters the features of a pretrained backbone, and this one has random "
+            "--subclass clusters the features of a pretrained backbone, but this one has random "
             "weights. Type --weights auto, or a file or run with weights."
         )
     parents = np.array(model.parents)
@@ -165,16 +167,11 @@ def assign_subclasses(dls: DataLoaders, model: FusionModel, seed: int) -> None:
     dls.train.parents = model.parents
     for code in np.flatnonzero(np.bincount(parents) > 1):
         name, outputs = dls.vocab[code], np.flatnonzero(parents == code)
-        mine = rows[rows["target"] == name]
-        cluster = cluster_lesions(dls, model, mine, len(outputs), seed)
-        targets[mine["row"].to_numpy()] = outputs[cluster]
+        own = rows[rows["target"] == name]
+        cluster = cluster_lesions(dls, model, own, len(outputs), seed)
+        targets[own["row"].to_numpy()] = outputs[cluster]
         sizes = ", ".join(map(str, np.bincount(cluster)))
-        logger.info("class %s: %d sub-classes of %s images", name, len(outputs), sizes)
-
-
-def find_targets(dls: DataLoaders) -> np.ndarray:
-    """Return the array of class numbers that the loaders read, to be written to."""
-    return next(t.array for t in dls.train_ds.tls[2].tfms if isinstance(t, ReadTarget))
+        logger.info("class %s: %d subclasses of %s images", name, len(outputs), sizes)
 
 
 def cluster_lesions(
@@ -186,11 +183,11 @@ def cluster_lesions(
     lesions, index = np.unique(rows["group"], return_inverse=True)
     if len(lesions) < k:
         raise LesionfastError(
-            f"--subclass wants {k} parts of '{rows['target'].iloc[0]}', which has only "
+            f"--subclass asks for {k} subclasses of '{rows['target'].iloc[0]}', which has only "
             f"{len(lesions)} training lesions. Type a smaller number."
         )
     model.to(dls.device)
-    with counting_bar("features for the sub-classes") as progress:
+    with counting_bar("features for the subclasses") as progress:
         features = Features(model, dls.pixels).kept(rows["row"].to_numpy(), progress)
     features = (features - features.mean(axis=0)) / (features.std(axis=0) + 1e-6)
     sums = np.zeros((len(lesions), features.shape[1]))
@@ -199,13 +196,18 @@ def cluster_lesions(
     return KMeans(k, n_init=10, random_state=seed).fit_predict(means)[index]
 
 
-def split_codes(dls: DataLoaders, split: str = "train") -> np.ndarray:
-    """Return the class numbers of the rows of a split, int64 (n,)."""
-    names = list(dls.vocab)
-    targets = dls.rows.loc[dls.rows["split"] == split, "target"]
-    return targets.map(names.index).to_numpy(dtype=np.int64)
+def find_targets(dls: DataLoaders) -> np.ndarray:
+    """Return the array of numbers by row that the loaders read as targets; it can be written to."""
+    return next(t.array for t in dls.train_ds.tls[2].tfms if isinstance(t, ReadTarget))
 
 
 def output_codes(dls: DataLoaders) -> np.ndarray:
-    """Return the numbers of the outputs that the training rows are taught, int64 (n,)."""
+    """Return the model's output that is the target of each training row, int64 (n,)."""
     return find_targets(dls)[dls.rows.loc[dls.rows["split"] == "train", "row"].to_numpy()]
+
+
+def class_codes(dls: DataLoaders, split: str = "train") -> np.ndarray:
+    """Return the class number of each row of a split, int64 (n,)."""
+    names = list(dls.vocab)
+    targets = dls.rows.loc[dls.rows["split"] == split, "target"]
+    return targets.map(names.index).to_numpy(np.int64, copy=True)

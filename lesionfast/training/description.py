@@ -40,7 +40,7 @@ def describe_model(learn: FusionLearner, config: TrainConfig) -> dict[str, Any]:
         "melanoma": classes.melanoma,
         "malignant": classes.malignant,
         "parents": learn.model.parents,
-        "prior": learn.balance.prior.tolist(),
+        "prior": learn.prior.tolist(),
         "undo": learn.model.posterior.undo,
         "not_undone": shifting_options(config),
         "weights_origin": "no backbone" if backbone is None else backbone.origin,

@@ -195,7 +195,7 @@ def trained_learner(
         df = load_dataset(plain, split=run.file("split.csv"))
     learn = fusion_learner(build_dls(df, plain, encoder=encoder), plain)
     learn.model = load_model(run).to(learn.dls.device)
-    learn.balance = replace(learn.balance, prior=np.array(run.model["prior"]))
+    learn.prior = np.array(run.model["prior"])
     return learn
 
 

@@ -181,7 +181,7 @@ def describe_kept(learn: FusionLearner, best: KeepBest) -> None:
     deferred = getattr(learn, "deferred_weights", None)
     if deferred is not None:
         deferred.switch(best.best_epoch)
-        learn.train_then_validate.describe()
+        learn.train_then_validate.set_posterior()
 
 
 def check_trained(run: Run, best: KeepBest) -> None:
@@ -277,4 +277,4 @@ def summary(learn: FusionLearner, predictions: pd.DataFrame) -> dict[str, Any]:
     classes = learn.classes
     truth = predictions["target"].map(classes.index).to_numpy()
     probabilities = predictions[[f"p_{each}" for each in classes]].to_numpy()
-    return summarize(truth, probabilities, classes, learn.balance.prior)
+    return summarize(truth, probabilities, classes, learn.prior)

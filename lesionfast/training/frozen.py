@@ -37,7 +37,7 @@ from lesionfast.models.features import (
 from lesionfast.models.lineage import header_of
 from lesionfast.registry import Registry
 from lesionfast.runs import Run
-from lesionfast.training.balancing import output_codes, shuffled, split_codes
+from lesionfast.training.balancing import class_codes, output_codes, shuffled
 from lesionfast.training.callbacks.checkpoint import save_tensors
 from lesionfast.training.callbacks.inference import Borrowing
 from lesionfast.training.callbacks.tracking import history_columns
@@ -190,7 +190,7 @@ class CachedFeatures(Borrowing):
             FeatureLoader(
                 [of(valid["row"].to_numpy())],
                 encoded(valid),
-                split_codes(dls, "valid"),
+                class_codes(dls, "valid"),
                 dls.device,
                 batch_size=size,
             ),
@@ -313,10 +313,9 @@ def split_features(learn: FusionLearner, split: str) -> tuple[np.ndarray, np.nda
     learn.model.to(learn.dls.device)
     with counting_bar(f"features of {split}") as progress:
         image = Features(learn.model, learn.dls.pixels).kept(rows["row"].to_numpy(), progress)
-    codes = rows["target"].map(list(learn.dls.vocab).index).to_numpy(np.int64, copy=True)
-    metadata = learn.dls.encoder.transform(rows)
-    if split == "train" and hasattr(learn, "withhold_metadata"):
-        metadata = learn.withhold_metadata.withheld_once(metadata, codes)
+    codes, metadata = class_codes(learn.dls, split), learn.dls.encoder.transform(rows)
+    if split == "train" and hasattr(learn, "metadata_dropout"):
+        metadata = learn.metadata_dropout.withhold_once(metadata, codes)
     fused = fused_features(learn.model, image, metadata)
     return fused.astype(np.float64), codes
 

@@ -22,9 +22,13 @@ from lesionfast.diagnoses import Classes, read_subclasses
 from lesionfast.files import temporary_folder, write_atomically
 from lesionfast.models.fusion import build_model, stage_groups
 from lesionfast.models.precision import dtype_of, precision
-from lesionfast.stats.metrics import balanced_accuracy, decide, macro_auc, sensitivity
-from lesionfast.training.balancing import assign_subclasses, parents_of
-from lesionfast.training.callbacks.batches import Withholding, WithholdMetadata
+from lesionfast.stats.metrics import decide, decision_metrics, macro_auc
+from lesionfast.training.balancing import (
+    assign_subclasses,
+    class_codes,
+    find_parents,
+    output_codes,
+)
 from lesionfast.training.callbacks.inference import (
     Autocast,
     Borrowing,
@@ -34,46 +38,17 @@ from lesionfast.training.callbacks.inference import (
     KeepFreedMemory,
     PlainTensors,
 )
+from lesionfast.training.callbacks.metadata_dropout import MetadataDropout
 from lesionfast.training.callbacks.schedule import FrozenEval, SeedEpochs
 from lesionfast.training.objective import build_objective
 
 logger = logging.getLogger("lesionfast")
 
-
-class HalfPrecision(MixedPrecision, Borrowing):
-    """fastai's mixed precision in float16, whose autocast ends however a batch ends."""
-
-    part, inside = "batch", False
-
-    def before_batch(self) -> None:
-        """Switch autocast on."""
-        super().before_batch()
-        self.inside = True
-
-    def after_loss(self) -> None:
-        """Switch it off for the backward pass."""
-        self.clean_up()
-
-    def clean_up(self) -> None:
-        """Switch it off, however the batch ended."""
-        if self.inside:
-            self.inside = False
-            super().after_loss()
-
-
-def precision_callbacks(wanted: str, device: torch.device) -> list[Callback]:
-    """Return the callbacks that make a Learner compute in a precision."""
-    chosen = precision(wanted, device)
-    if chosen == "float16":
-        return [HalfPrecision()]
-    return [Autocast(device)] if chosen == "bfloat16" else []
-
-
 ADAMW = partial(OptimWrapper, opt=torch.optim.AdamW, fused=True)
 
 
 class FusionLearner(Learner):
-    """A fastai Learner that can go on where a fit stopped, and is whole after one that failed."""
+    """A fastai Learner that can resume a fit, and is whole again after one that failed."""
 
     first_epoch = 0
 
@@ -90,7 +65,7 @@ class FusionLearner(Learner):
             raise
 
     def export(self, *args: Any, **kwargs: Any) -> None:
-        """Pickle the Learner without its data, as fastai does; keep the data, on an error too."""
+        """Pickle the Learner without its data, as fastai does; keep the data, also on an error."""
         dls, opt = self.dls, self.opt
         try:
             super().export(*args, **kwargs)
@@ -108,23 +83,24 @@ def fusion_learner(dls: DataLoaders, config: TrainConfig | None = None) -> Fusio
 
     Its parameter groups are the backbone's stages and the head, so `freeze`, `fine_tune`,
     `lr_find` and `fit_one_cycle` work as with any fastai Learner. Raises `LesionfastError` for
-    names that are not known and weights that can't be had.
+    unknown names and weights that cannot be had.
     """
     config = config or TrainConfig()
     classes = Classes.chosen(list(dls.vocab), config.melanoma, config.malignant)
-    parents = parents_of(read_subclasses(config.subclass, classes), classes)
+    parents = find_parents(read_subclasses(config.subclass, classes), classes)
     torch.manual_seed(config.seed)  # the head's first weights
     model = build_model(config, dls.encoder.width, len(classes), parents)
     if len(parents) > len(classes):
         assign_subclasses(dls, model, config.seed)
-    objective = build_objective(dls, config, parents)
+    objective = build_objective(config, class_codes(dls), output_codes(dls), classes, parents)
     model.posterior.set_undo(objective.loss.undo(len(parents)))
     model.to(dls.device)
+    dls.train.set_sampler(objective.sampler)
     cbs = [*learner_callbacks(dls.device, config), *objective.callbacks]
-    if withholds(config):
-        withholding = Withholding.of(dls, parents, config.metadata_dropout)
-        cbs.append(WithholdMetadata(withholding, config.seed))
-    dls.train.set_sampler(objective.balance.sampler)
+    if config.metadata_dropout and config.metadata_columns and config.fusion != "none":
+        encoded = dls.encoder.transform(dls.rows[dls.rows["split"] == "train"])
+        given = (encoded, class_codes(dls), parents, config.metadata_dropout, config.seed)
+        cbs.append(MetadataDropout(dls.encoder, *given))
     learn = FusionLearner(
         dls,
         model,
@@ -133,16 +109,16 @@ def fusion_learner(dls: DataLoaders, config: TrainConfig | None = None) -> Fusio
         lr=config.lr if isinstance(config.lr, float) else 1e-3,
         splitter=stage_groups,
         cbs=cbs,
-        metrics=validation_metrics(classes, lambda: learn.balance.prior, config.rule),
+        metrics=validation_metrics(classes, lambda: learn.prior, config.rule),
         wd=config.weight_decay,
         wd_bn_bias=True,
         train_bn=False,
     )
-    learn.objective, learn.balance, learn.classes = objective, objective.balance, classes
+    learn.objective, learn.prior, learn.classes = objective, objective.prior, classes
     return learn
 
 
-def learner_callbacks(device: torch.device, config: TrainConfig) -> list[Any]:
+def learner_callbacks(device: torch.device, config: TrainConfig) -> list[Callback]:
     """Return the callbacks that every fit of a fusion learner runs with."""
     cbs = [
         *(KeepFreedMemory(), FrozenEval(), PlainTensors(), ChannelsLast(), InferenceMode()),
@@ -153,53 +129,69 @@ def learner_callbacks(device: torch.device, config: TrainConfig) -> list[Any]:
     return [*cbs, *precision_callbacks(config.precision, device)]
 
 
-def withholds(config: TrainConfig) -> bool:
-    """Return whether metadata is withheld in training: where there is some, and it is fused."""
-    return bool(config.metadata_dropout and config.metadata_columns) and config.fusion != "none"
+def precision_callbacks(wanted: str, device: torch.device) -> list[Callback]:
+    """Return the callbacks that make a Learner compute in a precision."""
+    chosen = precision(wanted, device)
+    if chosen == "float16":
+        return [HalfPrecision()]
+    return [Autocast(device)] if chosen == "bfloat16" else []
+
+
+class HalfPrecision(MixedPrecision, Borrowing):
+    """fastai's mixed precision in float16, whose autocast ends however a batch ends."""
+
+    part, inside = "batch", False
+
+    def before_batch(self) -> None:
+        super().before_batch()
+        self.inside = True
+
+    def after_loss(self) -> None:
+        """Switch autocast off for the backward pass."""
+        self.clean_up()
+
+    def clean_up(self) -> None:
+        if self.inside:
+            self.inside = False
+            super().after_loss()
 
 
 def validation_metrics(
-    classes: list[str], prior: Callable[[], np.ndarray], rule: str
+    classes: Classes, prior: Callable[[], np.ndarray], rule: str
 ) -> list[AccumMetric]:
-    """Return the columns of the history, over all validation rows, under the deciding rule.
+    """Return the metrics of the history, over all validation rows, by the decision rule in use.
 
-    `prior` returns that of the probabilities, which the epochs may change.
+    `prior` returns that of the probabilities, which may change between epochs.
     """
 
-    def decided(function: Callable[..., float], *args: Any) -> Callable[..., float]:
-        return lambda p, truth: float(function(truth, decide(p, rule, prior()), *args))
+    def of_decisions(name: str, p: np.ndarray, truth: np.ndarray) -> float:
+        return float(decision_metrics(truth, decide(p, rule, prior()), classes)[name])
 
-    columns = {
-        "balanced_accuracy": decided(balanced_accuracy, len(classes)),
-        "macro_auc": lambda p, truth: float(macro_auc(truth, p)),
+    columns: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+        "balanced_accuracy": partial(of_decisions, "balanced_accuracy"),
+        "macro_auc": lambda p, truth: macro_auc(truth, p),
     }
-    if melanoma := Classes.of(classes).melanoma:
-        columns["mel_sensitivity"] = decided(sensitivity, classes.index(melanoma))
-    columns["accuracy"] = decided(lambda truth, decision: (truth == decision).mean())
-    return [as_metric(name, function) for name, function in columns.items()]
+    if classes.melanoma:
+        columns["mel_sensitivity"] = partial(of_decisions, "mel_sensitivity")
+    columns["accuracy"] = partial(of_decisions, "accuracy")
+    as_arrays = {"activation": "softmax", "dim_argmax": -1, "to_np": True, "flatten": False}
+    return [AccumMetric(metric, name=name, **as_arrays) for name, metric in columns.items()]
 
 
 def history_names(classes: list[str]) -> tuple[str, ...]:
-    """Return the columns of the history that can be watched."""
-    metrics = validation_metrics(classes, lambda: np.ones(len(classes)), "argmax")
-    return ("train_loss", "valid_loss", *(each.name for each in metrics))
-
-
-def as_metric(name: str, function: Callable[..., float]) -> AccumMetric:
-    """Return a fastai metric of (probabilities (n, K), truth (n,)) as NumPy arrays."""
-    return AccumMetric(
-        function, name=name, activation="softmax", dim_argmax=-1, to_np=True, flatten=False
-    )
+    """Return the columns of the history that --monitor takes."""
+    metrics = validation_metrics(Classes.of(classes), lambda: np.ones(len(classes)), "argmax")
+    return ("train_loss", "valid_loss", *(metric.name for metric in metrics))
 
 
 def find_lr(learn: FusionLearner, freeze: bool) -> float:
-    """Return fastai's "valley" suggestion, for the head alone if the rest is to be frozen.
+    """Return fastai's "valley" suggestion, for the head alone if the rest will be frozen.
 
-    The weights, and what learns, are as before afterwards, also after an error; fastai's own files
+    Afterwards the weights, and what learns, are as before, also after an error; fastai's own files
     go to a temporary folder.
     """
-    before = {name: each.clone() for name, each in learn.model.state_dict().items()}
-    learns = {each: each.requires_grad for each in learn.model.parameters()}
+    before = {name: value.clone() for name, value in learn.model.state_dict().items()}
+    learns = {p: p.requires_grad for p in learn.model.parameters()}
     path = learn.path
     try:
         if freeze:
@@ -212,14 +204,14 @@ def find_lr(learn: FusionLearner, freeze: bool) -> float:
         learn.model.load_state_dict(before)
         for parameter, learned in learns.items():
             parameter.requires_grad_(learned)
-    logger.info("learning rate found: %.2g", lr)
+    logger.info("suggested learning rate: %.2g", lr)
     return lr
 
 
 def draw_lr_curve(learn: FusionLearner, lr: float, path: Path) -> Path:
     """Draw what the LR finder has just tried, with its suggestion, as PNG; return the path."""
     axis = (figure := Figure(figsize=(6, 4), layout="constrained")).subplots()
-    axis.plot(learn.recorder.lrs, [float(each) for each in learn.recorder.losses], color="black")
+    axis.plot(learn.recorder.lrs, [float(loss) for loss in learn.recorder.losses], color="black")
     axis.axvline(lr, color="tab:orange", linestyle="--", label=f"suggested: {lr:.2g}")
     axis.set(xscale="log", xlabel="learning rate", ylabel="smoothed training loss")
     axis.set_title("Learning-rate finder")

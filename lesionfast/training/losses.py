@@ -16,14 +16,14 @@ NEGLIGIBLE = 0.01  # a posterior of this times the class's share: no rule decide
 
 
 class ClassificationLoss(nn.Module):
-    """What fastai asks of a loss: a reduction that can be set, an activation and a decision.
+    """Base of the losses, with what fastai asks of one: a reduction, an activation and a decision.
 
     `weight` (K,) multiplies the loss of each class, and the mean is over the sum of the weights.
     `prior` (K,) are the class shares that the loss sees, `counts` (K,) the training rows of each
-    class, `costs` (K, K) what calling row column costs, `tau` the strength of a logit adjustment;
-    a loss takes what it needs of them. `smooths` says whether label smoothing is defined for it.
-    Each loss says with `undo` and `rule_prior` what its minimum is, so that the model's posteriors
-    and the decision rule are right.
+    class, `costs` (K, K) what deciding column for row costs, `tau` the strength of a logit
+    adjustment; a loss takes what it needs of them. `smooths` says whether label smoothing is
+    defined for it. With `undo` and `rule_prior` each loss says what its minimum is, so that the
+    model's posteriors and the decision rule are right.
     """
 
     smooths = False
@@ -50,30 +50,12 @@ class ClassificationLoss(nn.Module):
         """Return what the loss keeps of prior, counts and costs."""
         return None
 
-    def undo(self, n_outputs: int) -> dict[str, list[float]]:
-        """Return what a `Posterior` has to undo to make posteriors of the minimum of this loss."""
-        raise NotImplementedError
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of logits (B, K) for class numbers (B,)."""
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return self.compute(logits, target)
 
-    def rule_prior(self, prior: np.ndarray) -> np.ndarray:
-        """Return the prior (K,) of those posteriors; `prior` are the shares that the loss sees."""
-        return prior
-
-    def of_posteriors(self) -> "ClassificationLoss":
-        """Return the loss that is least for the posteriors, to validate with: by default log loss.
-
-        Classes have the same weights.
-        """
-        return CrossEntropy(self.weight)
-
-    def activation(self, logits: Tensor) -> Tensor:
-        """Return probabilities (B, K)."""
-        return logits.softmax(dim=-1)
-
-    def decodes(self, probabilities: Tensor) -> Tensor:
-        """Return the most probable class numbers (B,)."""
-        return probabilities.argmax(dim=-1)
-
-    def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
+    def compute(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return PyTorch's cross entropy with this loss's weights, smoothing and reduction."""
         return F.cross_entropy(
             logits,
@@ -83,15 +65,32 @@ class ClassificationLoss(nn.Module):
             label_smoothing=self.label_smoothing,
         )
 
-    def reduce(self, each: Tensor, target: Tensor) -> Tensor:
+    def reduce(self, values: Tensor, target: Tensor) -> Tensor:
         """Return losses (B,) times the weights of their classes, or their weighted mean."""
-        weight = torch.ones_like(each) if self.weight is None else self.weight[target].to(each)
-        return weight * each if self.reduction == "none" else (weight * each).sum() / weight.sum()
+        weight = torch.ones_like(values) if self.weight is None else self.weight[target].to(values)
+        return (
+            weight * values if self.reduction == "none" else (weight * values).sum() / weight.sum()
+        )
 
+    def undo(self, n_outputs: int) -> dict[str, list[float]]:
+        """Return what a `Posterior` has to undo to get posteriors from the minimum of this loss."""
+        raise NotImplementedError
 
-def precise(logits: Tensor) -> Tensor:
-    """Return logits in float32, or float64 if they are."""
-    return logits if logits.dtype == torch.float64 else logits.float()
+    def rule_prior(self, prior: np.ndarray) -> np.ndarray:
+        """Return the prior (K,) of those posteriors; `prior` are the shares that the loss sees."""
+        return prior
+
+    def for_validation(self) -> "ClassificationLoss":
+        """Return the loss that the posteriors minimise: by default log loss, weighted alike."""
+        return CrossEntropy(self.weight)
+
+    def activation(self, logits: Tensor) -> Tensor:
+        """Return probabilities (B, K)."""
+        return logits.softmax(dim=-1)
+
+    def decodes(self, probabilities: Tensor) -> Tensor:
+        """Return the most probable class numbers (B,)."""
+        return probabilities.argmax(dim=-1)
 
 
 @losses.register("cross_entropy")
@@ -120,10 +119,6 @@ class CrossEntropy(ClassificationLoss):
         """Return what the loss adds to the logits (K,)."""
         return np.zeros(n_outputs)
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of logits (B, K) for class numbers (B,)."""
-        return self.cross_entropy(precise(logits), target)
-
 
 @losses.register("focal")
 class Focal(ClassificationLoss):
@@ -132,12 +127,10 @@ class Focal(ClassificationLoss):
     gamma = 2.0
 
     def undo(self, n_outputs: int) -> dict[str, list[float]]:
-        """Return the focusing."""
         return {"gamma": [self.gamma]}
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of logits (B, K) for class numbers (B,)."""
-        log_p = F.log_softmax(precise(logits), dim=-1).gather(1, target.unsqueeze(1)).squeeze(1)
+    def compute(self, logits: Tensor, target: Tensor) -> Tensor:
+        log_p = F.log_softmax(logits, dim=-1).gather(1, target.unsqueeze(1)).squeeze(1)
         return self.reduce(-((1 - log_p.exp()) ** self.gamma) * log_p, target)
 
 
@@ -145,27 +138,23 @@ class Focal(ClassificationLoss):
 class Asymmetric(ClassificationLoss):
     """Cross entropy plus the expected cost of errors (Galdran et al. 2020, arXiv:2010.00291).
 
-    The extra term is the sum over the classes of probability times --cost of calling the truth so.
+    The extra term is the sum over the classes of probability times --cost of deciding for them.
     What the costs do to the probabilities is what they are there for, so it is not undone.
     """
 
-    def undo(self, n_outputs: int) -> dict[str, list[float]]:
-        """Return nothing."""
-        return {}
-
-    def of_posteriors(self) -> ClassificationLoss:
-        """Return this loss."""
-        return self
-
     def prepare(self, prior: Any, counts: Any, costs: Any) -> np.ndarray:
-        """Keep the costs (K, K)."""
         if costs is None or not np.any(costs):
             raise LesionfastError("--loss asymmetric needs costs. Type such as --cost mel:nv=4.")
         return np.asarray(costs)
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of logits (B, K) for class numbers (B,)."""
-        log_p = F.log_softmax(precise(logits), dim=-1)
+    def undo(self, n_outputs: int) -> dict[str, list[float]]:
+        return {}
+
+    def for_validation(self) -> ClassificationLoss:
+        return self
+
+    def compute(self, logits: Tensor, target: Tensor) -> Tensor:
+        log_p = F.log_softmax(logits, dim=-1)
         cost = (self.offset.to(log_p)[target] * log_p.exp()).sum(dim=1)
         return self.reduce(cost - log_p.gather(1, target.unsqueeze(1)).squeeze(1), target)
 
@@ -175,29 +164,26 @@ class LogitAdjusted(CrossEntropy):
     """Cross entropy of logits plus tau log prior (Menon et al. 2021, arXiv:2007.07314, eq. 10)."""
 
     def prepare(self, prior: Any, counts: Any, costs: Any) -> np.ndarray:
-        """Keep tau log prior (K,); a class without rows, which has no prior, is not adjusted."""
+        """Return tau log prior (K,); a class without rows, which has no prior, is not adjusted."""
         assert prior is not None, "a logit-adjusted loss needs the prior"
         return self.tau * np.log(np.where(np.asarray(prior) > 0, prior, 1.0))
 
     def adjustment(self, n_outputs: int) -> np.ndarray:
-        """Return tau log prior (K,)."""
         return self.prepared
 
     def rule_prior(self, prior: np.ndarray) -> np.ndarray:
-        """Return the shares that the adjustment leaves: for tau 1 the same of each class."""
+        """Return the shares that the adjustment leaves: for tau 1 the same for each class."""
         left = prior * np.exp(-self.adjustment(len(prior)))
         return left / left.sum()
 
-    def of_posteriors(self) -> ClassificationLoss:
+    def for_validation(self) -> ClassificationLoss:
         """Return this loss without smoothing."""
         plain = deepcopy(self)
         plain.label_smoothing = 0.0
         return plain
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of logits (B, K) for class numbers (B,)."""
-        logits = precise(logits)
-        return self.cross_entropy(logits + self.offset.to(logits), target)
+    def compute(self, logits: Tensor, target: Tensor) -> Tensor:
+        return super().compute(logits + self.offset.to(logits), target)
 
 
 @losses.register("balanced_softmax")
@@ -212,24 +198,21 @@ class BalancedSoftmax(LogitAdjusted):
 class LDAM(ClassificationLoss):
     """Margins by class size, the largest 0.5 (Cao et al. 2019, arXiv:1906.07413, eq. 12 and 13).
 
-    The margin of a class of n rows is proportional to n ** -1/4, on plain logits. The paper weighs
+    The margin of a class of n rows is proportional to n ** -1/4, on plain logits. The paper weights
     the classes in the last epochs only: --balance effective --defer-weights 0.8.
     """
 
     largest = 0.5
 
-    def undo(self, n_outputs: int) -> dict[str, list[float]]:
-        """Return the margins."""
-        return {"margins": self.prepared.tolist()}
-
     def prepare(self, prior: Any, counts: Any, costs: Any) -> np.ndarray:
-        """Keep the margins (K,)."""
+        """Return the margins (K,)."""
         assert counts is not None, "ldam needs the training rows of each class"
         margins = np.where(np.asarray(counts) > 0, np.maximum(counts, 1) ** -0.25, 0.0)
         return margins * (self.largest / margins.max())
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of logits (B, K) for class numbers (B,)."""
-        logits = precise(logits)
+    def undo(self, n_outputs: int) -> dict[str, list[float]]:
+        return {"margins": self.prepared.tolist()}
+
+    def compute(self, logits: Tensor, target: Tensor) -> Tensor:
         margin = F.one_hot(target, logits.shape[1]) * self.offset.to(logits)
-        return self.cross_entropy(logits - margin, target)
+        return super().compute(logits - margin, target)

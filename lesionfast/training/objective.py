@@ -1,82 +1,147 @@
-"""What a training minimises: class balance, loss, and the callbacks that shape both."""
+"""What a training minimises, and what has to be undone in its probabilities afterwards.
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+A training minimises the mean of a loss over the rows that an epoch draws, weighted by class. Three
+things move the probabilities at its minimum away from the class frequencies of the data:
+
+- the loss itself (label smoothing, focusing, margins): the model undoes it, see `loss.undo`;
+- the class shares that the loss sees (sampling, class weights, logit adjustment): they are `prior`,
+  by which the decision rule 'balanced' divides;
+- options that are there to shift decisions, or whose effect is lost: see `shifting_options`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from random import Random
 
 import numpy as np
 import torch
 from fastai.callback.core import Callback
-from fastai.data.core import DataLoaders
+from torch import nn
 
 from lesionfast.config import TrainConfig
 from lesionfast.diagnoses import Classes, read_class_weights, read_costs, read_subclasses
 from lesionfast.errors import LesionfastError
-from lesionfast.training.balancing import Balance, balances, output_codes, shares, split_codes
-from lesionfast.training.callbacks.batches import (
-    DeferredWeights,
-    HardNegatives,
-    TrainThenValidate,
-    mixes,
-)
+from lesionfast.training.balancing import Balance, balances, shares
+from lesionfast.training.callbacks.inference import Borrowing
+from lesionfast.training.callbacks.mixing import mixes
 from lesionfast.training.losses import ClassificationLoss, losses
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The losses of training, over the model's outputs, and of validation, over the classes.
+    """What a training minimises.
 
-    `balance` has the prior of the posteriors, the class shares that the decision rule divides by,
-    and `counts` and `drawn` (K,) are the training rows of each class, and those of an epoch.
+    `loss` is over the model's outputs, `valid_loss` over the classes. `prior` (K,) are the class
+    shares that the decision rule divides by. `sampler` draws the rows of an epoch, `counts` and
+    `drawn` (K,) are the training rows of each class, and those of an epoch.
     """
 
-    balance: Balance
     loss: ClassificationLoss
     valid_loss: ClassificationLoss
+    prior: np.ndarray
     callbacks: list[Callback]
+    sampler: Callable[[Random], list[int]] | None
     counts: np.ndarray
     drawn: np.ndarray
 
 
-def build_objective(dls: DataLoaders, config: TrainConfig, parents: list[int]) -> Objective:
-    """Return the objective over the training rows of `dls`; `parents` (S,) as of `FusionModel`.
-
-    Raises `LesionfastError` for options that do not go together, and unknown classes.
-    """
-    codes, classes = split_codes(dls), list(dls.vocab)
-    check_objective(config, classes)
-    outputs = output_codes(dls) if len(parents) > len(classes) else codes
-    return objective_of(config, codes, outputs, classes, parents)
-
-
-def objective_of(
+def build_objective(
     config: TrainConfig,
     codes: np.ndarray,
     outputs: np.ndarray,
     classes: list[str],
     parents: Sequence[int],
 ) -> Objective:
-    """Return the objective of training rows with these class and output numbers (n,)."""
-    balance = build_balance(config, codes, len(classes))
-    of_classes = build_loss(config, balance, codes, classes)
-    loss = of_classes
-    if len(parents) > len(classes):
-        of_outputs = over_outputs(balance, np.array(parents))
-        loss = build_loss(config, of_outputs, outputs, classes, np.array(parents))
-    counts = np.bincount(codes, minlength=len(classes))
-    drawn = drawn_rows(balance, codes, counts)
-    valid_loss = of_classes.of_posteriors()
-    prior = rule_prior(config, of_classes, balance.prior)
-    unweighted = rule_prior(config, of_classes, shares(drawn))
-    return Objective(
-        replace(balance, prior=prior),
-        loss,
-        valid_loss,
-        build_callbacks(config, loss, valid_loss, (unweighted, prior)),
-        counts,
-        drawn,
+    """Return the objective of training rows with these class numbers and target outputs (n,).
+
+    `parents` (S,) is the class of each output. Raises `LesionfastError` for options that cannot go
+    together, and unknown classes.
+    """
+    check_objective(config, classes)
+    beta = [config.beta] if config.balance == "effective" else []
+    balance = balances[config.balance](codes, len(classes), *beta)
+    loss = build_loss(config, balance, outputs, classes, parents)
+    over_classes = build_loss(config, balance, codes, classes, range(len(classes)))
+    valid_loss = over_classes.for_validation()
+    counts = drawn = np.bincount(codes, minlength=len(classes))
+    if balance.sampler is not None:
+        drawn = np.bincount(codes[balance.sampler(Random(0))], minlength=len(classes))
+    unweighted = rule_prior(config, over_classes, shares(drawn))
+    prior = rule_prior(config, over_classes, balance.prior)
+    callbacks = build_callbacks(config, loss, valid_loss, (unweighted, prior))
+    return Objective(loss, valid_loss, prior, callbacks, balance.sampler, counts, drawn)
+
+
+def check_objective(config: TrainConfig, classes: list[str]) -> None:
+    """Raise `LesionfastError` for unknown names, and label smoothing of a loss without it."""
+    losses[config.loss], balances[config.balance], mixes[config.mix]
+    read_class_weights(config.class_weight, classes)
+    read_subclasses(config.subclass, classes)
+    read_costs(default_cost(config, classes), classes)
+    if config.label_smoothing and not losses[config.loss].smooths:
+        able = ", ".join(name for name in losses if losses[name].smooths)
+        raise LesionfastError(
+            f"--label-smoothing is not defined for --loss {config.loss}. Leave it out, or type "
+            f"--loss with one of: {able}."
+        )
+
+
+def build_loss(
+    config: TrainConfig,
+    balance: Balance,
+    targets: np.ndarray,
+    classes: list[str],
+    parents: Sequence[int],
+) -> ClassificationLoss:
+    """Return the loss over the model's outputs; `parents` (S,) is the class of each.
+
+    Each output has the weight and the prior of its class: one that were adjusted by its own share
+    would lose that, and a class of three outputs would be three times too probable. --class-weight
+    multiplies the weights, but not the prior: dividing by it would undo them.
+    """
+    parents = np.array(parents)
+    emphasis = read_class_weights(config.class_weight, classes)
+    weights = emphasis if balance.weights is None else balance.weights * emphasis
+    plain = balance.weights is None and config.class_weight is None
+    costs = read_costs(default_cost(config, classes), classes)
+    return losses[config.loss](
+        None if plain else torch.tensor(weights[parents]).float(),
+        label_smoothing=config.label_smoothing,
+        prior=balance.prior[parents],
+        counts=np.bincount(targets, minlength=len(parents)),
+        costs=costs[np.ix_(parents, parents)],
+        tau=config.tau,
     )
+
+
+def default_cost(config: TrainConfig, classes: list[str]) -> str | None:
+    """Return --cost; the asymmetric loss defaults to that of melanomas taken for nevi."""
+    costliest = Classes.chosen(classes, config.melanoma, config.malignant).costliest
+    if config.loss == "asymmetric" and costliest:
+        return config.cost or f"{':'.join(costliest)}=4"
+    return config.cost
+
+
+def rule_prior(config: TrainConfig, loss: ClassificationLoss, prior: np.ndarray) -> np.ndarray:
+    """Return the prior (K,) of the posteriors, given the class shares (K,) that the loss sees."""
+    if config.head != "linear":  # solved with equal class weights
+        return shares(prior > 0)
+    return loss.rule_prior(prior)
+
+
+def shifting_options(config: TrainConfig) -> list[str]:
+    """Return the options, as typed, whose effect on the probabilities is not undone.
+
+    --class-weight and --cost are there to shift the decision. With --hardest the minimum has the
+    same probability for all that are probable enough, so no posterior can be recovered from it.
+    Mixing is not among them: a picture that is hardly mixed keeps its own label.
+    """
+    typed = {
+        "--class-weight": config.class_weight,
+        "--cost": config.loss == "asymmetric" and (config.cost or "by default"),
+        "--hardest": config.hardest < 1 and f"{config.hardest:g}",
+    }
+    return [f"{name} {value}" for name, value in typed.items() if value]
 
 
 def build_callbacks(
@@ -90,110 +155,94 @@ def build_callbacks(
     if config.defer_weights:
         if loss.weight is None:
             raise LesionfastError(
-                "--defer-weights has no class weights to defer. Type --balance weights, effective "
-                "or author with it, or leave it out."
+                "--defer-weights needs class weights to defer. Add --balance weights, effective "
+                "or author, or leave it out."
             )
         callbacks.append(DeferredWeights(config.defer_weights, loss, valid_loss))
     if config.hardest < 1:
-        callbacks.append(HardNegatives(config.hardest))
+        callbacks.append(OHEM(config.hardest))
     if mix := mixes[config.mix](config.mix_alpha, config.seed):
         callbacks.append(mix)
     return callbacks
 
 
-def shifting_options(config: TrainConfig) -> list[str]:
-    """Return the options, as typed, whose effect on the probabilities is not undone.
+class TrainThenValidate(Borrowing):
+    """Train with a loss over the model's outputs, validate with one over the posteriors.
 
-    --class-weight and --cost are there to shift the decision. With --hardest the minimum has the
-    same probability for all that are probable enough, so no posterior can be told from it. Mixing
-    is not among them: a picture that is hardly mixed keeps its own label.
+    In each epoch the model undoes what the loss does by then, and `learn.prior` is that of its
+    posteriors: the first of `priors` while the loss has no class weights, else the second.
     """
-    typed = {
-        "--class-weight": config.class_weight,
-        "--cost": config.loss == "asymmetric" and (config.cost or "by default"),
-        "--hardest": config.hardest < 1 and f"{config.hardest:g}",
-    }
-    return [f"{name} {value}" for name, value in typed.items() if value]
+
+    order = -15
+
+    def __init__(
+        self,
+        loss: ClassificationLoss,
+        valid_loss: ClassificationLoss,
+        priors: tuple[np.ndarray, np.ndarray],
+    ) -> None:
+        self.loss, self.valid_loss, self.priors = loss, valid_loss, priors
+
+    def before_train(self) -> None:
+        self.learn.loss_func = self.loss.to(self.dls.device)
+        self.set_posterior()
+
+    def before_validate(self) -> None:
+        self.learn.loss_func = self.valid_loss.to(self.dls.device)
+
+    def clean_up(self) -> None:
+        self.learn.loss_func = self.valid_loss
+
+    def set_posterior(self) -> None:
+        """Set what the model undoes, and the prior that this leaves, as the loss is now."""
+        self.model.posterior.set_undo(self.loss.undo(len(self.model.parents)))
+        self.model.posterior.to(self.dls.device)
+        self.learn.prior = self.priors[self.loss.weight is not None]
 
 
-def check_objective(config: TrainConfig, classes: list[str]) -> None:
-    """Raise `LesionfastError` for unknown names, and a loss without the smoothing asked for."""
-    losses[config.loss], balances[config.balance], mixes[config.mix]
-    read_class_weights(config.class_weight, classes)
-    read_subclasses(config.subclass, classes)
-    read_costs(default_cost(config, classes), classes)
-    if config.label_smoothing and not losses[config.loss].smooths:
-        able = ", ".join(name for name in losses if losses[name].smooths)
-        raise LesionfastError(
-            f"--label-smoothing is not defined for --loss {config.loss}. Leave it out, or type "
-            f"--loss with one of: {able}."
-        )
+class DeferredWeights(Borrowing):
+    """Switch the class weights of losses on after a share of the epochs.
 
-
-def build_balance(config: TrainConfig, codes: np.ndarray, n_classes: int) -> Balance:
-    """Return the balance that the configuration names."""
-    if config.balance == "effective":
-        return balances["effective"](codes, n_classes, config.beta)
-    return balances[config.balance](codes, n_classes)
-
-
-def build_loss(
-    config: TrainConfig,
-    balance: Balance,
-    codes: np.ndarray,
-    classes: list[str],
-    parents: np.ndarray | None = None,
-) -> ClassificationLoss:
-    """Return the loss over the classes or, with `parents` (S,), over the model's outputs.
-
-    --class-weight multiplies the weights, but not the prior: dividing by it would undo them.
+    (Deferred re-weighting, Cao et al. 2019, arXiv:1906.07413, algorithm 1.)
     """
-    parents = np.arange(len(classes)) if parents is None else parents
-    emphasis = read_class_weights(config.class_weight, classes)[parents]
-    weights = emphasis if balance.weights is None else balance.weights * emphasis
-    plain = balance.weights is None and config.class_weight is None
-    costs = read_costs(default_cost(config, classes), classes)
-    return losses[config.loss](
-        None if plain else torch.tensor(weights).float(),
-        label_smoothing=config.label_smoothing,
-        prior=balance.prior,
-        counts=np.bincount(codes, minlength=len(parents)),
-        costs=costs[np.ix_(parents, parents)],
-        tau=config.tau,
-    )
+
+    order = -10
+
+    def __init__(self, share: float, *losses: nn.Module) -> None:
+        self.share, self.weights = share, [(loss, loss.weight) for loss in losses]
+
+    def before_epoch(self) -> None:
+        self.switch(self.epoch)
+
+    def switch(self, epoch: int) -> None:
+        """Give the losses the weights that they have in an epoch of this fit."""
+        late = epoch >= self.share * self.n_epoch
+        for loss, weight in self.weights:
+            loss.weight = weight.to(self.dls.device) if late else None
+
+    def clean_up(self) -> None:
+        for loss, weight in self.weights:
+            loss.weight = weight
 
 
-def default_cost(config: TrainConfig, classes: list[str]) -> str | None:
-    """Return --cost, for the asymmetric loss by default that of melanomas taken for nevi."""
-    costliest = Classes.chosen(classes, config.melanoma, config.malignant).costliest
-    if config.loss == "asymmetric" and costliest:
-        return config.cost or f"{':'.join(costliest)}=4"
-    return config.cost
+class OHEM(Callback):
+    """Learn from the hardest share of each batch only: online hard example mining.
 
-
-def over_outputs(balance: Balance, parents: np.ndarray) -> Balance:
-    """Return a balance of the classes as one of the model's outputs: each has that of its class.
-
-    The prior too: an output that were adjusted by its own share would have that taken off, and the
-    probability of a class of three outputs would be three times too large.
+    (Shrivastava et al. 2016, arXiv:1604.03540.) Works on any Learner whose loss has a `reduction`.
     """
-    weights = None if balance.weights is None else balance.weights[parents]
-    return replace(balance, prior=balance.prior[parents], weights=weights)
 
+    order, run_valid = 10, False
 
-def rule_prior(config: TrainConfig, loss: ClassificationLoss, prior: np.ndarray) -> np.ndarray:
-    """Return the prior (K,) of the posteriors, by which the rule 'balanced' has to divide.
+    def __init__(self, share: float) -> None:
+        assert 0 < share <= 1, share
+        self.share = share
 
-    `prior` (K,) are the class shares that the loss sees.
-    """
-    if config.head != "linear":  # solved with every class weighing the same
-        return shares(prior > 0)
-    return loss.rule_prior(prior)
-
-
-def drawn_rows(balance: Balance, codes: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return how many rows of each class an epoch draws (K,)."""
-    if balance.sampler is None:
-        return counts
-    drawn = Counter(codes[balance.sampler(Random(0))].tolist())
-    return np.array([drawn[code] for code in range(len(counts))])
+    def after_loss(self) -> None:
+        """Replace the mean of all losses by that of the highest."""
+        reduction, self.loss_func.reduction = self.loss_func.reduction, "none"
+        try:
+            values = self.loss_func(self.pred, *self.yb).flatten()
+        finally:
+            self.loss_func.reduction = reduction
+        kept = values.topk(max(1, round(self.share * values.numel()))).values.mean()
+        self.learn.loss_grad, self.learn.loss = kept, kept.detach().clone()

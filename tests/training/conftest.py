@@ -48,3 +48,26 @@ def picture_learner(tmp_path):
     model = nn.Sequential(*body, nn.Flatten(), nn.Linear(36, 2))
     dls = DataLoaders(train, valid, device=torch.device("cpu"))
     return Learner(dls, model, CrossEntropyLossFlat(), lr=1e-3, path=tmp_path)
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3 + 2, 4)
+
+    def forward(self, image, metadata):
+        return self.layer(torch.cat([image.mean((2, 3)), metadata], dim=1))
+
+
+@pytest.fixture
+def two_input_learner():
+    """A plain Learner over 8 pictures and metadata; `plain` holds its tensors."""
+    torch.manual_seed(0)
+    data = TensorDataset(torch.rand(8, 3, 10, 10), torch.rand(8, 2), torch.arange(8) % 4)
+    loaders = [DataLoader(data, bs=8, num_workers=0) for _ in range(2)]
+    for each in loaders:
+        each.n_inp = 2
+    dls = DataLoaders(*loaders, device=torch.device("cpu"))
+    learn = Learner(dls, TwoInputs(), nn.CrossEntropyLoss(), lr=1e-3)
+    learn.plain = data.tensors
+    return learn

@@ -317,7 +317,7 @@ def test_a_run_that_says_of_nothing_to_undo_predicts_as_it_did(run, tmp_path):
     valid = run.predictions.query("split == 'valid'")
     expected = valid[[f"p_{each}" for each in run.classes]].to_numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert learn.balance.prior[0] == 0.3
+    assert learn.prior[0] == 0.3
 
 
 def stop_after_one(self):
@@ -479,7 +479,7 @@ def test_options_that_do_not_go_together_are_refused(df, tmp_path):
         ({"beta": 0.9}, "--beta goes with --balance effective"),
         ({"tau": 0.5}, "--tau goes with --loss logit_adjusted"),
         ({"mix_alpha": 1.0}, "--mix-alpha goes with --mix"),
-        ({"defer_weights": 0.5}, "no class weights to defer.*--balance weights"),
+        ({"defer_weights": 0.5}, "needs class weights to defer.*--balance weights"),
         ({"defer_weights": 0.5, "monitor": "valid_loss"}, "can't compare epochs"),
         ({"augment_valid": 1, "augment": "none"}, "--augment-valid goes with --augment other"),
     ):

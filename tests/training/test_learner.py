@@ -8,14 +8,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fastai.callback.fp16 import MixedPrecision
 from safetensors.torch import load_file
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.loaders import build_dls, read_ahead
 from lesionfast.data.split import load_dataset
 from lesionfast.training.callbacks.checkpoint import save_tensors
+from lesionfast.training.callbacks.inference import Autocast
 from lesionfast.training.fitting import summary
-from lesionfast.training.learner import fusion_learner
+from lesionfast.training.learner import fusion_learner, precision_callbacks
 
 TINY = TrainConfig(arch="test_resnet", weights="none", size=64, batch_size=32)
 
@@ -180,3 +182,9 @@ def test_the_melanoma_that_was_named_is_the_one_that_is_measured(df):
     chances = pd.DataFrame(0.0, rows.index, [f"p_{name}" for name in learn.dls.vocab])
     found = summary(learn, pd.concat([rows, chances.assign(p_nv=1.0)], axis=1))
     assert found["rules"]["argmax"]["mel_sensitivity"] == 1.0
+
+
+def test_each_precision_has_its_callback():
+    assert precision_callbacks("float32", torch.device("cpu")) == []
+    assert isinstance(precision_callbacks("bfloat16", torch.device("cpu"))[0], Autocast)
+    assert isinstance(precision_callbacks("float16", torch.device("cuda"))[0], MixedPrecision)

@@ -6,16 +6,24 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from fastai.callback.core import Callback
 from scipy.optimize import minimize
+from torch import nn
 
 from lesionfast.config import TrainConfig
 from lesionfast.diagnoses import read_class_weights, read_costs
 from lesionfast.models.posterior import Posterior
 from lesionfast.stats.metrics import decide
 from lesionfast.training.balancing import balances
-from lesionfast.training.callbacks.batches import TrainThenValidate
 from lesionfast.training.losses import losses
-from lesionfast.training.objective import objective_of, shifting_options
+from lesionfast.training.objective import (
+    OHEM,
+    DeferredWeights,
+    TrainThenValidate,
+    build_objective,
+    shifting_options,
+)
 
 CLASSES = ["bkl", "df", "mel", "nv"]
 ROWS = np.array(  # one a kind of picture that can't be told apart, one column a class
@@ -48,7 +56,7 @@ def objective(config, parents=WHOLE):
     codes = np.repeat(np.arange(4), ROWS.sum(axis=0))
     sizes = rows_of_outputs(parents).sum(axis=0).round().astype(int)
     outputs = np.repeat(np.arange(len(parents)), sizes)
-    return objective_of(config, codes, outputs, CLASSES, parents)
+    return build_objective(config, codes, outputs, CLASSES, parents)
 
 
 def minimum(found, parents=WHOLE, hardest=1.0):
@@ -125,9 +133,9 @@ def test_at_the_minimum_the_posteriors_and_the_balanced_decisions_are_those_of_b
         found = objective(config_of(loss, balance=balance, **changes), parents)
         got = posteriors(found, minimum(found, parents), parents)
         told = f"{changes}, {len(parents)} outputs"
-        np.testing.assert_allclose(got, **near(expected(found.balance.prior), found), err_msg=told)
+        np.testing.assert_allclose(got, **near(expected(found.prior), found), err_msg=told)
         best = LIKELIHOOD.argmax(axis=1)
-        np.testing.assert_array_equal(decide(got, "balanced", found.balance.prior), best, told)
+        np.testing.assert_array_equal(decide(got, "balanced", found.prior), best, told)
         if balance == "none" and loss not in ("logit_adjusted", "balanced_softmax"):
             np.testing.assert_array_equal(decide(got, "argmax", None), ROWS.argmax(axis=1), told)
 
@@ -139,9 +147,9 @@ def test_at_the_minimum_the_posteriors_and_the_balanced_decisions_are_those_of_b
 def test_without_undoing_them_these_losses_have_other_probabilities(loss, changes):
     found = objective(config_of(loss, **changes))
     raw = minimum(found).softmax(dim=1).numpy()
-    assert np.abs(raw - expected(found.balance.prior)).max() > 0.02
+    assert np.abs(raw - expected(found.prior)).max() > 0.02
     if changes:  # the rare class takes what is another's
-        decided = decide(raw, "balanced", found.balance.prior)
+        decided = decide(raw, "balanced", found.prior)
         assert (decided == 1).sum() > (LIKELIHOOD.argmax(axis=1) == 1).sum()
 
 
@@ -170,10 +178,10 @@ def test_class_weight_multiplies_the_odds_of_its_class_and_no_more(loss, balance
     for parents in (WHOLE, PARTS):
         found = objective(config, parents)
         got = posteriors(found, minimum(found, parents), parents)
-        np.testing.assert_allclose(got, **near(expected(found.balance.prior, emphasis), found))
+        np.testing.assert_allclose(got, **near(expected(found.prior, emphasis), found))
         shifted = (emphasis * LIKELIHOOD).argmax(axis=1)
         assert (shifted != LIKELIHOOD.argmax(axis=1)).any()
-        np.testing.assert_array_equal(decide(got, "balanced", found.balance.prior), shifted)
+        np.testing.assert_array_equal(decide(got, "balanced", found.prior), shifted)
     assert shifting_options(config) == ["--class-weight mel=5,bkl=0.5"]
 
 
@@ -183,7 +191,7 @@ def test_costs_of_the_loss_move_probability_from_what_is_dear(balance):
     config = config_of("asymmetric", balance=balance)
     found = objective(config)
     p = posteriors(found, minimum(found))
-    truth = expected(found.balance.prior)
+    truth = expected(found.prior)
     cost = truth @ read_costs(COST, CLASSES)
     right = p * (1 + cost - (p * cost).sum(axis=1, keepdims=True))
     np.testing.assert_allclose(right, truth, atol=5e-4)
@@ -194,7 +202,7 @@ def test_costs_of_the_loss_move_probability_from_what_is_dear(balance):
 def test_hardest_is_listed_as_not_undone_for_its_minimum_has_lost_the_posteriors():
     found = objective(TrainConfig())
     got = posteriors(found, minimum(found, hardest=0.5))
-    assert np.abs(got - expected(found.balance.prior)).max() > 0.05
+    assert np.abs(got - expected(found.prior)).max() > 0.05
     assert shifting_options(TrainConfig(hardest=0.5)) == ["--hardest 0.5"]
     assert shifting_options(TrainConfig(label_smoothing=0.1, loss="focal", mix="mixup")) == []
     assert shifting_options(TrainConfig(loss="asymmetric")) == ["--cost by default"]
@@ -205,9 +213,9 @@ def test_a_class_without_training_rows_changes_nothing_for_the_others():
     codes = np.repeat([0, 2, 3], ROWS.sum(axis=0)[[0, 2, 3]])
     for loss, balance in product(("cross_entropy", "logit_adjusted"), ("none", "weights")):
         config = config_of(loss, balance=balance, label_smoothing=0.1)
-        found = objective_of(config, codes, codes, CLASSES, WHOLE)
+        found = build_objective(config, codes, codes, CLASSES, WHOLE)
         got = posteriors(found, minimum(replace(found, counts=np.maximum(found.counts, 1))))
-        truth = expected(found.balance.prior)
+        truth = expected(found.prior)
         np.testing.assert_allclose(got, **near(truth, found), err_msg=f"{loss} {balance}")
 
 
@@ -235,3 +243,35 @@ def test_posteriors_in_float32_are_those_in_float64(loss):
         torch.testing.assert_close(single.softmax(dim=1).double(), exact, atol=atol, rtol=0)
     extreme = 1000 * torch.randn(50, 4, generator=torch.manual_seed(0))
     assert posterior(extreme).softmax(dim=1).isfinite().all()
+
+
+class Watch(Callback):
+    """Keep inputs, targets, predictions and loss of every training step."""
+
+    order = 90
+
+    def __init__(self) -> None:
+        self.steps = []
+
+    def after_loss(self) -> None:
+        if self.training:
+            self.steps.append((self.xb, self.yb, self.pred.detach(), self.loss_grad.item()))
+
+
+def test_only_the_hardest_rows_count(two_input_learner):
+    watch = Watch()
+    two_input_learner.fit(1, cbs=[OHEM(0.25), watch])
+    _, (target,), predicted, loss = watch.steps[0]
+    each = F.cross_entropy(predicted, target, reduction="none")
+    assert loss == pytest.approx(np.sort(each.numpy())[-2:].mean(), rel=1e-6)
+    assert two_input_learner.loss_func.reduction == "mean"
+
+
+def test_deferred_weights_come_on_in_the_last_epochs(two_input_learner):
+    weight = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    two_input_learner.loss_func = nn.CrossEntropyLoss(weight)
+    watch = Watch()
+    two_input_learner.fit(4, cbs=[DeferredWeights(0.5, two_input_learner.loss_func), watch])
+    for epoch, (_, (target,), predicted, loss) in enumerate(watch.steps):
+        used = weight if epoch >= 2 else None
+        assert loss == pytest.approx(F.cross_entropy(predicted, target, used).item(), rel=1e-6)

@@ -15,7 +15,7 @@ from lesionfast.data.loaders import build_dls
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
 from lesionfast.runs import Run
-from lesionfast.training.callbacks.batches import Withholding, withheld_patterns
+from lesionfast.training.callbacks.metadata_dropout import MetadataDropout, withheld_patterns
 from lesionfast.training.callbacks.schedule import OneCycle
 from lesionfast.training.experiment import check_options
 from lesionfast.training.frozen import CachedFeatures, split_features
@@ -119,9 +119,9 @@ def encoded():
 
 def test_a_quarter_is_withheld_whole_and_a_quarter_in_one_column_as_the_encoder_writes_it(encoded):
     encoder, metadata, codes, df = encoded
-    withhold = Withholding(encoder, metadata, codes, [0, 1, 2, 3], 0.25)
+    dropout = MetadataDropout(encoder, metadata, codes, [0, 1, 2, 3], 0.25)
     generator = torch.Generator().manual_seed(0)
-    found = withhold(torch.from_numpy(metadata), torch.from_numpy(codes), generator).numpy()
+    found = dropout.withhold(torch.from_numpy(metadata), torch.from_numpy(codes), generator).numpy()
     without = {
         "all": encoder.transform(df.assign(age=np.nan, sex=None)),
         "age": encoder.transform(df.assign(age=np.nan)),
@@ -138,9 +138,9 @@ def test_a_quarter_is_withheld_whole_and_a_quarter_in_one_column_as_the_encoder_
 def test_rows_that_lack_something_stay_as_they_are(encoded):
     encoder, metadata, codes, df = encoded
     lacking = encoder.transform(df.assign(age=np.nan))
-    withhold = Withholding(encoder, metadata, codes, [0, 1, 2, 3], 0.25)
+    dropout = MetadataDropout(encoder, metadata, codes, [0, 1, 2, 3], 0.25)
     rows = torch.from_numpy(lacking)
-    found = withhold(rows, torch.from_numpy(codes), torch.Generator().manual_seed(0))
+    found = dropout.withhold(rows, torch.from_numpy(codes), torch.Generator().manual_seed(0))
     assert torch.equal(found, rows)
 
 
@@ -176,7 +176,7 @@ def test_batches_of_images_and_of_features_lack_it_and_validation_never_does(df,
 
 def test_the_seed_and_the_epoch_decide_what_is_withheld(df):
     learn = fusion_learner(build_dls(df, TINY), TINY)
-    cb, drawn = learn.withhold_metadata, []
+    cb, drawn = learn.metadata_dropout, []
     for epoch in (0, 1, 0):
         learn.epoch = epoch
         cb.before_epoch()
@@ -190,7 +190,7 @@ def test_the_seed_and_the_epoch_decide_what_is_withheld(df):
 )
 def test_nothing_is_withheld_where_that_is_asked_or_there_is_nothing(df, options):
     config = replace(TINY, **options)
-    assert not hasattr(fusion_learner(build_dls(df, config), config), "withhold_metadata")
+    assert not hasattr(fusion_learner(build_dls(df, config), config), "metadata_dropout")
 
 
 def test_a_solved_head_learns_from_withheld_metadata_too(df):

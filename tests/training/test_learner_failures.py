@@ -19,9 +19,9 @@ from lesionfast.config import TrainConfig
 from lesionfast.data.augment import augmentations
 from lesionfast.data.loaders import build_dls
 from lesionfast.data.split import load_dataset
-from lesionfast.training.callbacks.batches import HardNegatives, MixUp, TrainThenValidate
 from lesionfast.training.callbacks.checkpoint import Checkpoint
 from lesionfast.training.callbacks.ema import EMA
+from lesionfast.training.callbacks.mixing import MixUp
 from lesionfast.training.callbacks.progress import EpochBar, EpochLines, StopOnInterrupt
 from lesionfast.training.callbacks.schedule import (
     OneCycle,
@@ -36,6 +36,7 @@ from lesionfast.training.callbacks.tracking import (
 )
 from lesionfast.training.frozen import CachedFeatures
 from lesionfast.training.learner import HalfPrecision, fusion_learner
+from lesionfast.training.objective import OHEM, TrainThenValidate
 
 TINY = TrainConfig(
     arch="test_resnet",
@@ -112,8 +113,8 @@ def every_callback(learn, folder):
         CachedFeatures(augmentations["rotate"](), 1, 0),
         ProgressiveResizing(32),
         EarlyStopping("valid_loss", 5),
-        HardNegatives(0.5),
-        TrainThenValidate(loss, loss, (learn.balance.prior, learn.balance.prior)),
+        OHEM(0.5),
+        TrainThenValidate(loss, loss, (learn.prior, learn.prior)),
     ]
 
 
