@@ -121,11 +121,11 @@ def run_backbone(run: Run, pixels: np.ndarray, rows: np.ndarray, *more: Any) -> 
     """Return the features (n, F) of pixels by a run's model; torch is loaded for this alone."""
     from lesionfast.models.features import Features
     from lesionfast.models.fusion import load_model
-    from lesionfast.models.precision import dtype_of
+    from lesionfast.models.precision import choose_dtype
 
     model, wanted = load_model(run), run.config.precision
     device = next(model.parameters()).device
-    dtype = dtype_of("auto" if wanted == "float16" else wanted, device)  # as it was trained
+    dtype = choose_dtype("auto" if wanted == "float16" else wanted, device)  # as it was trained
     return Features(model, pixels, dtype).compute(rows, *more)
 
 

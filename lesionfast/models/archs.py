@@ -96,7 +96,7 @@ def list_archs() -> dict[str, str]:
     return own | {name: found[name] for name in sorted(found) if name not in own}
 
 
-def check_arch(arch: str) -> tuple[str, str]:
+def find_arch(arch: str) -> tuple[str, str]:
     """Return (library, name); raises `LesionfastError` for a name that no library has.
 
     A name that two have is torchvision's; "timm:resnet50" takes the other. A timm name may end

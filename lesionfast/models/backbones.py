@@ -12,7 +12,7 @@ import torchvision
 from torch import Tensor, nn
 
 from lesionfast.errors import LesionfastError
-from lesionfast.models.archs import SMALLEST, archs, check_arch
+from lesionfast.models.archs import SMALLEST, archs, find_arch
 from lesionfast.models.hubs import Wanted
 from lesionfast.models.weights import PACKAGES, conversions, find_weights, load_into
 
@@ -160,7 +160,7 @@ def create_backbone(arch: str, *, size: int, weights: str = "auto") -> Backbone:
     `weights` is 'auto', 'none' or a file (see `find_weights`). Raises `LesionfastError` for an
     unknown name, a size that the backbone can't take, and weights that can't be had.
     """
-    library, name = check_arch(arch)
+    library, name = find_arch(arch)
     backbone = BUILDERS[library](name, size)
     measure(backbone, arch, size)
     if library == "lesionfast" and weights == "auto":
@@ -310,7 +310,7 @@ def measure(backbone: Backbone, arch: str, size: int) -> None:
 
 def native_size(arch: str) -> int:
     """Return the side in pixels that a backbone was made for, of this project's own the least."""
-    library, name = check_arch(arch)
+    library, name = find_arch(arch)
     if library == "lesionfast":
         return SMALLEST
     if library == "timm":

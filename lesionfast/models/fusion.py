@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lesionfast.config import TrainConfig, check_choice
 from lesionfast.errors import DamageError, LesionfastError
-from lesionfast.models.archs import check_arch
+from lesionfast.models.archs import find_arch
 from lesionfast.models.backbones import Backbone, create_backbone
 from lesionfast.models.posterior import Posterior, Undo
 from lesionfast.models.weights import Fit
@@ -236,7 +236,7 @@ def pool_of(config: TrainConfig) -> str:
     """Return the pooling that a configuration stands for."""
     if config.pool != "auto":
         return config.pool
-    own = config.fusion != "metadata" and check_arch(config.arch)[0] == "lesionfast"
+    own = config.fusion != "metadata" and find_arch(config.arch)[0] == "lesionfast"
     return "max" if own else "avg"
 
 
@@ -253,13 +253,13 @@ def load_model(run: Run) -> FusionModel:
             f"{run.path} is an ensemble and has no weights of its own. Load its members: {named}"
         )
     again = f"Train it again: lesionfast train --config {run.path / 'config.json'}"
-    model = model_of(about, run.file("weights.safetensors"), again)
+    model = read_model(about, run.file("weights.safetensors"), again)
     if model.backbone is not None:
         model.backbone.pretrained, model.backbone.origin = True, f"weights of the run {run.path}"
     return model
 
 
-def model_of(about: dict[str, Any], path: Path, again: str) -> FusionModel:
+def read_model(about: dict[str, Any], path: Path, again: str) -> FusionModel:
     """Return the model that a model.json tells about, with the weights in a safetensors file.
 
     Raises `LesionfastError`, which says to do it `again`, if they are missing or broken.

@@ -16,8 +16,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lesionfast.data.augment import turn
 from lesionfast.data.loaders import copied, images_at_once, pick_device, read_ahead
-from lesionfast.models.fusion import FusionModel, model_of
-from lesionfast.models.precision import autocast, dtype_of
+from lesionfast.models.fusion import FusionModel, read_model
+from lesionfast.models.precision import autocast, choose_dtype
 
 TOLERANCE = 1e-2  # of the largest output: TensorFloat-32 has 10 bits
 CONVOLUTIONS, NORMS = (nn.Conv2d, Conv2dSame), (nn.BatchNorm2d, BatchNormAct2d)
@@ -43,7 +43,7 @@ class TorchEngine:
         cls, about: dict, weights: Path, *, views: int, precision: str, device: str = "auto"
     ) -> "TorchEngine":
         """Return the engine of a saved model: what its model.json says, and its weights."""
-        model = model_of(about, weights, "Copy the whole folder again.")
+        model = read_model(about, weights, "Copy the whole folder again.")
         return cls(model.to(pick_device(device)), views=views, precision=precision)
 
     def __call__(self, pixels: np.ndarray, metadata: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -83,7 +83,7 @@ class TorchEngine:
         image = image.to(self.device).movedim(-1, 1).float() / 255
         metadata = [each.to(self.device) for each in metadata]
         if self.fast is None:
-            dtype = dtype_of(self.precision, self.device)
+            dtype = choose_dtype(self.precision, self.device)
             self.fast = for_inference(self.model, image, metadata[0], dtype=dtype)
         found, first = [], None
         for view in range(self.views):

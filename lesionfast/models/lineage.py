@@ -90,7 +90,7 @@ def digest(text: str) -> int:
     return int.from_bytes(sha256(text.encode("utf-8", "surrogateescape")).digest()[:8], "little")
 
 
-def lineage_of(source: str | Path, seen: frozenset[Path] = frozenset()) -> Lineage | None:
+def read_lineage(source: str | Path, seen: frozenset[Path] = frozenset()) -> Lineage | None:
     """Return what the weights in a file, a run, a pretraining or an exported folder learned from.
 
     Found in the header of the file, and in the split.csv of a run that it lies in, through links
@@ -164,10 +164,10 @@ def folder_lineage(folder: Path, seen: frozenset[Path]) -> Lineage:
 
 def earlier_lineage(weights: str | None, seen: frozenset[Path] = frozenset()) -> Lineage | None:
     """Return the lineage of what --weights names; None for 'auto', 'none' and what says nothing."""
-    return None if weights in (None, "auto", "none") else lineage_of(weights, seen)
+    return None if weights in (None, "auto", "none") else read_lineage(weights, seen)
 
 
-def header_of(split: pd.DataFrame, arch: str, weights: str) -> dict[str, Any]:
+def lineage_header(split: pd.DataFrame, arch: str, weights: str) -> dict[str, Any]:
     """Return the header of the weights of a training that starts from `weights`."""
     return {KEY: (Lineage.of(split, arch) | earlier_lineage(weights)).to_dict()}
 
@@ -182,7 +182,7 @@ def check_weights(df: pd.DataFrame, weights: str, arch: str) -> None:
     """
     if weights in ("auto", "none"):
         return
-    lineage = lineage_of(weights)
+    lineage = read_lineage(weights)
     if lineage is None:
         if is_own(weights):
             logger.warning(

@@ -13,7 +13,7 @@ from lesionfast.errors import LesionfastError
 FAST = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}  # what makes a CPU fast at bfloat16
 
 
-def precision(wanted: str, device: torch.device) -> str:
+def choose_precision(wanted: str, device: torch.device) -> str:
     """Return the precision to compute in; 'auto' is bfloat16 where the hardware is fast at it.
 
     Raises `LesionfastError` for float16 where there is no CUDA GPU, whose loss scaling it needs.
@@ -28,9 +28,9 @@ def precision(wanted: str, device: torch.device) -> str:
     return "bfloat16" if fast_at_bfloat16(device) else "float32"
 
 
-def dtype_of(wanted: str, device: torch.device) -> torch.dtype:
-    """Return the type of the numbers of a precision, as of `precision`."""
-    return getattr(torch, precision(wanted, device))
+def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """Return the type of the numbers of a precision, as of `choose_precision`."""
+    return getattr(torch, choose_precision(wanted, device))
 
 
 def fast_at_bfloat16(device: torch.device) -> str:
@@ -42,9 +42,9 @@ def fast_at_bfloat16(device: torch.device) -> str:
     return next((told for name, told in FAST.items() if found.get(name)), "")
 
 
-def explain_precision(wanted: str, device: torch.device) -> str:
+def describe_precision(wanted: str, device: torch.device) -> str:
     """Return the precision to compute in, and why, in words."""
-    chosen = precision(wanted, device)
+    chosen = choose_precision(wanted, device)
     if wanted != "auto":
         return f"{chosen}, as asked"
     missing = "no AMX or AVX512-BF16" if device.type == "cpu" else "no fast bfloat16"
@@ -53,7 +53,7 @@ def explain_precision(wanted: str, device: torch.device) -> str:
 
 def autocast(wanted: str, device: torch.device) -> AbstractContextManager:
     """Return the context in which a model computes in a precision."""
-    chosen = precision(wanted, device)
+    chosen = choose_precision(wanted, device)
     if chosen == "float32":
         return nullcontext()
     if device.type == "cpu":

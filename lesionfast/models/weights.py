@@ -22,7 +22,7 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 
 from lesionfast.errors import LesionfastError
 from lesionfast.manifest import Manifest
-from lesionfast.models.archs import LIBRARIES, archs, check_arch, names_of
+from lesionfast.models.archs import LIBRARIES, archs, find_arch, names_of
 from lesionfast.models.hubs import Wanted, cached_files, download
 from lesionfast.models.lineage import weights_file
 
@@ -282,7 +282,7 @@ def likely_arch(tensors: Tensors, hint: str) -> str | None:
             except Exception:  # a few models can't be built without values
                 continue
             if len(whole ^ found) <= 8:
-                return name if check_arch(name)[0] == library else f"{library}:{name}"
+                return name if find_arch(name)[0] == library else f"{library}:{name}"
     return None
 
 

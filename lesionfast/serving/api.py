@@ -132,10 +132,10 @@ def heat_of(predictor: Predictor, path: Path) -> Callable[[np.ndarray, np.ndarra
     import torch
 
     from lesionfast.evaluation.attribution import as_images, grad_cam, require_image
-    from lesionfast.models.fusion import model_of
+    from lesionfast.models.fusion import read_model
 
     weights = path / ("weights.safetensors" if (path / "config.json").is_file() else WEIGHTS)
-    model = model_of(predictor.bundle.model, weights, "Copy the whole folder again.")
+    model = read_model(predictor.bundle.model, weights, "Copy the whole folder again.")
     require_image(model)
 
     def heat(seen: np.ndarray, metadata: np.ndarray, code: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from lesionfast.errors import DamageError, DiskError, LesionfastError
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.files import disk_errors, in_bytes, sha256, workspace, write_json, write_text
-from lesionfast.models.lineage import KEY, lineage_of
+from lesionfast.models.lineage import KEY, read_lineage
 from lesionfast.report.overview import data_card, model_card
 from lesionfast.report.page import Table
 from lesionfast.runs import Run
@@ -211,7 +211,7 @@ def write_weights(run: Run, path: Path) -> None:
     from lesionfast.models.fusion import load_model
 
     tensors = {name: each.contiguous() for name, each in load_model(run).state_dict().items()}
-    lineage = lineage_of(run.path)
+    lineage = read_lineage(run.path)
     header = None if lineage is None else {KEY: lineage.to_dict()}
     save_file(tensors, path, metadata={"header": json.dumps(header)})
 

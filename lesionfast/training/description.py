@@ -13,7 +13,7 @@ from lesionfast.data.encoder import describe_missing
 from lesionfast.data.split import PARTS
 from lesionfast.diagnoses import Classes, join_names
 from lesionfast.manifest import SCHEMA
-from lesionfast.models.precision import explain_precision, precision
+from lesionfast.models.precision import choose_precision, describe_precision
 from lesionfast.runs import Run
 from lesionfast.training.callbacks.schedule import Phase
 from lesionfast.training.learner import FusionLearner
@@ -58,7 +58,7 @@ def describe_environment(learn: FusionLearner, config: TrainConfig) -> dict[str,
         **{name: installed_version(name) for name in PACKAGES},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
-        "precision": precision(config.precision, device),
+        "precision": choose_precision(config.precision, device),
     }
 
 
@@ -156,7 +156,7 @@ def announce(
         config.fusion,
         run.model["weights_origin"],
     )
-    told = explain_precision(config.precision, learn.dls.device)
+    told = describe_precision(config.precision, learn.dls.device)
     logger.info("device %s: %s", learn.dls.device, told)
     if (
         learn.objective.drawn != learn.objective.counts

@@ -19,10 +19,10 @@ from lesionfast.data.split import load_dataset, split_text
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.decisions import OF_THE_WEIGHTS
 from lesionfast.files import LOCKED, disk_errors, only_process
-from lesionfast.models.archs import check_arch
+from lesionfast.models.archs import find_arch
 from lesionfast.models.fusion import check_metadata, fusions, load_model
 from lesionfast.models.lineage import check_weights
-from lesionfast.models.precision import precision
+from lesionfast.models.precision import choose_precision
 from lesionfast.runs import LEARNED, Run, check_name
 from lesionfast.training.callbacks.progress import logging_to
 from lesionfast.training.description import describe_environment, describe_model
@@ -264,7 +264,7 @@ def only_trainer(run: Run) -> Iterator[None]:
 
 def prepare_learner(df: pd.DataFrame, config: TrainConfig) -> FusionLearner:
     """Return the Learner of an experiment; bad names are found before any image is decoded."""
-    check_arch(config.arch)
+    find_arch(config.arch)
     check_options(config)
     for registry, name in (
         (fusions, config.fusion),
@@ -277,7 +277,7 @@ def prepare_learner(df: pd.DataFrame, config: TrainConfig) -> FusionLearner:
     check_objective(config, classes)
     if config.monitor is not None:
         check_choice("monitor", config.monitor, history_names(classes))
-    precision(config.precision, pick_device(config.device))
+    choose_precision(config.precision, pick_device(config.device))
     with counting_bar("decoding images") as progress:
         dls = build_dls(df, config, progress)
     learn = fusion_learner(dls, config)

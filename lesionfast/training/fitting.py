@@ -22,8 +22,8 @@ from lesionfast.files import read_json, sha256
 from lesionfast.models.features import Features
 from lesionfast.models.fusion import FusionModel
 from lesionfast.models.inference import TorchEngine
-from lesionfast.models.lineage import header_of
-from lesionfast.models.precision import dtype_of
+from lesionfast.models.lineage import lineage_header
+from lesionfast.models.precision import choose_dtype
 from lesionfast.runs import WITHOUT_METADATA, Run
 from lesionfast.stats.metrics import summarize
 from lesionfast.training.callbacks.checkpoint import Checkpoint
@@ -70,7 +70,7 @@ def fit(learn: FusionLearner, run: Run, resume: bool = False) -> dict[str, Any]:
     announce(learn, run, phases_of(learn, config), lrs, one_cycle.head_lr)
     how = unfreezing(learn, config)
     interrupt, lines = StopOnInterrupt(), EpochLines()
-    header = header_of(learn.dls.split, config.arch, config.weights)
+    header = lineage_header(learn.dls.split, config.arch, config.weights)
     best = KeepBest(config.monitor, run.path / "weights.safetensors", header)
     cbs = [
         ProgressiveUnfreezing(how, config.head_epochs),
@@ -162,7 +162,7 @@ def cached_features(learn: FusionLearner, config: TrainConfig) -> CachedFeatures
 
     Pictures that grow have no feature maps that could be computed once.
     """
-    dtype, grows = dtype_of(config.precision, learn.dls.device), config.start_size is not None
+    dtype, grows = choose_dtype(config.precision, learn.dls.device), config.start_size is not None
     recipe = augmentations[config.augment]()
     return CachedFeatures(recipe, config.views, config.seed, dtype, maps=not grows)
 
@@ -265,7 +265,7 @@ def keep_features(learn: FusionLearner, run: Run) -> None:
     if learn.model.backbone is None:
         return
     rows = learn.dls.rows
-    dtype = dtype_of(run.config.precision, learn.dls.device)
+    dtype = choose_dtype(run.config.precision, learn.dls.device)
     with counting_bar("features of the images") as progress:
         source = Features(learn.model, learn.dls.pixels, dtype)
         features = source.compute(rows["row"].to_numpy(), progress)

@@ -34,7 +34,7 @@ from lesionfast.models.features import (
     fused_features,
     resume_maps,
 )
-from lesionfast.models.lineage import header_of
+from lesionfast.models.lineage import lineage_header
 from lesionfast.registry import Registry
 from lesionfast.runs import Run
 from lesionfast.training.balancing import class_codes, output_codes, shuffled
@@ -293,7 +293,7 @@ def solve_head(learn: FusionLearner, run: Run) -> dict[str, Any]:
     set_linear(learn, scale * weight, scale * bias)
     seconds = time.perf_counter() - started
     tensors = learn.model.state_dict()
-    header = header_of(learn.dls.split, run.config.arch, run.config.weights)
+    header = lineage_header(learn.dls.split, run.config.arch, run.config.weights)
     run.write("weights.safetensors", lambda aside: save_tensors(tensors, aside, header))
     write_history(learn, run, x, codes)
     return {

@@ -18,10 +18,10 @@ from lesionfast.data.augment import augmentations
 from lesionfast.data.loaders import build_dls
 from lesionfast.data.split import split_text
 from lesionfast.errors import TrainingInterrupted
-from lesionfast.models.archs import check_arch, conv
+from lesionfast.models.archs import conv, find_arch
 from lesionfast.models.backbones import Backbone, create_backbone
 from lesionfast.models.inference import in_eval_mode
-from lesionfast.models.lineage import check_weights, header_of
+from lesionfast.models.lineage import check_weights, lineage_header
 from lesionfast.report.page import new_figure, save
 from lesionfast.runs import Run, create_directory
 from lesionfast.training.callbacks.checkpoint import save_tensors
@@ -116,7 +116,7 @@ def pretrain(
 
 def autoencoder_learner(df: pd.DataFrame, config: TrainConfig) -> FusionLearner:
     """Return the Learner of a pretraining; bad names are found before any image is decoded."""
-    check_arch(config.arch)
+    find_arch(config.arch)
     augmentations[config.augment]
     check_weights(df, config.weights, config.arch)
     with counting_bar("decoding images") as progress:
@@ -157,7 +157,7 @@ def fit(learn: FusionLearner, config: TrainConfig, run: Run) -> None:
     Raises `LesionfastError` when it is interrupted before its first epoch ended.
     """
     lr = find_lr(learn, freeze=False) if config.lr == "auto" else config.lr
-    header = header_of(learn.dls.split, config.arch, config.weights)
+    header = lineage_header(learn.dls.split, config.arch, config.weights)
     best = KeepBest(MONITOR, run.path / "weights.safetensors", header)
     cbs = [
         ProgressiveUnfreezing(config.unfreeze),

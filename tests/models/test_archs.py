@@ -3,7 +3,7 @@
 import pytest
 
 from lesionfast.errors import LesionfastError
-from lesionfast.models.archs import check_arch, list_archs, names_of
+from lesionfast.models.archs import find_arch, list_archs, names_of
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from lesionfast.models.archs import check_arch, list_archs, names_of
     ],
 )
 def test_a_name_of_both_libraries_is_torchvisions_unless_said(arch, expected):
-    assert check_arch(arch) == expected
+    assert find_arch(arch) == expected
 
 
 def test_every_name_is_listed_with_its_library():
@@ -26,7 +26,7 @@ def test_every_name_is_listed_with_its_library():
     own = names_of("lesionfast")
     assert set(archs) == {*own, *names_of("timm"), *names_of("torchvision")}
     for name, library in archs.items():
-        assert check_arch(name) == ("lesionfast" if name in own else library, name)
+        assert find_arch(name) == ("lesionfast" if name in own else library, name)
     assert list(archs) == [*own, *sorted(set(archs) - set(own))] and len(archs) > 1000
     assert not any("quantized" in name or "rcnn" in name for name in archs)
 
@@ -46,4 +46,4 @@ def test_every_name_is_listed_with_its_library():
 )
 def test_an_unknown_name_says_what_to_type(arch, message):
     with pytest.raises(LesionfastError, match=message):
-        check_arch(arch)
+        find_arch(arch)

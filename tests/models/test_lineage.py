@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from lesionfast.errors import LesionfastError
-from lesionfast.models.lineage import Lineage, check_weights, header_of, lineage_of
+from lesionfast.models.lineage import Lineage, check_weights, lineage_header, read_lineage
 
 ARCH = "resnet18"
 
@@ -34,7 +34,7 @@ def write_run(folder: Path, split: pd.DataFrame, weights="none", header=True) ->
     folder.mkdir(parents=True)
     split.to_csv(folder / "split.csv", index=False)
     (folder / "config.json").write_text(json.dumps({"arch": ARCH, "weights": weights}))
-    told = json.dumps(header_of(split, ARCH, weights) if header else None)
+    told = json.dumps(lineage_header(split, ARCH, weights) if header else None)
     tensors = {"backbone.body.stem.weight": np.zeros(3, np.float32)}
     save_file(tensors, folder / "weights.safetensors", {"header": told})
     return folder
@@ -153,6 +153,6 @@ def test_weights_of_others_are_taken_without_a_word(tmp_path, caplog):
     save_file({"stem.weight": np.zeros(3, np.float32)}, folder / "imagenet.safetensors")
     (folder / "broken.safetensors").write_bytes(b"no header")
     for name in ("imagenet.safetensors", "broken.safetensors", "missing.pth"):
-        assert lineage_of(folder / name) is None
+        assert read_lineage(folder / name) is None
         check_weights(table(0, train=0, test=8), str(folder / name), ARCH)
     assert not caplog.text

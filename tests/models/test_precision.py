@@ -2,14 +2,17 @@ import pytest
 import torch
 
 from lesionfast.errors import LesionfastError
-from lesionfast.models.precision import autocast, explain_precision, precision
+from lesionfast.models.precision import autocast, choose_precision, describe_precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 def test_precision_is_what_was_asked():
-    assert precision("float32", CPU) == "float32" and precision("bfloat16", CPU) == "bfloat16"
-    assert explain_precision("bfloat16", CPU) == "bfloat16, as asked"
+    assert (
+        choose_precision("float32", CPU) == "float32"
+        and choose_precision("bfloat16", CPU) == "bfloat16"
+    )
+    assert describe_precision("bfloat16", CPU) == "bfloat16, as asked"
 
 
 @pytest.mark.parametrize(
@@ -22,14 +25,14 @@ def test_precision_is_what_was_asked():
 )
 def test_auto_is_what_the_processor_is_fast_at(monkeypatch, found, expected, told):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
-    assert precision("auto", CPU) == expected
-    assert told in explain_precision("auto", CPU)
+    assert choose_precision("auto", CPU) == expected
+    assert told in describe_precision("auto", CPU)
 
 
 def test_float16_needs_a_gpu():
     with pytest.raises(LesionfastError, match="needs a CUDA GPU.*bfloat16"):
-        precision("float16", CPU)
-    assert precision("float16", CUDA) == "float16"
+        choose_precision("float16", CPU)
+    assert choose_precision("float16", CUDA) == "float16"
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("float32", "float32"), ("bfloat16", "bfloat16")])

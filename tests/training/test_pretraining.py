@@ -15,7 +15,7 @@ from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
 from lesionfast.files import sha256
 from lesionfast.models.fusion import load_model
-from lesionfast.models.lineage import lineage_of
+from lesionfast.models.lineage import read_lineage
 from lesionfast.models.weights import read_weights
 from lesionfast.runs import Run, list_runs
 from lesionfast.training.experiment import prepare_learner, train
@@ -122,7 +122,7 @@ def test_weights_moved_alone_say_what_they_learned_from(df, folder, run, tmp_pat
     """A pretraining's, and those of a run that started from it."""
     for made in (folder, run.path):
         alone = shutil.copyfile(made / "weights.safetensors", tmp_path / "alone.safetensors")
-        lineage = lineage_of(alone)
+        lineage = read_lineage(alone)
         assert lineage.arch == TINY.arch
         assert (lineage.met(df, "train") == (df["split"] == "train")).all()
         assert (lineage.met(df, "valid") == (df["split"] == "valid")).all()

@@ -25,7 +25,7 @@ from lesionfast.data.images import Task, decode_blocks
 from lesionfast.data.loaders import build_dls, images_at_once
 from lesionfast.files import temporary_folder
 from lesionfast.models.features import Features
-from lesionfast.models.precision import autocast, dtype_of, precision
+from lesionfast.models.precision import autocast, choose_dtype, choose_precision
 from lesionfast.serving.bundle import WEIGHTS, Bundle
 from lesionfast.serving.export import write_bundle
 from lesionfast.serving.inputs import Item
@@ -152,7 +152,7 @@ def machine(learn: FusionLearner, config: TrainConfig) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
-        "precision": precision(config.precision, device),
+        "precision": choose_precision(config.precision, device),
         "torch": torch.__version__,
         "arch": config.arch,
         "size": config.size,
@@ -324,7 +324,7 @@ def exported_predictor(learn: FusionLearner, config: TrainConfig, folder: Path) 
 
 def feature_rate(learn: FusionLearner, config: TrainConfig) -> float:
     """Return of how many images a second the frozen backbone's features are computed."""
-    dtype = dtype_of(config.precision, learn.dls.device)
+    dtype = choose_dtype(config.precision, learn.dls.device)
     rows = learn.dls.rows["row"].to_numpy()[:PREDICTED]
     started = time.perf_counter()
     Features(learn.model, learn.dls.pixels, dtype).compute(rows)
