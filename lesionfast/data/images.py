@@ -1,4 +1,4 @@
-"""From the bytes of a picture to upright RGB pixels, whatever its mode."""
+"""From the files of a dataset to one array of squares, decoded once and mapped from the cache."""
 
 import logging
 import os
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -23,152 +24,22 @@ from lesionfast.cache import (
     write_array,
     write_note,
 )
-from lesionfast.data.sources import FileReader, content_keys, count_threads
-from lesionfast.errors import LesionfastError
+from lesionfast.data.sources import FileReader, check_size, content_keys, count_threads
+from lesionfast.errors import LesionfastError, list_first, pluralize
 from lesionfast.files import stamps, workspace
 
 logger = logging.getLogger("lesionfast")
 
+VERSION = 2  # part of every key: raise it when decoding or resizing changes
+RESIZES = ("squish", "crop")
+BLOCK = 256  # images decoded before they are passed on: bounds the memory
+SPARE = 2.0  # how far above the wanted size a JPEG is decoded, so that resizing stays smooth
 CODECS = ("pil", "libjpeg_turbo", "jpg", "webp", "libtiff")  # what pixels depend on
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")  # no format that runs a program
 MOVING = ("GIF", "WEBP", "PNG")  # formats of animations
-BLOCK = 256  # images decoded before they are passed on: bounds the memory
-SPARE = 2.0  # how far above the wanted size a JPEG is decoded, so that resizing stays smooth
+NOT_A_PICTURE = f"not a picture in a supported format ({', '.join(FORMATS)})"
 
-
-class BadImage(Exception):
-    """A file that gives no picture; the message is the reason."""
-
-
-def read_image(path: str, reader: FileReader | None = None) -> Image.Image:
-    """Return the picture in a file or a zip member ("<zip>/<member>") as upright RGB, full size.
-
-    EXIF orientation is applied, transparency laid over white, 16 bits scaled to 8. Who reads many
-    passes a `reader`, which keeps zip files open. Raises `LesionfastError` with the file and the
-    reason if there is no picture in it.
-    """
-    try:
-        with nullcontext(reader) if reader else FileReader() as opened:
-            return read_with(opened, path)
-    except BadImage as bad:
-        raise LesionfastError(
-            f"{path} can't be read: {bad}. Replace the file, or leave it out with --skip-bad."
-        ) from None
-
-
-def read_square(reader: FileReader, path: str, size: int, resize: str) -> np.ndarray:
-    """Return a picture as uint8 (size, size, 3); raises `BadImage`."""
-    return np.asarray(fit_square(read_with(reader, path, size), size, resize))
-
-
-def read_with(reader: FileReader, path: str, size: int | None = None) -> Image.Image:
-    """Return an upright RGB picture of at least `size` pixels a side; raises `BadImage`."""
-    try:
-        return decode(reader.read(path), size)
-    except UnidentifiedImageError:
-        raise BadImage(f"it is no picture in a format that is read ({known_formats()})") from None
-    except FileNotFoundError:
-        raise BadImage("there is no such file") from None
-    except Exception as error:  # decoders raise anything on broken bytes
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise BadImage(reason.rstrip(".")) from error
-
-
-def codecs() -> str:
-    """Return the versions of what turns bytes into pixels."""
-    return ", ".join(f"{name} {features.version(name)}" for name in CODECS)
-
-
-def known_formats() -> str:
-    """Return the names of the formats, for messages."""
-    return ", ".join(FORMATS)
-
-
-def decode(data: bytes, size: int | None = None) -> Image.Image:
-    """Return encoded bytes as upright RGB; a JPEG much larger than `size` at a half, quarter, …"""
-    image = Image.open(BytesIO(data), formats=FORMATS)
-    if image.format in MOVING and getattr(image, "is_animated", False):
-        raise ValueError(f"it is an animation of {image.n_frames} pictures; save one of them")
-    if size is not None:
-        image.draft(None, (round(SPARE * size), round(SPARE * size)))
-    image.load()
-    ImageOps.exif_transpose(image, in_place=True)
-    return to_rgb(image)
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Return a picture of any mode as RGB, 8 bits a channel."""
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        return from_16_bits(image).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers; save it with 8 bits a channel")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def from_16_bits(image: Image.Image) -> Image.Image:
-    """Scale grey values 0 to 65535 to 0 to 255; raises `ValueError` for what is beyond."""
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError("its pixels have 32 bits; save it with 8 bits a channel")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
-
-
-def fit_square(image: Image.Image, size: int, resize: str) -> Image.Image:
-    """Resize to a square: 'squish' takes the whole picture, 'crop' its centre square."""
-    width, height = image.size
-    box = (0.0, 0.0, width, height)
-    if resize == "crop":
-        side = min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
-        box = (left, top, left + side, top + side)
-    return image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
-
-
-@dataclass(frozen=True)
-class Task:
-    """Which images to decode, how, and whom to tell how far it is."""
-
-    paths: list[str]
-    size: int
-    resize: str
-    progress: Callable[[int, int], None] | None = None
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """The shape of the pixels: (n, size, size, 3)."""
-        return (len(self.paths), self.size, self.size, 3)
-
-
-def decode_blocks(task: Task) -> Iterator[tuple[int, np.ndarray, dict[int, str]]]:
-    """Decode in parallel; yield position, pixels (k, size, size, 3) and bad ones of each block."""
-    total = len(task.paths)
-    with FileReader() as reader, ThreadPoolExecutor(count_threads()) as threads:
-        for start in range(0, total, BLOCK):
-            positions = range(start, min(start + BLOCK, total))
-            block = np.zeros((len(positions), *task.shape[1:]), np.uint8)
-            reasons = list(
-                threads.map(lambda i, b=block, s=start: fill(b, i - s, reader, task, i), positions)
-            )
-            yield start, block, {i: why for i, why in zip(positions, reasons, strict=True) if why}
-            if task.progress:
-                task.progress(positions.stop, total)
-
-
-def fill(block: np.ndarray, row: int, reader: FileReader, task: Task, position: int) -> str:
-    """Decode one image into a row of a block; return why it is bad, or ''."""
-    try:
-        block[row] = read_square(reader, task.paths[position], task.size, task.resize)
-    except BadImage as bad:
-        return str(bad)
-    return ""
-
-
-VERSION = 2  # part of every key: raise it when decoding or resizing changes
-RESIZES = ("squish", "crop")
+Progress = Callable[[int, int], None]  # of how many images are done, and of how many
 
 
 @dataclass(frozen=True)
@@ -182,12 +53,23 @@ class Images:
     bad: dict[int, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Contents:
-    """What a list of files holds: a hash of their bytes, and the positions that were bad."""
+class BadImage(Exception):
+    """A file that gives no picture; the message is the reason."""
 
-    digest: str
-    bad: list[int]
+
+@dataclass(frozen=True)
+class Task:
+    """Which images to decode, how, and whom to tell the progress."""
+
+    paths: list[str]
+    size: int
+    resize: str = "squish"
+    progress: Progress | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """The shape of the pixels: (n, size, size, 3)."""
+        return (len(self.paths), self.size, self.size, 3)
 
 
 def open_images(
@@ -198,7 +80,7 @@ def open_images(
     cache: bool = True,
     skip_bad: bool = False,
     report: bool = True,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Images:
     """Return images as squares of `size` pixels, decoded now or mapped from the cache.
 
@@ -212,14 +94,27 @@ def open_images(
             f"images can't be resized to size {size} by '{resize}'. "
             f"Type a --size of 1 or more and --resize {' or '.join(RESIZES)}."
         )
-    task = Task([Path(p).as_posix() for p in paths], size, resize, progress)
-    images = open_cached(task, skip_bad) if cache and task.paths else decode_to_memory(task)
+    task = Task([Path(path).as_posix() for path in paths], size, resize, progress)
+    images = open_cached(task, skip_bad) if cache and task.paths else decode_all(task)
     if report or not skip_bad:
         check_bad(task.paths, images.bad, skip_bad)
     return images
 
 
-def decode_to_memory(task: Task) -> Images:
+def check_bad(paths: Sequence[str], bad: dict[int, str], skip_bad: bool) -> None:
+    """Raise `LesionfastError` for bad images, or count them in the log if they may be skipped."""
+    if not bad:
+        return
+    reasons = list_first((f"{paths[i]}: {why}" for i, why in sorted(bad.items())), 5)
+    problem = f"{len(bad)} of {pluralize(len(paths), 'image')} can't be read: {reasons}"
+    if not skip_bad:
+        raise LesionfastError(f"{problem}. Replace them, or leave them out with --skip-bad.")
+    if len(bad) == len(paths):
+        raise LesionfastError(f"{problem}. Replace them.")
+    logger.warning("%s. They are left out (--skip-bad)", problem)
+
+
+def decode_all(task: Task) -> Images:
     """Decode all images into a plain array."""
     pixels, bad = np.zeros(task.shape, np.uint8), {}
     for start, block, bad_of_block in decode_blocks(task):
@@ -228,103 +123,198 @@ def decode_to_memory(task: Task) -> Images:
     return Images(pixels, bad)
 
 
-def check_bad(paths: Sequence[str], bad: dict[int, str], skip_bad: bool) -> None:
-    """Raise `LesionfastError` for bad images, or count them in the log if they may be skipped."""
-    if not bad:
-        return
-    first = "; ".join(f"{paths[i]}: {why}" for i, why in sorted(bad.items())[:5])
-    more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
-    found = f"{len(bad)} of {len(paths)} images can't be read: {first}{more}"
-    if skip_bad and len(bad) < len(paths):
-        logger.warning("%s. Left out (--skip-bad)", found)
-        return
-    hint = "Replace them" + (", or leave them out with --skip-bad." if not skip_bad else ".")
-    raise LesionfastError(f"{found}. {hint}")
-
-
-def open_cached(task: Task, skip_bad: bool) -> Images:
-    """Map images from the cache, decoding them into it first if they are not there."""
-    folder, note = cache_folder() / "images", note_file(task.paths)
-    with cache_errors(folder):
-        found = look_up(task, note)
-        if found is None:
-            with only_builder(folder / f"{read_contents(task.paths, note).digest[:32]}.lock"):
-                found = look_up(task, note) or build(task, note, skip_bad)
-        return found
-
-
 def is_cached(paths: Sequence[str | Path], size: int, resize: str = "squish") -> bool:
-    """Return whether these images need not be decoded any more."""
-    task = Task([Path(p).as_posix() for p in paths], size, resize)
-    return look_up(task, note_file(task.paths)) is not None
+    """Return whether these images are decoded already."""
+    task = Task([Path(path).as_posix() for path in paths], size, resize)
+    return look_up(task, find_note(task.paths)) is not None
 
 
 def content_digest(paths: Sequence[str]) -> str:
     """Return the SHA-256 of what the files hold, in order; unchanged files are not read again."""
-    return read_contents(paths, note_file(paths)).digest
+    return read_contents(paths, find_note(paths))["digest"]
 
 
-def note_file(paths: Sequence[str]) -> Path:
+def open_cached(task: Task, skip_bad: bool) -> Images:
+    """Map images from the cache, decoding them into it first if they are not there."""
+    folder, note = cache_folder() / "images", find_note(task.paths)
+    with cache_errors(folder):
+        images = look_up(task, note)
+        if images is None:
+            digest = read_contents(task.paths, note)["digest"]
+            with only_builder(folder / f"{digest[:32]}.lock"):
+                images = look_up(task, note) or build(task, note, skip_bad)
+        return images
+
+
+def find_note(paths: Sequence[str]) -> Path:
     """Return the file of the cache that notes what these files hold, as they are now."""
     key = digest_of([str(VERSION), *stamps(paths), *paths])
     return cache_folder() / "images" / f"{key[:32]}.json"
+
+
+def read_contents(paths: Sequence[str], note: Path) -> dict:
+    """Return the SHA-256 of the files' bytes (digest) and the positions that were bad (bad).
+
+    They are in the note beside the cache, or the files are read.
+    """
+    contents = read_note(note)
+    if contents is None:
+        contents = {"digest": digest_of(content_keys(paths)), "bad": []}
+        write_note(note, contents)
+    return contents
+
+
+def find_array(task: Task, folder: Path, digest: str, bad: Iterable[int]) -> Path:
+    """Return the name for the pixels of a content; with bad images it has a name of its own."""
+    codecs = [str(VERSION), list_codecs(), str(task.size), task.resize]
+    return folder / f"{digest_of([*codecs, digest, str(sorted(bad))])[:32]}.npy"
+
+
+def list_codecs() -> str:
+    """Return the versions of what turns bytes into pixels."""
+    return ", ".join(f"{name} {features.version(name)}" for name in CODECS)
 
 
 def look_up(task: Task, note: Path) -> Images | None:
     """Return the images if the cache has them; files that were bad are tried once more."""
     contents = read_contents(task.paths, note)
     with FileReader() as reader:
-        scratch = np.zeros((1, *task.shape[1:]), np.uint8)
-        tried = {i: fill(scratch, 0, reader, task, i) for i in contents.bad}
+        scratch = np.zeros(task.shape[1:], np.uint8)
+        tried = {i: fill(scratch, task.paths[i], task.resize, reader) for i in contents["bad"]}
     bad = {i: why for i, why in tried.items() if why}
-    pixels = open_array(array_file(task, note.parent, contents.digest, bad))
+    pixels = open_array(find_array(task, note.parent, contents["digest"], bad))
     return None if pixels is None else Images(pixels, bad)
-
-
-def read_contents(paths: Sequence[str], note: Path) -> Contents:
-    """Return what the files hold, from the note beside the cache or by reading them."""
-    kept = read_note(note)
-    if kept is not None:
-        return Contents(**kept)
-    contents = Contents(digest_of(content_keys(paths)), [])
-    write_note(note, vars(contents))
-    return contents
 
 
 def build(task: Task, note: Path, skip_bad: bool) -> Images:
     """Decode all images into a new file of the cache; only one process may do so."""
-    contents, bad = read_contents(task.paths, note), {}
-    logger.info("decoding %d images to %d pixels, once", len(task.paths), task.size)
+    digest, bad = read_contents(task.paths, note)["digest"], {}
+    images = pluralize(len(task.paths), "image")
+    logger.info("decoding %s to %d x %d pixels, once", images, task.size, task.size)
 
-    def decode(append: Append) -> None:
+    def decode_to(append: Append) -> None:
         for _, block, bad_of_block in decode_blocks(task):
             append(block)
             bad.update(bad_of_block)
 
     with workspace(note.parent) as folder:
-        write_array(folder / "pixels.npy", len(task.paths), decode)
+        write_array(folder / "pixels.npy", len(task.paths), decode_to)
         if not skip_bad:
             check_bad(task.paths, bad, skip_bad)
-        check_unchanged(task.paths, note)
-        write_note(note, vars(Contents(contents.digest, sorted(bad))))
-        file = array_file(task, note.parent, contents.digest, bad)
+        if find_note(task.paths) != note:
+            raise LesionfastError(
+                "images changed while they were being decoded. Wait until nothing writes to their "
+                "folder or zip file, and run it again."
+            )
+        write_note(note, {"digest": digest, "bad": sorted(bad)})
+        file = find_array(task, note.parent, digest, bad)
         os.replace(folder / "pixels.npy", file)
-    logger.info("kept %.0f MB in %s", file.stat().st_size / 2**20, file)
+    logger.info("cached %.0f MB in %s", file.stat().st_size / 2**20, file)
     pixels = open_array(file)
     assert pixels is not None
     return Images(pixels, bad)
 
 
-def check_unchanged(paths: Sequence[str], note: Path) -> None:
-    """Raise `LesionfastError` if a file is not what it was when its content was noted."""
-    if note_file(paths) != note:
+def decode_blocks(task: Task) -> Iterator[tuple[int, np.ndarray, dict[int, str]]]:
+    """Decode in parallel; yield position, pixels (k, size, size, 3) and bad ones of each block."""
+    total = len(task.paths)
+    with FileReader() as reader, ThreadPoolExecutor(count_threads()) as threads:
+        decode_one = partial(fill, resize=task.resize, reader=reader)
+        for start in range(0, total, BLOCK):
+            paths = task.paths[start : start + BLOCK]
+            block = np.zeros((len(paths), *task.shape[1:]), np.uint8)
+            reasons = threads.map(decode_one, block, paths)
+            yield start, block, {start + i: why for i, why in enumerate(reasons) if why}
+            if task.progress:
+                task.progress(start + len(paths), total)
+
+
+def fill(out: np.ndarray, path: str, resize: str, reader: FileReader) -> str:
+    """Decode one image into uint8 (size, size, 3); return why it is bad, or ''."""
+    try:
+        out[:] = np.asarray(fit_square(read_picture(path, len(out), reader), len(out), resize))
+    except BadImage as bad:
+        return str(bad)
+    return ""
+
+
+def fit_square(image: Image.Image, size: int, resize: str) -> Image.Image:
+    """Resize to a square: 'squish' takes the whole picture, 'crop' its centre square."""
+    width, height = image.size
+    box = (0.0, 0.0, width, height)
+    if resize == "crop":
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, left + side, top + side)
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+
+
+def read_image(path: str, reader: FileReader | None = None) -> Image.Image:
+    """Return the picture in a file or a zip member ("<zip>/<member>") as upright RGB, full size.
+
+    EXIF orientation is applied, transparency laid over white, 16 bits scaled to 8. Pass a `reader`
+    to read many: it keeps zip files open. Raises `LesionfastError` with the file and the reason if
+    there is no picture in it.
+    """
+    try:
+        return read_picture(path, reader=reader)
+    except BadImage as bad:
         raise LesionfastError(
-            "images changed while they were being decoded. Wait until nothing writes to their "
-            "folder or zip file, and run it again."
-        )
+            f"{path} can't be read: {bad}. Replace the file, or leave it out with --skip-bad."
+        ) from None
 
 
-def array_file(task: Task, folder: Path, digest: str, bad: Iterable[int]) -> Path:
-    """Return the name for the pixels of a content; with bad images it has a name of its own."""
-    made = [str(VERSION), codecs(), str(task.size), task.resize]
-    return folder / f"{digest_of([*made, digest, str(sorted(bad))])[:32]}.npy"
+def read_picture(
+    source: str | bytes | Image.Image | np.ndarray,
+    size: int | None = None,
+    reader: FileReader | None = None,
+) -> Image.Image:
+    """Return an upright RGB picture of at least `size` pixels a side; raises `BadImage`.
+
+    `source` is a path, encoded bytes, an open image, or uint8 (H, W, 3).
+    """
+    try:
+        if isinstance(source, str):
+            with nullcontext(reader) if reader else FileReader() as opened:
+                source = opened.read(source)
+        if isinstance(source, bytes):
+            check_size(len(source))
+            return decode(source, size)
+        image = source if isinstance(source, Image.Image) else Image.fromarray(source)
+        image.load()  # a file that is cut off is found here
+        return to_rgb(image)
+    except UnidentifiedImageError:
+        raise BadImage(f"it is {NOT_A_PICTURE}") from None
+    except FileNotFoundError:
+        raise BadImage("there is no such file") from None
+    except Exception as error:  # decoders raise anything on broken bytes
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise BadImage(reason.rstrip(".")) from error
+
+
+def decode(data: bytes, size: int | None = None) -> Image.Image:
+    """Return encoded bytes as upright RGB; a JPEG much larger than `size` at a half, quarter, …"""
+    image = Image.open(BytesIO(data), formats=FORMATS)
+    if image.format in MOVING and getattr(image, "is_animated", False):
+        raise ValueError(f"it is an animation of {image.n_frames} frames; save one of them")
+    if size is not None:
+        image.draft(None, (round(SPARE * size), round(SPARE * size)))
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)
+    return to_rgb(image)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return a picture of any mode as RGB, 8 bits a channel; 16 bits of grey are scaled."""
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("its pixels have 32 bits; save it with 8 bits per channel")
+        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers; save it with 8 bits per channel")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

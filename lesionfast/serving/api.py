@@ -20,7 +20,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from lesionfast.data.images import FORMATS, decode, fit_square, known_formats
+from lesionfast.data.images import FORMATS, NOT_A_PICTURE, decode, fit_square
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.explain import most_alike
 from lesionfast.evaluation.interpretation import read_features
@@ -157,9 +157,7 @@ def check_limits(data: bytes) -> None:
     except Image.DecompressionBombError:
         width = height = MOST_PIXELS
     except UnidentifiedImageError:
-        raise NoImage(
-            f"this is no picture in a format that is read ({known_formats()}). Choose a photograph."
-        ) from None
+        raise NoImage(f"this is {NOT_A_PICTURE}. Choose a photograph.") from None
     except Exception as error:  # decoders raise anything on broken bytes
         raise NoImage(f"this picture can't be read: {error}. Choose another file.") from None
     if width * height > MOST_PIXELS:

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from lesionfast.data.images import FORMATS, known_formats
+from lesionfast.data.images import FORMATS
 from lesionfast.diagnoses import full_name
 from lesionfast.errors import LesionfastError
 from lesionfast.report.images import patient, per_cent, read_pixels
@@ -43,7 +43,7 @@ def page_html(bundle: Bundle) -> str:
     return render(
         "app.html",
         columns=bundle.encoder.learned,
-        formats=known_formats(),
+        formats=", ".join(FORMATS),
         types=",".join(f"image/{name.lower()}" for name in FORMATS),
         most_bytes=MOST_BYTES,
         most=f"{MOST_BYTES // 10**6} MB and {MOST_PIXELS // 10**6} megapixels",

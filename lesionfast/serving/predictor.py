@@ -10,11 +10,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from lesionfast.data.encoder import BadValue, MetadataEncoder
-from lesionfast.data.images import BadImage, decode, fit_square, known_formats, read_with, to_rgb
-from lesionfast.data.sources import FileReader, check_size, count_threads
+from lesionfast.data.images import BadImage, fit_square, read_picture
+from lesionfast.data.sources import FileReader, count_threads
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.contribution import without_metadata
 from lesionfast.evaluation.interpretation import (
@@ -216,10 +216,7 @@ class Predictor:
     def pixels(self, reader: FileReader, image: Picture) -> np.ndarray:
         """Return what the model sees of an image, uint8 (size, size, 3); raises `BadImage`."""
         size = self.bundle.size
-        if isinstance(image, str | Path):
-            picture = read_with(reader, str(image), size)
-        else:
-            picture = decoded(image, size)
+        picture = read_picture(str(image) if isinstance(image, Path) else image, size, reader)
         if min(picture.size) < SMALLEST:
             width, height = picture.size
             raise BadImage(f"it has {width} x {height} pixels, too few to show a lesion")
@@ -243,21 +240,6 @@ class Predictor:
 def predict(run: str | Path | Run, df: pd.DataFrame, **options: Any) -> pd.DataFrame:
     """Return what a model says of the rows of a table; see `Predictor` and `Predictor.predict`."""
     return Predictor(run, **options).predict(df)
-
-
-def decoded(image: bytes | Image.Image | np.ndarray, size: int) -> Image.Image:
-    """Return an image in memory as upright RGB; raises `BadImage`."""
-    try:
-        if isinstance(image, bytes):
-            check_size(len(image))
-            return decode(image, size)
-        picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
-        picture.load()  # a file that is cut off is found here
-        return to_rgb(picture)
-    except UnidentifiedImageError:
-        raise BadImage(f"it is no picture in a format that is read ({known_formats()})") from None
-    except Exception as error:  # decoders raise anything on broken bytes
-        raise BadImage(str(error).rstrip(".") or type(error).__name__) from error
 
 
 def located(source: str | Path | Run) -> Path:

@@ -111,7 +111,7 @@ def broken_files(folder):
         "truncated.jpg": "truncated",
         "truncated.png": "truncated",
         "empty.jpg": r"empty \(0 bytes\)",
-        "text.jpg": "no picture in a format",
+        "text.jpg": "not a picture in a supported format",
         "header.jpg": "can't be read",
         "bomb.png": "decompression bomb",
         "missing.jpg": "there is no such file",

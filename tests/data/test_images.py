@@ -248,7 +248,7 @@ def test_an_array_with_bad_images_is_not_taken_for_a_whole_one(cache, tmp_path):
 
 def test_nothing_but_bad_images_is_an_error_even_if_skipped(cache, tmp_path):
     (tmp_path / "a.jpg").write_text("no image")
-    with pytest.raises(LesionfastError, match="1 of 1 images"):
+    with pytest.raises(LesionfastError, match="1 of 1 image can"):
         open_images([tmp_path / "a.jpg"], SIZE, skip_bad=True)
 
 

@@ -190,7 +190,7 @@ def test_a_document_named_jpg_is_refused(page):
     choose(page, PDF, "report.jpg")
     predict(page)
     page.locator(".lf-error").wait_for(timeout=30_000)
-    assert "This is no picture in a format that is read" in page.locator(".lf-error").inner_text()
+    assert "This is not a picture in a supported format" in page.locator(".lf-error").inner_text()
     assert page.locator(".lf-decision").count() == 0
 
 
@@ -258,7 +258,7 @@ def test_what_is_planted_does_not_run(page):
     choose(page, PDF)
     fill_age(page, "<img src=x onerror='window.planted = 1'>")
     predict(page)
-    page.get_by_text("Age is '<img src=x").or_(page.get_by_text("no picture")).first.wait_for()
+    page.get_by_text("Age is '<img src=x").or_(page.get_by_text("not a picture")).first.wait_for()
     assert page.locator("#answer img").count() == 0 and not page.evaluate("window.planted")
 
 
@@ -309,7 +309,7 @@ def test_the_answer_fits_its_schema(server, photos, trained):
 @pytest.mark.parametrize(
     ("data", "form", "status", "message"),
     [
-        (PDF, {}, 415, "no picture in a format that is read"),
+        (PDF, {}, 415, "not a picture in a supported format"),
         (b"x" * (MOST_BYTES + 1), {}, 413, "at most 20 MB"),
         (b"x" * (MOST_BYTES + 200_000), {}, 413, "at most 20 MB"),
         (None, {"age": "old"}, 422, "age is 'old', which is not an age"),
@@ -335,7 +335,7 @@ def test_an_image_of_too_many_pixels_is_refused_by_its_header():
     Image.new("1", (10_000, 6_000)).save(large, "PNG")
     with pytest.raises(TooLarge, match="more than 50 megapixels. Save it smaller"):
         check_limits(large.getvalue())
-    with pytest.raises(NoImage, match="no picture"):
+    with pytest.raises(NoImage, match="not a picture"):
         check_limits(PDF)
 
 

@@ -134,7 +134,7 @@ def test_a_path_in_place_of_an_image_is_refused(port, secret, path):
         status, _, body = post(port, ('name="image"', value.encode()), path=path)
         assert status == 422 and b"the form has no image" in body
         status, _, body = post(port, image(value.encode()), path=path)
-        assert status == 415 and b"no picture" in body
+        assert status == 415 and b"not a picture" in body
     assert secret.read_bytes() == b"TOP SECRET"
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from lesionfast.cache import cache_errors, cache_folder, digest_of, read_note, write_note
 from lesionfast.data.duplicates.neighbours import Candidates, find_candidates
 from lesionfast.data.duplicates.registration import COARSE, Match, compare_views, register, texture
-from lesionfast.data.images import Images, codecs, content_digest, open_images, read_image
+from lesionfast.data.images import Images, content_digest, list_codecs, open_images, read_image
 from lesionfast.data.sources import count_threads
 
 VERSION = 2  # part of every key: raise it when the search changes
@@ -68,7 +68,7 @@ def open_pictures(paths: list[str], progress: Progress | None = None) -> Images:
 
 def search_key(df: pd.DataFrame, groups: np.ndarray) -> str:
     """Return a key of everything that the result of a search depends on."""
-    made = [str(VERSION), codecs(), np.__version__, scipy.__version__]
+    made = [str(VERSION), list_codecs(), np.__version__, scipy.__version__]
     return digest_of([*made, content_digest(df["path"].tolist()), *map(str, groups)])[:32]
 
 
