@@ -102,7 +102,7 @@ class TrainConfig(SplitConfig):
     )
     size: int = option(
         128,
-        "Image size in pixels: the side of the square that the model sees.",
+        "Side of the square image that the model sees, in pixels.",
         limits=(1, math.inf),
     )
     start_size: int | None = option(
@@ -130,8 +130,8 @@ class TrainConfig(SplitConfig):
     dropout: float = option(0.2, "Dropout before the last layer.", limits=(0, 1))
     metadata_dropout: float = option(
         0.25,
-        "Share of the training rows whose metadata is hidden; in another such share, one column "
-        "is. So missing metadata points to no class. 0 turns it off.",
+        "Share of the training rows whose metadata is hidden, and of those where one column is, so "
+        "that missing metadata points to no class; 0 turns it off.",
         limits=(0, 0.5),
     )
     epochs: int = option(
@@ -190,7 +190,7 @@ class TrainConfig(SplitConfig):
     balance: str = option("none", "Class balancing (see lesionfast list balances).")
     beta: float = option(
         0.999,
-        "Beta of --balance effective: the share of rows that add something new.",
+        "Beta of --balance effective; near 1, rare classes get more weight.",
         limits=(0, 1),
     )
     class_weight: str | None = option(

@@ -57,7 +57,7 @@ def test_output_that_a_full_disk_does_not_take_is_an_error_in_one_line(arguments
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: the output can't be written: the disk is full.")
+    assert done.stderr.startswith("error: can't write the output: the disk is full.")
     assert done.stderr.count("\n") == 1
 
 
@@ -90,7 +90,7 @@ def test_an_error_of_the_disk_in_the_words_of_a_library_ends_in_one_line(monkeyp
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 2
-    assert "the output can't be written: the disk is full" in capsys.readouterr().err
+    assert "can't write the output: the disk is full" in capsys.readouterr().err
 
 
 def test_train_prints_the_path_alone_to_stdout_and_the_table_to_stderr(folder):
@@ -451,8 +451,12 @@ def test_a_path_that_is_not_utf8_is_printed_as_it_is(folder, tmp_path):
 
 
 def test_what_is_set_may_have_equals_signs_in_quotes():
-    from lesionfast.cli.serving import pairs_of
+    from lesionfast.cli.serving import read_metadata
 
-    assert pairs_of(["age=55", "sex=a=b", '"x=y"=1']) == {"age": "55", "sex": "a=b", "x=y": "1"}
+    assert read_metadata(["age=55", "sex=a=b", '"x=y"=1']) == {
+        "age": "55",
+        "sex": "a=b",
+        "x=y": "1",
+    }
     with pytest.raises(LesionfastError, match="--set age has no value"):
-        pairs_of(["age"])
+        read_metadata(["age"])

@@ -1,4 +1,4 @@
-"""The command line: `lesionfast`, and what becomes of an error."""
+"""The command line: `lesionfast`, and how its errors end."""
 
 import gc
 import os
@@ -14,7 +14,7 @@ from lesionfast.errors import LesionfastError
 from lesionfast.files import REASONS, error_number
 
 # isort: off
-from lesionfast.cli import training, reading, many, serving, names, data  # noqa: F401 (the order of --help)
+from lesionfast.cli import training, reading, serving, data  # noqa: F401 (order of --help)
 # isort: on
 
 
@@ -28,35 +28,32 @@ def main() -> None:
     try:
         run_and_flush()
     except LesionfastError as error:
-        end_with(str(error))
-    except OSError as error:
+        exit_with(str(error))
+    except OSError as error:  # of the disk or of rights, where no command has handled it
         if error_number(error) not in REASONS:
             raise
-        end_with(in_a_line(error))
+        name = f"{error.filename} can't be opened" if error.filename else "can't write the output"
+        exit_with(
+            f"{name}: {REASONS[error_number(error)]}. Free some space, or name another place."
+        )
 
 
 def run_and_flush() -> None:
-    """Run the command; what stdout can't take is an error here, not as Python ends."""
+    """Run the command; an output that stdout can't take is an error here, not when Python ends."""
     try:
         try:
             app()
         finally:
             sys.stdout.flush()
     except OSError as error:
-        if error.filename is None:  # stdout, perhaps: what it still holds is not tried again
+        if error.filename is None:  # stdout, perhaps: drop what it still holds
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has seen enough
             sys.exit(1)
         raise
 
 
-def in_a_line(error: OSError) -> str:
-    """Return an error of the disk or of rights that no command has put into words."""
-    name = f"{error.filename} can't be opened" if error.filename else "the output can't be written"
-    return f"{name}: {REASONS[error_number(error)]}. Free some space, or name another place."
-
-
-def end_with(message: str) -> None:
-    """Print an error that the user can fix, and end with exit code 2."""
+def exit_with(message: str) -> None:
+    """Print an error that the user can fix, and exit with code 2."""
     typer.secho(f"error: {message}", fg="red", err=True)
     sys.exit(2)

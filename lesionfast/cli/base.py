@@ -1,7 +1,7 @@
-"""What all commands share: the apps, and the options that many take."""
+"""What the commands share: the app, options that several take, and how results are printed."""
 
 import inspect
-import json as json_module
+import json
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import Field, fields
@@ -12,11 +12,34 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lesionfast.config import Columns, DataConfig, SplitConfig, TrainConfig
-from lesionfast.runs import Run, own_version
+from lesionfast.config import Columns, DataConfig, SplitConfig, TrainConfig, flag_name
+from lesionfast.runs import Run, newest_run, own_version
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from lesionfast.evaluation.comparison import Comparison
+
+TRAIN, READ, USE, DATA = "Train", "Read runs", "Use a model", "Data and names"  # groups in --help
+PANELS = {Columns: "Columns", DataConfig: "Data", SplitConfig: "Split", TrainConfig: "Training"}
+
+
+def option(kind: Any, help: str, *flags: str) -> Any:
+    """Return the type of a parameter that is an option; `flags` replace the one by its name."""
+    return Annotated[kind, typer.Option(*flags, help=help)]
+
+
+def argument(kind: Any, help: str) -> Any:
+    """Return the type of a parameter that is an argument."""
+    return Annotated[kind, typer.Argument(help=help)]
+
+
+Root = option(str, "Folder of the runs.", "--out")
+Json = option(bool, "Print JSON to stdout.", "--json")
+OneRun = argument(Path | None, "A run (default: the newest).")
+Split = option(str, "Predictions to use: valid or test.")
+CsvFile = option(Path | None, "Write the table to this CSV file as well.")
+Device = option(str, "Device to compute on: auto, cpu, cuda or mps.")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,17 +47,18 @@ app = typer.Typer(
     add_completion=False,
     help="Classify dermoscopic images of skin lesions, fast and honestly. Not a medical device.",
 )
+data_app = typer.Typer(no_args_is_help=True, help="Check a dataset, or split it.")
 
 
 def print_version(wanted: bool) -> None:
-    """Print the version of this package and end, if that is wanted."""
+    """Print the version of this package and exit, if `wanted`."""
     if wanted:
         print(own_version())
         raise typer.Exit
 
 
 @app.callback()
-def of_all(
+def set_global_options(
     version: Annotated[
         bool,
         typer.Option(
@@ -42,62 +66,69 @@ def of_all(
         ),
     ] = False,
 ) -> None:
-    """Take what is no command's own."""
+    """Global options."""
 
 
-data_app = typer.Typer(no_args_is_help=True, help="Check a dataset, or split it.")
-app.add_typer(data_app, name="data")
-
-Root = Annotated[str, typer.Option("--out", help="Folder of the runs.")]
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
-
-PANELS = {Columns: "Columns", DataConfig: "Data", SplitConfig: "Split", TrainConfig: "Training"}
-
-
-def options_of(config_class: type, *left_out: str) -> Callable[[Callable], Callable]:
-    """Give a command one option a field of `config_class`.
+def config_options(config_class: type, *left_out: str) -> Callable[[Callable], Callable]:
+    """Give a command one option for each field of `config_class`.
 
     The command receives those that the user typed as a dict in its first parameter, `given`.
     """
-    names = [each.name for each in fields(config_class) if each.name not in left_out]
+    chosen = [field for field in fields(config_class) if field.name not in left_out]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
         def wrapper(**values: Any) -> None:
-            given = {name: values.pop(name) for name in names}
+            given = {field.name: values.pop(field.name) for field in chosen}
             command({k: v for k, v in given.items() if v is not None}, **values)
 
         _, *own = inspect.signature(command).parameters.values()
-        options = [option_of(f, config_class) for f in fields(config_class) if f.name in names]
-        parameters = [each.replace(kind=each.KEYWORD_ONLY) for each in [*own, *options]]
+        parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in [*own, *map(make_option, chosen)]]
         wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        wrapper.__annotations__ = {each.name: each.annotation for each in parameters}
+        wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
         return wrapper
 
     return decorate
 
 
-def option_of(each: Field, config_class: type) -> inspect.Parameter:
-    """Return one field as a Typer option; None stands for "not typed"."""
-    owner = next(c for c in PANELS if each.name in c.__annotations__)
-    flag = "--" + each.name.replace("_", "-")
-    flags = f"{flag}/--no-{flag[2:]}" if each.type is bool else flag
-    kind = str if each.type == float | str else each.type
-    choices = each.metadata["choices"]
-    silent_choices = [name for name in choices if name not in each.metadata["help"]]
-    listed = f" One of: {', '.join(choices)}." if silent_choices else ""
-    silent = each.default is None or isinstance(each.default, bool)
-    default = "" if silent else f" (default: {each.default})"
-    option = typer.Option(
-        flags, help=each.metadata["help"] + listed + default, rich_help_panel=PANELS[owner]
-    )
+def make_option(field: Field) -> inspect.Parameter:
+    """Return a field as a Typer option; None stands for "not typed"."""
+    flag, text = flag_name(field.name), field.metadata["help"]
+    flags = f"{flag}/--no-{flag[2:]}" if field.type is bool else flag
+    if any(choice not in text for choice in field.metadata["choices"]):
+        text += f" One of: {', '.join(field.metadata['choices'])}."
+    if field.default is not None and not isinstance(field.default, bool):
+        text += f" (default: {field.default})"
+    panel = next(PANELS[owner] for owner in PANELS if field.name in owner.__annotations__)
+    option = typer.Option(flags, help=text, rich_help_panel=panel)
+    kind = str if field.type == float | str else field.type
+    keyword = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(
-        each.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[kind | None, option],
+        field.name, keyword, default=None, annotation=Annotated[kind | None, option]
     )
+
+
+def open_runs(paths: list[Path] | None, root: str) -> list[Run]:
+    """Return the runs that were named, or else the newest one under `root`."""
+    return [Run.open(path) for path in paths] if paths else [newest_run(root)]
+
+
+def open_run(path: Path | None, root: str) -> Run:
+    """Return the run that was named, or else the newest one under `root`."""
+    return Run.open(path) if path else newest_run(root)
+
+
+def print_json(value: Any) -> None:
+    """Print JSON to stdout, in one line."""
+    print(json.dumps(value))
+
+
+def print_tables(tables: Iterable["Table"]) -> None:
+    """Print tables to stdout."""
+    from lesionfast.console import print_table
+
+    for table in tables:
+        print_table(table)
 
 
 def print_run(run: Run, as_json: bool) -> None:
@@ -109,8 +140,11 @@ def print_run(run: Run, as_json: bool) -> None:
         if split in run.metrics:
             print_table(metrics_table(run, split), stderr=True)
     if run.metrics["status"] == "interrupted":
-        print(f"interrupted; go on with: lesionfast train --resume {run.path}", file=sys.stderr)
-    print(json_module.dumps({"run": str(run.path), **run.metrics}) if as_json else run.path)
+        print(f"interrupted; continue with: lesionfast train --resume {run.path}", file=sys.stderr)
+    if as_json:
+        print_json({"run": str(run.path), **run.metrics})
+    else:
+        print(run.path)
 
 
 def print_comparison(
@@ -122,8 +156,8 @@ def print_comparison(
 
     figures = draw_comparison(comparison, folder)
     if as_json:
-        print(json_module.dumps(comparison.to_dict() | {"figures": list(map(str, figures))}))
+        print_json(comparison.to_dict() | {"figures": [str(figure) for figure in figures]})
         return
     narrow = sys.stdout.isatty() and get_terminal_size().columns < 110
     print_table(comparison_table(comparison, narrow), whole=True)
-    print("\n".join(map(str, [*files, *figures])))
+    print(*files, *figures, sep="\n")

@@ -1,28 +1,43 @@
-"""Commands over a dataset: check it, or split it."""
+"""Commands about data and names: check a dataset, split it, list what options take."""
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from lesionfast.cli.base import Json, data_app, options_of
+from lesionfast.cli.base import (
+    DATA,
+    Json,
+    app,
+    argument,
+    config_options,
+    data_app,
+    option,
+    print_tables,
+)
 from lesionfast.config import DataConfig, SplitConfig
-from lesionfast.console import counting_bar
+from lesionfast.errors import LesionfastError, did_you_mean
+
+app.add_typer(data_app, name="data", rich_help_panel=DATA)
+
+DataFolder = argument(str | None, "Dataset folder as downloaded.")
+SplitFile = option(Path, "CSV file to write.", "--out")
+LISTS = ("archs", "augmentations", "balances", "fusions", "heads", "losses", "mixes")
+Kind = argument(str, f"{', '.join(LISTS[:-1])} or {LISTS[-1]}.")
+Part = argument(str, "Show only names that contain this.")
 
 
 @data_app.command()
-@options_of(DataConfig, "data")
-def check(
-    given: dict[str, Any],
-    data: Annotated[str | None, typer.Argument(help="Folder as downloaded.")] = None,
-    json: Json = False,
-) -> None:
-    """Report everything wrong with a dataset; the exit code is 2 if something must be mended.
+@config_options(DataConfig, "data")
+def check(given: dict[str, Any], data: DataFolder = None, json: Json = False) -> None:
+    """Report everything that is wrong with a dataset.
+
+    The exit code is 2 if something must be fixed.
 
     Example: lesionfast data check HAM10000
     """
-    from lesionfast.console import print_table
+    from lesionfast.console import counting_bar
     from lesionfast.data.audit import audit, audit_table
 
     with counting_bar("comparing images") as progress:
@@ -30,19 +45,16 @@ def check(
     if json:
         print(report.to_json())
     else:
-        for table in audit_table(report):
-            print_table(table)
+        print_tables(audit_table(report))
     raise typer.Exit(0 if report.ok else 2)
 
 
 @data_app.command()
-@options_of(SplitConfig, "data")
+@config_options(SplitConfig, "data")
 def split(
-    given: dict[str, Any],
-    data: Annotated[str | None, typer.Argument(help="Folder as downloaded.")] = None,
-    out: Annotated[Path, typer.Option("--out", help="CSV file to write.")] = Path("split.csv"),
+    given: dict[str, Any], data: DataFolder = None, out: SplitFile = Path("split.csv")
 ) -> None:
-    """Write the split of a dataset as a CSV file and print its path.
+    """Write the split of a dataset to a CSV file and print its path.
 
     Example: lesionfast data split HAM10000 --out split.csv --seed 1
     """
@@ -53,3 +65,47 @@ def split(
     print(df.groupby(["target", "split"]).size().unstack(fill_value=0), file=sys.stderr)
     print(f"sha256 {digest}", file=sys.stderr)
     print(out)
+
+
+@app.command("list", rich_help_panel=DATA)
+def list_names(what: Kind, containing: Part = "") -> None:
+    """List the names that an option takes.
+
+    Example: lesionfast list archs densenet
+    """
+    described = describe_names(what)
+    rows = {name: text for name, text in described.items() if containing in name}
+    if not rows:
+        raise LesionfastError(
+            f"none of the {len(described)} {what} has '{containing}' in its name."
+            f"{did_you_mean(containing, described)} Type fewer letters."
+        )
+    width = max(map(len, rows))
+    print("\n".join(f"{name:<{width}}  {text}".rstrip() for name, text in rows.items()))
+
+
+def describe_names(what: str) -> dict[str, str]:
+    """Return name -> description of one kind of thing; only its own module is loaded."""
+    match what:
+        case "archs":
+            from lesionfast.models.archs import list_archs
+
+            return list_archs()
+        case "augmentations":
+            from lesionfast.data.augment import augmentations as registry
+        case "balances":
+            from lesionfast.training.balancing import balances as registry
+        case "fusions":
+            from lesionfast.models.fusion import fusions as registry
+        case "heads":
+            from lesionfast.training.frozen import heads as registry
+        case "losses":
+            from lesionfast.training.losses import losses as registry
+        case "mixes":
+            from lesionfast.training.callbacks.mixing import mixes as registry
+        case _:
+            raise LesionfastError(
+                f"there is no list '{what}'.{did_you_mean(what, LISTS)} "
+                f"Type one of: {', '.join(LISTS)}."
+            )
+    return registry.describe()

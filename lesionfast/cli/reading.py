@@ -1,106 +1,97 @@
-"""Commands that read a run: interpret, report, runs, compare."""
+"""Commands that read runs: interpret, report, labels, runs, compare."""
 
-import json as json_module
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from lesionfast.cli.base import Json, Root, app, print_comparison
-from lesionfast.console import counting_bar
+from lesionfast.cli.base import (
+    READ,
+    CsvFile,
+    Json,
+    OneRun,
+    Root,
+    Split,
+    app,
+    argument,
+    open_run,
+    open_runs,
+    option,
+    print_comparison,
+    print_json,
+    print_tables,
+)
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.files import check_target, write_atomically
-from lesionfast.runs import FEATURES, Run, empty_folders, list_runs, newest_run
+from lesionfast.runs import FEATURES, Run, empty_folders, list_runs
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from lesionfast.evaluation.findings import Findings
+
 logger = logging.getLogger("lesionfast")
 
+Rule = option(
+    str | None, "Decision rule of this report: argmax or balanced (default: that of the run)."
+)
+Cost = option(str | None, "Cost of errors, such as mel:nv=10 (truth:decision).")
+Coverage = option(
+    float | None, "Share of prediction sets that contain the truth; kept (at first 0.9)."
+)
+Refer = option(
+    float | None, "Share of the images to refer to a dermatologist; kept (at first 0.2)."
+)
+Explain = option(bool, "Run the model to explain decisions with Grad-CAM.", "--explain")
+Masks = option(Path | None, "With --explain: folder of lesion masks to compare the maps with.")
+Submission = option(Path | None, "CSV file for a submission to the ISIC 2018 challenge.")
+Nearest = option(
+    str | None, "Show only the training lesions most similar to this image id or file."
+)
+Neighbours = option(int, "Number of lesions that --nearest shows.", "--k")
 
-@app.command()
+
+@app.command(rich_help_panel=READ)
 def interpret(
-    run: Annotated[Path | None, typer.Argument(help="A run; default: the newest.")] = None,
-    split: Annotated[str, typer.Option(help="Which predictions: valid or test.")] = "test",
-    rule: Annotated[
-        str | None,
-        typer.Option(
-            help="argmax or balanced, for this report only; default: the one that decides."
-        ),
-    ] = None,
-    cost: Annotated[
-        str | None, typer.Option(help="What errors cost, such as mel:nv=10 (truth:decision).")
-    ] = None,
-    coverage: Annotated[
-        float | None,
-        typer.Option(help="Share of the prediction sets that hold the truth; kept. Initially 0.9."),
-    ] = None,
-    refer: Annotated[
-        float | None,
-        typer.Option(help="Share of the images to refer to a dermatologist; kept. Initially 0.2."),
-    ] = None,
-    explain: Annotated[
-        bool, typer.Option("--explain", help="Run the model for what speaks for its decisions.")
-    ] = False,
-    masks: Annotated[
-        Path | None, typer.Option(help="With that: a folder of lesion masks to compare with.")
-    ] = None,
-    submission: Annotated[
-        Path | None, typer.Option(help="CSV file for the ISIC 2018 challenge to write.")
-    ] = None,
-    nearest: Annotated[
-        str | None,
-        typer.Option(help="Instead: the training lesions most like this image id or file."),
-    ] = None,
-    k: Annotated[int, typer.Option("--k", help="How many of them.")] = 5,
+    run: OneRun = None,
+    split: Split = "test",
+    rule: Rule = None,
+    cost: Cost = None,
+    coverage: Coverage = None,
+    refer: Refer = None,
+    explain: Explain = False,
+    masks: Masks = None,
+    submission: Submission = None,
+    nearest: Nearest = None,
+    k: Neighbours = 5,
     out: Root = "runs",
     json: Json = False,
 ) -> None:
-    """Show what a run confuses, melanoma first; write its figures/ and its report.html.
+    """Show what a run confuses, melanoma first; write figures/ and report.html.
 
-    The run keeps --coverage and --refer: predict, export and report go by them until others are
-    typed here.
+    The run keeps --coverage and --refer: predict, export and report use them
+    until you choose others here.
 
     Example: lesionfast interpret runs/20260102-030405-densenet121 --nearest ISIC_0024306
     """
     if submission:
         check_target(submission)  # before the work, which may take minutes
-    found = Run.open(run) if run else newest_run(out)
-    renew_damaged(found)
+    opened = open_run(run, out)
+    renew_damaged(opened)
     if nearest is not None:
-        print_nearest(found, nearest, k, json)
+        print_nearest(opened, nearest, k, json)
         return
     from lesionfast.evaluation.findings import Findings
-    from lesionfast.report.overview import write_report
 
-    chosen = {"cost": cost, "coverage": coverage, "refer": refer}
-    findings = Findings.of(found, split, rule, **chosen, explain=explain, masks=masks)
-    for kept in findings.decisions.kept_choices():
-        print(f"as kept in {found.path}: {kept}", file=sys.stderr)
-    page = write_report(findings)
-    if submission:
-        from lesionfast.evaluation.isic import write_submission
-
-        rows = found.predictions[found.predictions["split"] == split]
-        write_submission(rows, submission)
-        told = "the probabilities, of which the challenge takes the largest (the rule argmax)"
-        print(f"{submission}: {told}", file=sys.stderr)
-    figures = [str(file) for file in findings.files.values()]
-    if json:
-        print(json_module.dumps(findings.to_dict() | {"figures": figures, "report": str(page)}))
-        return
-    from lesionfast.console import print_table
-    from lesionfast.report.errors import interpretation_tables
-
-    for table in interpretation_tables(findings):
-        print_table(table)
-    print("\n".join([*figures, str(page)]))
+    choices = {"cost": cost, "coverage": coverage, "refer": refer}
+    findings = Findings.of(opened, split, rule, **choices, explain=explain, masks=masks)
+    for choice in findings.decisions.kept_choices():
+        print(f"kept in {opened.path}: {choice}", file=sys.stderr)
+    print_findings(findings, submission, json)
 
 
 def renew_damaged(run: Run) -> None:
-    """Remove what a run keeps of its validation and is damaged; compute its features anew."""
+    """Remove what was fitted on validation and is damaged; compute lost features again."""
     from lesionfast.evaluation.decisions import discard_damaged
 
     if FEATURES in discard_damaged(run):
@@ -111,33 +102,52 @@ def renew_damaged(run: Run) -> None:
 
 
 def print_nearest(run: Run, image: str, k: int, as_json: bool) -> None:
-    """Print the training lesions most similar to an image, and the path of their picture."""
-    from lesionfast.console import print_table
+    """Print the training lesions most similar to an image, and the path of their figure."""
     from lesionfast.evaluation.explain import nearest_lesions
     from lesionfast.evaluation.interpretation import records
     from lesionfast.report.images import draw_nearest, nearest_table
 
-    table = nearest_lesions(run, image, k)
-    figure = draw_nearest(run, table)
+    lesions = nearest_lesions(run, image, k)
+    figure = draw_nearest(run, lesions)
     if as_json:
-        print(json_module.dumps({"nearest": records(table), "figure": str(figure)}))
+        print_json({"nearest": records(lesions), "figure": str(figure)})
         return
-    print_table(nearest_table(table))
+    print_tables([nearest_table(lesions)])
     print(figure)
 
 
-@app.command()
+def print_findings(findings: "Findings", submission: Path | None, as_json: bool) -> None:
+    """Write the report and the submission; print the tables and the files, or JSON."""
+    from lesionfast.report.overview import write_report
+
+    page = write_report(findings)
+    if submission:
+        from lesionfast.evaluation.isic import write_submission
+
+        predictions = findings.interpretation.run.predictions
+        rows = predictions[predictions["split"] == findings.interpretation.split]
+        write_submission(rows, submission)
+        note = "probabilities; the challenge decides by the largest (the rule argmax)"
+        print(f"{submission}: {note}", file=sys.stderr)
+    figures = [str(figure) for figure in findings.files.values()]
+    if as_json:
+        print_json(findings.to_dict() | {"figures": figures, "report": str(page)})
+        return
+    from lesionfast.report.errors import interpretation_tables
+
+    print_tables(interpretation_tables(findings))
+    print(*figures, page, sep="\n")
+
+
+ReportedRuns = argument(list[Path] | None, "A run (default: the newest), or several.")
+Page = option(Path | None, "HTML file (default: report.html of the run).")
+
+
+@app.command(rich_help_panel=READ)
 def report(
-    runs: Annotated[
-        list[Path] | None, typer.Argument(help="A run (default: the newest), or several.")
-    ] = None,
-    split: Annotated[str, typer.Option(help="Which predictions: valid or test.")] = "test",
-    to: Annotated[
-        Path | None, typer.Option(help="HTML file; default: report.html in the run.")
-    ] = None,
-    out: Root = "runs",
+    runs: ReportedRuns = None, split: Split = "test", to: Page = None, out: Root = "runs"
 ) -> None:
-    """Write all that is known of a run as one HTML file, or of several beside each other.
+    """Write a report of one run, or of several side by side, as one HTML file.
 
     Example: lesionfast report runs/20260102-030405-densenet121
     """
@@ -147,15 +157,49 @@ def report(
 
     if to:
         check_target(to)
-    found = [Run.open(run) for run in runs] if runs else [newest_run(out)]
-    if len(found) == 1:
-        print(write_report(Findings.of(found[0], split), to))
+    opened = open_runs(runs, out)
+    if len(opened) == 1:
+        print(write_report(Findings.of(opened[0], split), to))
     else:
-        print(write_comparison(found, to or Path(out) / "comparison" / "report.html", split))
+        print(write_comparison(opened, to or Path(out) / "comparison" / "report.html", split))
 
 
-def near_duplicates_of(run: Run) -> "pd.DataFrame | None":
-    """Return the near-duplicates in a run's data; None, and why, if it is elsewhere."""
+FoldRuns = argument(
+    list[Path] | None, "The runs of --folds 5 --fold 0 to 4 (default: the newest run)."
+)
+
+
+@app.command(rich_help_panel=READ)
+def labels(runs: FoldRuns = None, csv: CsvFile = None, out: Root = "runs") -> None:
+    """List and draw images whose label is doubtful (confident learning).
+
+    A run can judge only images that it was not trained on: its validation and
+    test images, or all images with the runs of all folds. Images of one lesion,
+    and near-duplicates with different lesion ids, that the model decides
+    differently are listed too.
+
+    Example: lesionfast labels runs/fold0 runs/fold1 runs/fold2 runs/fold3 runs/fold4
+    """
+    from lesionfast.evaluation.labels import contradictions, suspicious_labels
+    from lesionfast.report.errors import contradictions_table, draw_suspicious_labels, labels_table
+
+    if csv:
+        check_target(csv)
+    opened = open_runs(runs, out)
+    first, table = opened[0], suspicious_labels(opened)
+    print_tables([labels_table(table)])
+    if "group" in first.predictions:
+        pairs = find_duplicates(first)
+        print_tables([contradictions_table(contradictions(opened, pairs))])
+    if csv:
+        write_atomically(csv, lambda aside: table.to_csv(aside, index=False))
+        print(csv)
+    print(draw_suspicious_labels(opened, first.path / "figures", table))
+
+
+def find_duplicates(run: Run) -> "pd.DataFrame | None":
+    """Return the near-duplicates in the data of a run; without the data warn, and return None."""
+    from lesionfast.console import counting_bar
     from lesionfast.data.duplicates import find_near_duplicates
     from lesionfast.data.split import load_dataset
 
@@ -166,57 +210,19 @@ def near_duplicates_of(run: Run) -> "pd.DataFrame | None":
     except DamageError:
         raise
     except LesionfastError as error:
-        logger.warning("left out: near-duplicates; %s", error)
+        logger.warning("near-duplicates are left out: %s", error)
         return None
 
 
-@app.command()
-def labels(
-    runs: Annotated[
-        list[Path] | None,
-        typer.Argument(help="The runs of --folds 5 --fold 0 to 4; default: the newest run."),
-    ] = None,
-    csv: Annotated[Path | None, typer.Option(help="CSV file to write the table to.")] = None,
-    out: Root = "runs",
-) -> None:
-    """List and draw the images whose label is doubtful, by confident learning.
-
-    Images that a run was trained on tell nothing: one run covers its validation and test images,
-    the runs of all folds of a cross-validation all of them. Images of one lesion, and
-    near-duplicates under different lesion ids, that were decided differently are listed too.
-
-    Example: lesionfast labels runs/fold0 runs/fold1 runs/fold2 runs/fold3 runs/fold4
-    """
-    from lesionfast.console import print_table
-    from lesionfast.evaluation.labels import contradictions, suspicious_labels
-    from lesionfast.report.errors import contradictions_table, draw_suspicious_labels, labels_table
-
-    if csv:
-        check_target(csv)
-    found = [Run.open(run) for run in runs] if runs else [newest_run(out)]
-    table = suspicious_labels(found)
-    print_table(labels_table(table))
-    if "group" in found[0].predictions:
-        print_table(contradictions_table(contradictions(found, near_duplicates_of(found[0]))))
-    if csv:
-        write_atomically(csv, lambda aside: table.to_csv(aside, index=False))
-        print(csv)
-    print(draw_suspicious_labels(found, found[0].path / "figures", table))
+Verify = option(bool, "Read all files and report which are damaged.", "--verify")
+Seal = option(Path | None, "Accept the files of this run as they are: rewrite its manifest.")
 
 
-@app.command()
-def runs(
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Read all files, and say which are damaged.")
-    ] = False,
-    seal: Annotated[
-        Path | None,
-        typer.Option(help="Accept the files of this run as they are, and rewrite its manifest."),
-    ] = None,
-    out: Root = "runs",
-    json: Json = False,
-) -> None:
-    """List the runs and their metrics, oldest first; the exit code is 2 if one is damaged.
+@app.command(rich_help_panel=READ)
+def runs(verify: Verify = False, seal: Seal = None, out: Root = "runs", json: Json = False) -> None:
+    """List the runs with their metrics, oldest first.
+
+    The exit code is 2 if a run is damaged.
 
     Example: lesionfast runs --verify
     """
@@ -226,31 +232,34 @@ def runs(
         return
     if empty := empty_folders(out):
         names = " ".join(map(str, empty))
-        logger.warning(
-            "runs that stopped before they began left empty folders; type: rmdir %s", names
-        )
-    found = list_runs(out)
-    if not found:
+        logger.warning("empty folders of runs that never started; type: rmdir %s", names)
+    listed = list_runs(out)
+    if not listed:
         raise LesionfastError(f"there is no run in {out}. Make one: lesionfast train")
     if verify:
-        print_verified(found, json)
-        return
-    if json:
-        print(json_module.dumps([row_of(run) for run in found]))
+        print_verified(listed, json)
     else:
-        from lesionfast.console import print_table
+        print_runs(listed, out, json)
+
+
+def print_runs(runs: list[Run], root: str, as_json: bool) -> None:
+    """Print runs and their metrics; raise `DamageError` if one is damaged."""
+    rows = [describe_run(run) for run in runs]
+    if as_json:
+        print_json(rows)
+    else:
         from lesionfast.report.comparison import runs_table
 
-        print_table(runs_table(found))
-    if damaged := [run for run in found if "damaged" in row_of(run)]:
+        print_tables([runs_table(runs)])
+    if damages := [row["damaged"] for row in rows if "damaged" in row]:
         raise DamageError(
-            f"{len(damaged)} of {len(found)} runs damaged: {row_of(damaged[0])['damaged']} "
-            f"To see all damage, type: lesionfast runs --verify --out {out}"
+            f"{len(damages)} of {len(runs)} runs are damaged: {damages[0]} "
+            f"To see all damage, type: lesionfast runs --verify --out {root}"
         )
 
 
-def row_of(run: Run) -> dict[str, Any]:
-    """Return what `runs --json` says of a run."""
+def describe_run(run: Run) -> dict[str, Any]:
+    """Return the path and the metrics of a run, or what is damaged."""
     row = {"run": str(run.path)}
     try:
         return row | (run.metrics if run.finished and run.classes else {})
@@ -258,44 +267,47 @@ def row_of(run: Run) -> dict[str, Any]:
         return row | {"damaged": str(error)}
 
 
-def print_verified(found: list[Run], as_json: bool) -> None:
+def print_verified(runs: list[Run], as_json: bool) -> None:
     """Print whether the files of runs are what was written; raise `DamageError` if one is not."""
-    conditions = {run: run.condition() for run in found}
+    conditions = {run: run.condition() for run in runs}
     if as_json:
-        rows = [{"run": str(r.path), "state": c[0], "wrong": c[1]} for r, c in conditions.items()]
-        print(json_module.dumps(rows))
+        print_json(
+            [
+                {"run": str(run.path), "state": state, "wrong": wrong}
+                for run, (state, wrong) in conditions.items()
+            ]
+        )
     else:
-        from lesionfast.console import print_table
         from lesionfast.report.comparison import verified_table
 
-        print_table(verified_table(conditions))
-    damaged = [run for run, (_, wrong) in conditions.items() if wrong]
-    if damaged:
-        name, why = next(iter(conditions[damaged[0]][1].items()))
+        print_tables([verified_table(conditions)])
+    if damaged := [(run, wrong) for run, (_, wrong) in conditions.items() if wrong]:
+        run, wrong = damaged[0]
+        name, why = next(iter(wrong.items()))
         raise DamageError(
-            f"{len(damaged)} of {len(found)} runs damaged; the first: {damaged[0].path / name}: "
-            f"{why}. {damaged[0].remedy(name)}"
+            f"{len(damaged)} of {len(runs)} runs are damaged; the first: {run.path / name}: {why}. "
+            f"{run.remedy(name)}"
         )
 
 
-@app.command()
+ComparedRuns = argument(list[Path] | None, "Runs (default: all with the split of the newest).")
+
+
+@app.command(rich_help_panel=READ)
 def compare(
-    runs: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Runs; default: all with the split of the newest."),
-    ] = None,
-    split: Annotated[str, typer.Option(help="Which predictions: valid or test.")] = "test",
-    csv: Annotated[Path | None, typer.Option(help="CSV file to write the table to.")] = None,
+    runs: ComparedRuns = None,
+    split: Split = "test",
+    csv: CsvFile = None,
     out: Root = "runs",
     json: Json = False,
 ) -> None:
-    """Compare runs on one split, with intervals, and draw them to the comparison/ of --out.
+    """Compare runs of the same split, with intervals; draw figures to comparison/ in --out.
 
     Example: lesionfast compare --csv comparison.csv
     """
     from lesionfast.evaluation.comparison import Comparison, comparable_runs
 
-    chosen = [Run.open(run) for run in runs] if runs else comparable_runs(out)
-    comparison = Comparison.of(chosen, split)
+    opened = open_runs(runs, out) if runs else comparable_runs(out)
+    comparison = Comparison.of(opened, split)
     files = [comparison.write_csv(csv)] if csv else []
     print_comparison(comparison, Path(out) / "comparison", json, files)

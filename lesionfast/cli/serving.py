@@ -1,60 +1,47 @@
-"""Commands that use what was trained: predict, export, push, app."""
+"""Commands that use a trained model: predict, export, push, app."""
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
 
-import typer
-
-from lesionfast.cli.base import app
-from lesionfast.console import counting_bar
+from lesionfast.cli.base import USE, Device, app, argument, option
 from lesionfast.diagnoses import split_unquoted, unquote
 from lesionfast.errors import LesionfastError
 from lesionfast.runs import Run
 
-MODEL = "A run, an exported folder, a model.onnx or hf://user/name."
+Model = argument(str, "A run, an exported folder, a model.onnx file or hf://user/name.")
+Inputs = argument(list[str], "Images, folders, globs, zip files, or a CSV file.")
+OutFile = option(Path | None, "File to write: .csv, .jsonl or .parquet (default: stdout).")
+Format = option(str | None, "csv, jsonl or parquet (default: from the suffix of --out).")
+Isic = option(bool, "Write a submission to the ISIC 2018 challenge.", "--isic")
+Images = option(Path | None, "Folder of the images that a CSV file names (default: its own).")
+Separator = option(
+    str | None, "Character between the fields of a CSV file (default: from its header)."
+)
+Metadata = option(list[str] | None, "Metadata of all images, such as age=55.", "--set")
+Views = option(int | None, "Dihedral views to average, 1 to 8 (default: as many as the run).")
+Resume = option(bool, "Continue an unfinished --out.", "--resume")
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def predict(
-    model: Annotated[str, typer.Argument(help=MODEL)],
-    inputs: Annotated[
-        list[str], typer.Argument(help="Images, folders, globs, zip files, or a CSV file.")
-    ],
-    out: Annotated[
-        Path | None, typer.Option(help="File to write (.csv, .jsonl, .parquet); else stdout.")
-    ] = None,
-    format: Annotated[
-        str | None, typer.Option(help="csv, jsonl or parquet; default: by the suffix of --out.")
-    ] = None,
-    isic: Annotated[
-        bool, typer.Option("--isic", help="Write a submission to the ISIC 2018 challenge.")
-    ] = False,
-    images: Annotated[
-        Path | None, typer.Option(help="Where the images of a CSV file are; default: beside it.")
-    ] = None,
-    separator: Annotated[
-        str | None,
-        typer.Option(
-            help="Character between the fields of a CSV file; default: found from its header."
-        ),
-    ] = None,
-    known: Annotated[
-        list[str] | None, typer.Option("--set", help="What is known of all, such as age=55.")
-    ] = None,
-    tta: Annotated[
-        int | None, typer.Option(help="Dihedral views to average, 1 to 8; default: the run's.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an unfinished --out.")
-    ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    model: Model,
+    inputs: Inputs,
+    out: OutFile = None,
+    format: Format = None,
+    isic: Isic = False,
+    images: Images = None,
+    separator: Separator = None,
+    metadata: Metadata = None,
+    tta: Views = None,
+    resume: Resume = False,
+    device: Device = "auto",
 ) -> None:
-    """Say what a model makes of images, one row each.
+    """Predict images, one row each.
 
-    A row has the decision and its rule, probabilities, flags at the thresholds of validation, the
-    prediction set, whether to refer, and how unlike the training images it is. An image that can't
-    be read gets a row with its error; then the exit code is 2.
+    A row has the decision and its rule, probabilities, flags at the thresholds
+    chosen on validation, the prediction set, whether to refer the image, and its
+    OOD score: how unlike the training images it is. An image that can't be read
+    gets a row with its error; then the exit code is 2.
 
     Example: lesionfast predict runs/20260102-030405-densenet121 photos --set age=55 --set sex=male
     """
@@ -62,109 +49,80 @@ def predict(
         raise LesionfastError("--isic is a format of its own. Type it without --format.")
     if tta is not None and not 1 <= tta <= 8:
         raise LesionfastError(f"--tta is {tta}; type 1 to 8 views.")
-    from lesionfast.serving.batch import check_out, predict_to
-    from lesionfast.serving.inputs import find_items, tables_among
+    from lesionfast.serving.batch import predict_inputs
     from lesionfast.serving.outputs import format_of
-    from lesionfast.serving.predictor import Predictor
 
     kind = "isic" if isic else format_of(out, format)
-    if out is not None:
-        check_out(out, kind, resume)
-    told = pairs_of(known or [])
-    find_items(inputs)  # a name that is wrong is told before the model is loaded
-    predictor = Predictor(model, views=tta, device=device)
-    predictor.check(told)
-    items = find_items(
-        inputs,
-        images=images,
-        metadata=told,
-        image_column=predictor.bundle.image_column,
-        columns=predictor.bundle.encoder.columns,
-        separator=separator,
+    table = {"metadata": read_metadata(metadata or []), "images": images, "separator": separator}
+    count = predict_inputs(
+        model, inputs, out, kind, **table, views=tta, resume=resume, device=device
     )
-    options = {
-        "--set": told,
-        "--images": images and str(images.absolute()),
-        "--separator": separator,
-    }
-    with counting_bar("images") as bar:
-        count = predict_to(
-            *(predictor, items, out, kind),
-            resume=resume,
-            progress=lambda n: bar(n, None),
-            options=options | {"the table": tables_among(inputs)},
-        )
     if out is not None:
         print(f"{count.images} images, {count.failed} of them failed", file=sys.stderr)
         print(out)
     if count.failed:
         raise LesionfastError(
-            f"{count.failed} of {count.images} images have no prediction; the column 'error' says "
-            "why."
+            f"{count.failed} of {count.images} images have no prediction; see the column 'error'."
         )
 
 
-def pairs_of(given: list[str]) -> dict[str, Any]:
-    """Return {"age": "55"} of ["age=55"]; raises `LesionfastError` for anything else."""
-    told = {}
-    for each in given:
-        name, *value = split_unquoted(each, "=")
+def read_metadata(typed: list[str]) -> dict[str, str]:
+    """Return {"age": "55"} for ["age=55"]; raises `LesionfastError` for anything else."""
+    metadata = {}
+    for pair in typed:
+        name, *value = split_unquoted(pair, "=")
         if not value:
-            raise LesionfastError(f"--set {each} has no value. Type for example --set age=55")
-        told[unquote(name)] = "=".join(value)
-    return told
+            raise LesionfastError(f"--set {pair} has no value. Type for example --set age=55")
+        metadata[unquote(name)] = "=".join(value)
+    return metadata
 
 
-@app.command()
-def export(
-    run: Annotated[Path, typer.Argument(help="A run.")],
-    to: Annotated[Path, typer.Option(help="Folder to make.")],
-    onnx: Annotated[bool, typer.Option("--onnx", help="Write model.onnx too.")] = False,
-    int8: Annotated[
-        bool, typer.Option("--int8", help="And one of 8-bit numbers; its loss is measured.")
-    ] = False,
-) -> None:
-    """Write a run as one folder that is the whole model, with no pickle in it.
+RunFolder = argument(Path, "A run.")
+ModelFolder = option(Path, "New folder for the model.")
+Onnx = option(bool, "Write model.onnx too.", "--onnx")
+Int8 = option(bool, "Write an 8-bit model.onnx too, and measure what that costs.", "--int8")
+
+
+@app.command(rich_help_panel=USE)
+def export(run: RunFolder, to: ModelFolder, onnx: Onnx = False, int8: Int8 = False) -> None:
+    """Export a run as one folder that holds the whole model, without a pickle.
 
     Example: lesionfast export runs/20260102-030405-densenet121 --to model --onnx
     """
-    from lesionfast.serving.export import export as write
+    from lesionfast.serving import export
 
-    print(write(Run.open(run), to, onnx=onnx, int8=int8))
+    print(export.export(Run.open(run), to, onnx=onnx, int8=int8))
 
 
-@app.command()
-def push(
-    source: Annotated[Path, typer.Argument(help="A run, or an exported folder.")],
-    name: Annotated[str, typer.Argument(help="Where to on the Hugging Face hub: user/name.")],
-    public: Annotated[
-        bool, typer.Option("--public", help="For everybody; else the repository is private.")
-    ] = False,
-    onnx: Annotated[bool, typer.Option("--onnx", help="With model.onnx, of a run.")] = False,
-) -> None:
-    """Share a run on the Hugging Face hub, and print the address to predict with.
+Source = argument(Path, "A run, or an exported folder.")
+Repository = argument(str, "Repository on the Hugging Face hub: user/name.")
+Public = option(bool, "Make a new repository public instead of private.", "--public")
+
+
+@app.command(rich_help_panel=USE)
+def push(source: Source, name: Repository, public: Public = False, onnx: Onnx = False) -> None:
+    """Upload a run to the Hugging Face hub, and print the address to predict with.
 
     Example: lesionfast push runs/20260102-030405-densenet121 clinic/lesions
     """
-    from lesionfast.serving.hub import push as upload
+    from lesionfast.serving import hub
 
-    address = upload(source, name, public=public, onnx=onnx)
+    address = hub.push(source, name, public=public, onnx=onnx)
     print(f"a new repository is {'public' if public else 'private'}", file=sys.stderr)
     print(address)
 
 
-@app.command(name="app")
-def open_page(
-    model: Annotated[str, typer.Argument(help=MODEL)],
-    port: Annotated[int, typer.Option(help="Port of the page; 0 takes any free one.")] = 7860,
-    host: Annotated[
-        str, typer.Option(help="Address to listen at; any other opens it to the network.")
-    ] = "127.0.0.1",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-) -> None:
-    """Open a page on this machine that says what a model makes of an image, and an HTTP API.
+Port = option(int, "Port of the page; 0 takes a free one.")
+Host = option(str, "Address to listen on; any other opens it to the network.")
 
-    Nothing is fetched from outside, and no upload is kept. Stop it with Ctrl-C.
+
+@app.command(name="app", rich_help_panel=USE)
+def open_page(
+    model: Model, port: Port = 7860, host: Host = "127.0.0.1", device: Device = "auto"
+) -> None:
+    """Open a web page on this machine that predicts images, and an HTTP API.
+
+    It fetches nothing from the network and keeps no upload. Stop it with Ctrl-C.
 
     Example: lesionfast app runs/20260102-030405-densenet121
     """

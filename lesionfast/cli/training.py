@@ -1,73 +1,78 @@
-"""Commands that train: train, pretrain, lr-find, bench."""
+"""Commands that train: train, pretrain, lr-find, bench, ensemble, ablate, study."""
 
-import json as json_module
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from lesionfast.cli.base import Json, Root, app, options_of, print_run
-from lesionfast.config import WHERE, TrainConfig
+from lesionfast.cli.base import (
+    TRAIN,
+    Json,
+    Root,
+    app,
+    argument,
+    config_options,
+    open_run,
+    open_runs,
+    option,
+    print_comparison,
+    print_json,
+    print_run,
+)
+from lesionfast.config import WHERE, TrainConfig, flag_name
 from lesionfast.errors import LesionfastError
 from lesionfast.files import damage_explained
 from lesionfast.manifest import Manifest
 from lesionfast.runs import CONFIGS, Run
 
-OF_CLASSIFIERS = (  # what pretrain has no option for
-    *(
-        "fusion",
-        "pool",
-        "head",
-        "dropout",
-        "metadata_dropout",
-        "lr_decay",
-        "unfreeze",
-        "subclass",
-        "balance",
-        "beta",
-    ),
-    *("class_weight", "defer_weights", "hardest", "loss", "cost", "tau", "label_smoothing"),
-    *("augment_valid", "mix", "mix_alpha", "rule", "monitor", "melanoma", "malignant"),
-    *("head_epochs", "views", "start_size", "budget", "tta", "compile"),
+if TYPE_CHECKING:
+    from lesionfast.training.study import Outcome
+
+NOT_IN_PRETRAIN = (  # what an autoencoder has no use for
+    *("fusion", "pool", "head", "dropout", "metadata_dropout", "head_epochs", "head_lr", "views"),
+    *("start_size", "budget", "lr_decay", "ema", "unfreeze", "melanoma", "malignant", "subclass"),
+    *("balance", "beta", "class_weight", "defer_weights", "hardest", "loss", "cost", "tau"),
+    *("label_smoothing", "augment_valid", "mix", "mix_alpha", "rule", "tta", "monitor", "compile"),
 )
 
 
-@app.command()
-@options_of(TrainConfig)
+Config = option(Path | None, "Take the options of this config.json or pretrain.json.")
+Resume = option(Path | None, "Continue this interrupted run.")
+Name = option(str | None, "Name of the run (default: time and architecture).")
+
+
+@app.command(rich_help_panel=TRAIN)
+@config_options(TrainConfig)
 def train(
     given: dict[str, Any],
-    config: Annotated[Path | None, typer.Option(help="Repeat what a config.json says.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with this interrupted run.")] = None,
+    config: Config = None,
+    resume: Resume = None,
     out: Root = "runs",
-    name: Annotated[
-        str | None, typer.Option(help="Name of the run; default: time and architecture.")
-    ] = None,
+    name: Name = None,
     json: Json = False,
 ) -> None:
     """Train a classifier and print the path of its run.
 
-    Without --data, the built-in synthetic sample is used.
+    Without --data it trains on the built-in synthetic sample.
 
     Example: lesionfast train --data HAM10000 --arch densenet121
     """
-    others = [each for each in given if each not in WHERE]
-    others += [flag for flag, typed in (("config", config), ("name", name)) if typed]
-    if resume is not None and others:
-        raise LesionfastError(
-            f"--resume goes on as {resume} began, but other options were given too: "
-            f"{', '.join(others)}. Type only --resume (and where the data is now, if it has moved)."
-        )
-    from lesionfast.data.split import load_dataset
-
     if resume is not None:
+        typed = [*given, *(["config"] if config else []), *(["name"] if name else [])]
+        if others := [flag_name(field) for field in typed if field not in WHERE]:
+            raise LesionfastError(
+                f"--resume continues {resume} with the options of that run, but "
+                f"{', '.join(others)} was given too. Type only --resume (and --data, if the data "
+                "has moved)."
+            )
         earlier = Run.open(resume)
         from lesionfast.training import experiment
 
         run = experiment.resume(earlier, **given)
     else:
-        settings = configured(given, config)
+        from lesionfast.data.split import load_dataset
+
+        settings = read_settings(given, config)
         df = load_dataset(settings)
         from lesionfast.training import experiment
 
@@ -75,7 +80,7 @@ def train(
     print_run(run, json)
 
 
-def configured(given: dict[str, Any], file: Path | None) -> TrainConfig:
+def read_settings(given: dict[str, Any], file: Path | None) -> TrainConfig:
     """Return the configuration of a file, or the default one, with what was typed on top."""
     if file is None:
         return TrainConfig(**given)
@@ -83,44 +88,39 @@ def configured(given: dict[str, Any], file: Path | None) -> TrainConfig:
         raise LesionfastError(f"there is no file {file}. Type --config RUN/config.json.")
     if any(name in given for name in WHERE):  # one way to name the data replaces the other
         given = dict.fromkeys(WHERE) | given
-    of_run = (file.parent / "split.csv").is_file()
     advice = "Copy the run again; to change options in a file, copy it out of the run first."
     if file.name in CONFIGS:
         Manifest(file.parent).require(file.name, advice)
     with damage_explained(file, advice):
         text = file.read_text(encoding="utf-8")
-    earlier = TrainConfig.from_json(text, of_run=of_run)
-    return replace(earlier, **given)
+    of_run = (file.parent / "split.csv").is_file()
+    return replace(TrainConfig.from_json(text, of_run=of_run), **given)
 
 
-@app.command()
-@options_of(TrainConfig, *OF_CLASSIFIERS)
-def pretrain(
-    given: dict[str, Any],
-    config: Annotated[Path | None, typer.Option(help="Repeat what a pretrain.json says.")] = None,
-    out: Root = "runs",
-) -> None:
-    """Learn an autoencoder from the training images, without labels, and print its path.
+@app.command(rich_help_panel=TRAIN)
+@config_options(TrainConfig, *NOT_IN_PRETRAIN)
+def pretrain(given: dict[str, Any], config: Config = None, out: Root = "runs") -> None:
+    """Pretrain a backbone as an autoencoder, without labels, and print its path.
 
-    A classifier starts from its encoder with: lesionfast train --weights PATH
+    Then start a classifier from it with: lesionfast train --weights PATH
 
     Example: lesionfast pretrain --data HAM10000 --arch vanilla_cnn
     """
     from lesionfast.data.split import load_dataset
 
-    settings = configured(given, config)
+    settings = read_settings(given, config)
     df = load_dataset(settings)
     from lesionfast.training import pretrain
 
     print(pretrain.pretrain(df, settings, out))
 
 
-@app.command("lr-find")
-@options_of(TrainConfig)
-def lr_find(
-    given: dict[str, Any],
-    figure: Annotated[Path, typer.Option(help="Where the curve is drawn.")] = Path("lr_find.png"),
-) -> None:
+Figure = option(Path, "PNG file for the curve.")
+
+
+@app.command("lr-find", rich_help_panel=TRAIN)
+@config_options(TrainConfig)
+def lr_find(given: dict[str, Any], figure: Figure = Path("lr_find.png")) -> None:
     """Print the learning rate that fastai's LR finder suggests, and draw its curve.
 
     Example: lesionfast lr-find --data HAM10000 --arch densenet121
@@ -139,23 +139,148 @@ def lr_find(
     print(f"{lr:.2g}")
 
 
-@app.command()
-@options_of(TrainConfig)
+@app.command(rich_help_panel=TRAIN)
+@config_options(TrainConfig)
 def bench(given: dict[str, Any], json: Json = False) -> None:
-    """Measure each part of a training on this machine, beside the bare model.
+    """Measure the speed of each part of a training, beside the bare model.
 
     Example: lesionfast bench --data HAM10000 --arch densenet121
     """
     from lesionfast.console import print_table
     from lesionfast.data.split import load_dataset
-    from lesionfast.training.speed.bench import bench_table
 
     settings = TrainConfig(**given)
     df = load_dataset(settings)
-    from lesionfast.training.speed.bench import bench as measure
+    from lesionfast.training.speed import bench
 
-    found = measure(settings, df)
+    measured = bench.bench(settings, df)
     if json:
-        print(json_module.dumps(found))
+        print_json(measured)
     else:
-        print_table(bench_table(found))
+        print_table(bench.bench_table(measured))
+
+
+Members = argument(list[Path], "Runs trained on the same split.")
+Mean = option(str, "Mean to take: arithmetic or geometric.")
+FitWeights = option(bool, "Fit the weights: least log loss on validation.", "--fit-weights")
+Specialists = option(
+    str | None, "From one RUN, train a member for each of these classes, weighted three times."
+)
+
+
+@app.command(rich_help_panel=TRAIN)
+@app.command("committee", hidden=True)  # its earlier name
+def ensemble(
+    runs: Members,
+    mean: Mean = "arithmetic",
+    fit_weights: FitWeights = False,
+    specialists: Specialists = None,
+    out: Root = "runs",
+    json: Json = False,
+) -> None:
+    """Ensemble runs by averaging their probabilities, and print the path of the new run.
+
+    If the members were trained on different class shares, their probabilities are
+    divided by them first.
+
+    Example: lesionfast ensemble runs/20260102-030405-densenet121 --specialists mel,bcc,akiec
+    """
+    from lesionfast.training.ensemble import combine
+
+    members = open_runs(runs, out)
+    if specialists is not None:
+        from lesionfast.training.ensemble import add_specialists
+
+        members = add_specialists(members, specialists, out)
+    print_run(combine(members, out, mean=mean, fit_weights=fit_weights), json)
+
+
+FusedRun = argument(Path | None, "A run with image and metadata (default: the newest).")
+Ablations = option(Path | None, "Folder of the new runs (default: ablation in the run).")
+
+
+@app.command(rich_help_panel=TRAIN)
+def ablate(
+    run: FusedRun = None, to: Ablations = None, out: Root = "runs", json: Json = False
+) -> None:
+    """Measure what age and sex add to a run.
+
+    Trains it again on images alone and on metadata alone, with the same split and
+    seed, and predicts with all metadata missing. Repeat the command after an
+    interruption.
+
+    Example: lesionfast ablate runs/20260102-030405-densenet121
+    """
+    from lesionfast.console import print_table
+    from lesionfast.evaluation.interpretation import records
+    from lesionfast.report.comparison import contribution_table
+    from lesionfast.training import study
+
+    contribution = study.ablate(open_run(run, out), to)
+    if json:
+        print_json({"table": records(contribution.table), "words": contribution.words()})
+        return
+    print_table(contribution_table(contribution.table))
+    print("\n".join(contribution.words()))
+
+
+StudyFile = argument(Path | None, "TOML file with a table 'run' for each configuration.")
+Author = option(bool, "Train the systems of the original study.", "--author")
+FromScratch = option(
+    bool, "With --author: start all from random weights, at 64 pixels.", "--from-scratch"
+)
+DryRun = option(bool, "Print the plan only.", "--dry-run")
+StudyFolder = option(Path | None, "Folder of the runs (default: runs/NAME).", "--out")
+
+
+@app.command(rich_help_panel=TRAIN)
+@config_options(TrainConfig)
+def study(
+    given: dict[str, Any],
+    file: StudyFile = None,
+    author: Author = False,
+    from_scratch: FromScratch = False,
+    dry_run: DryRun = False,
+    out: StudyFolder = None,
+) -> None:
+    """Train all configurations of a file on one split, and compare them.
+
+    Repeat the command after an interruption: finished runs are kept. Options
+    override the table 'defaults' of the file.
+
+    Example: lesionfast study --author --data HAM10000 --dry-run
+    """
+    from lesionfast.training import study
+
+    if (file is None) != author or (from_scratch and not author):
+        raise LesionfastError(
+            "type one of: lesionfast study FILE.toml, lesionfast study --author, "
+            "lesionfast study --author --from-scratch"
+        )
+    systems = study.AUTHOR_FROM_SCRATCH if from_scratch else study.AUTHOR
+    settings = study.read_study(file or systems, given)
+    folder = out or Path("runs") / settings.name
+    if dry_run:
+        print_plan(study.plan_study(settings, folder))
+    else:
+        print_outcome(study.run_study(settings, folder), folder)
+
+
+def print_plan(rows: list[dict[str, Any]]) -> None:
+    """Print what a study would train."""
+    from lesionfast.console import print_table
+    from lesionfast.report.comparison import plan_table
+
+    print_table(plan_table(rows))
+
+
+def print_outcome(outcome: "Outcome", folder: Path) -> None:
+    """Print the comparison of a study's runs; raise `LesionfastError` if some failed."""
+    from lesionfast.evaluation.comparison import Comparison
+
+    if outcome.runs:
+        split = "test" if "test" in outcome.runs[0].metrics else "valid"
+        print_comparison(Comparison.of(outcome.runs, split), folder / "comparison")
+    if outcome.failures:
+        reasons = "; ".join(f"'{name}': {why}" for name, why in outcome.failures.items())
+        raise LesionfastError(f"{len(outcome.failures)} runs failed. {reasons}")

@@ -12,9 +12,10 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from lesionfast.console import counting_bar
 from lesionfast.errors import LesionfastError
 from lesionfast.files import check_target, disk_errors, only_writer, sha256, write_json
-from lesionfast.serving.inputs import Item
+from lesionfast.serving.inputs import Item, find_items, tables_among
 from lesionfast.serving.outputs import RESUMABLE, csv_header, name_lists_as_text, open_writer
 from lesionfast.serving.predictor import Predictor
 
@@ -190,6 +191,52 @@ def predict_to(
             write_rows(predictor, items, out, kind, count, progress)
     predictor.known.report()
     return count
+
+
+def predict_inputs(
+    model: str | Path,
+    inputs: list[str],
+    out: Path | None,
+    kind: str,
+    *,
+    metadata: dict[str, str],
+    images: Path | None = None,
+    separator: str | None = None,
+    views: int | None = None,
+    resume: bool = False,
+    device: str = "auto",
+) -> Count:
+    """Predict the images that a person named, with a progress bar; see `predict_to`.
+
+    `images` and `separator` say how a CSV file among the inputs is read, `metadata` holds for all
+    images. Wrong names are found before the model is loaded.
+    """
+    if out is not None:
+        check_out(out, kind, resume)
+    find_items(inputs)
+    predictor = Predictor(model, views=views, device=device)
+    predictor.check(metadata)
+    items = find_items(
+        inputs,
+        images=images,
+        metadata=metadata,
+        image_column=predictor.bundle.image_column,
+        columns=predictor.bundle.encoder.columns,
+        separator=separator,
+    )
+    options = {
+        "--set": metadata,
+        "--images": images and str(images.absolute()),
+        "--separator": separator,
+        "the table": tables_among(inputs),
+    }
+    with counting_bar("images") as bar:
+        return predict_to(
+            *(predictor, items, out, kind),
+            resume=resume,
+            progress=lambda count: bar(count, None),
+            options=options,
+        )
 
 
 def require_some(items: Iterable[Item]) -> Iterator[Item]:
