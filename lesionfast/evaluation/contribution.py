@@ -10,7 +10,8 @@ from lesionfast.evaluation.comparison import check_images
 from lesionfast.evaluation.interpretation import Interpretation, lesions_of
 from lesionfast.runs import Run
 from lesionfast.stats.bootstrap import RESAMPLES, Found, interval, resampled, share_interval
-from lesionfast.stats.measures import ALL, weighted_metrics
+from lesionfast.stats.measures import weighted_metrics
+from lesionfast.stats.metrics import ALL
 
 WITHHELD = "metadata withheld"
 ENDS = ("difference", "difference_low", "difference_high")

@@ -31,8 +31,8 @@ from lesionfast.report.page import (
 from lesionfast.stats.bootstrap import RESAMPLES, Found, interval, resampled
 from lesionfast.stats.calibration import Calibrator, choose_methods
 from lesionfast.stats.conformal import BY_CLASS, MARGINAL
-from lesionfast.stats.measures import ALL, weighted_metrics
-from lesionfast.stats.metrics import decide
+from lesionfast.stats.measures import weighted_metrics
+from lesionfast.stats.metrics import ALL, decide
 from lesionfast.stats.reliability import (
     NOISE,
     calibration_interval,

@@ -34,8 +34,7 @@ from lesionfast.report.page import (
     told,
 )
 from lesionfast.runs import Run
-from lesionfast.stats.measures import ALL
-from lesionfast.stats.metrics import RULES
+from lesionfast.stats.metrics import ALL, RULES
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -37,8 +37,7 @@ from lesionfast.report.page import (
 )
 from lesionfast.stats.bootstrap import RESAMPLES, Found, interval, resampled, share_interval
 from lesionfast.stats.conformal import BY_CLASS, KINDS, MARGINAL, Conformal, lesion_weights
-from lesionfast.stats.measures import ALL
-from lesionfast.stats.metrics import as_codes, as_probabilities, check_shapes, ratio
+from lesionfast.stats.metrics import ALL, as_codes, as_probabilities, check_shapes, ratio
 from lesionfast.stats.selective import Referral, aurc_table, risk_coverage, weighted_risks
 
 BANDS = {"under 40": (0, 40), "40-59": (40, 60), "60+": (60, np.inf)}  # years

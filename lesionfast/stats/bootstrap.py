@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lesionfast.errors import LesionfastError
-from lesionfast.stats.metrics import as_codes, ratio
+from lesionfast.stats.metrics import as_codes, mean_defined, ratio
 
 RESAMPLES = 2000
 FEWEST = 1000
@@ -63,7 +63,7 @@ def resample(
     sensitivity = ratio(hits, np.broadcast_to(images, hits.shape))
     of_class = np.broadcast_to(images[:, pair[0]], wrong.T.shape)
     share = ratio(wrong.T, of_class) if taken else np.full(wrong.T.shape, np.nan)
-    return Resamples(mean_of_defined(sensitivity), sensitivity, share)
+    return Resamples(mean_defined(sensitivity), sensitivity, share)
 
 
 def check_resampling(
@@ -134,11 +134,6 @@ def draws(lesions: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
     drawn += np.arange(resamples)[:, None] * lesions
     size = resamples * lesions
     return np.bincount(drawn.ravel(), minlength=size).reshape(resamples, -1).astype(np.float64)
-
-
-def mean_of_defined(sensitivity: np.ndarray) -> np.ndarray:
-    """Return the mean over the last axis of what is not NaN."""
-    return ratio(np.nansum(sensitivity, axis=-1), (~np.isnan(sensitivity)).sum(axis=-1))
 
 
 def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:

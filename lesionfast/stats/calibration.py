@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from lesionfast.errors import LesionfastError, did_you_mean
 from lesionfast.stats.bootstrap import strata
-from lesionfast.stats.metrics import as_codes, as_probabilities, check_shapes, losses
+from lesionfast.stats.metrics import as_probabilities, check_predictions, losses
 
 METHODS = ("none", "temperature", "vector", "dirichlet")  # the fewest parameters first
 TINY = 1e-12  # a probability of 0 has no logarithm
@@ -215,8 +215,7 @@ def fit_calibrator(
     with fewer parameters. Raises `LesionfastError` for an unknown method and a single lesion.
     """
     check_method(method, ("auto",))
-    probabilities, truth = as_probabilities(probabilities), as_codes(truth, len(classes))
-    check_shapes(truth, probabilities, classes)
+    truth, probabilities = check_predictions(truth, probabilities, classes)
     folds = assign_folds(truth, lesions, seed)
     wanted = choose_methods(probabilities) if method == "auto" else (method,)
     images = Folded(truth, probabilities, folds)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lesionfast.errors import LesionfastError
-from lesionfast.stats.metrics import as_codes, as_probabilities, check_shapes
+from lesionfast.stats.metrics import as_probabilities, check_predictions, check_shapes
 
 COVERAGE = 0.9
 MARGINAL, BY_CLASS = "marginal", "class-conditional"
@@ -81,8 +81,7 @@ def fit_conformal(
     image. Raises `LesionfastError` unless 0 < `coverage` < 1.
     """
     check_coverage(coverage)
-    probabilities, truth = as_probabilities(probabilities), as_codes(truth, len(classes))
-    check_shapes(truth, probabilities, classes)
+    truth, probabilities = check_predictions(truth, probabilities, classes)
     lesions = np.asarray(lesions)
     scores = 1 - probabilities[np.arange(len(truth)), truth]
     members = [truth == number for number in range(len(classes))]

@@ -10,14 +10,20 @@ from numpy.typing import ArrayLike
 from lesionfast.diagnoses import Classes
 from lesionfast.stats.bootstrap import (
     RESAMPLES,
+    Found,
     check_resampling,
-    drawn_rows,
     interval,
+    resampled,
     share_interval,
 )
-from lesionfast.stats.metrics import as_codes, as_probabilities, check_shapes, losses, ratio
-
-ALL = "all"
+from lesionfast.stats.metrics import (
+    ALL,
+    as_codes,
+    check_predictions,
+    mean_defined,
+    proper_scores,
+    ratio,
+)
 
 
 def measure(
@@ -39,36 +45,28 @@ def measure(
     (Efron and Tibshirani 1993, chapters 8 and 13); where every resample says the same, as with 13
     right of 13, they are Wilson's (1927) over the lesions. NaN where a metric is undefined.
     """
-    probabilities, codes = as_probabilities(probabilities), np.asarray(lesions)
-    truth, decision = (as_codes(each, len(classes)) for each in (truth, decision))
-    check_shapes(truth, probabilities, classes)
-    codes = np.unique(codes, return_inverse=True)[1]
-    check_resampling(truth, [decision], codes, resamples)
+    truth, probabilities = check_predictions(truth, probabilities, classes)
+    decision, lesions = as_codes(decision, len(classes)), np.asarray(lesions)
+    check_resampling(truth, [decision], lesions, resamples)
     find = weighted_metrics(truth, probabilities, decision, classes)
-    values = find(np.ones((1, len(truth))))
-    parts = [find(weights) for weights in drawn_rows(truth, codes, resamples, seed)]
-    drawn = {key: np.concatenate([part[key] for part in parts]) for key in values}
+    values, drawn = resampled(find, truth, lesions, resamples=resamples, seed=seed)
     counts = count_images(truth, classes)
     rows = []
     for (metric, of), value in values.items():
         ends = interval(drawn[metric, of])
         if metric in SHARES:
-            behind = count_lesions_behind(metric, of, truth, decision, codes, classes)
-            ends = share_interval(value[0], drawn[metric, of], behind)
-        rows.append((metric, of, counts[of], value[0], *ends))
+            behind = count_lesions_behind(metric, of, truth, decision, lesions, classes)
+            ends = share_interval(value, drawn[metric, of], behind)
+        rows.append((metric, of, counts[of], value, *ends))
     return pd.DataFrame(rows, columns=["metric", "of", "n", "value", "low", "high"])
-
-
-Metrics = dict[tuple[str, str], np.ndarray]
 
 
 def weighted_metrics(
     truth: np.ndarray, probabilities: np.ndarray, decision: np.ndarray, classes: Sequence[str]
-) -> Callable[[np.ndarray], Metrics]:
+) -> Callable[[np.ndarray], Found]:
     """Return a function of weights (b, n) that gives each metric, (b,), by its name and class."""
     k, kinds = len(classes), Kinds(truth * len(classes) + decision, len(classes) ** 2)
-    onehot = np.eye(k)[truth]
-    errors = np.stack([losses(truth, probabilities), ((probabilities - onehot) ** 2).sum(1)], 1)
+    scores = proper_scores(truth, probabilities)
     rankings = {
         name: Ranking(truth == number, probabilities[:, number])
         for number, name in enumerate(classes)
@@ -78,7 +76,7 @@ def weighted_metrics(
     if cancer not in rankings and cancers.any() and not cancers.all():
         rankings[cancer] = Ranking(cancers[truth], probabilities[:, cancers].sum(axis=1))
 
-    def find(weights: np.ndarray) -> Metrics:
+    def find(weights: np.ndarray) -> Found:
         counts = kinds.count(weights).reshape(-1, k, k)
         found = count_metrics(counts, classes)
         if cancer in rankings and cancer not in classes:
@@ -89,16 +87,17 @@ def weighted_metrics(
             ("macro_auc", "auc"),
             ("macro_average_precision", "average_precision"),
         ):
-            found[metric, ALL] = mean_of([found[name, each] for each in classes])
-        log_loss, brier = (weights @ errors / weights.sum(axis=1, keepdims=True)).T
-        return found | {("log_loss", ALL): log_loss, ("brier", ALL): brier}
+            found[metric, ALL] = mean_defined(
+                np.stack([found[name, each] for each in classes], axis=-1)
+            )
+        return found | scores(weights)
 
     return find
 
 
-def count_metrics(counts: np.ndarray, classes: Sequence[str]) -> Metrics:
+def count_metrics(counts: np.ndarray, classes: Sequence[str]) -> Found:
     """Return the metrics of confusion counts (b, k, k), truth by decision."""
-    found: Metrics = {}
+    found: Found = {}
     total = counts.sum(axis=(1, 2))
     hits = counts.diagonal(axis1=1, axis2=2)
     actual, decided = counts.sum(axis=2), counts.sum(axis=1)
@@ -107,7 +106,9 @@ def count_metrics(counts: np.ndarray, classes: Sequence[str]) -> Metrics:
         false = (decided - hits)[:, number]
         found |= binary_metrics(hit, missed, false, total - hit - missed - false, name)
     for metric, name in MACRO.items():
-        found[metric, ALL] = mean_of([found[name, each] for each in classes])
+        found[metric, ALL] = mean_defined(
+            np.stack([found[name, each] for each in classes], axis=-1)
+        )
     right = hits.sum(axis=1) / total
     chance = (actual * decided).sum(axis=1) / total**2
     found["kappa", ALL] = ratio(right - chance, 1 - chance)
@@ -152,7 +153,7 @@ def binary_counts(counts: np.ndarray, positive: np.ndarray) -> list[np.ndarray]:
 
 def binary_metrics(
     hit: np.ndarray, missed: np.ndarray, false: np.ndarray, right: np.ndarray, name: str
-) -> Metrics:
+) -> Found:
     """Return sensitivity, specificity, precision and F1 of four counts (b,)."""
     return {
         ("sensitivity", name): ratio(hit, hit + missed),
@@ -160,12 +161,6 @@ def binary_metrics(
         ("precision", name): ratio(hit, hit + false),
         ("f1", name): ratio(2 * hit, 2 * hit + missed + false),
     }
-
-
-def mean_of(values: list[np.ndarray]) -> np.ndarray:
-    """Return the mean (b,) of what is not NaN among values (b,)."""
-    stacked = np.stack(values)
-    return ratio(np.nansum(stacked, axis=0), (~np.isnan(stacked)).sum(axis=0))
 
 
 class Ranking:

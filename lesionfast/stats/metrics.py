@@ -10,6 +10,7 @@ from lesionfast.diagnoses import Classes
 from lesionfast.errors import LesionfastError, did_you_mean
 
 RULES = ("argmax", "balanced")
+ALL = "all"  # what a metric of no single class is about
 
 
 def decide(probabilities: ArrayLike, rule: str, prior: ArrayLike) -> np.ndarray:
@@ -46,9 +47,7 @@ def summarize(
     of a class that no image has, precision of a class that is never decided for, AUC and average
     precision of a class that no image or every image has.
     """
-    probabilities = as_probabilities(probabilities)
-    truth = as_codes(truth, len(classes))
-    check_shapes(truth, probabilities, classes)
+    truth, probabilities = check_predictions(truth, probabilities, classes)
     auc, precision = ranking_metrics(truth, probabilities)
     summary = {
         "n": len(truth),
@@ -104,7 +103,19 @@ def confusion_counts(truth: ArrayLike, decision: ArrayLike, n_classes: int) -> n
 def balanced_accuracy(truth: ArrayLike, decision: ArrayLike, n_classes: int) -> float:
     """Return the mean sensitivity of the classes that `truth` (n,) holds, the ISIC metric."""
     counts = confusion_counts(truth, decision, n_classes)
-    return mean_defined(ratio(counts.diagonal(), counts.sum(axis=1)))
+    return float(mean_defined(ratio(counts.diagonal(), counts.sum(axis=1))))
+
+
+def weighted_recall(
+    truth: np.ndarray, decision: np.ndarray, n_classes: int
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function of weights (b, n) of the rows that gives the recall of each class, (b, k).
+
+    Its `mean_defined` is the balanced accuracy under those weights.
+    """
+    onehot = np.eye(n_classes)[truth]
+    right = onehot * (truth == decision)[:, None]
+    return lambda weights: ratio(weights @ right, weights @ onehot)
 
 
 def sensitivity(truth: ArrayLike, decision: ArrayLike, class_index: int) -> float:
@@ -118,12 +129,11 @@ def macro_auc(truth: ArrayLike, probabilities: ArrayLike) -> float:
 
     `truth` (n,), `probabilities` (n, k). NaN if there is no such class.
     """
-    probabilities = as_probabilities(probabilities)
-    truth = as_codes(truth, probabilities.shape[1])
-    check_shapes(truth, probabilities, range(probabilities.shape[1]))
     from sklearn.metrics import roc_auc_score
 
-    return mean_defined(one_vs_rest(truth, probabilities, roc_auc_score))
+    probabilities = as_probabilities(probabilities)
+    truth, _ = check_predictions(truth, probabilities, range(probabilities.shape[1]))
+    return float(mean_defined(one_vs_rest(truth, probabilities, roc_auc_score)))
 
 
 def ranking_metrics(truth: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -158,10 +168,24 @@ def ratio(part: ArrayLike, whole: ArrayLike) -> np.ndarray:
     return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole != 0)
 
 
-def mean_defined(values: np.ndarray) -> float:
-    """Return the mean of the values that are not NaN; NaN if there are none."""
-    defined = values[~np.isnan(values)]
-    return float(defined.mean()) if defined.size else float("nan")
+def mean_defined(values: ArrayLike) -> np.ndarray:
+    """Return the mean over the last axis of the values that are not NaN; NaN if there are none."""
+    values = np.asarray(values)
+    return ratio(np.nansum(values, axis=-1), (~np.isnan(values)).sum(axis=-1))[()]
+
+
+def proper_scores(
+    truth: np.ndarray, probabilities: np.ndarray
+) -> Callable[[np.ndarray], dict[tuple[str, str], np.ndarray]]:
+    """Return a function of weights (b, n) that gives log loss (nats) and Brier score (0 to 2)."""
+    onehot = np.eye(probabilities.shape[1])[truth]
+    errors = np.stack([losses(truth, probabilities), ((probabilities - onehot) ** 2).sum(1)], 1)
+
+    def find(weights: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
+        log_loss, brier = (weights @ errors / weights.sum(axis=1, keepdims=True)).T
+        return {("log_loss", ALL): log_loss, ("brier", ALL): brier}
+
+    return find
 
 
 def json_safe(value: Any) -> Any:
@@ -220,6 +244,15 @@ def as_prior(prior: ArrayLike, n_classes: int) -> np.ndarray:
             "Pass the class shares that the loss saw in training."
         )
     return prior
+
+
+def check_predictions(
+    truth: ArrayLike, probabilities: ArrayLike, classes: Sequence[Any]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return class numbers (n,) and probabilities (n, k), checked; raises `LesionfastError`."""
+    probabilities, truth = as_probabilities(probabilities), as_codes(truth, len(classes))
+    check_shapes(truth, probabilities, classes)
+    return truth, probabilities
 
 
 def check_shapes(truth: np.ndarray, probabilities: np.ndarray, classes: Sequence[Any]) -> None:

@@ -14,8 +14,7 @@ from lesionfast.stats.bootstrap import (
     resampled,
     share_interval,
 )
-from lesionfast.stats.measures import ALL
-from lesionfast.stats.metrics import as_codes, as_probabilities, check_shapes, losses, ratio
+from lesionfast.stats.metrics import ALL, check_predictions, proper_scores, ratio
 
 BINS = 15
 NOISE = " noise"
@@ -111,14 +110,13 @@ def weighted_calibration(
     gaps |= {
         (key[0] + NOISE, key[1]): weighted_gap(*each, noise=True) for key, each in about.items()
     }
-    errors = np.stack([losses(truth, probabilities), ((probabilities - onehot) ** 2).sum(1)], 1)
+    scores = proper_scores(truth, probabilities)
 
     def find(weights: np.ndarray) -> Found:
         found = {key: gap(weights) for key, gap in gaps.items()}
         for metric in ("class_ece", "class_ece" + NOISE):
             found[metric, ALL] = np.mean([found[metric, name] for name in classes], axis=0)
-        log_loss, brier = (weights @ errors / weights.sum(axis=1, keepdims=True)).T
-        return found | {("log_loss", ALL): log_loss, ("brier", ALL): brier}
+        return found | scores(weights)
 
     return find
 
@@ -138,9 +136,7 @@ def calibration_table(
     classes, from 0 to 2. Calibration errors are 0 at best, and of a finite sample never quite:
     their intervals are those of `calibration_interval`.
     """
-    probabilities = as_probabilities(probabilities)
-    truth = as_codes(truth, len(classes))
-    check_shapes(truth, probabilities, classes)
+    truth, probabilities = check_predictions(truth, probabilities, classes)
     find = weighted_calibration(truth, probabilities, classes)
     values, drawn = resampled(find, truth, lesions, resamples=resamples, seed=seed)
     rows = [

@@ -10,7 +10,13 @@ from numpy.typing import ArrayLike
 from lesionfast.diagnoses import Classes
 from lesionfast.errors import LesionfastError
 from lesionfast.stats.bootstrap import RESAMPLES, Found, interval, resampled, share_interval
-from lesionfast.stats.metrics import as_prior, as_probabilities, ratio
+from lesionfast.stats.metrics import (
+    as_prior,
+    as_probabilities,
+    mean_defined,
+    ratio,
+    weighted_recall,
+)
 
 SHARE = 0.2
 KEPT = np.arange(1, 21) / 20  # the shares of images kept that a risk-coverage curve has
@@ -37,16 +43,14 @@ def weighted_risks(
     'error' is 1 - accuracy, 'balanced_error' 1 - the mean sensitivity of the classes that are still
     there, 'mel_missed' the share of the melanomas not decided so.
     """
-    onehot, melanoma = np.eye(len(classes))[truth], Classes.of(classes).melanoma
+    recall, melanoma = weighted_recall(truth, decision, len(classes)), Classes.of(classes).melanoma
     right = (decision == truth).astype(np.float64)
 
     def find(weights: np.ndarray) -> Found:
-        images, hits = weights @ onehot, weights @ (onehot * right[:, None])
-        sensitivity = ratio(hits, images)
-        there = (~np.isnan(sensitivity)).sum(axis=1)
+        sensitivity = recall(weights)
         found = {
-            "error": 1 - ratio(hits.sum(axis=1), images.sum(axis=1)),
-            "balanced_error": 1 - ratio(np.nansum(sensitivity, axis=1), there),
+            "error": 1 - ratio(weights @ right, weights.sum(axis=1)),
+            "balanced_error": 1 - mean_defined(sensitivity),
         }
         if melanoma is not None:
             found["mel_missed"] = 1 - sensitivity[:, list(classes).index(melanoma)]

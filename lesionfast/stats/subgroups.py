@@ -9,8 +9,8 @@ from numpy.typing import ArrayLike
 
 from lesionfast.diagnoses import Classes
 from lesionfast.stats.bootstrap import RESAMPLES, Found, interval, resampled, share_interval, strata
-from lesionfast.stats.measures import ALL, Ranking, mean_of
-from lesionfast.stats.metrics import ratio
+from lesionfast.stats.measures import Ranking
+from lesionfast.stats.metrics import ALL, mean_defined, ratio, weighted_recall
 
 COLUMNS = ("sex", "age", "localization")
 AGE_BANDS = (40, 60)  # years at which a band ends and the next begins
@@ -102,8 +102,7 @@ def weighted_statistics(
         name: Ranking(chosen[truth], probabilities[:, chosen].sum(axis=1))
         for name, chosen in sides.items()
     }
-    onehot = np.eye(len(classes))[truth]
-    right = onehot * (truth == decision)[:, None]
+    recall = weighted_recall(truth, decision, len(classes))
 
     def find(weights: np.ndarray) -> Found:
         found: Found = {}
@@ -112,8 +111,7 @@ def weighted_statistics(
             found["sensitivity", name] = ratio(hits, weights @ chosen[truth].astype(float))
             undefined = np.full(len(weights), np.nan)
             found["auc", name] = rankings[name].areas(weights)[0] if len(truth) else undefined
-        recall = ratio(weights @ right, weights @ onehot)
-        found["balanced_accuracy", ALL] = mean_of(list(recall.T))
+        found["balanced_accuracy", ALL] = mean_defined(recall(weights))
         return found
 
     return find

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from lesionfast.diagnoses import Classes
 from lesionfast.errors import LesionfastError
 from lesionfast.stats.bootstrap import RESAMPLES, Found, interval, resampled, share_interval
-from lesionfast.stats.metrics import as_codes, as_probabilities, check_shapes, ratio
+from lesionfast.stats.metrics import as_codes, as_probabilities, check_predictions, ratio
 
 if TYPE_CHECKING:
     pass
@@ -47,8 +47,7 @@ def positive_and_score(
     `of` is a class, or the malignant ones together (`Classes.cancer`), by the sum of their
     probabilities. Raises `LesionfastError` for anything else.
     """
-    probabilities, truth = as_probabilities(probabilities), as_codes(truth, len(classes))
-    check_shapes(truth, probabilities, classes)
+    truth, probabilities = check_predictions(truth, probabilities, classes)
     chosen = np.asarray(Classes.of(classes).members(of))
     return chosen[truth], probabilities[:, chosen].sum(axis=1)
 

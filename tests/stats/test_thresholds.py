@@ -71,7 +71,7 @@ def test_what_is_missing_is_left_out_and_said(caplog):
         assert choose_points(truth * 0, probabilities, ["nv", "mel"]) == []
         assert choose_points(truth * 0, probabilities, ["mel", "nv"]) == []
     assert "no positive image" in caplog.text and "no negative image" in caplog.text
-    with pytest.raises(LesionfastError, match="there is no 'mle'.*Did you mean.*Name one of"):
+    with pytest.raises(LesionfastError, match="there is no class 'mle'.*Did you mean.*Name one of"):
         positive_and_score("mle", truth, probabilities, ["mel", "nv"])
 
 
