@@ -41,6 +41,7 @@ LEARNED = (
     *("history.csv", "weights.safetensors", "predictions.csv", WITHOUT_METADATA),
     "metrics.json",
 )
+OF_THE_WEIGHTS = ("metrics.json", "predictions.csv", WITHOUT_METADATA, *FITTED)  # of these weights
 GIVEN = (*CONFIGS, "environment.json", "split.csv", "encoder.json", "model.json")
 NUMBER = (float, None)
 SUMMARY = {

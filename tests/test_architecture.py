@@ -26,7 +26,7 @@ BELOW = {  # a room -> what it may import, besides itself
     "runs": {"errors", "diagnoses", "config", "files", "manifest"},
     "data": FLOOR,
     "models": {*FLOOR, "data"},
-    "stats": {"errors", "diagnoses", "files"},
+    "stats": {"errors", "diagnoses"},
     "evaluation": {*FLOOR, "data", "models", "stats"},
     "report": {*FLOOR, "data", "stats", "evaluation"},
     "serving": {*FLOOR, "data", "models", "stats", "evaluation", "report"},

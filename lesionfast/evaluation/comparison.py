@@ -11,7 +11,7 @@ import pandas as pd
 
 from lesionfast.config import SplitConfig, TrainConfig
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.interpretation import Interpretation, lesions_of, records
+from lesionfast.evaluation.interpretation import Interpretation, records
 from lesionfast.files import write_atomically
 from lesionfast.runs import Run, list_runs, newest_run
 from lesionfast.stats.bootstrap import RESAMPLES, Resamples, interval, resample, share_interval
@@ -158,7 +158,7 @@ def resample_all(
     return resample(
         first.truth[orders[0]],
         [each.decision[order] for each, order in zip(read, orders, strict=True)],
-        lesions_of(first)[orders[0]],
+        first.lesions[orders[0]],
         len(classes),
         taken=tuple(map(classes.index, classes.costliest)) if classes.costliest else None,
         resamples=resamples,
@@ -220,7 +220,7 @@ def estimates(
         "balanced_accuracy": (metrics["balanced_accuracy"], interval(balanced[index])),
         "difference": (None, interval(balanced[index] - balanced[best])),
     }
-    lesions = pd.Series(lesions_of(read)).groupby(read.truth).nunique()
+    lesions = pd.Series(read.lesions).groupby(read.truth).nunique()
     shares = {
         f"sensitivity_{name}": (metrics["sensitivity"][name], drawn.sensitivity[index, :, number])
         for number, name in enumerate(read.classes)

@@ -7,7 +7,7 @@ import pandas as pd
 
 from lesionfast.diagnoses import Classes
 from lesionfast.evaluation.comparison import check_images
-from lesionfast.evaluation.interpretation import Interpretation, lesions_of
+from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.runs import Run
 from lesionfast.stats.bootstrap import RESAMPLES, Found, interval, resampled, share_interval
 from lesionfast.stats.measures import weighted_metrics
@@ -58,10 +58,10 @@ def contribution_table(
             if key in shown(whole.classes)
         }
 
-    lesions = lesions_of(whole)[orders[0]]
+    lesions = whole.lesions[orders[0]]
     values, drawn = resampled(find, whole.truth[orders[0]], lesions, resamples=resamples, seed=seed)
     is_melanoma = whole.rows["truth"].to_numpy() == whole.classes.melanoma
-    melanomas, rows = len(np.unique(lesions_of(whole)[is_melanoma])), []
+    melanomas, rows = len(np.unique(whole.lesions[is_melanoma])), []
     for (name, *key), value in values.items():
         first = values["whole", *key]
         ends = interval(drawn[name, *key])

@@ -1,346 +1,241 @@
-"""All that is chosen on a run's validation: read where the run keeps it, else chosen and kept."""
+"""Decisions: what a run's validation chose, each fitted, kept, read and applied in one way.
 
+These are the operating points, the calibration, the prediction sets, the referral and the OOD
+score. Nothing else in lesionfast is fitted after training, and nothing of it on test images.
+"""
+
+import json
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pandas as pd
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import DamageError, DiskError, LesionfastError, list_first
-from lesionfast.evaluation.interpretation import Interpretation, lesions_of, read_features
-from lesionfast.files import disk_errors, read_json
-from lesionfast.runs import FEATURES, FITTED, WITHOUT_METADATA, Run
+from lesionfast.evaluation.interpretation import Interpretation, read_features
+from lesionfast.files import check_shape, damage_explained, disk_errors, read_json
+from lesionfast.runs import FEATURES, FITTED, Run
 from lesionfast.stats.calibration import Calibrator, fit_calibrator
 from lesionfast.stats.conformal import COVERAGE, Conformal, check_coverage, fit_conformal
 from lesionfast.stats.metrics import json_safe
-from lesionfast.stats.ood import OUTLIERS, OutlierScorer
-from lesionfast.stats.selective import SHARE, Referral, check_share, fit_referral, rule_confidence
+from lesionfast.stats.ood import OODScorer
+from lesionfast.stats.selective import SHARE, Referral, check_share, fit_referral
 from lesionfast.stats.thresholds import OperatingPoint, apply_points, choose_points
 
 logger = logging.getLogger("lesionfast")
 
 FEWEST = 10  # validation lesions of a class
-SAID: set[Path] = set()  # runs that can't take what was chosen, of which that was said
-OF_THE_WEIGHTS = (  # what a run says of its weights, which further training changes
-    *("metrics.json", "predictions.csv", WITHOUT_METADATA),
-    *FITTED,
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Kept(Generic[Value]):
+    """One thing that is fitted on validation and kept in the run as a file.
+
+    `fit_on` takes the validation predictions and options. `shape` is that of the JSON, as
+    `check_shape` takes it; `to_json` takes the value and the number of validation images.
+    """
+
+    name: str
+    file: str
+    fit_on: Callable[..., Value]
+    shape: Any = None
+    to_json: Callable[[Value, int], dict[str, Any]] | None = None
+    from_json: Callable[[dict[str, Any]], Value] | None = None
+
+    def fit(self, valid: Interpretation, **options: Any) -> Value:
+        """Return it, fitted; raises `LesionfastError` for another split than validation."""
+        require_validation(valid, self.name)
+        return self.fit_on(valid, **options)
+
+    def write(self, run: Run, value: Value) -> Path:
+        """Write it into a run."""
+        images = int((run.predictions["split"] == "valid").sum())
+        about = {"classes": list(run.classes)}
+        content = about | self.to_json(value, images) | {"fitted_on": "valid"}
+        return run.write_json(self.file, content)
+
+    def load(self, path: Path, advice: str) -> Any:
+        """Return what a file holds; raises `DamageError`, which ends in `advice`."""
+        return read_json(path, self.shape, advice)
+
+    def read(self, run: Run) -> Value | None:
+        """Return what a run keeps, None if it keeps none.
+
+        Raises `LesionfastError` if that is damaged, or of other classes or another split.
+        """
+        if not run.holds(self.file):
+            return None
+        path = run.file(self.file)
+        content = self.load(path, run.remedy(self.file))
+        if content.get("fitted_on") != "valid" or content.get("classes") != list(run.classes):
+            raise LesionfastError(
+                f"{path} was fitted on the split '{content.get('fitted_on')}' and the classes "
+                f"{content.get('classes')}; the run needs 'valid' and {list(run.classes)}. "
+                "Remove the file, and it is fitted again."
+            )
+        return self.from_json(content)
+
+
+@dataclass(frozen=True)
+class KeptScorer(Kept[OODScorer]):
+    """The OOD score is kept as safetensors, for it holds the features of the training images."""
+
+    def write(self, run: Run, value: OODScorer) -> Path:
+        """Write it into a run."""
+        return run.write(self.file, lambda path: save_ood(value, path))
+
+    def load(self, path: Path, advice: str) -> OODScorer:
+        """Return it; raises `DamageError` for a damaged file."""
+        return load_ood(path)
+
+    def read(self, run: Run) -> OODScorer | None:
+        """Return what a run keeps, None if it keeps none; raises `DamageError`."""
+        return load_ood(run.file(self.file)) if run.holds(self.file) else None
+
+
+def save_ood(scorer: OODScorer, path: Path) -> None:
+    """Write an OOD score as safetensors."""
+    about = {"method": "knn", "level": scorer.level, "threshold": scorer.threshold}
+    train = scorer.train.astype(np.float16)
+    save_file({"train": train}, path, {"outliers": json.dumps(about)})
+
+
+def load_ood(path: Path) -> OODScorer:
+    """Read what `save_ood` wrote, into a run or an export; raises `DamageError`."""
+    advice = f"If it is in a run: lesionfast interpret {path.parent}; else copy it again."
+    with damage_explained(path, advice), safe_open(path, framework="np") as file:
+        about = json.loads(file.metadata()["outliers"])
+        check_shape(about, {"method": "knn", "level": float, "threshold": float})
+        train = file.get_tensor("train").astype(np.float32)
+        scorer = OODScorer(train, about["threshold"], about["level"])
+        scorer.score(np.zeros((1, train.shape[1]), np.float32))  # the tensor has the right form
+        return scorer
+
+
+def choose_operating_points(valid: Interpretation) -> list[OperatingPoint]:
+    """Return the thresholds of melanoma and malignancy."""
+    return choose_points(valid.truth, valid.probabilities, valid.classes)
+
+
+def fit_calibration(valid: Interpretation, method: str = "auto", seed: int = 0) -> Calibrator:
+    """Return the calibration of least cross-validated log loss, or of one method."""
+    data = valid.truth, valid.probabilities, valid.lesions, valid.classes
+    return fit_calibrator(*data, method, seed)
+
+
+def fit_sets(valid: Interpretation, coverage: float = COVERAGE) -> Conformal:
+    """Return prediction sets of the probabilities as predictions.csv has them.
+
+    Not of calibrated ones: a calibration that is fitted on the same images would use up part of
+    the guarantee. Classes with too few lesions are named in the log.
+    """
+    data = valid.truth, valid.probabilities, valid.lesions, valid.classes
+    sets = fit_conformal(*data, coverage)
+    if sets.unbounded:
+        counts = dict(zip(sets.classes, sets.lesions, strict=True))
+        logger.warning(
+            "Validation has too few lesions for a coverage of %g of %s: every class-conditional "
+            "prediction set contains these classes.",
+            coverage,
+            ", ".join(f"{name} ({counts[name]})" for name in sets.unbounded),
+        )
+    return sets
+
+
+def fit_referral_threshold(valid: Interpretation, share: float = SHARE) -> Referral:
+    """Return which images to refer, under the rule of the validation predictions."""
+    threshold = fit_referral(valid.confidence, share)
+    return Referral(float(share), threshold, valid.rule, tuple(valid.classes))
+
+
+def fit_ood(valid: Interpretation) -> OODScorer:
+    """Return the OOD score; raises `LesionfastError` without features, or with data elsewhere."""
+    run, features = valid.run, read_features(valid.run)
+    df = load_dataset(run.config, split=run.file("split.csv"))
+    df = df[df["image_id"].isin(features.index)]
+    train, valid_ids = (df.loc[df["split"] == part, "image_id"] for part in ("train", "valid"))
+    return OODScorer.fit(features.loc[train], features.loc[valid_ids])
+
+
+def as_json(value: Calibrator | Conformal | Referral, images: int) -> dict[str, Any]:
+    """Return the fields of a value, and the number of images that it was fitted on."""
+    return json_safe(asdict(value)) | {"images": images}
+
+
+def from_fields(kind: type[Value], content: dict[str, Any]) -> Value:
+    """Return a dataclass with `classes` from the fields that a JSON object has."""
+    known = {field.name: content[field.name] for field in fields(kind) if field.name in content}
+    return kind(**known | {"classes": tuple(content["classes"])})
+
+
+def linear(method: str, weight: Any) -> dict[str, Any]:
+    """Return the shape of a calibration by a weight and a bias."""
+    return {"classes": [str], "method": method, "parameters": {"weight": weight, "bias": [float]}}
+
+
+NUMBERS = dict.fromkeys(("level", "threshold", "sensitivity", "specificity"), float)
+POINTS = Kept(
+    "operating point",
+    "operating.json",
+    choose_operating_points,
+    {"points": [{"of": str, "goal": str, **NUMBERS}]},
+    lambda points, images: {"points": [asdict(point) for point in points]},
+    lambda content: [OperatingPoint(**point) for point in content["points"]],
 )
-SHAPES = {
-    "operating.json": {
-        "points": [
-            {
-                **{"of": str, "goal": str},
-                **dict.fromkeys(("level", "threshold", "sensitivity", "specificity"), float),
-            }
-        ]
-    },
-    "calibration.json": (
+CALIBRATION = Kept(
+    "calibration",
+    "calibration.json",
+    fit_calibration,
+    (
         {"classes": [str], "method": "none"},
         {"classes": [str], "method": "temperature", "parameters": {"temperature": float}},
-        {"classes": [str], "method": "vector", "parameters": {"weight": [float], "bias": [float]}},
-        {
-            "classes": [str],
-            "method": "dirichlet",
-            "parameters": {"weight": [[float]], "bias": [float]},
-        },
+        linear("vector", [float]),
+        linear("dirichlet", [[float]]),
     ),
-    "conformal.json": {
+    as_json,
+    lambda content: from_fields(Calibrator, content),
+)
+SETS = Kept(
+    "prediction set",
+    "conformal.json",
+    fit_sets,
+    {
         "coverage": float,
         "classes": [str],
         "marginal": (float, None),
         "by_class": [(float, None)],
         "lesions": [int],
     },
-    "referral.json": {"share": float, "threshold": float, "rule": str, "classes": [str]},
-}
-
-
-def require_validation(valid: Interpretation, what: str) -> None:
-    """Raise `LesionfastError` unless the split is validation: nothing is fitted on test."""
-    if valid.split != "valid":
-        raise LesionfastError(
-            f"a {what} is fitted on the split 'valid'; found '{valid.split}'. "
-            "Pass Interpretation.of(run, 'valid')."
-        )
-
-
-def require_other(test: Interpretation) -> None:
-    """Raise `LesionfastError` for the split that a calibration is fitted on."""
-    if test.split == "valid":
-        raise LesionfastError(
-            "before and after are shown on a split that nothing was fitted on; found 'valid'. "
-            "Pass Interpretation.of(run, 'test')."
-        )
-
-
-def few_words(valid: Interpretation) -> str:
-    """Return a warning that names the classes of fewer than ten validation lesions, or ''.
-
-    What is fitted for them rests on so few lesions that it would be another with others.
-    """
-    lesions = lesions_of(valid)
-    counts = {
-        name: len(np.unique(lesions[valid.truth == number]))
-        for number, name in enumerate(valid.classes)
-    }
-    few = [f"{name} ({count})" for name, count in counts.items() if count < FEWEST]
-    if not few:
-        return ""
-    return (
-        f"Warning: validation has fewer than {FEWEST} lesions of {list_first(few, 10)}. What is "
-        "chosen or measured for these classes, such as thresholds, calibration and limits of "
-        "prediction sets, is hardly more than chance."
-    )
-
-
-def images_in(run: Run) -> dict[str, int]:
-    """Return how many images of validation there were to fit on, as a file of the run says it."""
-    return {"images": int((run.predictions["split"] == "valid").sum())}
-
-
-def write_fitted(run: Run, name: str, fitted: dict[str, Any]) -> Path:
-    """Write what was fitted on a run's validation to a JSON file of the run."""
-    return run.write_json(name, fitted | {"fitted_on": "valid"})
-
-
-def keep(run: Run, write: Callable[[], Any]) -> None:
-    """Write a choice into a run; where that can't be done, say so once and go on with it."""
-    try:
-        with disk_errors(run.path):
-            write()
-    except DiskError as error:  # read-only or full, or a folder of somebody else
-        say_not_kept(run.path, error.problem)
-
-
-def say_not_kept(folder: Path, why: str) -> None:
-    """Warn, once a process, that a run can't take what was chosen on its validation."""
-    if folder not in SAID:
-        SAID.add(folder)
-        logger.warning(
-            "%s What is chosen on validation is used, but not kept: the next command chooses it "
-            "again",
-            why,
-        )
-
-
-def discard_damaged(run: Run) -> list[str]:
-    """Remove what a run keeps of its validation, and its features, where they are damaged.
-
-    It is said, and made anew when it is asked for. Returns the names of the files.
-    """
-    damaged = {name: why for name in FITTED if (why := damage_of(run, name))}
-    for name, why in damaged.items():
-        logger.warning("it is made anew: %s", why)
-        run.remove(name)
-    return list(damaged)
-
-
-def damage_of(run: Run, name: str) -> str | None:
-    """Return what is wrong with one of these files, None if it can be used or there is none."""
-    readers = {FEATURES: lambda: read_features(run), OUTLIERS: lambda: OutlierScorer.load(file)}
-    try:
-        if not run.holds(name):
-            return None
-        file = run.file(name)
-        readers.get(name, lambda: read_json(file, SHAPES[name], ""))()
-    except DamageError as error:
-        return str(error).removesuffix(run.remedy(name)).strip()
-    return None
-
-
-def read_fitted(run: Run, name: str, make: str) -> dict[str, Any]:
-    """Return what was fitted on a run's validation and kept as JSON; `make` says how to make it.
-
-    Raises `LesionfastError` if there is none, or it is of other classes or another split.
-    """
-    if not run.holds(name):
-        raise LesionfastError(f"{run.path} has no {name}. Make it: {make}")
-    path = run.file(name)
-    found = read_json(path, SHAPES[name], run.remedy(name))
-    if found.get("fitted_on") != "valid" or found.get("classes") != list(run.classes):
-        raise LesionfastError(
-            f"{path} is of the split '{found.get('fitted_on')}' and the classes "
-            f"{found.get('classes')}, the run of 'valid' and {list(run.classes)}. "
-            "Remove it, and it is chosen anew."
-        )
-    return found
-
-
-POINTS = "operating.json"
-
-
-def write_points(run: Run) -> Path:
-    """Choose the points on a run's validation predictions, keep them in operating.json."""
-    return keep_points(run, points_of(run))
-
-
-def points_of(run: Run) -> list[OperatingPoint]:
-    """Return the points that a run's validation predictions choose."""
-    require_valid_rows(run)
-    valid = Interpretation.of(run, "valid", "argmax")
-    return choose_points(valid.truth, valid.probabilities, valid.classes)
-
-
-def keep_points(run: Run, points: Sequence[OperatingPoint]) -> Path:
-    """Write points that a run's validation chose to operating.json."""
-    told = {"classes": list(run.classes), "points": [asdict(point) for point in points]}
-    return write_fitted(run, POINTS, told)
-
-
-def read_points(run: Run) -> list[OperatingPoint]:
-    """Return the points kept in a run, chosen and kept now if there are none yet."""
-    if not run.holds(POINTS):
-        points = points_of(run)
-        keep(run, lambda: keep_points(run, points))
-        return points
-    found = read_fitted(run, POINTS, f"remove {run.path / POINTS}; it is written anew.")
-    return [OperatingPoint(**point) for point in found["points"]]
-
-
-def require_valid_rows(run: Run) -> None:
-    """Raise `LesionfastError` unless a run has validation predictions."""
-    known = sorted(run.predictions["split"].unique())
-    if "valid" not in known:
-        raise LesionfastError(
-            f"{run.path} has no validation predictions, which operating points are chosen on; "
-            f"it has: {', '.join(known)}. Train it again: lesionfast train"
-        )
-
-
-def points_table(test: Interpretation) -> pd.DataFrame:
-    """Return what the run's points reach on a split that they were not chosen on."""
-    if test.split == "valid":
-        raise LesionfastError(
-            "operating points are reported on a split that they were not chosen on; found 'valid'. "
-            "Pass Interpretation.of(run, 'test')."
-        )
-    given = test.truth, test.probabilities, lesions_of(test), test.classes
-    return apply_points(read_points(test.run), *given)
-
-
-CALIBRATION = "calibration.json"
-
-
-def calibrator_of(valid: Interpretation, method: str = "auto", seed: int = 0) -> Calibrator:
-    """Return the calibrator of a run's validation; raises `LesionfastError` for another split."""
-    require_validation(valid, "calibration")
-    lesions = lesions_of(valid)
-    return fit_calibrator(valid.truth, valid.probabilities, lesions, valid.classes, method, seed)
-
-
-def write_calibration(run: Run, method: str = "auto", seed: int = 0) -> Path:
-    """Fit a calibrator on the run's validation and write it to calibration.json."""
-    return keep_calibration(run, calibrator_of(Interpretation.of(run, "valid"), method, seed))
-
-
-def keep_calibration(run: Run, fitted: Calibrator) -> Path:
-    """Write a calibrator that was fitted on the run's validation to calibration.json."""
-    return write_fitted(run, CALIBRATION, fitted.to_dict() | images_in(run))
-
-
-def read_calibration(run: Run) -> Calibrator:
-    """Return the calibrator of a run; raises `LesionfastError` if it has none that fits."""
-    found = read_fitted(run, CALIBRATION, "write_calibration(run)")
-    told = {key: found[key] for key in ("method", "parameters", "classes")}
-    more = {"regularisation": found.get("regularisation", 0.0), "scores": found.get("scores")}
-    return Calibrator.from_dict(told | more)
-
-
-SETS = "conformal.json"
-
-
-def write_conformal(run: Run, coverage: float = COVERAGE) -> Path:
-    """Fit prediction sets on the run's validation and write them to conformal.json.
-
-    They are of the probabilities as predictions.csv has them, not of calibrated ones: a
-    calibration fitted on the same images would take part of the promise. Classes with too few
-    lesions are named in the log and the file.
-    """
-    return keep_conformal(run, choose_conformal(Interpretation.of(run, "valid"), coverage))
-
-
-def choose_conformal(valid: Interpretation, coverage: float = COVERAGE) -> Conformal:
-    """Return the sets of a run's validation, and log the classes with too few lesions."""
-    fitted = conformal_of(valid, coverage)
-    if fitted.unbounded:
-        counts = dict(zip(fitted.classes, fitted.lesions, strict=True))
-        few = ", ".join(f"{name} ({counts[name]})" for name in fitted.unbounded)
-        logger.warning(
-            "validation has too few lesions for a coverage of %g of: %s. "
-            "These classes are in every class-conditional set.",
-            coverage,
-            few,
-        )
-    return fitted
-
-
-def keep_conformal(run: Run, fitted: Conformal) -> Path:
-    """Write prediction sets that were fitted on the run's validation to conformal.json."""
-    told = images_in(run) | {"unbounded": fitted.unbounded}
-    return write_fitted(run, SETS, json_safe(asdict(fitted) | told))
-
-
-def conformal_of(valid: Interpretation, coverage: float = COVERAGE) -> Conformal:
-    """Return the sets of a run's validation; raises `LesionfastError` for another split."""
-    require_validation(valid, "prediction set")
-    lesions = lesions_of(valid)
-    return fit_conformal(valid.truth, valid.probabilities, lesions, valid.classes, coverage)
-
-
-def read_conformal(run: Run) -> Conformal:
-    """Return the prediction sets of a run; raises `LesionfastError` if it has none that fit."""
-    return Conformal.from_dict(read_fitted(run, SETS, "write_conformal(run)"))
-
-
-REFERRAL = "referral.json"
-
-
-def confidence_in(interpretation: Interpretation) -> np.ndarray:
-    """Return the confidence (n,) of a run's decisions under their rule."""
-    prior = interpretation.run.model["prior"]
-    return rule_confidence(interpretation.probabilities, interpretation.rule, prior)
-
-
-def referral_of(valid: Interpretation, share: float = SHARE) -> Referral:
-    """Return the referral of a run's validation; raises `LesionfastError` for another split."""
-    require_validation(valid, "referral")
-    threshold = fit_referral(confidence_in(valid), share)
-    return Referral(float(share), threshold, valid.rule, tuple(valid.classes))
-
-
-def write_referral(run: Run, share: float = SHARE, rule: str | None = None) -> Path:
-    """Choose the threshold on the run's validation and write it to referral.json."""
-    return keep_referral(run, referral_of(Interpretation.of(run, "valid", rule), share))
-
-
-def keep_referral(run: Run, fitted: Referral) -> Path:
-    """Write a referral that was chosen on the run's validation to referral.json."""
-    told = asdict(fitted) | images_in(run) | {"classes": list(fitted.classes)}
-    return write_fitted(run, REFERRAL, told)
-
-
-def read_referral(run: Run) -> Referral:
-    """Return the referral of a run; raises `LesionfastError` if it has none that fits."""
-    found = read_fitted(run, REFERRAL, "write_referral(run)")
-    classes = tuple(found["classes"])
-    return Referral(found["share"], found["threshold"], found["rule"], classes)
-
-
-Choice = TypeVar("Choice")
+    lambda sets, images: as_json(sets, images) | {"unbounded": sets.unbounded},
+    Conformal.from_dict,
+)
+REFERRAL = Kept(
+    "referral",
+    "referral.json",
+    fit_referral_threshold,
+    {"share": float, "threshold": float, "rule": str, "classes": [str]},
+    as_json,
+    lambda content: from_fields(Referral, content),
+)
+OOD = KeptScorer("OOD score", "outliers.safetensors", fit_ood)
+KEPT = {kept.file: kept for kept in (POINTS, CALIBRATION, SETS, REFERRAL, OOD)}
 
 
 class Decisions:
-    """What a run's validation chose: thresholds, calibration, prediction sets, referral, outliers.
+    """What a run's validation chose: thresholds, calibration, prediction sets, referral, OOD score.
 
-    `coverage` and `refer` replace what the run keeps. Left out, what it keeps holds, and only what
-    is missing is chosen, by the defaults. Whatever is chosen is kept in the run, under the rule
-    that decides there; where it can't be written to, that is said once and the choice used.
-    Raises `LesionfastError` for shares that are none, and for a run without validation.
+    `coverage` and `refer` replace what the run keeps. Without them the run's choice holds, and only
+    what is missing is fitted, by the defaults. It is kept in the run, under the run's own rule; if
+    the run can't be written to, a warning says so and the choice is used.
+    Raises `LesionfastError` for shares outside 0 to 1, and for a run without validation.
     """
 
     def __init__(
@@ -354,81 +249,152 @@ class Decisions:
     def valid(self) -> Interpretation:
         """The validation predictions under the run's own rule."""
         valid = Interpretation.of(self.run, "valid")
-        if few := few_words(valid):
-            logger.warning("%s", few)
+        if warning := few_lesions_warning(valid):
+            logger.warning("%s", warning)
         return valid
 
     @cached_property
     def points(self) -> list[OperatingPoint]:
         """The thresholds of melanoma and malignancy."""
-        return read_points(self.run)
+        return self._read_or_fit(POINTS)
 
     @cached_property
     def calibrator(self) -> Calibrator:
         """The calibration."""
-        kept = self._kept(CALIBRATION, read_calibration)
-        return kept or self._keep(calibrator_of(self.valid), keep_calibration)
+        return self._read_or_fit(CALIBRATION)
 
     @cached_property
     def conformal(self) -> Conformal:
         """The prediction sets."""
-        kept = self._kept(SETS, read_conformal)
+        kept = SETS.read(self.run)
         if kept and self.coverage in (None, kept.coverage):
             return kept
-        wanted = COVERAGE if self.coverage is None else self.coverage
-        return self._keep(choose_conformal(self.valid, wanted), keep_conformal)
+        return self._fit(SETS, coverage=COVERAGE if self.coverage is None else self.coverage)
 
     @cached_property
     def referral(self) -> Referral:
         """Which images to refer, under the run's own rule."""
-        kept, rule = self._kept(REFERRAL, read_referral), self.run.model["rule"]
-        wanted = self.refer or (kept.share if kept else SHARE)
-        if kept and (kept.share, kept.rule) == (wanted, rule):
+        kept = REFERRAL.read(self.run)
+        share = self.refer or (kept.share if kept else SHARE)
+        if kept and (kept.share, kept.rule) == (share, self.run.model["rule"]):
             return kept
-        return self._keep(referral_of(self.valid, wanted), keep_referral)
+        return self._fit(REFERRAL, share=share)
 
     def referral_by(self, rule: str) -> Referral:
-        """Return which images to refer under another rule, of the same share, which is not kept."""
+        """Return which images to refer under another rule, of the same share; it is not kept."""
         if rule == self.run.model["rule"]:
             return self.referral
-        return referral_of(Interpretation.of(self.run, "valid", rule), self.referral.share)
+        valid = Interpretation.of(self.run, "valid", rule)
+        return REFERRAL.fit(valid, share=self.referral.share)
 
     @cached_property
-    def outliers(self) -> OutlierScorer:
-        """What tells images unlike the training images.
-
-        Raises `LesionfastError` if the run keeps no features, or its data is elsewhere.
-        """
-        kept = self._kept(OUTLIERS, lambda run: OutlierScorer.load(run.file(OUTLIERS)))
-        return kept or self._keep(
-            self._fit_outliers(), lambda run, scorer: run.write(OUTLIERS, scorer.save)
-        )
-
-    def _fit_outliers(self) -> OutlierScorer:
-        features = read_features(self.run)
-        df = load_dataset(self.run.config, split=self.run.file("split.csv"))
-        return OutlierScorer.fit_split(df, features)
+    def ood(self) -> OODScorer:
+        """The OOD score; raises `LesionfastError` without features, or with data elsewhere."""
+        return self._read_or_fit(OOD)
 
     def choose(self) -> None:
-        """Choose and keep what was asked for now, whether or not anything shows it."""
+        """Fit and keep what was asked for now, whether or not anything shows it."""
         if self.coverage is not None:
             _ = self.conformal
         if self.refer is not None:
             _ = self.referral
 
     def kept_choices(self) -> list[str]:
-        """Return, in words, what the run keeps that nobody asked for now and is no default."""
-        told = []
-        sets, referral = self._kept(SETS, read_conformal), self._kept(REFERRAL, read_referral)
+        """Return, in words, what the run keeps that was not asked for now and is not a default."""
+        words, sets, referral = [], SETS.read(self.run), REFERRAL.read(self.run)
         if sets and self.coverage is None and sets.coverage != COVERAGE:
-            told.append(f"prediction sets of coverage {sets.coverage:g} (--coverage)")
+            words.append(f"prediction sets with a coverage of {sets.coverage:g} (--coverage)")
         if referral and self.refer is None and referral.share != SHARE:
-            told.append(f"a share of {referral.share:g} to refer (--refer)")
-        return told
+            words.append(f"a share of {referral.share:g} to refer (--refer)")
+        return words
 
-    def _kept(self, name: str, read: Callable[[Run], Choice]) -> Choice | None:
-        return read(self.run) if self.run.holds(name) else None
+    def _read_or_fit(self, kept: Kept[Value]) -> Value:
+        value = kept.read(self.run)
+        return self._fit(kept) if value is None else value
 
-    def _keep(self, choice: Choice, write: Callable[[Run, Choice], object]) -> Choice:
-        keep(self.run, lambda: write(self.run, choice))
-        return choice
+    def _fit(self, kept: Kept[Value], **options: Any) -> Value:
+        value = kept.fit(self.valid, **options)
+        try:
+            with disk_errors(self.run.path):
+                kept.write(self.run, value)
+        except DiskError as error:  # read-only or full, or somebody else's folder
+            warn_not_kept(self.run.path, error.problem)
+        return value
+
+
+WARNED: set[Path] = set()  # runs that can't be written to, of which a warning was logged
+
+
+def warn_not_kept(folder: Path, problem: str) -> None:
+    """Warn, once a process, that what was fitted on a run's validation could not be written."""
+    if folder not in WARNED:
+        WARNED.add(folder)
+        logger.warning(
+            "%s What was fitted on validation is used but not kept: the next command fits it "
+            "again.",
+            problem,
+        )
+
+
+def require_validation(valid: Interpretation, name: str) -> None:
+    """Raise `LesionfastError` unless the split is validation: nothing is fitted on test."""
+    if valid.split != "valid":
+        raise LesionfastError(
+            f"fit the {name} on the split 'valid'; found '{valid.split}'. "
+            "Pass Interpretation.of(run, 'valid')."
+        )
+
+
+def require_unseen(test: Interpretation) -> None:
+    """Raise `LesionfastError` for the split that everything is fitted on."""
+    if test.split == "valid":
+        raise LesionfastError(
+            "report results on a split that nothing was fitted on; found 'valid'. "
+            "Pass Interpretation.of(run, 'test')."
+        )
+
+
+def points_table(test: Interpretation, points: list[OperatingPoint] | None = None) -> pd.DataFrame:
+    """Return what operating points, the run's own unless given, reach on an unseen split."""
+    require_unseen(test)
+    points = Decisions(test.run).points if points is None else points
+    return apply_points(points, test.truth, test.probabilities, test.lesions, test.classes)
+
+
+def few_lesions_warning(valid: Interpretation) -> str:
+    """Return a warning that names the classes of fewer than ten validation lesions, or ''."""
+    lesions = pd.Series(valid.lesions).groupby(valid.truth).nunique()
+    counts = {name: int(lesions.get(number, 0)) for number, name in enumerate(valid.classes)}
+    few = [f"{name} ({count})" for name, count in counts.items() if count < FEWEST]
+    if not few:
+        return ""
+    return (
+        f"Warning: validation has fewer than {FEWEST} lesions of {list_first(few, 10)}. "
+        "Thresholds, calibration and prediction sets are unreliable for these classes."
+    )
+
+
+def discard_damaged(run: Run) -> list[str]:
+    """Remove what a run keeps of its validation, and its features, where they are damaged.
+
+    They are made again when they are asked for. Returns the names of the files.
+    """
+    damaged = {name: why for name in FITTED if (why := find_damage(run, name))}
+    for name, why in damaged.items():
+        logger.warning("%s It is made again.", why)
+        run.remove(name)
+    return list(damaged)
+
+
+def find_damage(run: Run, name: str) -> str | None:
+    """Return what is wrong with one of these files, None if it can be used or there is none."""
+    try:
+        if not run.holds(name):
+            return None
+        if name == FEATURES:
+            read_features(run)
+        else:
+            KEPT[name].load(run.file(name), "")
+    except DamageError as error:
+        return str(error).removesuffix(run.remedy(name)).strip()
+    return None

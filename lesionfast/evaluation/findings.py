@@ -25,7 +25,7 @@ from lesionfast.stats.calibration import Calibrator
 from lesionfast.stats.conformal import Conformal
 from lesionfast.stats.measures import as_records, by_lesion, measure
 from lesionfast.stats.metrics import decide
-from lesionfast.stats.ood import OutlierScorer
+from lesionfast.stats.ood import OODScorer
 from lesionfast.stats.selective import Referral
 from lesionfast.stats.subgroups import (
     COLUMNS,
@@ -52,15 +52,13 @@ def subgroup_table(
     (positive ones; for an AUC negative ones too; for balanced accuracy those of each class) is
     `few`, and has no rank. Raises `LesionfastError` for a column that is not there.
     """
-    groups = labels_of(interpretation, columns)
-    return measure_subgroups(*arrays_of(interpretation), groups, interpretation.classes)[0]
+    return measure_subgroups(*subgroup_data(interpretation, columns))[0]
 
 
-def arrays_of(interpretation: Interpretation) -> tuple[np.ndarray, ...]:
-    """Return truth (n,), probabilities (n, k), decision (n,) and lesions (n,)."""
-    lesions = interpretation.rows["group"].to_numpy()
-    found = interpretation
-    return found.truth, found.probabilities, found.decision, lesions
+def subgroup_data(interpretation: Interpretation, columns: Sequence[str] | None) -> tuple:
+    """Return what `measure_subgroups` takes."""
+    read, groups = interpretation, labels_of(interpretation, columns)
+    return read.truth, read.probabilities, read.decision, read.lesions, groups, read.classes
 
 
 def labels_of(interpretation: Interpretation, columns: Sequence[str] | None = None) -> Labels:
@@ -85,9 +83,7 @@ def labels_of(interpretation: Interpretation, columns: Sequence[str] | None = No
 
 def gap_table(interpretation: Interpretation, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """Return how far the best ranked group of a column is from its worst: columns as `gaps_of`."""
-    return measure_gaps(
-        *arrays_of(interpretation), labels_of(interpretation, columns), interpretation.classes
-    )
+    return measure_gaps(*subgroup_data(interpretation, columns))
 
 
 class Findings:
@@ -134,12 +130,6 @@ class Findings:
         return folder if split == "test" else folder / split
 
     @cached_property
-    def lesions(self) -> np.ndarray:
-        """The lesion of each image (n,), or the image itself where lesions are not known."""
-        rows = self.interpretation.rows
-        return rows["group" if "group" in rows else "image_id"].to_numpy(str)
-
-    @cached_property
     def on_test(self) -> bool:
         """Whether there are validation predictions to choose on, and these are others."""
         return self.interpretation.split != "valid" and "valid" in set(
@@ -177,12 +167,9 @@ class Findings:
         return self.decisions.referral_by(self.interpretation.rule)
 
     @property
-    def outliers(self) -> OutlierScorer:
-        """What tells images unlike the training images.
-
-        Raises `LesionfastError` if the run keeps no features, or its data is elsewhere.
-        """
-        return self.decisions.outliers
+    def ood(self) -> OODScorer:
+        """The OOD score; raises `LesionfastError` without features, or with data elsewhere."""
+        return self.decisions.ood
 
     @property
     def keeps_features(self) -> bool:
@@ -203,13 +190,13 @@ class Findings:
     def measures(self) -> pd.DataFrame:
         """Every metric over the images: metric, of, n, value, low, high."""
         read = self.interpretation
-        return measure(read.truth, read.probabilities, read.decision, self.lesions, read.classes)
+        return measure(read.truth, read.probabilities, read.decision, read.lesions, read.classes)
 
     @cached_property
     def lesion_measures(self) -> pd.DataFrame:
         """Every metric over the lesions, the probabilities of whose images are averaged."""
         read = self.interpretation
-        truth, probabilities, names = by_lesion(read.truth, read.probabilities, self.lesions)
+        truth, probabilities, names = by_lesion(read.truth, read.probabilities, read.lesions)
         decision = decide(probabilities, read.rule, self.run.model["prior"])
         return measure(truth, probabilities, decision, names, read.classes)
 
@@ -263,4 +250,4 @@ def mean_costs(findings: "Findings") -> pd.DataFrame:
     read, prior = findings.interpretation, findings.run.model["prior"]
     decisions = {rule: decide(read.probabilities, rule, prior) for rule in ("argmax", "balanced")}
     decisions["least expected cost"] = cost_decision(findings.chances, findings.costs)
-    return cost_table(read.truth, decisions, findings.costs, findings.lesions)
+    return cost_table(read.truth, decisions, findings.costs, read.lesions)

@@ -15,6 +15,7 @@ from lesionfast.errors import LesionfastError, did_you_mean
 from lesionfast.files import damage_explained
 from lesionfast.runs import Run
 from lesionfast.stats.metrics import confusion_counts, decide, json_safe, losses, summarize
+from lesionfast.stats.selective import rule_confidence
 
 KEPT = ("image_id", "group", "age", "sex", "localization", "path")  # columns that a table shows
 
@@ -62,6 +63,21 @@ class Interpretation:
 
     def __repr__(self) -> str:
         return f"Interpretation({self.run!r}, {self.split!r}, {self.rule!r}, {len(self.rows)} rows)"
+
+    @cached_property
+    def lesions(self) -> np.ndarray:
+        """The lesion of each image (n,), the image itself where lesions are unknown."""
+        return self.rows["group" if "group" in self.rows else "image_id"].to_numpy(str)
+
+    @cached_property
+    def confidence(self) -> np.ndarray:
+        """How sure the rule is of each decision (n,), 0 to 1; see `rule_confidence`."""
+        return rule_confidence(self.probabilities, self.rule, self.run.model["prior"])
+
+    @property
+    def caption(self) -> str:
+        """What a figure or table is about: "test, 1500 images, rule balanced"."""
+        return f"{self.split}, {len(self.rows)} images, rule {self.rule}"
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
@@ -253,9 +269,3 @@ def read_features(run: Run) -> pd.DataFrame:
         ids = json.loads(file.metadata()["image_ids"])
         features = file.get_tensor("features").astype(np.float32)
         return pd.DataFrame(features, index=pd.Index(ids, name="image_id"))
-
-
-def lesions_of(interpretation: Interpretation) -> np.ndarray:
-    """Return the lesion of each image (n,); without a column `group` each image is its own."""
-    rows = interpretation.rows
-    return rows["group" if "group" in rows else "image_id"].to_numpy()

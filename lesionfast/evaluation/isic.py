@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from lesionfast.data.encoder import as_number
 from lesionfast.data.table import list_columns, read_table
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.interpretation import Interpretation, lesions_of
+from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.files import write_text
 from lesionfast.stats.bootstrap import Found, interval, resampled
 from lesionfast.stats.metrics import (
@@ -139,7 +139,7 @@ def area_above(positive: np.ndarray, score: np.ndarray, level: float = 0.8) -> f
 def challenge_score(interpretation: Interpretation) -> dict[str, Any]:
     """Return `isic_score` of a run's predictions, with the interval over lesions."""
     truth, probabilities = interpretation.truth, interpretation.probabilities
-    return isic_score(truth, probabilities, interpretation.classes, lesions_of(interpretation))
+    return isic_score(truth, probabilities, interpretation.classes, interpretation.lesions)
 
 
 def write_submission(table: pd.DataFrame, path: Path) -> Path:

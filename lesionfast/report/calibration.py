@@ -9,14 +9,9 @@ from numpy.typing import ArrayLike
 
 from lesionfast.console import with_interval
 from lesionfast.diagnoses import full_name
-from lesionfast.evaluation.decisions import (
-    calibrator_of,
-    few_words,
-    require_other,
-    require_validation,
-)
+from lesionfast.evaluation.decisions import CALIBRATION, few_lesions_warning, require_unseen
 from lesionfast.evaluation.findings import Findings
-from lesionfast.evaluation.interpretation import Interpretation, lesions_of
+from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.report.page import (
     Section,
     Table,
@@ -66,10 +61,9 @@ def before_and_after(
     they have learned, and not by the prior of a loss that was weighted by class. Without a class
     of melanoma its sensitivity is left out.
     """
-    require_validation(valid, "calibration")
-    require_other(test)
+    require_unseen(test)
     methods = choose_methods(valid.probabilities)
-    fitted = {name: calibrator_of(valid, name, seed) for name in methods}
+    fitted = {name: CALIBRATION.fit(valid, method=name, seed=seed) for name in methods}
     scores = {name: each.scores[name] for name, each in fitted.items()}
     chosen = min(scores, key=scores.get)
     rows, first = [], None
@@ -107,7 +101,7 @@ def reported(
         found = measured(weights) | calibrated(weights)
         return {key: found[key] for key in wanted}
 
-    return resampled(find, test.truth, lesions_of(test), resamples=resamples, seed=seed)
+    return resampled(find, test.truth, test.lesions, resamples=resamples, seed=seed)
 
 
 def compared(found: tuple[dict, Found], first: tuple[dict, Found]) -> list[tuple]:
@@ -161,12 +155,12 @@ def draw_reliability(test: Interpretation, calibrator: Calibrator, folder: Path)
 def top_bins(test: Interpretation, probabilities: np.ndarray) -> pd.DataFrame:
     """Return the reliability bins of the most probable class."""
     right = probabilities.argmax(axis=1) == test.truth
-    return reliability_bins(probabilities.max(axis=1), right, test.truth, lesions_of(test))
+    return reliability_bins(probabilities.max(axis=1), right, test.truth, test.lesions)
 
 
 def gap_told(test: Interpretation, probabilities: np.ndarray) -> str:
     """Return "ECE 0.034 [0.013, 0.040]"."""
-    table = calibration_table(test.truth, probabilities, lesions_of(test), test.classes)
+    table = calibration_table(test.truth, probabilities, test.lesions, test.classes)
     row = table[table["metric"] == "ece"].iloc[0]
     return f"ECE {with_interval(row, 'value', between=' ')}"
 
@@ -229,7 +223,7 @@ def draw_class_reliability(test: Interpretation, calibrator: Calibrator, folder:
 
 def class_bins(test: Interpretation, scores: np.ndarray, number: int) -> pd.DataFrame:
     """Return the bins of one class: few, for a rare class has few images of a high probability."""
-    return reliability_bins(scores, test.truth == number, test.truth, lesions_of(test), bins=6)
+    return reliability_bins(scores, test.truth == number, test.truth, test.lesions, bins=6)
 
 
 def labelled(table: pd.DataFrame, name: str) -> str:
@@ -302,7 +296,7 @@ def calibration(findings: Findings) -> Section | None:
 
 def warned(findings: Findings) -> list[str]:
     """Return the warning of classes of few validation lesions as a list of one, or of none."""
-    return list(filter(None, [few_words(findings.validation)]))
+    return list(filter(None, [few_lesions_warning(findings.validation)]))
 
 
 def calibration_cells(found: pd.DataFrame) -> Table:

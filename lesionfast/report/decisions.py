@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 
 from lesionfast.console import with_interval
 from lesionfast.diagnoses import Classes
-from lesionfast.evaluation.decisions import few_words, points_table, read_points
+from lesionfast.evaluation.decisions import Decisions, few_lesions_warning, points_table
 from lesionfast.evaluation.findings import Findings, mean_costs
-from lesionfast.evaluation.interpretation import Interpretation, lesions_of
+from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.isic import COLUMNS, challenge_score
 from lesionfast.report.page import (
     GREY,
@@ -32,7 +32,8 @@ NOTHING = "no images to tell apart"
 
 def draw_operating(test: Interpretation, folder: Path) -> Path:
     """Draw both ROC curves of each panel, the points of validation and where they land."""
-    table, points = points_table(test), read_points(test.run)
+    points = Decisions(test.run).points
+    table = points_table(test, points)
     valid = Interpretation.of(test.run, "valid")
     subtitle = (
         f"thresholds chosen on validation, {len(valid.rows)} images (open marks); reached on "
@@ -140,7 +141,7 @@ def draw_decision_curves(test: Interpretation, chances: np.ndarray, folder: Path
 
 def draw_benefit(axis: Axes, of: str, test: Interpretation, chances: np.ndarray) -> None:
     """Draw one decision curve with its band and the two that need no model."""
-    table = decision_curve(test.truth, chances, lesions_of(test), test.classes, of)
+    table = decision_curve(test.truth, chances, test.lesions, test.classes, of)
     x = table["threshold"]
     axis.fill_between(x, table["low"], table["high"], color="#0072B2", alpha=0.22, linewidth=0)
     axis.plot(x, table["net_benefit"], color="#0072B2", linewidth=2, label="flag by the model")
@@ -168,8 +169,8 @@ def operating(findings: Findings) -> Section | None:
         "The thresholds are chosen on validation, to reach there the specificity or sensitivity "
         "that is named, and reported here; they are kept in the run's operating.json.",
     ]
-    words += filter(None, [few_words(findings.validation)])
-    tables = [operating_table(points_table(read))]
+    words += filter(None, [few_lesions_warning(findings.validation)])
+    tables = [operating_table(points_table(read, findings.decisions.points))]
     if findings.cost:
         words.append(
             f"Costs: {findings.cost}; any other error costs 1, a right decision nothing. "

@@ -35,7 +35,7 @@ from lesionfast.report.page import (
     table_of,
 )
 from lesionfast.report.selective import prediction_sets, referral
-from lesionfast.report.subgroups import labels, metadata, outliers, subgroups
+from lesionfast.report.subgroups import labels, metadata, out_of_distribution, subgroups
 from lesionfast.runs import Run, own_version
 
 
@@ -101,7 +101,7 @@ SECTIONS: list[Callable[[Findings], Section | None]] = [
     subgroups,
     metadata,
     labels,
-    outliers,
+    out_of_distribution,
     pictures,
     attribution,
     training,

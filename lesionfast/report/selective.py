@@ -11,9 +11,8 @@ from numpy.typing import ArrayLike
 from lesionfast.console import with_interval
 from lesionfast.diagnoses import Classes
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.decisions import confidence_in
 from lesionfast.evaluation.findings import Findings
-from lesionfast.evaluation.interpretation import Interpretation, lesions_of
+from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.report.calibration import (
     FEWEST,
     counted,
@@ -130,7 +129,7 @@ def coverage_of(
     return coverage_table(
         test.truth,
         test.probabilities,
-        lesions_of(test),
+        test.lesions,
         test.classes,
         conformal,
         age,
@@ -184,7 +183,7 @@ def draw_coverage(test: Interpretation, conformal: Conformal, folder: Path) -> P
 
 def draw_risk_coverage(test: Interpretation, referral: Referral, folder: Path) -> Path:
     """Draw what is wrong among the images kept, the least confident referred first."""
-    lesions, confidence = lesions_of(test), confidence_in(test)
+    lesions, confidence = test.lesions, test.confidence
     data = (test.truth, test.decision, confidence, lesions)
     table, area = risk_coverage(*data, test.classes), aurc_table(*data).iloc[0]
     told = f"AURC of the error {with_interval(area, 'value', between=' ')}"
@@ -284,15 +283,15 @@ def referral_on(
     """
     if test.rule != referral.rule:
         raise LesionfastError(
-            f"the referral is of the rule '{referral.rule}'; found decisions by '{test.rule}'. "
-            f"Make one of it: write_referral(run, rule='{test.rule}')"
+            f"the referral is for the rule '{referral.rule}'; found decisions by '{test.rule}'. "
+            f"Pass Decisions(run).referral_by('{test.rule}')."
         )
-    referred = referral.referred(confidence_in(test))
+    referred = referral.referred(test.confidence)
     return referral_table(
         test.truth,
         test.decision,
         referred,
-        lesions_of(test),
+        test.lesions,
         test.classes,
         resamples=resamples,
         seed=seed,

@@ -186,14 +186,14 @@ def metadata(findings: Findings) -> Section | None:
     return Section("Without metadata", [w for w in words if w], [table_of(told, PAIRED, names)])
 
 
-def outliers(findings: Findings) -> Section | None:
+def out_of_distribution(findings: Findings) -> Section | None:
     """Return how many images look unlike the training images."""
     if not (findings.on_test and findings.keeps_features):
         return None
     try:
-        scorer = findings.outliers
+        scorer = findings.ood
     except LesionfastError as error:
-        findings.left_out("outliers", error)
+        findings.left_out("the OOD score", error)
         return None
     rows, features = findings.interpretation.rows, findings.features
     known = rows[rows["image_id"].isin(features.index)]
@@ -202,11 +202,12 @@ def outliers(findings: Findings) -> Section | None:
     words = [
         f"{len(flagged)} of {len(known)} images ({len(flagged) / len(known):.1%}) look less like "
         f"the training images than {scorer.level:.0%} of the validation images do "
-        f"({scorer.method} on the image features). On such images trust the model less.",
+        "(OOD score: distance to the nearest training images). On such images trust the "
+        "model less.",
     ]
     worst = flagged.sort_values("score", ascending=False).head(MOST_PAIRS)
     names = {"image_id": "image", "score": "score", "truth": "truth", "decision": "decision"}
-    return Section("Outliers", words, [table_of(worst, "The furthest", names)])
+    return Section("Out of distribution", words, [table_of(worst, "The furthest", names)])
 
 
 def labels(findings: Findings) -> Section | None:

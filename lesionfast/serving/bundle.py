@@ -17,15 +17,22 @@ from lesionfast.data.encoder import SHAPE as ENCODER_SHAPE
 from lesionfast.data.encoder import MetadataEncoder
 from lesionfast.diagnoses import Classes
 from lesionfast.errors import DamageError, LesionfastError
-from lesionfast.evaluation.decisions import SHAPES as FITTED_SHAPES
-from lesionfast.evaluation.decisions import Decisions
+from lesionfast.evaluation.decisions import (
+    CALIBRATION,
+    OOD,
+    POINTS,
+    REFERRAL,
+    SETS,
+    Decisions,
+    load_ood,
+)
 from lesionfast.files import check_shape, sha256
 from lesionfast.runs import SHAPES as RUN_SHAPES
 from lesionfast.runs import Run
 from lesionfast.stats.calibration import Calibrator
 from lesionfast.stats.conformal import Conformal
 from lesionfast.stats.metrics import decide, json_safe
-from lesionfast.stats.ood import OUTLIERS, OutlierScorer
+from lesionfast.stats.ood import OODScorer
 from lesionfast.stats.selective import Referral, rule_confidence
 from lesionfast.stats.thresholds import OperatingPoint, positive_and_score
 
@@ -35,7 +42,7 @@ SCHEMA = 1
 CARD = "README.md"
 DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 FILE, WEIGHTS, ONNX, INT8 = "model.json", "model.safetensors", "model.onnx", "model-int8.onnx"
-FILES = (WEIGHTS, OUTLIERS, ONNX, INT8)  # all that an export may hold besides model.json and card
+FILES = (WEIGHTS, OOD.file, ONNX, INT8)  # all that an export may hold besides model.json and card
 SHAPE = {
     **dict.fromkeys(("name", "image_column", "precision", "split_sha256"), str),
     "model": {
@@ -44,10 +51,10 @@ SHAPE = {
         **{"melanoma?": (str, None), "malignant?": ([str], None)},
     },
     "encoder": ENCODER_SHAPE,
-    "operating_points": FITTED_SHAPES["operating.json"]["points"],
-    "calibration": (None, *FITTED_SHAPES["calibration.json"]),
-    "conformal": (None, FITTED_SHAPES["conformal.json"]),
-    "referral": (None, FITTED_SHAPES["referral.json"]),
+    "operating_points": POINTS.shape["points"],
+    "calibration": (None, *CALIBRATION.shape),
+    "conformal": (None, SETS.shape),
+    "referral": (None, REFERRAL.shape),
     "versions": {str: str},
 }
 PACKAGES = ("lesionfast", "torch", "timm", "torchvision")
@@ -70,7 +77,7 @@ class Bundle:
     calibrator: Calibrator | None = None
     conformal: Conformal | None = None
     referral: Referral | None = None
-    outliers: OutlierScorer | None = None
+    ood: OODScorer | None = None
     split_sha256: str = ""
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -100,7 +107,7 @@ class Bundle:
             "calibrator": lambda: decisions.calibrator,
             "conformal": lambda: decisions.conformal,
             "referral": lambda: decisions.referral,
-            "outliers": lambda: decisions.outliers,
+            "ood": lambda: decisions.ood,
         }
         return cls(
             name=run.path.resolve().name,
@@ -123,16 +130,15 @@ class Bundle:
         told = read_json(folder / FILE)
         for name, expected in told["files"].items():
             check_file(folder / name, expected)
-        outliers = folder / OUTLIERS
-        return cls.from_dict(told, OutlierScorer.load(outliers) if told.get("outliers") else None)
+        return cls.from_dict(told, load_ood(folder / OOD.file) if told.get("outliers") else None)
 
     @classmethod
-    def from_dict(cls, told: dict[str, Any], outliers: OutlierScorer | None) -> "Bundle":
+    def from_dict(cls, told: dict[str, Any], ood: OODScorer | None) -> "Bundle":
         """Return what `to_dict` told; raises `LesionfastError` for a newer schema, and for less."""
         check_schema(told)
         try:
             check_contents(told)
-            return cls._built(told, outliers)
+            return cls._built(told, ood)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             raise LesionfastError(
@@ -141,28 +147,27 @@ class Bundle:
             ) from None
 
     @classmethod
-    def _built(cls, told: dict[str, Any], outliers: OutlierScorer | None) -> "Bundle":
+    def _built(cls, told: dict[str, Any], ood: OODScorer | None) -> "Bundle":
         return cls(
             name=told["name"],
             model=told["model"],
             image_column=told["image_column"],
             precision=told["precision"],
             encoder=MetadataEncoder.from_learned(told["encoder"]),
-            points=[OperatingPoint(**each) for each in told["operating_points"]],
-            calibrator=built(Calibrator.from_dict, told["calibration"]),
-            conformal=built(Conformal.from_dict, told["conformal"]),
-            referral=built(referral_from, told["referral"]),
-            outliers=outliers,
+            points=POINTS.from_json({"points": told["operating_points"]}),
+            calibrator=built(CALIBRATION.from_json, told["calibration"]),
+            conformal=built(SETS.from_json, told["conformal"]),
+            referral=built(REFERRAL.from_json, told["referral"]),
+            ood=ood,
             split_sha256=told["split_sha256"],
             versions=told["versions"],
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON-safe values, without the outliers' training features."""
-        kept = {"calibration": self.calibrator and self.calibrator.to_dict()}
-        for name in ("conformal", "referral"):
-            part = getattr(self, name)
-            kept[name] = part and json_safe(asdict(part))
+        """Return it as JSON-safe values, without the features that the OOD score keeps."""
+        parts = {"calibration": self.calibrator, "conformal": self.conformal}
+        parts["referral"] = self.referral
+        kept = {name: part and json_safe(asdict(part)) for name, part in parts.items()}
         return {
             "schema": SCHEMA,
             "name": self.name,
@@ -172,7 +177,7 @@ class Bundle:
             "encoder": json.loads(self.encoder.to_json()),
             "operating_points": [asdict(each) for each in self.points],
             **kept,
-            "outliers": self.outliers is not None,
+            "outliers": self.ood is not None,
             "split_sha256": self.split_sha256,
             "versions": self.versions,
         }
@@ -181,8 +186,8 @@ class Bundle:
         """Return the SHA-256 of all that decides what is said of an image, besides the weights."""
         kept = {k: v for k, v in self.to_dict().items() if k not in ("name", "versions")}
         found = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
-        for name, tensor in sorted(self.outliers.tensors.items() if self.outliers else []):
-            found.update(name.encode() + tensor.astype("float32").tobytes())  # as it is saved
+        if self.ood:
+            found.update(b"train" + self.ood.train.tobytes())
         return found.hexdigest()
 
 
@@ -200,11 +205,6 @@ def optional(what: str, find: Callable[[], Any]) -> Any:
 def built(build: Callable[[dict], Any], told: dict | None) -> Any:
     """Return what is built from a dict, None from none."""
     return None if told is None else build(told)
-
-
-def referral_from(told: dict[str, Any]) -> Referral:
-    """Return a referral from JSON."""
-    return Referral(**(told | {"classes": tuple(told["classes"])}))
 
 
 def installed() -> dict[str, str]:
@@ -248,7 +248,7 @@ def check_files(path: Path, told: dict[str, Any]) -> None:
     """
     files = told["files"]
     listed = files if isinstance(files, dict) else {}
-    needed = [WEIGHTS, *([OUTLIERS] if told.get("outliers") else [])]
+    needed = [WEIGHTS, *([OOD.file] if told.get("outliers") else [])]
     lacks = [name for name in needed if name not in listed]
     strange = [name for name in listed if name not in FILES]
     wrong = [n for n, each in listed.items() if not (isinstance(each, str) and DIGEST.match(each))]
@@ -332,16 +332,16 @@ def assess(bundle: Bundle, probabilities: np.ndarray, features: np.ndarray) -> p
     if bundle.referral:
         confidence = rule_confidence(probabilities, rule, bundle.model["prior"])
         told["refer"] = bundle.referral.referred(confidence)
-    if bundle.outliers:
-        scores = bundle.outliers.score(features)
-        told |= {"outlier_score": scores, "outlier": scores > bundle.outliers.threshold}
+    if bundle.ood:
+        scores = bundle.ood.score(features)
+        told |= {"outlier_score": scores, "outlier": scores > bundle.ood.threshold}
     return pd.DataFrame(told, index=range(len(probabilities)))
 
 
 def columns_of(bundle: Bundle) -> list[str]:
     """Return the columns of `assess`."""
     k = len(bundle.classes)
-    width = 0 if bundle.outliers is None else bundle.outliers.width
+    width = 0 if bundle.ood is None else bundle.ood.train.shape[1]
     return list(assess(bundle, np.full((1, k), 1 / k), np.ones((1, width))))
 
 

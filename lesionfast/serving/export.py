@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from lesionfast.errors import DamageError, DiskError, LesionfastError
+from lesionfast.evaluation.decisions import OOD, save_ood
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.files import disk_errors, in_bytes, sha256, workspace, write_json, write_text
@@ -19,7 +20,6 @@ from lesionfast.report.overview import data_card, model_card
 from lesionfast.report.page import Table
 from lesionfast.runs import Run
 from lesionfast.serving.bundle import CARD, FILE, INT8, ONNX, WEIGHTS, Bundle
-from lesionfast.stats.ood import OUTLIERS
 
 logger = logging.getLogger("lesionfast")
 
@@ -164,9 +164,8 @@ def size_of(run: Run, bundle: Bundle, onnx: bool, int8: bool) -> int:
     """Return about how many bytes an export takes while it is written."""
     file = run.path / "weights.safetensors"
     weights = file.stat().st_size if file.is_file() else 0  # that it is missing is said later
-    tensors = bundle.outliers.tensors if bundle.outliers else {}
-    outliers = sum(each.nbytes for each in tensors.values())
-    return BESIDE + outliers + round(weights * (1 + 1.2 * onnx + 2.5 * int8))
+    ood = bundle.ood.train.nbytes if bundle.ood else 0
+    return BESIDE + ood + round(weights * (1 + 1.2 * onnx + 2.5 * int8))
 
 
 def check_room(to: Path, needed: int) -> None:
@@ -184,8 +183,8 @@ def write_files(run: Run, bundle: Bundle, folder: Path, onnx: bool, int8: bool) 
     """Write all files of an exported model."""
     write_weights(run, folder / WEIGHTS)
     check_predictions(run, bundle, folder / WEIGHTS)
-    if bundle.outliers:
-        bundle.outliers.save(folder / OUTLIERS)
+    if bundle.ood:
+        save_ood(bundle.ood, folder / OOD.file)
     if onnx:
         from lesionfast.serving.onnx_export import write_onnx
 

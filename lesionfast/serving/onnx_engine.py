@@ -8,8 +8,9 @@ import numpy as np
 
 from lesionfast.data.sources import count_threads
 from lesionfast.errors import LesionfastError
+from lesionfast.evaluation.decisions import OOD, load_ood
 from lesionfast.serving.bundle import FILE, Bundle, check_file, check_listed, read_json
-from lesionfast.stats.ood import OUTLIERS, OutlierScorer
+from lesionfast.stats.ood import OODScorer
 
 logger = logging.getLogger("lesionfast")
 
@@ -93,8 +94,8 @@ def open_onnx(path: Path, views: int | None) -> tuple[Bundle, OnnxEngine]:
             f"{path} is no model of lesionfast: it does not say how to use it. "
             "Make one: lesionfast export RUN --to DIR --onnx"
         )
-    outliers = outliers_beside(path, told.get("files") or {}) if told.get("outliers") else None
-    bundle = Bundle.from_dict(told, outliers)
+    ood = ood_beside(path, told.get("files") or {}) if told.get("outliers") else None
+    bundle = Bundle.from_dict(told, ood)
     own = bundle.model["tta"]
     if views not in (None, own):
         raise LesionfastError(
@@ -103,17 +104,17 @@ def open_onnx(path: Path, views: int | None) -> tuple[Bundle, OnnxEngine]:
     return bundle, engine
 
 
-def outliers_beside(path: Path, files: dict[str, str]) -> OutlierScorer | None:
-    """Return what tells outliers, if its file lies beside an ONNX file; else that is said.
+def ood_beside(path: Path, files: dict[str, str]) -> OODScorer | None:
+    """Return the OOD score, if its file lies beside an ONNX file; else log a warning.
 
     `files` are the SHA-256 that the ONNX file has of others; of an old one, those of model.json.
     """
     if not files and (path.parent / FILE).is_file():
         files = read_json(path.parent / FILE)["files"]
-    file = path.parent / OUTLIERS
-    if OUTLIERS in files and file.is_file():
-        check_file(file, files[OUTLIERS])
-        return OutlierScorer.load(file)
+    file = path.parent / OOD.file
+    if OOD.file in files and file.is_file():
+        check_file(file, files[OOD.file])
+        return load_ood(file)
     why = "is not beside" if not file.is_file() else "is not vouched for by"
-    logger.warning("%s %s %s: outliers are not looked for", OUTLIERS, why, path.name)
+    logger.warning("%s %s %s: predictions have no OOD score", OOD.file, why, path.name)
     return None

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lesionfast.data.images import open_images
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import DamageError, LesionfastError
+from lesionfast.evaluation.decisions import OOD
 from lesionfast.files import sha256
 from lesionfast.models.fusion import FusionModel, load_model
 from lesionfast.models.inference import TorchEngine, folded
@@ -32,7 +33,6 @@ from lesionfast.serving.onnx_engine import (
     OnnxEngine,
 )
 from lesionfast.stats.metrics import balanced_accuracy, decide, sensitivity
-from lesionfast.stats.ood import OUTLIERS
 
 logger = logging.getLogger("lesionfast")
 
@@ -106,7 +106,7 @@ def write_onnx(run: Run, bundle: Bundle, path: Path) -> float:
     require_onnx()
     export_graph(load_model(run), bundle, path)
     try:
-        add_bundle(path, bundle, files=outliers_in(path.parent))
+        add_bundle(path, bundle, files=ood_file_in(path.parent))
         difference = compare(run, bundle, path)
     except BaseException:
         path.unlink(missing_ok=True)
@@ -161,10 +161,10 @@ def plain_parameters(model: nn.Module) -> nn.Module:
     return model
 
 
-def outliers_in(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of the outliers' file of an export by its name, if there is one."""
-    file = folder / OUTLIERS
-    return {OUTLIERS: sha256(file)} if file.is_file() else {}
+def ood_file_in(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of the OOD score of an export by the name of its file, if there is one."""
+    file = folder / OOD.file
+    return {OOD.file: sha256(file)} if file.is_file() else {}
 
 
 def add_bundle(path: Path, bundle: Bundle, **more: Any) -> None:
@@ -242,7 +242,7 @@ def write_int8(run: Run, bundle: Bundle, source: Path, to: Path) -> dict[str, An
             nodes_to_exclude=exact_nodes(prepared),
         )
     found = int8_change(run, bundle, source, to)
-    add_bundle(to, bundle, files=outliers_in(to.parent), int8=found)
+    add_bundle(to, bundle, files=ood_file_in(to.parent), int8=found)
     told = "{images} test images: balanced accuracy {before:.3f} in float32, {after:.3f} in int8"
     before, after = (found[name]["balanced_accuracy"] for name in ("float32", "int8"))
     level = logging.WARNING if before - after > LOSS_TOLD else logging.INFO

@@ -17,13 +17,12 @@ from lesionfast.data.encoder import MetadataEncoder
 from lesionfast.data.loaders import build_dls, pick_device
 from lesionfast.data.split import load_dataset, split_text
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.decisions import OF_THE_WEIGHTS
 from lesionfast.files import LOCKED, disk_errors, only_process
 from lesionfast.models.archs import find_arch
 from lesionfast.models.fusion import check_metadata, fusions, load_model
 from lesionfast.models.lineage import check_weights
 from lesionfast.models.precision import choose_precision
-from lesionfast.runs import LEARNED, Run, check_name
+from lesionfast.runs import LEARNED, OF_THE_WEIGHTS, Run, check_name
 from lesionfast.training.callbacks.progress import logging_to
 from lesionfast.training.description import describe_environment, describe_model
 from lesionfast.training.fitting import evaluate, fit, phases_of

@@ -10,14 +10,11 @@ import pytest
 
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.decisions import (
-    OF_THE_WEIGHTS,
+    CALIBRATION,
+    REFERRAL,
+    SETS,
     Decisions,
-    calibrator_of,
-    conformal_of,
     points_table,
-    referral_of,
-    write_calibration,
-    write_referral,
 )
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation, write_features
@@ -26,7 +23,7 @@ from lesionfast.report.calibration import calibration
 from lesionfast.report.decisions import operating
 from lesionfast.report.overview import write_report
 from lesionfast.report.selective import prediction_sets
-from lesionfast.runs import Run
+from lesionfast.runs import OF_THE_WEIGHTS, Run
 from lesionfast.stats.measures import measure
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
@@ -60,14 +57,14 @@ def test_what_is_chosen_does_not_depend_on_the_test_images(run):
     assert {name: (run.path / name).read_bytes() for name in CHOSEN} == before
 
 
-@pytest.mark.parametrize("choose", [calibrator_of, conformal_of, referral_of])
-def test_choosing_on_test_is_refused(run, choose):
+@pytest.mark.parametrize("kept", [CALIBRATION, SETS, REFERRAL], ids=lambda kept: kept.name)
+def test_choosing_on_test_is_refused(run, kept):
     with pytest.raises(LesionfastError, match="'valid'; found 'test'"):
-        choose(Interpretation.of(run, "test"))
+        kept.fit(Interpretation.of(run, "test"))
 
 
 def test_reporting_on_what_was_chosen_on_is_refused(run):
-    with pytest.raises(LesionfastError, match="not chosen on; found 'valid'"):
+    with pytest.raises(LesionfastError, match="nothing was fitted on; found 'valid'"):
         points_table(Interpretation.of(run, "valid"))
 
 
@@ -102,7 +99,7 @@ def test_a_coverage_and_share_that_were_chosen_hold_until_others_are(run, split)
     assert findings.conformal.coverage == 0.7 and findings.referral.share == 0.4
     assert [(run.path / name).read_bytes() for name in ("conformal.json", "referral.json")] == kept
     told = findings.decisions.kept_choices()
-    assert len(told) == 2 and "coverage 0.7" in told[0] and "share of 0.4" in told[1]
+    assert len(told) == 2 and "coverage of 0.7" in told[0] and "share of 0.4" in told[1]
     assert not Findings.of(run, coverage=0.9, refer=0.2).decisions.kept_choices()
     assert Findings.of(run).conformal.coverage == 0.9 and Findings.of(run).referral.share == 0.2
 
@@ -118,14 +115,15 @@ def test_a_look_by_another_rule_changes_nothing_that_the_run_keeps(run):
 
 
 def test_the_share_of_a_referral_by_another_rule_that_an_old_run_keeps_is_not_lost(run):
-    write_referral(run, 0.4, "argmax")
+    REFERRAL.write(run, REFERRAL.fit(Interpretation.of(run, "valid", "argmax"), share=0.4))
     found = Decisions(Run(run.path)).referral
     assert (found.rule, found.share) == ("balanced", 0.4)
     assert json.loads((run.path / "referral.json").read_text())["rule"] == "balanced"
 
 
 def test_a_calibration_that_was_chosen_by_hand_holds(run):
-    kept = write_calibration(run, "dirichlet").read_bytes()
+    fitted = CALIBRATION.fit(Interpretation.of(run, "valid"), method="dirichlet")
+    kept = CALIBRATION.write(run, fitted).read_bytes()
     write_report(Findings.of(run))
     assert Decisions(Run(run.path)).calibrator.method == "dirichlet"
     assert (run.path / "calibration.json").read_bytes() == kept
@@ -156,7 +154,7 @@ def test_what_a_read_only_run_chooses_is_used_and_said_once(run, read_only, capl
 def test_the_measures_are_those_of_the_rows(run):
     findings = Findings.of(run)
     read = findings.interpretation
-    again = measure(read.truth, read.probabilities, read.decision, findings.lesions, read.classes)
+    again = measure(read.truth, read.probabilities, read.decision, read.lesions, read.classes)
     assert findings.measures.equals(again)
     assert findings.measure("no such", "all") is None
 

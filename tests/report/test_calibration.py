@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lesionfast.evaluation.decisions import calibrator_of, confidence_in, conformal_of, referral_of
+from lesionfast.evaluation.decisions import CALIBRATION, REFERRAL, SETS
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.report.calibration import draw_class_reliability, draw_reliability
 from lesionfast.report.selective import coverage_of, draw_coverage, draw_risk_coverage
@@ -35,7 +35,7 @@ def check(path, name):
 
 def test_reliability_shows_both_sides_and_the_images_of_each_bin(splits, tmp_path, drawn):
     test, valid = splits
-    calibrator = calibrator_of(valid, "temperature")
+    calibrator = CALIBRATION.fit(valid, method="temperature")
     check(draw_reliability(test, calibrator, tmp_path), "reliability.png")
     figure = drawn["reliability"]
     assert "before and after temperature scaling\ntest, 400 images" in figure.get_suptitle()
@@ -63,7 +63,7 @@ def test_a_run_that_needs_no_scaling_says_so(splits, tmp_path, drawn):
 @pytest.mark.parametrize("classes", [("benign", "other"), ("akiec", "bcc", "mel", "nv")])
 def test_each_class_has_its_panel(make_run, classes, tmp_path, drawn):
     run = make_run(classes=classes, n=150)
-    calibrator = calibrator_of(Interpretation.of(run, "valid"), "vector")
+    calibrator = CALIBRATION.fit(Interpretation.of(run, "valid"), method="vector")
     test = Interpretation.of(run)
     check(draw_class_reliability(test, calibrator, tmp_path), "reliability_by_class.png")
     titles = [axis.get_title(loc="left") for axis in drawn["reliability_by_class"].axes]
@@ -76,7 +76,7 @@ def test_each_class_has_its_panel(make_run, classes, tmp_path, drawn):
 
 def test_coverage_dots_are_the_table(splits, tmp_path, drawn):
     test, valid = splits
-    conformal = conformal_of(valid)
+    conformal = SETS.fit(valid)
     check(draw_coverage(test, conformal, tmp_path), "coverage.png")
     left, right = drawn["coverage"].axes
     table = coverage_of(test, conformal)
@@ -93,10 +93,10 @@ def test_coverage_dots_are_the_table(splits, tmp_path, drawn):
 
 def test_risk_lines_are_the_table_and_the_threshold_is_marked(splits, tmp_path, drawn):
     test, valid = splits
-    referral = referral_of(valid, 0.3)
+    referral = REFERRAL.fit(valid, share=0.3)
     check(draw_risk_coverage(test, referral, tmp_path), "risk_coverage.png")
     axis = drawn["risk_coverage"].axes[0]
-    confidence, lesions = confidence_in(test), test.rows["group"]
+    confidence, lesions = test.confidence, test.rows["group"]
     table = risk_coverage(test.truth, test.decision, confidence, lesions, test.classes)
     error = table[table["metric"] == "error"]
     shown = error[error["lesions"] >= 5]

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from lesionfast.evaluation.decisions import points_table, read_points
+from lesionfast.evaluation.decisions import Decisions, points_table
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.report.decisions import NOTHING, draw_decision_curves, draw_operating
 
@@ -14,7 +14,7 @@ def test_points_sit_where_the_table_says(make_run, tmp_path, drawn):
     with Image.open(path) as picture:
         assert picture.format == "PNG" and picture.width > 900
     assert path.with_suffix(".svg").is_file()
-    table, points = points_table(test), read_points(test.run)
+    table, points = points_table(test), Decisions(test.run).points
     marks = [
         (line.get_xdata()[0], line.get_ydata()[0])
         for axis in next(iter(drawn.values())).axes

@@ -52,7 +52,7 @@ def test_the_card_says_what_a_reader_must_know(exported, trained):
 def test_what_is_read_is_what_was_written(exported, trained):
     there, here = Bundle.read(exported), Bundle.of(trained)
     assert there.to_dict() == here.to_dict()
-    assert there.outliers.threshold == pytest.approx(here.outliers.threshold)
+    assert there.ood.threshold == pytest.approx(here.ood.threshold)
 
 
 def test_a_folder_is_never_overwritten(exported, trained):
@@ -193,7 +193,7 @@ def test_a_read_only_run_that_was_never_interpreted_predicts_as_any(trained, rea
     read_only(run)
     there, here = Bundle.of(Run(run)), Bundle.of(trained)
     assert there.to_dict() == here.to_dict() | {"name": "run"}
-    assert there.outliers.threshold == pytest.approx(here.outliers.threshold)
+    assert there.ood.threshold == pytest.approx(here.ood.threshold)
 
 
 def listing(copy, change):

@@ -200,7 +200,7 @@ def test_an_onnx_file_that_is_not_in_the_list_beside_it_is_not_opened(copy):
 @pytest.mark.parametrize("name", ["model.onnx", "model-int8.onnx"])
 def test_outliers_that_were_changed_beside_an_onnx_file_are_not_opened(copy, name):
     (copy / "model.json").unlink()
-    assert Predictor(copy / name).bundle.outliers
+    assert Predictor(copy / name).bundle.ood
     (copy / "outliers.safetensors").write_bytes(b"changed")
     with pytest.raises(LesionfastError, match="outliers.safetensors is not the file"):
         Predictor(copy / name)

@@ -11,7 +11,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, log_loss
 
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.decisions import calibrator_of, read_calibration, write_calibration
+from lesionfast.evaluation.decisions import CALIBRATION, Decisions
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.report.calibration import before_and_after
 from lesionfast.runs import Run
@@ -249,32 +249,32 @@ def test_errors_say_what_to_type():
 
 def test_a_run_keeps_its_calibration_and_refuses_another(make_run):
     run = make_run()
-    with pytest.raises(LesionfastError, match="has no calibration.json. Make it"):
-        read_calibration(run)
-    path = write_calibration(run, "dirichlet")
-    kept, fitted = (
-        read_calibration(run),
-        calibrator_of(Interpretation.of(run, "valid"), "dirichlet"),
-    )
+    assert CALIBRATION.read(run) is None
+    fitted = CALIBRATION.fit(Interpretation.of(run, "valid"), method="dirichlet")
+    path = CALIBRATION.write(run, fitted)
+    kept = CALIBRATION.read(run)
     p = Interpretation.of(run).probabilities
     assert kept == fitted and (kept.apply(p) == fitted.apply(p)).all()
     told = json.loads(path.read_text())
     for wrong in ({"fitted_on": "test"}, {"classes": ["a", "b"]}):
         path.write_text(json.dumps(told | wrong))
-        with pytest.raises(LesionfastError, match="Remove it, and it is chosen anew"):
-            read_calibration(run)
+        with pytest.raises(LesionfastError, match="Remove the file, and it is fitted again"):
+            CALIBRATION.read(run)
 
 
 def test_nothing_of_test_reaches_a_calibration(make_run):
     run = make_run()
-    before = write_calibration(run).read_text()
+    assert Decisions(run).calibrator
+    path = run.path / "calibration.json"
+    before = path.read_text()
     table = run.predictions
     chosen = table["split"] == "test"
     table.loc[chosen, "target"] = "nv"
     table.to_csv(run.path / "predictions.csv", index=False)
-    assert write_calibration(Run(run.path)).read_text() == before
-    with pytest.raises(LesionfastError, match="fitted on the split 'valid'; found 'test'"):
-        calibrator_of(Interpretation.of(run, "test"))
+    path.unlink()
+    assert Decisions(Run(run.path)).calibrator and path.read_text() == before
+    with pytest.raises(LesionfastError, match="calibration on the split 'valid'; found 'test'"):
+        CALIBRATION.fit(Interpretation.of(run, "test"))
     valid = Interpretation.of(run, "valid")
     with pytest.raises(LesionfastError, match="nothing was fitted on; found 'valid'"):
         before_and_after(valid, valid)
@@ -288,7 +288,7 @@ def test_before_and_after_against_each_metric_alone(make_run):
     assert set(table["method"]) == set(METHODS) and table.groupby("method").size().eq(7).all()
     assert (rows.loc["none", ["difference", "difference_low", "difference_high"]] == 0).all(None)
     for method in METHODS:
-        after = calibrator_of(valid, method).apply(test.probabilities)
+        after = CALIBRATION.fit(valid, method=method).apply(test.probabilities)
         shares = np.bincount(valid.truth, minlength=7) / len(valid.truth)
         prior = run.model["prior"] if method == "none" else shares
         decision = decide(after, "balanced", prior)
@@ -296,7 +296,7 @@ def test_before_and_after_against_each_metric_alone(make_run):
         found = (decision[mel] == run.classes.index("mel")).mean()
         assert rows.loc[(method, "sensitivity"), "value"] == pytest.approx(found)
         assert rows.loc[(method, "log_loss"), "value"] == pytest.approx(log_loss(test.truth, after))
-    best = calibrator_of(valid).method
+    best = CALIBRATION.fit(valid).method
     assert table.loc[table["chosen"], "method"].unique().tolist() == [best]
     log = rows.xs("log_loss", level="metric")
     assert log["difference"].to_numpy() == pytest.approx(log["value"] - log.loc["none", "value"])

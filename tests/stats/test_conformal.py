@@ -9,7 +9,7 @@ import pytest
 from scipy.special import softmax
 
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.decisions import conformal_of, read_conformal, write_conformal
+from lesionfast.evaluation.decisions import SETS, Decisions
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.report.selective import coverage_of, coverage_table
 from lesionfast.runs import Run
@@ -126,37 +126,39 @@ def test_marginal_sets_are_those_of_mapie():
 def test_a_class_of_few_lesions_is_always_in_the_set_and_said(make_run, caplog):
     run = make_run(n=300)
     with caplog.at_level(logging.WARNING, logger="lesionfast"):
-        path = write_conformal(run, 0.9)
-    kept, valid = read_conformal(run), Interpretation.of(run, "valid")
+        assert Decisions(run).conformal
+    path = run.path / "conformal.json"
+    kept, valid = SETS.read(run), Interpretation.of(run, "valid")
     counts = np.bincount(valid.truth, minlength=7)
     few = [name for name, n in zip(run.classes, counts, strict=True) if n < 9]
     assert few and kept.unbounded == few and json.loads(path.read_text())["unbounded"] == few
     assert all(f"{name} ({counts[run.classes.index(name)]})" in caplog.text for name in few)
     sets = kept.sets(Interpretation.of(run).probabilities)
     assert sets[:, [run.classes.index(name) for name in few]].all()
-    assert kept == conformal_of(valid)
+    assert kept == SETS.fit(valid)
 
 
 def test_nothing_of_test_reaches_the_sets(make_run):
     run = make_run()
-    before = write_conformal(run).read_text()
+    assert Decisions(run).conformal
+    path = run.path / "conformal.json"
+    before = path.read_text()
     table = run.predictions
     table.loc[table["split"] == "test", "target"] = "nv"
     table.to_csv(run.path / "predictions.csv", index=False)
-    assert write_conformal(Run(run.path)).read_text() == before
-    with pytest.raises(LesionfastError, match="prediction set is fitted on the split 'valid'"):
-        conformal_of(Interpretation.of(run))
+    path.unlink()
+    assert Decisions(Run(run.path)).conformal and path.read_text() == before
+    with pytest.raises(LesionfastError, match="prediction set on the split 'valid'"):
+        SETS.fit(Interpretation.of(run))
 
 
-def test_errors_say_what_to_type(make_run):
+def test_errors_say_what_to_type():
     truth, p, lesions = draw(50, 0)
     for wrong in (0, 1, 90):
         with pytest.raises(LesionfastError, match=f"found {wrong}. Type for example --coverage"):
             fit_conformal(truth, p, lesions, CLASSES, wrong)
     with pytest.raises(LesionfastError, match="no prediction sets 'lac'. Choose: marginal"):
         fit_conformal(truth, p, lesions, CLASSES).sets(p, "lac")
-    with pytest.raises(LesionfastError, match="has no conformal.json. Make it: write_conformal"):
-        read_conformal(make_run(n=60))
 
 
 def test_coverage_table_against_a_loop():
@@ -208,10 +210,10 @@ def test_certain_shares_have_an_interval_with_width_and_no_group_is_nan():
 
 def test_other_classes_and_no_ages(make_run):
     run = make_run(classes=("benign", "other"), n=100)
-    table = coverage_of(Interpretation.of(run), conformal_of(Interpretation.of(run, "valid")))
+    table = coverage_of(Interpretation.of(run), SETS.fit(Interpretation.of(run, "valid")))
     assert list(dict.fromkeys(table["of"])) == ["all", "benign", "other"]
     run = make_run(n=200)
     run.predictions.drop(columns="age").to_csv(run.path / "predictions.csv", index=False)
     test, valid = (Interpretation.of(Run(run.path), split) for split in ("test", "valid"))
-    groups = list(dict.fromkeys(coverage_of(test, conformal_of(valid))["of"]))
+    groups = list(dict.fromkeys(coverage_of(test, SETS.fit(valid))["of"]))
     assert groups == ["all", *run.classes, "malignant"]

@@ -89,6 +89,6 @@ def test_expected_costs_and_decision_curves_are_of_calibrated_probabilities(make
     np.testing.assert_array_equal(findings.chances, findings.calibrator.apply(read.probabilities))
     costs = mean_costs(findings).set_index("rule")["value"]
     naive = cost_decision(read.probabilities, findings.costs)
-    raw = cost_table(read.truth, {"raw": naive}, findings.costs, findings.lesions)
+    raw = cost_table(read.truth, {"raw": naive}, findings.costs, read.lesions)
     assert costs["least expected cost"] < raw["value"].item()
     assert costs["least expected cost"] <= costs[["argmax", "balanced"]].min()

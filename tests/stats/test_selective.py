@@ -7,12 +7,7 @@ import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.decisions import (
-    confidence_in,
-    read_referral,
-    referral_of,
-    write_referral,
-)
+from lesionfast.evaluation.decisions import REFERRAL, Decisions
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.report.selective import referral_on, referral_table
 from lesionfast.runs import Run
@@ -152,45 +147,45 @@ def test_a_share_that_is_certain_has_width_and_none_missed_is_nan():
 
 def test_a_run_keeps_its_threshold_and_test_does_not_move_it(make_run):
     run = make_run()
-    with pytest.raises(LesionfastError, match=r"has no referral.json. Make it: write_referral"):
-        read_referral(run)
-    path = write_referral(run, 0.25)
+    assert REFERRAL.read(run) is None and Decisions(run, refer=0.25).referral
+    path = run.path / "referral.json"
     valid, test = Interpretation.of(run, "valid"), Interpretation.of(run)
-    kept = read_referral(run)
-    assert kept == referral_of(valid, 0.25) and kept.rule == "balanced"
-    assert kept.referred(confidence_in(valid)).mean() == pytest.approx(0.25, abs=1 / 600)
+    kept = REFERRAL.read(run)
+    assert kept == REFERRAL.fit(valid, share=0.25) and kept.rule == "balanced"
+    assert kept.referred(valid.confidence).mean() == pytest.approx(0.25, abs=1 / 600)
     table = referral_on(test, kept, resamples=1000)
-    assert table["value"][0] == kept.referred(confidence_in(test)).mean()
+    assert table["value"][0] == kept.referred(test.confidence).mean()
     before = path.read_text()
     changed = run.predictions
     changed.loc[changed["split"] == "test", "p_nv"] = 0.5
     changed.to_csv(run.path / "predictions.csv", index=False)
-    assert write_referral(Run(run.path), 0.25).read_text() == before
+    path.unlink()
+    assert Decisions(Run(run.path), refer=0.25).referral and path.read_text() == before
     path.write_text(json.dumps(json.loads(before) | {"fitted_on": "test"}))
-    with pytest.raises(LesionfastError, match="is of the split 'test'"):
-        read_referral(run)
+    with pytest.raises(LesionfastError, match="was fitted on the split 'test'"):
+        REFERRAL.read(run)
 
 
 def test_errors_say_what_to_type(make_run):
     run = make_run(n=100)
     test, valid = Interpretation.of(run), Interpretation.of(run, "valid")
-    with pytest.raises(LesionfastError, match="referral is fitted on the split 'valid'"):
-        referral_of(test)
+    with pytest.raises(LesionfastError, match="referral on the split 'valid'"):
+        REFERRAL.fit(test)
     for wrong in (0, 1, 20):
         with pytest.raises(LesionfastError, match=f"found {wrong}. Type for example --refer 0.2"):
-            referral_of(valid, wrong)
+            REFERRAL.fit(valid, share=wrong)
     with pytest.raises(
-        LesionfastError, match="of the rule 'balanced'; found decisions by 'argmax'"
+        LesionfastError, match="for the rule 'balanced'; found decisions by 'argmax'"
     ):
-        referral_on(Interpretation.of(run, "test", "argmax"), referral_of(valid))
+        referral_on(Interpretation.of(run, "test", "argmax"), REFERRAL.fit(valid))
 
 
 def test_without_melanomas_what_is_about_them_is_left_out(make_run):
     run = make_run(classes=("benign", "malignant"), n=100)
     test, valid = Interpretation.of(run), Interpretation.of(run, "valid")
-    table = referral_on(test, referral_of(valid), resamples=1000)
+    table = referral_on(test, REFERRAL.fit(valid), resamples=1000)
     assert set(table["metric"]) == {"referred", "accuracy", "balanced_accuracy"}
-    confidence = confidence_in(test)
+    confidence = test.confidence
     names = np.arange(100)
     curve = risk_coverage(
         test.truth, test.decision, confidence, names, test.classes, resamples=1000

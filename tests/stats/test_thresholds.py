@@ -8,7 +8,7 @@ import pytest
 from sklearn import metrics as sk
 
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.decisions import points_table, read_points, write_points
+from lesionfast.evaluation.decisions import Decisions, points_table
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.runs import Run
 from lesionfast.stats.thresholds import (
@@ -103,27 +103,29 @@ def test_all_found_has_wilsons_interval_and_nothing_is_undefined():
 
 def test_the_file_is_of_validation_whatever_the_test_rows_say(make_run):
     run = make_run()
-    path = write_points(run)
+    assert Decisions(run).points
+    path = run.path / "operating.json"
     before = path.read_bytes()
     table = run.predictions
     columns = [f"p_{name}" for name in run.classes]
     test = table["split"] == "test"
     table.loc[test, columns] = np.roll(table.loc[test, columns].to_numpy(), 1, axis=1)
     table.to_csv(run.path / "predictions.csv", index=False)
-    assert write_points(Run(run.path)).read_bytes() == before
+    path.unlink()
+    assert Decisions(Run(run.path)).points and path.read_bytes() == before
     assert json.loads(before)["fitted_on"] == "valid"
     valid = Interpretation.of(run, "valid")
-    assert read_points(run) == choose_points(valid.truth, valid.probabilities, valid.classes)
+    assert Decisions(run).points == choose_points(valid.truth, valid.probabilities, valid.classes)
 
 
 def test_points_are_read_or_chosen_and_never_reported_on_validation(make_run):
     run = make_run()
-    points = read_points(run)
+    points = Decisions(run).points
     assert (run.path / "operating.json").is_file() and len(points) == 4
     assert points_table(Interpretation.of(run))["threshold"].tolist() == [
         point.threshold for point in points
     ]
-    with pytest.raises(LesionfastError, match="not chosen on; found 'valid'"):
+    with pytest.raises(LesionfastError, match="nothing was fitted on; found 'valid'"):
         points_table(Interpretation.of(run, "valid"))
 
 
@@ -131,5 +133,5 @@ def test_without_validation_there_is_nothing_to_choose_on(make_run):
     run = make_run()
     table = run.predictions
     table[table["split"] == "test"].to_csv(run.path / "predictions.csv", index=False)
-    with pytest.raises(LesionfastError, match="has no validation predictions.*it has: test"):
-        read_points(Run(run.path))
+    with pytest.raises(LesionfastError, match="no predictions of the split 'valid'; it has: test"):
+        _ = Decisions(Run(run.path)).points
