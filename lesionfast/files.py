@@ -257,11 +257,16 @@ def room(path: Path, number: int, needed: int | None) -> str:
         return ""
     if number != errno.ENOSPC:
         return f"; it needs {in_bytes(needed)}" if needed else ""
-    there = next(each for each in (path, *path.absolute().parents) if each.exists())
-    free = in_bytes(shutil.disk_usage(there).free)
+    free = in_bytes(free_bytes(path))
     if needed:
         return f"; it needs {in_bytes(needed)}, and {free} are free"
     return f"; it needs more than the {free} that are free"
+
+
+def free_bytes(path: Path) -> int:
+    """Return the free space of the disk that a path is on, whether or not it exists."""
+    parents = (path, *path.absolute().parents)
+    return shutil.disk_usage(next(parent for parent in parents if parent.exists())).free
 
 
 def usual_advice(number: int) -> str:

@@ -98,7 +98,7 @@ def describe_names(what: str) -> dict[str, str]:
         case "fusions":
             from lesionfast.models.fusion import fusions as registry
         case "heads":
-            from lesionfast.training.frozen import heads as registry
+            from lesionfast.training.heads import heads as registry
         case "losses":
             from lesionfast.training.losses import losses as registry
         case "mixes":

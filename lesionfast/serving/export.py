@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,15 @@ from lesionfast.errors import DamageError, DiskError, LesionfastError
 from lesionfast.evaluation.decisions import OOD, save_ood
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.files import disk_errors, in_bytes, sha256, workspace, write_json, write_text
+from lesionfast.files import (
+    disk_errors,
+    free_bytes,
+    in_bytes,
+    sha256,
+    workspace,
+    write_json,
+    write_text,
+)
 from lesionfast.models.lineage import KEY, read_lineage
 from lesionfast.report.overview import data_card, model_card
 from lesionfast.report.page import Table
@@ -170,8 +177,7 @@ def size_of(run: Run, bundle: Bundle, onnx: bool, int8: bool) -> int:
 
 def check_room(to: Path, needed: int) -> None:
     """Raise `DiskError` if the disk has less room than is needed."""
-    there = next(each for each in to.absolute().parents if each.exists())
-    free = shutil.disk_usage(there).free
+    free = free_bytes(to)
     if free < needed:
         raise DiskError(
             f"{to} needs about {in_bytes(needed)}, and {in_bytes(free)} are free.",

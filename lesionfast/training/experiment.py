@@ -26,7 +26,7 @@ from lesionfast.runs import LEARNED, OF_THE_WEIGHTS, Run, check_name
 from lesionfast.training.callbacks.progress import logging_to
 from lesionfast.training.description import describe_environment, describe_model
 from lesionfast.training.fitting import evaluate, fit, phases_of
-from lesionfast.training.frozen import heads, solve_head
+from lesionfast.training.heads import heads, solve_head
 from lesionfast.training.learner import FusionLearner, fusion_learner, history_names
 from lesionfast.training.objective import check_objective
 

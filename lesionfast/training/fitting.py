@@ -26,6 +26,7 @@ from lesionfast.models.lineage import lineage_header
 from lesionfast.models.precision import choose_dtype
 from lesionfast.runs import WITHOUT_METADATA, Run
 from lesionfast.stats.metrics import summarize
+from lesionfast.training.callbacks.cached_features import CachedFeatures
 from lesionfast.training.callbacks.checkpoint import Checkpoint
 from lesionfast.training.callbacks.ema import EMA
 from lesionfast.training.callbacks.inference import AugmentValid
@@ -45,7 +46,6 @@ from lesionfast.training.callbacks.tracking import (
     WriteHistory,
 )
 from lesionfast.training.description import announce
-from lesionfast.training.frozen import CachedFeatures
 from lesionfast.training.learner import FusionLearner, find_lr
 
 logger = logging.getLogger("lesionfast")

@@ -25,6 +25,7 @@ from lesionfast.files import UNFINISHED, sha256
 from lesionfast.models.fusion import load_model
 from lesionfast.runs import Run, list_runs
 from lesionfast.training.balancing import balances
+from lesionfast.training.callbacks.cached_features import BATCH as HEAD_BATCH
 from lesionfast.training.callbacks.progress import StopOnInterrupt
 from lesionfast.training.experiment import (
     only_trainer,
@@ -34,7 +35,6 @@ from lesionfast.training.experiment import (
     trained_learner,
 )
 from lesionfast.training.fitting import highest_lr
-from lesionfast.training.frozen import BATCH as HEAD_BATCH
 from lesionfast.training.learner import fusion_learner
 from lesionfast.training.losses import losses
 

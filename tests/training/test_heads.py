@@ -14,7 +14,7 @@ from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.models.fusion import load_model
 from lesionfast.training.experiment import check_options, train
-from lesionfast.training.frozen import best_scale, heads
+from lesionfast.training.heads import best_scale, heads
 
 CONFIG = TrainConfig(arch="test_resnet", weights="none", size=32, tta=1)
 

@@ -19,6 +19,7 @@ from lesionfast.config import TrainConfig
 from lesionfast.data.augment import augmentations
 from lesionfast.data.loaders import build_dls
 from lesionfast.data.split import load_dataset
+from lesionfast.training.callbacks.cached_features import CachedFeatures
 from lesionfast.training.callbacks.checkpoint import Checkpoint
 from lesionfast.training.callbacks.ema import EMA
 from lesionfast.training.callbacks.mixing import MixUp
@@ -34,7 +35,6 @@ from lesionfast.training.callbacks.tracking import (
     StopOnNaN,
     WriteHistory,
 )
-from lesionfast.training.frozen import CachedFeatures
 from lesionfast.training.learner import HalfPrecision, fusion_learner
 from lesionfast.training.objective import OHEM, TrainThenValidate
 

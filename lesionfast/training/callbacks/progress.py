@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from fastai.callback.core import Callback, CancelFitException
 
 from lesionfast.console import progress_bar
+from lesionfast.training.callbacks.cached_features import FeatureLoader
 from lesionfast.training.callbacks.inference import Borrowing
 from lesionfast.training.callbacks.tracking import history_columns
-from lesionfast.training.frozen import FeatureLoader
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -15,10 +15,11 @@ from lesionfast.data.loaders import build_dls
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
 from lesionfast.runs import Run
+from lesionfast.training.callbacks.cached_features import CachedFeatures
 from lesionfast.training.callbacks.metadata_dropout import MetadataDropout, withheld_patterns
 from lesionfast.training.callbacks.schedule import OneCycle
 from lesionfast.training.experiment import check_options
-from lesionfast.training.frozen import CachedFeatures, split_features
+from lesionfast.training.heads import head_inputs
 from lesionfast.training.learner import fusion_learner
 
 TINY = TrainConfig(
@@ -199,7 +200,7 @@ def test_a_solved_head_learns_from_withheld_metadata_too(df):
     with torch.inference_mode():
         unknown = fusion.branch(torch.from_numpy(encoder.unknown)[None]).numpy()
     for split, more in (("train", 0.15), ("valid", 0.0)):
-        seen, _ = split_features(learn, split)
+        seen, _ = head_inputs(learn, split)
         lacks = np.isclose(seen[:, -unknown.size :], unknown, atol=1e-5).all(axis=1)
         rows = encoder.transform(learn.dls.rows[learn.dls.rows["split"] == split])
         own = (rows == encoder.unknown).all(axis=1)

@@ -11,8 +11,8 @@ from lesionfast.config import TrainConfig
 from lesionfast.data.augment import augmentations
 from lesionfast.data.loaders import build_dls
 from lesionfast.data.split import load_dataset
-from lesionfast.training import frozen as module
-from lesionfast.training.frozen import CachedFeatures, FeatureLoader
+from lesionfast.training.callbacks import cached_features as module
+from lesionfast.training.callbacks.cached_features import CachedFeatures, FeatureLoader
 from lesionfast.training.learner import fusion_learner
 
 TINY = TrainConfig(arch="test_resnet", weights="none", size=32, batch_size=32, precision="float32")
@@ -247,6 +247,6 @@ def test_a_full_disk_does_not_change_what_the_last_stages_learn(history_of, monk
 def test_a_view_of_a_picture_does_not_depend_on_the_pictures_beside_it(learn):
     cached = CachedFeatures(augmentations["strong"](), 3, 0)
     image, rows = torch.rand(6, 3, 32, 32), np.arange(6)
-    shown = cached.show(image, rows, 1)
-    torch.testing.assert_close(cached.show(image[[4]], rows[[4]], 1), shown[[4]])
-    assert not torch.allclose(cached.show(image, rows, 2), shown)
+    shown = cached.augment(image, rows, 1)
+    torch.testing.assert_close(cached.augment(image[[4]], rows[[4]], 1), shown[[4]])
+    assert not torch.allclose(cached.augment(image, rows, 2), shown)
