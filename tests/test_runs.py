@@ -6,7 +6,7 @@ import pytest
 
 from lesionfast.cli.training import configured
 from lesionfast.config import TrainConfig
-from lesionfast.data.split import read_split, restore_split
+from lesionfast.data.split import read_split
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.files import UNFINISHED, write_atomically, write_json
 from lesionfast.runs import Run, empty_folders, list_runs, newest_run
@@ -185,8 +185,8 @@ def test_an_image_that_comes_twice_in_the_split_of_an_old_run_is_named(tmp_path)
     file = tmp_path / "split.csv"
     file.write_text("image_id,group,target,split\n1,a,mel,train\n1,a,mel,train\n")
     df = pd.DataFrame({"image_id": ["1"], "group": ["a"], "target": ["mel"]})
-    with pytest.raises(LesionfastError, match=r"image '1' comes twice in .*split\.csv"):
-        restore_split(df, file)
+    with pytest.raises(LesionfastError, match=r"image '1' is in .*split\.csv"):
+        read_split(df, file, with_groups=True)
 
 
 def test_a_new_run_removes_what_killed_processes_left_in_others_and_looks_nowhere_else(tmp_path):

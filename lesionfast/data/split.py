@@ -19,7 +19,7 @@ from lesionfast.config import SplitConfig
 from lesionfast.console import counting_bar
 from lesionfast.data.metadata import load_metadata
 from lesionfast.data.table import read_table
-from lesionfast.errors import LesionfastError, did_you_mean
+from lesionfast.errors import LesionfastError, did_you_mean, pluralize
 from lesionfast.files import sha256, write_text
 from lesionfast.manifest import Manifest
 
@@ -28,18 +28,46 @@ logger = logging.getLogger("lesionfast")
 PARTS = ("train", "valid", "test")
 
 
+def load_dataset(config: SplitConfig, split: Path | None = None) -> pd.DataFrame:
+    """Return the checked and split table: find the data, read it, join near-duplicates, split.
+
+    `split`, the split.csv of a run, decides instead of `config`. Raises `LesionfastError` for bad
+    data.
+    """
+    with no_garbage_collection():
+        df = load_metadata(config)
+    if split is not None:
+        return read_split(df, split, with_groups=True)
+    if config.join_duplicates:
+        from lesionfast.data.duplicates import find_near_duplicates
+
+        with counting_bar("comparing images") as progress:
+            pairs = find_near_duplicates(df, progress, cache=config.cache)
+        df = join_groups(df, zip(pairs["image_a"], pairs["image_b"], strict=True))
+    return split_metadata(df, config)
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Keep Python's cyclic collector off: it would look through millions of names again and again.
+
+    What is not part of a cycle is freed all the same.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 def split_metadata(df: pd.DataFrame, config: SplitConfig) -> pd.DataFrame:
     """Add the column `split`: from the file --split if given, else from seed and shares."""
     if config.split:
         return read_split(df, Path(config.split).expanduser())
-    return assign_split(
-        df,
-        seed=config.seed,
-        val=config.val,
-        test=config.test,
-        folds=config.folds,
-        fold=config.fold,
-    )
+    names = ("seed", "val", "test", "folds", "fold")
+    return assign_split(df, **{name: getattr(config, name) for name in names})
 
 
 def assign_split(
@@ -51,14 +79,15 @@ def assign_split(
     folds: int | None = None,
     fold: int = 0,
 ) -> pd.DataFrame:
-    """Add the column `split` with train, valid and test; no group crosses, row order is nothing.
+    """Add the column `split` with train, valid and test; no group crosses parts.
 
     Of each class, `val` and `test` are the shares of lesions (at least one each) and, nearly, of
     images. With `folds`, what is not test is cut into as many folds and number `fold` is
-    validation; the test part is the same for every fold. Raises `LesionfastError` for impossible
-    shares, and for a class with fewer lesions than parts.
+    validation; the test part is the same for every fold. The order of the rows does not matter.
+    Raises `LesionfastError` for impossible shares, and for a class with fewer lesions than parts.
     """
-    check_seed(seed)
+    if not 0 <= seed < 2**32 - 1:
+        raise LesionfastError(f"--seed is {seed}; type a whole number from 0 to {2**32 - 2}.")
     check_shares(val, test, folds, fold)
     lesions = list_lesions(df)
     check_classes(lesions, parts=(folds or 2) + (test > 0))
@@ -75,12 +104,6 @@ def assign_split(
     return df.assign(split=df["group"].map(part))
 
 
-def check_seed(seed: int) -> None:
-    """Raise `LesionfastError` for a seed that NumPy does not take."""
-    if not 0 <= seed < 2**32 - 1:
-        raise LesionfastError(f"--seed is {seed}; type a whole number from 0 to {2**32 - 2}.")
-
-
 def check_shares(val: float, test: float, folds: int | None, fold: int) -> None:
     """Raise `LesionfastError` for shares or folds that leave a part empty."""
     if not 0 <= test < 1 or not (folds or 0 < val < 1 - test):
@@ -92,8 +115,11 @@ def check_shares(val: float, test: float, folds: int | None, fold: int) -> None:
     if folds is not None and folds < 2:
         raise LesionfastError(f"--folds is {folds}; type 2 or more, such as --folds 5.")
     if not 0 <= fold < (folds or 1):
-        what = f"--fold 0 to --fold {folds - 1}" if folds else "--folds 5 with it"
-        raise LesionfastError(f"--fold {fold} goes with --folds {folds}. Type {what}.")
+        if not folds:
+            raise LesionfastError(f"--fold {fold} needs --folds. Type --folds 5 with it.")
+        raise LesionfastError(
+            f"--fold is {fold}, and --folds is {folds}. Type --fold 0 to --fold {folds - 1}."
+        )
 
 
 def list_lesions(df: pd.DataFrame) -> pd.DataFrame:
@@ -113,13 +139,12 @@ def list_lesions(df: pd.DataFrame) -> pd.DataFrame:
 def check_classes(lesions: pd.DataFrame, parts: int) -> None:
     """Raise `LesionfastError` for a class with fewer lesions than parts to have one in."""
     counts = lesions["target"].value_counts().sort_values(kind="stable")
-    few = counts[counts < parts]
-    if len(few):
-        named = ", ".join(f"'{name}' has {count}" for name, count in few.items())
+    few = ", ".join(f"'{name}' has {count}" for name, count in counts.items() if count < parts)
+    if few:
         raise LesionfastError(
-            f"the split needs {parts} lesions of every class, one a part; class {named}. "
-            "Take such classes out of the CSV or join them with another, type fewer --folds, or "
-            "--test 0 for no test part."
+            f"the split needs {parts} lesions of each class, one per part; {few}. Remove such "
+            "classes from the CSV or merge them with others, type fewer --folds, or --test 0 for "
+            "no test part."
         )
     if len(counts) < 2:
         raise LesionfastError(
@@ -149,56 +174,53 @@ def take(lesions: pd.DataFrame, share: float, seed: int, spare: int) -> np.ndarr
     return (rank + start + 1) * count // size > (rank + start) * count // size
 
 
-def read_split(df: pd.DataFrame, file: str | Path) -> pd.DataFrame:
+def read_split(df: pd.DataFrame, file: str | Path, with_groups: bool = False) -> pd.DataFrame:
     """Add the column `split` from a CSV with the columns image_id and split.
 
-    Raises `LesionfastError` if an image is not in the file, for a word other than the three
-    parts, and for a lesion in two parts.
+    `with_groups` takes the column `group` from there too, with its joined lesions. Raises
+    `LesionfastError` if an image is not in the file, for a word other than the three parts, and
+    for a lesion in two parts.
     """
     file = Path(file)
     if file.name == "split.csv":  # of a run, unless it has no manifest
         Manifest(file.parent).require(
             file.name, f"Copy {file.parent} again, or name another file with --split."
         )
-    table = read_table(file, {"image_id": "", "split": ""}, option="--split")
-    check_words(file, table)
-    part = df["image_id"].map(table.set_index("image_id")["split"])
-    gone = df.loc[part.isna(), "image_id"]
-    if len(gone):
+    columns = ["image_id", "split", *(["group"] if with_groups else [])]
+    table = read_table(file, dict.fromkeys(columns, ""), option="--split")
+    check_rows(file, table)
+    rows = table.set_index("image_id")
+    if with_groups:
+        df = df.assign(group=df["image_id"].map(rows["group"]).fillna(df["group"]))
+    part = df["image_id"].map(rows["split"])
+    absent = df.loc[part.isna(), "image_id"]
+    if len(absent):
         raise LesionfastError(
-            f"{len(gone)} of {len(df)} images are not in the split {file}; the first is "
-            f"'{gone.iloc[0]}'. Add them, or leave --split out for a new split."
+            f"{len(absent)} of {pluralize(len(df), 'image')} are not in the split {file}; the first"
+            f" is '{absent.iloc[0]}'. Add them, or leave --split out for a new split."
         )
     df = df.assign(split=part)
     check_parts(file, df)
-    extra = len(table) - len(df)
-    if extra:
-        logger.warning("%s: %d images that the data does not have, left out", file, extra)
+    if len(table) > len(df):
+        extra = pluralize(len(table) - len(df), "image")
+        logger.warning("%s: left out %s that the data does not have", file, extra)
     return df
 
 
-def restore_split(df: pd.DataFrame, file: str | Path) -> pd.DataFrame:
-    """Add the columns `group` and `split` as `write_split` wrote them, joined lesions included."""
-    table = read_table(Path(file), {"image_id": "", "group": "", "split": ""}, option="--split")
-    check_words(Path(file), table)
-    group = df["image_id"].map(table.set_index("image_id")["group"])
-    return read_split(df.assign(group=group.fillna(df["group"])), file)
-
-
-def check_words(file: Path, table: pd.DataFrame) -> None:
+def check_rows(file: Path, table: pd.DataFrame) -> None:
     """Raise `LesionfastError` for an unknown part or an image that comes twice."""
     wrong = table.loc[~table["split"].isin(PARTS), "split"]
     if len(wrong):
         hint = did_you_mean(wrong.iloc[0], PARTS)
         raise LesionfastError(
-            f"'{wrong.iloc[0]}' in row {wrong.index[0]} of {file} is no part of a split.{hint} "
+            f"'{wrong.iloc[0]}' in row {wrong.index[0]} of {file} is not a part of a split.{hint} "
             f"Write one of: {', '.join(PARTS)}."
         )
     twice = table.loc[table["image_id"].duplicated(), "image_id"]
     if len(twice):
         raise LesionfastError(
-            f"image '{twice.iloc[0]}' comes twice in {file} (again in row {twice.index[0]}). "
-            "Keep one row an image."
+            f"image '{twice.iloc[0]}' is in {file} twice (again in row {twice.index[0]}). "
+            "Keep one row per image."
         )
 
 
@@ -209,8 +231,8 @@ def check_parts(file: Path, df: pd.DataFrame) -> None:
     if len(torn):
         where = " and ".join(sorted(pairs.loc[pairs["group"] == torn[0], "split"]))
         raise LesionfastError(
-            f"{len(torn)} lesions of {file} are in two parts; the first is '{torn[0]}', in "
-            f"{where}. Put all images of a lesion in one part."
+            f"{file} puts {pluralize(len(torn), 'lesion')} in two parts; the first is '{torn[0]}', "
+            f"in {where}. Put all images of a lesion in one part."
         )
     for part in ("train", "valid"):
         if not (df["split"] == part).any():
@@ -227,65 +249,29 @@ def write_split(df: pd.DataFrame, path: str | Path) -> str:
 
     The same split has the same bytes, whatever the order of the rows.
     """
-    return sha256(write_text(Path(path), split_text(df)))
+    return sha256(write_text(Path(path), format_split(df)))
 
 
-def split_text(df: pd.DataFrame) -> str:
-    """Return the content of a split file."""
+def format_split(df: pd.DataFrame) -> str:
+    """Return the content of the file that `write_split` writes."""
     table = df.sort_values("image_id")[["image_id", "group", "target", "split"]]
     return table.to_csv(index=False, lineterminator="\n")
 
 
-def join_groups(df: pd.DataFrame, pairs: pd.DataFrame | Iterable[tuple[str, str]]) -> pd.DataFrame:
+def join_groups(df: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> pd.DataFrame:
     """Give images that are joined by pairs of image ids, over any number of steps, one group.
 
     The name of a joined group is the first of its members' in alphabetical order. Pairs with an
-    image that is not in the table are passed over: it can't leak from there.
+    image that is not in the table are ignored.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     codes, names = pd.factorize(df["group"], sort=True)
-    code_of = pd.Series(codes, df["image_id"].to_numpy())
-    ends = pairs.to_numpy() if isinstance(pairs, pd.DataFrame) else [tuple(pair) for pair in pairs]
-    ends = pd.DataFrame(ends, columns=["a", "b"]).apply(lambda end: end.map(code_of))
+    code_of_image = pd.Series(codes, df["image_id"].to_numpy())
+    ends = pd.DataFrame(list(pairs), columns=["a", "b"]).apply(lambda end: end.map(code_of_image))
     ends = ends.dropna().astype(int)
     graph = coo_array((np.ones(len(ends)), (ends["a"], ends["b"])), (len(names), len(names)))
     component = connected_components(graph, directed=False)[1]
     first = pd.Series(names).groupby(component).first()  # names are sorted
     return df.assign(group=first.to_numpy()[component[codes]])
-
-
-def load_dataset(config: SplitConfig, split: Path | None = None) -> pd.DataFrame:
-    """Return the checked and split table: find the data, read it, join near-duplicates, split.
-
-    `split`, the split.csv of a run, decides instead of `config`. Raises `LesionfastError` for bad
-    data.
-    """
-    with no_garbage_collection():
-        df = load_metadata(config)
-    if split is not None:
-        return restore_split(df, split)
-    if config.join_duplicates:
-        from lesionfast.data.duplicates import find_near_duplicates
-
-        with counting_bar("comparing images") as progress:
-            found = find_near_duplicates(df, progress, cache=config.cache)
-        pairs = found[["image_a", "image_b"]]
-        df = join_groups(df, pairs.itertuples(index=False, name=None))
-    return split_metadata(df, config)
-
-
-@contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """Keep Python's cyclic collector off: it would look through millions of names, over and over.
-
-    What is not part of a cycle is freed all the same.
-    """
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()

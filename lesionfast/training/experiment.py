@@ -15,7 +15,7 @@ from lesionfast.console import counting_bar
 from lesionfast.data.augment import augmentations
 from lesionfast.data.encoder import MetadataEncoder
 from lesionfast.data.loaders import build_dls, pick_device
-from lesionfast.data.split import load_dataset, split_text
+from lesionfast.data.split import format_split, load_dataset
 from lesionfast.errors import LesionfastError
 from lesionfast.files import LOCKED, disk_errors, only_process
 from lesionfast.models.archs import find_arch
@@ -237,7 +237,7 @@ def forget_damage(run: Run) -> None:
 def check_same_data(learn: FusionLearner, run: Run) -> None:
     """Raise `LesionfastError` unless the data is what the run began with."""
     begun = {
-        "split.csv": split_text(learn.dls.split),
+        "split.csv": format_split(learn.dls.split),
         "encoder.json": learn.dls.encoder.to_json(),
     }
     for name, text in begun.items():
@@ -288,7 +288,7 @@ def prepare_learner(df: pd.DataFrame, config: TrainConfig) -> FusionLearner:
 
 def write_preparation(learn: FusionLearner, run: Run) -> None:
     """Write what is known before the first step: split, encoder, environment and model."""
-    run.write_text("split.csv", split_text(learn.dls.split))
+    run.write_text("split.csv", format_split(learn.dls.split))
     run.write_text("encoder.json", learn.dls.encoder.to_json())
     run.write_json("environment.json", describe_environment(learn, run.config))
     run.write_json("model.json", describe_model(learn, run.config))

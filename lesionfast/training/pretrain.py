@@ -16,7 +16,7 @@ from lesionfast.config import TrainConfig
 from lesionfast.console import counting_bar
 from lesionfast.data.augment import augmentations
 from lesionfast.data.loaders import build_dls
-from lesionfast.data.split import split_text
+from lesionfast.data.split import format_split
 from lesionfast.errors import TrainingInterrupted
 from lesionfast.models.archs import conv, find_arch
 from lesionfast.models.backbones import Backbone, create_backbone
@@ -105,7 +105,7 @@ def pretrain(
     first = {"file": "pretrain.json", "text": config.to_json()}
     folder = create_directory(root, f"pretrain-{config.arch}", **first)
     run = Run(folder)
-    run.write_text("split.csv", split_text(learn.dls.split))
+    run.write_text("split.csv", format_split(learn.dls.split))
     run.write_json("environment.json", describe_environment(learn, config))
     with logging_to(folder / "log.txt"):
         announce(learn, config, folder)

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from lesionfast.config import DataConfig, SplitConfig, TrainConfig
-from lesionfast.data.split import load_dataset, split_text, write_split
+from lesionfast.data.split import format_split, load_dataset, write_split
 from lesionfast.errors import LesionfastError, TrainingInterrupted, did_you_mean
 from lesionfast.evaluation.contribution import (
     WITHHELD,
@@ -247,7 +247,7 @@ def share_split(study: Study, out: Path) -> Path:
     if not path.is_file():
         write_split(df, path)
         return path
-    if split_text(df).encode() != path.read_bytes():
+    if format_split(df).encode() != path.read_bytes():
         raise LesionfastError(
             f"data or split options have changed: they no longer give {path}. "
             "Type the options of before, or another --out for a new study."
