@@ -13,26 +13,26 @@ from lesionfast.config import DataConfig
 from lesionfast.console import MOST_ROWS, add_columns, new_table, plain
 from lesionfast.data.duplicates import find_exact_duplicates, find_near_duplicates, open_pictures
 from lesionfast.data.images import Images
+from lesionfast.data.leaks import KEYS
 from lesionfast.data.metadata import read_metadata, remove_suffixes, required_columns
 from lesionfast.data.sources import Source, find_source, list_images
 from lesionfast.data.split import assign_split
 from lesionfast.data.table import read_table
-from lesionfast.errors import LesionfastError, list_first
+from lesionfast.errors import LesionfastError, list_first, pluralize
 
 if TYPE_CHECKING:
-    import pandas as pd
     from rich.table import Table
 
-FIRST = 5  # names given in a detail
+COLOURS = {"ok": "green", "note": "yellow", "problem": "bold red"}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of an audit; `verdict` is 'ok', 'note' or 'problem'."""
+    """One line of an audit; `verdict` is 'ok', 'note' (it is handled) or 'problem'."""
 
     check: str
     count: int
-    verdict: str
+    verdict: str = "ok"
     detail: str = ""
 
 
@@ -45,8 +45,8 @@ class Audit:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing has to be mended: no finding is a problem."""
-        return all(each.verdict != "problem" for each in self.findings)
+        """Whether no finding is a problem."""
+        return all(finding.verdict != "problem" for finding in self.findings)
 
     def table(self) -> pd.DataFrame:
         """Return the findings: check, count, verdict (ok, note or problem), detail."""
@@ -57,7 +57,7 @@ class Audit:
     def to_json(self) -> str:
         """Return findings and pairs as JSON."""
         pairs = self.near_duplicates.to_dict(orient="records")
-        findings = [vars(each) for each in self.findings]
+        findings = list(map(vars, self.findings))
         return json.dumps({"ok": self.ok, "findings": findings, "near_duplicates": pairs}, indent=2)
 
 
@@ -70,55 +70,56 @@ def audit(config: DataConfig, progress: Callable[[int, int], None] | None = None
     source = find_source(config)
     df = read_metadata(source.csv, source.images, config)
     images = open_pictures(df["path"].tolist())
-    near = find_near_duplicates(df, progress, images=images, cache=config.cache)
+    pairs = find_near_duplicates(df, progress, images=images, cache=config.cache)
     findings = [
         *count_classes(df),
         *check_lesions(df),
         *check_missing(df, config),
         *check_files(source, config),
-        *check_corrupt(df, images, config),
+        check_corrupt(df, images, config),
         *check_exact(df, find_exact_duplicates(df, images)),
-        check_near(near),
+        check_near(pairs),
     ]
-    return Audit(findings, near)
+    return Audit(findings, pairs)
 
 
-def verdict(count: int, bad: str) -> str:
-    """Return 'ok' for a count of 0, else `bad`."""
-    return bad if count else "ok"
+def judge(check: str, count: int, verdict: str, detail: str) -> Finding:
+    """Return a line of an audit; a count of 0 is 'ok', without details."""
+    return Finding(check, count, verdict, detail) if count else Finding(check, 0)
 
 
 def count_classes(df: pd.DataFrame) -> Iterator[Finding]:
     """Count images and lesions, in all and by class."""
-    yield Finding("images", len(df), "ok", f"{df['group'].nunique()} lesions")
-    for name, rows in df.groupby("target"):
-        lesions = rows["group"].nunique()
-        yield Finding(f"images of {name}", len(rows), "ok", f"{lesions} lesions")
+    parts = [("images", df), *((f"images of {name}", rows) for name, rows in df.groupby("target"))]
+    for check, rows in parts:
+        lesions = pluralize(rows["group"].nunique(), "lesion")
+        yield judge(check, len(rows), "ok", lesions)
 
 
 def check_lesions(df: pd.DataFrame) -> Iterator[Finding]:
     """Count lesions with several images, and try whether the classes can be split."""
     sizes = df["group"].value_counts()
-    several = int((sizes > 1).sum())
-    detail = f"{sizes[sizes > 1].sum()} images, up to {sizes.max()} a lesion"
-    yield Finding("lesions with several images", several, "ok", detail if several else "")
+    several = sizes[sizes > 1]
+    detail = f"{several.sum():,} images, up to {sizes.max()} per lesion"
+    yield judge("lesions with several images", len(several), "ok", detail)
     try:
         assign_split(df)
     except LesionfastError as error:
-        yield Finding("classes that can't be split", 1, "problem", error.message)
+        yield judge("classes that can't be split", 1, "problem", error.message)
 
 
 def check_missing(df: pd.DataFrame, config: DataConfig) -> Iterator[Finding]:
-    """Count what is not known of each column, and ages of 0."""
-    keys = ["image_id", "path", "target", "group"]
-    for name in df.columns.difference(keys, sort=False):
-        count = int(df[name].isna().sum())
-        use = "kept with an indicator input; or --missing drop"
-        detail = use if name in config.metadata_columns else "no input (--metadata)"
-        yield Finding(f"{name} not known", count, verdict(count, "note"), detail if count else "")
+    """Count the missing values of each column, and ages of 0."""
+    for name in df.columns.difference(KEYS, sort=False):
+        is_input = name in config.metadata_columns
+        detail = (
+            "the rows are kept, with an indicator input; or type --missing drop"
+            if is_input
+            else "not an input of the model (--metadata)"
+        )
+        yield judge(f"images without {name}", int(df[name].isna().sum()), "note", detail)
     if "age" in df:
-        count = int((df["age"] == 0).sum())
-        yield Finding("age is 0", count, verdict(count, "note"), "kept as it is" if count else "")
+        yield judge("images with age 0", int((df["age"] == 0).sum()), "note", "the age is kept")
 
 
 def check_files(source: Source, config: DataConfig) -> Iterator[Finding]:
@@ -126,73 +127,54 @@ def check_files(source: Source, config: DataConfig) -> Iterator[Finding]:
     table = read_table(source.csv, required_columns(config), config.separator)
     rows = set(remove_suffixes(table[config.image]))
     files = set(list_images(source.images)["stem"])
-    alone = sorted(rows - files)
-    yield Finding(
-        "rows without an image",
-        len(alone),
-        verdict(len(alone), "note"),
-        list_first(alone, FIRST) if alone else "",
-    )
-    extra = sorted(files - rows)
-    yield Finding(
-        "images without a row",
-        len(extra),
-        verdict(len(extra), "note"),
-        list_first(extra, FIRST) if extra else "",
-    )
+    for check, names in {
+        "rows without an image": sorted(rows - files),
+        "images without a row": sorted(files - rows),
+    }.items():
+        yield judge(check, len(names), "note", list_first(names, 5))
 
 
-def check_corrupt(df: pd.DataFrame, images: Images, config: DataConfig) -> Iterator[Finding]:
+def check_corrupt(df: pd.DataFrame, images: Images, config: DataConfig) -> Finding:
     """Name the images that can't be read: a problem unless they are to be skipped."""
-    named = [f"{Path(df['path'].iloc[i]).name}: {why}" for i, why in sorted(images.bad.items())]
-    how = "note" if config.skip_bad else "problem"
-    hint = "" if config.skip_bad else ". Replace them, or type --skip-bad"
-    detail = "; ".join(named) + hint if named else ""
-    yield Finding("corrupt images", len(named), verdict(len(named), how), detail)
+    detail = "; ".join(
+        f"{Path(df['path'].iloc[i]).name}: {images.bad[i]}" for i in sorted(images.bad)
+    )
+    if config.skip_bad:
+        return judge("corrupt images", len(images.bad), "note", detail)
+    detail += ". Replace them, or type --skip-bad"
+    return judge("corrupt images", len(images.bad), "problem", detail)
 
 
 def check_exact(df: pd.DataFrame, sets: list[list[int]]) -> Iterator[Finding]:
     """Count sets of identical images: in one lesion, in several, and with different labels."""
-    groups, targets = df["group"].to_numpy(), df["target"].to_numpy()
-    lesions = [len(set(groups[each])) for each in sets]
-    labels = [len(set(targets[each])) for each in sets]
-    kinds = {
-        "identical images in one lesion": (np.equal(lesions, 1), "note", ""),
-        "identical images under different lesion ids": (
-            np.greater(lesions, 1) & np.equal(labels, 1),
+    lesions = np.array([df["group"].iloc[positions].nunique() for positions in sets], int)
+    labels = np.array([df["target"].iloc[positions].nunique() for positions in sets], int)
+    for check, chosen, verdict, advice in [
+        ("in one lesion", lesions == 1, "note", ""),
+        (
+            "under different lesion ids",
+            (lesions > 1) & (labels == 1),
             "problem",
             ". Keep one of each, or type --join-duplicates",
         ),
-        "identical images with different labels": (
-            np.greater(labels, 1),
-            "problem",
-            ". Correct the labels",
-        ),
-    }
-    for check, (chosen, bad, hint) in kinds.items():
+        ("with different labels", labels > 1, "problem", ". Correct the labels"),
+    ]:
         found = [" = ".join(df["image_id"].iloc[sets[i]]) for i in np.flatnonzero(chosen)]
-        detail = list_first(found, FIRST) + hint if found else ""
-        yield Finding(check, len(found), verdict(len(found), bad), detail)
+        detail = list_first(found, 5) + advice
+        yield judge(f"identical images {check}", len(found), verdict, detail)
 
 
 def check_near(pairs: pd.DataFrame) -> Finding:
     """Count the pairs under different lesion ids, which leak from training into the test."""
     named = [f"{a} ~ {b}" for a, b in zip(pairs["image_a"], pairs["image_b"], strict=True)]
     torn = int((pairs["target_a"] != pairs["target_b"]).sum())
-    labels = f" {torn} of them have different labels: look at those." if torn else ""
-    detail = (
-        f"{list_first(named, FIRST)}.{labels} Keep them together with --join-duplicates"
-        if named
-        else ""
-    )
+    labels = f" {torn} of them have different labels: check those." if torn else ""
+    detail = f"{list_first(named, 5)}.{labels} Keep them together with --join-duplicates"
     check = "near-duplicates under different lesion ids"
-    return Finding(check, len(named), verdict(len(named), "problem"), detail)
+    return judge(check, len(pairs), "problem", detail)
 
 
-VERDICTS = {"ok": "green", "note": "yellow", "problem": "bold red"}
-
-
-def audit_table(report: "Audit") -> list["Table"]:
+def audit_table(report: Audit) -> list["Table"]:
     """Return the checks of a dataset, and its near-duplicates if there are any."""
     from rich.text import Text
 
@@ -200,20 +182,17 @@ def audit_table(report: "Audit") -> list["Table"]:
     add_columns(table, "check", "count", "verdict", "detail")
     table.columns[2].justify = table.columns[3].justify = "left"
     table.columns[3].overflow = "fold"
-    for row in report.table().itertuples():
-        verdict = Text(row.verdict, style=VERDICTS.get(row.verdict, ""))
-        table.add_row(row.check, str(row.count), verdict, row.detail)
+    for row in report.findings:
+        verdict = Text(row.verdict, style=COLOURS[row.verdict])
+        table.add_row(row.check, f"{row.count:,}", verdict, row.detail)
     pairs = report.near_duplicates
-    return [table] if pairs is None or pairs.empty else [table, duplicates_table(pairs)]
-
-
-def duplicates_table(pairs: "pd.DataFrame") -> "Table":
-    """Return the pairs of images that look like one lesion but have different lesion ids."""
-    more = f"{MOST_ROWS} of {len(pairs)} pairs; all: --json" if len(pairs) > MOST_ROWS else ""
-    table = new_table("Near-duplicates under different lesion ids", more)
-    add_columns(table, *pairs.columns)
-    for column in table.columns:
+    if pairs.empty:
+        return [table]
+    more = f"{MOST_ROWS} of {len(pairs):,} pairs; all: --json" if len(pairs) > MOST_ROWS else ""
+    listed = new_table("Near-duplicates under different lesion ids", more)
+    add_columns(listed, *pairs.columns)
+    for column in listed.columns:
         column.no_wrap = True  # half an image id is of no use
     for row in pairs.head(MOST_ROWS).itertuples(index=False):
-        table.add_row(*map(plain, row))
-    return table
+        listed.add_row(*map(plain, row))
+    return [table, listed]

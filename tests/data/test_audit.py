@@ -53,7 +53,7 @@ def test_a_sound_dataset_is_counted_and_ok(folder):
     assert lines.loc["images", ["count", "detail"]].tolist() == [22, "18 lesions"]
     assert lines.loc["images of nv", ["count", "detail"]].tolist() == [7, "6 lesions"]
     several = lines.loc["lesions with several images"]
-    assert several[["count", "detail"]].tolist() == [4, "8 images, up to 2 a lesion"]
+    assert several[["count", "detail"]].tolist() == [4, "8 images, up to 2 per lesion"]
 
 
 def test_missing_values_are_notes(folder):
@@ -66,9 +66,13 @@ def test_missing_values_are_notes(folder):
     change_table(folder, forget)
     report, lines = run(folder)
     assert report.ok
-    for check, count in {"age not known": 2, "age is 0": 1, "sex not known": 3}.items():
+    for check, count in {
+        "images without age": 2,
+        "images with age 0": 1,
+        "images without sex": 3,
+    }.items():
         assert lines.loc[check, ["count", "verdict"]].tolist() == [count, "note"]
-    assert "--missing drop" in lines.loc["age not known", "detail"]
+    assert "--missing drop" in lines.loc["images without age", "detail"]
 
 
 def test_rows_without_image_and_images_without_row_are_named_notes(folder):

@@ -1,14 +1,13 @@
 """The terminal tables: right numbers, at most 80 columns, legible without colour."""
 
 import io
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 from rich.console import Console
 
 from lesionfast.console import print_table
-from lesionfast.data.audit import audit_table
+from lesionfast.data.audit import Audit, Finding, audit_table
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
@@ -144,23 +143,17 @@ def test_runs_table_shows_ended_and_unfinished_runs(make_run):
 
 
 def test_audit_table_shows_verdicts_and_near_duplicates():
-    checks = pd.DataFrame(
-        {
-            "check": ["corrupt images", "missing age"],
-            "count": [2, 57],
-            "verdict": ["problem", "note"],
-            "detail": ["a.jpg, [b].jpg", "kept with an indicator"],
-        }
-    )
+    checks = [
+        Finding("corrupt images", 2, "problem", "a.jpg, [b].jpg"),
+        Finding("images without age", 57, "note", "kept with an indicator"),
+    ]
     pairs = pd.DataFrame(
         {"image_a": ["i1"], "image_b": ["i2"], "score": [0.98], "transform": ["turned by 90"]}
     )
-    report = SimpleNamespace(table=lambda: checks, near_duplicates=pairs)
-    first, second = map(render, audit_table(report))
+    first, second = map(render, audit_table(Audit(checks, pairs)))
     assert line_of(first, "corrupt")[2:] == ["2", "problem", "a.jpg,", "[b].jpg"]
     assert line_of(second, "i1")[:3] == ["i1", "i2", "0.98"]
-    report.near_duplicates = pairs.head(0)
-    assert len(audit_table(report)) == 1
+    assert len(audit_table(Audit(checks, pairs.head(0)))) == 1
 
 
 def test_print_table_writes_whole_tables_to_pipes(make_run, capsys, monkeypatch):
