@@ -1,6 +1,6 @@
-"""What can be made again is kept on disk: arrays and notes, each with a checksum, known by a key.
+"""What can be made again is kept on disk: arrays and notes with a checksum, known by a key.
 
-A damaged file is noticed when it is opened, said, and made again.
+Damage to a file is noticed when it is opened, and logged; the file is made again.
 """
 
 import errno
@@ -8,11 +8,10 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager
 from functools import cache, partial
 from math import prod
 from pathlib import Path
@@ -20,11 +19,16 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import platformdirs
-from filelock import FileLock, Timeout
 from numpy.lib import format as npy
 
-from lesionfast.errors import LesionfastError
-from lesionfast.files import disk_errors, only_process, write_atomically, write_json
+from lesionfast.files import (
+    LOCKED,
+    disk_errors,
+    free_bytes,
+    only_process,
+    write_atomically,
+    write_json,
+)
 
 logger = logging.getLogger("lesionfast")
 
@@ -40,36 +44,38 @@ def cache_folder() -> Path:
     return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("lesionfast")
 
 
-def digest_of(lines: Iterable[str]) -> str:
-    """Return the SHA-256 of lines of text in hexadecimal."""
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
 def cache_errors(folder: Path, needed: int | None = None) -> AbstractContextManager:
     """Turn a full disk and the like into a `LesionfastError` that says what to do."""
     advice = "Set LESIONFAST_CACHE to another folder, or train with --no-cache."
     return disk_errors(folder, needed, advice)
 
 
+def only_builder(target: Path) -> AbstractContextManager:
+    """Let one process at a time build a file or folder of the cache; the others wait."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    waiting = "waiting for another process that works on the same images"
+    return only_process(target.with_name(f"{LOCKED}{target.name}"), waiting, wait=True)
+
+
 def kept_array(file: Path, rows: int, build: Callable[[Append], Any], mode: str = "c") -> np.memmap:
-    """Map an array of the cache; `build(append)` makes it of `rows` rows if it is not there.
+    """Map an array of the cache; `build(append)` makes it of `rows` rows if it is missing.
 
     One process builds, the others wait for it. Raises `LesionfastError` if the disk is full.
     """
     with cache_errors(file.parent):
-        found = open_array(file, mode)
-        if found is None:
-            with only_builder(file.with_suffix(".lock")):
-                found = open_array(file, mode)
-                if found is None:
+        array = open_array(file, mode)
+        if array is None:
+            with only_builder(file):
+                array = open_array(file, mode)
+                if array is None:
                     write_atomically(file, partial(write_array, rows=rows, build=build))
-                    found = open_array(file, mode)
-    assert found is not None
-    return found
+                    array = open_array(file, mode)
+    assert array is not None
+    return array
 
 
 def open_array(file: Path, mode: str = "r") -> np.memmap | None:
-    """Map an array of the cache; None if it is not there or damaged, which is logged.
+    """Map an array of the cache; None if it is missing or damaged, which is logged.
 
     A file is checked once in a process. Mode 'r' is read-only, 'c' copies what is written to.
     """
@@ -89,14 +95,19 @@ def is_sound(file: Path, inode: int, size: int, modified: int) -> bool:
         source.seek(max(0, size - CHECKSUM))
         sound = source.read() == checksum(file, size - CHECKSUM)
     if not sound:
-        logger.warning("%s is damaged: its checksum is wrong. It will be rebuilt", file)
+        log_damage(file)
     return sound
+
+
+def log_damage(file: Path) -> None:
+    """Warn that a file of the cache is damaged."""
+    logger.warning("%s is damaged: its checksum is wrong. It will be rebuilt", file)
 
 
 def checksum(file: Path, size: int) -> bytes:
     """Return the checksum of the first `size` bytes of a file: a SHA-256 of the CRCs of its blocks.
 
-    A CRC-32 finds what disks and copies do to a block, at a third of the time of a hash.
+    A CRC-32 finds what disks and copies do to a block, in a third of the time of a hash.
     """
 
     def check_block(start: int) -> bytes:
@@ -111,8 +122,8 @@ def checksum(file: Path, size: int) -> bytes:
 def write_array(file: Path, rows: int, build: Callable[[Append], Any]) -> None:
     """Write an array of `rows` rows as .npy with its checksum, on the disk when it returns.
 
-    `build(append)` calls `append` with block after block. With the first one the disk space for
-    all is reserved, so that a full disk is noticed at once.
+    `build(append)` calls `append` with block after block. The first one reserves the disk space
+    for all, so that a full disk is noticed at once.
     """
     with file.open("w+b") as out:
 
@@ -138,7 +149,7 @@ def begin_array(out: BinaryIO, shape: tuple[int, ...], dtype: np.dtype) -> None:
 
 
 def reserve(out: BinaryIO, size: int) -> None:
-    """Reserve `size` bytes on the disk for an open file; raises `OSError` if there is no room.
+    """Reserve `size` bytes on the disk for an open file; raises `OSError` if it has less room.
 
     A mapped file without reserved space would end the process when the disk is full.
     """
@@ -154,49 +165,29 @@ def reserve(out: BinaryIO, size: int) -> None:
 
 def check_room(folder: Path, size: int) -> None:
     """Raise `OSError` if fewer than `size` bytes are free on the disk of a folder."""
-    if shutil.disk_usage(folder).free < size:
+    if free_bytes(folder) < size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def read_note(file: Path) -> Any:
-    """Return what `write_note` wrote; None if it is not there or damaged, which is logged."""
+    """Return what `write_note` wrote; None if it is missing or damaged, which is logged."""
     try:
-        kept = json.loads(file.read_text(encoding="utf-8"))
-        if kept["sha256"] == digest_of([json.dumps(kept["value"])]):
-            return kept["value"]
+        note = json.loads(file.read_text(encoding="utf-8"))
+        if note["sha256"] == hash_lines([json.dumps(note["value"])]):
+            return note["value"]
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
         pass
-    logger.warning("%s is damaged: its checksum is wrong. It will be rebuilt", file)
+    log_damage(file)
     return None
 
 
 def write_note(file: Path, value: Any) -> None:
     """Write a value of JSON with its checksum."""
-    write_json(file, {"value": value, "sha256": digest_of([json.dumps(value)])})
+    write_json(file, {"value": value, "sha256": hash_lines([json.dumps(value)])})
 
 
-@contextmanager
-def only_builder(lock: Path) -> Iterator[None]:
-    """Hold a lock that one process at a time can have; it goes when the process dies."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    sweep_locks(lock.parent)
-    held = FileLock(lock)
-    try:
-        held.acquire(timeout=0)
-    except Timeout:
-        logger.info("waiting for another process that works on the same images")
-        held.acquire()
-    try:
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
-        held.release()
-
-
-def sweep_locks(folder: Path) -> None:
-    """Remove the locks of processes that are dead."""
-    for lock in folder.glob("*.lock"):
-        with suppress(LesionfastError), only_process(lock, "its builder lives"):
-            pass
+def hash_lines(lines: Iterable[str]) -> str:
+    """Return the SHA-256 of lines of text in hexadecimal."""
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

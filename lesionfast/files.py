@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -17,64 +18,7 @@ from typing import Any
 
 from lesionfast.errors import DamageError, DiskError, LesionfastError
 
-NAMES = {list: "a list", dict: "an object"}
-
-
-def check_shape(value: Any, shape: Any, name: str = "it") -> None:
-    """Raise `ValueError` unless a JSON value has a shape.
-
-    A shape is a type (`float` is any finite number, `object` anything, None is null), a text
-    that it must be, `[shape]` for a list, `{key: shape}` for an object with these keys ("key?":
-    it may be missing) and others, `{str: shape}` for one with any keys, and a tuple of shapes for
-    one of them.
-    """
-    if isinstance(shape, tuple):
-        if not any(has_shape(value, each) for each in shape):
-            raise ValueError(f"{name} is {brief(value)}")
-    elif isinstance(shape, list | dict):
-        if type(value) is not type(shape):
-            raise ValueError(f"{name} is {brief(value)}, not {NAMES[type(shape)]}")
-        for key, part in parts_of(value, shape, name):
-            check_shape(value[key], part, f"'{key}'" if name == "it" else f"{name}[{key!r}]")
-    elif not has_type(value, shape):
-        raise ValueError(f"{name} is {brief(value)}")
-
-
-def has_shape(value: Any, shape: Any) -> bool:
-    """Return whether a JSON value has a shape."""
-    try:
-        check_shape(value, shape)
-    except ValueError:
-        return False
-    return True
-
-
-def parts_of(value: Any, shape: Any, name: str) -> Iterator[tuple[Any, Any]]:
-    """Yield the keys of a list or an object, each with the shape that it must have."""
-    if isinstance(shape, list):
-        yield from ((index, shape[0]) for index in range(len(value)))
-        return
-    for key, part in shape.items():
-        if key is str:
-            yield from ((each, part) for each in value)
-        elif key.rstrip("?") in value:
-            yield key.rstrip("?"), part
-        elif not key.endswith("?"):
-            raise ValueError(f"{name} has no '{key}'")
-
-
-def has_type(value: Any, kind: Any) -> bool:
-    """Return whether a JSON value is of a type."""
-    if kind is float:
-        return type(value) in (int, float) and math.isfinite(value)
-    return kind is object or value == kind or type(value) is kind
-
-
-def brief(value: Any) -> str:
-    """Return a JSON value in a few characters."""
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:40]}…"
-
+logger = logging.getLogger("lesionfast")
 
 OURS = ".lesionfast-"  # begins the names of what is removed sooner or later
 UNFINISHED = f"{OURS}unfinished-"  # folders of what is being written, beside its place
@@ -94,6 +38,8 @@ REASONS = {  # what a user can do something about, by the number of the system's
     errno.EIO: "the disk reports an error",
 }
 ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+ADVICE = dict.fromkeys(ROOM, "Free some space, or name another folder.")
+ADVICE[errno.ENAMETOOLONG] = "Type a shorter name."
 KINDS = {
     stat.S_IFLNK: "a symbolic link",
     stat.S_IFDIR: "a folder",
@@ -105,11 +51,11 @@ KINDS = {
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any], needed: int | None = None) -> Path:
-    """Call `write` with a path aside, then rename: readers see the old file or the new.
+    """Call `write` with a path aside, then rename: readers see the old file or the new one.
 
     The bytes are on the disk before the name is, so a power cut leaves one or the other too.
     `needed` is the size of the file in bytes, where it is known. Raises `LesionfastError` for a
-    full disk and the like, and for a `path` that is there and is not a regular file.
+    full disk and the like, and if `path` exists and is not a regular file.
     """
     with disk_errors(path, needed):
         check_target(path)
@@ -121,20 +67,15 @@ def write_atomically(path: Path, write: Callable[[Path], Any], needed: int | Non
 
 
 def put_in_place(aside: Path, path: Path) -> None:
-    """Give a file that is whole its name, its bytes on the disk first."""
+    """Rename a finished file, its bytes on the disk first, with the rights of any new file."""
     with aside.open("rb+") as file:
         os.fsync(file.fileno())
-    give_usual_rights(aside)
-    os.replace(aside, path)
-
-
-def give_usual_rights(path: Path) -> None:
-    """Give a file the rights of any new file; safetensors makes files for their owner alone."""
-    probe = path.with_name(f"{OURS}rights")
+    probe = aside.with_name(f"{OURS}rights")  # safetensors makes files for their owner alone
     probe.touch()
     usual = stat.S_IMODE(probe.stat().st_mode)
-    if stat.S_IMODE(path.stat().st_mode) != usual:  # some file systems take no chmod
-        path.chmod(usual)
+    if stat.S_IMODE(aside.stat().st_mode) != usual:  # some file systems take no chmod
+        aside.chmod(usual)
+    os.replace(aside, path)
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -146,57 +87,6 @@ def write_text(path: Path, text: str) -> Path:
 def write_json(path: Path, value: Any) -> Path:
     """Write `value` to `path` atomically, as indented JSON."""
     return write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def is_text(name: str) -> bool:
-    """Whether a file's name is UTF-8, and not bytes that only this system's names can hold."""
-    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
-
-
-def readable_name(name: str) -> str:
-    """Return a file's name as text that every format takes: a byte that is not UTF-8 is \\xHH.
-
-    A name with such bytes has its own backslashes doubled, so that it can be turned back.
-    """
-    if is_text(name):
-        return name
-    data = name.replace("\\", "\\\\").encode("utf-8", "surrogateescape")
-    return data.decode("utf-8", "backslashreplace")
-
-
-def read_json(path: Path, shape: Any, advice: str) -> Any:
-    """Return what a JSON file holds; `shape` is what it must look like, as `check_shape` takes it.
-
-    Raises `DamageError`, which ends in `advice`, if the file is damaged.
-    """
-    with damage_explained(path, advice):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        check_shape(found, shape)
-    return found
-
-
-@contextmanager
-def damage_explained(path: Path, advice: str) -> Iterator[None]:
-    """Turn whatever reading a broken file raises into a `DamageError` that names the file."""
-    try:
-        yield
-    except DamageError:
-        raise
-    except FileNotFoundError:
-        raise DamageError(f"{path} is missing. {advice}") from None
-    except PermissionError:
-        raise LesionfastError(
-            f"{path} can't be read: permission denied. Type: chmod u+r {path}"
-        ) from None
-    except Exception as error:  # what a broken file raises is anything
-        why = str(error).strip().rstrip(".").splitlines() or [type(error).__name__]
-        raise DamageError(f"{path} is damaged: {why[0][:200]}. {advice}") from None
 
 
 def check_target(path: Path) -> None:
@@ -213,92 +103,18 @@ def check_target(path: Path) -> None:
 
 
 @contextmanager
-def disk_errors(path: Path, needed: int | None = None, advice: str | None = None) -> Iterator[None]:
-    """Turn a full disk, a read-only file system and the like into a `DiskError` about `path`.
-
-    `needed` is how many bytes are to be written; `advice` is what to type. It replaces the advice
-    of an error that was turned already.
-    """
-    try:
-        yield
-    except DiskError as error:
-        raise DiskError(error.problem, advice or error.advice) from error
-    except LesionfastError:
-        raise
-    except Exception as error:
-        number = error_number(error)
-        if number not in REASONS:
-            raise
-        words = f"{REASONS[number]}{room(path, number, needed)}."
-        problem = f"{blamed(error, path)}: {words}"
-        raise DiskError(problem, advice or usual_advice(number)) from error
-
-
-def blamed(error: BaseException, path: Path) -> str:
-    """Return what an error is about: `path`, unless the system names a file that is another."""
-    named = getattr(error, "filename", None)
-    there = path.absolute()
-    if named is None or OURS in str(named) or Path(named).absolute() in (there, *there.parents):
-        return f"{path} can't be written"
-    return f"{named} can't be opened"
-
-
-def error_number(error: BaseException) -> int | None:
-    """Return the system's number of an error, also where a library kept its words alone."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno
-    words = re.search(r"(?:os error |\[errno )(\d+)", str(error), re.IGNORECASE)
-    return int(words[1]) if words else None
-
-
-def room(path: Path, number: int, needed: int | None) -> str:
-    """Return how much is needed and free, as the end of a sentence; empty if it is no matter."""
-    if number not in ROOM:
-        return ""
-    if number != errno.ENOSPC:
-        return f"; it needs {in_bytes(needed)}" if needed else ""
-    free = in_bytes(free_bytes(path))
-    if needed:
-        return f"; it needs {in_bytes(needed)}, and {free} are free"
-    return f"; it needs more than the {free} that are free"
-
-
-def free_bytes(path: Path) -> int:
-    """Return the free space of the disk that a path is on, whether or not it exists."""
-    parents = (path, *path.absolute().parents)
-    return shutil.disk_usage(next(parent for parent in parents if parent.exists())).free
-
-
-def usual_advice(number: int) -> str:
-    """Return what to do about an error of the disk."""
-    if number in ROOM:
-        return "Free some space, or name another folder."
-    if number == errno.ENAMETOOLONG:
-        return "Type a shorter name."
-    return "Name a folder where you may write."
-
-
-def in_bytes(size: int) -> str:
-    """Return a size as a person reads it: "13.1 MB"."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size} bytes"
-
-
-@contextmanager
 def workspace(parent: Path) -> Iterator[Path]:
-    """Give an empty folder below `parent` for what is not finished; it is removed at the end.
+    """Give an empty folder below `parent` for unfinished files; it is removed at the end.
 
     Rename what is whole from there. A process that is killed leaves its folder behind: the next
-    one that writes into `parent` removes it, as its lock shows that nobody lives who made it.
+    one that writes into `parent` removes it, as nobody holds its lock.
     """
     try:
         parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), parent) from None
     sweep_once(parent.absolute())
-    folder, lock = locked_folder(parent)
+    folder, lock = make_locked_folder(parent)
     empty = folder / "files"  # beside the lock
     try:
         empty.mkdir()
@@ -308,8 +124,8 @@ def workspace(parent: Path) -> Iterator[Path]:
         lock.release()
 
 
-def locked_folder(parent: Path) -> tuple[Path, Any]:
-    """Return a new folder and the lock in it; again, if another process swept it in between."""
+def make_locked_folder(parent: Path) -> tuple[Path, Any]:
+    """Return a new folder and its lock; try again if another process swept it in between."""
     from filelock import FileLock, Timeout
 
     while True:
@@ -326,12 +142,12 @@ def locked_folder(parent: Path) -> tuple[Path, Any]:
 
 
 def temporary_folder() -> Any:
-    """Give a folder as `workspace` does where the system keeps temporary files."""
+    """Give a `workspace` where the system keeps temporary files."""
     return workspace(Path(tempfile.gettempdir()))
 
 
 def sweep(parent: Path) -> None:
-    """Remove what processes that are dead left in a folder, never what a living one holds."""
+    """Remove what dead processes left in a folder, never what a living one holds."""
     for folder in parent.glob(f"{UNFINISHED}*"):
         if folder.is_dir() and not folder.is_symlink():
             gone = FileNotFoundError  # its writer has just ended
@@ -339,7 +155,7 @@ def sweep(parent: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
     for lock in parent.glob(f"{LOCKED}*"):
         with suppress(LesionfastError, FileNotFoundError), only_process(lock, "its owner lives"):
-            pass  # it is removed as it is let go
+            pass  # letting go of it removes it
 
 
 sweep_once = cache(sweep)
@@ -347,12 +163,17 @@ sweep_once = cache(sweep)
 
 @contextmanager
 def only_process(
-    lock: Path, busy: str, *, about: Path | None = None, patience: float = 0
+    lock: Path,
+    busy: str,
+    *,
+    about: Path | None = None,
+    patience: float = 0,
+    wait: bool = False,
 ) -> Iterator[None]:
-    """Hold a lock file, which is removed at the end; raises `LesionfastError(busy)` if it is held.
+    """Hold a lock file, which is removed at the end and let go however the process ends.
 
-    The system lets go of it when the process ends in whatever way. An error of the disk is said
-    to be `about` another file; `patience` is in seconds, for those who hold it for a moment.
+    If another process holds it for longer than `patience` (seconds), raise `LesionfastError(busy)`,
+    or with `wait` log `busy` and wait. Disk errors name `about` instead of the lock.
     """
     from filelock import FileLock, Timeout
 
@@ -361,7 +182,10 @@ def only_process(
         with disk_errors(about or lock):
             held.acquire(timeout=patience)
     except Timeout:
-        raise LesionfastError(busy) from None
+        if not wait:
+            raise LesionfastError(busy) from None
+        logger.info(busy)
+        held.acquire()
     try:
         yield
     finally:
@@ -376,6 +200,162 @@ def only_writer(path: Path) -> Any:
     return only_process(path.with_name(f"{LOCKED}{path.name}"), busy, about=path, patience=0.2)
 
 
+@contextmanager
+def disk_errors(path: Path, needed: int | None = None, advice: str | None = None) -> Iterator[None]:
+    """Turn a full disk, a read-only file system and the like into a `DiskError` about `path`.
+
+    `needed` is how many bytes are to be written; `advice` is what to type. It replaces the advice
+    of a `DiskError` from within.
+    """
+    try:
+        yield
+    except DiskError as error:
+        raise DiskError(error.problem, advice or error.advice) from error
+    except LesionfastError:
+        raise
+    except Exception as error:
+        number = error_number(error)
+        if number not in REASONS:
+            raise
+        reason = f"{REASONS[number]}{describe_room(path, number, needed)}"
+        advice = advice or ADVICE.get(number, "Name a folder where you may write.")
+        raise DiskError(f"{describe_failure(error, path)}: {reason}.", advice) from error
+
+
+def error_number(error: BaseException) -> int | None:
+    """Return the system's number of an error, also where a library kept only its words."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    words = re.search(r"(?:os error |\[errno )(\d+)", str(error), re.IGNORECASE)
+    return int(words[1]) if words else None
+
+
+def describe_failure(error: BaseException, path: Path) -> str:
+    """Return what failed: writing `path`, or opening another file that the system names."""
+    named = getattr(error, "filename", None)
+    there = path.absolute()
+    if named is None or OURS in str(named) or Path(named).absolute() in (there, *there.parents):
+        return f"{path} can't be written"
+    return f"{named} can't be opened"
+
+
+def describe_room(path: Path, number: int, needed: int | None) -> str:
+    """Return how much is needed and free, to end a sentence; empty where it is irrelevant."""
+    if number != errno.ENOSPC:
+        return f"; it needs {format_bytes(needed)}" if needed and number in ROOM else ""
+    free = format_bytes(free_bytes(path))
+    if needed:
+        return f"; it needs {format_bytes(needed)}, and {free} are free"
+    return f"; it needs more than the {free} that are free"
+
+
+def free_bytes(path: Path) -> int:
+    """Return the free space of the disk that a path is on, whether or not it exists."""
+    parents = (path, *path.absolute().parents)
+    return shutil.disk_usage(next(parent for parent in parents if parent.exists())).free
+
+
+def format_bytes(size: int) -> str:
+    """Return a size as a person reads it: "13.1 MB"."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} bytes"
+
+
+def read_json(path: Path, shape: Any, advice: str) -> Any:
+    """Return what a JSON file holds; `shape` is what it must look like, as for `check_shape`.
+
+    Raises `DamageError`, which ends in `advice`, if the file is damaged.
+    """
+    with damage_explained(path, advice):
+        value = json.loads(path.read_text(encoding="utf-8"))
+        check_shape(value, shape)
+    return value
+
+
+@contextmanager
+def damage_explained(path: Path, advice: str) -> Iterator[None]:
+    """Turn whatever reading a broken file raises into a `DamageError` that names the file."""
+    try:
+        yield
+    except DamageError:
+        raise
+    except FileNotFoundError:
+        raise DamageError(f"{path} is missing. {advice}") from None
+    except PermissionError:
+        raise LesionfastError(
+            f"{path} can't be read: permission denied. Type: chmod u+r {path}"
+        ) from None
+    except Exception as error:  # a broken file raises anything
+        why = str(error).strip().rstrip(".").splitlines() or [type(error).__name__]
+        raise DamageError(f"{path} is damaged: {why[0][:200]}. {advice}") from None
+
+
+def check_shape(value: Any, shape: Any, name: str = "it") -> None:
+    """Raise `ValueError` unless a JSON value has a shape.
+
+    A shape is a type (`float` is any finite number, `object` anything, None is null), a text
+    that it must be, `[shape]` for a list, `{key: shape}` for an object with these keys ("key?":
+    it may be missing) and others, `{str: shape}` for one with any keys, and a tuple of shapes for
+    one of them.
+    """
+    if isinstance(shape, tuple):
+        fits = any(has_shape(value, option) for option in shape)
+    elif isinstance(shape, list | dict):
+        fits = type(value) is type(shape)
+    elif shape is float:
+        fits = type(value) in (int, float) and math.isfinite(value)
+    else:
+        fits = shape is object or value == shape or type(value) is shape
+    if not fits:
+        text = repr(value)
+        wanted = {list: ", not a list", dict: ", not an object"}.get(type(shape), "")
+        raise ValueError(f"{name} is {text if len(text) <= 40 else f'{text[:40]}…'}{wanted}")
+    for key, part in list_parts(value, shape, name):
+        check_shape(value[key], part, f"'{key}'" if name == "it" else f"{name}[{key!r}]")
+
+
+def has_shape(value: Any, shape: Any) -> bool:
+    """Return whether a JSON value has a shape."""
+    try:
+        check_shape(value, shape)
+    except ValueError:
+        return False
+    return True
+
+
+def list_parts(value: Any, shape: Any, name: str) -> Iterator[tuple[Any, Any]]:
+    """Yield the keys of a list or an object, each with the shape of its value."""
+    if isinstance(shape, list):
+        yield from ((index, shape[0]) for index in range(len(value)))
+    elif isinstance(shape, dict):
+        for key, part in shape.items():
+            if key is str:
+                yield from ((name, part) for name in value)
+            elif key.rstrip("?") in value:
+                yield key.rstrip("?"), part
+            elif not key.endswith("?"):
+                raise ValueError(f"{name} has no '{key}'")
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def readable_name(name: str) -> str:
+    """Return a file's name as text that every format takes: a byte that is not UTF-8 is \\xHH.
+
+    A name with such bytes has its own backslashes doubled, so that it can be turned back.
+    """
+    if name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name):
+        return name
+    data = name.replace("\\", "\\\\").encode("utf-8", "surrogateescape")
+    return data.decode("utf-8", "backslashreplace")
+
+
 def split_path(path: str) -> tuple[str, str | None]:
     """Return a zip file and its member for "<zip>/<member>", else the file and None."""
     for match in re.finditer(r"\.zip/", path, re.IGNORECASE):
@@ -386,7 +366,7 @@ def split_path(path: str) -> tuple[str, str | None]:
 
 
 def stamps(paths: Sequence[str]) -> list[str]:
-    """Return size and times of every file or zip file, by which a change is seen unread."""
+    """Return size and times of every file or zip file, which show a change without reading it."""
     return [stamp(file) for file in sorted({split_path(path)[0] for path in paths})]
 
 

@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -36,16 +35,16 @@ class Manifest:
     @classmethod
     def start(cls, folder: Path) -> "Manifest":
         """Give a new folder a manifest that lists nothing yet."""
-        found = cls(folder)
-        found._save({}, {})
-        return found
+        manifest = cls(folder)
+        manifest._save({}, {})
+        return manifest
 
     @property
     def exists(self) -> bool:
         """Whether the folder has a manifest; raises `DamageError` if it has lost it."""
         if self.path.is_file():
             return True
-        if says_of_itself(self.folder):
+        if claims_manifest(self.folder):
             raise DamageError(f"{self.path} is missing. {self._advice}")
         return False
 
@@ -61,51 +60,49 @@ class Manifest:
         if not self.exists:
             return write_atomically(path, write)
 
-        def announced(aside: Path) -> None:
+        def write_and_announce(aside: Path) -> None:
             write(aside)
-            self._announce(name, entry_of(name, aside))
+            self._announce(name, describe_file(aside, name))
 
-        with self._alone():
-            write_atomically(path, announced)
+        with self._lock():
+            write_atomically(path, write_and_announce)
             self._settle(name)
         return path
 
     def remove(self, *names: str) -> None:
-        """Remove files, and take them off the list; what is not there is passed over."""
+        """Remove files and take them off the list; missing files are skipped."""
         for name in names:
             path = self.folder / name
             if not self.exists:
                 path.unlink(missing_ok=True)
                 continue
-            with self._alone():
+            with self._lock():
                 self._announce(name, None)
                 path.unlink(missing_ok=True)
                 self._settle(name)
 
     def record(self, *names: str) -> None:
-        """List files as they are now; those that are not there are passed over."""
+        """List files as they are now; missing files are skipped."""
         if self.exists:
-            with self._alone():
+            with self._lock():
                 listed, pending = self._load()
-                there = [name for name in names if (self.folder / name).is_file()]
-                listed |= {name: entry_of(name, self.folder / name) for name in there}
-                self._save(listed, {k: v for k, v in pending.items() if k not in there})
+                now = self._describe(names)
+                self._save(listed | now, {k: v for k, v in pending.items() if k not in now})
 
     def seal(self, *names: str) -> None:
         """List these files as they are now, and no others: the folder is right as it is."""
-        there = [name for name in names if (self.folder / name).is_file()]
-        with self._alone():
-            self._save({name: entry_of(name, self.folder / name) for name in there}, {})
+        with self._lock():
+            self._save(self._describe(names), {})
 
     def release(self, *names: str) -> None:
         """Take files off the list, because they are about to change without being announced."""
         if self.exists:
-            with self._alone():
+            with self._lock():
                 kept = [{k: v for k, v in part.items() if k not in names} for part in self._load()]
                 self._save(*kept)
 
     def lists(self, name: str) -> bool:
-        """Return whether a file must be there."""
+        """Return whether a file must exist."""
         listed, pending = self._load() if self.exists else ({}, {})
         return name in listed and pending.get(name, listed[name]) is not None
 
@@ -120,20 +117,28 @@ class Manifest:
         """Return what is wrong with a file, in words; None if it is what was written."""
         while self.exists:
             listed, pending = before = self._load()
-            accepted = accepted_states(name, listed, pending)
-            found = state_of(self.folder / name)
-            if accepted is None or found in accepted:
-                return newer(name, listed.get(name))
+            entries = [part[name] for part in before if name in part]
+            if not entries and LAST not in listed:
+                return None  # the folder is not complete: it may be anything
+            right = {entry and entry["sha256"] for entry in entries}
+            if name not in listed:
+                right.add(None)
+            if hash_file(self.folder / name) in right:
+                schema = listed[name]["schema"] if name in listed else 0
+                newer = schema > SCHEMAS.get(name, 1)
+                return f"it has the schema {schema} of a newer lesionfast" if newer else None
             if self._load() == before:  # else it was written in the meantime
-                return difference(self.folder / name, listed.get(name) or pending.get(name))
+                return explain_difference(self.folder / name, listed.get(name) or pending.get(name))
         return None
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _lock(self) -> Any:
         from filelock import FileLock
 
-        with FileLock(self.folder / LOCK):
-            yield
+        return FileLock(self.folder / LOCK)
+
+    def _describe(self, names: tuple[str, ...]) -> dict[str, Entry]:
+        paths = {name: self.folder / name for name in names}
+        return {name: describe_file(path, name) for name, path in paths.items() if path.is_file()}
 
     def _announce(self, name: str, coming: Entry | None) -> None:
         listed, pending = self._load()
@@ -147,7 +152,7 @@ class Manifest:
 
     def _save(self, listed: dict[str, Entry], pending: dict[str, Entry | None]) -> None:
         content = {"schema": SCHEMA, "files": listed, "pending": pending}
-        write_json(self.path, content | {"sha256": digest_of(content)})
+        write_json(self.path, content | {"sha256": hash_json(content)})
 
     def _load(self) -> tuple[dict[str, Entry], dict[str, Entry | None]]:
         with damage_explained(self.path, self._advice):
@@ -155,7 +160,7 @@ class Manifest:
             digest = content.pop("sha256")
             if type(content["schema"]) is int and content["schema"] > SCHEMA:
                 raise DamageError(f"{self.path} was written by a newer lesionfast. {UPGRADE}")
-            if digest != digest_of(content):
+            if digest != hash_json(content):
                 raise ValueError("its content is not what was written")
             return content["files"], content["pending"]
 
@@ -167,7 +172,7 @@ class Manifest:
         )
 
 
-def says_of_itself(folder: Path) -> bool:
+def claims_manifest(folder: Path) -> bool:
     """Return whether a run says that it was written with a manifest."""
     try:
         return MARK.encode() in (folder / "environment.json").read_bytes()
@@ -175,54 +180,33 @@ def says_of_itself(folder: Path) -> bool:
         return False
 
 
-def digest_of(content: dict[str, Any]) -> str:
+def hash_json(content: dict[str, Any]) -> str:
     """Return the SHA-256 of JSON values, whatever the order of their keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def entry_of(name: str, path: Path) -> Entry:
-    """Return what the manifest says of a file."""
+def describe_file(path: Path, name: str) -> Entry:
+    """Return what the manifest says of a file that is, or will be, called `name`."""
     size = path.stat().st_size
     return {"sha256": sha256(path), "bytes": size, "schema": SCHEMAS.get(name, 1)}
 
 
-def accepted_states(
-    name: str, listed: dict[str, Entry], pending: dict[str, Entry | None]
-) -> set[str | None] | None:
-    """Return the SHA-256s that a file may have, None among them if it may be missing.
-
-    None instead of a set: it may be anything, as the folder is not complete yet.
-    """
-    entries = [part[name] for part in (listed, pending) if name in part]
-    if not entries and LAST not in listed:
-        return None
-    first = [] if name in listed else [None]
-    return {*first, *(entry and entry["sha256"] for entry in entries)}
-
-
-def state_of(path: Path) -> str | None:
-    """Return the SHA-256 of a file, read once while it stays the same; None if there is none."""
+def hash_file(path: Path) -> str | None:
+    """Return the SHA-256 of a file, read once while it stays the same; None if it is missing."""
     try:
-        about = path.stat()
+        state = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return kept_sha256(path, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+    return hash_version(path, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
 
 
 @lru_cache(maxsize=4096)
-def kept_sha256(path: Path, *version: int) -> str:
+def hash_version(path: Path, *version: int) -> str:
     """Return the SHA-256 of a version of a file."""
     return sha256(path)
 
 
-def newer(name: str, entry: Entry | None) -> str | None:
-    """Return that a file is of a newer schema, if it is."""
-    if entry is None or entry["schema"] <= SCHEMAS.get(name, 1):
-        return None
-    return f"it has the schema {entry['schema']} of a newer lesionfast"
-
-
-def difference(path: Path, entry: Entry | None) -> str:
+def explain_difference(path: Path, entry: Entry | None) -> str:
     """Return how a file differs from what was written."""
     if not path.exists():
         return "it is missing"
@@ -230,5 +214,5 @@ def difference(path: Path, entry: Entry | None) -> str:
         return f"{FILE} does not list it, so it belongs to another run"
     size = path.stat().st_size
     if size != entry["bytes"]:
-        return f"it has {size:,} bytes, and {entry['bytes']:,} were written"
+        return f"it has {size:,} bytes, but {entry['bytes']:,} were written"
     return "its content is not what was written"

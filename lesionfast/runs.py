@@ -18,7 +18,6 @@ from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.files import (
     damage_explained,
     disk_errors,
-    is_text,
     read_json,
     readable_name,
     sweep,
@@ -101,8 +100,8 @@ def create_directory(
     """
     if name:
         check_name(name)
-    if not is_text(str(root)):
-        raise LesionfastError(f"the name {readable_name(str(root))} is not UTF-8. Choose another.")
+    if (readable := readable_name(str(root))) != str(root):
+        raise LesionfastError(f"the name {readable} is not UTF-8. Choose another.")
     usual = f"{datetime.now():%Y%m%d-%H%M%S}-{what.replace(':', '-').replace('/', '-')}"
     names = [name] if name else [usual, *(f"{usual}-{i}" for i in range(2, 100))]
     refused = disk_errors(Path(root) / names[0], advice="Choose another --out.")

@@ -11,6 +11,7 @@ import pytest
 from lesionfast import cache as module
 from lesionfast.cache import cache_folder, is_sound, kept_array, open_array, read_note, write_note
 from lesionfast.errors import LesionfastError
+from lesionfast.files import LOCKED
 
 RIGHT = np.arange(3000, dtype=np.float32).reshape(1000, 3)
 
@@ -139,13 +140,13 @@ def test_what_a_killed_process_leaves_is_removed_by_the_next(tmp_path):
     )
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "killed.npy")], check=False)
     assert killed.returncode == -signal.SIGKILL
-    assert "killed.lock" in os.listdir(tmp_path) and len(os.listdir(tmp_path)) == 2
+    assert f"{LOCKED}killed.npy" in os.listdir(tmp_path) and len(os.listdir(tmp_path)) == 2
     kept_array(tmp_path / "other.npy", len(RIGHT), build)
     assert os.listdir(tmp_path) == ["other.npy"]
 
 
 def test_a_second_process_waits_for_the_one_that_builds(tmp_path):
-    with module.only_builder(tmp_path / "a.lock"):
+    with module.only_builder(tmp_path / "a.npy"):
         code = (
             "import sys, logging\nfrom pathlib import Path\n"
             "from lesionfast.cache import only_builder\n"
@@ -153,7 +154,7 @@ def test_a_second_process_waits_for_the_one_that_builds(tmp_path):
             "sys.stdout.reconfigure(line_buffering=True)\n"
             "with only_builder(Path(sys.argv[1])): print('mine')"
         )
-        command = [sys.executable, "-c", code, str(tmp_path / "a.lock")]
+        command = [sys.executable, "-c", code, str(tmp_path / "a.npy")]
         other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert "waiting for another process" in other.stdout.readline()
         assert other.poll() is None

@@ -22,7 +22,7 @@ def test_what_was_written_is_whole_and_what_was_changed_is_not(manifest):
     path.write_text("two")
     assert manifest.problem("a.csv") == "its content is not what was written"
     path.write_text("longer")
-    assert manifest.problem("a.csv") == "it has 6 bytes, and 3 were written"
+    assert manifest.problem("a.csv") == "it has 6 bytes, but 3 were written"
     path.unlink()
     assert manifest.problem("a.csv") == "it is missing"
     (manifest.folder / "b.csv").write_text("of another run")

@@ -17,7 +17,7 @@ from lesionfast.cache import (
     Append,
     cache_errors,
     cache_folder,
-    digest_of,
+    hash_lines,
     only_builder,
     open_array,
     read_note,
@@ -141,14 +141,14 @@ def open_cached(task: Task, skip_bad: bool) -> Images:
         images = look_up(task, note)
         if images is None:
             digest = read_contents(task.paths, note)["digest"]
-            with only_builder(folder / f"{digest[:32]}.lock"):
+            with only_builder(folder / digest[:32]):
                 images = look_up(task, note) or build(task, note, skip_bad)
         return images
 
 
 def find_note(paths: Sequence[str]) -> Path:
     """Return the file of the cache that notes what these files hold, as they are now."""
-    key = digest_of([str(VERSION), *stamps(paths), *paths])
+    key = hash_lines([str(VERSION), *stamps(paths), *paths])
     return cache_folder() / "images" / f"{key[:32]}.json"
 
 
@@ -159,7 +159,7 @@ def read_contents(paths: Sequence[str], note: Path) -> dict:
     """
     contents = read_note(note)
     if contents is None:
-        contents = {"digest": digest_of(content_keys(paths)), "bad": []}
+        contents = {"digest": hash_lines(content_keys(paths)), "bad": []}
         write_note(note, contents)
     return contents
 
@@ -167,7 +167,7 @@ def read_contents(paths: Sequence[str], note: Path) -> dict:
 def find_array(task: Task, folder: Path, digest: str, bad: Iterable[int]) -> Path:
     """Return the name for the pixels of a content; with bad images it has a name of its own."""
     codecs = [str(VERSION), list_codecs(), str(task.size), task.resize]
-    return folder / f"{digest_of([*codecs, digest, str(sorted(bad))])[:32]}.npy"
+    return folder / f"{hash_lines([*codecs, digest, str(sorted(bad))])[:32]}.npy"
 
 
 def list_codecs() -> str:

@@ -301,7 +301,7 @@ def kept_sample(folder: Path, seed: int) -> Path:
     """Return a folder of the cache with the whole sample in it; one process at a time draws."""
     with disk_errors(folder, SIZE, "Set LESIONFAST_CACHE to another folder."):
         if not is_whole(folder):
-            with only_builder(folder.with_suffix(".lock")):
+            with only_builder(folder):
                 if not is_whole(folder):
                     shutil.rmtree(folder, ignore_errors=True)
                     draw_sample(folder, seed)

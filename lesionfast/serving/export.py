@@ -15,8 +15,8 @@ from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.files import (
     disk_errors,
+    format_bytes,
     free_bytes,
-    in_bytes,
     sha256,
     workspace,
     write_json,
@@ -180,7 +180,7 @@ def check_room(to: Path, needed: int) -> None:
     free = free_bytes(to)
     if free < needed:
         raise DiskError(
-            f"{to} needs about {in_bytes(needed)}, and {in_bytes(free)} are free.",
+            f"{to} needs about {format_bytes(needed)}, and {format_bytes(free)} are free.",
             "Free some space, or type another --to.",
         )
 

@@ -10,7 +10,7 @@ import pandas as pd
 import scipy
 from PIL import Image
 
-from lesionfast.cache import cache_errors, cache_folder, digest_of, read_note, write_note
+from lesionfast.cache import cache_errors, cache_folder, hash_lines, read_note, write_note
 from lesionfast.data.duplicates.neighbours import Candidates, find_candidates
 from lesionfast.data.duplicates.registration import COARSE, Match, compare_views, register, texture
 from lesionfast.data.images import Images, content_digest, list_codecs, open_images, read_image
@@ -69,7 +69,7 @@ def open_pictures(paths: list[str], progress: Progress | None = None) -> Images:
 def search_key(df: pd.DataFrame, groups: np.ndarray) -> str:
     """Return a key of everything that the result of a search depends on."""
     made = [str(VERSION), list_codecs(), np.__version__, scipy.__version__]
-    return digest_of([*made, content_digest(df["path"].tolist()), *map(str, groups)])[:32]
+    return hash_lines([*made, content_digest(df["path"].tolist()), *map(str, groups)])[:32]
 
 
 class Track:
