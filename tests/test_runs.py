@@ -4,7 +4,7 @@ import shutil
 import pandas as pd
 import pytest
 
-from lesionfast.cli.training import configured
+from lesionfast.cli.training import read_settings
 from lesionfast.config import TrainConfig
 from lesionfast.data.split import read_split
 from lesionfast.errors import DamageError, LesionfastError
@@ -169,7 +169,7 @@ def test_what_is_read_from_a_run_without_opening_it_is_checked_too(tmp_path):
     with pytest.raises(DamageError, match=r"split.csv is damaged.*--split"):
         read_split(pd.DataFrame({"image_id": ["1"]}), run.path / "split.csv")
     with pytest.raises(DamageError, match=r"config.json is damaged.*copy it out of the run"):
-        configured({}, run.path / "config.json")
+        read_settings({}, run.path / "config.json")
 
 
 def test_a_file_that_is_replaced_makes_no_run_the_newest(tmp_path):
