@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import platform
 import re
 from collections.abc import Callable
 from datetime import datetime
@@ -24,6 +25,7 @@ from lesionfast.files import (
     sweep_once,
     workspace,
 )
+from lesionfast.manifest import SCHEMA as MANIFEST_SCHEMA
 from lesionfast.manifest import SCHEMAS, UPGRADE, Manifest
 
 if TYPE_CHECKING:
@@ -289,7 +291,8 @@ class Run:
             return f"Rebuild it with: lesionfast interpret {self.path}"
         ways = [f"Copy {self.path} again"]
         if name in LEARNED and (self.path / "weights.safetensors").is_file():
-            ways.append(f"train it again: lesionfast train --resume {self.path}")
+            again = "train it" if name in ("history.csv", "weights.safetensors") else "predict"
+            ways.append(f"{again} again: lesionfast train --resume {self.path}")
         if name in GIVEN:
             ways.append("train it again with lesionfast train")
         return f"{', or '.join(ways)}."
@@ -412,9 +415,20 @@ def newest_run(root: str | Path) -> Run:
     return ended[-1]
 
 
-def own_version() -> str:
-    """Return the version of lesionfast, "from source" where it is not installed."""
+def describe_software(*packages: str) -> dict[str, Any]:
+    """Return start time, platform, and the versions of Python and of packages."""
+    return {
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "manifest": MANIFEST_SCHEMA,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{name: installed_version(name) for name in packages},
+    }
+
+
+def installed_version(package: str = "lesionfast") -> str:
+    """Return the version of a package; "from source" where it is not installed."""
     try:
-        return version("lesionfast")
+        return version(package)
     except PackageNotFoundError:
         return "from source"

@@ -230,6 +230,28 @@ def test_damaged_weights_are_trained_again_by_resume(trial):
     assert kept == (trial.aside / "weights.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("file", ["predictions.csv", WITHOUT_METADATA, "metrics.json"])
+def test_damaged_predictions_are_predicted_again_by_resume_with_the_weights_as_they_are(
+    trial, file, monkeypatch
+):
+    def train_again(*args):
+        raise AssertionError("the weights are whole")
+
+    monkeypatch.setattr("lesionfast.training.experiment.fit", train_again)
+    trial.damage(file, "emptied")
+    assert "predict again: lesionfast train --resume" in Run(trial.run).remedy(file)
+    raised = trial.invoke(["train", "--resume", trial.run])[1]
+    assert raised is None and Run(trial.run).damaged() == {}
+    for name in ("predictions.csv", WITHOUT_METADATA, "features.safetensors"):
+        assert (trial.run / name).read_bytes() == (trial.aside / name).read_bytes()
+    found, before = Run(trial.run).metrics, Run(trial.aside).metrics
+    lost = {"train_seconds": 0.0} if file == "metrics.json" else {}
+    kept = before | lost
+    if lost:
+        del kept["images_per_second"]
+    assert found == kept
+
+
 @pytest.mark.damage
 @pytest.mark.parametrize("vouched", [True, False], ids=["manifest", "earlier version"])
 @pytest.mark.parametrize("file", FILES)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lesionfast.config import Columns, DataConfig, SplitConfig, TrainConfig, flag_name
-from lesionfast.runs import Run, newest_run, own_version
+from lesionfast.runs import Run, installed_version, newest_run
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,7 +53,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Check a dataset, or split it.
 def print_version(wanted: bool) -> None:
     """Print the version of this package and exit, if `wanted`."""
     if wanted:
-        print(own_version())
+        print(installed_version())
         raise typer.Exit
 
 

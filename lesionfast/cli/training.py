@@ -130,11 +130,11 @@ def lr_find(given: dict[str, Any], figure: Figure = Path("lr_find.png")) -> None
     settings = TrainConfig(**given)
     df = load_dataset(settings)
     from lesionfast.training.experiment import prepare_learner
-    from lesionfast.training.fitting import starts_frozen
+    from lesionfast.training.fitting import plan_training
     from lesionfast.training.learner import draw_lr_curve, find_lr
 
     learn = prepare_learner(df, settings)
-    lr = find_lr(learn, freeze=starts_frozen(learn, settings))
+    lr = find_lr(learn, freeze=plan_training(learn.model, settings).starts_frozen)
     print(draw_lr_curve(learn, lr, figure), file=sys.stderr)
     print(f"{lr:.2g}")
 

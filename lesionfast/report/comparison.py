@@ -43,7 +43,7 @@ from lesionfast.report.page import (
     save,
     table_of,
 )
-from lesionfast.runs import Run, own_version
+from lesionfast.runs import Run, installed_version
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -333,8 +333,8 @@ def write_comparison(runs: Sequence[Run], to: Path, split: str = "test") -> Path
                 pictures=[picture_of(file, told_of(file)) for file in figures],
             ),
         ],
-        footer=f"lesionfast {own_version()}. {INTERVALS} {NOT_A_DEVICE}",
-        version=own_version(),
+        footer=f"lesionfast {installed_version()}. {INTERVALS} {NOT_A_DEVICE}",
+        version=installed_version(),
     )
     return write_text(to, text)
 

@@ -36,7 +36,7 @@ from lesionfast.report.page import (
 )
 from lesionfast.report.selective import prediction_sets, referral
 from lesionfast.report.subgroups import labels, metadata, out_of_distribution, subgroups
-from lesionfast.runs import Run, own_version
+from lesionfast.runs import Run, installed_version
 
 
 def sections_of(findings: Findings) -> list[Section]:
@@ -208,8 +208,8 @@ def write_report(findings: Findings, to: Path | None = None) -> Path:
         headline=headline(findings),
         numbers=numbers(findings),
         sections=[*sections_of(findings), *about(findings)],
-        footer=f"lesionfast {own_version()}. {INTERVALS} {NOT_A_DEVICE}",
-        version=own_version(),
+        footer=f"lesionfast {installed_version()}. {INTERVALS} {NOT_A_DEVICE}",
+        version=installed_version(),
     )
     name = "report.html" if split == "test" else f"report-{split}.html"
     return write_text(to or run.path / name, text)

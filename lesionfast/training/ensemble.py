@@ -2,13 +2,10 @@
 
 import logging
 import os
-import platform
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +19,7 @@ from lesionfast.errors import LesionfastError, did_you_mean
 from lesionfast.evaluation.comparison import check_images, check_split
 from lesionfast.evaluation.interpretation import Interpretation, predictions_of
 from lesionfast.files import write_text
-from lesionfast.manifest import SCHEMA
-from lesionfast.runs import Run
+from lesionfast.runs import Run, describe_software
 from lesionfast.stats.metrics import as_prior, ratio, summarize
 
 logger = logging.getLogger("lesionfast")
@@ -235,7 +231,7 @@ def write(
     paths = [Path(os.path.relpath(each.path.resolve(), here)).as_posix() for each in members]
     model = model | {"members": paths}
     run.write_json("model.json", model)
-    run.write_json("environment.json", describe_environment())
+    run.write_json("environment.json", describe_software(*PACKAGES))
     write_text(run.path / "log.txt", "\n".join(in_words(members, model)) + "\n")
     run.write("split.csv", partial(shutil.copyfile, members[0].file("split.csv")))
     columns = [f"p_{name}" for name in model["classes"]]
@@ -251,17 +247,6 @@ def write(
         told[name] = summarize(each.truth, averages[name], members[0].classes, model["prior"])
     run.write_json("metrics.json", told)
     return run
-
-
-def describe_environment() -> dict[str, Any]:
-    """Return start time and versions; no device computed anything but means."""
-    return {
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "manifest": SCHEMA,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        **{name: version(name) for name in PACKAGES},
-    }
 
 
 def in_words(members: Sequence[Run], model: dict[str, Any]) -> list[str]:

@@ -1,9 +1,10 @@
-"""The fit of an experiment: its phases, its callbacks, and what is kept of it."""
+"""The fit of a run, in phases, and the predictions that follow it."""
 
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ from lesionfast.errors import LesionfastError, TrainingInterrupted
 from lesionfast.evaluation.interpretation import write_features
 from lesionfast.files import read_json, sha256
 from lesionfast.models.features import Features
-from lesionfast.models.fusion import FusionModel
+from lesionfast.models.fusion import FusionModel, stage_groups
 from lesionfast.models.inference import TorchEngine
 from lesionfast.models.lineage import lineage_header
 from lesionfast.models.precision import choose_dtype
@@ -45,51 +46,101 @@ from lesionfast.training.callbacks.tracking import (
     StopOnNaN,
     WriteHistory,
 )
-from lesionfast.training.description import announce
 from lesionfast.training.learner import FusionLearner, find_lr
 
 logger = logging.getLogger("lesionfast")
 
-FAR = 0.05  # of balanced accuracy, between the best epoch and the one that was kept
+FAR = 0.05  # in balanced accuracy, between the best epoch and the one that was kept
+CHECKPOINT = "checkpoints/last.safetensors"
 LR = "checkpoints/lr.json"  # of --lr auto, for a resumed training
 
 
-def fit(learn: FusionLearner, run: Run, resume: bool = False) -> dict[str, Any]:
-    """Train in phases, from where the run's checkpoint stands if `resume`.
+@dataclass(frozen=True)
+class Plan:
+    """How a training unfreezes the `n_groups` parameter groups of a model, and in which phases."""
 
-    What is kept are the weights of the last epoch, or of the best one by the `monitor`.
+    unfreeze: str
+    phases: list[Phase]
+    n_groups: int
 
-    Writes history.csv and weights.safetensors; returns what metrics.json says of the training.
-    Raises `TrainingInterrupted` when the user stops it before its first epoch ended.
+    @property
+    def epochs(self) -> int:
+        """Epochs of all phases together."""
+        return self.phases[-1].end
+
+    @property
+    def starts_frozen(self) -> bool:
+        """Whether the first phase trains only a part of the model."""
+        return self.phases[0].groups < self.n_groups
+
+
+def plan_training(model: FusionModel, config: TrainConfig) -> Plan:
+    """Return the plan of a training; `--unfreeze auto` is fresh if pretrained, else none.
+
+    Raises `LesionfastError` if --unfreeze does not fit the model.
     """
-    config = run.config
-    lrs = discriminative_lrs(
-        highest_lr(learn, run), config.lr_decay, len(learn.splitter(learn.model))
-    )
+    how, n_groups = config.unfreeze, len(stage_groups(model))
+    if how == "auto":
+        how = "fresh" if model.backbone is not None and model.backbone.pretrained else "none"
+    epochs = config.epochs + (config.head_epochs if how != "none" else 0)
+    return Plan(how, plan_phases(how, n_groups, epochs, config.head_epochs), n_groups)
+
+
+def fit(learn: FusionLearner, run: Run, resume: bool = False) -> dict[str, Any]:
+    """Train in phases, with `resume` from the run's checkpoint; return what metrics.json records.
+
+    Writes history.csv and weights.safetensors: the weights of the last epoch, or of the best one
+    by the `monitor`. Raises `TrainingInterrupted` if it is stopped before its first epoch ended.
+    """
+    config, plan = run.config, plan_training(learn.model, run.config)
+    lrs = discriminative_lrs(highest_lr(learn, run), config.lr_decay, plan.n_groups)
     one_cycle = OneCycle(lrs, head_lr=None if config.lr == "auto" else config.head_lr)
-    announce(learn, run, phases_of(learn, config), lrs, one_cycle.head_lr)
-    how = unfreezing(learn, config)
+    announce_phases(learn, plan, lrs, one_cycle.head_lr)
+    cbs = [
+        ProgressiveUnfreezing(plan.unfreeze, config.head_epochs),
+        one_cycle,
+        Checkpoint(run.path / CHECKPOINT, resume),
+        *optional_callbacks(learn, config),
+    ]
+    again = f"lesionfast train --resume {run.path}"
+    best, training = run_epochs(learn, run, config, plan.epochs, lrs, cbs, again)
+    deferred = getattr(learn, "deferred_weights", None)
+    if deferred is not None:  # the kept epoch may be one before the class weights came on
+        deferred.switch(best.best_epoch)
+        learn.train_then_validate.set_posterior()
+    announce_kept(Run(run.path).history.set_index("epoch"), best.best_epoch + 1)
+    return training
+
+
+def run_epochs(
+    learn: FusionLearner,
+    run: Run,
+    config: TrainConfig,
+    epochs: int,
+    lrs: list[float],
+    cbs: list[Callback],
+    again: str,
+) -> tuple[KeepBest, dict[str, Any]]:
+    """Fit; log and write each epoch, keep the best weights, and stop on NaN, patience or Ctrl-C.
+
+    `again` is the command that starts it again. Returns the callback that kept the weights, and
+    what metrics.json records. Raises `TrainingInterrupted` if no epoch ended.
+    """
     interrupt, lines = StopOnInterrupt(), EpochLines()
     header = lineage_header(learn.dls.split, config.arch, config.weights)
     best = KeepBest(config.monitor, run.path / "weights.safetensors", header)
-    cbs = [
-        ProgressiveUnfreezing(how, config.head_epochs),
-        one_cycle,
-        StopOnNaN(),
-        WriteHistory(run.path / "history.csv"),
-        Checkpoint(run.path / "checkpoints" / "last.safetensors", resume),
-        EpochBar(),
-        interrupt,
-        best,
-        lines,
-        *optional_callbacks(learn, config),
-    ]
+    history = WriteHistory(run.path / "history.csv")
+    cbs = [*cbs, StopOnNaN(), history, EpochBar(), interrupt, best, lines]
+    if config.monitor and config.patience:  # without a monitor a cycle runs to its end
+        cbs.append(EarlyStopping(config.monitor, config.patience))
     with memory_error_explained(config), learn.no_bar(), learn.no_logging():
-        learn.fit(total_epochs(how, config), lrs, cbs=cbs)
-    check_trained(run, best)
-    describe_kept(learn, best)
-    announce_kept(Run(run.path).history.set_index("epoch"), best.best_epoch + 1)
-    return {
+        learn.fit(epochs, lrs, cbs=cbs)
+    if best.best_epoch < 0:
+        raise TrainingInterrupted(
+            "the training stopped before its first epoch ended, so there are no weights to keep. "
+            f"Start it again: {again}"
+        )
+    return best, {
         "train_seconds": round(lines.train_seconds, 2),
         "images_per_second": round(lines.images_per_second, 2),
         "best_epoch": best.best_epoch + 1,
@@ -103,52 +154,15 @@ def optional_callbacks(learn: FusionLearner, config: TrainConfig) -> list[Callba
     if config.ema:
         cbs.append(EMA(config.ema))
     if caches_features(learn.model, config):
-        cbs.append(cached_features(learn, config))
+        dtype = choose_dtype(config.precision, learn.dls.device)
+        grows = config.start_size is not None  # then no feature map can be computed once
+        recipe = augmentations[config.augment]()
+        cbs.append(CachedFeatures(recipe, config.views, config.seed, dtype, maps=not grows))
     if config.augment_valid is not None:
         cbs.append(AugmentValid(augmentations[config.augment](), config.augment_valid))
     if config.start_size:
         cbs.append(ProgressiveResizing(config.start_size))
-    if config.monitor and config.patience:  # without a monitor a cycle runs to its end
-        cbs.append(EarlyStopping(config.monitor, config.patience))
     return cbs
-
-
-def announce_kept(history: pd.DataFrame, epoch: int) -> None:
-    """Log which epoch was kept, and warn if another was far better on validation."""
-    logger.info("kept: the weights of epoch %d, phase %s", epoch, history["phase"][epoch])
-    if "balanced_accuracy" not in history:
-        return
-    scores = history["balanced_accuracy"]
-    if scores.max() - scores[epoch] >= FAR:
-        logger.warning(
-            "epoch %d had a validation balanced accuracy of %.3f, and the kept epoch %d has %.3f. "
-            "Train longer (--epochs), or keep the best epoch with --monitor balanced_accuracy",
-            *(scores.idxmax(), scores.max(), epoch, scores[epoch]),
-        )
-
-
-def unfreezing(learn: FusionLearner, config: TrainConfig) -> str:
-    """Return how to unfreeze: 'auto' is fresh for a pretrained backbone, else none."""
-    if config.unfreeze != "auto":
-        return config.unfreeze
-    backbone = learn.model.backbone
-    return "fresh" if backbone is not None and backbone.pretrained else "none"
-
-
-def phases_of(learn: FusionLearner, config: TrainConfig) -> list[Phase]:
-    """Return the phases of a training; raises `LesionfastError` if --unfreeze does not fit."""
-    n_groups, how = len(learn.splitter(learn.model)), unfreezing(learn, config)
-    return plan_phases(how, n_groups, total_epochs(how, config), config.head_epochs)
-
-
-def total_epochs(how: str, config: TrainConfig) -> int:
-    """Return the epochs of all phases: those of the backbone, and of the head alone before them."""
-    return config.epochs + (config.head_epochs if how != "none" else 0)
-
-
-def starts_frozen(learn: FusionLearner, config: TrainConfig) -> bool:
-    """Return whether the first phase trains a part of the model only."""
-    return phases_of(learn, config)[0].groups < len(learn.splitter(learn.model))
 
 
 def caches_features(model: FusionModel, config: TrainConfig) -> bool:
@@ -157,51 +171,64 @@ def caches_features(model: FusionModel, config: TrainConfig) -> bool:
     return model.backbone is not None and not changes
 
 
-def cached_features(learn: FusionLearner, config: TrainConfig) -> CachedFeatures:
-    """Return the callback that computes them, in the precision of the run.
-
-    Pictures that grow have no feature maps that could be computed once.
-    """
-    dtype, grows = choose_dtype(config.precision, learn.dls.device), config.start_size is not None
-    recipe = augmentations[config.augment]()
-    return CachedFeatures(recipe, config.views, config.seed, dtype, maps=not grows)
-
-
 def highest_lr(learn: FusionLearner, run: Run) -> float:
-    """Return the highest learning rate of the head; one that was found holds for a resumed run."""
+    """Return the peak learning rate of the head; a resumed run keeps the one that was found."""
     if run.config.lr != "auto":
         return run.config.lr
     if not run.holds(LR):
-        run.write_json(LR, find_lr(learn, starts_frozen(learn, run.config)))
+        starts_frozen = plan_training(learn.model, run.config).starts_frozen
+        run.write_json(LR, find_lr(learn, starts_frozen))
     return read_json(run.file(LR), float, run.remedy(LR))
 
 
-def describe_kept(learn: FusionLearner, best: KeepBest) -> None:
-    """Say what the probabilities of the kept weights are; without class weights if it was early."""
-    deferred = getattr(learn, "deferred_weights", None)
-    if deferred is not None:
-        deferred.switch(best.best_epoch)
-        learn.train_then_validate.set_posterior()
-
-
-def check_trained(run: Run, best: KeepBest) -> None:
-    """Raise `TrainingInterrupted` if no epoch ended."""
-    if best.best_epoch < 0:
-        raise TrainingInterrupted(
-            f"the training stopped before its first epoch ended, so there are no weights to keep. "
-            f"Start it again: lesionfast train --resume {run.path}"
+def announce_phases(
+    learn: FusionLearner, plan: Plan, lrs: list[float], head_lr: float | None
+) -> None:
+    """Log the epochs, learning rates and trainable parameters of each phase."""
+    sizes = [sum(p.numel() for p in group) for group in learn.splitter(learn.model)]
+    for phase in plan.phases:
+        alone = phase.groups == 1 < len(lrs)
+        rates = [head_lr] if alone and head_lr else lrs[-phase.groups :]
+        span = f"{rates[0]:.2g} to {rates[-1]:.2g}" if len(rates) > 1 else f"{rates[0]:.2g}"
+        trainable = f"{sum(sizes[-phase.groups :]):,}"
+        logger.info(
+            "phase %-20s epochs %d-%d  learning rate %s  %s trainable parameters",
+            *(phase.name, phase.first + 1, phase.end, span, trainable),
         )
+
+
+def announce_kept(history: pd.DataFrame, epoch: int) -> None:
+    """Log which epoch was kept, and warn if another was far better on validation."""
+    logger.info("kept the weights of epoch %d, phase %s", epoch, history["phase"][epoch])
+    if "balanced_accuracy" not in history:
+        return
+    scores = history["balanced_accuracy"]
+    if scores.max() - scores[epoch] >= FAR:
+        logger.warning(
+            "epoch %d had a validation balanced accuracy of %.3f, but the kept epoch %d has %.3f. "
+            "Train longer (--epochs), or keep the best epoch with --monitor balanced_accuracy",
+            *(scores.idxmax(), scores.max(), epoch, scores[epoch]),
+        )
+
+
+def best_epoch(history: pd.DataFrame, monitor: str | None) -> int:
+    """Return the epoch whose weights a training has kept: the last, or the best by `monitor`."""
+    if monitor is None:
+        return int(history["epoch"].iloc[-1])
+    column = history[monitor]
+    best = column.idxmin() if monitor.endswith("loss") else column.idxmax()
+    return int(history["epoch"][best])
 
 
 @contextmanager
 def memory_error_explained(config: TrainConfig) -> Iterator[None]:
-    """Turn the GPU's out-of-memory error into one that says which batch size to try."""
+    """Turn the GPU's out-of-memory error into one that suggests a batch size."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise LesionfastError(
             f"the device ran out of memory with {config.batch_size} images of {config.size} pixels "
-            f"a step. Type --batch-size {max(1, config.batch_size // 2)}, or a smaller --size."
+            f"per step. Type --batch-size {max(1, config.batch_size // 2)}, or a smaller --size."
         ) from None
 
 

@@ -17,7 +17,6 @@ from lesionfast.runs import Run
 from lesionfast.training.balancing import class_codes
 from lesionfast.training.callbacks.checkpoint import save_tensors
 from lesionfast.training.callbacks.tracking import history_columns, history_header, history_line
-from lesionfast.training.description import announce
 from lesionfast.training.learner import FusionLearner
 
 logger = logging.getLogger("lesionfast")
@@ -65,7 +64,6 @@ def solve_head(learn: FusionLearner, run: Run) -> dict[str, Any]:
     Returns the entries of metrics.json about the training. The features are standardised, and the
     scale of the logits is the one of least log loss on validation, all classes weighted alike.
     """
-    announce(learn, run, [], [])
     started = time.perf_counter()
     (x, codes), (valid, valid_codes) = (head_inputs(learn, name) for name in ("train", "valid"))
     centre, spread = x.mean(axis=0), x.std(axis=0) + 1e-6

@@ -1,4 +1,4 @@
-"""pretrain(): learn a backbone's weights from the training images alone, without labels."""
+"""Pretraining: learn the weights of a backbone from the training images, without their labels."""
 
 import logging
 import math
@@ -10,43 +10,87 @@ import pandas as pd
 import torch
 from fastai.callback.core import Callback
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, mse_loss
 
 from lesionfast.config import TrainConfig
 from lesionfast.console import counting_bar
 from lesionfast.data.augment import augmentations
 from lesionfast.data.loaders import build_dls
 from lesionfast.data.split import format_split
-from lesionfast.errors import TrainingInterrupted
 from lesionfast.models.archs import conv, find_arch
 from lesionfast.models.backbones import Backbone, create_backbone
 from lesionfast.models.inference import in_eval_mode
-from lesionfast.models.lineage import check_weights, lineage_header
+from lesionfast.models.lineage import check_weights
 from lesionfast.report.page import new_figure, save
 from lesionfast.runs import Run, create_directory
 from lesionfast.training.callbacks.checkpoint import save_tensors
-from lesionfast.training.callbacks.progress import EpochBar, EpochLines, StopOnInterrupt, logging_to
+from lesionfast.training.callbacks.progress import logging_to
 from lesionfast.training.callbacks.schedule import OneCycle, ProgressiveUnfreezing
-from lesionfast.training.callbacks.tracking import (
-    EarlyStopping,
-    KeepBest,
-    StopOnNaN,
-    WriteHistory,
-)
-from lesionfast.training.description import describe_environment, images_by_split
-from lesionfast.training.fitting import memory_error_explained
+from lesionfast.training.description import count_images, describe_environment
+from lesionfast.training.fitting import run_epochs
 from lesionfast.training.learner import ADAMW, FusionLearner, find_lr, learner_callbacks
 
 logger = logging.getLogger("lesionfast")
 
 WIDEST, NARROWEST = 256, 16  # channels of the decoder, halved with each doubling of the map
+SHOWN = 8  # validation images in the figure
+
+
+def pretrain(
+    df: pd.DataFrame, config: TrainConfig | None = None, root: str | Path = "runs"
+) -> Path:
+    """Train an autoencoder on the training images and return its directory, new under `root`.
+
+    `df` is a split table, as for `train`; its labels are ignored. `--weights` takes the directory
+    as it takes a run. Raises `LesionfastError` for whatever the user can fix, and
+    `TrainingInterrupted` if it is stopped before its first epoch ended.
+    """
+    config = replace(config or TrainConfig(), monitor="valid_loss", unfreeze="none")
+    learn = autoencoder_learner(df, config)
+    first = {"file": "pretrain.json", "text": config.to_json()}
+    folder = create_directory(root, f"pretrain-{config.arch}", **first)
+    run, parts = Run(folder), (learn.model.backbone, learn.model.decoder)
+    run.write_text("split.csv", format_split(learn.dls.split))
+    run.write_json("environment.json", describe_environment(learn, config))
+    with logging_to(folder / "log.txt"):
+        logger.info("pretraining %s", folder)
+        logger.info("images: %s; only the training images are learned from", count_images(learn))
+        logger.info(
+            "autoencoder: %s, %d pixels; %s; %s parameters, and %s in the decoder",
+            *(config.arch, config.size, learn.model.backbone.origin),
+            *(f"{sum(p.numel() for p in part.parameters()):,}" for part in parts),
+        )
+        fit(learn, config, run)
+        draw_reconstructions(learn, config, folder / "figures" / "reconstructions.png")
+    return folder
+
+
+def autoencoder_learner(df: pd.DataFrame, config: TrainConfig) -> FusionLearner:
+    """Return the Learner of a pretraining; wrong names are reported before images are decoded."""
+    find_arch(config.arch)
+    augmentations[config.augment]
+    check_weights(df, config.weights, config.arch)
+    with counting_bar("decoding images") as progress:
+        dls = build_dls(df, config, progress)
+    torch.manual_seed(config.seed)  # the first weights
+    backbone = create_backbone(config.arch, size=config.size, weights=config.weights)
+    return FusionLearner(
+        dls,
+        Autoencoder(backbone, config.size),
+        loss_func=mse_loss,
+        opt_func=ADAMW,
+        lr=config.lr if isinstance(config.lr, float) else 1e-3,
+        cbs=[*learner_callbacks(dls.device, config), ImageIsTarget()],
+        wd=config.weight_decay,
+        wd_bn_bias=True,
+    )
 
 
 class Autoencoder(nn.Module):
     """Encode images with a backbone and decode them from its last feature map alone.
 
-    (Masci et al. 2011, doi:10.1007/978-3-642-21735-7_7.) Upsampling takes the place of their
-    unpooling, so that the encoder may be of any kind.
+    (Masci et al. 2011, doi:10.1007/978-3-642-21735-7_7.) Upsampling replaces their unpooling, so
+    the encoder may be of any kind.
     """
 
     def __init__(self, backbone: Backbone, size: int) -> None:
@@ -61,7 +105,7 @@ class Autoencoder(nn.Module):
 
 
 def count_doublings(backbone: Backbone, size: int) -> int:
-    """Return how often the rows of the last feature map double until they are `size` or more."""
+    """Return how often the last feature map must double its rows to reach `size` or more."""
     device = next(backbone.parameters()).device
     with torch.no_grad(), in_eval_mode(backbone):
         rows = backbone(torch.zeros(1, 3, size, size, device=device)).shape[2]
@@ -77,124 +121,42 @@ def build_decoder(n_in: int, doublings: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Conv2d(widths[-1], 3, 3, padding=1))
 
 
-MONITOR = "valid_loss"
-SHOWN = 8  # validation images in the figure
-
-
 class ImageIsTarget(Callback):
     """Give the model the image alone, and the loss the same image as its target."""
 
     order = 51  # just after the tensors have become plain ones
 
     def before_batch(self) -> None:
-        """Leave metadata and class out of the batch."""
+        """Replace the batch by its images."""
         self.learn.xb = self.learn.yb = self.xb[:1]
 
 
-def pretrain(
-    df: pd.DataFrame, config: TrainConfig | None = None, root: str | Path = "runs"
-) -> Path:
-    """Train an autoencoder on the training images and return its directory, new under `root`.
-
-    `df` is a split table, as for `train`; its labels are not looked at. `--weights` takes the
-    directory as it takes a run. Raises `LesionfastError` for whatever the user can fix, and when
-    the training is interrupted before its first epoch ended.
-    """
-    config = replace(config or TrainConfig(), monitor=MONITOR, unfreeze="none")
-    learn = autoencoder_learner(df, config)
-    first = {"file": "pretrain.json", "text": config.to_json()}
-    folder = create_directory(root, f"pretrain-{config.arch}", **first)
-    run = Run(folder)
-    run.write_text("split.csv", format_split(learn.dls.split))
-    run.write_json("environment.json", describe_environment(learn, config))
-    with logging_to(folder / "log.txt"):
-        announce(learn, config, folder)
-        fit(learn, config, run)
-        draw_reconstructions(learn, config, folder / "figures" / "reconstructions.png")
-    return folder
-
-
-def autoencoder_learner(df: pd.DataFrame, config: TrainConfig) -> FusionLearner:
-    """Return the Learner of a pretraining; bad names are found before any image is decoded."""
-    find_arch(config.arch)
-    augmentations[config.augment]
-    check_weights(df, config.weights, config.arch)
-    with counting_bar("decoding images") as progress:
-        dls = build_dls(df, config, progress)
-    torch.manual_seed(config.seed)  # the first weights
-    backbone = create_backbone(config.arch, size=config.size, weights=config.weights)
-    return FusionLearner(
-        dls,
-        Autoencoder(backbone, config.size),
-        loss_func=torch.nn.functional.mse_loss,
-        opt_func=ADAMW,
-        lr=config.lr if isinstance(config.lr, float) else 1e-3,
-        cbs=[*learner_callbacks(dls.device, config), ImageIsTarget()],
-        wd=config.weight_decay,
-        wd_bn_bias=True,
-    )
-
-
-def announce(learn: FusionLearner, config: TrainConfig, folder: Path) -> None:
-    """Log what is about to happen: data and model."""
-    backbone, decoder = learn.model.backbone, learn.model.decoder
-    logger.info("pretraining %s", folder)
-    logger.info(
-        "images: %s; learned from are those of train, without labels", images_by_split(learn)
-    )
-    logger.info(
-        "autoencoder: %s, %d pixels; %s; %s parameters, and %s in the decoder",
-        config.arch,
-        config.size,
-        backbone.origin,
-        *(f"{sum(p.numel() for p in part.parameters()):,}" for part in (backbone, decoder)),
-    )
-
-
 def fit(learn: FusionLearner, config: TrainConfig, run: Run) -> None:
-    """Train with one cycle, write history.csv, and weights.safetensors of the best encoder.
+    """Train with one cycle; write history.csv, and weights.safetensors of the best encoder alone.
 
-    Raises `LesionfastError` when it is interrupted before its first epoch ended.
+    Raises `TrainingInterrupted` if it is stopped before its first epoch ended.
     """
     lr = find_lr(learn, freeze=False) if config.lr == "auto" else config.lr
-    header = lineage_header(learn.dls.split, config.arch, config.weights)
-    best = KeepBest(MONITOR, run.path / "weights.safetensors", header)
-    cbs = [
-        ProgressiveUnfreezing(config.unfreeze),
-        OneCycle(lr),
-        StopOnNaN(),
-        WriteHistory(run.path / "history.csv"),
-        EpochBar(),
-        StopOnInterrupt(),
-        best,
-        EpochLines(),
-    ]
-    if config.patience:
-        cbs.append(EarlyStopping(MONITOR, config.patience))
-    with memory_error_explained(config), learn.no_bar(), learn.no_logging():
-        learn.fit(config.epochs, lr, cbs=cbs)
-    if best.best_epoch < 0:
-        raise TrainingInterrupted(
-            f"the training stopped before its first epoch ended, so there are no weights to keep. "
-            f"Start it again: lesionfast pretrain --config {run.path / 'pretrain.json'}"
-        )
+    cbs = [ProgressiveUnfreezing(config.unfreeze), OneCycle([lr])]
+    again = f"lesionfast pretrain --config {run.path / 'pretrain.json'}"
+    best, _ = run_epochs(learn, run, config, config.epochs, [lr], cbs, again)
     logger.info("best epoch: %d, mean squared error %.5f", best.best_epoch + 1, -best.best)
     encoder = {f"backbone.{k}": v for k, v in learn.model.backbone.state_dict().items()}
-    run.write("weights.safetensors", lambda aside: save_tensors(encoder, aside, header))
+    run.write("weights.safetensors", lambda aside: save_tensors(encoder, aside, best.header))
     run.manifest.record("history.csv")
 
 
 def draw_reconstructions(learn: FusionLearner, config: TrainConfig, path: Path) -> Path:
-    """Draw some validation images above what the autoencoder makes of them, as PNG."""
+    """Draw some validation images above their reconstructions, as PNG."""
     images = learn.dls.valid.one_batch()[0].as_subclass(torch.Tensor)[:SHOWN]
     with torch.no_grad(), in_eval_mode(learn.model):
         drawn = learn.model(images)
-    error = torch.nn.functional.mse_loss(drawn, images).item()
+    error = mse_loss(drawn, images).item()
     figure = new_figure(
         max(6.0, 1.4 * len(images) + 0.6),
         3.6,
-        "Validation images, and what the autoencoder makes of them",
-        f"{config.arch}, {config.size} pixels; mean squared error of these {error:.4f} (of 0 to 1)",
+        "Validation images and their reconstructions",
+        f"{config.arch}, {config.size} pixels; mean squared error {error:.4f}, of pixels in 0 to 1",
     )
     axes = figure.subplots(2, len(images), squeeze=False)
     for row, name, pictures in zip(axes, ("image", "reconstruction"), (images, drawn), strict=True):

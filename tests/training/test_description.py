@@ -1,4 +1,4 @@
-"""What a training says before it starts."""
+"""What a run logs about itself before it starts."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import pytest
 
 from lesionfast.config import TrainConfig
 from lesionfast.diagnoses import Classes
-from lesionfast.training.description import announce_diagnoses
+from lesionfast.training.description import announce_classes
 
 CONFIG = TrainConfig()
 
@@ -14,19 +14,22 @@ CONFIG = TrainConfig()
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["invasive melanoma", "bcc", "nv"], "counted as benign: invasive melanoma. If one"),
+        (
+            ["invasive melanoma", "bcc", "nv"],
+            "count as benign: invasive melanoma. If one",
+        ),
         (["deadly", "harmless"], "no class counts as malignant: deadly, harmless. If one"),
     ],
 )
 def test_cancers_that_would_be_counted_as_benign_are_a_warning(names, message, caplog):
-    announce_diagnoses(Classes(names), CONFIG)
+    announce_classes(Classes(names), CONFIG)
     assert message in caplog.text
     caplog.clear()
     typed = replace(CONFIG, malignant=names[0])
-    announce_diagnoses(Classes.chosen(names, names[0], names[0]), typed)
+    announce_classes(Classes.chosen(names, names[0], names[0]), typed)
     assert "WARNING" not in caplog.text
 
 
 def test_usual_names_are_no_warning(caplog):
-    announce_diagnoses(Classes(["mel", "bcc", "nv"]), CONFIG)
+    announce_classes(Classes(["mel", "bcc", "nv"]), CONFIG)
     assert "WARNING" not in caplog.text

@@ -257,7 +257,7 @@ def test_a_resumed_run_keeps_its_joined_lesions_and_skipped_images(
         train(joined, config, tmp_path / "runs")
     stopped = Run.open(next((tmp_path / "runs").iterdir()))
     log = (stopped.path / "log.txt").read_text()
-    assert "left out: SYNTH_" in log and "Age is missing for" in log
+    assert "skipped image SYNTH_" in log and "Age is missing for" in log
     before = (stopped.path / "split.csv").read_text()
     moved = tmp_path / "moved"
     troubled_data.rename(moved)
@@ -369,7 +369,7 @@ def test_a_run_that_another_process_has_just_ended_keeps_its_results(stopped, mo
 
     monkeypatch.setattr("lesionfast.training.experiment.only_trainer", end_first)
     before = sorted(stopped.path.rglob("*")), (stopped.path / "predictions.csv").read_bytes()
-    with pytest.raises(LesionfastError, match="has ended: nothing is left to do"):
+    with pytest.raises(LesionfastError, match="is finished: nothing is left to do"):
         resume(Run.open(stopped.path))
     after = sorted(stopped.path.rglob("*")), (stopped.path / "predictions.csv").read_bytes()
     assert before == after
@@ -401,7 +401,7 @@ def test_a_metric_that_is_undefined_says_what_to_watch(df, tmp_path):
 
 
 def test_a_run_that_ended_is_not_resumed(run):
-    with pytest.raises(LesionfastError, match="has ended: nothing is left to do.*interpret"):
+    with pytest.raises(LesionfastError, match="is finished: nothing is left to do.*interpret"):
         resume(run)
 
 
@@ -470,18 +470,18 @@ def test_options_of_the_objective_change_the_training_and_repeat(run, df, tmp_pa
 
 def test_options_that_do_not_go_together_are_refused(df, tmp_path):
     for changes, message in (
-        ({"cost": "mel:nv=4"}, "--cost goes with --loss asymmetric"),
-        ({"hardest": 0.5, "mix": "mixup"}, "--hardest and --mix do not go together"),
+        ({"cost": "mel:nv=4"}, "--cost needs --loss asymmetric"),
+        ({"hardest": 0.5, "mix": "mixup"}, "--hardest and --mix can.t be combined"),
         ({"loss": "focal", "label_smoothing": 0.1}, "not defined for --loss focal.*cross_entropy"),
         ({"label_smoothing": 1.0}, "leaves too little of the labels.*--label-smoothing 0.1"),
         ({"class_weight": "mell=2"}, "Did you mean 'mel'"),
         ({"mix": "mixupp"}, "Did you mean 'mixup'"),
-        ({"beta": 0.9}, "--beta goes with --balance effective"),
-        ({"tau": 0.5}, "--tau goes with --loss logit_adjusted"),
-        ({"mix_alpha": 1.0}, "--mix-alpha goes with --mix"),
+        ({"beta": 0.9}, "--beta needs --balance effective"),
+        ({"tau": 0.5}, "--tau needs --loss logit_adjusted"),
+        ({"mix_alpha": 1.0}, "--mix-alpha needs --mix"),
         ({"defer_weights": 0.5}, "needs class weights to defer.*--balance weights"),
         ({"defer_weights": 0.5, "monitor": "valid_loss"}, "can't compare epochs"),
-        ({"augment_valid": 1, "augment": "none"}, "--augment-valid goes with --augment other"),
+        ({"augment_valid": 1, "augment": "none"}, "--augment-valid needs --augment other"),
     ):
         with pytest.raises(LesionfastError, match=message):
             train(df, replace(TINY, size=32, **changes), tmp_path / "runs")

@@ -110,7 +110,7 @@ def another(name):
 
 def test_a_solved_head_refuses_what_it_cannot_heed(tmp_path):
     config = replace(CONFIG, head="svm", balance="weights", loss="focal")
-    with pytest.raises(LesionfastError, match="--balance, --loss can do nothing.*--head linear"):
+    with pytest.raises(LesionfastError, match="--balance, --loss has no effect.*--head linear"):
         train(load_dataset(config), config, tmp_path)
     with pytest.raises(LesionfastError, match="Did you mean 'prototype'"):
         train(load_dataset(config), replace(CONFIG, head="prototipe"), tmp_path)

@@ -19,7 +19,7 @@ from lesionfast.models.lineage import read_lineage
 from lesionfast.models.weights import read_weights
 from lesionfast.runs import Run, list_runs
 from lesionfast.training.experiment import prepare_learner, train
-from lesionfast.training.fitting import unfreezing
+from lesionfast.training.fitting import plan_training
 from lesionfast.training.pretrain import ImageIsTarget, pretrain
 
 TINY = TrainConfig(arch="vanilla_cnn", size=32, epochs=2, batch_size=32)
@@ -84,7 +84,7 @@ def test_a_classifier_starts_from_the_encoder_and_says_so(df, folder, run):
     state, encoder = learn.model.backbone.body.state_dict(), read_weights(folder)
     assert state.keys() == encoder.keys()
     assert all(torch.equal(state[name], encoder[name]) for name in encoder)
-    assert unfreezing(learn, run.config) == "fresh"
+    assert plan_training(learn.model, run.config).unfreeze == "fresh"
     assert run.model["weights_origin"] == f"weights of the run {folder}"
     assert f"weights of the run {folder}" in (run.path / "log.txt").read_text()
 

@@ -20,8 +20,8 @@ from lesionfast.models.fusion import FusionModel, build_model, stage_groups
 from lesionfast.models.precision import autocast
 from lesionfast.training.balancing import balances
 from lesionfast.training.callbacks.inference import freed_memory_kept
-from lesionfast.training.callbacks.schedule import Phase, plan_phases
-from lesionfast.training.fitting import caches_features, memory_error_explained, total_epochs
+from lesionfast.training.callbacks.schedule import Phase
+from lesionfast.training.fitting import caches_features, memory_error_explained, plan_training
 from lesionfast.training.speed.bench import time_one
 
 logger = logging.getLogger("lesionfast")
@@ -58,8 +58,10 @@ def estimate(config: TrainConfig, df: pd.DataFrame) -> Estimate:
     encoder = MetadataEncoder(config.metadata_columns).fit(train)
     torch.manual_seed(config.seed)
     fresh = replace(config, weights="none")
-    model = build_model(fresh, encoder.width, df["target"].nunique()).to(device)
-    model = model.to(memory_format=torch.channels_last)
+    model = build_model(fresh, encoder.width, df["target"].nunique())
+    if model.backbone is not None:
+        model.backbone.pretrained = config.weights != "none"  # for the plan of its phases
+    model.to(device, memory_format=torch.channels_last)
     n = rows_an_epoch(train["target"], config.balance)
     size = min(config.batch_size, n)
     batch = random_batch(config.size, encoder.width, size, device)
@@ -80,19 +82,12 @@ def estimate(config: TrainConfig, df: pd.DataFrame) -> Estimate:
 
 def unfreeze_by_phase(model: FusionModel, config: TrainConfig) -> Iterator[Phase]:
     """Yield each phase, the model frozen as the phase has it."""
-    groups, how = stage_groups(model), how_to_unfreeze(model, config)
-    for phase in plan_phases(how, len(groups), total_epochs(how, config), config.head_epochs):
+    groups = stage_groups(model)
+    for phase in plan_training(model, config).phases:
         for number, group in enumerate(groups, 1):
             for each in group:
                 each.requires_grad_(number > len(groups) - phase.groups)
         yield phase
-
-
-def how_to_unfreeze(model: FusionModel, config: TrainConfig) -> str:
-    """Return how the training will unfreeze, taking it that its pretrained weights are found."""
-    if config.unfreeze != "auto":
-        return config.unfreeze
-    return "none" if model.backbone is None or config.weights == "none" else "fresh"
 
 
 def rows_an_epoch(targets: pd.Series, balance: str) -> int:

@@ -208,7 +208,7 @@ def test_a_solved_head_learns_from_withheld_metadata_too(df):
 
 
 def test_the_option_is_refused_where_there_is_no_metadata_to_withhold():
-    with pytest.raises(LesionfastError, match="--metadata-dropout goes with --metadata"):
+    with pytest.raises(LesionfastError, match="--metadata-dropout needs --metadata"):
         check_options(replace(TINY, metadata_dropout=0.1, fusion="none"))
     check_options(replace(TINY, metadata_dropout=0.0, fusion="none"))
 
