@@ -64,7 +64,7 @@ def check_options(config: TrainConfig) -> None:
     idle = [flag_name(name) for name in typed if name not in SOLVED]
     if config.head != "linear" and idle:
         raise LesionfastError(
-            f"--head {config.head} is solved on frozen features, where {', '.join(idle)} has no "
+            f"--head {config.head} is solved on frozen features, so {', '.join(idle)} would have no "
             f"effect. Leave {', '.join(idle)} out, or type --head linear."
         )
     for name, (needed, holds) in GOES_WITH.items():

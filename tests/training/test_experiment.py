@@ -166,7 +166,7 @@ KILLED = """
 import os, signal, sys
 from lesionfast.config import TrainConfig
 from lesionfast.data.split import load_dataset
-from lesionfast.training.callbacks.tracking import Checkpoint
+from lesionfast.training.callbacks.checkpoint import Checkpoint
 from lesionfast.training.experiment import train
 import torch
 
@@ -341,7 +341,7 @@ def test_a_run_is_not_resumed_on_changed_data(stopped, change):
     rows = pd.read_csv(table, dtype=str)
     rows = rows.iloc[1:] if change == "a row less" else rows.assign(age="40")
     rows.to_csv(table, index=False)
-    with pytest.raises(LesionfastError, match="the data has changed since.*start anew"):
+    with pytest.raises(LesionfastError, match="the data has changed since.*start again"):
         resume(Run.open(stopped.path))
     assert Run.open(stopped.path).finished  # nothing is lost
 
