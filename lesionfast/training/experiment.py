@@ -61,11 +61,11 @@ def check_options(config: TrainConfig) -> None:
     plain = TrainConfig()
     names = (field.name for field in fields(TrainConfig))
     typed = [name for name in names if getattr(config, name) != getattr(plain, name)]
-    idle = [flag_name(name) for name in typed if name not in SOLVED]
+    idle = ", ".join(flag_name(name) for name in typed if name not in SOLVED)
     if config.head != "linear" and idle:
         raise LesionfastError(
-            f"--head {config.head} is solved on frozen features, so {', '.join(idle)} would have no "
-            f"effect. Leave {', '.join(idle)} out, or type --head linear."
+            f"--head {config.head} is solved on frozen features, so {idle} would have no effect. "
+            f"Leave {idle} out, or type --head linear."
         )
     for name, (needed, holds) in GOES_WITH.items():
         if name in typed and not holds(config):
