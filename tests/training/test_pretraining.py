@@ -165,4 +165,4 @@ def test_a_wrong_name_is_found_before_a_directory_is_made(df, tmp_path, changes,
 def test_the_learning_rate_can_be_found(df, tmp_path):
     config = replace(TINY, arch="test_resnet", weights="none", lr="auto", epochs=1, batch_size=7)
     df = df.groupby(["split", "target"]).head(1).reset_index(drop=True)
-    assert "learning rate found" in (pretrain(df, config, tmp_path) / "log.txt").read_text()
+    assert "suggested learning rate" in (pretrain(df, config, tmp_path) / "log.txt").read_text()
