@@ -43,7 +43,7 @@ TORCH_FREE = [
     *("evaluation.decisions", "evaluation.comparison", "evaluation.explain"),
     *("evaluation.contribution", "evaluation.labels", "evaluation.isic", "report.overview"),
     *("report.comparison", "training.ensemble", "training.study"),
-    *("serving.predictor", "serving.batch"),
+    *("serving.predictor", "serving.outputs", "serving.service"),
 ]
 OPTIONS_OF_OTHERS = {"--upgrade", "--limit", "--rounds", "--share"}  # pip, benchmarks
 

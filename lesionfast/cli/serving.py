@@ -49,10 +49,9 @@ def predict(
         raise LesionfastError("--isic is a format of its own. Type it without --format.")
     if tta is not None and not 1 <= tta <= 8:
         raise LesionfastError(f"--tta is {tta}; type 1 to 8 views.")
-    from lesionfast.serving.batch import predict_inputs
-    from lesionfast.serving.outputs import format_of
+    from lesionfast.serving.outputs import choose_format, predict_inputs
 
-    kind = "isic" if isic else format_of(out, format)
+    kind = "isic" if isic else choose_format(out, format)
     table = {"metadata": read_metadata(metadata or []), "images": images, "separator": separator}
     count = predict_inputs(
         model, inputs, out, kind, **table, views=tta, resume=resume, device=device

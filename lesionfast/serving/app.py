@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
 from lesionfast.data.images import FORMATS
@@ -23,125 +22,13 @@ from lesionfast.diagnoses import full_name
 from lesionfast.errors import LesionfastError
 from lesionfast.report.images import patient, per_cent, read_pixels
 from lesionfast.report.page import Picture, read_template, render
-from lesionfast.serving.api import MOST_BYTES, MOST_PIXELS, Answer, Service
-from lesionfast.serving.bundle import Bundle, flag_name
+from lesionfast.serving.bundle import Bundle, flag_column
+from lesionfast.serving.service import MOST_BYTES, MOST_PIXELS, Answer, Service
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 logger = logging.getLogger("lesionfast")
-
-RULES = {
-    "argmax": "the most probable class",
-    "balanced": "the largest probability after division by the class shares of the training",
-}
-SHARE = 0.45  # of the heat map in the picture
-
-
-def page_html(bundle: Bundle) -> str:
-    """Return the page: a form for an image and what is known of the person, and no answer yet."""
-    return render(
-        "app.html",
-        columns=bundle.encoder.learned,
-        formats=", ".join(FORMATS),
-        types=",".join(f"image/{name.lower()}" for name in FORMATS),
-        most_bytes=MOST_BYTES,
-        most=f"{MOST_BYTES // 10**6} MB and {MOST_PIXELS // 10**6} megapixels",
-        about=f"Model {bundle.name}, split {bundle.split_sha256[:12]}.",
-    )
-
-
-def answer_html(bundle: Bundle, answer: Answer) -> str:
-    """Return the answer as a section of HTML."""
-    row, classes = answer.row, bundle.classes
-    prefix = "calibrated" if bundle.calibrator else "p"
-    told = "calibrated on validation" if bundle.calibrator else "of the model, not calibrated"
-    values = {name: row[f"{prefix}_{name}"] for name in classes}
-    bars = [
-        {
-            "name": full_name(name),
-            "width": f"{100 * value:.1f}",
-            "text": per_cent(value),
-            "grave": name == classes.melanoma,
-        }
-        for name, value in values.items()
-    ]
-    return render(
-        "answer.html",
-        outlier=bool(row.get("outlier")),
-        decision=f"Decision: {full_name(row['decision'])}",
-        rule=f"By the rule {row['rule']}: {RULES[row['rule']]}.",
-        caption=f"Probabilities, {told}",
-        bars=bars,
-        words=words_of(bundle, row),
-        caution=sentence(answer.caution),
-        pictures=pictures_of(answer),
-        left_out=answer.left_out,
-    )
-
-
-def words_of(bundle: Bundle, row: dict[str, Any]) -> list[str]:
-    """Return flags, prediction set, referral and what was not known, a sentence each."""
-    found = []
-    for point in bundle.points:
-        what = "melanoma" if point.of == bundle.classes.melanoma else "malignant"
-        flagged = "Flagged" if row[flag_name(point)] else "Not flagged"
-        found.append(
-            f"{flagged} as {what} at the threshold for a {point.goal} of {point.level:.0%}."
-        )
-    if bundle.conformal:
-        names = [full_name(name) for name in row["prediction_set"]]
-        listed = " or ".join(names) if names else "no class fits"
-        found.append(f"With a coverage of {bundle.conformal.coverage:.0%} in each class: {listed}.")
-    if bundle.referral:
-        least = f"the least certain {bundle.referral.share:.0%} of images"
-        refer = f"Among {least}: let a dermatologist look."
-        found.append(refer if row["refer"] else f"Not among {least}.")
-    if row["not_known"]:
-        found.append(f"Predicted without: {', '.join(row['not_known'])}.")
-    return found
-
-
-def sentence(words: str) -> str:
-    """Return words with a capital letter first."""
-    return words[:1].upper() + words[1:]
-
-
-def pictures_of(answer: Answer) -> list[Picture]:
-    """Return what the model saw, the heat over it, and similar training lesions."""
-    found = [Picture("what the model saw", source_of(answer.seen))]
-    if answer.heat is not None:
-        told = "what speaks for the decision (Grad-CAM): what the model reacts to, not why"
-        found.append(Picture(told, source_of(with_heat(answer.seen, answer.heat))))
-    if answer.similar is not None:
-        found += [picture for _, row in answer.similar.iterrows() if (picture := similar(row))]
-    return found
-
-
-def similar(row: pd.Series) -> Picture | None:
-    """Return a training lesion, None if its image is gone."""
-    told = ", ".join(filter(None, [full_name(row["target"]), patient(row)]))
-    try:
-        pixels = read_pixels(row["path"])
-    except (LesionfastError, OSError):
-        return None
-    return Picture(f"similar in training: {told}", source_of(pixels))
-
-
-def with_heat(seen: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Return pixels uint8 (H, W, 3) with a heat map of 0..1 (H, W) laid over."""
-    from matplotlib import colormaps
-
-    colours = colormaps["inferno"](heat)[..., :3] * 255
-    return ((1 - SHARE) * seen + SHARE * colours).round().astype(np.uint8)
-
-
-def source_of(pixels: np.ndarray) -> str:
-    """Return pixels as the address of a picture that is in it."""
-    with BytesIO() as file:
-        Image.fromarray(pixels).save(file, "JPEG", quality=88)
-        return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
-
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 EVERY_ADDRESS = ("0.0.0.0", "::")
@@ -161,6 +48,11 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 SHUTDOWN = 3  # seconds that clients have to end
+RULES = {
+    "argmax": "the most probable class",
+    "balanced": "the largest probability after division by the class shares of the training",
+}
+SHARE = 0.45  # of the heat map in the picture
 
 
 def serve(
@@ -169,10 +61,10 @@ def serve(
     """Open the page of a model at host and port, and its HTTP API, until it is stopped.
 
     Uploads stay in memory. Raises `LesionfastError` without FastAPI and what it takes, for an
-    address that can't be listened to, and for what is no model.
+    address that can't be listened to, and for what is not a model.
     """
     require_packages()
-    with listening(host, port) as listener:
+    with listen(host, port) as listener:
         service = Service(source, device)
         if host not in LOCAL:
             logger.warning("%s is open to the network: whoever reaches it can upload images", host)
@@ -180,7 +72,7 @@ def serve(
         name = f"[{host}]" if ":" in host else host
         print(f"http://{name}:{listener.getsockname()[1]}", flush=True)
         try:
-            server_of(build_app(service, host)).run(sockets=[listener])
+            build_server(build_app(service, host)).run(sockets=[listener])
         except KeyboardInterrupt:  # Ctrl-C is how a page is stopped
             return
 
@@ -198,7 +90,7 @@ def require_packages() -> None:
 
 
 @contextmanager
-def listening(host: str, port: int) -> Iterator[socket.socket]:
+def listen(host: str, port: int) -> Iterator[socket.socket]:
     """Open a socket at an address; port 0 is any free one. Raises `LesionfastError`."""
     try:
         kind = socket.SOCK_STREAM
@@ -214,7 +106,7 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
         yield listener
 
 
-def server_of(app: "ASGIApp") -> Any:
+def build_server(app: "ASGIApp") -> Any:
     """Return a server: HTTP by h11, which bounds headers; no WebSocket, no proxy is believed.
 
     A connection that sends no whole head is not closed, and takes one of the files that the process
@@ -262,18 +154,13 @@ def build_app(service: Service, host: str = LOCAL[0]) -> "ASGIApp":
 
     @api.post("/answer", include_in_schema=False)
     async def answer(request: Request) -> HTMLResponse:
-        return HTMLResponse(await uploads.answer(request, partial(answer_of, service)))
+        return HTMLResponse(await uploads.answer(request, partial(answer_html, service)))
 
     return Guard(api, host)
 
 
-def answer_of(service: Service, image: bytes, metadata: dict[str, str]) -> str:
-    """Return the answer to an image as HTML; raises what `Service.answer` does."""
-    return answer_html(service.bundle, service.answer(image, metadata))
-
-
 class Guard:
-    """Refuses requests of other sites, and tells the browser what the page may do.
+    """Refuses requests of other sites, and sends the security headers with every response.
 
     A foreign page reaches this machine by a name of its own that leads here (DNS rebinding), or by
     a form that it posts: so the `Host` must be ours, and `Origin` and `Sec-Fetch-Site` the page's.
@@ -300,7 +187,7 @@ class Guard:
 
         headers = Headers(scope=scope)
         host = headers.get("host", "").lower()
-        if not self.is_ours(host):
+        if not self.is_own_host(host):
             return "this page answers under its own address only. Open the one that it printed."
         origin = headers.get("origin")
         if origin is not None and origin.lower() not in (f"http://{host}", f"https://{host}"):
@@ -310,7 +197,7 @@ class Guard:
             return "another site may not ask this page."
         return ""
 
-    def is_ours(self, host: str) -> bool:
+    def is_own_host(self, host: str) -> bool:
         """Return whether a `Host`, such as "127.0.0.1:7860", is one of this page."""
         found = HOST.fullmatch(host)
         if found is None:
@@ -328,8 +215,105 @@ def is_address(name: str) -> bool:
 
 
 async def send_guarded(send: "Send", message: "Message") -> None:
-    """Send a part of a response, with what the browser has to know in its head."""
+    """Send a part of a response, with the security headers in its head."""
     if message["type"] == "http.response.start":
-        told = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
-        message["headers"] = [*message.get("headers", []), *told]
+        headers = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+        message["headers"] = [*message.get("headers", []), *headers]
     await send(message)
+
+
+def page_html(bundle: Bundle) -> str:
+    """Return the page: a form for an image and its metadata, and no answer yet."""
+    return render(
+        "app.html",
+        columns=bundle.encoder.learned,
+        formats=", ".join(FORMATS),
+        types=",".join(f"image/{name.lower()}" for name in FORMATS),
+        most_bytes=MOST_BYTES,
+        most=f"{MOST_BYTES // 10**6} MB and {MOST_PIXELS // 10**6} megapixels",
+        about=f"Model {bundle.name}, split {bundle.split_sha256[:12]}.",
+    )
+
+
+def answer_html(service: Service, image: bytes, metadata: dict[str, str]) -> str:
+    """Return the answer to an image as a section of HTML; raises what `Service.answer` does."""
+    answer, bundle = service.answer(image, metadata), service.bundle
+    row, classes = answer.row, bundle.classes
+    prefix = "calibrated" if bundle.calibrator else "p"
+    values = {name: row[f"{prefix}_{name}"] for name in classes}
+    bars = [
+        {
+            "name": full_name(name),
+            "width": f"{100 * value:.1f}",
+            "text": per_cent(value),
+            "grave": name == classes.melanoma,
+        }
+        for name, value in values.items()
+    ]
+    return render(
+        "answer.html",
+        outlier=bool(row.get("outlier")),
+        decision=f"Decision: {full_name(row['decision'])}",
+        rule=f"Rule {row['rule']}: {RULES[row['rule']]}.",
+        caption=f"Probabilities, {'' if bundle.calibrator else 'not '}calibrated on validation",
+        bars=bars,
+        words=describe_row(bundle, row),
+        caution=answer.caution[:1].upper() + answer.caution[1:],
+        pictures=list_pictures(answer),
+        left_out=answer.left_out,
+    )
+
+
+def describe_row(bundle: Bundle, row: dict[str, Any]) -> list[str]:
+    """Return flags, prediction set, referral and missing metadata, a sentence each."""
+    words = []
+    for point in bundle.points:
+        what = "melanoma" if point.of == bundle.classes.melanoma else "malignant"
+        flagged = "Flagged" if row[flag_column(point)] else "Not flagged"
+        words.append(
+            f"{flagged} as {what} at the threshold for a {point.goal} of {point.level:.0%}."
+        )
+    if bundle.conformal:
+        listed = " or ".join(map(full_name, row["prediction_set"])) or "no class fits"
+        words.append(
+            f"Prediction set with {bundle.conformal.coverage:.0%} coverage of each class: {listed}."
+        )
+    if bundle.referral:
+        least = f"the least certain {bundle.referral.share:.0%} of images"
+        refer = f"Among {least}: refer it to a dermatologist."
+        words.append(refer if row["refer"] else f"Not among {least}.")
+    if row["not_known"]:
+        words.append(f"Predicted without: {', '.join(row['not_known'])}.")
+    return words
+
+
+def list_pictures(answer: Answer) -> list[Picture]:
+    """Return what the model saw, the heat over it, and similar training lesions."""
+    pictures = [Picture("what the model saw", to_source(answer.seen))]
+    if answer.heat is not None:
+        caption = "Grad-CAM of the decision: what the model reacts to, not why"
+        pictures.append(Picture(caption, to_source(overlay(answer.seen, answer.heat))))
+    rows = [] if answer.similar is None else [row for _, row in answer.similar.iterrows()]
+    for row in rows:
+        caption = ", ".join(filter(None, [full_name(row["target"]), patient(row)]))
+        try:
+            source = to_source(read_pixels(row["path"]))
+        except (LesionfastError, OSError):  # the image is gone
+            continue
+        pictures.append(Picture(f"similar in training: {caption}", source))
+    return pictures
+
+
+def overlay(seen: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Return pixels uint8 (H, W, 3) with a heat map of 0..1 (H, W) laid over."""
+    from matplotlib import colormaps
+
+    colours = colormaps["inferno"](heat)[..., :3] * 255
+    return ((1 - SHARE) * seen + SHARE * colours).round().astype(np.uint8)
+
+
+def to_source(pixels: np.ndarray) -> str:
+    """Return pixels as a data URI."""
+    with BytesIO() as file:
+        Image.fromarray(pixels).save(file, "JPEG", quality=88)
+        return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"

@@ -1,10 +1,9 @@
-"""Bundle: what a model needs besides its weights, from a run or an exported folder. No torch."""
+"""Bundle: all that a model needs besides its weights, of a run or an exported folder. No torch."""
 
 import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +14,8 @@ import pandas as pd
 
 from lesionfast.data.encoder import SHAPE as ENCODER_SHAPE
 from lesionfast.data.encoder import MetadataEncoder
+from lesionfast.data.images import open_images
+from lesionfast.data.split import load_dataset
 from lesionfast.diagnoses import Classes
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.evaluation.decisions import (
@@ -26,7 +27,7 @@ from lesionfast.evaluation.decisions import (
     Decisions,
     load_ood,
 )
-from lesionfast.files import check_shape, sha256
+from lesionfast.files import check_shape, sha256, write_json
 from lesionfast.runs import SHAPES as RUN_SHAPES
 from lesionfast.runs import Run
 from lesionfast.stats.calibration import Calibrator
@@ -39,10 +40,12 @@ from lesionfast.stats.thresholds import OperatingPoint, positive_and_score
 logger = logging.getLogger("lesionfast")
 
 SCHEMA = 1
-CARD = "README.md"
-DIGEST = re.compile(r"[0-9a-f]{64}\Z")
-FILE, WEIGHTS, ONNX, INT8 = "model.json", "model.safetensors", "model.onnx", "model-int8.onnx"
+FILE, CARD = "model.json", "README.md"
+WEIGHTS, ONNX, INT8 = "model.safetensors", "model.onnx", "model-int8.onnx"
 FILES = (WEIGHTS, OOD.file, ONNX, INT8)  # all that an export may hold besides model.json and card
+DIGEST = re.compile(r"[0-9a-f]{64}\Z")
+EXPORT_AGAIN = "Export the run again: lesionfast export RUN --to DIR"
+COPY_AGAIN = "Copy the whole folder again."
 SHAPE = {
     **dict.fromkeys(("name", "image_column", "precision", "split_sha256"), str),
     "model": {
@@ -57,6 +60,14 @@ SHAPE = {
     "referral": (None, REFERRAL.shape),
     "versions": {str: str},
 }
+AS_THEY_ARE = ("name", "model", "image_column", "precision", "split_sha256", "versions")
+CHOSEN = {  # on validation: an attribute of `Decisions` and of `Bundle`, and its name in a warning
+    "points": "flags at operating points",
+    "calibrator": "calibrated probabilities",
+    "conformal": "prediction sets",
+    "referral": "referral",
+    "ood": "OOD scores",
+}
 PACKAGES = ("lesionfast", "torch", "timm", "torchvision")
 
 
@@ -64,7 +75,7 @@ PACKAGES = ("lesionfast", "torch", "timm", "torchvision")
 class Bundle:
     """Architecture, classes, preprocessing, encoder, and all that was chosen on validation.
 
-    `model` is the model.json of a run. What the run had no validation images or features for is
+    `model` is the model.json of a run. What the run has no validation images or features for is
     None, or an empty list of points.
     """
 
@@ -92,8 +103,8 @@ class Bundle:
         return self.model["size"]
 
     @classmethod
-    def of(cls, run: Run) -> "Bundle":
-        """Return that of a run; what it keeps no choice of yet is chosen on its validation.
+    def from_run(cls, run: Run) -> "Bundle":
+        """Return the bundle of a run; what the run keeps no choice of is chosen on validation.
 
         Raises `LesionfastError` for a run that did not end, and for an ensemble.
         """
@@ -103,71 +114,61 @@ class Bundle:
                 f"members: {', '.join(run.model['members'])}"
             )
         decisions = Decisions(run)
-        wanted = {
-            "calibrator": lambda: decisions.calibrator,
-            "conformal": lambda: decisions.conformal,
-            "referral": lambda: decisions.referral,
-            "ood": lambda: decisions.ood,
-        }
+        chosen = {name: choose_or_warn(decisions, name) for name in CHOSEN}
         return cls(
             name=run.path.resolve().name,
             model=run.model,
             image_column=run.config.image,
             precision=run.config.precision,
             encoder=MetadataEncoder.from_run(run),
-            points=optional("operating points", lambda: decisions.points) or [],
-            **{name: optional(name, find) for name, find in wanted.items()},
+            **chosen | {"points": chosen["points"] or []},
             split_sha256=run.metrics["split_sha256"],
-            versions=installed(),
+            versions={name: find_version(name) for name in PACKAGES},
         )
 
     @classmethod
     def read(cls, folder: Path) -> "Bundle":
-        """Return that of an exported folder, every file checked against its SHA-256.
+        """Return the bundle of an exported folder, every file checked against its SHA-256.
 
-        Raises `LesionfastError` for one that is not whole, was changed, or is of a newer schema.
+        Raises `LesionfastError` for a folder that is not whole, was changed, or has a newer schema.
         """
-        told = read_json(folder / FILE)
-        for name, expected in told["files"].items():
+        described = read_description(folder)
+        for name, expected in described["files"].items():
             check_file(folder / name, expected)
-        return cls.from_dict(told, load_ood(folder / OOD.file) if told.get("outliers") else None)
+        ood = load_ood(folder / OOD.file) if described.get("outliers") else None
+        return cls.from_dict(described, ood)
+
+    def write(self, folder: Path) -> None:
+        """Write model.json, with the SHA-256 of itself and of the files that are in the folder."""
+        files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
+        described = self.to_dict() | {"files": files}
+        write_json(folder / FILE, described | {"sha256": digest_of_description(described)})
 
     @classmethod
-    def from_dict(cls, told: dict[str, Any], ood: OODScorer | None) -> "Bundle":
-        """Return what `to_dict` told; raises `LesionfastError` for a newer schema, and for less."""
-        check_schema(told)
+    def from_dict(cls, described: dict[str, Any], ood: OODScorer | None) -> "Bundle":
+        """Return the bundle that `to_dict` described; raises `LesionfastError` if it can't be."""
+        check_schema(described)
         try:
-            check_contents(told)
-            return cls._built(told, ood)
+            check_contents(described)
+            calibration, conformal = described["calibration"], described["conformal"]
+            referral = described["referral"]
+            return cls(
+                **{name: described[name] for name in AS_THEY_ARE},
+                encoder=MetadataEncoder.from_learned(described["encoder"]),
+                points=POINTS.from_json({"points": described["operating_points"]}),
+                calibrator=calibration and CALIBRATION.from_json(calibration),
+                conformal=conformal and SETS.from_json(conformal),
+                referral=referral and REFERRAL.from_json(referral),
+                ood=ood,
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             raise LesionfastError(
-                f"what the model says of itself can't be used: {kind}{error}. "
-                "Export the run again: lesionfast export RUN --to DIR"
+                f"the description of the model can't be used: {kind}{error}. {EXPORT_AGAIN}"
             ) from None
 
-    @classmethod
-    def _built(cls, told: dict[str, Any], ood: OODScorer | None) -> "Bundle":
-        return cls(
-            name=told["name"],
-            model=told["model"],
-            image_column=told["image_column"],
-            precision=told["precision"],
-            encoder=MetadataEncoder.from_learned(told["encoder"]),
-            points=POINTS.from_json({"points": told["operating_points"]}),
-            calibrator=built(CALIBRATION.from_json, told["calibration"]),
-            conformal=built(SETS.from_json, told["conformal"]),
-            referral=built(REFERRAL.from_json, told["referral"]),
-            ood=ood,
-            split_sha256=told["split_sha256"],
-            versions=told["versions"],
-        )
-
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON-safe values, without the features that the OOD score keeps."""
-        parts = {"calibration": self.calibrator, "conformal": self.conformal}
-        parts["referral"] = self.referral
-        kept = {name: part and json_safe(asdict(part)) for name, part in parts.items()}
+        """Return JSON-safe values, without the training features of the OOD score."""
         return {
             "schema": SCHEMA,
             "name": self.name,
@@ -175,120 +176,145 @@ class Bundle:
             "image_column": self.image_column,
             "precision": self.precision,
             "encoder": json.loads(self.encoder.to_json()),
-            "operating_points": [asdict(each) for each in self.points],
-            **kept,
+            "operating_points": [asdict(point) for point in self.points],
+            "calibration": self.calibrator and json_safe(asdict(self.calibrator)),
+            "conformal": self.conformal and json_safe(asdict(self.conformal)),
+            "referral": self.referral and json_safe(asdict(self.referral)),
             "outliers": self.ood is not None,
             "split_sha256": self.split_sha256,
             "versions": self.versions,
         }
 
     def digest(self) -> str:
-        """Return the SHA-256 of all that decides what is said of an image, besides the weights."""
+        """Return the SHA-256 of all that a prediction depends on, besides the weights."""
         kept = {k: v for k, v in self.to_dict().items() if k not in ("name", "versions")}
         found = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
         if self.ood:
             found.update(b"train" + self.ood.train.tobytes())
         return found.hexdigest()
 
+    def draw_images(
+        self, run: Run, split: str, most: int | None = None
+    ) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+        """Return rows, pixels uint8 and metadata float32 of images of one split, drawn at random.
 
-def optional(what: str, find: Callable[[], Any]) -> Any:
-    """Return what is found, or None where a run lacks what it takes; that is said."""
+        Raises `LesionfastError` if the run's data is not found.
+        """
+        df = load_dataset(run.config, split=run.file("split.csv"))
+        df = df[df["split"] == split]
+        df = df.sample(min(most or len(df), len(df)), random_state=0)
+        options = {"resize": run.config.resize, "cache": False, "skip_bad": run.config.skip_bad}
+        images = open_images(df["path"].tolist(), self.size, **options, report=False)
+        good = np.setdiff1d(np.arange(len(df)), list(images.bad))
+        df = df.iloc[good]
+        return df, images.pixels[good], self.encoder.transform(df)
+
+    def assess(self, probabilities: np.ndarray, features: np.ndarray) -> pd.DataFrame:
+        """Return one row an image, from probabilities (n, k) and image features (n, F).
+
+        Columns: decision and rule; p_<class>, the probabilities of the model, on which the rule,
+        the flags, the sets and the referral are based; and as far as the model has them
+        calibrated_<class>, a flag an operating point (`flag_column`), prediction_set (a tuple of
+        class names, most probable first), refer, outlier_score and outlier.
+        """
+        classes, rule, prior = self.classes, self.model["rule"], self.model["prior"]
+        decision = decide(probabilities, rule, prior)
+        columns = {"decision": np.asarray(classes, object)[decision], "rule": rule}
+        columns |= {f"p_{name}": column for name, column in zip_columns(classes, probabilities)}
+        if self.calibrator:
+            calibrated = zip_columns(classes, self.calibrator.apply(probabilities))
+            columns |= {f"calibrated_{name}": column for name, column in calibrated}
+        for point in self.points:
+            _, score = positive_and_score(point.of, decision, probabilities, classes)
+            columns[flag_column(point)] = score >= point.threshold
+        if self.conformal:
+            sets = self.conformal.sets(probabilities)
+            columns["prediction_set"] = list_sets(sets, probabilities, classes)
+        if self.referral:
+            confidence = rule_confidence(probabilities, rule, prior)
+            columns["refer"] = self.referral.referred(confidence)
+        if self.ood:
+            scores = self.ood.score(features)
+            columns |= {"outlier_score": scores, "outlier": scores > self.ood.threshold}
+        return pd.DataFrame(columns, index=range(len(probabilities)))
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of `assess`."""
+        k, width = len(self.classes), self.ood.train.shape[1] if self.ood else 0
+        return list(self.assess(np.full((1, k), 1 / k), np.ones((1, width))))
+
+
+def choose_or_warn(decisions: Decisions, name: str) -> Any:
+    """Return what validation chose, or None and a warning where the run lacks what it takes."""
     try:
-        return find()
+        return getattr(decisions, name)
     except DamageError:
         raise
     except LesionfastError as error:
-        logger.warning("predictions without %s: %s", what, error)
+        logger.warning("predictions will have no %s: %s", CHOSEN[name], error)
         return None
 
 
-def built(build: Callable[[dict], Any], told: dict | None) -> Any:
-    """Return what is built from a dict, None from none."""
-    return None if told is None else build(told)
-
-
-def installed() -> dict[str, str]:
-    """Return the versions of the packages that the probabilities depend on."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "from source"
-    return found
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the model.json of an exported folder; raises `LesionfastError` if it is none."""
+def find_version(package: str) -> str:
+    """Return the version of a package, "from source" where it is not installed."""
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        return version(package)
+    except PackageNotFoundError:
+        return "from source"
+
+
+def zip_columns(classes: list[str], values: np.ndarray) -> Any:
+    """Pair each class with its column of values (n, k)."""
+    return zip(classes, values.T, strict=True)
+
+
+def flag_column(point: OperatingPoint) -> str:
+    """Return the column of an operating point, such as "mel_at_specificity_90"."""
+    return f"{point.of}_at_{point.goal}_{point.level * 100:.0f}"
+
+
+def list_sets(
+    sets: np.ndarray, probabilities: np.ndarray, classes: list[str]
+) -> list[tuple[str, ...]]:
+    """Return the classes of each prediction set (n, k), the most probable first."""
+    order = np.argsort(-probabilities, axis=1, kind="stable")
+    return [
+        tuple(classes[i] for i in row if chosen[i]) for row, chosen in zip(order, sets, strict=True)
+    ]
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Return the model.json of an exported folder.
+
+    Raises `LesionfastError` unless it is whole, unchanged, and lists the SHA-256 of its files.
+    """
+    path = folder / FILE
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise LesionfastError(
-            f"{path.parent} is no exported model: it has no {path.name}. "
-            f"Make one: lesionfast export RUN --to DIR"
+            f"{folder} is not an exported model: it has no {FILE}. "
+            "Make one: lesionfast export RUN --to DIR"
         ) from None
     except (OSError, ValueError) as error:
-        raise LesionfastError(f"{path} is broken: {error}. Export the run again.") from None
-    if not isinstance(told, dict) or "schema" not in told:
-        raise LesionfastError(f"{path} is no model of lesionfast. Export a run: lesionfast export")
-    check_schema(told)
-    if "files" not in told:
+        raise LesionfastError(f"{path} is broken: {error}. {EXPORT_AGAIN}") from None
+    if not isinstance(described, dict) or "schema" not in described:
+        raise LesionfastError(f"{path} does not describe a model of lesionfast. {EXPORT_AGAIN}")
+    check_schema(described)
+    if "files" not in described:
         raise LesionfastError(
-            f"{path} is of a run that did not end, or lost files. Name a finished run, or a folder "
-            "that `lesionfast export` wrote."
+            f"{path} belongs to a run that did not end or lost files. Name a finished run, or a "
+            "folder that `lesionfast export` wrote."
         )
-    check_files(path, told)
-    return told
+    check_list(path, described)
+    check_unchanged(path, described)
+    return described
 
 
-def check_files(path: Path, told: dict[str, Any]) -> None:
-    """Raise `LesionfastError` unless model.json has a SHA-256 of each file that is read, only such.
-
-    So nothing is opened unchecked, and nothing else that lies in the folder is shared or fetched.
-    """
-    files = told["files"]
-    listed = files if isinstance(files, dict) else {}
-    needed = [WEIGHTS, *([OOD.file] if told.get("outliers") else [])]
-    lacks = [name for name in needed if name not in listed]
-    strange = [name for name in listed if name not in FILES]
-    wrong = [n for n, each in listed.items() if not (isinstance(each, str) and DIGEST.match(each))]
-    problem = (
-        f"lists {strange[0]!r}, which no export holds"
-        if strange
-        else f"has no SHA-256 of {(lacks or wrong)[0]}"
-        if lacks or wrong
-        else ""
-    )
-    if problem:
-        raise LesionfastError(
-            f"{path} {problem}, so the folder can't be trusted. Copy the whole folder again, or "
-            "export the run again: lesionfast export RUN --to DIR"
-        )
-
-
-def check_listed(path: Path) -> None:
-    """Raise `LesionfastError` unless a file of an exported folder is the one that was exported."""
-    files = read_json(path.parent / FILE)["files"]
-    if path.name not in files:
-        raise LesionfastError(
-            f"{path.parent / FILE} has no SHA-256 of {path.name}, so it was not exported with it. "
-            f"Name one of: {', '.join(files)}; or export the run again with --onnx."
-        )
-    check_file(path, files[path.name])
-
-
-def check_contents(told: dict[str, Any]) -> None:
-    """Raise `ValueError` unless what a model says has the right form: types, finite numbers."""
-    check_shape(told, SHAPE)
-    model = told["model"]
-    for name in (model.get("melanoma"), *(model.get("malignant") or [])):
-        if name is not None and name not in model["classes"]:
-            raise ValueError(f"{name!r} is none of its classes")
-
-
-def check_schema(told: dict[str, Any]) -> None:
-    """Raise `LesionfastError` for a schema that this version does not know."""
-    found = told.get("schema")
+def check_schema(described: dict[str, Any]) -> None:
+    """Raise `LesionfastError` for a schema that this version can't read."""
+    found = described.get("schema")
     if not isinstance(found, int) or found > SCHEMA:
         raise LesionfastError(
             f"the model has the schema {found}, and this lesionfast reads up to {SCHEMA}. "
@@ -296,70 +322,59 @@ def check_schema(told: dict[str, Any]) -> None:
         )
 
 
+def check_list(path: Path, described: dict[str, Any]) -> None:
+    """Raise `LesionfastError` unless model.json has a SHA-256 of each file that is read, only such.
+
+    So nothing is opened unchecked, and nothing else that lies in the folder is shared or fetched.
+    """
+    files = described["files"] if isinstance(described["files"], dict) else {}
+    needed = dict.fromkeys([WEIGHTS, *([OOD.file] if described.get("outliers") else []), *files])
+    foreign = [name for name in files if name not in FILES]
+    unsigned = [name for name in needed if not is_digest(files.get(name))]
+    if foreign or unsigned:
+        problem = f"lists {foreign[0]!r}, which no export holds" if foreign else ""
+        raise LesionfastError(
+            f"{path} {problem or f'has no SHA-256 of {unsigned[0]}'}, so the folder can't be "
+            f"trusted. {COPY_AGAIN} Or export the run again: lesionfast export RUN --to DIR"
+        )
+
+
+def is_digest(value: Any) -> bool:
+    """Return whether a JSON value is a SHA-256 in hexadecimal."""
+    return isinstance(value, str) and DIGEST.match(value) is not None
+
+
+def check_unchanged(path: Path, described: dict[str, Any]) -> None:
+    """Raise `LesionfastError` if model.json was changed; earlier versions wrote no digest."""
+    if described.get("sha256", "") not in ("", digest_of_description(described)):
+        raise LesionfastError(
+            f"{path} is not the file that was exported: its content does not match its SHA-256. "
+            f"{COPY_AGAIN}"
+        )
+
+
+def digest_of_description(described: dict[str, Any]) -> str:
+    """Return the SHA-256 of what model.json says, but for that line itself."""
+    rest = {name: value for name, value in described.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def check_file(path: Path, expected: str) -> None:
     """Raise `LesionfastError` unless a file has the SHA-256 that the model names."""
     if not path.is_file():
-        raise LesionfastError(f"{path} is missing. Copy the whole folder again.")
+        raise LesionfastError(f"{path} is missing. {COPY_AGAIN}")
     found = sha256(path)
     if found != expected:
         raise LesionfastError(
             f"{path} is not the file that was exported: its SHA-256 is {found[:12]}…, not "
-            f"{expected[:12]}…. Copy the whole folder again."
+            f"{expected[:12]}…. {COPY_AGAIN}"
         )
 
 
-def assess(bundle: Bundle, probabilities: np.ndarray, features: np.ndarray) -> pd.DataFrame:
-    """Return one row an image, from probabilities (n, k) and image features (n, F).
-
-    Columns: decision and rule; p_<class>, the model's probabilities, which the rule, the flags,
-    the sets and the referral are of; and as far as the model has them calibrated_<class>, a flag
-    an operating point (`flag_name`), prediction_set (a tuple of class names, most probable
-    first), refer, outlier_score and outlier.
-    """
-    classes, rule = bundle.classes, bundle.model["rule"]
-    decision = decide(probabilities, rule, bundle.model["prior"])
-    told = {"decision": np.asarray(classes, object)[decision], "rule": rule}
-    told |= named("p", classes, probabilities)
-    if bundle.calibrator:
-        told |= named("calibrated", classes, bundle.calibrator.apply(probabilities))
-    for point in bundle.points:
-        _, score = positive_and_score(point.of, decision, probabilities, classes)
-        told[flag_name(point)] = score >= point.threshold
-    if bundle.conformal:
-        told["prediction_set"] = set_names(
-            bundle.conformal.sets(probabilities), probabilities, classes
-        )
-    if bundle.referral:
-        confidence = rule_confidence(probabilities, rule, bundle.model["prior"])
-        told["refer"] = bundle.referral.referred(confidence)
-    if bundle.ood:
-        scores = bundle.ood.score(features)
-        told |= {"outlier_score": scores, "outlier": scores > bundle.ood.threshold}
-    return pd.DataFrame(told, index=range(len(probabilities)))
-
-
-def columns_of(bundle: Bundle) -> list[str]:
-    """Return the columns of `assess`."""
-    k = len(bundle.classes)
-    width = 0 if bundle.ood is None else bundle.ood.train.shape[1]
-    return list(assess(bundle, np.full((1, k), 1 / k), np.ones((1, width))))
-
-
-def named(prefix: str, classes: Sequence[str], values: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the columns of an array (n, k)."""
-    return {f"{prefix}_{name}": values[:, i] for i, name in enumerate(classes)}
-
-
-def flag_name(point: OperatingPoint) -> str:
-    """Return the column of an operating point, such as "mel_at_specificity_90"."""
-    return f"{point.of}_at_{point.goal}_{point.level * 100:.0f}"
-
-
-def set_names(
-    sets: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]
-) -> list[tuple[str, ...]]:
-    """Return the classes of each set, the most probable first."""
-    order = np.argsort(-probabilities, axis=1, kind="stable")
-    return [
-        tuple(classes[i] for i in row if chosen[i]) for row, chosen in zip(order, sets, strict=True)
-    ]
+def check_contents(described: dict[str, Any]) -> None:
+    """Raise `ValueError` unless a description has the right form: types, finite numbers."""
+    check_shape(described, SHAPE)
+    model = described["model"]
+    for name in (model.get("melanoma"), *(model.get("malignant") or [])):
+        if name is not None and name not in model["classes"]:
+            raise ValueError(f"{name!r} is not one of its classes")

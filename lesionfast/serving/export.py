@@ -1,45 +1,34 @@
-"""A run as one folder that is the whole model: weights, choices, card, and ONNX where asked for."""
+"""A run as one folder that is the whole model: weights, choices, model card, ONNX if wanted."""
 
+import html
 import json
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from huggingface_hub import ModelCardData
 
 from lesionfast.errors import DamageError, DiskError, LesionfastError
 from lesionfast.evaluation.decisions import OOD, save_ood
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.files import (
-    disk_errors,
-    format_bytes,
-    free_bytes,
-    sha256,
-    workspace,
-    write_json,
-    write_text,
-)
+from lesionfast.files import disk_errors, format_bytes, free_bytes, workspace, write_text
 from lesionfast.models.lineage import KEY, read_lineage
 from lesionfast.report.overview import data_card, model_card
-from lesionfast.report.page import Table
+from lesionfast.report.page import NOT_A_DEVICE, Table
 from lesionfast.runs import Run
 from lesionfast.serving.bundle import CARD, FILE, INT8, ONNX, WEIGHTS, Bundle
 
 logger = logging.getLogger("lesionfast")
 
-FRONT = """---
-library_name: lesionfast
-pipeline_tag: image-classification
-tags:
-- dermoscopy
-- skin-lesion
-- medical
----
-"""
-TOLD = {
+COMPARED = 32  # validation images
+TOLERANCE = 0.05  # of a probability: other machines, precisions and decoders differ by less
+BESIDE = 1_000_000  # bytes for model.json, card and folder
+ESTIMATES = {
     ("balanced_accuracy", "all"): "balanced accuracy",
     ("macro_auc", "all"): "macro AUC",
     ("sensitivity", "melanoma"): "melanoma sensitivity",
@@ -61,72 +50,9 @@ from lesionfast.serving.predictor import Predictor
 Predictor("THIS_FOLDER")("image.jpg", age=55, sex="female")
 ```
 
-No file here is a pickle. `model.json` has the SHA-256 of each, which is checked.
+The model is FILES. No file here is a pickle. `model.json` has the SHA-256 of each, which is
+checked.
 """
-
-
-def card_of(
-    findings: Findings, bundle: Bundle, files: list[str], int8: dict[str, Any] | None = None
-) -> str:
-    """Return the README.md of an exported model: use, estimates with intervals, data, limits.
-
-    `int8` is what 8-bit numbers do to the test images, where there is such a file.
-    """
-    read = findings.interpretation
-    words, tables = data_card(findings)
-    parts = [
-        FRONT,
-        f"# {bundle.name}: {bundle.model['arch']}, {bundle.size} pixels\n",
-        "**Not a medical device: for research, not for diagnosis.**\n",
-        USE.replace(
-            "No file here", f"The model is {', '.join(['model.json', *files])}. No file here"
-        ),
-        f"## Estimates on {len(read.rows):,} {read.split} images, rule {read.rule}\n",
-        f"With 95 % intervals. Split SHA-256 {bundle.split_sha256}.\n",
-        estimates(findings),
-        *([eight_bits(int8)] if int8 else []),
-        "## Data\n",
-        *(f"{each}\n" for each in words),
-        *(markdown(each) for each in tables),
-        "## What it is for, and its limits\n",
-        *(f"{each}\n" for each in model_card(findings.run)),
-    ]
-    return "\n".join(parts)
-
-
-def estimates(findings: Findings) -> str:
-    """Return a Markdown table of the metrics that matter, each with its interval."""
-    classes, rows = findings.interpretation.classes, []
-    roles = {"melanoma": classes.melanoma, "cancer": classes.cancer}
-    for (metric, of), name in TOLD.items():
-        found = findings.measure(metric, roles.get(of, of))
-        if found is not None and not pd.isna(found["value"]):
-            ends = f"[{found['low']:.3f}, {found['high']:.3f}]"
-            rows.append(f"| {name} | {found['value']:.3f} | {ends} |")
-    return "\n".join(["| | value | 95 % interval |", "|---|---|---|", *rows, ""])
-
-
-def eight_bits(change: dict[str, Any]) -> str:
-    """Return what 8-bit numbers do to the decisions."""
-    before, after = change["float32"], change["int8"]
-    told = f"balanced accuracy {before['balanced_accuracy']:.3f} in float32"
-    told += f", in 8-bit numbers {after['balanced_accuracy']:.3f}"
-    if "sensitivity_mel" in after:
-        told += f"; melanoma sensitivity {before['sensitivity_mel']:.3f}"
-        told += f" and {after['sensitivity_mel']:.3f}"
-    return f"On {change['images']:,} test images: {told}.\n"
-
-
-def markdown(table: Table) -> str:
-    """Return a table of the report as Markdown."""
-    lines = [" | ".join(cell.text for cell in row) for row in table.rows]
-    head = [" | ".join(table.columns), "|".join(["---"] * len(table.columns))]
-    return "\n".join([f"{table.caption}:\n", *(f"| {line} |" for line in [*head, *lines]), ""])
-
-
-COMPARED = 32  # validation images
-TOLERANCE = 0.05  # of a probability: other machines, precisions and decoders differ by less
-BESIDE = 1_000_000  # bytes for model.json, card and folder
 
 
 def export(run: Run, to: Path, *, onnx: bool = False, int8: bool = False) -> Path:
@@ -137,40 +63,40 @@ def export(run: Run, to: Path, *, onnx: bool = False, int8: bool = False) -> Pat
     versions, the SHA-256 of every file), README.md (a model card), outliers.safetensors if the run
     keeps features, and with `onnx` model.onnx, with `int8` also one of 8-bit numbers. No file is a
     pickle. The folder appears when it is whole, its weights loaded and compared with the run's
-    predictions. Raises `LesionfastError` if there is one of that name, for a run that can't be
-    predicted with, for weights that are not the run's own, and for a full disk and the like.
+    predictions. Raises `LesionfastError` if there is one of that name, for a run that can't
+    predict, for weights that are not the run's own, and for a full disk and the like.
     """
     to = Path(to).expanduser()
     if to.exists():
-        raise already_there(to)
-    bundle = Bundle.of(run)
-    needed = size_of(run, bundle, onnx or int8, int8)
+        raise exists_already(to)
+    bundle = Bundle.from_run(run)
+    needed = estimate_size(run, bundle, onnx or int8, int8)
     check_room(to, needed)
     with disk_errors(to, needed), workspace(to.parent) as unfinished:
         folder = unfinished / "model"
         folder.mkdir()
         write_files(run, bundle, folder, onnx or int8, int8)
         folder.chmod(0o755)
-        for each in folder.iterdir():
-            each.chmod(0o644)
+        for path in folder.iterdir():
+            path.chmod(0o644)
         try:
             os.rename(folder, to)
         except OSError:
             if to.exists():  # another export was faster
-                raise already_there(to) from None
+                raise exists_already(to) from None
             raise
     return to
 
 
-def already_there(to: Path) -> LesionfastError:
-    """Return the error for a folder that is never overwritten."""
-    return LesionfastError(f"{to} is there already. Type another --to, or remove it first.")
+def exists_already(to: Path) -> LesionfastError:
+    """Return the error for a folder, which is never overwritten."""
+    return LesionfastError(f"{to} exists already. Type another --to, or remove it first.")
 
 
-def size_of(run: Run, bundle: Bundle, onnx: bool, int8: bool) -> int:
+def estimate_size(run: Run, bundle: Bundle, onnx: bool, int8: bool) -> int:
     """Return about how many bytes an export takes while it is written."""
     file = run.path / "weights.safetensors"
-    weights = file.stat().st_size if file.is_file() else 0  # that it is missing is said later
+    weights = file.stat().st_size if file.is_file() else 0  # loading them says that it is missing
     ood = bundle.ood.train.nbytes if bundle.ood else 0
     return BESIDE + ood + round(weights * (1 + 1.2 * onnx + 2.5 * int8))
 
@@ -191,19 +117,17 @@ def write_files(run: Run, bundle: Bundle, folder: Path, onnx: bool, int8: bool) 
     check_predictions(run, bundle, folder / WEIGHTS)
     if bundle.ood:
         save_ood(bundle.ood, folder / OOD.file)
+    change = None
     if onnx:
-        from lesionfast.serving.onnx_export import write_onnx
+        from lesionfast.serving.onnx_export import write_int8, write_onnx
 
         write_onnx(run, bundle, folder / ONNX)
-    change = None
-    if int8:
-        from lesionfast.serving.onnx_export import write_int8
-
-        change = write_int8(run, bundle, folder / ONNX, folder / INT8)
-    names = sorted(each.name for each in folder.iterdir())
-    findings = Findings(Interpretation.of(run, reported_split(run)))
-    write_bundle(bundle, folder)
-    write_text(folder / CARD, card_of(findings, bundle, names, change))
+        change = write_int8(run, bundle, folder / ONNX, folder / INT8) if int8 else None
+    names = sorted(path.name for path in folder.iterdir())
+    bundle.write(folder)
+    split = "test" if "test" in set(run.predictions["split"]) else "valid"
+    findings = Findings(Interpretation.of(run, split))
+    write_text(folder / CARD, write_card(findings, bundle, names, change))
 
 
 def write_weights(run: Run, path: Path) -> None:
@@ -215,34 +139,31 @@ def write_weights(run: Run, path: Path) -> None:
 
     from lesionfast.models.fusion import load_model
 
-    tensors = {name: each.contiguous() for name, each in load_model(run).state_dict().items()}
+    tensors = {name: value.contiguous() for name, value in load_model(run).state_dict().items()}
     lineage = read_lineage(run.path)
     header = None if lineage is None else {KEY: lineage.to_dict()}
     save_file(tensors, path, metadata={"header": json.dumps(header)})
 
 
 def check_predictions(run: Run, bundle: Bundle, weights: Path) -> None:
-    """Raise `LesionfastError` unless weights give some validation images what the run predicted.
+    """Raise `LesionfastError` unless the weights reproduce predictions of the run.
 
-    Where the run's data is elsewhere that is said, and nothing is compared.
+    Where the run's data is not found there is a warning, and nothing is compared.
     """
     from lesionfast.models.inference import TorchEngine
-    from lesionfast.serving.onnx_export import draw_images
 
     try:
-        df, pixels, metadata = draw_images(run, bundle, "valid", COMPARED)
+        df, pixels, metadata = bundle.draw_images(run, "valid", COMPARED)
     except DamageError:
         raise
     except LesionfastError as error:
         logger.warning("the weights were not compared with predictions.csv: %s", error)
         return
-    engine = TorchEngine.open(
-        bundle.model, weights, views=bundle.model["tta"], precision=bundle.precision
-    )
-    found, _ = engine(pixels, metadata)
+    options = {"views": bundle.model["tta"], "precision": bundle.precision}
+    found, _ = TorchEngine.open(bundle.model, weights, **options)(pixels, metadata)
     columns = [f"p_{name}" for name in bundle.classes]
-    predicted = run.predictions.set_index("image_id")[columns].reindex(df["image_id"]).to_numpy()
-    differences = np.abs(found - predicted).max(axis=1)
+    expected = run.predictions.set_index("image_id")[columns].reindex(df["image_id"]).to_numpy()
+    differences = np.abs(found - expected).max(axis=1)
     compared = np.isfinite(differences)
     if not compared.any():
         logger.warning("the weights were not compared: predictions.csv has none of these images")
@@ -250,22 +171,80 @@ def check_predictions(run: Run, bundle: Bundle, weights: Path) -> None:
     difference = float(differences[compared].max())
     if difference > TOLERANCE:
         raise LesionfastError(
-            f"{run.path / 'weights.safetensors'} does not predict what predictions.csv says: of "
-            f"{len(df)} validation images a probability differs by {difference:.2f}. One of them, "
-            f"or the data, is not the run's own. Bring it back, or train again: lesionfast train "
-            f"--config {run.path / 'config.json'}"
+            f"{run.path / 'weights.safetensors'} does not reproduce predictions.csv: a probability "
+            f"of {len(df)} validation images differs by {difference:.2f}. The weights, the "
+            "predictions or the data do not belong to this run. Copy them again, or train again: "
+            f"lesionfast train --config {run.path / 'config.json'}"
         )
     logger.info(
-        "%d validation images: as in predictions.csv, within %.0e", compared.sum(), difference
+        "%d validation images match predictions.csv within %.0e", compared.sum(), difference
     )
 
 
-def write_bundle(bundle: Bundle, folder: Path) -> None:
-    """Write model.json beside the files that it vouches for, which are there already."""
-    files = {each.name: sha256(each) for each in sorted(folder.iterdir())}
-    write_json(folder / FILE, bundle.to_dict() | {"files": files})
+def write_card(
+    findings: Findings, bundle: Bundle, files: list[str], int8: dict[str, Any] | None = None
+) -> str:
+    """Return the README.md of an exported model: use, estimates with intervals, data, limits.
+
+    `int8` is the effect of 8-bit numbers on the test images, where there is such a file.
+    """
+    read = findings.interpretation
+    words, tables = data_card(findings)
+    about = ModelCardData(
+        library_name="lesionfast",
+        pipeline_tag="image-classification",
+        tags=["dermoscopy", "skin-lesion", "medical"],
+    )
+    parts = [
+        f"---\n{about.to_yaml()}\n---\n",
+        f"# {escape(bundle.name)}: {escape(bundle.model['arch'])}, {bundle.size} pixels\n",
+        f"**{NOT_A_DEVICE}**\n",
+        USE.replace("FILES", ", ".join([FILE, *files])),
+        f"## Estimates on {len(read.rows):,} {read.split} images, rule {read.rule}\n",
+        f"With 95 % intervals. Split SHA-256 {bundle.split_sha256}.\n",
+        tabulate_estimates(findings),
+        *([describe_int8(int8)] if int8 else []),
+        "## Data\n",
+        *(f"{escape(paragraph)}\n" for paragraph in words),
+        *(to_markdown(table) for table in tables),
+        "## Intended use and limits\n",
+        *(f"{escape(paragraph)}\n" for paragraph in model_card(findings.run)),
+    ]
+    return "\n".join(parts)
 
 
-def reported_split(run: Run) -> str:
-    """Return 'test', or 'valid' of a run without test images."""
-    return "test" if "test" in set(run.predictions["split"]) else "valid"
+def escape(text: str) -> str:
+    """Return text as Markdown that shows it letter by letter, on one line: no HTML, no marks."""
+    line = " ".join(text.split())
+    return re.sub(r"([\\`*\[\]|]|(?<!\w)_|_(?!\w))", r"\\\1", html.escape(line, quote=False))
+
+
+def tabulate_estimates(findings: Findings) -> str:
+    """Return a Markdown table of the metrics that matter, each with its interval."""
+    classes, rows = findings.interpretation.classes, []
+    roles = {"melanoma": classes.melanoma, "cancer": classes.cancer}
+    for (metric, of), name in ESTIMATES.items():
+        found = findings.measure(metric, roles.get(of, of))
+        if found is not None and not pd.isna(found["value"]):
+            interval = f"[{found['low']:.3f}, {found['high']:.3f}]"
+            rows.append(f"| {name} | {found['value']:.3f} | {interval} |")
+    return "\n".join(["| | value | 95 % interval |", "|---|---|---|", *rows, ""])
+
+
+def describe_int8(change: dict[str, Any]) -> str:
+    """Return the effect of 8-bit numbers on the decisions."""
+    before, after = change["float32"], change["int8"]
+    words = f"balanced accuracy {before['balanced_accuracy']:.3f} in float32"
+    words += f", in 8-bit numbers {after['balanced_accuracy']:.3f}"
+    if "sensitivity_mel" in after:
+        words += f"; melanoma sensitivity {before['sensitivity_mel']:.3f}"
+        words += f" and {after['sensitivity_mel']:.3f}"
+    return f"On {change['images']:,} test images: {words}.\n"
+
+
+def to_markdown(table: Table) -> str:
+    """Return a table of the report as Markdown."""
+    head = [list(map(escape, table.columns)), ["---"] * len(table.columns)]
+    rows = [[escape(cell.text) for cell in row] for row in table.rows]
+    lines = [f"| {' | '.join(row)} |" for row in [*head, *rows]]
+    return "\n".join([f"{escape(table.caption)}:\n", *lines, ""])

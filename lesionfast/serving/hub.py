@@ -9,52 +9,56 @@ from pathlib import Path
 
 from lesionfast.errors import LesionfastError
 from lesionfast.runs import Run
-from lesionfast.serving.bundle import CARD, FILE, check_file, read_json
+from lesionfast.serving.bundle import CARD, FILE, check_file, read_description
 from lesionfast.serving.export import export
 
 PREFIX = "hf://"
 NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-OPTIONAL = ".onnx"  # fetched by those alone who name it
+OPTIONAL = ".onnx"  # fetched only if it is named
+LOGIN = "To log in type: hf auth login, or set HF_TOKEN."
 
 
 def push(source: Path, name: str, *, public: bool = False, onnx: bool = False) -> str:
     """Upload a run, or a folder that `export` wrote, to the hub as user/name; return hf://user/name.
 
-    The repository is made if there is none, private unless `public`. Whoever is logged in with
-    `hf auth login`, or whose HF_TOKEN it is, uploads. Raises `LesionfastError` for a name that is
-    none, without a token or the right to write, and without the network.
+    The repository is made if there is none, private unless `public`. The user is who logged in
+    with `hf auth login`, or whose HF_TOKEN is set. Raises `LesionfastError` for a wrong name,
+    without a token or the right to write, and without the network.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    require_name(name)
-    with tempfile.TemporaryDirectory() as made, explained(name):
+    if not NAME.fullmatch(name):
+        raise LesionfastError(
+            f"{name!r} is not a name on the hub. Type user/name, such as clinic/lesions."
+        )
+    with tempfile.TemporaryDirectory() as made, explain_errors(name):
         folder = Path(source)
         if (folder / "config.json").is_file():
             folder = export(Run.open(folder), Path(made) / "model", onnx=onnx)
-        paths = files_to_share(folder)
+        paths = list_files_to_share(folder)
         api = HfApi()
         api.create_repo(name, private=not public, exist_ok=True)
         api.create_commit(
             name,
-            [CommitOperationAdd(each.name, each) for each in paths],
+            [CommitOperationAdd(path.name, path) for path in paths],
             commit_message="Upload a model of lesionfast",
         )
     return f"{PREFIX}{name}"
 
 
-def files_to_share(folder: Path) -> list[Path]:
+def list_files_to_share(folder: Path) -> list[Path]:
     """Return the files of an exported folder that are uploaded: its own, by name, nothing else.
 
     Raises `LesionfastError` for one that is not what was exported, or is a link to elsewhere.
     """
-    files = read_json(folder / FILE)["files"]
+    files = read_description(folder)["files"]
     for name, expected in files.items():
         check_file(folder / name, expected)
     plain = [folder / name for name in (FILE, CARD) if os.path.lexists(folder / name)]
     for path in plain:
         if path.is_symlink() or not path.is_file():
             raise LesionfastError(
-                f"{path} is no ordinary file, so it is not shared. Export the run again: "
+                f"{path} is not an ordinary file, so it is not shared. Export the run again: "
                 "lesionfast export RUN --to DIR"
             )
     return [*plain, *(folder / name for name in files)]
@@ -65,53 +69,40 @@ def fetch(address: str) -> Path:
 
     `@revision` after the name takes another than the newest. What is in the hub's cache is not
     loaded again, and is used without a network or with HF_HUB_OFFLINE=1. Raises `LesionfastError`
-    for a repository that is not there, is not allowed, or holds no model of lesionfast.
+    for a repository that does not exist, is not allowed, or holds no model of lesionfast.
     """
-    name, file, revision = parts_of(address)
-    told = download(name, FILE, revision)
-    files = read_json(told)["files"]
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    name, file, revision = split_address(address)
+    with explain_errors(name):
+        folder = Path(hf_hub_download(name, FILE, revision=revision)).parent
+    files = read_description(folder)["files"]
     if file and file not in files:
         raise LesionfastError(
             f"{PREFIX}{name} has no {file}; it has: {', '.join(files)}. "
             f"Type {PREFIX}{name}, or one of these after it."
         )
-    for each in files:
-        if each == file or not each.endswith(OPTIONAL):
-            download(name, each, told.parent.name)  # the commit that model.json is of
-    return told.parent / file if file else told.parent
+    wanted = [each for each in files if each == file or not each.endswith(OPTIONAL)]
+    with explain_errors(name):
+        snapshot_download(name, revision=folder.name, allow_patterns=wanted)
+    return folder / file if file else folder
 
 
-def parts_of(address: str) -> tuple[str, str, str | None]:
+def split_address(address: str) -> tuple[str, str, str | None]:
     """Return name, file ('' for the folder) and revision of hf://user/name[@revision][/file]."""
     found = re.fullmatch(
         rf"{PREFIX}(?P<name>{NAME.pattern})(@(?P<revision>[^/]+))?(/(?P<file>[\w.-]+))?/?", address
     )
     if found is None:
         raise LesionfastError(
-            f"{address!r} is no address of a model. Type hf://user/name, with @revision or "
+            f"{address!r} is not an address of a model. Type hf://user/name, with @revision or "
             "/model.onnx after it if you like."
         )
     return found["name"], found["file"] or "", found["revision"]
 
 
-def require_name(name: str) -> None:
-    """Raise `LesionfastError` unless a name is user/name."""
-    if not NAME.fullmatch(name.removeprefix(PREFIX)) or name.startswith(PREFIX):
-        raise LesionfastError(
-            f"{name!r} is no name on the hub. Type user/name, such as clinic/lesions."
-        )
-
-
-def download(name: str, file: str, revision: str | None) -> Path:
-    """Return the path of one file in the hub's cache."""
-    from huggingface_hub import hf_hub_download
-
-    with explained(name, file):
-        return Path(hf_hub_download(name, file, revision=revision))
-
-
 @contextmanager
-def explained(name: str, file: str = "") -> Iterator[None]:
+def explain_errors(name: str) -> Iterator[None]:
     """Turn the hub's errors into ones that say what to type."""
     from huggingface_hub import errors
 
@@ -130,20 +121,17 @@ def explained(name: str, file: str = "") -> Iterator[None]:
         ) from None
     except errors.EntryNotFoundError:
         raise LesionfastError(
-            f"{PREFIX}{name} holds no model of lesionfast: it has no {file}. "
+            f"{PREFIX}{name} does not hold a model of lesionfast: it has no {FILE}. "
             "Name one that `lesionfast push` wrote."
         ) from None
     except errors.RepositoryNotFoundError:
         raise LesionfastError(
-            f"{PREFIX}{name} is not there, or not for you. Check the name. {LOGIN}"
+            f"{PREFIX}{name} does not exist, or you may not read it. Check the name. {LOGIN}"
         ) from None
     except (errors.HfHubHTTPError, errors.HFValidationError) as error:
-        told = getattr(error, "server_message", None) or str(error).strip().splitlines()[0]
-        raise LesionfastError(f"{PREFIX}{name}: the hub says: {told}. {LOGIN}") from None
+        reason = getattr(error, "server_message", None) or str(error).strip().splitlines()[0]
+        raise LesionfastError(f"{PREFIX}{name}: the hub says: {reason}. {LOGIN}") from None
     except errors.HTTPError as error:  # of its HTTP client: no connection
         raise LesionfastError(
             f"{PREFIX}{name}: the hub is out of reach ({error}). Try again when you are online."
         ) from None
-
-
-LOGIN = "To log in type: hf auth login, or set HF_TOKEN."

@@ -1,4 +1,4 @@
-"""What is to be predicted: images, folders, globs, zip files and tables, one item at a time."""
+"""What to predict: images, folders, globs, zip files and tables, each image with its metadata."""
 
 import glob
 import logging
@@ -35,14 +35,14 @@ from lesionfast.files import readable_name, sha256
 
 logger = logging.getLogger("lesionfast")
 
-FOREIGN = (".gif", ".heic", ".heif", ".avif", ".jfif", ".jp2")  # pictures too, perhaps not read
+FOREIGN = (".gif", ".heic", ".heif", ".avif", ".jfif", ".jp2")  # images that may not be readable
 ID_COLUMNS = ("image_id", "image", "path", "file")
 GLOB = "*?["
 
 
 @dataclass(frozen=True)
 class Item:
-    """One image: its name in the output, where it is (None: see `problem`), what is known of it."""
+    """One image: its name in the output, its path (None: see `problem`), and its metadata."""
 
     name: str
     path: str | None
@@ -51,7 +51,7 @@ class Item:
 
     @property
     def why_no_path(self) -> str:
-        """Return why there is no path."""
+        """Why there is no path."""
         return self.problem or f"there is no image '{self.name}'"
 
 
@@ -67,62 +67,63 @@ def find_items(
     """Yield the images of files, folders, globs, zip files and tables, in order.
 
     `images` is the folder or zip file of the images that a table names, unless they are beside
-    it; `metadata` is said of every image that no table says it of; a table should have `columns`;
-    its `separator` is found unless given. Raises `LesionfastError`, before the first image, for an
-    input that is not there, and before the first image of a table that can't be read.
+    it; `metadata` holds for every image whose table does not say otherwise; a table should have
+    `columns`; its `separator` is found unless given. Raises `LesionfastError`, before the first
+    image, for an input that does not exist, and before the first image of a table that can't be
+    read.
     """
-    roots = [root for each in inputs for root in expanded(each)]
+    roots = [root for pattern in inputs for root in expand(pattern)]
     for root in roots:
         if not Path(root).exists():
             raise LesionfastError(
                 f"there is no file, folder or pattern '{readable_name(root)}'. "
                 "Name images, a folder, a zip file or a CSV file."
             )
-    told = metadata or {}
-    tables = Tables(images, told, image_column, columns, separator)
-    return (item for root in roots for item in items_of(Path(root), told, tables))
+    tables = Tables(images, metadata or {}, image_column, columns, separator)
+    return (item for root in roots for item in read_input(Path(root), tables))
 
 
-def expanded(given: str) -> list[str]:
-    """Return the paths that a glob stands for, sorted; anything else as it is."""
-    path = os.path.expanduser(given)
-    if os.path.exists(path) or not any(each in path for each in GLOB):
+def expand(pattern: str) -> list[str]:
+    """Return the paths that a glob matches, sorted; anything else as it is."""
+    path = os.path.expanduser(pattern)
+    if os.path.exists(path) or not any(mark in path for mark in GLOB):
         return [path]
     return sorted(glob.glob(path, recursive=True)) or [path]
 
 
-def items_of(root: Path, metadata: dict[str, Any], tables: "Tables") -> Iterator[Item]:
+def read_input(root: Path, tables: "Tables") -> Iterator[Item]:
     """Yield the images of one input."""
+    suffix = root.suffix.lower()
     if root.is_dir():
-        found = images_below(root)
-    elif root.suffix.lower() == ".zip":
-        found = find_images_in_zip(root)
-    elif root.suffix.lower() in TABLE_SUFFIXES:
-        yield from tables.rows_of(root)
+        paths = find_images_below(root)
+    elif suffix == ".zip":
+        paths = find_images_in_zip(root)
+    elif suffix in TABLE_SUFFIXES:
+        yield from tables.read(root)
         return
     else:
-        found = iter([root.as_posix()])
-    yield from (Item(readable_name(path), path, metadata) for path in found)
+        paths = iter([root.as_posix()])
+    yield from (Item(readable_name(path), path, tables.metadata) for path in paths)
 
 
-def tables_among(inputs: Sequence[str]) -> dict[str, str]:
-    """Return the SHA-256 of the tables among inputs, which say what is known of the images."""
-    paths = [Path(path) for each in inputs for path in expanded(each)]
-    tables = [path for path in paths if path.suffix.lower() in TABLE_SUFFIXES and path.is_file()]
-    return {path.name: sha256(path)[:12] for path in tables}
-
-
-def images_below(folder: Path) -> Iterator[str]:
+def find_images_below(folder: Path) -> Iterator[str]:
     """Yield the images in a folder and below, and in its zip files; other files are counted."""
     others: list[str] = []
     yield from find_images_in_folder(folder, (*IMAGE_SUFFIXES, *FOREIGN), others)
     if others:
-        logger.warning("%s: %d other files left out: %s", folder, len(others), list_first(others))
+        logger.warning("%s: skipped %d other files: %s", folder, len(others), list_first(others))
+
+
+def hash_tables(inputs: Sequence[str]) -> dict[str, str]:
+    """Return the SHA-256 of the tables among the inputs, whose metadata the predictions need."""
+    paths = [Path(path) for pattern in inputs for path in expand(pattern)]
+    tables = [path for path in paths if path.suffix.lower() in TABLE_SUFFIXES and path.is_file()]
+    return {path.name: sha256(path)[:12] for path in tables}
 
 
 @dataclass(frozen=True)
 class Tables:
-    """How tables are read; the fields are the options of `find_items`."""
+    """Reads tables of images; the fields are the options of `find_items`."""
 
     images: Path | None
     metadata: dict[str, Any]
@@ -130,111 +131,97 @@ class Tables:
     columns: Sequence[str]
     separator: str | None
 
-    def rows_of(self, table: Path) -> Iterator[Item]:
-        """Yield the images that a table names, with what its other columns say of them.
+    def read(self, path: Path) -> Iterator[Item]:
+        """Yield the images that a table names, with the values of its other columns.
 
-        All rows are read once before, so that what is wrong is told before the first image.
+        All rows are read once before, so that an error is raised before the first image.
         """
-        opened = self.open(table)
+        table = self._open(path)
         names = (self.image_column, *ID_COLUMNS)
-        column = next((name for name in names if name in opened.header), self.image_column)
-        opened.require({column: ""})
-        for _ in opened.read_chunks():
+        column = next((name for name in names if name in table.header), self.image_column)
+        table.require({column: ""})
+        for _ in table.read_chunks():
             pass
-        self.warn_of_missing(table, opened.header)
-        places = Places(self.images or table.parent)
-        for rows in opened.read_chunks(report=False):
-            for values in zip(*(rows[name] for name in rows), strict=True):
-                told = dict(zip(rows, values, strict=True))
-                name = told.pop(column)
-                yield places.find(name, self.metadata | known(told))
+        self._warn_of_missing_columns(table)
+        places = Places(self.images or path.parent)
+        for rows in table.read_chunks(report=False):
+            for row in rows.to_dict("records"):
+                name = row.pop(column)
+                values = {key: value for key, value in row.items() if value != ""}
+                yield places.find(name, self.metadata | values)
 
-    def open(self, table: Path) -> CsvFile:
-        """Return a table with its separator: as given, else as its column names tell."""
+    def _open(self, path: Path) -> CsvFile:
+        """Return a table with its separator: as given, else the one that finds the columns."""
         if self.separator is not None:
-            return CsvFile(table, self.separator, "")
-        usual = "," if table.suffix.lower() == ".csv" else "\t"
-        found = find_separator(table, (self.image_column, *ID_COLUMNS, *self.columns), usual)
+            return CsvFile(path, self.separator, "")
+        usual = "," if path.suffix.lower() == ".csv" else "\t"
+        found = find_separator(path, (self.image_column, *ID_COLUMNS, *self.columns), usual)
         if found != usual:
-            logger.warning("%s: the fields are separated by '%s'", table.name, SEPARATORS[found])
-        return CsvFile(table, found, "")
+            logger.warning("%s: the fields are separated by '%s'", path.name, SEPARATORS[found])
+        return CsvFile(path, found, "")
 
-    def warn_of_missing(self, table: Path, header: list[str]) -> None:
-        """Say which columns of the model a table does not have."""
+    def _warn_of_missing_columns(self, table: CsvFile) -> None:
         for name in self.columns:
-            if name not in header and name not in self.metadata:
-                near = did_you_mean(name, header)
+            if name not in table.header and name not in self.metadata:
                 logger.warning(
                     "%s has no column '%s', so it is missing for all images.%s",
-                    table.name,
-                    name,
-                    near,
-                )
-
-
-def known(told: dict[str, Any]) -> dict[str, Any]:
-    """Return what a row says, without its empty cells."""
-    return {name: value for name, value in told.items() if value not in ("", None)}
+                    table.path.name, name, did_you_mean(name, table.header),
+                )  # fmt: skip
 
 
 class Places:
-    """Where the images of a table are: as it names them, or by the stem of the file's name."""
+    """Finds the images of a table in a folder or zip file: by their path, or by their stem."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self._of_stem = root, None
+        self.root = root
 
     def find(self, name: str, metadata: dict[str, Any]) -> Item:
-        """Return the image of a row, without a path if it is not there or there are two."""
+        """Return the image of a row, without a path if there is none or there are two."""
         try:
-            return Item(name, self.path_of(name), metadata)
+            return Item(name, self._find_path(name), metadata)
         except LesionfastError as error:
             return Item(name, None, metadata, f"{error}. Remove one of them")
 
-    def path_of(self, name: str) -> str | None:
-        """Return the path of an image, None if it is not there; `LesionfastError` if two are."""
+    def _find_path(self, name: str) -> str | None:
         beside = self.root / name
         if name and beside.suffix and is_file(beside):
             return beside.as_posix()
         stem = name.rsplit("/", 1)[-1]
-        suffix = stem.lower().endswith((*IMAGE_SUFFIXES, *FOREIGN))
-        paths = self.of_stem.get(stem.rsplit(".", 1)[0] if suffix else stem, [])
+        if stem.lower().endswith((*IMAGE_SUFFIXES, *FOREIGN)):
+            stem = stem.rsplit(".", 1)[0]
+        paths = self._paths_by_stem.get(stem, [])
         if len(paths) < 2:
             return paths[0] if paths else None
         return drop_copies(pd.DataFrame({"stem": stem, "path": paths}))["path"].iloc[0]
 
-    @property
-    def of_stem(self) -> dict[str, list[str]]:
-        """Return the paths of all images below by their stem."""
-        if self._of_stem is None:
-            self._of_stem = {}
-            files = list_images(self.root)
-            for stem, path in zip(files["stem"], files["path"], strict=True):
-                self._of_stem.setdefault(stem, []).append(path)
-            self.report_twins()
-        return self._of_stem
-
-    def report_twins(self) -> None:
-        """Say that files have one stem."""
-        twins = [paths[0] for paths in self._of_stem.values() if len(paths) > 1]
+    @cached_property
+    def _paths_by_stem(self) -> dict[str, list[str]]:
+        """The paths of all images below the root; files of the same stem are reported."""
+        found: dict[str, list[str]] = {}
+        files = list_images(self.root)
+        for stem, path in zip(files["stem"], files["path"], strict=True):
+            found.setdefault(stem, []).append(path)
+        twins = [paths[0] for paths in found.values() if len(paths) > 1]
         if twins:
             logger.warning(
-                "%d images are there more than once; of the same bytes one is taken: %s",
+                "%d image names belong to several files; of identical files one is used: %s",
                 len(twins), list_first(twins, 1),
             )  # fmt: skip
+        return found
 
 
 def is_file(path: Path) -> bool:
-    """Return whether there is such a file; a name that is too long for one is none."""
+    """Return whether a file exists; not if its name is too long for one."""
     try:
         return path.is_file()
     except OSError:
         return False
 
 
-class Known:
-    """Cleans the metadata of images and counts what they do not say.
+class MetadataReader:
+    """Reads the metadata of images for the model, and counts the values that are missing.
 
-    `find_caution` returns what to know before the model predicts without metadata.
+    `find_caution` returns a caution about predicting without metadata, '' if there is none.
     """
 
     def __init__(self, encoder: MetadataEncoder, find_caution: Callable[[], str] = str) -> None:
@@ -242,71 +229,69 @@ class Known:
         self.missing, self.unseen, self.images = Counter(), Counter(), 0
         self._lock = Lock()  # images are prepared in threads
 
-    def clean(self, told: dict[str, Any]) -> dict[str, Any]:
-        """Return the value of each column of the model, NaN if not known or never seen in training.
+    def read(self, metadata: dict[str, Any]) -> dict[str, Any]:
+        """Return the value of each column of the model, NaN if missing or never seen in training.
 
         Raises `BadValue` for what a column can't have, such as an age of 999.
         """
         with self._lock:
             self.images += 1
-            row = {column["name"]: self.value(column, told) for column in self.encoder.learned}
+            row = {
+                learned["name"]: self._read_value(learned, metadata.get(learned["name"]))
+                for learned in self.encoder.learned
+            }
             self.missing.update(name for name, value in row.items() if pd.isna(value))
         return row
 
-    def value(self, learned: dict[str, Any], told: dict[str, Any]) -> Any:
-        """Return one column's value; what training never saw is counted."""
+    def _read_value(self, learned: dict[str, Any], value: Any) -> Any:
         name = learned["name"]
         try:
-            return read_value(name, told.get(name), learned)
+            return read_value(name, value, learned)
         except UnseenValue:
-            self.unseen[f"{name} {str(told[name]).strip()}"] += 1
+            self.unseen[f"{name} {str(value).strip()}"] += 1
             return np.nan
 
-    def check(self, told: dict[str, Any]) -> None:
+    def check(self, metadata: dict[str, Any]) -> None:
         """Raise `LesionfastError` for what a column can't have, and for what training never saw.
 
         In a table, one image may have such a value; what a person types is a slip of the pen.
         """
         for learned in self.encoder.learned:
-            name = learned["name"]
+            value = metadata.get(learned["name"])
             try:
-                read_value(name, told.get(name), learned)
+                read_value(learned["name"], value, learned)
             except BadValue as bad:
-                raise LesionfastError(f"{bad}.{what_to_type(learned, told[name])}") from None
+                raise LesionfastError(f"{bad}.{suggest_value(learned, value)}") from None
 
     def encode(self, rows: Sequence[dict[str, Any]]) -> np.ndarray:
-        """Return cleaned rows as float32 (n, width)."""
-        columns = self.encoder.columns
-        table = pd.DataFrame({name: [row[name] for row in rows] for name in columns})
-        for each in self.encoder.learned:
-            kind = float if each["kind"] == "number" else object
-            table[each["name"]] = table[each["name"]].astype(kind)
-        if not columns:
-            return np.zeros((len(rows), 0), np.float32)
-        return self.encoder.transform(table)
+        """Return rows that were read as float32 (n, width)."""
+        table = pd.DataFrame(list(rows), columns=self.encoder.columns)
+        kinds = {"number": float, "text": object}
+        types = {learned["name"]: kinds[learned["kind"]] for learned in self.encoder.learned}
+        return self.encoder.transform(table.astype(types))
 
     @cached_property
     def caution(self) -> str:
-        """What to know before the model predicts without metadata, '' if nothing."""
+        """A caution about predicting without metadata, '' if there is none."""
         return self._find_caution()
 
     def warn(self) -> None:
-        """Say once what predicting without metadata does, if something was missing."""
+        """Give the caution once, if a value was missing."""
         if self.missing and not self._warned and self.caution:
             logger.warning("%s", self.caution)
             self._warned = True
 
     def report(self) -> None:
-        """Say once what was missing."""
+        """Say how many values were missing, and which ones training never saw."""
         self.warn()
         for name, count in self.missing.items():
             logger.warning("%s", describe_missing(name, count, self.images))
         if self.unseen:
-            told = ", ".join(f"{value} ({n})" for value, n in self.unseen.most_common(5))
-            logger.warning("values that training never saw count as missing: %s", told)
+            values = ", ".join(f"{value} ({n})" for value, n in self.unseen.most_common(5))
+            logger.warning("values that training never saw count as missing: %s", values)
 
 
-def what_to_type(learned: dict[str, Any], value: Any) -> str:
+def suggest_value(learned: dict[str, Any], value: Any) -> str:
     """Return what a column takes instead of a value."""
     if learned["kind"] == "number":
         digits = 0 if learned["scale"] > 1 else 2

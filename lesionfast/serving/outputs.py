@@ -1,29 +1,148 @@
-"""Where predictions go, a chunk at a time: CSV, JSON lines, Parquet, a challenge submission."""
+"""Predictions written to a file as they come: CSV, JSON lines, Parquet, a challenge submission.
 
+A file of CSV or JSON lines that was not finished can be resumed by the same command.
+"""
+
+import csv
+import hashlib
 import json
+import logging
 import os
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from io import TextIOWrapper
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TextIO
 
 import pandas as pd
 
+from lesionfast.console import counting_bar
 from lesionfast.errors import LesionfastError, did_you_mean
 from lesionfast.evaluation.interpretation import records
 from lesionfast.evaluation.isic import COLUMNS, challenge_order
-from lesionfast.files import put_in_place, workspace
+from lesionfast.files import (
+    check_target,
+    disk_errors,
+    only_writer,
+    put_in_place,
+    sha256,
+    workspace,
+    write_json,
+)
+from lesionfast.serving.inputs import Item, find_items, hash_tables
+from lesionfast.serving.predictor import Predictor
+
+logger = logging.getLogger("lesionfast")
 
 FORMATS = ("csv", "jsonl", "parquet", "isic")
 RESUMABLE = ("csv", "jsonl")  # written under their name, row by row; the others are renamed at last
 SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+ELSEWHERE = "Name another --out."
+HASHED = ("weights", "decisions", "columns")  # in a note: shown as a hash
 
 
-def format_of(out: Path | None, wanted: str | None) -> str:
-    """Return the format to write: as asked, or by the file's suffix, else CSV."""
+@dataclass
+class Count:
+    """How many images were predicted, by this call and before, and how many failed."""
+
+    images: int = 0
+    failed: int = 0
+    before: int = 0
+
+
+def predict_to(
+    predictor: Predictor,
+    items: Iterable[Item],
+    out: Path | None,
+    kind: str = "csv",
+    *,
+    resume: bool = False,
+    progress: Callable[[int], None] | None = None,
+    options: dict[str, Any] | None = None,
+) -> Count:
+    """Write one row an image to a file, or to stdout; return how many there are and failed.
+
+    `kind` is csv, jsonl, parquet or isic. With `resume` the images that the file already has are
+    skipped, and a row that was not finished is written again. `progress(images)` is called after
+    each chunk. `options` are what else the rows depend on, as a person types it. Raises
+    `LesionfastError` for a file that exists, that another process writes, or that was begun with
+    other images, another model or other options; where there is no image, or a table can't be
+    read, no file is begun.
+    """
+    if out is not None:
+        check_out(out, kind, resume)
+    items = iter(items)
+    first = next(items, None)
+    if first is None:
+        raise LesionfastError("the inputs hold no image. Name images, or a folder of images.")
+    count, items = Count(), chain([first], items)
+    if out is None:
+        write_rows(predictor, items, None, kind, count, progress)
+    else:
+        with disk_errors(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+        with only_writer(out):
+            check_out(out, kind, resume)  # again, as another process may have begun it
+            if kind in RESUMABLE:
+                note = describe_origin(predictor, kind, options or {})
+                items = begin_or_resume(predictor, items, out, kind, count, note)
+            write_rows(predictor, items, out, kind, count, progress)
+    predictor.metadata.report()
+    return count
+
+
+def predict_inputs(
+    model: str | Path,
+    inputs: list[str],
+    out: Path | None,
+    kind: str,
+    *,
+    metadata: dict[str, str],
+    images: Path | None = None,
+    separator: str | None = None,
+    views: int | None = None,
+    resume: bool = False,
+    device: str = "auto",
+) -> Count:
+    """Predict the images that a person named, with a progress bar; see `predict_to`.
+
+    `images` and `separator` say how a CSV file among the inputs is read, `metadata` holds for all
+    images. Wrong names are found before the model is loaded.
+    """
+    if out is not None:
+        check_out(out, kind, resume)
+    find_items(inputs)
+    predictor = Predictor(model, views=views, device=device)
+    predictor.check(metadata)
+    items = find_items(
+        inputs,
+        images=images,
+        metadata=metadata,
+        image_column=predictor.bundle.image_column,
+        columns=predictor.bundle.encoder.columns,
+        separator=separator,
+    )
+    options = {
+        "--set": metadata,
+        "--images": images and str(images.absolute()),
+        "--separator": separator,
+        "the table": hash_tables(inputs),
+    }
+    with counting_bar("images") as bar:
+        return predict_to(
+            *(predictor, items, out, kind),
+            resume=resume,
+            progress=lambda count: bar(count, None),
+            options=options,
+        )
+
+
+def choose_format(out: Path | None, wanted: str | None) -> str:
+    """Return the format to write: as wanted, or by the file's suffix, else CSV."""
     if wanted is None:
         return SUFFIXES.get(out.suffix.lower(), "csv") if out else "csv"
     if wanted not in FORMATS:
@@ -36,151 +155,72 @@ def format_of(out: Path | None, wanted: str | None) -> str:
     return wanted
 
 
-def name_lists_as_text(table: pd.DataFrame) -> pd.DataFrame:
+def check_out(out: Path, kind: str, resume: bool) -> None:
+    """Raise `LesionfastError` for a file that exists already, or that can't be resumed."""
+    if resume and kind not in RESUMABLE:
+        raise LesionfastError(
+            f"--resume continues CSV and JSON lines, not {kind}. Leave it out, or add --format csv."
+        )
+    check_target(out)
+    if not out.exists():
+        return
+    if not resume:
+        choice = "Continue it with --resume, or name" if kind in RESUMABLE else "Name"
+        raise LesionfastError(f"{out} exists already. {choice} another --out.")
+    if out.stat().st_size and not note_path(out).is_file():
+        raise LesionfastError(
+            f"{out} can't be resumed: {note_path(out).name}, which names the model and the options "
+            f"that began it, is not beside it. {ELSEWHERE}"
+        )
+
+
+def write_rows(
+    predictor: Predictor,
+    items: Iterable[Item],
+    out: Path | None,
+    kind: str,
+    count: Count,
+    progress: Callable[[int], None] | None,
+) -> None:
+    """Write the rows of images, and count them."""
+    begun = out is not None and out.exists() and out.stat().st_size > 0
+    advice = "Free some space, then go on with --resume." if kind in RESUMABLE else None
+    with (
+        disk_errors(out, advice=advice) if out else nullcontext(),
+        open_writer(out, kind, predictor.columns, begun) as writer,
+    ):
+        for table in predictor.stream(items):
+            writer.write(join_names(table))
+            count.images += len(table)
+            count.failed += int((table["error"] != "").sum())
+            if progress:
+                progress(count.images)
+
+
+def join_names(table: pd.DataFrame) -> pd.DataFrame:
     """Return a table with tuples of names as text, such as "mel nv".
 
     A name that is more than a word is quoted as in a shell, so that `shlex.split` gives the names.
     """
     lists = [name for name in ("prediction_set", "not_known") if name in table]
 
-    def joined(names: Any) -> Any:
+    def join(names: Any) -> Any:
         return shlex.join(names) if isinstance(names, tuple) else names
 
-    return table.assign(**{name: table[name].map(joined) for name in lists})
-
-
-class TextWriter:
-    """Writes rows of text as they come; `done` is whether the file has some already."""
-
-    def __init__(self, out: Path | None, columns: list[str], done: bool = False) -> None:
-        self.columns, self.out = columns, out
-        self.file: TextIO = sys.stdout
-        if out is not None:
-            self.file = out.open("a", encoding="utf-8", errors="backslashreplace", newline="")
-        elif isinstance(sys.stdout, TextIOWrapper):
-            sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="")
-        if not done:
-            self.begin()
-
-    def begin(self) -> None:
-        """Write what comes before the first row."""
-
-    def write(self, table: pd.DataFrame) -> None:
-        """Write the rows of a table."""
-        raise NotImplementedError
-
-    def put(self, text: str) -> None:
-        """Write whole rows: all of them or, where the disk can't take them, none."""
-        before = self.out.stat().st_size if self.out else 0
-        try:
-            self.file.write(text)
-            self.file.flush()
-        except OSError:
-            if self.out:
-                self.close()
-                os.truncate(self.out, before)
-            raise
-
-    def close(self) -> None:
-        """Close the file; each row was written to it as it came."""
-        if self.file is not sys.stdout:
-            with suppress(OSError):  # what a full disk did not take was told by `put`
-                self.file.close()
-
-
-class CsvWriter(TextWriter):
-    """A line an image, empty where there is no value."""
-
-    def begin(self) -> None:
-        """Write the names of the columns."""
-        self.put(csv_header(self.columns))
-
-    def write(self, table: pd.DataFrame) -> None:
-        """Write the rows."""
-        self.put(table.to_csv(index=False, header=False, lineterminator="\n"))
-
-
-def csv_header(columns: list[str]) -> str:
-    """Return the first line of a CSV file."""
-    return pd.DataFrame(columns=columns).to_csv(index=False, lineterminator="\n")
-
-
-class JsonLinesWriter(TextWriter):
-    """A JSON object a line, null where there is no value."""
-
-    def write(self, table: pd.DataFrame) -> None:
-        """Write the rows."""
-        lines = (json.dumps(row, ensure_ascii=False) for row in records(table))
-        self.put("".join(f"{line}\n" for line in lines))
-
-
-class IsicWriter(TextWriter):
-    """The format of the ISIC 2018 challenge; images without an answer are left out."""
-
-    def __init__(self, out: Path | None, columns: list[str], done: bool = False) -> None:
-        names = [each.removeprefix("p_") for each in columns if each.startswith("p_")]
-        self.chosen = [f"p_{names[i]}" for i in challenge_order(names)]
-        super().__init__(out, columns, done)
-
-    def begin(self) -> None:
-        """Write the names of the columns."""
-        self.put(",".join(["image", *COLUMNS]) + "\n")
-
-    def write(self, table: pd.DataFrame) -> None:
-        """Write image ids, the file names without folder and suffix, and probabilities."""
-        good = table[table["error"] == ""]
-        stems = [Path(name).stem for name in good["image"]]
-        rows = good[self.chosen].astype(float).assign(image=stems)[["image", *self.chosen]]
-        self.put(rows.to_csv(index=False, header=False, lineterminator="\n"))
-
-
-class ParquetWriter:
-    """A Parquet file, in parts as they come; it can be read once it is closed."""
-
-    def __init__(self, out: Path, columns: list[str], done: bool = False) -> None:
-        try:
-            import pyarrow
-            import pyarrow.parquet
-        except ImportError:
-            raise LesionfastError(
-                "Parquet needs pyarrow. Type: pip install 'lesionfast[parquet]', or --format csv."
-            ) from None
-        self.pyarrow = pyarrow
-        self.schema = pyarrow.schema([(name, type_of(name, pyarrow)) for name in columns])
-        self.writer = pyarrow.parquet.ParquetWriter(out, self.schema)
-
-    def write(self, table: pd.DataFrame) -> None:
-        """Write the rows."""
-        self.writer.write_table(self.pyarrow.Table.from_pylist(records(table), self.schema))
-
-    def close(self) -> None:
-        """Write what makes the file whole."""
-        self.writer.close()
-
-
-def type_of(name: str, pyarrow: Any) -> Any:
-    """Return the type of a column of `Predictor.stream`."""
-    if name.startswith(("p_", "calibrated_")) or name == "outlier_score":
-        return pyarrow.float64()
-    if "_at_" in name or name in ("refer", "outlier"):
-        return pyarrow.bool_()
-    return pyarrow.string()
-
-
-WRITERS = {"csv": CsvWriter, "jsonl": JsonLinesWriter, "isic": IsicWriter, "parquet": ParquetWriter}
+    return table.assign(**{name: table[name].map(join) for name in lists})
 
 
 @contextmanager
 def open_writer(
-    out: Path | None, kind: str, columns: list[str], done: bool = False
-) -> Iterator[TextWriter | ParquetWriter]:
-    """Give what writes rows to a file, or to stdout; `done` goes on after the rows of a file.
+    out: Path | None, kind: str, columns: list[str], begun: bool
+) -> Iterator["TextWriter | ParquetWriter"]:
+    """Give what writes rows to a file, or to stdout; `begun`: after the rows that the file has.
 
-    CSV and JSON lines are written in their place. The others get their name when they are whole:
+    CSV and JSON lines are written in place. The others get their name when they are whole:
     nothing is left of one that was stopped before.
     """
     if out is None or kind in RESUMABLE:
-        writer = WRITERS[kind](out, columns, done)
+        writer = WRITERS[kind](out, columns, begun)
         try:
             yield writer
         finally:
@@ -196,3 +236,270 @@ def open_writer(
             raise
         writer.close()
         put_in_place(folder / out.name, out)
+
+
+class TextWriter:
+    """Writes rows of text as they come; `begun` is whether the file has some already."""
+
+    def __init__(self, out: Path | None, columns: list[str], begun: bool = False) -> None:
+        self.columns, self.out = columns, out
+        self.file: TextIO = sys.stdout
+        if out is not None:
+            self.file = out.open("a", encoding="utf-8", errors="backslashreplace", newline="")
+        elif isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="")
+        if not begun:
+            self.put(self.head())
+
+    def head(self) -> str:
+        """Return what comes before the first row."""
+        return ""
+
+    def write(self, table: pd.DataFrame) -> None:
+        """Write the rows of a table."""
+        raise NotImplementedError
+
+    def put(self, text: str) -> None:
+        """Write whole rows: all of them or, if the disk is full, none."""
+        before = self.out.stat().st_size if self.out else 0
+        try:
+            self.file.write(text)
+            self.file.flush()
+        except OSError:
+            if self.out:
+                self.close()
+                os.truncate(self.out, before)
+            raise
+
+    def close(self) -> None:
+        """Close the file; each row was written to it as it came."""
+        if self.file is not sys.stdout:
+            with suppress(OSError):  # `put` has raised for what a full disk did not take
+                self.file.close()
+
+
+class CsvWriter(TextWriter):
+    """One line an image, empty where there is no value."""
+
+    def head(self) -> str:
+        """Return the names of the columns."""
+        return csv_head(self.columns)
+
+    def write(self, table: pd.DataFrame) -> None:
+        """Write the rows."""
+        self.put(table.to_csv(index=False, header=False, lineterminator="\n"))
+
+
+def csv_head(columns: list[str]) -> str:
+    """Return the first line of a CSV file."""
+    return pd.DataFrame(columns=columns).to_csv(index=False, lineterminator="\n")
+
+
+class JsonLinesWriter(TextWriter):
+    """One JSON object a line, null where there is no value."""
+
+    def write(self, table: pd.DataFrame) -> None:
+        """Write the rows."""
+        lines = (json.dumps(row, ensure_ascii=False) for row in records(table))
+        self.put("".join(f"{line}\n" for line in lines))
+
+
+class IsicWriter(TextWriter):
+    """The format of the ISIC 2018 challenge; images without a prediction are left out."""
+
+    def __init__(self, out: Path | None, columns: list[str], begun: bool = False) -> None:
+        classes = [name.removeprefix("p_") for name in columns if name.startswith("p_")]
+        self.chosen = [f"p_{classes[i]}" for i in challenge_order(classes)]
+        super().__init__(out, columns, begun)
+
+    def head(self) -> str:
+        """Return the names of the columns."""
+        return ",".join(["image", *COLUMNS]) + "\n"
+
+    def write(self, table: pd.DataFrame) -> None:
+        """Write image ids, the file names without folder and suffix, and probabilities."""
+        good = table[table["error"] == ""]
+        stems = [Path(name).stem for name in good["image"]]
+        rows = good[self.chosen].astype(float).assign(image=stems)[["image", *self.chosen]]
+        self.put(rows.to_csv(index=False, header=False, lineterminator="\n"))
+
+
+class ParquetWriter:
+    """A Parquet file, in parts as they come; it can be read once it is closed."""
+
+    def __init__(self, out: Path, columns: list[str]) -> None:
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError:
+            raise LesionfastError(
+                "Parquet needs pyarrow. Type: pip install 'lesionfast[parquet]', or --format csv."
+            ) from None
+        self.pyarrow = pyarrow
+        self.schema = pyarrow.schema([(name, self._choose_type(name)) for name in columns])
+        self.writer = pyarrow.parquet.ParquetWriter(out, self.schema)
+
+    def _choose_type(self, name: str) -> Any:
+        if name.startswith(("p_", "calibrated_")) or name == "outlier_score":
+            return self.pyarrow.float64()
+        if "_at_" in name or name in ("refer", "outlier"):
+            return self.pyarrow.bool_()
+        return self.pyarrow.string()
+
+    def write(self, table: pd.DataFrame) -> None:
+        """Write the rows."""
+        self.writer.write_table(self.pyarrow.Table.from_pylist(records(table), self.schema))
+
+    def close(self) -> None:
+        """Write what makes the file whole."""
+        self.writer.close()
+
+
+WRITERS = {"csv": CsvWriter, "jsonl": JsonLinesWriter, "isic": IsicWriter, "parquet": ParquetWriter}
+
+
+def note_path(out: Path) -> Path:
+    """Return the file beside a file of predictions that says what began it."""
+    return out.with_name(f".{out.name}.resume.json")
+
+
+def describe_origin(predictor: Predictor, kind: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return all that the rows of a file depend on, by the names that a person knows.
+
+    `options` are those of the command, such as {"--set": {"age": "55"}}.
+    """
+    return {
+        "weights": sha256(predictor.weights),
+        "decisions": predictor.bundle.digest(),
+        "--tta": predictor.views,
+        "columns": hashlib.sha256(json.dumps(predictor.columns).encode()).hexdigest(),
+        "--format": kind,
+        **options,
+    }
+
+
+def begin_or_resume(
+    predictor: Predictor,
+    items: Iterator[Item],
+    out: Path,
+    kind: str,
+    count: Count,
+    note: dict[str, Any],
+) -> Iterator[Item]:
+    """Return the images that a file lacks; a new one gets its note.
+
+    Images are predicted some at a time, and those of an unfinished chunk again: the numbers of an
+    image depend on its chunk in the last digits, so the file becomes that of an unstopped call.
+    """
+    if not (out.exists() and out.stat().st_size):
+        write_json(note_path(out), note)
+        return items
+    check_origin(out, note)
+    check_head(out, kind, predictor.columns)
+    chunk: list[tuple[Item, bool]] = []
+
+    def keep_chunk() -> None:
+        count.images += len(chunk)
+        count.failed += sum(failed for _, failed in chunk)
+        chunk.clear()
+
+    for name, error in read_written(out, kind, predictor.columns):
+        item = next(items, None)
+        check_item(out, item, name, count.images + len(chunk) + 1)
+        chunk.append((item, bool(error)))
+        if len(chunk) == predictor.chunk:
+            keep_chunk()
+    waiting = list(islice(items, 1))
+    if not waiting:
+        keep_chunk()
+    os.truncate(out, find_end(out, kind, count.images))
+    count.before = count.images
+    logger.info("%s has %d images already", out, count.before)
+    return chain([item for item, _ in chunk], waiting, items)
+
+
+def check_origin(out: Path, now: dict[str, Any]) -> None:
+    """Raise `LesionfastError` unless a file was begun by the same model with the same options."""
+    try:
+        before = json.loads(note_path(out).read_text("utf-8"))
+        differ = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    except (ValueError, TypeError, AttributeError):
+        raise LesionfastError(f"{note_path(out)} is damaged. {ELSEWHERE}") from None
+    if differ:
+        differences = (describe_change(name, before.get(name), now.get(name)) for name in differ)
+        raise LesionfastError(
+            f"{out} was begun by another model or with other options: {'; '.join(differences)}. "
+            "Resume with the model and the options that began it, or name another --out."
+        )
+
+
+def describe_change(name: str, before: Any, now: Any) -> str:
+    """Return what differs, as a person types it."""
+    if name in HASHED:
+        return f"other {name} (SHA-256 {str(before)[:12]}, now {str(now)[:12]})"
+
+    def show(value: Any) -> str:
+        if isinstance(value, dict):
+            value = " ".join(f"{key}={text}" for key, text in value.items()) or None
+        return "not given" if value is None else str(value)
+
+    return f"{name} {show(before)}, now {show(now)}"
+
+
+def check_head(out: Path, kind: str, columns: list[str]) -> None:
+    """Raise `LesionfastError` unless a file begins with these columns, as far as it goes."""
+    head = (csv_head(columns) if kind == "csv" else f'{{"{columns[0]}": ').encode()
+    with out.open("rb") as file:
+        if not head.startswith(file.read(len(head))):
+            raise other_columns(out)
+
+
+def other_columns(out: Path) -> LesionfastError:
+    """Return the error for a file that is not of this model."""
+    return LesionfastError(f"{out} has other columns than these predictions. {ELSEWHERE}")
+
+
+def read_written(out: Path, kind: str, columns: list[str]) -> Iterator[tuple[str, str]]:
+    """Yield image and error of the whole rows of an unfinished file.
+
+    Raises `LesionfastError` for a file that has other columns, or is damaged.
+    """
+    end = find_end(out, kind)
+
+    def read_lines() -> Iterator[str]:
+        with out.open("rb") as file:
+            while file.tell() < end:
+                yield file.readline().decode("utf-8")
+
+    try:
+        for row in csv.DictReader(read_lines()) if kind == "csv" else map(json.loads, read_lines()):
+            if list(row) != columns:
+                raise other_columns(out)
+            yield row["image"], row["error"]
+    except (ValueError, TypeError, csv.Error) as error:
+        raise LesionfastError(f"{out} is damaged: {error}. {ELSEWHERE}") from None
+
+
+def find_end(out: Path, kind: str, most: int | None = None) -> int:
+    """Return where the last whole row, or the `most`th, of a file of text ends, in bytes."""
+    position = whole = quotes = 0
+    rows = -1 if kind == "csv" else 0  # the names of the columns are not a row
+    with out.open("rb") as file:
+        for line in file:
+            if rows == most:
+                break
+            position += len(line)
+            quotes += line.count(b'"') if kind == "csv" else 0
+            if line.endswith(b"\n") and quotes % 2 == 0:  # else the line ends within a name
+                whole, rows = position, rows + 1
+    return whole
+
+
+def check_item(out: Path, item: Item | None, name: str, number: int) -> None:
+    """Raise `LesionfastError` unless an image is the one that a file has as its nth."""
+    if item is None or item.name != name:
+        found = "there are no more inputs" if item is None else f"the input is {item.name!r}"
+        raise LesionfastError(
+            f"{out} holds other images: number {number} is {name!r}, but {found}. "
+            "Name the same inputs in the same order, or another --out."
+        )

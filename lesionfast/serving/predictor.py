@@ -24,72 +24,10 @@ from lesionfast.evaluation.interpretation import (
     records,
 )
 from lesionfast.runs import Run
-from lesionfast.serving.bundle import ONNX, WEIGHTS, Bundle, assess, columns_of
-from lesionfast.serving.inputs import Item, Known
+from lesionfast.serving.bundle import FILE, ONNX, WEIGHTS, Bundle
+from lesionfast.serving.inputs import Item, MetadataReader
 
-
-def caution(model: dict[str, Any], run: Run | None = None) -> str:
-    """Return what to know before a model predicts without metadata: '' if it has learned to.
-
-    `model` is its model.json; with its `run` it says what that does to the validation images.
-    """
-    if model.get("metadata_dropout") or model.get("fusion") == "none" or not model.get("metadata"):
-        return ""
-    columns = " and ".join(model["metadata"])
-    measured = effect_on_validation(run) if run is not None else ""
-    return (
-        f"the model was trained without --metadata-dropout, so unknown {columns} may speak for a "
-        f"class{measured}. Say what is known, or train again with --metadata-dropout 0.25."
-    )
-
-
-def effect_on_validation(run: Run) -> str:
-    """Return how withholding all metadata moves the validation images, '' if that is not known."""
-    try:
-        known, unknown = (
-            (Interpretation.of(run, "valid"), kept)
-            if (kept := without_metadata(run, "valid"))
-            else from_features(run)
-        )
-    except (LesionfastError, OSError, KeyError):  # not all that it takes was kept
-        return ""
-    means = [read.probabilities.mean(axis=0) for read in (known, unknown)]
-    most = int(np.argmax(means[1] - means[0]))
-    words = f": on validation {run.classes[most]} has a mean probability of {means[1][most]:.2f}"
-    words += f" without, {means[0][most]:.2f} with metadata"
-    melanoma = run.classes.melanoma
-    if melanoma in set(known.rows["truth"]):
-        without, with_it = (
-            read.metrics["rules"][read.rule]["sensitivity"][melanoma] for read in (unknown, known)
-        )
-        words += f"; melanoma sensitivity is {without:.2f} without, {with_it:.2f} with it"
-    return words
-
-
-def from_features(run: Run) -> tuple[Interpretation, Interpretation]:
-    """Return the validation predictions with and without metadata, from the kept features.
-
-    They are of one view. Raises `LesionfastError` if no features were kept.
-    """
-    import torch
-
-    from lesionfast.models.fusion import load_model
-
-    rows = predictions_of(run, "valid")
-    features = torch.tensor(read_features(run).loc[rows["image_id"]].to_numpy())
-    encoder = MetadataEncoder.from_run(run)
-    told = torch.from_numpy(encoder.transform(rows))
-    model, found = load_model(run), []
-    for metadata in (told, torch.from_numpy(encoder.unknown).expand_as(told)):
-        with torch.inference_mode():
-            probabilities = model.classify(features, metadata).softmax(dim=1).numpy()
-        columns = [f"p_{name}" for name in run.classes]
-        scores = pd.DataFrame(probabilities.astype(float), rows.index, columns)
-        found.append(Interpretation.of_table(run, rows.assign(**scores), "valid"))
-    return found[0], found[1]
-
-
-CHUNK = 256  # images that are decoded, run and told together: bounds the memory
+CHUNK = 256  # images that are decoded and predicted together: bounds the memory
 AHEAD = 2  # chunks that are decoded while a GPU runs one
 TASKS = 4  # of a chunk for each thread that decodes
 SMALLEST = 8  # pixels a side: less shows no lesion
@@ -106,62 +44,61 @@ class Engine(Protocol):
 
 
 class Predictor:
-    """Says what a trained model makes of images.
+    """Predicts images with a trained model.
 
-    `source` is a Run, the folder of a run or of an exported model, or a model.onnx. `views` is the
-    number of dihedral views that are averaged, the run's own unless given. Raises
-    `LesionfastError` for anything else, and for files that are broken.
+    `source` is a Run, the folder of a run or of an exported model, a model.onnx, or an address
+    such as hf://user/name. `views` is the number of dihedral views that are averaged, the run's
+    own unless given. Raises `LesionfastError` for anything else, and for files that are broken.
     """
 
     def __init__(
         self, source: str | Path | Run, *, views: int | None = None, device: str = "auto"
     ) -> None:
-        self.bundle, self.engine, self.weights = opened(source, views, device)
+        self.bundle, self.engine, self.weights = open_model(source, views, device)
         self.views = self.bundle.model["tta"] if views is None else views
         folder = self.weights.parent
         run = Run(folder) if (folder / "config.json").is_file() else None
-        self.known = Known(self.bundle.encoder, partial(caution, self.bundle.model, run))
-        self.at_once = CHUNK
-        self.columns = ["image", *columns_of(self.bundle), "not_known", "error"]
+        self.metadata = MetadataReader(
+            self.bundle.encoder, partial(find_caution, self.bundle.model, run)
+        )
+        self.chunk = CHUNK
+        self.columns = ["image", *self.bundle.columns, "not_known", "error"]
 
     def __call__(self, image: Picture, **metadata: Any) -> dict[str, Any]:
-        """Return what is said of one image: the columns of `assess`, and what was not known.
+        """Return the prediction of one image: the columns of `Bundle.assess`, and not_known.
 
         `image` is a path, encoded bytes, a PIL image, or uint8 (H, W, 3); `metadata` is what is
-        known of the person, such as age=55, sex="female". Raises `LesionfastError` for what is no
-        image, and for metadata that the model has no column for or that a column can't have.
+        known of the person, such as age=55, sex="female". Raises `LesionfastError` for an image
+        that can't be read, and for metadata that `check` refuses.
         """
         self.check(metadata)
         try:
             with FileReader() as reader:
                 pixels = self.pixels(reader, image)
-            cleaned = self.known.clean(metadata)
-            self.known.warn()
+            values = self.metadata.read(metadata)
+            self.metadata.warn()
         except BadImage as bad:
             raise LesionfastError(f"the image can't be predicted: {bad}.") from None
-        told = self.table([Item("", None)], [(pixels, cleaned)])
-        return records(told.drop(columns=["image", "error"]))[0]
+        row = self._predict_chunk([Item("", None)], [(pixels, values)])
+        return records(row.drop(columns=["image", "error"]))[0]
 
     def check(self, metadata: dict[str, Any]) -> None:
-        """Raise `LesionfastError` for metadata, said by a person, that the model does not take."""
-        self.require_columns(metadata)
-        self.known.check(metadata)
-
-    def require_columns(self, metadata: Iterable[str]) -> None:
-        """Raise `LesionfastError` for metadata that the model has no column for."""
+        """Raise `LesionfastError` for a column or a value that the model does not take."""
         unknown = sorted(set(metadata) - set(self.bundle.encoder.columns))
         if unknown:
             takes = ", ".join(self.bundle.encoder.columns) or "no metadata"
             raise LesionfastError(
-                f"the model knows nothing of {', '.join(unknown)}; it takes {takes}. "
+                f"the model does not take {', '.join(unknown)}; it takes {takes}. "
                 "Leave it out, or correct the name."
             )
+        self.metadata.check(metadata)
 
     def predict(self, df: pd.DataFrame) -> pd.DataFrame:
         """Return one row for each row of a table with `path` and the model's metadata columns.
 
-        Columns: image (image_id where the table has it, else path), those of `assess`, not_known
-        (the columns that were missing) and error (why there is no answer), under the same index.
+        Columns: image (image_id where the table has it, else path), those of `Bundle.assess`,
+        not_known (the columns that were missing) and error (why there is no prediction), under the
+        same index.
         """
         if "path" not in df:
             raise LesionfastError(
@@ -170,11 +107,10 @@ class Predictor:
             )
         names = df["image_id" if "image_id" in df else "path"].astype(str)
         rows = zip(names, df["path"].astype(str), df.to_dict("records"), strict=True)
-        tables = list(self.stream(Item(*row) for row in rows))
-        found = (
-            pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=self.columns)
-        )
-        return found.set_index(df.index)
+        tables = list(self.stream(Item(*row) for row in rows)) or [
+            pd.DataFrame(columns=self.columns)
+        ]
+        return pd.concat(tables, ignore_index=True).set_index(df.index)
 
     def stream(self, items: Iterable[Item]) -> Iterator[pd.DataFrame]:
         """Yield the rows of many images, a chunk at a time, in order.
@@ -185,33 +121,22 @@ class Predictor:
         items, waiting, n = iter(items), deque(), count_threads()
         with FileReader() as reader, ThreadPoolExecutor(n) as threads:
 
+            def prepare(part: list[Item]) -> list[Any]:
+                return [self._prepare(reader, item) for item in part]
+
             def begin() -> None:
-                chunk = list(islice(items, self.at_once))
+                chunk = list(islice(items, self.chunk))
                 step = max(1, len(chunk) // (TASKS * n))
                 if chunk:
-                    tasks = [chunk[start : start + step] for start in range(0, len(chunk), step)]
-                    submit = partial(threads.submit, self.prepare, reader)
-                    waiting.append((chunk, list(map(submit, tasks))))
+                    parts = [chunk[start : start + step] for start in range(0, len(chunk), step)]
+                    waiting.append((chunk, [threads.submit(prepare, part) for part in parts]))
 
             for _ in range(1 + AHEAD * self.engine.leaves_cpu_free):
                 begin()
             while waiting:
-                chunk, futures = waiting.popleft()
-                yield self.table(chunk, [each for task in futures for each in task.result()])
+                chunk, tasks = waiting.popleft()
+                yield self._predict_chunk(chunk, [image for t in tasks for image in t.result()])
                 begin()
-
-    def prepare(self, reader: FileReader, items: list[Item]) -> list[Any]:
-        """Return the pixels and the cleaned metadata of images, or why there is no answer."""
-        return [self.prepare_one(reader, each) for each in items]
-
-    def prepare_one(self, reader: FileReader, item: Item) -> tuple[np.ndarray, dict] | str:
-        """Return the pixels and the cleaned metadata of an image, or why there is no answer."""
-        if item.path is None:
-            return item.why_no_path
-        try:
-            return self.pixels(reader, item.path), self.known.clean(item.metadata)
-        except (BadImage, BadValue) as bad:
-            return str(bad)
 
     def pixels(self, reader: FileReader, image: Picture) -> np.ndarray:
         """Return what the model sees of an image, uint8 (size, size, 3); raises `BadImage`."""
@@ -222,27 +147,33 @@ class Predictor:
             raise BadImage(f"it has {width} x {height} pixels, too few to show a lesion")
         return np.asarray(fit_square(picture, size, self.bundle.model["resize"]))
 
-    def table(self, items: list[Item], prepared: list[Any]) -> pd.DataFrame:
-        """Return the rows of images, some of which are a reason why there is no answer."""
-        good = [i for i, each in enumerate(prepared) if not isinstance(each, str)]
-        told = pd.DataFrame(columns=self.columns, index=range(len(items)), dtype=object)
+    def _prepare(self, reader: FileReader, item: Item) -> tuple[np.ndarray, dict] | str:
+        """Return the pixels and the metadata of an image, or why there is no prediction."""
+        if item.path is None:
+            return item.why_no_path
+        try:
+            return self.pixels(reader, item.path), self.metadata.read(item.metadata)
+        except (BadImage, BadValue) as bad:
+            return str(bad)
+
+    def _predict_chunk(self, items: list[Item], prepared: list[Any]) -> pd.DataFrame:
+        """Return the rows of images, of which some are only a reason why there is none."""
+        errors = [image if isinstance(image, str) else "" for image in prepared]
+        good = [i for i, error in enumerate(errors) if not error]
+        rows = pd.DataFrame(columns=self.columns, index=range(len(items)), dtype=object)
         if good:
             pixels = np.stack([prepared[i][0] for i in good])
-            cleaned = [prepared[i][1] for i in good]
-            found = assess(self.bundle, *self.engine(pixels, self.known.encode(cleaned)))
-            found["not_known"] = [tuple(k for k, v in row.items() if pd.isna(v)) for row in cleaned]
+            values = [prepared[i][1] for i in good]
+            found = self.bundle.assess(*self.engine(pixels, self.metadata.encode(values)))
+            found["not_known"] = [
+                tuple(name for name, value in row.items() if pd.isna(value)) for row in values
+            ]
             found.index = good
-            told = found if len(good) == len(items) else found.astype(object).reindex(told.index)
-        told = told.assign(error=[each if isinstance(each, str) else "" for each in prepared])
-        return told.assign(image=[each.name for each in items])[self.columns]
+            rows = found if len(good) == len(items) else found.astype(object).reindex(rows.index)
+        return rows.assign(error=errors, image=[item.name for item in items])[self.columns]
 
 
-def predict(run: str | Path | Run, df: pd.DataFrame, **options: Any) -> pd.DataFrame:
-    """Return what a model says of the rows of a table; see `Predictor` and `Predictor.predict`."""
-    return Predictor(run, **options).predict(df)
-
-
-def located(source: str | Path | Run) -> Path:
+def locate(source: str | Path | Run) -> Path:
     """Return where a source is on this disk; what is on the hub is fetched."""
     if isinstance(source, str) and source.startswith("hf://"):
         from lesionfast.serving.hub import fetch
@@ -251,27 +182,90 @@ def located(source: str | Path | Run) -> Path:
     return source.path if isinstance(source, Run) else Path(source).expanduser()
 
 
-def opened(source: str | Path | Run, views: int | None, device: str) -> tuple[Bundle, Engine, Path]:
-    """Return what a source says of its model, what runs it, and the file of its weights."""
-    path = located(source)
+def open_model(
+    source: str | Path | Run, views: int | None, device: str
+) -> tuple[Bundle, Engine, Path]:
+    """Return the bundle of a model, what runs it, and the file of its weights."""
+    path = locate(source)
     if path.suffix == ".onnx":
         from lesionfast.serving.onnx_engine import open_onnx
 
         return *open_onnx(path, views), path
     if (path / "config.json").is_file():
         run = Run.open(path)
-        bundle, weights = Bundle.of(run), run.file("weights.safetensors")
-    elif (path / WEIGHTS).is_file() or (path / "model.json").is_file():
+        bundle, weights = Bundle.from_run(run), run.file("weights.safetensors")
+    elif (path / WEIGHTS).is_file() or (path / FILE).is_file():
         bundle, weights = Bundle.read(path), path / WEIGHTS
     else:
         raise LesionfastError(
-            f"{path} is no model: neither a run, nor a folder that `lesionfast export` wrote, nor "
-            f"a {ONNX}. `lesionfast runs` lists the runs here."
+            f"{path} is not a model: neither a run, nor a folder that `lesionfast export` wrote, "
+            f"nor a {ONNX}. `lesionfast runs` lists the runs here."
         )
     from lesionfast.models.inference import TorchEngine
 
-    chosen = bundle.model["tta"] if views is None else views
-    engine = TorchEngine.open(
-        bundle.model, weights, views=chosen, precision=bundle.precision, device=device
+    views = bundle.model["tta"] if views is None else views
+    options = {"views": views, "precision": bundle.precision, "device": device}
+    return bundle, TorchEngine.open(bundle.model, weights, **options), weights
+
+
+def find_caution(model: dict[str, Any], run: Run | None = None) -> str:
+    """Return a caution about predicting without metadata; '' if the model was trained for it.
+
+    `model` is its model.json; with its `run` the caution has the effect on the validation images.
+    """
+    if model.get("metadata_dropout") or model.get("fusion") == "none" or not model.get("metadata"):
+        return ""
+    effect = describe_effect(run) if run is not None else ""
+    return (
+        f"the model was trained without --metadata-dropout, so a missing "
+        f"{' or '.join(model['metadata'])} may favour one class{effect}. Give the metadata, or "
+        "train again with --metadata-dropout 0.25."
     )
-    return bundle, engine, weights
+
+
+def describe_effect(run: Run) -> str:
+    """Return how withholding all metadata changes the validation predictions; '' if unknown."""
+    try:
+        kept = without_metadata(run, "valid")
+        given, withheld = (Interpretation.of(run, "valid"), kept) if kept else from_features(run)
+    except (LesionfastError, OSError, KeyError):  # the run lacks what it takes
+        return ""
+    with_it, without = (read.probabilities.mean(axis=0) for read in (given, withheld))
+    most = int(np.argmax(without - with_it))
+    words = (
+        f": on validation the mean probability of {run.classes[most]} is {without[most]:.2f} "
+        f"without metadata and {with_it[most]:.2f} with it"
+    )
+    melanoma = run.classes.melanoma
+    if melanoma in set(given.rows["truth"]):
+        without, with_it = (
+            read.metrics["rules"][read.rule]["sensitivity"][melanoma] for read in (withheld, given)
+        )
+        words += f"; melanoma sensitivity is {without:.2f} without and {with_it:.2f} with it"
+    return words
+
+
+def from_features(run: Run) -> tuple[Interpretation, Interpretation]:
+    """Return the validation predictions with and without metadata, of one view.
+
+    They are computed from the image features that the run keeps. Raises `LesionfastError` if it
+    keeps none.
+    """
+    import torch
+
+    from lesionfast.models.fusion import load_model
+
+    rows = predictions_of(run, "valid")
+    features = torch.tensor(read_features(run).loc[rows["image_id"]].to_numpy())
+    encoder, model = MetadataEncoder.from_run(run), load_model(run)
+    given = torch.from_numpy(encoder.transform(rows))
+    withheld = torch.from_numpy(encoder.unknown).expand_as(given)
+    columns = [f"p_{name}" for name in run.classes]
+
+    def predict(metadata: torch.Tensor) -> Interpretation:
+        with torch.inference_mode():
+            probabilities = model.classify(features, metadata).softmax(dim=1).numpy()
+        scores = pd.DataFrame(probabilities.astype(float), rows.index, columns)
+        return Interpretation.of_table(run, rows.assign(**scores), "valid")
+
+    return predict(given), predict(withheld)

@@ -10,7 +10,7 @@ from lesionfast.config import DataConfig
 from lesionfast.data.encoder import BadValue, MetadataEncoder
 from lesionfast.data.metadata import read_metadata
 from lesionfast.errors import LesionfastError
-from lesionfast.serving.inputs import Known, find_items
+from lesionfast.serving.inputs import MetadataReader, find_items
 
 HEADER = "image_id,lesion_id,dx,age,sex\n"
 A, B = "a,L1,nv,45,male\n", "b,L2,mel,50,female\n"
@@ -134,10 +134,10 @@ def read_to_train(path, folder):
 def read_to_predict(path, folder):
     """Return the same as `predict` gives them to a model; raises the first error of a row."""
     rows = pd.DataFrame({"age": [45.0, 50.0], "sex": ["male", "female"]})
-    known, found = Known(MetadataEncoder(["age", "sex"]).fit(rows)), {}
+    reader, found = MetadataReader(MetadataEncoder(["age", "sex"]).fit(rows)), {}
     for item in find_items([str(path)], images=folder, columns=["age", "sex"]):
         try:
-            cleaned = known.clean(item.metadata)
+            cleaned = reader.read(item.metadata)
         except BadValue as bad:
             raise LesionfastError(str(bad)) from None
         if item.path is not None:

@@ -1,6 +1,8 @@
 """A run that was trained, and exported, once for all tests."""
 
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,21 @@ import pytest
 from lesionfast.config import TrainConfig
 from lesionfast.data.split import load_dataset
 from lesionfast.runs import Run
+from lesionfast.serving.bundle import digest_of_description
 from lesionfast.serving.export import export
+
+
+@pytest.fixture(scope="session")
+def change_description() -> Callable[[Path, Callable[[dict], object]], None]:
+    """A function that changes the model.json of an exported folder, and its SHA-256 with it."""
+
+    def apply(folder: Path, change: Callable[[dict], object]) -> None:
+        file = folder / "model.json"
+        told = json.loads(file.read_text("utf-8"))
+        change(told)
+        file.write_text(json.dumps(told | {"sha256": digest_of_description(told)}), "utf-8")
+
+    return apply
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +59,7 @@ def photos(trained) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def wordy(exported, tmp_path_factory) -> Path:
+def wordy(exported, tmp_path_factory, change_description) -> Path:
     """That folder with names of several words, with commas and HTML in them."""
     folder = Path(shutil.copytree(exported, tmp_path_factory.mktemp("wordy") / "model"))
     text = (folder / "model.json").read_text("utf-8")
@@ -51,4 +67,5 @@ def wordy(exported, tmp_path_factory) -> Path:
     for name, other in named.items():
         text = text.replace(f'"{name}"', f'"{other}"')
     (folder / "model.json").write_text(text, "utf-8")
+    change_description(folder, lambda told: None)
     return folder

@@ -16,15 +16,9 @@ import pytest
 from PIL import Image
 
 from lesionfast.errors import LesionfastError
-from lesionfast.serving.api import (
-    MOST_BYTES,
-    NoImage,
-    Service,
-    TooLarge,
-    check_limits,
-    prediction_of,
-)
-from lesionfast.serving.app import answer_of, listening, require_packages
+from lesionfast.serving.api import to_prediction
+from lesionfast.serving.app import answer_html, listen, require_packages
+from lesionfast.serving.service import MOST_BYTES, NoImage, Service, TooLarge, check_limits
 
 WIDE, PHONE = {"width": 1280, "height": 1000}, {"width": 375, "height": 800}
 PDF = b"%PDF-1.7\n1 0 obj\n<< /Type /Catalog >>\nendobj\n"
@@ -122,9 +116,13 @@ def test_an_image_gets_its_answer(page, photos, trained):
     predict(page)
     wait_for_decision(page)
     text = page.locator(".lf-answer").inner_text()
-    for words in ("Decision: ", "By the rule balanced", "mel (melanoma)", "calibrated on valid"):
+    for words in ("Decision: ", "Rule balanced: ", "mel (melanoma)", "calibrated on valid"):
         assert words in text
-    for words in ("With a coverage of 90% in each class", "Predicted without: sex", "medical dev"):
+    for words in (
+        "Prediction set with 90% coverage of each class",
+        "Predicted without: sex",
+        "medical dev",
+    ):
         assert words in text
     assert page.locator(".lf-bars tr").count() == len(trained.classes)
     widths = "bars => bars.map(each => each.getBoundingClientRect().width)"
@@ -322,7 +320,7 @@ def test_the_answer_fits_its_schema(server, photos, trained):
             422,
             "which the model never saw in training. Type one of: female, male",
         ),
-        (None, {"height": "180"}, 422, "the model knows nothing of height"),
+        (None, {"height": "180"}, 422, "the model does not take height"),
     ],
 )
 def test_what_can_not_be_answered_has_its_status(server, photos, data, form, status, message):
@@ -351,7 +349,7 @@ def test_a_port_that_is_taken_is_told(server):
     port = int(server[0].rsplit(":", 1)[1])
     with (
         pytest.raises(LesionfastError, match=f"can't listen at 127.0.0.1, port {port}: .*--port"),
-        listening("127.0.0.1", port),
+        listen("127.0.0.1", port),
     ):
         pass
 
@@ -380,7 +378,7 @@ def peak_memory(pid: int) -> int:
 
 
 def test_an_exported_model_says_what_is_left_out(exported, photos):
-    text = answer_of(Service(exported), Path(photos[0]).read_bytes(), {"sex": "unknown"})
+    text = answer_html(Service(exported), Path(photos[0]).read_bytes(), {"sex": "unknown"})
     assert "No similar lesions: an exported model has no training images" in text
     assert "Grad-CAM" in text
 
@@ -388,26 +386,26 @@ def test_an_exported_model_says_what_is_left_out(exported, photos):
 def test_a_class_name_of_several_words_stays_whole(wordy, photos):
     service = Service(wordy)
     data = Path(photos[0]).read_bytes()
-    answer = prediction_of(service.bundle, service.row(data, {}), "")
+    answer = to_prediction(service.bundle, service.row(data, {}), "")
     assert {"basal cell, carcinoma", "<b>bkl"} <= set(answer.prediction_set)
     assert set(answer.prediction_set) <= set(service.bundle.classes)
     assert answer.not_known == ["age", "sex at birth"]
-    html = answer_of(service, data, {})
+    html = answer_html(service, data, {})
     assert "or basal cell, carcinoma" in html and "<b>" not in html
     assert "Predicted without: age, sex at birth." in html
 
 
-def test_a_model_of_old_says_what_missing_metadata_does(exported, photos, tmp_path):
+def test_a_model_of_old_says_what_missing_metadata_does(
+    exported, photos, tmp_path, change_description
+):
     folder = Path(shutil.copytree(exported, tmp_path / "old"))
-    told = json.loads((folder / "model.json").read_text("utf-8"))
-    del told["model"]["metadata_dropout"]
-    (folder / "model.json").write_text(json.dumps(told), "utf-8")
+    change_description(folder, lambda told: told["model"].pop("metadata_dropout"))
     service, data = Service(folder), Path(photos[0]).read_bytes()
-    words = "he model was trained without --metadata-dropout, so unknown age and sex may speak"
+    words = "he model was trained without --metadata-dropout, so a missing age or sex may favour"
     row = service.row(data, {})
-    assert words in prediction_of(service.bundle, row, service.caution(row)).caution
-    assert words in answer_of(service, data, {})
-    assert words not in answer_of(service, data, {"age": "50", "sex": "male"})
+    assert words in to_prediction(service.bundle, row, service.caution(row)).caution
+    assert words in answer_html(service, data, {})
+    assert words not in answer_html(service, data, {"age": "50", "sex": "male"})
 
 
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn", "python_multipart"])

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from lesionfast.serving import api
-from lesionfast.serving.api import MOST_BYTES, Service
-from lesionfast.serving.app import Guard, build_app, server_of
+from lesionfast.serving.app import Guard, build_app, build_server
+from lesionfast.serving.service import MOST_BYTES, Service
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def service(exported) -> Service:
 def port(service) -> int:
     """The port of a page in a thread of this process."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = server_of(build_app(service))
+        server = build_server(build_app(service))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         yield listener.getsockname()[1]
@@ -191,10 +191,10 @@ def test_a_name_that_is_not_ours_is_refused(port, photo):
 def test_at_every_address_only_addresses_and_the_name_of_the_machine_are_ours():
     every, one = Guard(None, "0.0.0.0"), Guard(None, "Clinic-PC.example")
     for name in ("192.168.1.5:7860", "[fe80::1]:7860", f"{socket.gethostname()}:7860", "localhost"):
-        assert every.is_ours(name.lower())
+        assert every.is_own_host(name.lower())
     for name in ("evil.example:7860", "192.168.1.5.evil.example", "127.1", ""):
-        assert not every.is_ours(name) and not one.is_ours(name)
-    assert one.is_ours("clinic-pc.example:7860") and not one.is_ours("192.168.1.5")
+        assert not every.is_own_host(name) and not one.is_own_host(name)
+    assert one.is_own_host("clinic-pc.example:7860") and not one.is_own_host("192.168.1.5")
 
 
 @pytest.mark.parametrize("path", ["/answer", "/predict"])

@@ -21,7 +21,7 @@ from lesionfast.models.weights import read_weights
 from lesionfast.runs import Run
 from lesionfast.serving.bundle import SCHEMA, Bundle
 from lesionfast.serving.export import export
-from lesionfast.serving.hub import files_to_share
+from lesionfast.serving.hub import list_files_to_share
 from lesionfast.serving.predictor import Predictor
 
 
@@ -50,18 +50,18 @@ def test_the_card_says_what_a_reader_must_know(exported, trained):
 
 
 def test_what_is_read_is_what_was_written(exported, trained):
-    there, here = Bundle.read(exported), Bundle.of(trained)
+    there, here = Bundle.read(exported), Bundle.from_run(trained)
     assert there.to_dict() == here.to_dict()
     assert there.ood.threshold == pytest.approx(here.ood.threshold)
 
 
 def test_a_folder_is_never_overwritten(exported, trained):
-    with pytest.raises(LesionfastError, match="is there already. Type another --to"):
+    with pytest.raises(LesionfastError, match="exists already. Type another --to"):
         export(trained, exported)
 
 
 def test_nothing_is_left_of_an_export_that_fails(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr("lesionfast.serving.export.card_of", lambda *_: 1 / 0)
+    monkeypatch.setattr("lesionfast.serving.export.write_card", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export(trained, tmp_path / "model")
     assert not list(tmp_path.iterdir())
@@ -96,7 +96,7 @@ HARMS = {
     "without a counter": (lambda data: save(without_counter(load(data))), "is missing"),
     "of other numbers": (lambda data: save(of_float16(load(data))), "is of torch.float16"),
     "not numbers": (lambda data: save(with_nan(load(data))), "not finite"),
-    "of another run": (lambda data: save(of_another_run(load(data))), "does not predict what"),
+    "of another run": (lambda data: save(of_another_run(load(data))), "does not reproduce pred"),
 }
 
 
@@ -121,7 +121,7 @@ def test_a_run_whose_data_is_elsewhere_is_exported_and_that_is_said(
     def elsewhere(*_):
         raise LesionfastError("there is no folder data")
 
-    monkeypatch.setattr("lesionfast.serving.onnx_export.load_dataset", lambda *_, **__: elsewhere())
+    monkeypatch.setattr("lesionfast.serving.bundle.load_dataset", lambda *_, **__: elsewhere())
     made = export(trained, tmp_path / "model")
     assert "not compared with predictions.csv: there is no folder data" in caplog.text
     assert Bundle.read(made)
@@ -191,20 +191,19 @@ def test_a_read_only_run_that_was_never_interpreted_predicts_as_any(trained, rea
     chosen = ("operating.json", "calibration.json", "conformal.json", "referral.json")
     Run(run).remove(*chosen, "outliers.safetensors")
     read_only(run)
-    there, here = Bundle.of(Run(run)), Bundle.of(trained)
+    there, here = Bundle.from_run(Run(run)), Bundle.from_run(trained)
     assert there.to_dict() == here.to_dict() | {"name": "run"}
     assert there.ood.threshold == pytest.approx(here.ood.threshold)
 
 
-def listing(copy, change):
-    """Change the files that model.json lists."""
-    told = json.loads((copy / "model.json").read_text("utf-8"))
-    change(told["files"])
-    (copy / "model.json").write_text(json.dumps(told), "utf-8")
+@pytest.fixture
+def listing(change_description):
+    """A function that changes the files that model.json lists."""
+    return lambda copy, change: change_description(copy, lambda told: change(told["files"]))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "outliers.safetensors"])
-def test_a_changed_file_that_was_taken_out_of_the_list_is_not_opened(copy, name):
+def test_a_changed_file_that_was_taken_out_of_the_list_is_not_opened(copy, name, listing):
     (copy / name).write_bytes(b"changed")
     listing(copy, lambda files: files.pop(name))
     with pytest.raises(LesionfastError, match=f"has no SHA-256 of {name}"):
@@ -212,25 +211,25 @@ def test_a_changed_file_that_was_taken_out_of_the_list_is_not_opened(copy, name)
 
 
 @pytest.mark.parametrize("name", ["*", "../key", "/etc/passwd", "a/b", "key", "README.md"])
-def test_a_list_of_other_files_is_refused_and_nothing_of_it_shared(copy, name):
+def test_a_list_of_other_files_is_refused_and_nothing_of_it_shared(copy, name, listing):
     listing(copy, lambda files: files.update({name: "0" * 64}))
-    for read in (Predictor, files_to_share):
+    for read in (Predictor, list_files_to_share):
         with pytest.raises(LesionfastError, match="which no export holds"):
             read(copy)
 
 
 @pytest.mark.parametrize("digest", [None, 7, "", "0" * 63, "x" * 64])
-def test_a_list_without_hashes_is_refused(copy, digest):
+def test_a_list_without_hashes_is_refused(copy, digest, listing):
     listing(copy, lambda files: files.update({"model.safetensors": digest}))
     with pytest.raises(LesionfastError, match="has no SHA-256 of model.safetensors"):
         Predictor(copy)
 
 
-def test_a_model_json_that_lacks_a_part_is_told(copy):
-    told = json.loads((copy / "model.json").read_text("utf-8"))
+def test_a_model_json_that_lacks_a_part_is_told(copy, change_description):
+    whole = (copy / "model.json").read_text("utf-8")
     for name in ("encoder", "model", "operating_points", "name"):
-        less = {key: value for key, value in told.items() if key != name}
-        (copy / "model.json").write_text(json.dumps(less), "utf-8")
+        (copy / "model.json").write_text(whole, "utf-8")
+        change_description(copy, lambda told, name=name: told.pop(name))
         with pytest.raises(LesionfastError, match=f"can't be used: it has no '{name}'"):
             Bundle.read(copy)
 
@@ -248,27 +247,29 @@ def test_a_model_json_that_lacks_a_part_is_told(copy):
         (("encoder",), [{"name": "age", "kind": "number", "mean": 1, "scale": "wide"}]),
     ],
 )
-def test_a_model_json_of_a_wrong_form_is_told_before_anything_is_predicted(copy, part, value):
-    told = json.loads((copy / "model.json").read_text("utf-8"))
-    inner = told
-    for key in part[:-1]:
-        inner = inner[key]
-    inner[part[-1]] = value
-    (copy / "model.json").write_text(json.dumps(told), "utf-8")
-    with pytest.raises(LesionfastError, match="what the model says of itself can't be used"):
+def test_a_model_json_of_a_wrong_form_is_told_before_anything_is_predicted(
+    copy, part, value, change_description
+):
+    def change(inner):
+        for key in part[:-1]:
+            inner = inner[key]
+        inner[part[-1]] = value
+
+    change_description(copy, change)
+    with pytest.raises(LesionfastError, match="the description of the model can't be used"):
         Bundle.read(copy)
 
 
 def test_what_lies_beside_an_exported_model_is_not_shared(copy):
     (copy / "id_rsa").write_text("key")
-    assert {each.name for each in files_to_share(copy)} == {
+    assert {each.name for each in list_files_to_share(copy)} == {
         *("model.json", "README.md"),
         *("model.safetensors", "outliers.safetensors"),
     }
     (copy / "README.md").unlink()
     (copy / "README.md").symlink_to(copy / "id_rsa")
-    with pytest.raises(LesionfastError, match="README.md is no ordinary file"):
-        files_to_share(copy)
+    with pytest.raises(LesionfastError, match="README.md is not an ordinary file"):
+        list_files_to_share(copy)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "outliers.safetensors"])
@@ -283,6 +284,19 @@ def test_a_file_that_is_not_what_was_exported_is_told(copy, name, harm):
     expected = "is missing" if harm == "gone" else "is not the file that was exported"
     with pytest.raises(LesionfastError, match=f"{name} {expected}.*Copy the whole folder again"):
         Predictor(copy)
+
+
+def test_a_changed_model_json_is_noticed(copy):
+    file = copy / "model.json"
+    told = json.loads(file.read_text("utf-8"))
+    told["operating_points"][0]["threshold"] += 0.1
+    file.write_text(json.dumps(told), "utf-8")
+    for read in (Predictor, list_files_to_share):
+        with pytest.raises(LesionfastError, match="model.json is not the file that was exported"):
+            read(copy)
+    del told["sha256"]  # as an earlier version wrote it
+    file.write_text(json.dumps(told, indent=4), "utf-8")
+    assert Bundle.read(copy).points[0].threshold == told["operating_points"][0]["threshold"]
 
 
 def test_a_newer_schema_says_to_upgrade(copy):
@@ -313,13 +327,11 @@ class Trap:
 
 @pytest.mark.parametrize("name", ["model.json", "model.safetensors", "outliers.safetensors"])
 @pytest.mark.parametrize("signed", [False, True])
-def test_a_pickle_in_place_of_a_file_is_not_opened(copy, name, signed, tmp_path):
+def test_a_pickle_in_place_of_a_file_is_not_opened(copy, name, signed, tmp_path, listing):
     trap = tmp_path / "sprung"
     (copy / name).write_bytes(pickle.dumps(Trap(trap)))
     if signed and name != "model.json":
-        told = json.loads((copy / "model.json").read_text("utf-8"))
-        told["files"][name] = sha256(copy / name)
-        (copy / "model.json").write_text(json.dumps(told), "utf-8")
+        listing(copy, lambda files: files.update({name: sha256(copy / name)}))
     with pytest.raises(LesionfastError):
         Predictor(copy)
     assert not trap.exists()
@@ -347,7 +359,7 @@ def test_no_module_that_loads_a_model_unpickles():
 
 def test_an_ensemble_names_its_members(make_ensemble):
     with pytest.raises(LesionfastError, match="is an ensemble .* Name one of its members: a, b"):
-        Bundle.of(make_ensemble)
+        Bundle.from_run(make_ensemble)
 
 
 @pytest.fixture

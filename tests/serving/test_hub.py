@@ -18,7 +18,7 @@ import pytest
 
 from lesionfast.errors import LesionfastError
 from lesionfast.files import sha256
-from lesionfast.serving.hub import fetch, parts_of, push
+from lesionfast.serving.hub import fetch, push, split_address
 from lesionfast.serving.predictor import Predictor
 
 TOKEN = "hf_right"
@@ -153,6 +153,14 @@ class Handler(BaseHTTPRequestHandler):
         etag = f'"{hashlib.sha1(data).hexdigest()}"'
         return self.say(200, data=data, ETag=etag, X_Repo_Commit=found[0])
 
+    def tree(self, name, revision):
+        files = self.server.files(name, revision)[1]
+        listed = [
+            {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+            for path, data in files.items()
+        ]
+        return self.say(200, listed)
+
 
 REPOSITORY = r"(?P<name>[\w.-]+/[\w.-]+)"
 ROUTES = {
@@ -161,6 +169,7 @@ ROUTES = {
     rf"POST /api/models/{REPOSITORY}/preupload/main": Handler.preupload,
     rf"POST /api/models/{REPOSITORY}/commit/main": Handler.commit,
     rf"GET /api/models/{REPOSITORY}": Handler.info,
+    rf"GET /api/models/{REPOSITORY}/tree/(?P<revision>[\w.-]+)": Handler.tree,
     rf"GET /api/models/{REPOSITORY}/revision/(?P<revision>[\w.-]+)": Handler.info,
     rf"(GET|HEAD) /{REPOSITORY}/resolve/(?P<revision>[\w.-]+)/(?P<file>[\w.-]+)": Handler.resolve,
 }
@@ -265,8 +274,12 @@ def test_a_revision_stays_what_it_was(shared, photos, tmp_path):
 @pytest.mark.parametrize(
     ("address", "token", "message"),
     [
-        ("hf://clinic/nothing", TOKEN, "hf://clinic/nothing is not there, or not for you"),
-        (f"hf://{NAME}", None, f"hf://{NAME} is not there, or not for you"),
+        (
+            "hf://clinic/nothing",
+            TOKEN,
+            "hf://clinic/nothing does not exist, or you may not read it",
+        ),
+        (f"hf://{NAME}", None, f"hf://{NAME} does not exist, or you may not read it"),
         (f"hf://{NAME}@gone", TOKEN, f"hf://{NAME} has no such revision"),
         (f"hf://{NAME}/model.onnx", TOKEN, f"hf://{NAME} has no model.onnx; it has: model.safe"),
     ],
@@ -309,13 +322,13 @@ def test_push_without_a_network_is_told(exported, tmp_path):
 
 @pytest.mark.parametrize("name", ["lesions", "a/b/c", "hf://a/b", "a b/c", ""])
 def test_a_name_that_is_none_is_refused_before_anything_is_sent(exported, name):
-    with pytest.raises(LesionfastError, match="is no name on the hub. Type user/name"):
+    with pytest.raises(LesionfastError, match="is not a name on the hub. Type user/name"):
         push(exported, name)
 
 
 def test_addresses():
-    assert parts_of("hf://a/b") == ("a/b", "", None)
-    assert parts_of("hf://a/b@v1/model.onnx") == ("a/b", "model.onnx", "v1")
+    assert split_address("hf://a/b") == ("a/b", "", None)
+    assert split_address("hf://a/b@v1/model.onnx") == ("a/b", "model.onnx", "v1")
     for wrong in ("hf://a", "hf://a/b/c/d", "hf://a/../b", "hf:/a/b"):
-        with pytest.raises(LesionfastError, match="is no address of a model"):
+        with pytest.raises(LesionfastError, match="is not an address of a model"):
             fetch(wrong)

@@ -1,10 +1,13 @@
 import os
 import zipfile
 
+import numpy as np
+import pandas as pd
 import pytest
 
+from lesionfast.data.encoder import BadValue, MetadataEncoder
 from lesionfast.errors import LesionfastError
-from lesionfast.serving.inputs import find_items
+from lesionfast.serving.inputs import MetadataReader, find_items
 
 
 @pytest.fixture
@@ -30,7 +33,7 @@ def test_a_folder_gives_every_image_in_order_and_counts_the_rest(folder, caplog)
         *("a one.png", "b.jpg", "d.heic", "line\nbreak.jpg", "more.zip/inside/e.jpg"),
         *("ünï.jpeg", "sub/c.jpg"),
     ]
-    assert "1 other files left out: notes.txt" in caplog.text
+    assert "skipped 1 other files: notes.txt" in caplog.text
 
 
 def test_globs_files_and_zip_files(folder):
@@ -108,7 +111,7 @@ def test_of_two_files_of_one_stem_one_is_taken_only_if_their_bytes_are_the_same(
     (folder / "twin" / "c.png").write_bytes(b"another")
     (folder / "cases.csv").write_text("image_id\nb\nc\n", "utf-8")
     same, different = find_items([str(folder / "cases.csv")])
-    assert same.path == (folder / "b.jpg").as_posix() and "of the same bytes one" in caplog.text
+    assert same.path == (folder / "b.jpg").as_posix() and "of identical files one" in caplog.text
     assert different.path is None
     assert different.why_no_path == (
         f"two different images are named 'c': {folder}/sub/c.jpg and {folder}/twin/c.png"
@@ -122,3 +125,53 @@ def test_a_file_whose_name_is_not_utf_8_is_shown_with_its_bytes_written_out(tmp_
         file.write(b"x")
     (item,) = find_items([str(tmp_path)])
     assert item.name == f"{tmp_path}/caf\\xe9.jpg" and os.fsencode(item.path) == path
+
+
+TRAIN = pd.DataFrame(
+    {"age": [40.0, 60, 50], "sex": ["male", "female", "male"], "thickness": [0.5, 4, 1]}
+)
+
+
+@pytest.fixture
+def reader():
+    """Of a model that takes age, sex and a thickness in millimetres."""
+    return MetadataReader(MetadataEncoder(TRAIN.columns).fit(TRAIN))
+
+
+def test_in_a_table_what_training_never_saw_counts_as_not_known_and_is_said(reader, caplog):
+    rows = [{"age": "50", "sex": "Frau", "thickness": value} for value in ("1e20", "-500", "2")]
+    cleaned = [reader.read(row) for row in rows]
+    assert [np.isnan(row["thickness"]) for row in cleaned] == [True, True, False]
+    encoded = reader.encode(cleaned)
+    assert encoded.dtype == np.float32 and np.isfinite(encoded).all() and np.abs(encoded).max() < 9
+    reader.report()
+    for words in ("sex Frau (3)", "thickness 1e20 (1)", "Thickness is missing for 2 of 3 images"):
+        assert words in caplog.text
+
+
+@pytest.mark.parametrize(
+    "told", [{"age": "999"}, {"age": "1e308"}, {"thickness": "1e308"}, {"thickness": "thick"}]
+)
+def test_what_a_column_can_not_have_is_an_error_in_a_table_too(reader, told):
+    with pytest.raises(BadValue, match="which is not"):
+        reader.read(told)
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        (
+            {"sex": "Frau"},
+            "which the model never saw in training. Type one of: female, male, unknown.",
+        ),
+        (
+            {"thickness": "1e20"},
+            "far from all training values.*. Type for example thickness=",
+        ),
+        ({"age": 5500}, "age is '5500', which is not an age in years .* Type for example age=50."),
+    ],
+)
+def test_what_a_person_types_is_refused(reader, told, message):
+    with pytest.raises(LesionfastError, match=message):
+        reader.check(told)
+    reader.check({"sex": "unknown", "age": None, "thickness": " 2.5 "})

@@ -130,7 +130,7 @@ def test_a_file_that_is_no_model_is_told(copy, harm, tmp_path):
         if harm == "cut off":
             graph.metadata_props.add(key="lesionfast", value='{"schema": ')
         onnx.save(graph, file)
-        expected = "has the schema 2" if harm == "newer" else "is no model of lesionfast"
+        expected = "has the schema 2" if harm == "newer" else "is not a model of lesionfast"
     with pytest.raises(LesionfastError, match=expected):
         Predictor(file)
 
@@ -138,7 +138,7 @@ def test_a_file_that_is_no_model_is_told(copy, harm, tmp_path):
 def test_eight_bits_are_a_smaller_file_whose_change_is_told(folder, trained, photos):
     whole, small = folder / "model.onnx", folder / INT8
     assert small.stat().st_size < 0.5 * whole.stat().st_size
-    told = OnnxEngine(small).told["int8"]
+    told = OnnxEngine(small).description["int8"]
     assert told["images"] == len(photos) and set(told["int8"]) == set(told["float32"])
     assert f"in 8-bit numbers {told['int8']['balanced_accuracy']:.3f}" in (
         folder / "README.md"
@@ -148,11 +148,13 @@ def test_eight_bits_are_a_smaller_file_whose_change_is_told(folder, trained, pho
 
 
 def test_a_file_that_differs_from_pytorch_is_not_kept(trained, tmp_path, monkeypatch):
-    bundle, file, run = Bundle.of(trained), tmp_path / "model.onnx", OnnxEngine.run
+    bundle, file, run = Bundle.from_run(trained), tmp_path / "model.onnx", OnnxEngine.run
     monkeypatch.setattr(
         OnnxEngine, "run", lambda *given: {k: v + 2e-4 for k, v in run(*given).items()}
     )
-    with pytest.raises(LesionfastError, match=r"differ by up to 2\.\de-04 on \d+ valid images"):
+    with pytest.raises(
+        LesionfastError, match=r"differ by up to 2\.\de-04 on \d+ validation images"
+    ):
         write_onnx(trained, bundle, file)
     assert not file.exists()
 
@@ -189,10 +191,8 @@ def test_missing_packages_say_what_to_type(trained, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_onnx_file_that_is_not_in_the_list_beside_it_is_not_opened(copy):
-    told = json.loads((copy / "model.json").read_text("utf-8"))
-    del told["files"]["model.onnx"]
-    (copy / "model.json").write_text(json.dumps(told), "utf-8")
+def test_an_onnx_file_that_is_not_in_the_list_beside_it_is_not_opened(copy, change_description):
+    change_description(copy, lambda told: told["files"].pop("model.onnx"))
     with pytest.raises(LesionfastError, match="has no SHA-256 of model.onnx"):
         Predictor(copy / "model.onnx")
 

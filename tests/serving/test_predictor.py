@@ -10,7 +10,7 @@ from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
 from lesionfast.serving.export import export
 from lesionfast.serving.inputs import Item
-from lesionfast.serving.predictor import AHEAD, CHUNK, Predictor, predict
+from lesionfast.serving.predictor import AHEAD, CHUNK, Predictor
 from lesionfast.training.experiment import train, trained_learner
 
 
@@ -27,7 +27,7 @@ def test_rows(trained):
 
 @pytest.mark.parametrize("source", ["run", "folder"])
 def test_the_probabilities_are_those_of_the_training(source, trained, exported, test_rows):
-    found = predict(trained if source == "run" else str(exported), test_rows)
+    found = Predictor(trained if source == "run" else str(exported)).predict(test_rows)
     assert found.index.equals(test_rows.index)
     known = trained.predictions.set_index("image_id")
     columns = [f"p_{name}" for name in trained.classes]
@@ -74,7 +74,7 @@ def test_what_is_not_known_is_said_and_changes_the_answer(predictor, photos):
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"height": 180}, "knows nothing of height; it takes age, sex"),
+        ({"height": 180}, "does not take height; it takes age, sex"),
         ({"age": "old"}, "age is 'old', which is not an age"),
         ({"age": 999}, "age is '999', which is not an age"),
         ({"age": 1e308}, "which is not an age"),
@@ -104,10 +104,10 @@ def test_wrong_metadata_is_an_error(predictor, photos, metadata, message):
 )
 def test_what_is_said_of_all_images_is_checked_before_the_first(predictor, told, message):
     with pytest.raises(LesionfastError, match=message):
-        predictor.known.check(told)
-    predictor.known.check({"age": "unknown", "sex": "female"})
-    predictor.known.check({})
-    assert not predictor.known.unseen
+        predictor.metadata.check(told)
+    predictor.metadata.check({"age": "unknown", "sex": "female"})
+    predictor.metadata.check({})
+    assert not predictor.metadata.unseen
 
 
 @pytest.mark.parametrize("age", ["1e308", "999", "5500", "-40", "inf", "old"])
@@ -121,7 +121,7 @@ def test_an_impossible_age_in_a_table_is_the_error_of_its_row(predictor, photos,
 
 def test_a_value_that_training_never_saw_counts_as_not_known(predictor, photos, caplog):
     found = next(iter(predictor.stream([Item("a", photos[0], {"sex": "other"})])))
-    predictor.known.report()
+    predictor.metadata.report()
     assert found["not_known"].tolist() == [("age", "sex")]
     assert "values that training never saw count as missing: sex other (1)" in caplog.text
 
@@ -163,9 +163,9 @@ def test_many_chunks_keep_their_order_and_are_not_read_at_once(
 
 
 def test_another_folder_is_no_model(tmp_path):
-    with pytest.raises(LesionfastError, match="is no model: neither a run, nor a folder"):
+    with pytest.raises(LesionfastError, match="is not a model: neither a run, nor a folder"):
         Predictor(tmp_path)
-    with pytest.raises(LesionfastError, match="is no model"):
+    with pytest.raises(LesionfastError, match="is not a model"):
         Predictor(tmp_path / "gone")
 
 

@@ -17,7 +17,7 @@ from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.contribution import WITHHELD
 from lesionfast.models.fusion import load_model
 from lesionfast.runs import WITHOUT_METADATA, Run
-from lesionfast.serving.predictor import Predictor, caution
+from lesionfast.serving.predictor import Predictor, find_caution
 from lesionfast.training.experiment import train
 from lesionfast.training.study import IMAGE, METADATA, ablate
 
@@ -134,14 +134,14 @@ def old(run, tmp_path):
 
 
 def test_a_model_of_old_says_what_unknown_age_and_sex_do(run, old):
-    assert caution(run.model, run) == ""
-    words = caution(old.model, old)
+    assert find_caution(run.model, run) == ""
+    words = find_caution(old.model, old)
     assert (
-        "trained without --metadata-dropout, so unknown age and sex may speak for a class" in words
+        "trained without --metadata-dropout, so a missing age or sex may favour one class" in words
     )
     kept = run.predictions_without_metadata
     valid = kept[kept["split"] == "valid"][[f"p_{name}" for name in run.classes]].mean()
-    told = re.search(r"on validation (\w+) has a mean probability of ([\d.]+) without", words)
+    told = re.search(r"on validation the mean probability of (\w+) is ([\d.]+) without", words)
     assert float(told[2]) == pytest.approx(valid[f"p_{told[1]}"], abs=0.01)
 
 
@@ -156,7 +156,11 @@ def test_predicting_without_metadata_says_so_once(old, caplog):
 
 
 def test_an_exported_model_of_old_says_so_too(old):
-    assert caution(old.model).endswith(
-        "may speak for a class. Say what is known, or train again with --metadata-dropout 0.25."
+    assert find_caution(old.model).endswith(
+        "may favour one class. Give the metadata, or train again with --metadata-dropout 0.25."
     )
-    assert caution(old.model | {"fusion": "none"}) == caution(old.model | {"metadata": []}) == ""
+    assert (
+        find_caution(old.model | {"fusion": "none"})
+        == find_caution(old.model | {"metadata": []})
+        == ""
+    )

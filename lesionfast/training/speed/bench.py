@@ -27,7 +27,6 @@ from lesionfast.files import temporary_folder
 from lesionfast.models.features import Features
 from lesionfast.models.precision import autocast, choose_dtype, choose_precision
 from lesionfast.serving.bundle import WEIGHTS, Bundle
-from lesionfast.serving.export import write_bundle
 from lesionfast.serving.inputs import Item
 from lesionfast.serving.predictor import Predictor
 from lesionfast.training.callbacks.cached_features import FeatureLoader
@@ -318,7 +317,7 @@ def exported_predictor(learn: FusionLearner, config: TrainConfig, folder: Path) 
         precision=config.precision,
         encoder=learn.dls.encoder,
     )
-    write_bundle(bundle, folder)
+    bundle.write(folder)
     return Predictor(folder, views=1, device=config.device)
 
 

@@ -12,8 +12,8 @@ import pytest
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.isic import read_submission
 from lesionfast.serving import predictor as predictor_module
-from lesionfast.serving.batch import note_beside, origin, predict_to
 from lesionfast.serving.inputs import Item, find_items
+from lesionfast.serving.outputs import describe_origin, note_path, predict_to
 from lesionfast.serving.predictor import Predictor
 
 
@@ -81,7 +81,7 @@ def test_a_run_that_was_cut_off_goes_on(predictor, items, tmp_path, kind, cut):
     predict_to(predictor, items, whole, kind)
     data = whole.read_bytes()
     torn.write_bytes(data[: -cut or None] or data[:3])
-    note_beside(torn).write_bytes(note_beside(whole).read_bytes())
+    note_path(torn).write_bytes(note_path(whole).read_bytes())
     count = predict_to(predictor, items, torn, kind, resume=True)
     assert (count.images, count.failed) == (10, 1)
     assert count.before == 10 if cut == 0 else count.before < 10
@@ -91,7 +91,7 @@ def test_a_run_that_was_cut_off_goes_on(predictor, items, tmp_path, kind, cut):
 def test_resuming_before_anything_was_written_begins(predictor, items, tmp_path):
     assert predict_to(predictor, items, tmp_path / "a.csv", resume=True).images == 10
     (tmp_path / "b.csv").touch()
-    with pytest.raises(LesionfastError, match="is there already"):
+    with pytest.raises(LesionfastError, match="exists already"):
         predict_to(predictor, items, tmp_path / "b.csv")
     assert predict_to(predictor, items, tmp_path / "b.csv", resume=True).images == 10
     assert (tmp_path / "b.csv").read_bytes() == (tmp_path / "a.csv").read_bytes()
@@ -110,14 +110,14 @@ def test_a_file_is_never_overwritten(predictor, items, tmp_path):
     file = tmp_path / "out.csv"
     predict_to(predictor, items, file)
     before = file.read_bytes()
-    with pytest.raises(LesionfastError, match="is there already. Go on with it by --resume"):
+    with pytest.raises(LesionfastError, match="exists already. Continue it with --resume"):
         predict_to(predictor, items, file)
-    with pytest.raises(LesionfastError, match="is of other images: number 1 is"):
+    with pytest.raises(LesionfastError, match="holds other images: number 1 is"):
         predict_to(predictor, items[1:], file, resume=True)
     with pytest.raises(LesionfastError, match="there are no more"):
         predict_to(predictor, items[:3], file, resume=True)
     assert file.read_bytes() == before
-    with pytest.raises(LesionfastError, match="goes on with CSV and JSON lines, not with parquet"):
+    with pytest.raises(LesionfastError, match="continues CSV and JSON lines, not parquet"):
         predict_to(predictor, items, tmp_path / "x.parquet", "parquet", resume=True)
 
 
@@ -126,10 +126,10 @@ def test_a_file_is_never_overwritten(predictor, items, tmp_path):
 def test_a_file_of_someone_else_is_not_touched_by_resume(predictor, items, tmp_path, text, kind):
     mine = tmp_path / "mine.csv"
     mine.write_text(text, "utf-8")
-    with pytest.raises(LesionfastError, match="can't be gone on with: .mine.csv.resume.json"):
+    with pytest.raises(LesionfastError, match="can't be resumed: .mine.csv.resume.json"):
         predict_to(predictor, items, mine, kind, resume=True)
-    note_beside(mine).write_text(json.dumps(origin(predictor, kind, {})), "utf-8")
-    with pytest.raises(LesionfastError, match="is damaged|has other columns|is of other images"):
+    note_path(mine).write_text(json.dumps(describe_origin(predictor, kind, {})), "utf-8")
+    with pytest.raises(LesionfastError, match="is damaged|has other columns|holds other images"):
         predict_to(predictor, items, mine, kind, resume=True)
     assert mine.read_text("utf-8") == text
 
