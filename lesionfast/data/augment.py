@@ -11,9 +11,9 @@ from fastai.vision.core import TensorImage
 from fasttransform import DisplayedTransform
 from torch import Tensor
 
+from lesionfast.data.images import LUMA
 from lesionfast.registry import Registry
 
-LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
 VERSION = 1  # part of the key of kept views: raise it when a seed gives other changes
 Draws = torch.Generator | Sequence[torch.Generator]  # one for a batch, or one for each image
 augmentations = Registry("augmentation", "--augment")

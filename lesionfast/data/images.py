@@ -32,6 +32,7 @@ logger = logging.getLogger("lesionfast")
 
 VERSION = 2  # part of every key: raise it when decoding or resizing changes
 RESIZES = ("squish", "crop")
+LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in luminance (ITU-R BT.601)
 BLOCK = 256  # images decoded before they are passed on: bounds the memory
 SPARE = 2.0  # how far above the wanted size a JPEG is decoded, so that resizing stays smooth
 CODECS = ("pil", "libjpeg_turbo", "jpg", "webp", "libtiff")  # what pixels depend on

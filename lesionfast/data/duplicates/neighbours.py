@@ -6,13 +6,14 @@ several zooms and places, so that its own enlargements are found. Distances coun
 what half a step of zoom or place changes (linear discriminant analysis).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from lesionfast.data.images import Progress
 from lesionfast.data.sources import count_threads
 
 SIDE = 24  # pixels of the pictures described
@@ -28,8 +29,6 @@ MOST, MOST_EACH = 2000, 4  # candidates: so many, or so many a picture
 SAMPLE = 1500  # pictures from which the discriminant is learned
 BACKGROUND = 500  # pictures from which the scale of distances is learned
 BLOCK = 100  # pictures compared with all others at a time: bounds the memory
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -193,7 +192,7 @@ def nearest(queries: np.ndarray, keys: np.ndarray, same: np.ndarray) -> tuple[np
 
 def best_pairs(parts: list[tuple[np.ndarray, ...]]) -> Candidates:
     """Join the neighbours of all pictures: each pair once, nearest first, up to a limit."""
-    found, distances, crop = (np.concatenate(each) for each in zip(*parts, strict=True))
+    found, distances, crop = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     pairs = np.stack([np.repeat(np.arange(len(found)), found.shape[1]), found.ravel()], axis=1)
     order = np.argsort(distances, axis=None, kind="stable")
     order = order[np.isfinite(distances.ravel()[order])]

@@ -1,6 +1,6 @@
 """Whether two pictures show the same: lay one over the other and correlate their texture.
 
-Shapes lie: dark round moles have the same outline. So pictures are filtered until skin lines,
+Shapes mislead: dark round moles have the same outline. So pictures are filtered until skin lines,
 hairs and dots count as much as outlines, and a pair must agree in every part of the picture.
 """
 
@@ -61,15 +61,13 @@ def turn(picture: np.ndarray, view: int) -> np.ndarray:
 def cut(picture: Image.Image, box: tuple[float, float, float], degrees: float = 0) -> np.ndarray:
     """Return a square (centre x, y and side, in pixels) tilted about its centre: (FINE, FINE)."""
     x, y, side = box
-    cosine, sine = (
-        np.array([np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))]) * side / FINE
-    )
+    angle = np.deg2rad(degrees)
+    cosine, sine = np.array([np.cos(angle), np.sin(angle)]) * side / FINE
     half = FINE / 2
     across = (cosine, -sine, x - half * (cosine - sine))
     down = (sine, cosine, y - half * (sine + cosine))
-    size = (FINE, FINE)
-    cubic = Image.Resampling.BICUBIC
-    return np.asarray(picture.transform(size, Image.Transform.AFFINE, (*across, *down), cubic))
+    affine, cubic = Image.Transform.AFFINE, Image.Resampling.BICUBIC
+    return np.asarray(picture.transform((FINE, FINE), affine, (*across, *down), cubic))
 
 
 def crop_box(crop: np.ndarray, size: int) -> tuple[float, float, float]:
@@ -152,7 +150,7 @@ def agreement(first: np.ndarray, second: np.ndarray) -> float:
 
     A part may lie one pixel off, so that a bend of the skin does not count.
     """
-    rows, columns = ((each - 2) // BLOCK for each in first.shape)
+    rows, columns = ((side - 2) // BLOCK for side in first.shape)
     parts = second[1 : 1 + rows * BLOCK, 1 : 1 + columns * BLOCK]
     best = np.full((rows, columns), -1.0)
     for down in range(3):
@@ -166,5 +164,5 @@ def agreement(first: np.ndarray, second: np.ndarray) -> float:
 
 def block_sums(values: np.ndarray) -> np.ndarray:
     """Return the sum of each BLOCK by BLOCK part of an array."""
-    rows, columns = (each // BLOCK for each in values.shape)
+    rows, columns = (side // BLOCK for side in values.shape)
     return values.reshape(rows, BLOCK, columns, BLOCK).sum(axis=(1, 3))
