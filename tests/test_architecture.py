@@ -45,7 +45,15 @@ TORCH_FREE = [
     *("report.comparison", "training.ensemble", "training.study"),
     *("serving.predictor", "serving.outputs", "serving.service"),
 ]
-OPTIONS_OF_OTHERS = {"--upgrade", "--limit", "--rounds", "--share"}  # pip, benchmarks
+OPTIONS_OF_OTHERS = {  # of pip, uv, apt and timm; between the processes of the benchmarks
+    *("--upgrade", "--python", "--resolution", "--no-install-recommends", "--sched-on-updates"),
+    *("--folder", "--system"),
+}
+NAMES_OPTIONS = [
+    *(ROOT / "README.md", ROOT / ".ci" / "run"),
+    *(path for path in sorted((ROOT / "tests" / "bench").iterdir()) if path.is_file()),
+    *sorted((ROOT / "nbs").glob("*.ipynb")),
+]
 
 
 def modules() -> list[Path]:
@@ -109,8 +117,11 @@ def test_a_function_fits_a_screen(path):
     assert {name: n for name, n in lengths.items() if n > MOST_LINES} == {}
 
 
+OPTION = r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9](?![-{])"
+
+
 def options() -> set[str]:
-    """Every option of every command."""
+    """Every option of every command, and of the benchmarks."""
     import typer
 
     from lesionfast.cli import app
@@ -121,18 +132,19 @@ def options() -> set[str]:
         waiting += getattr(command, "commands", {}).values()
         for parameter in command.params:
             found |= {*parameter.opts, *parameter.secondary_opts}
+    for script in (ROOT / "tests" / "bench").glob("*.py"):
+        found |= set(re.findall(rf'add_argument\("({OPTION})"', script.read_text("utf-8")))
     return found | OPTIONS_OF_OTHERS
 
 
 @pytest.mark.parametrize(
     "path",
-    [*modules(), ROOT / "README.md", *sorted((ROOT / "nbs").glob("*.ipynb"))],
-    ids=lambda path: path.name if path.suffix != ".py" else name_of(path),
+    [*modules(), *NAMES_OPTIONS],
+    ids=lambda path: name_of(path) if PACKAGE in path.parents else str(path.relative_to(ROOT)),
 )
 def test_every_option_that_is_named_exists(path):
     text = re.sub(r"data:image/[^\"]*|\"image/png\": \"[^\"]*\"", "", path.read_text("utf-8"))
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9](?![-{])", text))
-    assert named - options() == set()
+    assert set(re.findall(OPTION, text)) - options() == set()
 
 
 @pytest.mark.parametrize("module", TORCH_FREE)
