@@ -1,4 +1,4 @@
-"""The names of architectures: which there are, and which library each is taken from."""
+"""Architectures by name: this project's own, torchvision's and timm's."""
 
 from functools import lru_cache
 
@@ -13,7 +13,64 @@ from lesionfast.errors import LesionfastError, did_you_mean
 from lesionfast.registry import Registry
 
 archs = Registry("architecture", "--arch")
-SMALLEST = 32  # pixels: five halvings
+LIBRARIES = ("lesionfast", "torchvision", "timm")  # the first that has a name counts
+SMALLEST = 32  # pixels that an architecture of this project needs: five halvings
+
+
+@lru_cache
+def list_names(library: str) -> tuple[str, ...]:
+    """Return the names of a library's classification architectures."""
+    if library == "lesionfast":
+        return tuple(archs)
+    if library == "timm":
+        return tuple(timm.list_models())
+    return tuple(torchvision.models.list_models(module=torchvision.models))
+
+
+def list_archs() -> dict[str, str]:
+    """Return every name -> its library; this project's own names first, with a description."""
+    libraries = {name: library for library in reversed(LIBRARIES) for name in list_names(library)}
+    own = archs.describe()
+    return own | {name: libraries[name] for name in sorted(libraries) if name not in own}
+
+
+def find_arch(arch: str) -> tuple[str, str]:
+    """Return (library, name); raises `LesionfastError` for a name that no library has.
+
+    A name that both have is torchvision's; "timm:resnet50" is the other. A timm name may end with
+    the tag of its weights: "resnet50.a1_in1k".
+    """
+    library, _, name = arch.rpartition(":")
+    if library not in ("", *LIBRARIES):
+        raise LesionfastError(
+            f"--arch is '{arch}', but there is no library '{library}'. "
+            f"Type torchvision:{name} or timm:{name}."
+        )
+    base, _, tag = name.partition(".")
+    for candidate in [library] if library else LIBRARIES:
+        if name in list_names(candidate):
+            return candidate, name
+        if candidate == "timm" and base in list_names("timm"):
+            check_tag(arch, base, tag)
+            return candidate, name
+    nowhere = "neither lesionfast, torchvision nor timm has it"
+    lack = f"{library} does not have it" if library else nowhere
+    known = list_names(library) if library else list_archs()
+    raise LesionfastError(
+        f"--arch is '{arch}', but {lack}.{did_you_mean(name, known)} "
+        f"List names with: lesionfast list archs"
+    )
+
+
+def check_tag(arch: str, base: str, tag: str) -> None:
+    """Raise `LesionfastError` unless timm has weights of that tag for the architecture `base`."""
+    tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{base}.*")]
+    if tag not in tags:
+        has = f"It has: {', '.join(tags)}. " if tags else ""
+        raise LesionfastError(
+            f"--arch is '{arch}', but timm's {base} has no weights '{tag}'."
+            f"{did_you_mean(tag, tags)} {has}Type --arch {base} for its default."
+        )
 
 
 @archs.register("vanilla_cnn")
@@ -54,19 +111,19 @@ class Pyramid(nn.Module):
             image = row(image)
             maps.append(image)
         grid = maps[-1].shape[2:]
-        return torch.cat([F.adaptive_max_pool2d(each, grid) for each in maps], dim=1)
+        return torch.cat([F.adaptive_max_pool2d(stage_map, grid) for stage_map in maps], dim=1)
 
 
 def stages(channels: tuple[int, ...]) -> list[nn.Module]:
-    """Return stages that halve the side each, of two convolutions; the first has a stride."""
-    inputs = (3, *channels)
-    return [stage(inputs[i], width, first=i == 0) for i, width in enumerate(channels)]
-
-
-def stage(n_in: int, n_out: int, first: bool) -> nn.Sequential:
-    """Return two 3x3 convolutions with batch norm at half the side of the input."""
-    halving = [] if first else [nn.MaxPool2d(2)]
-    return nn.Sequential(*halving, conv(n_in, n_out, 1 + first), conv(n_out, n_out))
+    """Return stages that halve the side each: pooling (in the first a stride), two convolutions."""
+    return [
+        nn.Sequential(
+            *([nn.MaxPool2d(2)] if i else []),
+            conv(n_in, n_out, stride=1 if i else 2),
+            conv(n_out, n_out),
+        )
+        for i, (n_in, n_out) in enumerate(zip((3, *channels), channels, strict=False))
+    ]
 
 
 def conv(n_in: int, n_out: int, stride: int = 1) -> nn.Sequential:
@@ -74,62 +131,3 @@ def conv(n_in: int, n_out: int, stride: int = 1) -> nn.Sequential:
     layer = nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=False)
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     return nn.Sequential(layer, nn.BatchNorm2d(n_out), nn.ReLU(inplace=True))
-
-
-LIBRARIES = ("lesionfast", "torchvision", "timm")
-
-
-@lru_cache
-def names_of(library: str) -> tuple[str, ...]:
-    """Return the names of a library's classification architectures."""
-    if library == "lesionfast":
-        return tuple(archs)
-    if library == "timm":
-        return tuple(timm.list_models())
-    return tuple(torchvision.models.list_models(module=torchvision.models))
-
-
-def list_archs() -> dict[str, str]:
-    """Return every name -> its library, torchvision's before timm's; this project's own first."""
-    found = {name: library for library in reversed(LIBRARIES) for name in names_of(library)}
-    own = archs.describe()
-    return own | {name: found[name] for name in sorted(found) if name not in own}
-
-
-def find_arch(arch: str) -> tuple[str, str]:
-    """Return (library, name); raises `LesionfastError` for a name that no library has.
-
-    A name that two have is torchvision's; "timm:resnet50" takes the other. A timm name may end
-    with the tag of its weights: "resnet50.a1_in1k".
-    """
-    library, _, name = arch.rpartition(":")
-    if library not in ("", *LIBRARIES):
-        raise LesionfastError(
-            f"--arch is '{arch}', but there is no library '{library}'. "
-            f"Type torchvision:{name} or timm:{name}."
-        )
-    for each in [library] if library else LIBRARIES:
-        base, _, tag = name.partition(".")
-        if name in names_of(each):
-            return each, name
-        if each == "timm" and base in names_of(each):
-            check_tag(arch, base, tag)
-            return each, name
-    known = names_of(library) if library else list_archs()
-    nowhere = "neither this project, torchvision nor timm has it"
-    lack = f"{library} does not have it" if library else nowhere
-    raise LesionfastError(
-        f"--arch is '{arch}', but {lack}.{did_you_mean(name, known)} "
-        f"List names with: lesionfast list archs"
-    )
-
-
-def check_tag(arch: str, base: str, tag: str) -> None:
-    """Raise `LesionfastError` unless timm has weights of that tag for the architecture `base`."""
-    tags = [each.partition(".")[2] for each in timm.list_pretrained(f"{base}.*")]
-    if tag not in tags:
-        has = f"It has: {', '.join(tags)}. " if tags else ""
-        raise LesionfastError(
-            f"--arch is '{arch}', but timm's {base} has no weights '{tag}'."
-            f"{did_you_mean(tag, tags)} {has}Type --arch {base} for its default."
-        )

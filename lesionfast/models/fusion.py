@@ -1,4 +1,4 @@
-"""How image and metadata meet: FusionModel(backbone, pool, metadata branch, fusion, head)."""
+"""The model of an image and its metadata: built from a configuration, or read from a file."""
 
 import os
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.models.archs import find_arch
 from lesionfast.models.backbones import Backbone, create_backbone
 from lesionfast.models.posterior import Posterior, Undo
-from lesionfast.models.weights import Fit
+from lesionfast.models.weights import Fit, Tensors
 from lesionfast.registry import Registry
 from lesionfast.runs import Run
 
@@ -47,7 +47,7 @@ POOLS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
 
 @fusions.register("none")
 class ImageOnly(nn.Module):
-    """The image alone; metadata is not looked at."""
+    """The image alone, without metadata."""
 
     def __init__(self, n_image: int, n_metadata: int) -> None:
         super().__init__()
@@ -130,9 +130,9 @@ def metadata_branch(n_metadata: int) -> nn.Sequential:
 class FusionModel(nn.Module):
     """A classifier of an image and its metadata; `backbone` is None for fusion 'metadata'.
 
-    In training mode it gives its outputs as they are. In eval mode it gives logits whose softmax
-    is the posterior of the classes: what the loss did to the outputs is undone (`undo`, see
-    `Posterior`) and, with sub-classes, the probabilities of a class's outputs are added up;
+    In training mode it returns its outputs as they are. In eval mode it returns logits whose
+    softmax is the posterior of the classes: what the loss did to the outputs is undone (`undo`, see
+    `Posterior`) and, with subclasses, the probabilities of a class's outputs are added up;
     `parents` (S,) has the class number of each output.
     """
 
@@ -151,11 +151,12 @@ class FusionModel(nn.Module):
         super().__init__()
         build = fusions[fusion]
         check_choice("pool", pool, tuple(POOLS))
-        check_parts(fusion, backbone, n_metadata)
+        check_metadata(fusion, n_metadata)
+        check_backbone(fusion, backbone)
         self.backbone = backbone
         self.pool_name, (self.pool, factor) = pool, POOLS[pool]
-        self.n_features = n_image = 0 if backbone is None else backbone.num_features * factor
-        self.fusion = build(n_image, n_metadata)
+        self.n_features = 0 if backbone is None else backbone.num_features * factor
+        self.fusion = build(self.n_features, n_metadata)
         self.parents = parents or list(range(n_classes))
         outputs = nn.Linear(self.fusion.width, len(self.parents))
         self.head = nn.Sequential(nn.Dropout(dropout), outputs)
@@ -164,7 +165,7 @@ class FusionModel(nn.Module):
     def forward(self, image: Tensor, metadata: Tensor) -> Tensor:
         """Return logits (B, n_classes) of images (B, 3, H, W) in 0..1 and metadata (B, width).
 
-        In the place of the images stand their pooled features (B, F), where they are known.
+        Pooled features (B, F) may take the place of the images.
         """
         return self.classify(image if image.ndim == 2 else self.features(image), metadata)
 
@@ -184,22 +185,21 @@ class FusionModel(nn.Module):
         return self.posterior.merge(self.head(self.fusion(self.features(image), metadata)))
 
 
-def check_parts(fusion: str, backbone: Backbone | None, n_metadata: int) -> None:
-    """Raise `LesionfastError` for a fusion that lacks what it joins, or has what it can't use."""
-    check_metadata(fusion, n_metadata)
-    if (backbone is None) != (fusion == "metadata"):
-        raise LesionfastError(
-            f"--fusion {fusion} with {'no' if backbone is None else 'a'} backbone: only the fusion "
-            f"'metadata' goes without one. Give FusionModel one, or None for 'metadata'."
-        )
-
-
 def check_metadata(fusion: str, n_metadata: int) -> None:
-    """Raise `LesionfastError` for a fusion that lacks the metadata that it joins."""
+    """Raise `LesionfastError` for a fusion of metadata without any."""
     if n_metadata == 0 and fusion != "none":
         raise LesionfastError(
             f"--fusion {fusion} needs metadata, but --metadata is none. "
             f"Type --fusion none, or --metadata age,sex."
+        )
+
+
+def check_backbone(fusion: str, backbone: Backbone | None) -> None:
+    """Raise `LesionfastError` for a fusion of images without a backbone, or metadata with one."""
+    if (backbone is None) != (fusion == "metadata"):
+        raise LesionfastError(
+            f"FusionModel got {'no' if backbone is None else 'a'} backbone for the fusion "
+            f"'{fusion}', but only the fusion 'metadata' has none. Pass one, or None for metadata."
         )
 
 
@@ -217,12 +217,14 @@ def build_model(
     undo: Undo | None = None,
 ) -> FusionModel:
     """Return the model that a configuration describes, with its pretrained weights."""
-    backbone = None
+    backbone, pool = None, "avg" if config.pool == "auto" else config.pool
     if config.fusion != "metadata":
         backbone = create_backbone(config.arch, size=config.size, weights=config.weights)
+        if config.pool == "auto" and find_arch(config.arch)[0] == "lesionfast":
+            pool = "max"
     return FusionModel(
         backbone,
-        pool=pool_of(config),
+        pool=pool,
         n_metadata=n_metadata,
         n_classes=n_classes,
         fusion=config.fusion,
@@ -232,64 +234,54 @@ def build_model(
     )
 
 
-def pool_of(config: TrainConfig) -> str:
-    """Return the pooling that a configuration stands for."""
-    if config.pool != "auto":
-        return config.pool
-    own = config.fusion != "metadata" and find_arch(config.arch)[0] == "lesionfast"
-    return "max" if own else "avg"
-
-
 def load_model(run: Run) -> FusionModel:
     """Return the trained model of a run in eval mode, from JSON and safetensors alone.
 
     Raises `LesionfastError` if its weights are missing or broken, and for an ensemble, which has
     none of its own.
     """
-    about = run.model
-    if "members" in about:
-        named = ", ".join(os.path.normpath(run.path / each) for each in about["members"])
+    if "members" in run.model:
+        members = ", ".join(os.path.normpath(run.path / path) for path in run.model["members"])
         raise LesionfastError(
-            f"{run.path} is an ensemble and has no weights of its own. Load its members: {named}"
+            f"{run.path} is an ensemble and has no weights of its own. Load its members: {members}"
         )
-    again = f"Train it again: lesionfast train --config {run.path / 'config.json'}"
-    model = read_model(about, run.file("weights.safetensors"), again)
+    advice = f"Train it again: lesionfast train --config {run.path / 'config.json'}"
+    model = read_model(run.model, run.file("weights.safetensors"), advice)
     if model.backbone is not None:
         model.backbone.pretrained, model.backbone.origin = True, f"weights of the run {run.path}"
     return model
 
 
-def read_model(about: dict[str, Any], path: Path, again: str) -> FusionModel:
-    """Return the model that a model.json tells about, with the weights in a safetensors file.
+def read_model(about: dict[str, Any], path: Path, advice: str) -> FusionModel:
+    """Return the model that a model.json describes, with the weights in a safetensors file.
 
-    Raises `LesionfastError`, which says to do it `again`, if they are missing or broken.
+    Raises `LesionfastError` with an advice if they are missing or broken.
     """
     names = ("arch", "size", "pool", "fusion", "dropout")
-    lost = [name for name in (*names, "n_metadata", "classes") if name not in about]
-    if lost:
+    missing = [name for name in (*names, "n_metadata", "classes") if name not in about]
+    if missing:
         raise DamageError(
-            f"the description of the model in {path.parent} lacks {', '.join(lost)}. {again}"
+            f"the description of the model in {path.parent} has no {', '.join(missing)}. {advice}"
         )
     config = TrainConfig(weights="none", **{name: about[name] for name in names})
     more = {name: about.get(name) for name in ("parents", "undo")}  # not in the oldest runs
     model = build_model(config, about["n_metadata"], len(about["classes"]), **more)
     try:
         tensors = load_file(path)
-        check_tensors(model, tensors, about["arch"])
+        check_tensors(model.state_dict(), tensors, about["arch"])
         model.load_state_dict(tensors)
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise LesionfastError(
-            f"{path} is not the whole model: {str(error).splitlines()[0].rstrip('.')}. {again}"
+            f"{path} is not the whole model: {str(error).splitlines()[0].rstrip('.')}. {advice}"
         ) from None
     return model.eval()
 
 
-def check_tensors(model: FusionModel, tensors: dict[str, Tensor], arch: str) -> None:
-    """Raise `ValueError` unless tensors are those of a model: names, shapes, types, finite values.
+def check_tensors(own: Tensors, tensors: Tensors, arch: str) -> None:
+    """Raise `ValueError` unless tensors are like a model's own: names, shapes, types, and finite.
 
-    PyTorch alone would turn other types into its own, and take NaN.
+    PyTorch alone would convert other types, and accept NaN.
     """
-    own = model.state_dict()
     fit, gone = Fit(own, tensors), sorted(own.keys() - tensors.keys())
     if fit.missing or tensors.keys() - own.keys():
         raise ValueError(fit.describe(arch))
@@ -299,4 +291,4 @@ def check_tensors(model: FusionModel, tensors: dict[str, Tensor], arch: str) -> 
         if tensor.dtype != own[name].dtype:
             raise ValueError(f"{name} is of {tensor.dtype}, not of {own[name].dtype}")
         if not torch.isfinite(tensor).all():
-            raise ValueError(f"{name} holds numbers that are not finite")
+            raise ValueError(f"{name} contains NaN or infinite values")

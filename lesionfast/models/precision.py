@@ -1,4 +1,4 @@
-"""Which numbers a model computes with: float32, or 16 bits where the device is fast at it."""
+"""The precision of a model's arithmetic: float32, or 16 bits where the device is fast at it."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,7 +16,7 @@ FAST = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}  # what makes a CPU fas
 def choose_precision(wanted: str, device: torch.device) -> str:
     """Return the precision to compute in; 'auto' is bfloat16 where the hardware is fast at it.
 
-    Raises `LesionfastError` for float16 where there is no CUDA GPU, whose loss scaling it needs.
+    Raises `LesionfastError` for float16 without a CUDA GPU, whose loss scaling it needs.
     """
     if wanted == "float16" and device.type != "cuda":
         raise LesionfastError(
@@ -25,30 +25,30 @@ def choose_precision(wanted: str, device: torch.device) -> str:
         )
     if wanted != "auto":
         return wanted
-    return "bfloat16" if fast_at_bfloat16(device) else "float32"
+    return "bfloat16" if find_fast_bfloat16(device) else "float32"
 
 
 def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """Return the type of the numbers of a precision, as of `choose_precision`."""
+    """Return the dtype of `choose_precision`."""
     return getattr(torch, choose_precision(wanted, device))
 
 
-def fast_at_bfloat16(device: torch.device) -> str:
-    """Return what makes a device fast at bfloat16, or ''."""
+def describe_precision(wanted: str, device: torch.device) -> str:
+    """Return the precision to compute in, and why: "bfloat16, because the device has AMX"."""
+    chosen = choose_precision(wanted, device)
+    if wanted != "auto":
+        return f"{chosen}, as requested"
+    missing = "no AMX or AVX512-BF16" if device.type == "cpu" else "no fast bfloat16"
+    return f"{chosen}, because the device has {find_fast_bfloat16(device) or missing}"
+
+
+def find_fast_bfloat16(device: torch.device) -> str:
+    """Return the name of what makes a device fast at bfloat16, or ''."""
     if device.type == "cuda":
         return "CUDA" if torch.cuda.is_bf16_supported(including_emulation=False) else ""
     capabilities = getattr(torch.cpu, "get_capabilities", dict)  # not in older PyTorch
-    found = capabilities() if device.type == "cpu" else {}
-    return next((told for name, told in FAST.items() if found.get(name)), "")
-
-
-def describe_precision(wanted: str, device: torch.device) -> str:
-    """Return the precision to compute in, and why, in words."""
-    chosen = choose_precision(wanted, device)
-    if wanted != "auto":
-        return f"{chosen}, as asked"
-    missing = "no AMX or AVX512-BF16" if device.type == "cpu" else "no fast bfloat16"
-    return f"{chosen}, for the device has {fast_at_bfloat16(device) or missing}"
+    present = capabilities() if device.type == "cpu" else {}
+    return next((name for key, name in FAST.items() if present.get(key)), "")
 
 
 def autocast(wanted: str, device: torch.device) -> AbstractContextManager:
@@ -63,13 +63,13 @@ def autocast(wanted: str, device: torch.device) -> AbstractContextManager:
 
 @contextmanager
 def bfloat16_on_cpu() -> Iterator[None]:
-    """Compute in bfloat16, but for what is many times slower in it."""
+    """Compute in bfloat16, except for what is many times slower in it."""
     with torch.autocast("cpu", dtype=torch.bfloat16), SlowDepthwiseInFloat32():
         yield
 
 
 class SlowDepthwiseInFloat32(TorchFunctionMode):
-    """Compute depthwise convolutions of a stride, or of a wide kernel, in float32 while they learn.
+    """Train depthwise convolutions with a stride, or with a wide kernel, in float32.
 
     PyTorch's CPU library (oneDNN) has no fast backward pass in bfloat16 for them: with it
     tf_efficientnet_lite0 spends half of a training step in ten of its layers.
@@ -78,11 +78,11 @@ class SlowDepthwiseInFloat32(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        """Call a function of torch, in float32 if it is one of these convolutions."""
         kwargs = kwargs or {}
         if function is torch.conv2d and torch.is_grad_enabled() and is_slow(*args, **kwargs):
             with torch.autocast("cpu", enabled=False):
-                return in_float32(*args, **kwargs)
+                named = {name: as_float32(value) for name, value in kwargs.items()}
+                return torch.conv2d(*map(as_float32, args), **named)
         return function(*args, **kwargs)
 
 
@@ -102,9 +102,6 @@ def is_slow(
     return learns and depthwise and (strided or max(weight.shape[2:]) > 3)
 
 
-def in_float32(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any
-) -> Tensor:
-    """Return a convolution computed in float32."""
-    bias = None if bias is None else bias.float()
-    return torch.conv2d(input.float(), weight.float(), bias, *args, **kwargs)
+def as_float32(value: Any) -> Any:
+    """Return a tensor in float32, and anything else as it is."""
+    return value.float() if isinstance(value, Tensor) else value

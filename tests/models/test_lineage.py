@@ -1,4 +1,4 @@
-"""Weights say which images they have learned from, wherever they lie."""
+"""Weights say which images they were trained on, wherever they lie."""
 
 import json
 import logging
@@ -82,7 +82,9 @@ def test_weights_that_saw_the_test_images_are_refused(tmp_path, how, header):
     weights = named(run, tmp_path, how)
     check_weights(table(0, train=8, valid=4, test=4), str(weights), ARCH)
     turned = table(0, train=10).assign(split=["test"] * 4 + ["train"] * 4 + ["valid"] * 2)
-    with pytest.raises(LesionfastError, match=r"have learned from 4 images.* keeps for test \(4\)"):
+    with pytest.raises(
+        LesionfastError, match=r"were trained on 4 images.* holds out for test \(4\)"
+    ):
         check_weights(turned, str(weights), ARCH)
     with pytest.raises(LesionfastError, match=f"are those of {ARCH}, not of vgg16. Type --arch"):
         check_weights(turned, str(weights), "vgg16")
@@ -92,7 +94,7 @@ def test_a_weights_file_moved_alone_still_says_what_it_learned_from(run, tmp_pat
     alone = shutil.copyfile(run / "weights.safetensors", tmp_path / "alone.safetensors")
     shutil.rmtree(run)
     check_weights(table(0, train=8, valid=4, test=4), str(alone), ARCH)
-    with pytest.raises(LesionfastError, match=r"have learned from 2 images.*Type --split FILE"):
+    with pytest.raises(LesionfastError, match=r"were trained on 2 images.*Type --split FILE"):
         check_weights(table(6, train=0, test=6), str(alone), ARCH)
     with pytest.raises(LesionfastError, match=f"are those of {ARCH}"):
         check_weights(table(90, train=2), str(alone), "vgg16")
@@ -106,7 +108,7 @@ def test_another_image_of_a_lesion_that_was_trained_on_is_refused(run):
 
 def test_images_that_chose_the_weights_may_be_validation_but_not_test(run):
     check_weights(table(8, train=0, valid=4), str(run), ARCH)
-    with pytest.raises(LesionfastError, match=r"were chosen by 4 images.* test \(4\)"):
+    with pytest.raises(LesionfastError, match=r"were selected by 4 images.* test \(4\)"):
         check_weights(table(8, train=0, test=4), str(run), ARCH)
 
 
@@ -114,7 +116,7 @@ def test_images_that_chose_the_weights_may_be_validation_but_not_test(run):
 def test_weights_inherit_what_the_weights_they_started_from_learned_from(tmp_path, header):
     first = write_run(tmp_path / "first", table(0, train=8), header=header)
     second = write_run(tmp_path / "second", table(100, train=8), str(first), header=header)
-    with pytest.raises(LesionfastError, match="have learned from 4 images"):
+    with pytest.raises(LesionfastError, match="were trained on 4 images"):
         check_weights(table(4, train=0, test=8), str(second), ARCH)
 
 
@@ -122,7 +124,7 @@ def test_a_run_that_took_the_name_of_the_run_it_started_from_can_be_started_from
     new = write_run(tmp_path / "new", table(0, train=8), str(tmp_path / "best"))
     best = new.rename(tmp_path / "best")
     check_weights(table(100, train=0, test=8), str(best), ARCH)
-    with pytest.raises(LesionfastError, match="have learned from 8 images"):
+    with pytest.raises(LesionfastError, match="were trained on 8 images"):
         check_weights(table(0, train=0, test=8), str(best), ARCH)
 
 

@@ -12,7 +12,7 @@ def test_precision_is_what_was_asked():
         choose_precision("float32", CPU) == "float32"
         and choose_precision("bfloat16", CPU) == "bfloat16"
     )
-    assert describe_precision("bfloat16", CPU) == "bfloat16, as asked"
+    assert describe_precision("bfloat16", CPU) == "bfloat16, as requested"
 
 
 @pytest.mark.parametrize(

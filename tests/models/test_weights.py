@@ -1,5 +1,8 @@
 """Weights that fit, from files, caches and packages; and what is said of those that do not."""
 
+import pickle
+from argparse import Namespace
+
 import pytest
 import timm
 import torch
@@ -10,7 +13,13 @@ from lesionfast.errors import LesionfastError
 from lesionfast.models.backbones import create_backbone
 from lesionfast.models.fusion import FusionModel
 from lesionfast.models.hubs import Wanted, torch_cache
-from lesionfast.models.weights import PACKAGES, find_weights, whole_model
+from lesionfast.models.weights import (
+    PACKAGES,
+    find_weights,
+    read_weights,
+    timm_filters,
+    whole_model,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +112,7 @@ def test_a_package_of_another_model_is_refused(monkeypatch):
 
 @pytest.mark.parametrize("arch", ["resnet18", "timm:resnet50", "test_vit"])
 def test_nothing_trains_from_scratch_in_silence(arch):
-    with pytest.raises(LesionfastError, match=r"Three ways on.*--weights none to train from"):
+    with pytest.raises(LesionfastError, match=r"Your options.*--weights none to train from"):
         create_backbone(arch, size=64)
 
 
@@ -111,7 +120,7 @@ def test_nothing_trains_from_scratch_in_silence(arch):
     ("arch", "message"),
     [
         ("resnet34", r"of its 180 tensors match.*those of resnet18: type --arch resnet18"),
-        ("vgg11", r"0 of its 16 tensors match; features.0.weight is missing; .* is not of vgg11"),
+        ("vgg11", r"0 of its 16 tensors match; features.0.weight is missing; .* is not in vgg11"),
         ("tf_efficientnet_lite0", r"do not fit tf_efficientnet_lite0.*--arch"),
     ],
 )
@@ -131,7 +140,7 @@ def test_a_deeper_sister_holds_all_tensors_and_is_still_refused(tmp_path):
     """Every tensor of resnet26 has its like in resnet50, so that only what is left over tells."""
     torch.save(torchvision.models.resnet50().state_dict(), tmp_path / "best.pth")
     with pytest.raises(
-        LesionfastError, match=r"layer1.2.conv1.weight is not of resnet26.*resnet50"
+        LesionfastError, match=r"layer1.2.conv1.weight is not in resnet26.*resnet50"
     ):
         load("resnet26", tmp_path / "best.pth")
 
@@ -149,3 +158,144 @@ def test_another_shape_and_no_tensors_are_said(resnet, tmp_path):
 def test_a_whole_model_has_names_and_shapes_but_no_values():
     state = whole_model("torchvision", "resnet18")
     assert state["fc.weight"].shape == (1000, 512) and state["fc.weight"].is_meta
+
+
+@pytest.fixture
+def tensors():
+    return {f"layer{i}.weight": torch.randn(20, 10) for i in range(3)}
+
+
+def assert_same(found, tensors):
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "state_dict_ema"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_a_pytorch_file_is_read_wrapped_or_not(tensors, tmp_path, wrapper, prefix):
+    state = {prefix + name: tensor for name, tensor in tensors.items()}
+    torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "file.pth")
+    assert_same(read_weights(tmp_path / "file.pth"), tensors)
+
+
+def test_a_prefix_that_only_some_names_have_is_part_of_them(tensors, tmp_path):
+    tensors["module.weight"] = torch.zeros(2)
+    save_file(tensors, tmp_path / "file.safetensors")
+    assert_same(read_weights(tmp_path / "file.safetensors"), tensors)
+
+
+@pytest.mark.parametrize("prefix", ["backbone.body.net.", "backbone.body."])
+def test_a_run_gives_the_weights_of_its_backbone(tensors, tmp_path, prefix):
+    state = {prefix + name: tensor for name, tensor in tensors.items()}
+    save_file({**state, "head.1.weight": torch.zeros(7, 3)}, tmp_path / "weights.safetensors")
+    assert_same(read_weights(tmp_path), tensors)
+    assert_same(read_weights(tmp_path / "weights.safetensors"), tensors)
+
+
+class Trap:
+    def __reduce__(self):
+        return (print, ("the trap went off",))
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("save", [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x))])
+def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path, capsys, save):
+    path = tmp_path / "trap.pth"
+    save({"weight": Trap()}, path)
+    with pytest.raises(LesionfastError, match=r".* could run code.*torch.save"):
+        read_weights(path)
+    assert "the trap" not in capsys.readouterr().out
+
+
+def test_a_checkpoint_with_the_options_of_its_training_says_what_is_in_the_way(tensors, tmp_path):
+    torch.save({"state_dict": tensors, "args": Namespace(lr=0.1)}, tmp_path / "file.pth")
+    with pytest.raises(LesionfastError, match=r"argparse.Namespace.*model.state_dict()"):
+        read_weights(tmp_path / "file.pth")
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
+@pytest.mark.parametrize("kind", ["pth", "old.pth", "safetensors"])
+def test_a_file_cut_short_is_refused(tensors, tmp_path, kind, share):
+    path = tmp_path / f"file.{kind}"
+    if kind == "safetensors":
+        save_file(tensors, path)
+    else:
+        torch.save(tensors, path, _use_new_zipfile_serialization=kind == "pth")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(LesionfastError, match="cut short or not a weights file.*--weights"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<html>404</html>", "--weights"),
+        (b"PK\x03\x04 no archive", "cut short or not a weights file"),
+    ],
+)
+def test_a_file_of_something_else_is_refused(tmp_path, content, message):
+    (tmp_path / "file.pth").write_bytes(content)
+    with pytest.raises(LesionfastError, match=message):
+        read_weights(tmp_path / "file.pth")
+
+
+def test_a_missing_file_an_empty_folder_and_a_list(tmp_path):
+    for path in (tmp_path / "nowhere.pth", tmp_path):
+        with pytest.raises(LesionfastError, match=r"there is no weights file.*--weights"):
+            read_weights(path)
+    torch.save([torch.zeros(2)], tmp_path / "list.pth")
+    with pytest.raises(LesionfastError, match="contains a list, not a state dict"):
+        read_weights(tmp_path / "list.pth")
+
+
+def old_densenet_name(name):
+    for part in ("norm1", "norm2", "conv1", "conv2"):
+        name = name.replace(f"{part}.", f"{part[:-1]}.{part[-1]}.")
+    return name
+
+
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+def test_the_names_of_old_densenets_are_understood(tmp_path, library):
+    model = torchvision.models.densenet121()
+    old = {old_densenet_name(name): tensor for name, tensor in model.state_dict().items()}
+    assert any("norm.1." in name for name in old)
+    torch.save(old, tmp_path / "old.pth")
+    path = str(tmp_path / "old.pth")
+    backbone = create_backbone(f"{library}:densenet121", size=64, weights=path)
+    last = model.features.denseblock4.denselayer16.conv2.weight
+    assert any(torch.equal(last, p) for p in backbone.parameters())
+
+
+def test_positions_of_timms_transformers_are_resized_to_the_image(tmp_path):
+    model = timm.create_model("test_vit")
+    torch.save(model.state_dict(), tmp_path / "vit.pth")
+    backbone = create_backbone("test_vit", size=64, weights=str(tmp_path / "vit.pth"))
+    assert model.pos_embed.shape[1] == 1 + 10**2
+    assert backbone.body.net.pos_embed.shape[1] == 1 + 4**2
+    block = "blocks.3.attn.qkv.weight"
+    torch.testing.assert_close(backbone.body.net.state_dict()[block], model.state_dict()[block])
+
+
+def test_positions_of_torchvisions_transformer_are_resized_to_the_image(tmp_path):
+    model = torchvision.models.vit_b_32()
+    torch.save(model.state_dict(), tmp_path / "vit.pth")
+    backbone = create_backbone("vit_b_32", size=64, weights=str(tmp_path / "vit.pth"))
+    positions = backbone.body.net.encoder.pos_embedding
+    assert model.encoder.pos_embedding.shape[1] == 1 + 7**2
+    assert positions.shape[1] == 1 + 2**2
+    torch.testing.assert_close(positions[:, 0], model.encoder.pos_embedding[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("test_vit", "checkpoint_filter_fn"),
+        ("densenet121", "_filter_torchvision_pretrained"),
+        ("regnetx_002", "_filter_fn"),
+    ],
+)
+def test_timms_own_conversion_is_found_under_whatever_name(name, function):
+    with torch.device("meta"):
+        net = timm.create_model(name)
+    assert function in [each.__name__ for each in timm_filters(net, name)]

@@ -95,7 +95,7 @@ HARMS = {
     "without a tensor": (lambda data: save(dict(sorted(load(data).items())[1:])), "is missing"),
     "without a counter": (lambda data: save(without_counter(load(data))), "is missing"),
     "of other numbers": (lambda data: save(of_float16(load(data))), "is of torch.float16"),
-    "not numbers": (lambda data: save(with_nan(load(data))), "not finite"),
+    "not numbers": (lambda data: save(with_nan(load(data))), "contains NaN or infinite values"),
     "of another run": (lambda data: save(of_another_run(load(data))), "does not reproduce pred"),
 }
 
@@ -141,7 +141,7 @@ def test_training_from_an_exported_model_refuses_the_images_that_it_saw(
     learned = df.loc[df["split"] == "train", "image_id"]
     seen = (other["image_id"].isin(learned) & (other["split"] != "train")).sum()
     assert seen
-    with pytest.raises(LesionfastError, match=f"have learned from {seen} images"):
+    with pytest.raises(LesionfastError, match=f"were trained on {seen} images"):
         check_weights(other, str(weights), trained.config.arch)
     with pytest.raises(LesionfastError, match="not of vgg16. Type --arch"):
         check_weights(df, str(weights), "vgg16")

@@ -124,8 +124,8 @@ def test_weights_moved_alone_say_what_they_learned_from(df, folder, run, tmp_pat
         alone = shutil.copyfile(made / "weights.safetensors", tmp_path / "alone.safetensors")
         lineage = read_lineage(alone)
         assert lineage.arch == TINY.arch
-        assert (lineage.met(df, "train") == (df["split"] == "train")).all()
-        assert (lineage.met(df, "valid") == (df["split"] == "valid")).all()
+        assert (lineage.contains(df, "train") == (df["split"] == "train")).all()
+        assert (lineage.contains(df, "valid") == (df["split"] == "valid")).all()
 
 
 @pytest.mark.parametrize("epochs_done", [0, 1])
