@@ -22,7 +22,7 @@ from lesionfast.cli.reading import renew_damaged
 from lesionfast.config import TrainConfig
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import DamageError, LesionfastError
-from lesionfast.evaluation.interpretation import read_features
+from lesionfast.evaluation.features import read_features
 from lesionfast.runs import FITTED, GIVEN, LEARNED, WITHOUT_METADATA, Run
 
 TINY = TrainConfig(arch="test_resnet", weights="none", size=32, epochs=2, tta=1)

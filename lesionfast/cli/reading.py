@@ -96,14 +96,14 @@ def renew_damaged(run: Run) -> None:
 
     if FEATURES in discard_damaged(run):
         from lesionfast.data.split import load_dataset
-        from lesionfast.evaluation.explain import dataset_features
+        from lesionfast.evaluation.features import dataset_features
 
         dataset_features(run, load_dataset(run.config, split=run.file("split.csv")))
 
 
 def print_nearest(run: Run, image: str, k: int, as_json: bool) -> None:
     """Print the training lesions most similar to an image, and the path of their figure."""
-    from lesionfast.evaluation.explain import nearest_lesions
+    from lesionfast.evaluation.features import nearest_lesions
     from lesionfast.evaluation.interpretation import records
     from lesionfast.report.images import draw_nearest, nearest_table
 

@@ -19,7 +19,8 @@ from safetensors.numpy import save_file
 
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import DamageError, DiskError, LesionfastError, list_first
-from lesionfast.evaluation.interpretation import Interpretation, read_features
+from lesionfast.evaluation.features import read_features
+from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.files import check_shape, damage_explained, disk_errors, read_json
 from lesionfast.runs import FEATURES, FITTED, Run
 from lesionfast.stats.calibration import Calibrator, fit_calibrator

@@ -1,7 +1,7 @@
-"""Findings: all that is said of a run's predictions, each part worked out when it is asked for."""
+"""Findings: all that the report and `interpret` show of a run, each computed on first use."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,83 +11,25 @@ import pandas as pd
 
 from lesionfast.data.split import load_dataset
 from lesionfast.diagnoses import read_costs
-from lesionfast.errors import DamageError, LesionfastError, did_you_mean
+from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.evaluation.contribution import WITHHELD, contribution_table, without_metadata
 from lesionfast.evaluation.decisions import Decisions
-from lesionfast.evaluation.interpretation import (
-    Interpretation,
-    has_features,
-    predictions_of,
-    read_features,
-)
-from lesionfast.runs import Run
+from lesionfast.evaluation.features import read_features
+from lesionfast.evaluation.interpretation import Interpretation, records
+from lesionfast.runs import FEATURES, Run
 from lesionfast.stats.calibration import Calibrator
 from lesionfast.stats.conformal import Conformal
-from lesionfast.stats.measures import as_records, by_lesion, measure
-from lesionfast.stats.metrics import decide
+from lesionfast.stats.measures import by_lesion, measure
+from lesionfast.stats.metrics import RULES, decide
 from lesionfast.stats.ood import OODScorer
 from lesionfast.stats.selective import Referral
-from lesionfast.stats.subgroups import (
-    COLUMNS,
-    Labels,
-    group_labels,
-    measure_gaps,
-    measure_subgroups,
-)
 from lesionfast.stats.thresholds import cost_decision, cost_table
 
 logger = logging.getLogger("lesionfast")
 
 
-def subgroup_table(
-    interpretation: Interpretation, columns: Sequence[str] | None = None
-) -> pd.DataFrame:
-    """Return the metrics of each group of patients with their 95 % intervals.
-
-    `columns` are those of the predictions, sex, age and localization unless given; age is cut at
-    `AGE_BANDS`, and what is not known is a group of its own. Columns: column, group, metric, of
-    (`Classes.targets`, each against the others, or 'all'), images and lesions (of the group),
-    positives and negatives (lesions that are, and are not, `of`; for 'all' those of the rarest
-    class, and 0), value, low, high, few and rank. A cell with fewer than 20 lesions to count
-    (positive ones; for an AUC negative ones too; for balanced accuracy those of each class) is
-    `few`, and has no rank. Raises `LesionfastError` for a column that is not there.
-    """
-    return measure_subgroups(*subgroup_data(interpretation, columns))[0]
-
-
-def subgroup_data(interpretation: Interpretation, columns: Sequence[str] | None) -> tuple:
-    """Return what `measure_subgroups` takes."""
-    read, groups = interpretation, labels_of(interpretation, columns)
-    return read.truth, read.probabilities, read.decision, read.lesions, groups, read.classes
-
-
-def labels_of(interpretation: Interpretation, columns: Sequence[str] | None = None) -> Labels:
-    """Return the group of each image by each column; default columns that are not there are said.
-
-    Raises `LesionfastError` for a column asked for that the predictions do not have.
-    """
-    table = predictions_of(interpretation.run, interpretation.split)
-    if columns is None:
-        missing = [name for name in COLUMNS if name not in table]
-        if missing:
-            logger.info("no subgroups by %s: the dataset has no such column", ", ".join(missing))
-        columns = [name for name in COLUMNS if name in table]
-    for name in columns:
-        if name not in table:
-            raise LesionfastError(
-                f"column '{name}' is not in the predictions of {interpretation.run.path}; they "
-                f"have: {', '.join(table)}.{did_you_mean(name, list(table))} Name one of those."
-            )
-    return {name: group_labels(table[name], name) for name in columns}
-
-
-def gap_table(interpretation: Interpretation, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """Return how far the best ranked group of a column is from its worst: columns as `gaps_of`."""
-    return measure_gaps(*subgroup_data(interpretation, columns))
-
-
 class Findings:
-    """What a run's predictions of one split say, with what was chosen on validation."""
+    """The findings on a run's predictions of one split, with what was chosen on validation."""
 
     def __init__(
         self,
@@ -114,10 +56,10 @@ class Findings:
         """Read a run's predictions; `rule` is the run's own unless given.
 
         `chosen` are `coverage` (of the prediction sets) and `refer` (the share of images to refer),
-        which the run keeps from then on, and without which what it keeps holds; `cost` (of errors,
-        such as mel:nv=10), `explain` (run the model for what speaks for its decisions) and `masks`
-        (a folder of lesion masks to compare that with), which are of this reading alone, as `rule`
-        is. Raises `LesionfastError` as `Interpretation.of` does, and for what can't be chosen.
+        which the run keeps from then on; without them what it keeps holds. And, for these findings
+        alone, as `rule` is: `cost` (of errors, such as mel:nv=10), `explain` (run the model for
+        heat maps) and `masks` (a folder of lesion masks to compare those with). Raises
+        `LesionfastError` as `Interpretation.of` does, and for values out of range.
         """
         findings = cls(Interpretation.of(run, split, rule), **chosen)
         findings.decisions.choose()
@@ -132,9 +74,8 @@ class Findings:
     @cached_property
     def on_test(self) -> bool:
         """Whether there are validation predictions to choose on, and these are others."""
-        return self.interpretation.split != "valid" and "valid" in set(
-            self.run.predictions["split"]
-        )
+        splits = set(self.run.predictions["split"])
+        return self.interpretation.split != "valid" and "valid" in splits
 
     @cached_property
     def validation(self) -> Interpretation:
@@ -149,12 +90,12 @@ class Findings:
     @cached_property
     def chances(self) -> np.ndarray:
         """The probabilities (n, k) to be read as chances: calibrated, if there is validation."""
+        probabilities = self.interpretation.probabilities
         try:
-            calibrator = self.calibrator
+            return self.calibrator.apply(probabilities)
         except LesionfastError as error:
-            logger.warning("costs and decision curves are of uncalibrated probabilities: %s", error)
-            return self.interpretation.probabilities
-        return calibrator.apply(self.interpretation.probabilities)
+            logger.warning("Costs and decision curves use uncalibrated probabilities: %s", error)
+            return probabilities
 
     @property
     def conformal(self) -> Conformal:
@@ -174,7 +115,7 @@ class Findings:
     @property
     def keeps_features(self) -> bool:
         """Whether the image features were kept with the run."""
-        return has_features(self.run)
+        return self.run.holds(FEATURES)
 
     @cached_property
     def dataset(self) -> pd.DataFrame:
@@ -201,6 +142,18 @@ class Findings:
         return measure(truth, probabilities, decision, names, read.classes)
 
     @cached_property
+    def mean_costs(self) -> pd.DataFrame:
+        """The mean cost an image of each rule, and of the least expected cost.
+
+        An expected cost takes chances, so that decision is by the calibrated probabilities.
+        Columns: rule, value, low, high.
+        """
+        read, prior = self.interpretation, self.run.model["prior"]
+        decisions = {rule: decide(read.probabilities, rule, prior) for rule in RULES}
+        decisions["least expected cost"] = cost_decision(self.chances, self.costs)
+        return cost_table(read.truth, decisions, self.costs, read.lesions)
+
+    @cached_property
     def contribution(self) -> pd.DataFrame | None:
         """What withholding all metadata changes, paired; None if the run has not tried it."""
         read = self.interpretation
@@ -215,21 +168,21 @@ class Findings:
         return self.files[name]
 
     def left_out(self, what: str, why: Exception) -> None:
-        """Say that a part can't be had, and why; damage is raised, for it must be mended."""
+        """Warn that a part is left out, and why; damage is raised, for it must be repaired."""
         if isinstance(why, DamageError):
             raise why
-        logger.warning("left out: %s; %s", what, why)
+        logger.warning("Left out: %s; %s", what, why)
 
     def measure(self, metric: str, of: str | None) -> pd.Series | None:
         """Return the row of one metric over the images; None if there is none."""
-        found = self.measures[(self.measures["metric"] == metric) & (self.measures["of"] == of)]
-        return None if found.empty else found.iloc[0]
+        rows = self.measures[(self.measures["metric"] == metric) & (self.measures["of"] == of)]
+        return None if rows.empty else rows.iloc[0]
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON-safe values; what is missing or undefined is None."""
-        told = self.interpretation.to_dict()
         tables = {"estimates": self.measures, "estimates_by_lesion": self.lesion_measures}
-        return told | {name: as_records(table) for name, table in tables.items()}
+        estimates = {name: records(table) for name, table in tables.items()}
+        return self.interpretation.to_dict() | estimates
 
 
 def read_cost_matrix(text: str | None, classes: list[str]) -> np.ndarray:
@@ -237,17 +190,5 @@ def read_cost_matrix(text: str | None, classes: list[str]) -> np.ndarray:
 
     Every other error costs 1, a right decision nothing. Raises as `read_costs`.
     """
-    said = read_costs(text, classes)
-    return np.where(said > 0, said, 1 - np.eye(len(classes)))
-
-
-def mean_costs(findings: "Findings") -> pd.DataFrame:
-    """Return the mean cost an image of each rule, and of the least expected cost.
-
-    An expected cost is made of chances, so that decision takes the calibrated probabilities.
-    Columns: rule, value, low, high.
-    """
-    read, prior = findings.interpretation, findings.run.model["prior"]
-    decisions = {rule: decide(read.probabilities, rule, prior) for rule in ("argmax", "balanced")}
-    decisions["least expected cost"] = cost_decision(findings.chances, findings.costs)
-    return cost_table(read.truth, decisions, findings.costs, read.lesions)
+    costs = read_costs(text, classes)
+    return np.where(costs > 0, costs, 1 - np.eye(len(classes)))

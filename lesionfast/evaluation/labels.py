@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.interpretation import Interpretation, codes_and_probabilities
+from lesionfast.evaluation.interpretation import Interpretation, read_probabilities
 from lesionfast.runs import Run
 
 logger = logging.getLogger("lesionfast")
@@ -36,7 +36,7 @@ def suspicious_labels(runs: Sequence[Run]) -> pd.DataFrame:
 
     table = out_of_sample(runs)
     logger.info("label check: %s", coverage(runs))
-    truth, probabilities = codes_and_probabilities(runs[0], table)
+    truth, probabilities = read_probabilities(runs[0], table)
     seen, codes = np.unique(truth, return_inverse=True)  # a class without images has no threshold
     shares = probabilities[:, seen]
     shares = shares / np.maximum(shares.sum(axis=1, keepdims=True), 1e-12)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from lesionfast.console import with_interval
 from lesionfast.diagnoses import Classes
 from lesionfast.evaluation.decisions import Decisions, few_lesions_warning, points_table
-from lesionfast.evaluation.findings import Findings, mean_costs
+from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.isic import COLUMNS, challenge_score
 from lesionfast.report.page import (
@@ -196,7 +196,7 @@ def operating_table(found: pd.DataFrame) -> Table:
 
 def costs_table(findings: Findings) -> Table:
     """Return the mean cost an image of each rule as a table of the report."""
-    return table_of(mean_costs(findings), "Mean cost an image", {"rule": "rule", "value": "cost"})
+    return table_of(findings.mean_costs, "Mean cost an image", {"rule": "rule", "value": "cost"})
 
 
 def challenge(findings: Findings) -> Section | None:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 
 from lesionfast.console import MOST_ROWS, add_columns, decimal, new_table, plain, with_interval
 from lesionfast.diagnoses import NAMES, full_name
-from lesionfast.evaluation.findings import Findings, mean_costs
+from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.labels import coverage, suspicious_labels
 from lesionfast.report.images import draw_grid, draw_melanomas_taken_for_nevi, patient, per_cent
@@ -131,7 +131,7 @@ def costs_table(findings: Findings) -> "Table":
     told = f"{findings.cost}; any other error costs 1"
     table = new_table("Mean cost an image", told)
     add_columns(table, "rule", "cost")
-    for row in mean_costs(findings).to_dict("records"):
+    for row in findings.mean_costs.to_dict("records"):
         table.add_row(row["rule"], with_interval(row, "value"))
     return table
 
@@ -210,7 +210,7 @@ def taken_for_table(
 
     Unless they are named, these are melanomas taken for nevi.
     """
-    truth, decision = interpretation.error_named(truth, decision)
+    truth, decision = interpretation.name_error(truth, decision)
     rows = interpretation.taken_for(truth, decision)
     total = int((interpretation.rows["truth"] == truth).sum())
     title = f"{truth} taken for {decision}: {len(rows)} of {total} images"

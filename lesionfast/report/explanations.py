@@ -17,8 +17,9 @@ from sklearn.manifold import TSNE
 from lesionfast.data.images import open_images
 from lesionfast.diagnoses import full_name
 from lesionfast.errors import LesionfastError
+from lesionfast.evaluation.features import read_features
 from lesionfast.evaluation.findings import Findings
-from lesionfast.evaluation.interpretation import Interpretation, read_features
+from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.report.images import atlas, caption, draw_top_losses, draw_words, explained
 from lesionfast.report.page import (
     GREY,

@@ -18,7 +18,7 @@ from lesionfast.data.images import read_image
 from lesionfast.data.sources import FileReader
 from lesionfast.diagnoses import Classes, full_name
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.explain import nearest_of
+from lesionfast.evaluation.features import nearest_to_each
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.report.page import GREY, Picture, class_styles, new_figure, picture_of, save, sign
@@ -233,7 +233,7 @@ def draw_atlas(interpretation: Interpretation, folder: Path, most: int = 6) -> l
 
     In each the `most` confident cases, a line each: the image, and the training lesions nearest
     to it by the image features. Raises `LesionfastError` for a run without melanomas and nevi,
-    and for what `nearest_of` does.
+    and for what `nearest_to_each` does.
     """
     if interpretation.classes.costliest is None:
         raise LesionfastError(
@@ -247,7 +247,7 @@ def draw_atlas(interpretation: Interpretation, folder: Path, most: int = 6) -> l
     }
     shown = pd.concat([table.head(most) for table in tables.values()], ignore_index=True)
     nearest = dict(
-        zip(shown["image_id"], nearest_of(interpretation.run, shown, NEAREST), strict=True)
+        zip(shown["image_id"], nearest_to_each(interpretation.run, shown, NEAREST), strict=True)
     )
     return [
         draw_block(interpretation, blocks[name], table, most, nearest, folder / f"{name}.png")

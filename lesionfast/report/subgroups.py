@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from lesionfast.diagnoses import full_name
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.contribution import ENDS, WITHHELD, in_words, melanomas_missed
-from lesionfast.evaluation.findings import Findings, gap_table, subgroup_table
+from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.labels import disagreeing_duplicates
 from lesionfast.report.images import draw_words
@@ -34,10 +34,10 @@ def draw_subgroups(
 ) -> Path:
     """Draw the metrics of each group as dots with 95 % intervals; return the path.
 
-    Groups with few cases are hollow and grey. `table` is that of `subgroup_table`, if it has been
-    made already.
+    Groups with few cases are hollow and grey. `table` is that of
+    `Interpretation.subgroups`, if it is there already.
     """
-    table = subgroup_table(interpretation) if table is None else table
+    table = interpretation.subgroups() if table is None else table
     title = "Who it fails for: sensitivity and AUC in groups of patients"
     if table.empty:
         words = "the dataset names no sex, age or localization"
@@ -126,7 +126,7 @@ PAIRED = "The same images; differences over the same resamples of lesions"
 def subgroups(findings: Findings) -> Section | None:
     """Return the metrics of each sex, age band and site, and the gaps between them."""
     read = findings.interpretation
-    found = subgroup_table(read)
+    found = read.subgroups()
     if found.empty:
         return None
     words = [
@@ -136,7 +136,7 @@ def subgroups(findings: Findings) -> Section | None:
         "with a gap at least as large (not corrected for the number of rows).",
     ]
     picture = picture_of(findings.drawn(draw_subgroups), "Sensitivity and AUC of each group")
-    gaps = gap_table(read)
+    gaps = read.gaps()
     titles = {read.classes.melanoma: "melanoma"}
     tables = [subgroups_wide(found, titles), gaps_table(gaps[gaps["value"].notna()], found)]
     return Section("Subgroups", words, tables, [picture])

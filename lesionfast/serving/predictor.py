@@ -17,12 +17,8 @@ from lesionfast.data.images import BadImage, fit_square, read_picture
 from lesionfast.data.sources import FileReader, count_threads
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.contribution import without_metadata
-from lesionfast.evaluation.interpretation import (
-    Interpretation,
-    predictions_of,
-    read_features,
-    records,
-)
+from lesionfast.evaluation.features import read_features
+from lesionfast.evaluation.interpretation import Interpretation, read_split, records
 from lesionfast.runs import Run
 from lesionfast.serving.bundle import FILE, ONNX, WEIGHTS, Bundle
 from lesionfast.serving.inputs import Item, MetadataReader
@@ -255,7 +251,7 @@ def from_features(run: Run) -> tuple[Interpretation, Interpretation]:
 
     from lesionfast.models.fusion import load_model
 
-    rows = predictions_of(run, "valid")
+    rows = read_split(run, "valid")
     features = torch.tensor(read_features(run).loc[rows["image_id"]].to_numpy())
     encoder, model = MetadataEncoder.from_run(run), load_model(run)
     given = torch.from_numpy(encoder.transform(rows))

@@ -14,8 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from lesionfast.data.images import FORMATS, NOT_A_PICTURE, decode, fit_square
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.explain import most_alike
-from lesionfast.evaluation.interpretation import read_features
+from lesionfast.evaluation.features import rank_by_features, read_features
 from lesionfast.runs import Run
 from lesionfast.serving.bundle import COPY_AGAIN, Bundle
 from lesionfast.serving.predictor import Predictor, locate
@@ -127,7 +126,7 @@ class Service:
         features, dataset = self._training_images
         none = np.zeros((1, self.bundle.encoder.width), np.float32)
         _, own = self.predictor.engine(seen[None], none)
-        return most_alike(features, dataset, own, [""], SIMILAR)[0]
+        return rank_by_features(features, dataset, own, [""], SIMILAR)[0]
 
     @cached_property
     def _training_images(self) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -1,7 +1,6 @@
 """Every metric of a run's predictions with its interval, from resampling lesions. NumPy alone."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -236,9 +235,3 @@ def by_lesion(
     sums = np.zeros((len(names), probabilities.shape[1]))
     np.add.at(sums, codes, probabilities)
     return truth[first], sums / np.bincount(codes)[:, None], names
-
-
-def as_records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the table of `measure` as JSON-safe dicts, None where undefined."""
-    present = table.astype(object).where(table.notna(), None)
-    return present.to_dict("records")

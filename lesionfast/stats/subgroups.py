@@ -47,7 +47,7 @@ def measure_subgroups(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[pd.DataFrame, Found]:
-    """Return the table of `subgroup_table`, and each of its values in each resample.
+    """Return the table of `Interpretation.subgroups`, and each of its values in each resample.
 
     The values are by (column, group, metric, of). Lesions are drawn from all groups together,
     within each class, so a group is now larger and now smaller, as in another sample of patients.

@@ -17,7 +17,7 @@ from lesionfast.config import TrainConfig, check_choice
 from lesionfast.diagnoses import join_names, read_weights, split_names, write_weights
 from lesionfast.errors import LesionfastError, did_you_mean
 from lesionfast.evaluation.comparison import check_images, check_split
-from lesionfast.evaluation.interpretation import Interpretation, predictions_of
+from lesionfast.evaluation.interpretation import Interpretation, read_split
 from lesionfast.files import write_text
 from lesionfast.runs import Run, describe_software
 from lesionfast.stats.metrics import as_prior, ratio, summarize
@@ -89,7 +89,7 @@ def collect_votes(members: Sequence[Run], split: str) -> Votes:
     read = [Interpretation.of(run, split) for run in members]
     orders = check_images(read)
     probabilities = [each.probabilities[order] for each, order in zip(read, orders, strict=True)]
-    rows = predictions_of(members[0], split).iloc[orders[0]].reset_index(drop=True)
+    rows = read_split(members[0], split).iloc[orders[0]].reset_index(drop=True)
     return Votes(np.stack(probabilities), read[0].truth[orders[0]], rows)
 
 

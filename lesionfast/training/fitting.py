@@ -18,7 +18,7 @@ from lesionfast.console import counting_bar
 from lesionfast.data.augment import augmentations
 from lesionfast.data.split import PARTS
 from lesionfast.errors import LesionfastError, TrainingInterrupted
-from lesionfast.evaluation.interpretation import write_features
+from lesionfast.evaluation.features import write_features
 from lesionfast.files import read_json, sha256
 from lesionfast.models.features import Features
 from lesionfast.models.fusion import FusionModel, stage_groups

@@ -12,8 +12,7 @@ from lesionfast.data.images import open_images
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.decisions import OOD, Decisions, load_ood, save_ood
-from lesionfast.evaluation.explain import run_backbone
-from lesionfast.evaluation.interpretation import read_features
+from lesionfast.evaluation.features import read_features, run_backbone
 from lesionfast.runs import Run
 from lesionfast.stats.ood import OODScorer
 from lesionfast.training.experiment import train
@@ -116,5 +115,5 @@ def test_an_ood_score_is_fitted_when_first_asked_for(run, scorer, pixels):
 
 
 def test_a_run_without_features_has_no_ood_score(make_run):
-    with pytest.raises(LesionfastError, match="keeps no features.safetensors"):
+    with pytest.raises(LesionfastError, match="has no features.safetensors"):
         _ = Decisions(make_run(n=60)).ood

@@ -16,8 +16,9 @@ from lesionfast.evaluation.decisions import (
     Decisions,
     points_table,
 )
+from lesionfast.evaluation.features import write_features
 from lesionfast.evaluation.findings import Findings
-from lesionfast.evaluation.interpretation import Interpretation, write_features
+from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.manifest import Manifest
 from lesionfast.report.calibration import calibration
 from lesionfast.report.decisions import operating

@@ -158,7 +158,7 @@ def test_other_classes_without_age_and_sex(make_run):
     assert interpretation.to_dict()["melanomas_taken_for_nevi"] is None
     assert set(interpretation.most_confused()["truth"]) == {"benign", "malignant"}
     assert "age" not in interpretation.top_losses()
-    with pytest.raises(LesionfastError, match="is known as melanoma; it has: benign, malignant"):
+    with pytest.raises(LesionfastError, match="no class for melanoma; it has: benign, malignant"):
         interpretation.taken_for()
 
 

@@ -11,7 +11,7 @@ from lesionfast.config import TrainConfig
 from lesionfast.data.split import load_dataset
 from lesionfast.diagnoses import Classes
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.explain import nearest_lesions, nearest_of
+from lesionfast.evaluation.features import nearest_lesions, nearest_to_each
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.report import images
 from lesionfast.report.images import NEAREST, draw_atlas
@@ -47,7 +47,7 @@ def figures(monkeypatch) -> dict:
 
 def test_many_at_once_find_what_one_at_a_time_does(run):
     rows = Interpretation.of(run).rows.head(3)
-    for (_, row), table in zip(rows.iterrows(), nearest_of(run, rows, k=4), strict=True):
+    for (_, row), table in zip(rows.iterrows(), nearest_to_each(run, rows, k=4), strict=True):
         one = nearest_lesions(run, row["image_id"], k=4).iloc[1:].reset_index(drop=True)
         assert one["image_id"].tolist() == table["image_id"].tolist()
         np.testing.assert_allclose(one["similarity"].astype(float), table["similarity"])
@@ -56,15 +56,17 @@ def test_many_at_once_find_what_one_at_a_time_does(run):
 def test_images_whose_features_are_not_kept_are_computed(run, tmp_path):
     rows = Interpretation.of(run).rows.head(2)
     strangers = rows.assign(image_id=["x", "y"])
-    for known, computed in zip(nearest_of(run, rows), nearest_of(run, strangers), strict=True):
+    for known, computed in zip(
+        nearest_to_each(run, rows), nearest_to_each(run, strangers), strict=True
+    ):
         assert known["image_id"].tolist() == computed["image_id"].tolist()
         np.testing.assert_allclose(known["similarity"], computed["similarity"], atol=2e-3)
 
 
 def test_of_no_image_nothing_is_near(run):
-    assert nearest_of(run, Interpretation.of(run).rows.head(0)) == []
+    assert nearest_to_each(run, Interpretation.of(run).rows.head(0)) == []
     with pytest.raises(LesionfastError, match="--k is 0"):
-        nearest_of(run, Interpretation.of(run).rows, k=0)
+        nearest_to_each(run, Interpretation.of(run).rows, k=0)
 
 
 def test_each_kind_of_case_is_a_figure_in_the_order_of_confidence(run, tmp_path, figures):

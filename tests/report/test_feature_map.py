@@ -7,7 +7,8 @@ from sklearn.metrics import silhouette_score
 from sklearn.neighbors import NearestNeighbors
 
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.interpretation import Interpretation, write_features
+from lesionfast.evaluation.features import write_features
+from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.report import explanations
 from lesionfast.report.explanations import draw_feature_map, project
 
@@ -83,5 +84,5 @@ def test_other_classes_and_missing_features_are_said(make_run, tmp_path, fast, f
 
 
 def test_a_run_without_features_says_what_to_do(make_run, tmp_path):
-    with pytest.raises(LesionfastError, match="keeps no features.safetensors.*Train it again"):
+    with pytest.raises(LesionfastError, match="has no features.safetensors.*Train it again"):
         draw_feature_map(Interpretation.of(make_run(n=20)), tmp_path)

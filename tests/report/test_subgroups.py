@@ -2,14 +2,13 @@
 
 import numpy as np
 
-from lesionfast.evaluation.findings import subgroup_table
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.report.subgroups import draw_subgroups
 
 
 def test_dots_and_bars_are_the_tables(make_run, tmp_path, drawn):
     interpretation = Interpretation.of(make_run())
-    table = subgroup_table(interpretation)
+    table = interpretation.subgroups()
     path = draw_subgroups(interpretation, tmp_path, table)
     assert path.name == "subgroups.png" and path.with_suffix(".svg").is_file()
     panels = list(dict.fromkeys(zip(table["metric"], table["of"], strict=True)))

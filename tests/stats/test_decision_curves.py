@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.findings import Findings, mean_costs, read_cost_matrix
+from lesionfast.evaluation.findings import Findings, read_cost_matrix
 from lesionfast.runs import Run
 from lesionfast.stats.thresholds import cost_decision, cost_table, decision_curve, net_benefit
 
@@ -87,7 +87,7 @@ def test_expected_costs_and_decision_curves_are_of_calibrated_probabilities(make
     findings = Findings.of(Run(run.path), cost="mel:nv=10")
     read = findings.interpretation
     np.testing.assert_array_equal(findings.chances, findings.calibrator.apply(read.probabilities))
-    costs = mean_costs(findings).set_index("rule")["value"]
+    costs = findings.mean_costs.set_index("rule")["value"]
     naive = cost_decision(read.probabilities, findings.costs)
     raw = cost_table(read.truth, {"raw": naive}, findings.costs, read.lesions)
     assert costs["least expected cost"] < raw["value"].item()

@@ -6,7 +6,6 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.findings import gap_table, subgroup_table
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.report.subgroups import gaps_table
 from lesionfast.stats.bootstrap import wilson
@@ -178,31 +177,31 @@ def test_ages_are_cut_into_bands_and_what_is_not_known_is_a_group():
 def test_the_table_of_a_run_has_its_columns_and_says_what_is_missing(make_run, caplog):
     interpretation = Interpretation.of(make_run())
     with caplog.at_level("INFO", logger="lesionfast"):
-        table = subgroup_table(interpretation)
-    assert "no subgroups by localization" in caplog.text
+        table = interpretation.subgroups()
+    assert "No subgroups by localization" in caplog.text
     assert table["column"].unique().tolist() == ["sex", "age"]
     ages = table[table["column"] == "age"]["group"].unique().tolist()
     assert ages == ["<40", "40-59", "60+", "unknown"]
     images = table[table["metric"] == "balanced_accuracy"].groupby("column")["images"].sum()
     assert images.to_dict() == {"age": 600, "sex": 600}
-    gaps = gap_table(interpretation, ["sex"])
+    gaps = interpretation.gaps(["sex"])
     assert gaps["column"].unique().tolist() == ["sex"] and len(gaps) == 5
 
 
 def test_other_classes_have_balanced_accuracy_alone(make_run):
     interpretation = Interpretation.of(make_run(classes=("rash", "scar"), n=200))
-    table = subgroup_table(interpretation, ["sex"])
+    table = interpretation.subgroups(["sex"])
     assert set(table["metric"]) == {"balanced_accuracy"} and not table["few"].any()
-    assert gap_table(interpretation, ["sex"])["groups"].tolist() == [3]
+    assert interpretation.gaps(["sex"])["groups"].tolist() == [3]
 
 
 def test_a_dataset_without_such_columns_has_empty_tables(make_run):
     run = make_run(n=50)
     run.predictions.drop(columns=["age", "sex"], inplace=True)
     interpretation = Interpretation.of(run)
-    assert subgroup_table(interpretation).empty and gap_table(interpretation).empty
+    assert interpretation.subgroups().empty and interpretation.gaps().empty
     with pytest.raises(LesionfastError, match="column 'sex' is not in the predictions.*Name one"):
-        subgroup_table(interpretation, ["sex"])
+        interpretation.subgroups(["sex"])
 
 
 def test_a_group_of_one_lesion_and_fewer_than_two_ranked_groups_have_no_gap():
@@ -217,7 +216,7 @@ def test_a_group_of_one_lesion_and_fewer_than_two_ranked_groups_have_no_gap():
 
 def test_the_table_of_gaps_names_the_groups_that_are_too_few(make_run):
     read = Interpretation.of(make_run(n=300))
-    found, gaps = subgroup_table(read), gap_table(read)
+    found, gaps = read.subgroups(), read.gaps()
     gaps = gaps[gaps["value"].notna()]
     shown = gaps_table(gaps, found)
     place = shown.columns.index("not in it, too few")

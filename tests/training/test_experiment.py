@@ -20,7 +20,7 @@ from lesionfast.data.loaders import build_dls, images_at_once
 from lesionfast.data.sample import make_sample
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.interpretation import read_features
+from lesionfast.evaluation.features import read_features
 from lesionfast.files import UNFINISHED, sha256
 from lesionfast.models.fusion import load_model
 from lesionfast.runs import Run, list_runs
