@@ -21,7 +21,7 @@ augmentations = Registry("augmentation", "--augment")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How far each picture of a batch may be changed; all drawn uniformly, one draw a picture."""
+    """How far each picture of a batch may be changed; all changes are drawn uniformly."""
 
     degrees: float = 0.0
     flip: bool = False
@@ -51,25 +51,25 @@ def none() -> Recipe:
 
 @augmentations.register("rotate")
 def rotate() -> Recipe:
-    """Any rotation, nothing else: lesions are centred and their colours are right."""
+    """Any rotation and nothing else."""
     return Recipe(degrees=180)
 
 
 @augmentations.register("dihedral")
 def dihedral() -> Recipe:
-    """Quarter turns and mirror images, all eight alike: no pixel is lost or blurred."""
+    """Quarter turns and mirror images, all eight equally often: no pixel is lost or blurred."""
     return Recipe(dihedral=True)
 
 
 @augmentations.register("standard")
 def standard() -> Recipe:
-    """Any rotation, mirrored or not, zoom and shift to a tenth, slight brightness and contrast."""
+    """Any rotation and mirroring, zoom and shift up to a tenth, slight brightness and contrast."""
     return Recipe(degrees=180, flip=True, zoom=0.1, shift=0.1, brightness=0.05, contrast=0.1)
 
 
 @augmentations.register("strong")
 def strong() -> Recipe:
-    """Any rotation, mirrored or not, zoom and shift to a quarter, clear changes of colour."""
+    """Any rotation and mirroring, zoom and shift up to a quarter, strong changes of colour."""
     return Recipe(180, True, zoom=0.25, shift=0.2, brightness=0.1, contrast=0.2, saturation=0.2)
 
 
@@ -131,21 +131,23 @@ def turn(image: Tensor, element: Tensor) -> Tensor:
     """
     turned = image.clone()
     step = 1 if image.shape[2] == image.shape[3] else 2
-    for each in range(8):
-        chosen = element == each
+    for view in range(8):
+        chosen = element == view
         if chosen.any():
-            part = image[chosen].rot90(each % 4 * step, (2, 3))
-            turned[chosen] = part.flip(3) if each > 3 else part
+            part = image[chosen].rot90(view % 4 * step, (2, 3))
+            turned[chosen] = part.flip(3) if view > 3 else part
     return turned
 
 
 def recolour(image: Tensor, recipe: Recipe, generator: Draws) -> Tensor:
     """Return images (B, 3, H, W) with other contrast, brightness and saturation."""
-    scale, offset = (each.to(image) for each in draw_colour(len(image), recipe, generator))
+    n, shape = len(image), (-1, 1, 1, 1)
+    scale = uniform(n, math.log1p(recipe.contrast), generator).exp().view(shape).to(image)
+    offset = uniform(n, recipe.brightness, generator).view(shape).to(image)
     if recipe.saturation:
-        factor = torch.exp(uniform(len(image), math.log1p(recipe.saturation), generator))
+        factor = uniform(n, math.log1p(recipe.saturation), generator).exp().view(shape).to(image)
         grey = (image * image.new_tensor(LUMA).view(3, 1, 1)).sum(dim=1, keepdim=True)
-        image = grey + factor.to(image).view(-1, 1, 1, 1) * (image - grey)
+        image = grey + factor * (image - grey)
     return (image - 0.5) * scale + (0.5 + offset)
 
 
@@ -160,13 +162,6 @@ def draw_affine(n: int, recipe: Recipe, generator: Draws) -> Tensor:
     return torch.stack(rows, dim=1).view(n, 2, 3)
 
 
-def draw_colour(n: int, recipe: Recipe, generator: Draws) -> tuple[Tensor, Tensor]:
-    """Return contrast factors and brightness offsets, each (n, 1, 1, 1)."""
-    scale = torch.exp(uniform(n, math.log1p(recipe.contrast), generator))
-    offset = uniform(n, recipe.brightness, generator)
-    return scale.view(-1, 1, 1, 1), offset.view(-1, 1, 1, 1)
-
-
 def uniform(n: int, limit: float, generator: Draws) -> Tensor:
     """Return n numbers between -limit and limit."""
     return (draw(torch.rand, n, generator) * 2 - 1) * limit
@@ -176,4 +171,4 @@ def draw(function: Callable[..., Tensor], n: int, generator: Draws) -> Tensor:
     """Return n random numbers, from one generator or in equal parts from each of several."""
     if isinstance(generator, torch.Generator):
         return function((n,), generator=generator)
-    return torch.cat([function((n // len(generator),), generator=each) for each in generator])
+    return torch.cat([function((n // len(generator),), generator=one) for one in generator])

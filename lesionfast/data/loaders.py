@@ -1,6 +1,5 @@
 """DataBlock -> DataLoaders: (image, metadata) -> class, a whole batch with one index."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
@@ -12,8 +11,9 @@ import torch
 from fastai.data.block import DataBlock, TransformBlock
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import CategoryMap, IntToFloatTensor
-from fastai.torch_core import TensorBase, TensorCategory
+from fastai.torch_core import TensorBase, TensorCategory, show_image
 from fastai.vision.core import TensorImage
+from fastai.vision.data import get_grid
 from fastcore.basics import chunked
 from fasttransform import DisplayedTransform
 
@@ -74,14 +74,14 @@ class BatchLoader(TfmdDL):
         batches = self.read_batches(samples)
         if self.device is None or self.device.type != "cuda" or self.fake_l.num_workers:
             return batches
-        return read_ahead(copied(batch, self.device) for batch in batches)
+        return read_ahead(copy_batch(batch, self.device) for batch in batches)
 
     def read_batches(self, samples: Iterable[int]) -> Iterator[Batch]:
         """Yield the batches one after the other."""
         numbers = self.dataset.items["row"].to_numpy()
         for positions in chunked(samples, self.bs, self.drop_last):
             rows = {"row": numbers[positions]}
-            yield tuple(each.tfms(rows) for each in self.dataset.tls)
+            yield tuple(read.tfms(rows) for read in self.dataset.tls)
 
     def get_idxs(self) -> list[int]:
         """Return the positions of one epoch in order."""
@@ -122,13 +122,13 @@ class BatchLoader(TfmdDL):
         draw_pictures(images[:max_n], [f"{self.vocab[t]}\n→ {self.vocab[d]}" for t, d in pairs])
 
 
-def copied(batch: Batch, device: torch.device) -> Batch:
+def copy_batch(batch: Batch, device: torch.device) -> Batch:
     """Return a batch on a GPU; the copy from pinned memory does not wait for the GPU's work."""
-    return tuple(each.pin_memory().to(device, non_blocking=True) for each in batch)
+    return tuple(x.pin_memory().to(device, non_blocking=True) for x in batch)
 
 
 def read_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Yield the batches, of which a thread makes the next one meanwhile."""
+    """Yield the batches, while a thread makes the next one."""
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(next, batches, None)
         while (batch := coming.result()) is not None:
@@ -138,17 +138,8 @@ def read_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 def draw_pictures(images: torch.Tensor, captions: list[str]) -> None:
     """Draw images (B, 3, H, W) in a grid with their captions."""
-    import matplotlib.pyplot as plt
-
-    columns = math.ceil(math.sqrt(len(captions)))
-    rows = math.ceil(len(captions) / columns)
-    _, axes = plt.subplots(rows, columns, figsize=(2.4 * columns, 2.8 * rows), squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, image, caption in zip(axes.flat, images, captions, strict=False):
-        pixels = image.as_subclass(torch.Tensor).movedim(0, -1).cpu()
-        axis.imshow(pixels.to(torch.uint8) if pixels.max() > 1 else pixels)
-        axis.set_title(caption, fontsize=9)
+    for axis, image, caption in zip(get_grid(len(captions)), images, captions, strict=False):
+        show_image(image, ctx=axis, title=caption)
 
 
 def lesion_block(
@@ -189,11 +180,11 @@ def build_dls(
     """Return fastai DataLoaders (train, valid, test) over a split table.
 
     A batch is (image float32 (B, 3, H, W) in 0..1, metadata float32 (B, width), class number
-    (B,)). The metadata encoder is fitted on the training rows unless it is given, and kept as
-    `dls.encoder`, the rows as `dls.rows`, all rows with skipped bad images as `dls.split`, the
-    decoded images as `dls.pixels` (uint8 (n, H, W, 3), at the positions of the column "row"), the
-    reasons of the skipped images by image id as `dls.bad`. Raises `LesionfastError` if the split
-    or an image is missing or bad.
+    (B,)). The metadata encoder is fitted on the training rows unless it is given. Kept are
+    `dls.encoder`, `dls.rows`, `dls.split` (all rows, with skipped bad images), `dls.pixels` (the
+    decoded images, uint8 (n, H, W, 3), at the positions of the column "row") and `dls.bad` (why
+    images were skipped, by image id). Raises `LesionfastError` if the split or an image is missing
+    or bad.
     """
     config = config or TrainConfig()
     check_split(df)
@@ -231,17 +222,18 @@ def pick_device(name: str) -> torch.device:
     """
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        name = next((each for each, there in present.items() if there), "cpu")
+        name = next((kind for kind, there in present.items() if there), "cpu")
     if not present.get(name, True):
-        raise LesionfastError(f"PyTorch sees no {name} device here. Type --device auto or cpu.")
+        raise LesionfastError(
+            f"PyTorch finds no {name} device. Type --device auto or --device cpu."
+        )
     return torch.device(name)
 
 
 def images_at_once(device: torch.device) -> int:
     """Return how many images to run at once where nothing is learned from them.
 
-    On a CPU so few a thread that what they become stays in its cache: that is up to a third
-    faster.
+    On a CPU few enough for the activations of a thread to stay in its cache: up to a third faster.
     """
     return 8 * torch.get_num_threads() if device.type == "cpu" else 128
 
@@ -252,4 +244,6 @@ def check_split(df: pd.DataFrame) -> None:
         raise LesionfastError("the table has no column 'split'. Call assign_split(df) first.")
     for name in PARTS[:2]:
         if not (df["split"] == name).any():
-            raise LesionfastError(f"no row of the table is in the split '{name}'. Split it anew.")
+            raise LesionfastError(
+                f"the table has no row in '{name}'. Split it again with assign_split(df)."
+            )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lesionfast.data.augment import turn
-from lesionfast.data.loaders import copied, images_at_once, pick_device, read_ahead
+from lesionfast.data.loaders import copy_batch, images_at_once, pick_device, read_ahead
 from lesionfast.models.fusion import FusionModel, read_model
 from lesionfast.models.precision import autocast, choose_dtype
 
@@ -63,7 +63,7 @@ class TorchEngine:
         """
         batches = self.batches(pixels, rows, metadata)
         if self.device.type == "cuda":
-            batches = read_ahead(copied(batch, self.device) for batch in batches)
+            batches = read_ahead(copy_batch(batch, self.device) for batch in batches)
         found, features = zip(*(self.look(*batch) for batch in batches), strict=True)
         tables = [torch.cat(views, dim=1) for views in zip(*found, strict=True)]
         return [views.mean(dim=0).numpy() for views in tables], np.concatenate(features)
