@@ -1,4 +1,4 @@
-"""Ensemble: several runs that decide together, by the mean of their probabilities. Torch-free."""
+"""Ensembles: runs whose probabilities are averaged, as a run of its own. Torch-free."""
 
 import logging
 import os
@@ -26,15 +26,15 @@ logger = logging.getLogger("lesionfast")
 
 ARCH = "committee"  # as earlier versions wrote it
 MEANS = ("arithmetic", "geometric")
-PACKAGES = ("lesionfast", "numpy", "pandas", "scipy")
-SMALLEST = np.finfo(np.float64).eps  # the least probability that has a logarithm here
+SMALLEST = np.finfo(np.float64).eps  # the smallest probability whose logarithm is taken
+TIMES = 3.0  # how much heavier a specialist's class is than in the base
 
 
 @dataclass(frozen=True, eq=False)
 class Votes:
-    """What the members say of one split's images, in the order of the image ids.
+    """The members' predictions of one split, in the order of the image ids.
 
-    `probabilities` is (members, n, k), `truth` (n,) holds class numbers, `rows` has one row an
+    `probabilities` is (members, n, k), `truth` (n,) holds class numbers, `rows` has one row per
     image: the first member's predictions.
     """
 
@@ -52,67 +52,70 @@ def combine(
 ) -> Run:
     """Average the members' probabilities and return the ensemble, a new run under `root`.
 
-    Members with different priors are put on one footing first: each one's probabilities are
-    divided by its prior, and the ensemble's prior is uniform. The weights are equal, or with
-    `fit_weights` those of the least log loss on the validation images. Raises `LesionfastError`
-    for fewer than two members, and for members of different splits, images or classes.
+    If the priors of members differ, each one's probabilities are divided by its prior first, and
+    the ensemble's prior is uniform. The weights are equal, or with `fit_weights` those of least
+    log loss on the validation images. Raises `LesionfastError` for fewer than two members, and
+    for members of different splits, images or classes.
     """
     check_choice("mean", mean, MEANS)
-    check_members(members)
-    names = [each for each in ("valid", "test") if each in set(members[0].predictions["split"])]
-    votes = {name: collect_votes(members, name) for name in names}
-    prior, even = common_prior(members)
-    if not even:
-        votes = {name: balance(each, members) for name, each in votes.items()}
+    if len(members) < 2:
+        raise LesionfastError(
+            f"an ensemble needs two members or more; found {len(members)}. "
+            "Type lesionfast ensemble RUN RUN, or one RUN with --specialists mel,bcc."
+        )
+    check_split(members)
+    splits = [name for name in ("valid", "test") if name in set(members[0].predictions["split"])]
+    votes = {split: collect_votes(members, split) for split in splits}
+    prior, shared = common_prior(members)
+    if not shared:
+        votes = {split: divide_by_prior(vote, members) for split, vote in votes.items()}
     weights = np.full(len(members), 1 / len(members))
     if fit_weights:
         valid = votes["valid"]
         weights = best_weights(valid.probabilities, valid.truth, prior, mean)
-    averages = {n: average(each.probabilities, weights, mean) for n, each in votes.items()}
-    model = describe(members, weights, mean, fit_weights, prior, even)
+    counts = [run.model.get("parameters") for run in members]  # None in old runs
+    model = {
+        **describe(members, prior, shared),
+        "weights": weights.tolist(),
+        "weights_from": "validation" if fit_weights else "equal",
+        "mean": mean,
+        "footing": "as predicted" if shared else "divided by each member's prior",
+        "parameters": None if None in counts else sum(counts),
+    }
     run = Run.create(root, shared_config(members, model["rule"]))
-    return write(run, members, model, votes, averages)
-
-
-def check_members(members: Sequence[Run]) -> None:
-    """Raise `LesionfastError` for fewer than two members, or members of different splits."""
-    if len(members) < 2:
-        raise LesionfastError(
-            f"an ensemble has two members or more; found {len(members)}. "
-            "Type lesionfast ensemble RUN RUN, or one RUN with --specialists mel,bcc."
-        )
-    check_split(members)
+    write(run, members, model, votes)
+    return run
 
 
 def collect_votes(members: Sequence[Run], split: str) -> Votes:
-    """Return the members' probabilities; raises `LesionfastError` if their images differ."""
+    """Return the members' predictions; raises `LesionfastError` if their images differ."""
     read = [Interpretation.of(run, split) for run in members]
     orders = check_images(read)
-    probabilities = [each.probabilities[order] for each, order in zip(read, orders, strict=True)]
+    probabilities = [one.probabilities[order] for one, order in zip(read, orders, strict=True)]
     rows = read_split(members[0], split).iloc[orders[0]].reset_index(drop=True)
     return Votes(np.stack(probabilities), read[0].truth[orders[0]], rows)
 
 
 def common_prior(members: Sequence[Run]) -> tuple[np.ndarray, bool]:
-    """Return the prior of the ensemble (k,), and whether it is that of every member."""
+    """Return the prior of the ensemble (k,), and whether all members share it."""
     k = len(members[0].classes)
     priors = np.stack([as_prior(run.model["prior"], k) for run in members])
     if np.allclose(priors, priors[0], rtol=0, atol=1e-6):
         return priors[0], True
     logger.info(
-        "the members saw different class shares, so each one's probabilities are divided by its "
-        "own prior before the mean; the ensemble's prior is uniform"
+        "the members were trained with different class shares, so each one's probabilities are "
+        "divided by its own prior before the mean; the ensemble's prior is uniform"
     )
     return np.full(k, 1 / k), False
 
 
-def balance(votes: Votes, members: Sequence[Run]) -> Votes:
+def divide_by_prior(votes: Votes, members: Sequence[Run]) -> Votes:
     """Return the votes with each member's probabilities divided by its prior, summing to 1."""
     priors = np.array([run.model["prior"] for run in members], np.float64)[:, None, :]
     odds = np.nan_to_num(
         ratio(votes.probabilities, np.broadcast_to(priors, votes.probabilities.shape))
     )
-    return Votes(odds / odds.sum(axis=2, keepdims=True), votes.truth, votes.rows)
+    return replace(votes, probabilities=odds / odds.sum(axis=2, keepdims=True))
 
 
 def average(probabilities: np.ndarray, weights: ArrayLike, mean: str) -> np.ndarray:
@@ -133,9 +136,9 @@ def average(probabilities: np.ndarray, weights: ArrayLike, mean: str) -> np.ndar
 def best_weights(
     probabilities: np.ndarray, truth: np.ndarray, prior: np.ndarray, mean: str
 ) -> np.ndarray:
-    """Return the weights (members,), none below 0 and with sum 1, of the least log loss.
+    """Return the weights (members,) of least log loss, none below 0 and with sum 1.
 
-    Each class counts as much as `prior` (k,) says, whatever its share of the images: so the loss
+    Each class counts as `prior` (k,) says, whatever its share of the images, so that the loss
     fits probabilities that were divided by other priors. The problem is convex for both means.
     Raises `LesionfastError` if no minimum is found.
     """
@@ -143,10 +146,9 @@ def best_weights(
 
     share = np.bincount(truth, minlength=len(prior)) / len(truth)
     importance = (prior / np.maximum(share, SMALLEST))[truth]
-    loss = log_loss_of(probabilities, truth, importance / importance.sum(), mean)
     n = len(probabilities)
     found = minimize(
-        loss,
+        log_loss(probabilities, truth, importance / importance.sum(), mean),
         np.full(n, 1 / n),
         jac=True,
         method="SLSQP",
@@ -156,19 +158,19 @@ def best_weights(
     )
     if not found.success:
         raise LesionfastError(
-            f"no weights of least log loss were found ({found.message}). Leave out --fit-weights."
+            f"the weights could not be fitted ({found.message}). Leave out --fit-weights."
         )
     weights = np.where(found.x < 1e-6, 0.0, found.x)
     return weights / weights.sum()
 
 
-def log_loss_of(
+def log_loss(
     probabilities: np.ndarray, truth: np.ndarray, importance: np.ndarray, mean: str
 ) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
     """Return the function weights -> (log loss in nats, its gradient (members,))."""
-    every = np.arange(len(truth))
+    rows = np.arange(len(truth))
     logs = np.log(np.maximum(probabilities, SMALLEST))
-    of_truth = probabilities[:, every, truth]
+    of_truth = probabilities[:, rows, truth]
 
     def arithmetic(weights: np.ndarray) -> tuple[float, np.ndarray]:
         mixed = np.maximum(weights @ of_truth, SMALLEST)
@@ -177,23 +179,15 @@ def log_loss_of(
     def geometric(weights: np.ndarray) -> tuple[float, np.ndarray]:
         mixed = average(probabilities, weights, "geometric")
         expected = np.einsum("nk,mnk->mn", mixed, logs)
-        loss = -importance @ np.log(np.maximum(mixed[every, truth], SMALLEST))
-        return loss, (expected - logs[:, every, truth]) @ importance
+        loss = -importance @ np.log(np.maximum(mixed[rows, truth], SMALLEST))
+        return loss, (expected - logs[:, rows, truth]) @ importance
 
     return arithmetic if mean == "arithmetic" else geometric
 
 
-def describe(
-    members: Sequence[Run],
-    weights: np.ndarray,
-    mean: str,
-    fitted: bool,
-    prior: np.ndarray,
-    even: bool,
-) -> dict[str, Any]:
-    """Return what model.json says of an ensemble; its members' paths come when it has its own."""
+def describe(members: Sequence[Run], prior: np.ndarray, shared: bool) -> dict[str, Any]:
+    """Return what model.json of an ensemble has in common with that of a run."""
     rules, fusions = ({run.model.get(name) for run in members} for name in ("rule", "fusion"))
-    counts = [run.model.get("parameters") for run in members]
     classes = members[0].classes
     return {
         "schema": 1,
@@ -203,54 +197,43 @@ def describe(
         "melanoma": classes.melanoma,
         "malignant": classes.malignant,
         "prior": prior.tolist(),
-        "rule": rules.pop() if len(rules) == 1 and even else "balanced",
-        "weights": weights.tolist(),
-        "weights_from": "validation" if fitted else "equal",
-        "mean": mean,
-        "footing": "as predicted" if even else "divided by each member's prior",
-        "parameters": None if None in counts else sum(counts),
+        "rule": rules.pop() if len(rules) == 1 and shared else "balanced",
     }
 
 
 def shared_config(members: Sequence[Run], rule: str) -> TrainConfig:
-    """Return what the members' configurations share, and the default of what they do not."""
+    """Return the options that all members share, and defaults for the others."""
     first, *others = (asdict(run.config) for run in members)
-    shared = {k: v for k, v in first.items() if all(each[k] == v for each in others)}
+    shared = {k: v for k, v in first.items() if all(other[k] == v for other in others)}
     return TrainConfig(**shared | {"arch": ARCH, "rule": rule})
 
 
-def write(
-    run: Run,
-    members: Sequence[Run],
-    model: dict[str, Any],
-    votes: dict[str, Votes],
-    averages: dict[str, np.ndarray],
-) -> Run:
-    """Write the files of an ensemble and return it; metrics.json comes last."""
+def write(run: Run, members: Sequence[Run], model: dict[str, Any], votes: dict[str, Votes]) -> None:
+    """Write the files of an ensemble; metrics.json comes last."""
     here = run.path.resolve()
-    paths = [Path(os.path.relpath(each.path.resolve(), here)).as_posix() for each in members]
-    model = model | {"members": paths}
-    run.write_json("model.json", model)
-    run.write_json("environment.json", describe_software(*PACKAGES))
-    write_text(run.path / "log.txt", "\n".join(in_words(members, model)) + "\n")
+    paths = [Path(os.path.relpath(m.path.resolve(), here)).as_posix() for m in members]
+    run.write_json("model.json", model | {"members": paths})
+    packages = ("lesionfast", "numpy", "pandas", "scipy")
+    run.write_json("environment.json", describe_software(*packages))
+    write_text(run.path / "log.txt", "\n".join(log_members(members, model)) + "\n")
     run.write("split.csv", partial(shutil.copyfile, members[0].file("split.csv")))
-    columns = [f"p_{name}" for name in model["classes"]]
-    tables = [votes[n].rows.assign(**dict(zip(columns, averages[n].T, strict=True))) for n in votes]
-    table = pd.concat(tables, ignore_index=True)
-    run.write("predictions.csv", lambda aside: table.to_csv(aside, index=False))
-    told = {
+    columns, tables = [f"p_{name}" for name in model["classes"]], []
+    metrics = {
         "split_sha256": members[0].metrics["split_sha256"],
-        "train_seconds": round(sum(each.metrics["train_seconds"] for each in members), 2),
+        "train_seconds": round(sum(member.metrics["train_seconds"] for member in members), 2),
         "status": "finished",
     }
-    for name, each in votes.items():
-        told[name] = summarize(each.truth, averages[name], members[0].classes, model["prior"])
-    run.write_json("metrics.json", told)
-    return run
+    for split, vote in votes.items():
+        mean = average(vote.probabilities, model["weights"], model["mean"])
+        tables.append(vote.rows.assign(**dict(zip(columns, mean.T, strict=True))))
+        metrics[split] = summarize(vote.truth, mean, members[0].classes, model["prior"])
+    table = pd.concat(tables, ignore_index=True)
+    run.write("predictions.csv", partial(table.to_csv, index=False))
+    run.write_json("metrics.json", metrics)
 
 
-def in_words(members: Sequence[Run], model: dict[str, Any]) -> list[str]:
-    """Return the lines of log.txt, which are logged as well."""
+def log_members(members: Sequence[Run], model: dict[str, Any]) -> list[str]:
+    """Log the members and their weights; return the lines."""
     lines = [
         f"ensemble of {len(members)}: {model['mean']} mean of the probabilities, "
         f"{model['footing']}; weights: {model['weights_from']}"
@@ -261,11 +244,8 @@ def in_words(members: Sequence[Run], model: dict[str, Any]) -> list[str]:
     return lines
 
 
-TIMES = 3.0  # as heavy as in the base
-
-
 def add_specialists(base: Sequence[Run], classes: str, root: str | Path = "runs") -> list[Run]:
-    """Train one run for each named class, that class thrice as heavy; return the base and them.
+    """Train one run for each named class, weighted three times; return the base and them.
 
     `classes` are names with commas between, `base` holds a single run, whose split, seed and
     configuration they keep. Raises `LesionfastError` for several runs, a base that has not ended
@@ -283,32 +263,27 @@ def add_specialists(base: Sequence[Run], classes: str, root: str | Path = "runs"
 def check_classes(base: Run, classes: str) -> list[str]:
     """Return the named classes; raises `LesionfastError` for one that the base does not have."""
     if "members" in base.model or not base.finished:
-        why = "is an ensemble" if "members" in base.model else "did not end"
+        why = "is an ensemble" if "members" in base.model else "is not finished"
         raise LesionfastError(f"{base.path} {why}. Name a trained run as the base of specialists.")
     names = list(dict.fromkeys(split_names(classes)))
     for name in names or [""]:
         if name not in base.classes:
             raise LesionfastError(
-                f"--specialists names '{name}', which is no class of {base.path}."
+                f"--specialists names '{name}', which is not a class of {base.path}."
                 f"{did_you_mean(name, base.classes)} Type some of: {join_names(base.classes, ',')}."
             )
     return names
 
 
-def specialist_config(base: Run, name: str) -> TrainConfig:
-    """Return the base's configuration on its own split, with one class three times as heavy."""
-    weights = read_weights(base.config.class_weight)
-    weights[name] = weights.get(name, 1.0) * TIMES
-    split = str(base.path / "split.csv")
-    return replace(base.config, split=split, class_weight=write_weights(weights))
-
-
 def train_specialist(base: Run, name: str, root: str | Path) -> Run:
-    """Train and return the specialist of one class."""
+    """Train and return the specialist of one class, on the base's own split."""
     from lesionfast.data.split import load_dataset
     from lesionfast.training.experiment import train
 
-    config = specialist_config(base, name)
+    weights = read_weights(base.config.class_weight)
+    weights[name] = weights.get(name, 1.0) * TIMES
+    split = str(base.path / "split.csv")
+    config = replace(base.config, split=split, class_weight=write_weights(weights))
     run = train(load_dataset(config, split=base.file("split.csv")), config, root)
     if run.metrics["status"] == "interrupted":
         raise LesionfastError(

@@ -84,13 +84,13 @@ def test_the_table_and_the_words_tell_of_all_three(found):
 
 
 def test_a_run_that_fuses_nothing_is_refused(found):
-    with pytest.raises(LesionfastError, match="fusion 'none', so there is nothing to take away"):
+    with pytest.raises(LesionfastError, match="fusion 'none', so there is nothing to ablate"):
         ablate(found.others[IMAGE])
 
 
 def test_a_run_that_did_not_end_is_refused(run, tmp_path):
     half = Run.create(tmp_path, replace(TINY, epochs=1))
-    with pytest.raises(LesionfastError, match="did not end. Go on with"):
+    with pytest.raises(LesionfastError, match="is not finished. Go on with"):
         ablate(half)
 
 

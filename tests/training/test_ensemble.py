@@ -136,7 +136,7 @@ def test_an_ensemble_knows_the_melanoma_that_its_members_were_told(members, tmp_
 
 
 def test_members_that_do_not_fit_are_refused(members, make_run, tmp_path):
-    with pytest.raises(LesionfastError, match="two members or more; found 1"):
+    with pytest.raises(LesionfastError, match="needs two members or more; found 1"):
         combine(members[:1], tmp_path)
     with pytest.raises(LesionfastError, match="named twice"):
         combine([members[0], members[0]], tmp_path)

@@ -82,8 +82,8 @@ def test_weights_of_the_base_are_kept():
     ("classes", "message"),
     [
         ("mle", "Did you mean 'mel'"),
-        ("mel,naevus", "'naevus', which is no class"),
-        ("", "no class"),
+        ("mel,naevus", "'naevus', which is not a class"),
+        ("", "not a class"),
     ],
 )
 def test_unknown_classes_are_refused_before_any_training(base, classes, message, tmp_path):

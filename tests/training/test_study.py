@@ -88,20 +88,23 @@ def test_the_study_of_the_author_is_shipped_and_has_his_systems():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[[run]]\nname = 'a'\nepoch = 2", "'epoch', which is not known. Did you mean 'epochs'"),
+        ("[[run]]\nname = 'a'\nepoch = 2", "unknown field 'epoch'. Did you mean 'epochs'"),
         ("[default]\nepochs = 2\n[[run]]\nname = 'a'", "Did you mean 'defaults'"),
         ("[defaults]\narc = 'x'\n[[run]]\nname = 'a'", "Did you mean 'arch'"),
-        ("[[run]]\nname = 'a'\nepochs = '2'", "epochs = '2'; write a whole number"),
-        ("[[run]]\nname = 'a'\nlr = true", "lr = True; write a number or a text"),
-        ("[[run]]\nname = 'a'\nfolds = 2.5", "folds = 2.5; write a whole number"),
+        (
+            "[[run]]\nname = 'a'\nepochs = '2'",
+            "'a' of .*: --epochs is '2'; it takes a whole number",
+        ),
+        ("[[run]]\nname = 'a'\nlr = true", "--lr is True; it takes a number or text"),
+        ("[defaults]\nfolds = 2.5\n[[run]]\nname = 'a'", "--folds is 2.5; it takes a whole number"),
         ("[[run]]\nname = 'a'\n[[run]]\nname = 'a'", "two runs 'a' and 'a'"),
         ("[[run]]\nname = 'a b'\n[[run]]\nname = 'A/B'", "share the directory"),
         ("[[run]]\nname = 'a'\ndata = 'x'", "share data and split. Move it to"),
         ("[[run]]\narch = 'vgg16'", "number 1 of .* has no name"),
         ("[[run]]\nname = '..'", "has no name"),
-        ("[[run]]\nname = 'comparison'", "is taken. Rename"),
+        ("[[run]]\nname = 'comparison'", "is reserved. Rename"),
         ("[defaults]\nepochs = 2", "has no runs"),
-        ("name = ", "is no TOML"),
+        ("name = ", "is not valid TOML"),
     ],
 )
 def test_a_wrong_file_says_what_to_write(write, text, message):
@@ -168,7 +171,7 @@ def test_another_split_is_refused_before_any_training(done, write, tmp_path):
     other.mkdir()
     table.to_csv(other / "split.csv", index=False)
     (other / study.entries[0].folder).symlink_to(out / study.entries[0].folder)
-    with pytest.raises(LesionfastError, match=r"its split.csv is another"):
+    with pytest.raises(LesionfastError, match=r"its split.csv differs from"):
         run_study(study, other)
 
 
