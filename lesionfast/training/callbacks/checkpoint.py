@@ -14,10 +14,25 @@ from torch import Tensor
 from lesionfast.files import check_shape, damage_explained, write_atomically
 
 
+class Resumable(Callback):
+    """Base of callbacks that a checkpoint restores: the attributes named in `resumed`, as JSON.
+
+    A callback may have `tensors` and `load_tensors` too.
+    """
+
+    resumed: tuple[str, ...] = ()
+
+    def state(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.resumed}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        for name in self.resumed:
+            setattr(self, name, state[name])
+
+
 class Checkpoint(Callback):
     """After each epoch, write all that a resumed training needs; before a fit, restore it.
 
-    Other callbacks take part with `state` and `load_state` (JSON), or `tensors` and `load_tensors`.
     Needs a Learner whose optimizer wraps one of torch's, and that starts at `first_epoch`.
     """
 
@@ -36,7 +51,7 @@ class Checkpoint(Callback):
         for cb in self.learn.cbs:
             if hasattr(cb, "load_tensors"):
                 tensors |= {f"{cb.name}.{k}": v for k, v in cb.tensors().items()}
-        states = {cb.name: cb.state() for cb in self.learn.cbs if hasattr(cb, "load_state")}
+        states = {cb.name: cb.state() for cb in self.learn.cbs if isinstance(cb, Resumable)}
         header = {"epochs_done": self.epoch + 1, "callbacks": states}
         write_atomically(self.path, lambda aside: save_tensors(tensors, aside, header))
 

@@ -1,14 +1,14 @@
 """The exponential moving average (EMA) of the weights, which is what is validated and kept."""
 
-from fastai.callback.core import Callback
 from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from lesionfast.training.callbacks.checkpoint import Resumable
 from lesionfast.training.callbacks.schedule import current_phase
 
 
-class EMA(Callback):
+class EMA(Resumable):
     """Train the weights, but validate and keep their exponential moving average.
 
     The statistics of batch norm are averaged too. The average starts anew with each phase, and its
@@ -18,7 +18,7 @@ class EMA(Callback):
     """
 
     order = -16  # after ProgressiveUnfreezing and Checkpoint's restoring, before a step
-    name = "weight_average"  # in checkpoints
+    name, resumed = "weight_average", ("steps",)  # in checkpoints
 
     def __init__(self, decay: float) -> None:
         self.decay, self.steps, self.own = decay, 0, None
@@ -56,12 +56,6 @@ class EMA(Callback):
         self.own = {name: value.clone() for name, value in self.model.state_dict().items()}
         for own, mean in zip(self.trained, self.mean, strict=True):
             own.copy_(mean)
-
-    def state(self) -> dict[str, int]:
-        return {"steps": self.steps}
-
-    def load_state(self, state: dict[str, int]) -> None:
-        self.steps = state["steps"]
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the trained weights; the average is in the model."""

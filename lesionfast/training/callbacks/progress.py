@@ -11,10 +11,11 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.core import CancelFitException
 
 from lesionfast.console import progress_bar
 from lesionfast.training.callbacks.cached_features import FeatureLoader
+from lesionfast.training.callbacks.checkpoint import Resumable
 from lesionfast.training.callbacks.inference import Borrowing
 from lesionfast.training.callbacks.tracking import history_columns
 
@@ -48,11 +49,11 @@ class EpochBar(Borrowing):
             self.bar.stop()
 
 
-class EpochLines(Callback):
+class EpochLines(Resumable):
     """Log one line of metrics per epoch, and measure the speed of the training steps."""
 
     order = 71
-    MEASURED = ("train_seconds", "image_seconds", "images")
+    resumed = ("train_seconds", "image_seconds", "images")
 
     def __init__(self) -> None:
         self.train_seconds, self.image_seconds, self.images = 0.0, 0.0, 0
@@ -96,13 +97,6 @@ class EpochLines(Callback):
         line = "  ".join(map(str.rjust, values, self.widths))
         seconds = time.perf_counter() - self.epoch_started
         logger.info("%2d/%-2d  %s  %8.1f", self.epoch + 1, self.n_epoch, line, seconds)
-
-    def state(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.MEASURED}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        for name in self.MEASURED:
-            setattr(self, name, state[name])
 
 
 class StopOnInterrupt(Borrowing):

@@ -152,18 +152,12 @@ class OneCycle(Callback):
     """
 
     order, run_valid = 60, False
+    pct_start, div, div_final, moms = 0.25, 25.0, 1e4, (0.95, 0.85, 0.95)  # as of fastai
 
     def __init__(
-        self,
-        lr: float | slice | list[float] | None = None,
-        pct_start: float = 0.25,
-        div: float = 25.0,
-        div_final: float = 1e4,
-        moms: tuple[float, float, float] = (0.95, 0.85, 0.95),
-        head_lr: float | None = None,
+        self, lr: float | slice | list[float] | None = None, head_lr: float | None = None
     ) -> None:
-        self.lr_max, self.pct_start, self.div, self.div_final = lr, pct_start, div, div_final
-        self.moms, self.head_lr = moms, head_lr
+        self.lr_max, self.head_lr = lr, head_lr
 
     def before_fit(self) -> None:
         self.opt.set_hyper("lr", self.learn.lr if self.lr_max is None else self.lr_max)
@@ -209,9 +203,10 @@ class ProgressiveResizing(Callback):
     """
 
     order, run_valid = 53, False
+    share = 0.6  # of a phase
 
-    def __init__(self, start_size: int, share: float = 0.6) -> None:
-        self.start_size, self.share = start_size, share
+    def __init__(self, start_size: int) -> None:
+        self.start_size = start_size
 
     def before_batch(self) -> None:
         image, *rest = self.xb

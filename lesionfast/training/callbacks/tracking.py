@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lesionfast.errors import LesionfastError, did_you_mean
 from lesionfast.files import damage_explained, write_atomically, write_text
-from lesionfast.training.callbacks.checkpoint import load_tensors, save_tensors
+from lesionfast.training.callbacks.checkpoint import Resumable, load_tensors, save_tensors
 from lesionfast.training.callbacks.schedule import current_phase
 
 logger = logging.getLogger("lesionfast")
@@ -34,10 +34,10 @@ def history_line(epoch: int, phase: str, lr: float | None, values: list[float]) 
     return ",".join([str(epoch), phase, "" if lr is None else f"{lr:.6g}", *numbers])
 
 
-class WriteHistory(Callback):
+class WriteHistory(Resumable):
     """Append one line per epoch to a CSV file."""
 
-    order = 62
+    order, resumed = 62, ("lines",)
 
     def __init__(self, path: Path) -> None:
         self.path, self.lines = path, []
@@ -49,14 +49,14 @@ class WriteHistory(Callback):
     def after_epoch(self) -> None:
         phase, lr = current_phase(self.learn), self.one_cycle.highest
         line = history_line(self.epoch + 1, phase.name, lr, self.recorder.values[-1])
-        self.load_state({"lines": [*(self.lines or [history_header(self.learn)]), line]})
-
-    def state(self) -> dict[str, Any]:
-        return {"lines": self.lines}
+        self.lines = [*(self.lines or [history_header(self.learn)]), line]
+        self.write()
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take these lines, and write them."""
-        self.lines = state["lines"]
+        super().load_state(state)
+        self.write()
+
+    def write(self) -> None:
         write_text(self.path, "\n".join(self.lines) + "\n")
 
 
@@ -73,11 +73,13 @@ class StopOnNaN(Callback):
             )
 
 
-class Monitor(Callback):
+class Monitor(Resumable):
     """Base of callbacks that watch one column of the history: a loss falls, a metric rises.
 
     Without a column every epoch is better than the one before.
     """
+
+    resumed = ("best", "best_epoch")
 
     def __init__(self, monitor: str | None) -> None:
         self.monitor, self.sign = monitor, -1 if (monitor or "").endswith("loss") else 1
@@ -111,12 +113,6 @@ class Monitor(Callback):
             return False
         self.best, self.best_epoch = value, self.epoch
         return True
-
-    def state(self) -> dict[str, Any]:
-        return {"best": self.best, "best_epoch": self.best_epoch}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        self.best, self.best_epoch = state["best"], state["best_epoch"]
 
 
 class KeepBest(Monitor):

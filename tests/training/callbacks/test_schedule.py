@@ -132,7 +132,9 @@ def test_one_cycle_rises_and_falls_once_in_each_phase(plain_learner):
 def test_one_cycle_alone_is_fastais_own_curve(plain_learner):
     import fastai.callback.schedule  # noqa: F401  gives Learner its fit_one_cycle
 
-    ours = fit(plain_learner, 3, OneCycle(1e-2, div_final=1e5))
+    cycle = OneCycle(1e-2)
+    cycle.div_final = 1e5
+    ours = fit(plain_learner, 3, cycle)
     plain_learner.opt = None
     spy = Spy()
     with plain_learner.no_bar(), plain_learner.no_logging():
