@@ -93,7 +93,7 @@ def fusion_learner(dls: DataLoaders, config: TrainConfig | None = None) -> Fusio
     if len(parents) > len(classes):
         assign_subclasses(dls, model, config.seed)
     objective = build_objective(config, class_codes(dls), output_codes(dls), classes, parents)
-    model.posterior.set_undo(objective.loss.undo(len(parents)))
+    model.posterior.set_undo(objective.loss.undo())
     model.to(dls.device)
     dls.train.set_sampler(objective.sampler)
     cbs = [*learner_callbacks(dls.device, config), *objective.callbacks]

@@ -41,13 +41,13 @@ class ClassificationLoss(nn.Module):
         super().__init__()
         self.register_buffer("weight", weight)
         self.label_smoothing, self.tau, self.reduction = label_smoothing, tau, "mean"
-        self.counts = counts
-        self.prepared = self.prepare(prior, counts, costs)
+        self.prior, self.counts, self.costs = prior, counts, costs
+        self.prepared = self.prepare()
         offset = None if self.prepared is None else torch.tensor(self.prepared).float()
         self.register_buffer("offset", offset)  # float64 is more than some devices have
 
-    def prepare(self, prior: Any, counts: Any, costs: Any) -> np.ndarray | None:
-        """Return what the loss keeps of prior, counts and costs."""
+    def prepare(self) -> np.ndarray | None:
+        """Return what the loss computes once from prior, counts or costs."""
         return None
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -68,11 +68,10 @@ class ClassificationLoss(nn.Module):
     def reduce(self, values: Tensor, target: Tensor) -> Tensor:
         """Return losses (B,) times the weights of their classes, or their weighted mean."""
         weight = torch.ones_like(values) if self.weight is None else self.weight[target].to(values)
-        return (
-            weight * values if self.reduction == "none" else (weight * values).sum() / weight.sum()
-        )
+        weighted = weight * values
+        return weighted if self.reduction == "none" else weighted.sum() / weight.sum()
 
-    def undo(self, n_outputs: int) -> dict[str, list[float]]:
+    def undo(self) -> dict[str, list[float]]:
         """Return what a `Posterior` has to undo to get posteriors from the minimum of this loss."""
         raise NotImplementedError
 
@@ -99,7 +98,7 @@ class CrossEntropy(ClassificationLoss):
 
     smooths = True
 
-    def undo(self, n_outputs: int) -> dict[str, list[float]]:
+    def undo(self) -> dict[str, list[float]]:
         """Return the smoothing, if there is any.
 
         Smoothed labels are weighted by class like the others, so the minimum is proportional to
@@ -107,17 +106,14 @@ class CrossEntropy(ClassificationLoss):
         """
         if not self.label_smoothing:
             return {}
-        weight = np.ones(n_outputs) if self.weight is None else self.weight.double().cpu().numpy()
-        added = np.where(weight > 0, self.label_smoothing / n_outputs, 0.0)
-        shift = self.adjustment(n_outputs) - np.log(np.where(weight > 0, weight, 1.0))
+        added_to_logits = 0.0 if self.prepared is None else self.prepared
+        counts = np.asarray(self.counts)
+        weight = np.ones(len(counts)) if self.weight is None else self.weight.double().cpu().numpy()
+        added = np.where(weight > 0, self.label_smoothing / len(counts), 0.0)
+        shift = added_to_logits - np.log(np.where(weight > 0, weight, 1.0))
         level = added / (1 - self.label_smoothing + added.sum())
-        counts = np.ones(n_outputs) if self.counts is None else self.counts
         floor = NEGLIGIBLE * counts / counts.sum()
         return {"shift": shift.tolist(), "level": level.tolist(), "floor": floor.tolist()}
-
-    def adjustment(self, n_outputs: int) -> np.ndarray:
-        """Return what the loss adds to the logits (K,)."""
-        return np.zeros(n_outputs)
 
 
 @losses.register("focal")
@@ -126,7 +122,7 @@ class Focal(ClassificationLoss):
 
     gamma = 2.0
 
-    def undo(self, n_outputs: int) -> dict[str, list[float]]:
+    def undo(self) -> dict[str, list[float]]:
         return {"gamma": [self.gamma]}
 
     def compute(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -142,12 +138,12 @@ class Asymmetric(ClassificationLoss):
     What the costs do to the probabilities is what they are there for, so it is not undone.
     """
 
-    def prepare(self, prior: Any, counts: Any, costs: Any) -> np.ndarray:
-        if costs is None or not np.any(costs):
+    def prepare(self) -> np.ndarray:
+        if self.costs is None or not np.any(self.costs):
             raise LesionfastError("--loss asymmetric needs costs. Type such as --cost mel:nv=4.")
-        return np.asarray(costs)
+        return np.asarray(self.costs)
 
-    def undo(self, n_outputs: int) -> dict[str, list[float]]:
+    def undo(self) -> dict[str, list[float]]:
         return {}
 
     def for_validation(self) -> ClassificationLoss:
@@ -163,17 +159,14 @@ class Asymmetric(ClassificationLoss):
 class LogitAdjusted(CrossEntropy):
     """Cross entropy of logits plus tau log prior (Menon et al. 2021, arXiv:2007.07314, eq. 10)."""
 
-    def prepare(self, prior: Any, counts: Any, costs: Any) -> np.ndarray:
+    def prepare(self) -> np.ndarray:
         """Return tau log prior (K,); a class without rows, which has no prior, is not adjusted."""
-        assert prior is not None, "a logit-adjusted loss needs the prior"
-        return self.tau * np.log(np.where(np.asarray(prior) > 0, prior, 1.0))
-
-    def adjustment(self, n_outputs: int) -> np.ndarray:
-        return self.prepared
+        assert self.prior is not None, "a logit-adjusted loss needs the prior"
+        return self.tau * np.log(np.where(self.prior > 0, self.prior, 1.0))
 
     def rule_prior(self, prior: np.ndarray) -> np.ndarray:
         """Return the shares that the adjustment leaves: for tau 1 the same for each class."""
-        left = prior * np.exp(-self.adjustment(len(prior)))
+        left = prior * np.exp(-self.prepared)
         return left / left.sum()
 
     def for_validation(self) -> ClassificationLoss:
@@ -204,13 +197,13 @@ class LDAM(ClassificationLoss):
 
     largest = 0.5
 
-    def prepare(self, prior: Any, counts: Any, costs: Any) -> np.ndarray:
+    def prepare(self) -> np.ndarray:
         """Return the margins (K,)."""
-        assert counts is not None, "ldam needs the training rows of each class"
-        margins = np.where(np.asarray(counts) > 0, np.maximum(counts, 1) ** -0.25, 0.0)
+        assert self.counts is not None, "ldam needs the training rows of each class"
+        margins = np.where(self.counts > 0, np.maximum(self.counts, 1) ** -0.25, 0.0)
         return margins * (self.largest / margins.max())
 
-    def undo(self, n_outputs: int) -> dict[str, list[float]]:
+    def undo(self) -> dict[str, list[float]]:
         return {"margins": self.prepared.tolist()}
 
     def compute(self, logits: Tensor, target: Tensor) -> Tensor:

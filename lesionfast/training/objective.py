@@ -195,7 +195,7 @@ class TrainThenValidate(Borrowing):
 
     def set_posterior(self) -> None:
         """Set what the model undoes, and the prior that this leaves, as the loss is now."""
-        self.model.posterior.set_undo(self.loss.undo(len(self.model.parents)))
+        self.model.posterior.set_undo(self.loss.undo())
         self.model.posterior.to(self.dls.device)
         self.learn.prior = self.priors[self.loss.weight is not None]
 

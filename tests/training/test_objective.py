@@ -91,7 +91,7 @@ def hardest_of(each, amount, share):
 
 
 def posteriors(found, outputs, parents=WHOLE):
-    undone = Posterior(parents, found.loss.undo(len(parents)))(outputs)
+    undone = Posterior(parents, found.loss.undo())(outputs)
     return undone.softmax(dim=1).numpy()
 
 
@@ -123,7 +123,7 @@ def config_of(loss, **changes):
 def test_every_loss_is_checked_here():
     assert set(losses) >= SHIFTING
     for name in losses:
-        assert isinstance(objective(config_of(name)).loss.undo(4), dict)
+        assert isinstance(objective(config_of(name)).loss.undo(), dict)
 
 
 @pytest.mark.parametrize("balance", balances)
@@ -234,7 +234,7 @@ def test_smoothed_probabilities_too_small_to_be_undone_keep_their_order():
 @pytest.mark.parametrize("loss", ["cross_entropy", "focal", "ldam"])
 def test_posteriors_in_float32_are_those_in_float64(loss):
     found = objective(config_of(loss, label_smoothing=0.1 if losses[loss].smooths else 0.0))
-    posterior = Posterior(WHOLE, found.loss.undo(4))
+    posterior = Posterior(WHOLE, found.loss.undo())
     outputs = 8 * torch.randn(500, 4, dtype=torch.float64, generator=torch.manual_seed(0))
     exact = posterior(outputs).softmax(dim=1)
     for dtype, atol in ((torch.float32, 1e-5), (torch.bfloat16, 0.2)):
