@@ -104,10 +104,7 @@ def fit(learn: FusionLearner, run: Run, resume: bool = False) -> dict[str, Any]:
     ]
     again = f"lesionfast train --resume {run.path}"
     best, training = run_epochs(learn, run, config, plan.epochs, lrs, cbs, again)
-    deferred = getattr(learn, "deferred_weights", None)
-    if deferred is not None:  # the kept epoch may be one before the class weights came on
-        deferred.switch(best.best_epoch)
-        learn.train_then_validate.set_posterior()
+    learn.apply_objective.set_epoch(best.best_epoch)  # it may be before the class weights came on
     announce_kept(Run(run.path).history.set_index("epoch"), best.best_epoch + 1)
     return training
 

@@ -16,7 +16,6 @@ from random import Random
 import numpy as np
 import torch
 from fastai.callback.core import Callback
-from torch import nn
 
 from lesionfast.config import TrainConfig
 from lesionfast.diagnoses import Classes, read_class_weights, read_costs, read_subclasses
@@ -151,14 +150,12 @@ def build_callbacks(
     priors: tuple[np.ndarray, np.ndarray],
 ) -> list[Callback]:
     """Return the callbacks that shape what is minimised; raises `LesionfastError`."""
-    callbacks: list[Callback] = [TrainThenValidate(loss, valid_loss, priors)]
-    if config.defer_weights:
-        if loss.weight is None:
-            raise LesionfastError(
-                "--defer-weights needs class weights to defer. Add --balance weights, effective "
-                "or author, or leave it out."
-            )
-        callbacks.append(DeferredWeights(config.defer_weights, loss, valid_loss))
+    if config.defer_weights and loss.weight is None:
+        raise LesionfastError(
+            "--defer-weights needs class weights to defer. Add --balance weights, effective or "
+            "author, or leave it out."
+        )
+    callbacks = [ApplyObjective(loss, valid_loss, priors, config.defer_weights)]
     if config.hardest < 1:
         callbacks.append(OHEM(config.hardest))
     if mix := mixes[config.mix](config.mix_alpha, config.seed):
@@ -166,11 +163,13 @@ def build_callbacks(
     return callbacks
 
 
-class TrainThenValidate(Borrowing):
+class ApplyObjective(Borrowing):
     """Train with a loss over the model's outputs, validate with one over the posteriors.
 
-    In each epoch the model undoes what the loss does by then, and `learn.prior` is that of its
-    posteriors: the first of `priors` while the loss has no class weights, else the second.
+    For the share `defer` of the epochs they have no class weights (deferred re-weighting, Cao et
+    al. 2019, arXiv:1906.07413, algorithm 1). In each epoch the model undoes what the loss does by
+    then, and `learn.prior` is that of its posteriors: the first of `priors` without class weights,
+    the second with them.
     """
 
     order = -15
@@ -180,49 +179,33 @@ class TrainThenValidate(Borrowing):
         loss: ClassificationLoss,
         valid_loss: ClassificationLoss,
         priors: tuple[np.ndarray, np.ndarray],
+        defer: float = 0.0,
     ) -> None:
-        self.loss, self.valid_loss, self.priors = loss, valid_loss, priors
+        self.loss, self.valid_loss, self.priors, self.defer = loss, valid_loss, priors, defer
+        self.weights = loss.weight, valid_loss.weight
+
+    def before_epoch(self) -> None:
+        self.set_epoch(self.epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set class weights, what the model undoes and the prior, as they are in an epoch."""
+        weights = self.weights if epoch >= self.defer * self.n_epoch else (None, None)
+        for loss, weight in zip((self.loss, self.valid_loss), weights, strict=True):
+            loss.weight = weight
+            loss.to(self.dls.device)
+        self.model.posterior.set_undo(self.loss.undo())
+        self.model.posterior.to(self.dls.device)
+        self.learn.prior = self.priors[self.loss.weight is not None]
 
     def before_train(self) -> None:
-        self.learn.loss_func = self.loss.to(self.dls.device)
-        self.set_posterior()
+        self.learn.loss_func = self.loss
 
     def before_validate(self) -> None:
         self.learn.loss_func = self.valid_loss.to(self.dls.device)
 
     def clean_up(self) -> None:
+        self.loss.weight, self.valid_loss.weight = self.weights
         self.learn.loss_func = self.valid_loss
-
-    def set_posterior(self) -> None:
-        """Set what the model undoes, and the prior that this leaves, as the loss is now."""
-        self.model.posterior.set_undo(self.loss.undo())
-        self.model.posterior.to(self.dls.device)
-        self.learn.prior = self.priors[self.loss.weight is not None]
-
-
-class DeferredWeights(Borrowing):
-    """Switch the class weights of losses on after a share of the epochs.
-
-    (Deferred re-weighting, Cao et al. 2019, arXiv:1906.07413, algorithm 1.)
-    """
-
-    order = -10
-
-    def __init__(self, share: float, *losses: nn.Module) -> None:
-        self.share, self.weights = share, [(loss, loss.weight) for loss in losses]
-
-    def before_epoch(self) -> None:
-        self.switch(self.epoch)
-
-    def switch(self, epoch: int) -> None:
-        """Give the losses the weights that they have in an epoch of this fit."""
-        late = epoch >= self.share * self.n_epoch
-        for loss, weight in self.weights:
-            loss.weight = weight.to(self.dls.device) if late else None
-
-    def clean_up(self) -> None:
-        for loss, weight in self.weights:
-            loss.weight = weight
 
 
 class OHEM(Callback):

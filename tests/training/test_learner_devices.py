@@ -92,7 +92,7 @@ def test_what_losses_and_callbacks_keep_is_where_the_batches_are_in_every_epoch(
     assert weighted == [False, False, True, True]
     kept = {cb.name: list(kept_by({k: v for k, v in vars(cb).items()})) for cb in learn.cbs}
     assert kept["weight_average"]
-    for name in kept.keys() - {"deferred_weights"}:
+    for name in kept.keys() - {"apply_objective"}:
         assert {each.device for each in kept[name]} <= {ELSEWHERE}, name
 
 

@@ -36,7 +36,7 @@ from lesionfast.training.callbacks.tracking import (
     WriteHistory,
 )
 from lesionfast.training.learner import HalfPrecision, fusion_learner
-from lesionfast.training.objective import OHEM, TrainThenValidate
+from lesionfast.training.objective import OHEM, ApplyObjective
 
 TINY = TrainConfig(
     arch="test_resnet",
@@ -114,7 +114,7 @@ def every_callback(learn, folder):
         ProgressiveResizing(32),
         EarlyStopping("valid_loss", 5),
         OHEM(0.5),
-        TrainThenValidate(loss, loss, (learn.prior, learn.prior)),
+        ApplyObjective(loss, loss, (learn.prior, learn.prior)),
     ]
 
 

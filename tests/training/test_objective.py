@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
 from scipy.optimize import minimize
-from torch import nn
 
 from lesionfast.config import TrainConfig
 from lesionfast.diagnoses import read_class_weights, read_costs
@@ -19,8 +18,7 @@ from lesionfast.training.balancing import balances
 from lesionfast.training.losses import losses
 from lesionfast.training.objective import (
     OHEM,
-    DeferredWeights,
-    TrainThenValidate,
+    ApplyObjective,
     build_objective,
     shifting_options,
 )
@@ -159,7 +157,7 @@ def test_before_deferred_weights_come_on_the_prior_is_that_without_them(loss, ba
     smoothing = 0.1 if losses[loss].smooths else 0.0
     config = config_of(loss, balance=balance, defer_weights=0.5, label_smoothing=smoothing)
     found = objective(config)
-    (states,) = (each for each in found.callbacks if isinstance(each, TrainThenValidate))
+    (states,) = (each for each in found.callbacks if isinstance(each, ApplyObjective))
     found.loss.weight = None
     got, prior = posteriors(found, minimum(found)), states.priors[0]
     np.testing.assert_allclose(got, **near(expected(prior), found))
@@ -269,9 +267,10 @@ def test_only_the_hardest_rows_count(two_input_learner):
 
 def test_deferred_weights_come_on_in_the_last_epochs(two_input_learner):
     weight = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    two_input_learner.loss_func = nn.CrossEntropyLoss(weight)
-    watch = Watch()
-    two_input_learner.fit(4, cbs=[DeferredWeights(0.5, two_input_learner.loss_func), watch])
+    loss, watch = losses["cross_entropy"](weight), Watch()
+    two_input_learner.model.posterior = Posterior(WHOLE)
+    two_input_learner.fit(4, cbs=[ApplyObjective(loss, loss.for_validation(), (0, 1), 0.5), watch])
+    assert loss.weight is weight and two_input_learner.prior == 1
     for epoch, (_, (target,), predicted, loss) in enumerate(watch.steps):
         used = weight if epoch >= 2 else None
         assert loss == pytest.approx(F.cross_entropy(predicted, target, used).item(), rel=1e-6)
