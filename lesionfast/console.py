@@ -1,26 +1,37 @@
-"""What goes to stderr while a command works: log lines and progress bars. Free of torch."""
+"""What a command shows: log lines and progress bars on stderr, and tables. Free of torch."""
 
+import html
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.console import Group
     from rich.progress import Progress
-    from rich.table import Table
 
 logger = logging.getLogger("lesionfast")
 
 
 def log_to_console() -> None:
-    """Send the library's log to stderr: everything on a terminal, else only what was repaired."""
+    """Send the library's log to stderr, each line once: all of it on a terminal, else warnings."""
+    shown: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        seen = record.getMessage() in shown
+        shown.add(record.getMessage())
+        return not seen
+
     handler = logging.StreamHandler(sys.stderr)
     handler.setLevel(logging.INFO if sys.stderr.isatty() else logging.WARNING)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    logger = logging.getLogger("lesionfast")
+    handler.addFilter(is_new)
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
 
@@ -63,84 +74,180 @@ def counting_bar(title: str) -> Iterator[Callable[[int, int], None]]:
 MOST_ROWS = 10  # of a list that is shown in part
 
 
-def print_table(table: "Table", stderr: bool = False, whole: bool = False) -> None:
-    """Print a table and a blank line; a pipe gets no colours and no lost columns.
+@dataclass(frozen=True)
+class Cell:
+    """A value in a table: its text, the number it is sorted by, the ends of its 95 % interval."""
 
-    With `whole` no cell is wrapped in a pipe, however long the lines become.
-    """
+    text: str
+    number: float | None = None  # None: it is text
+    low: float | None = None
+    high: float | None = None
+    form: str = ".3f"
+    style: str = ""  # on a terminal: bold, dim, a colour
+
+    @property
+    def interval(self) -> str:
+        """The interval as "[0.850, 0.940]", '' without one."""
+        return "" if self.low is None else f"[{self.low:{self.form}}, {self.high:{self.form}}]"
+
+    def __str__(self) -> str:
+        return f"{self.text} {self.interval}".rstrip()
+
+
+MISSING = Cell("-")
+
+
+def cell(value: Any, form: str = ".3f") -> Cell:
+    """Return a value as a cell: '-' if it is missing, thousands with commas, floats as `form`."""
+    import numpy as np
+    import pandas as pd
+
+    if isinstance(value, Cell):
+        return value
+    if pd.isna(value):
+        return MISSING
+    if isinstance(value, bool | np.bool_):
+        return Cell("yes" if value else "no")
+    if isinstance(value, int | np.integer):
+        return Cell(f"{value:,}", float(value))
+    if isinstance(value, float | np.floating):
+        return Cell(f"{value:{form}}", float(value))
+    return Cell(str(value))
+
+
+def estimate(row: "Mapping | pd.Series", name: str = "value", form: str = ".3f") -> Cell:
+    """Return the value of a column with the interval that is in its `_low` and `_high`."""
+    ends = ("low", "high") if name == "value" else (f"{name}_low", f"{name}_high")
+    value, low, high = cell(row.get(name), form), *(cell(row.get(end)).number for end in ends)
+    return value if low is None else Cell(value.text, value.number, low, high, form)
+
+
+def percent(share: float) -> Cell:
+    """Return a share in whole per cent."""
+    return cell(share, ".0%")
+
+
+def count(value: Any) -> Cell:
+    """Return a number of parameters as "3.4 M" or "110 k"."""
+    number = cell(value).number
+    if number is None:
+        return MISSING
+    return Cell(f"{number / 1e6:.1f} M" if number >= 1e6 else f"{number / 1e3:.0f} k", number)
+
+
+def duration(value: float | None) -> Cell:
+    """Return seconds as "45 s", "12 min" or "3.5 h"."""
+    seconds = cell(value).number
+    if seconds is None:
+        return MISSING
+    if seconds < 90:
+        return Cell(f"{seconds:.0f} s", seconds)
+    text = f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return Cell(text, seconds)
+
+
+@dataclass
+class Table:
+    """A table for the terminal, HTML, Markdown and JSON; an empty row is a line between parts."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[Cell]] = field(default_factory=list)
+    note: str = ""
+
+    @classmethod
+    def from_frame(
+        cls, df: "pd.DataFrame", title: str, names: dict[str, str] | None = None, note: str = ""
+    ) -> "Table":
+        """Return a table of a DataFrame, in which x, x_low and x_high become one column.
+
+        So do value, low and high. `names` are the columns to show and their headings, in that
+        order; default: all of them, under their own names.
+        """
+        ends = {f"{name}_{end}" for name in df for end in ("low", "high")}
+        ends |= {"low", "high"} if "value" in df else set()
+        names = names or {name: str(name).replace("_", " ") for name in df if name not in ends}
+        table = cls(title, list(names.values()), note=note)
+        for row in df.to_dict("records"):
+            table.add(*(estimate(row, name) for name in names))
+        return table
+
+    def add(self, *values: Any, style: str = "") -> None:
+        """Append a row of cells or plain values, all in one style."""
+        cells = [cell(value) for value in values]
+        self.rows.append([replace(each, style=style or each.style) for each in cells])
+
+    def add_line(self) -> None:
+        """Append a line between two parts."""
+        self.rows.append([])
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Whether each column holds numbers."""
+        return [
+            any(row[place].number is not None for row in self.rows if place < len(row))
+            for place in range(len(self.columns))
+        ]
+
+    def to_rich(self, narrow: bool = False) -> "Group":
+        """Return title, table and note for the terminal; `narrow`: intervals on two lines."""
+        from rich.box import SIMPLE_HEAD
+        from rich.console import Group
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        table = RichTable(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        for name, numeric in zip(self.columns, self.numeric, strict=True):
+            heading = fill(name, 12, break_long_words=False) if numeric else name
+            table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+        gap = ",\n" if narrow else ", "
+        for row in self.rows:
+            texts = [f"{each.text}\n{each.interval.replace(', ', gap)}".rstrip() for each in row]
+            if row:
+                table.add_row(*(Text(t, each.style) for t, each in zip(texts, row, strict=True)))
+            else:
+                table.add_section()
+        note = [Text(self.note, "dim")] if self.note else []
+        return Group(Text(self.title, "bold"), table, *note)
+
+    def to_markdown(self) -> str:
+        """Return it as Markdown, intervals beside their values."""
+        rows = [
+            [f"{escape_markdown(c.text)} {c.interval}".rstrip() for c in row] for row in self.rows
+        ]
+        head = [*map(escape_markdown, self.columns)]
+        lines = [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows] if row]
+        return "\n".join([f"{escape_markdown(self.title)}:\n", *lines, ""])
+
+    def to_records(self) -> list[dict[str, Any]]:
+        """Return a JSON-safe dict a row: x, and x_low and x_high where it has an interval."""
+        records = []
+        for row in filter(None, self.rows):
+            record: dict[str, Any] = {}
+            for name, each in zip(self.columns, row, strict=False):
+                text = None if each == MISSING else each.text
+                record[name] = text if each.number is None else each.number
+                if each.low is not None:
+                    record |= {f"{name}_low": each.low, f"{name}_high": each.high}
+            records.append(record)
+        return records
+
+
+def escape_markdown(text: str) -> str:
+    """Return text as Markdown that shows it letter by letter, on one line: no HTML, no marks."""
+    line = " ".join(text.split())
+    return re.sub(r"([\\`*\[\]|]|(?<!\w)_|_(?!\w))", r"\\\1", html.escape(line, quote=False))
+
+
+def print_table(table: Table, stderr: bool = False) -> None:
+    """Print a table and a blank line; in a pipe no cell is wrapped and none has a colour."""
     from rich.console import Console
     from rich.measure import Measurement
 
     console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    shown = table.to_rich()
+    wide = console.options.update(width=1000)
+    needed = Measurement.get(console, wide, shown.renderables[1]).maximum
     if not console.is_terminal:
-        unlimited = console.options.update(width=1000)
-        needed = Measurement.get(console, unlimited, table)
-        console.width = max(console.width, needed.maximum if whole else needed.minimum, 80)
-    console.print(table, "")
-
-
-def new_table(title: str, caption: str = "") -> "Table":
-    """Return an empty table in the one style that all have."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    return Table(
-        title=title,
-        caption=caption or None,
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        title_justify="left",
-        caption_justify="left",
-        title_style="bold",
-        caption_style="dim",
-    )
-
-
-def add_columns(table: "Table", first: str, *others: str) -> None:
-    """Add one column for text, on the left, and others for numbers, on the right."""
-    table.add_column(first)
-    for name in others:
-        table.add_column(name, justify="right")
-
-
-def with_interval(
-    row: "Mapping[str, Any] | pd.Series", name: str, form: str = ".3f", between: str = "\n"
-) -> str:
-    """Return a value and, on a second line unless told, its interval; '-' if it is undefined."""
-    prefix = "" if name == "value" else f"{name}_"
-    value, low, high = row.get(name), row.get(f"{prefix}low"), row.get(f"{prefix}high")
-    if value is None or value != value:
-        return "-"
-    return f"{value:{form}}{between}[{low:{form}}, {high:{form}}]"
-
-
-def decimal(value: float | None) -> str:
-    """Return a number with three decimals, '-' if it is undefined."""
-    return "-" if value is None or value != value else f"{value:.3f}"
-
-
-def plain(value: Any) -> str:
-    """Return a value as people write it: whole numbers without decimals, '-' if missing."""
-    if value is None or value != value:
-        return "-"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def count(value: Any) -> str:
-    """Return a number of parameters as "3.4 M" or "110 k", '-' if it is not known."""
-    import pandas as pd
-
-    if pd.isna(value):
-        return "-"
-    return f"{value / 1e6:.1f} M" if value >= 1e6 else f"{value / 1e3:.0f} k"
-
-
-def duration(seconds: float | None) -> str:
-    """Return seconds as "45 s", "12 min" or "3.5 h", '-' if they are not known."""
-    if seconds is None or seconds != seconds:
-        return "-"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+        console.width = max(console.width, needed, 80)
+    console.print(table.to_rich(narrow=True) if needed > console.width else shown, "")

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
 from lesionfast.config import TrainConfig
-from lesionfast.report import page
 from lesionfast.runs import Run
 from lesionfast.stats.metrics import summarize
 
@@ -69,7 +69,6 @@ def ham10000() -> Path:
 @pytest.fixture
 def blank_figures(monkeypatch) -> None:
     """Figures are built but one dot is written, which takes a tenth: for tests of other things."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     class AtOnce(Executor):
@@ -257,11 +256,11 @@ def make_worse() -> Callable[[Run, str, float], Run]:
 def drawn(monkeypatch) -> dict[str, Figure]:
     """The figures that are saved while a test runs, by their file's name without suffix."""
     found: dict[str, Figure] = {}
-    print_png = page.FigureCanvasAgg.print_png
+    print_png = FigureCanvasAgg.print_png
 
     def remember(self, path, **options):
         found[path.stem] = self.figure
         print_png(self, path, **options)
 
-    monkeypatch.setattr(page.FigureCanvasAgg, "print_png", remember)
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", remember)
     return found

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import Field, fields
 from functools import wraps
 from pathlib import Path
-from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -158,6 +157,5 @@ def print_comparison(
     if as_json:
         print_json(comparison.to_dict() | {"figures": [str(figure) for figure in figures]})
         return
-    narrow = sys.stdout.isatty() and get_terminal_size().columns < 110
-    print_table(comparison_table(comparison, narrow), whole=True)
+    print_table(comparison_table(comparison))
     print(*files, *figures, sep="\n")

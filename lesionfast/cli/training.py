@@ -213,14 +213,14 @@ def ablate(
     """
     from lesionfast.console import print_table
     from lesionfast.evaluation.interpretation import records
-    from lesionfast.report.comparison import contribution_table
+    from lesionfast.report.subgroups import contribution_table
     from lesionfast.training import study
 
     contribution = study.ablate(open_run(run, out), to)
     if json:
         print_json({"table": records(contribution.table), "words": contribution.words()})
         return
-    print_table(contribution_table(contribution.table))
+    print_table(contribution_table(contribution.table, contribution.run.classes))
     print("\n".join(contribution.words()))
 
 

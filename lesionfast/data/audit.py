@@ -4,13 +4,12 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from lesionfast.config import DataConfig
-from lesionfast.console import MOST_ROWS, add_columns, new_table, plain
+from lesionfast.console import MOST_ROWS, Cell, Table
 from lesionfast.data.duplicates import find_exact_duplicates, find_near_duplicates, open_pictures
 from lesionfast.data.images import Images
 from lesionfast.data.leaks import KEYS
@@ -19,9 +18,6 @@ from lesionfast.data.sources import Source, find_source, list_images
 from lesionfast.data.split import assign_split
 from lesionfast.data.table import read_table
 from lesionfast.errors import LesionfastError, list_first, pluralize
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 COLOURS = {"ok": "green", "note": "yellow", "problem": "bold red"}
 
@@ -174,25 +170,15 @@ def check_near(pairs: pd.DataFrame) -> Finding:
     return judge(check, len(pairs), "problem", detail)
 
 
-def audit_table(report: Audit) -> list["Table"]:
+def audit_table(report: Audit) -> list[Table]:
     """Return the checks of a dataset, and its near-duplicates if there are any."""
-    from rich.text import Text
-
-    table = new_table("Dataset check")
-    add_columns(table, "check", "count", "verdict", "detail")
-    table.columns[2].justify = table.columns[3].justify = "left"
-    table.columns[3].overflow = "fold"
+    table = Table("Dataset check", ["check", "count", "verdict", "detail"])
     for row in report.findings:
-        verdict = Text(row.verdict, style=COLOURS[row.verdict])
-        table.add_row(row.check, f"{row.count:,}", verdict, row.detail)
+        verdict = Cell(row.verdict, style=COLOURS[row.verdict])
+        table.add(row.check, row.count, verdict, row.detail)
     pairs = report.near_duplicates
     if pairs.empty:
         return [table]
     more = f"{MOST_ROWS} of {len(pairs):,} pairs; all: --json" if len(pairs) > MOST_ROWS else ""
-    listed = new_table("Near-duplicates under different lesion ids", more)
-    add_columns(listed, *pairs.columns)
-    for column in listed.columns:
-        column.no_wrap = True  # half an image id is of no use
-    for row in pairs.head(MOST_ROWS).itertuples(index=False):
-        listed.add_row(*map(plain, row))
-    return [table, listed]
+    title = "Near-duplicates under different lesion ids"
+    return [table, Table.from_frame(pairs.head(MOST_ROWS), title, note=more)]

@@ -1,4 +1,6 @@
-"""Pictures beside what the model looked at in them, with what age, sex and site added."""
+"""The explanations chapter: what the model looks at, and which images it finds alike."""
+
+from __future__ import annotations
 
 from math import ceil
 from pathlib import Path
@@ -6,21 +8,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.figure import Figure
 from PIL import Image
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 
+from lesionfast.console import Table
 from lesionfast.data.images import open_images
 from lesionfast.diagnoses import full_name
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.features import read_features
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.report.images import atlas, caption, draw_top_losses, draw_words, explained
+from lesionfast.report.images import (
+    PER_CENT,
+    atlas,
+    decision_caption,
+    draw_top_losses,
+    draw_words,
+)
 from lesionfast.report.page import (
     GREY,
     Picture,
@@ -28,13 +31,15 @@ from lesionfast.report.page import (
     class_styles,
     drawn_classes,
     new_figure,
-    picture_of,
     save,
-    sign,
-    table_of,
+    signature,
+    subtitle,
 )
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
     from lesionfast.evaluation.attribution import Explanation
 
 COLUMNS = 3
@@ -45,6 +50,46 @@ HEAT = "inferno"
 COVER = 0.55  # how much of the colour lies over the picture
 CONTOUR = 0.5  # of the largest value
 FEWEST_CELLS = 4  # a side: of fewer, each is a third of the picture or more
+FEWEST = 10  # images of which a map of the features makes sense
+PERPLEXITY = 30.0
+ITERATIONS = 500  # half of scikit-learn's default; the map looks the same
+MAP = (
+    "The images by their features: close is alike, far apart means little; melanomas taken for "
+    "nevi are ringed"
+)
+MAPS = (
+    "Grad-CAM: the part of the image that speaks for the decision; below each, what age and sex "
+    "add to its log-odds (integrated gradients)"
+)
+CAUTION = (
+    "A map shows what the model reacts to, not that it is right to. Its cells are coarse; compare "
+    "with the centred blob below where masks were given, and with the picture beside it."
+)
+
+
+def pictures(findings: Findings) -> Section:
+    """Return the pictures that the model is most wrong about, and what it finds alike."""
+    losses = Picture.from_file(findings.drawn(draw_top_losses), "The highest losses")
+    return Section("Pictures", pictures=[losses, *atlas(findings), *feature_map(findings)])
+
+
+def attribution(findings: Findings) -> Section | None:
+    """Return what speaks for the decisions in the worst errors; it runs the model, if asked to."""
+    if not findings.explain:
+        return None
+    from lesionfast.evaluation.attribution import compare_with_masks, explain_images
+
+    files = draw_attribution(findings.interpretation, findings.folder)
+    findings.files |= {file.stem: file for file in files}
+    tables = []
+    if findings.masks:
+        rows = findings.interpretation.rows
+        explained = explain_images(findings.run, rows["image_id"].tolist(), rows["decision"])
+        found = compare_with_masks(explained, Path(findings.masks))
+        title = "How well the maps lie on the lesions of the masks"
+        tables = [Table.from_frame(found, title)]
+    shown = [Picture.from_file(file, MAPS) for file in files]
+    return Section("What speaks for a decision", [CAUTION], tables, shown)
 
 
 def draw_attribution(
@@ -55,6 +100,8 @@ def draw_attribution(
     The second figure is left out if the run has no classes mel and nv. Images that can't be read
     are left out and counted. Raises `LesionfastError` for what `explain_images` does.
     """
+    from lesionfast.evaluation.attribution import explain_images
+
     tables = {
         "top_losses": (
             interpretation.top_losses(losses),
@@ -72,8 +119,6 @@ def draw_attribution(
     explanation = None
     if len(shown):
         names, decisions = shown["image_id"].tolist(), shown["decision"].tolist()
-        from lesionfast.evaluation.attribution import explain_images
-
         explanation = explain_images(interpretation.run, names, decisions)
     return [
         draw_explained(
@@ -85,30 +130,29 @@ def draw_attribution(
 
 def draw_explained(
     interpretation: Interpretation,
-    explanation: "Explanation | None",
+    explanation: Explanation | None,
     rows: pd.DataFrame,
     title: str,
     nothing: str,
     path: Path,
 ) -> Path:
     """Draw rows of an interpretation beside their maps for the decision; return the path."""
-    split = explained(interpretation)
     if explanation is None or rows.empty:
-        figure = draw_words(title, split, nothing)
+        figure = draw_words(title, subtitle(interpretation), nothing)
     else:
-        mine = explanation.of(rows["image_id"].tolist())
-        left_out = f", {mine.bad} more that can't be read left out" if mine.bad else ""
-        subtitle = f"{split}: {len(mine.rows)} images{left_out}\n{about(mine)}"
-        figure = draw_maps(mine, rows, title, subtitle)
-    sign(figure, interpretation)
-    return save(figure, path)
+        chosen = explanation.of(rows["image_id"].tolist())
+        left_out = f", {chosen.bad} more that can't be read left out" if chosen.bad else ""
+        text = subtitle(interpretation, f"{len(chosen.rows)} shown{left_out}")
+        figure = draw_maps(chosen, rows, title, f"{text}\n{describe_maps(chosen)}")
+    return save(figure, path, signature(interpretation))
 
 
-def about(explanation: "Explanation") -> str:
+def describe_maps(explanation: Explanation) -> str:
     """Return what the maps and the numbers of a figure mean."""
     height, width = explanation.cells
     text = (
-        f"right of each picture: Grad-CAM for the decision, from {height} × {width} cells, smoothed"
+        f"right of each picture: Grad-CAM for the decision, from {height} × {width} cells, "
+        f"smoothed; {PER_CENT}"
     )
     if min(height, width) < FEWEST_CELLS:
         text += "\nso few cells show no place in a picture: train at a larger --size for that"
@@ -122,11 +166,11 @@ def about(explanation: "Explanation") -> str:
     )
 
 
-def draw_maps(explanation: "Explanation", rows: pd.DataFrame, title: str, subtitle: str) -> Figure:
+def draw_maps(explanation: Explanation, rows: pd.DataFrame, title: str, subtitle: str) -> Figure:
     """Return a figure with a picture, its map and a caption for each image of an explanation."""
-    about_model, paths = explanation.run.model, explanation.rows["path"].tolist()
+    resize, paths = explanation.run.model["resize"], explanation.rows["path"].tolist()
     pictures = open_images(
-        paths, SIDE, resize=about_model["resize"], cache=False, skip_bad=True, report=False
+        paths, SIDE, resize=resize, cache=False, skip_bad=True, report=False
     ).pixels
     captions = rows.set_index("image_id")
     n = len(paths)
@@ -141,23 +185,24 @@ def draw_maps(explanation: "Explanation", rows: pd.DataFrame, title: str, subtit
             axis.set_axis_off()
             continue
         row = captions.loc[explanation.rows["image_id"].iloc[i]]
-        told = explanation.told(i) if explanation.metadata.to_numpy().any() else []
+        added = explanation.told(i) if explanation.metadata.to_numpy().any() else []
+        text = "\n".join([decision_caption(row), *added])
         draw_pair(axis, pictures[i], explanation.maps[i])
         axis.set_title(str(row.name), loc="left", fontsize=7.5, color=GREY, pad=3)
-        axis.set_xlabel("\n".join([caption(row), *told]), loc="left", fontsize=9, linespacing=1.3)
-    bar = figure.colorbar(
-        ScalarMappable(cmap=HEAT),
-        ax=axes,
-        location="top",
-        shrink=0.25,
-        aspect=30,
-        pad=0.01,
-        anchor=(0, 0),
-    )
+        axis.set_xlabel(text, loc="left", fontsize=9, linespacing=1.3)
+    add_heat_bar(figure, axes)
+    return figure
+
+
+def add_heat_bar(figure: Figure, axes: list[Axes]) -> None:
+    """Add what the colours of the maps mean, above them."""
+    from matplotlib.cm import ScalarMappable
+
+    place = {"location": "top", "shrink": 0.25, "aspect": 30, "pad": 0.01, "anchor": (0, 0)}
+    bar = figure.colorbar(ScalarMappable(cmap=HEAT), ax=axes, **place)
     bar.set_label("heat, as a share of the most in the image; line at one half", fontsize=8)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8)
-    return figure
 
 
 def draw_pair(axis: Axes, picture: np.ndarray, heat: np.ndarray) -> None:
@@ -175,14 +220,50 @@ def draw_pair(axis: Axes, picture: np.ndarray, heat: np.ndarray) -> None:
 
 def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """Return the colours of a map (S, S) over a picture uint8 (S, S, 3) made grey."""
+    from matplotlib import colormaps
+
     grey = np.asarray(Image.fromarray(picture).convert("L"), np.float32)[..., None]
     colours = 255 * colormaps[HEAT](heat)[..., :3]
     return (COVER * colours + (1 - COVER) * grey).round().astype(np.uint8)
 
 
-FEWEST = 10  # images of which a map makes sense
-PERPLEXITY = 30.0
-ITERATIONS = 500  # half of scikit-learn's default; the map looks the same
+def feature_map(findings: Findings) -> list[Picture]:
+    """Return the map of the images, if the run keeps their features."""
+    if not findings.keeps_features:
+        return []
+    try:
+        return [Picture.from_file(findings.drawn(draw_feature_map), MAP)]
+    except LesionfastError as error:
+        findings.left_out("the feature map", error)
+        return []
+
+
+def draw_feature_map(interpretation: Interpretation, folder: Path) -> Path:
+    """Draw the images of a split by the features kept with the run, coloured by their truth.
+
+    Melanomas taken for nevi are ringed and other errors crossed. Images without kept features are
+    left out and counted. Raises `LesionfastError` if the run keeps no features.
+    """
+    rows, features = interpretation.rows, read_features(interpretation.run)
+    kept = rows["image_id"].isin(features.index).to_numpy()
+    places = project(features.loc[rows["image_id"][kept]].to_numpy())
+    rows = rows[kept]
+    left_out = f"; {(~kept).sum()} images without features left out" if not kept.all() else ""
+    figure = new_figure(
+        10,
+        7.4,
+        f"The {len(rows)} images of {interpretation.split} as the image branch sees them",
+        f"t-SNE of the image features: close is alike, far apart means little{left_out}",
+    )
+    axis = figure.subplots()
+    truth, decision = rows["truth"].to_numpy(), rows["decision"].to_numpy()
+    draw_classes(axis, places, truth, interpretation)
+    mark_errors(axis, places, truth, decision, interpretation)
+    axis.set(xticks=[], yticks=[], xlabel="t-SNE 1, no unit", ylabel="t-SNE 2, no unit")
+    axis.set_aspect("equal")
+    axis.spines[:].set_color("0.8")
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    return save(figure, folder / "feature_map.png", signature(interpretation))
 
 
 def project(features: np.ndarray, seed: int = 0, perplexity: float = PERPLEXITY) -> np.ndarray:
@@ -192,6 +273,9 @@ def project(features: np.ndarray, seed: int = 0, perplexity: float = PERPLEXITY)
     distances between clusters and their sizes do not. Raises `LesionfastError` for fewer than 10
     images.
     """
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
     n = len(features)
     if n < FEWEST:
         raise LesionfastError(
@@ -203,35 +287,6 @@ def project(features: np.ndarray, seed: int = 0, perplexity: float = PERPLEXITY)
     return TSNE(2, random_state=seed, **how).fit_transform(reduced)
 
 
-def draw_feature_map(interpretation: Interpretation, folder: Path) -> Path:
-    """Draw the images of a split by the features kept with the run, coloured by their truth.
-
-    Melanomas taken for nevi are ringed and other errors crossed. Images without kept features are
-    left out and counted. Raises `LesionfastError` if the run keeps no features.
-    """
-    rows, features = interpretation.rows, read_features(interpretation.run)
-    known = rows["image_id"].isin(features.index).to_numpy()
-    places = project(features.loc[rows["image_id"][known]].to_numpy())
-    rows = rows[known]
-    left_out = f"; {(~known).sum()} images without features left out" if not known.all() else ""
-    figure = new_figure(
-        10,
-        7.4,
-        f"The {len(rows)} images of {interpretation.split} as the image branch sees them",
-        f"t-SNE of the image features: close is alike, far apart means little{left_out}",
-    )
-    axis = figure.subplots()
-    truth, decision = rows["truth"].to_numpy(), rows["decision"].to_numpy()
-    draw_classes(axis, places, truth, interpretation)
-    draw_errors(axis, places, truth, decision, interpretation)
-    axis.set(xticks=[], yticks=[], xlabel="t-SNE 1, no unit", ylabel="t-SNE 2, no unit")
-    axis.set_aspect("equal")
-    axis.spines[:].set_color("0.8")
-    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
-    sign(figure, interpretation)
-    return save(figure, folder / "feature_map.png")
-
-
 def draw_classes(
     axis: Axes, places: np.ndarray, truth: np.ndarray, interpretation: Interpretation
 ) -> None:
@@ -240,9 +295,7 @@ def draw_classes(
     styles = class_styles(classes)
     counts = {name: int((truth == name).sum()) for name in classes}
     order = sorted(classes, key=lambda name: -counts[name])
-    for name in classes:
-        if not counts[name]:
-            continue
+    for name in filter(counts.get, classes):
         axis.scatter(
             *places[truth == name].T,
             s=24,
@@ -255,7 +308,7 @@ def draw_classes(
         )
 
 
-def draw_errors(
+def mark_errors(
     axis: Axes,
     places: np.ndarray,
     truth: np.ndarray,
@@ -263,8 +316,8 @@ def draw_errors(
     interpretation: Interpretation,
 ) -> None:
     """Ring the melanomas taken for nevi, and mark every other error by a small black dot."""
-    ringed = interpretation.classes.costliest or (None, None)
-    missed = (truth == ringed[0]) & (decision == ringed[1])
+    melanoma, nevus = interpretation.classes.costliest or (None, None)
+    missed = (truth == melanoma) & (decision == nevus)
     others = (truth != decision) & ~missed
     if missed.any():
         label = f"melanoma taken for a nevus, {missed.sum()}"
@@ -273,53 +326,3 @@ def draw_errors(
     if others.any():
         label = f"other error (rule {interpretation.rule}), {others.sum()}"
         axis.scatter(*places[others].T, s=5, color="black", zorder=4, label=label)
-
-
-MAP = (
-    "The images by their features: close is alike, far apart means little; melanomas taken for "
-    "nevi are ringed"
-)
-MAPS = (
-    "Grad-CAM: the part of the image that speaks for the decision; below each, what age and sex "
-    "add to its log-odds (integrated gradients)"
-)
-CAUTION = (
-    "A map shows what the model reacts to, not that it is right to. Its cells are coarse; compare "
-    "with the centred blob below where masks were given, and with the picture beside it."
-)
-
-
-def pictures(findings: Findings) -> Section:
-    """Return the pictures that the model is most wrong about, and what it finds alike."""
-    file = findings.drawn(draw_top_losses)
-    found = [picture_of(file, "The highest losses")]
-    return Section("Pictures", pictures=[*found, *atlas(findings), *feature_map(findings)])
-
-
-def feature_map(findings: Findings) -> list[Picture]:
-    """Return the map of the images, if the run keeps their features."""
-    if not findings.keeps_features:
-        return []
-    try:
-        return [picture_of(findings.drawn(draw_feature_map), MAP)]
-    except LesionfastError as error:
-        findings.left_out("the feature map", error)
-        return []
-
-
-def attribution(findings: Findings) -> Section | None:
-    """Return what speaks for the decisions in the worst errors; it runs the model, if asked to."""
-    if not findings.explain:
-        return None
-    from lesionfast.evaluation.attribution import compare_with_masks, explain_images
-
-    files = draw_attribution(findings.interpretation, findings.folder)
-    findings.files |= {file.stem: file for file in files}
-    tables = []
-    if findings.masks:
-        rows = findings.interpretation.rows
-        explained = explain_images(findings.run, rows["image_id"].tolist(), rows["decision"])
-        found = compare_with_masks(explained, Path(findings.masks))
-        tables = [table_of(found, "How well the maps lie on the lesions of the masks")]
-    shown = [picture_of(file, MAPS) for file in files]
-    return Section("What speaks for a decision", [CAUTION], tables, shown)

@@ -1,4 +1,6 @@
-"""Picture grids: each image with its truth, decision, probabilities, age and sex in plain words."""
+"""The images chapter: pictures with truth, decision and patient below, alone or beside others."""
+
+from __future__ import annotations
 
 import logging
 from collections.abc import Callable
@@ -10,10 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from lesionfast.console import add_columns, decimal, new_table, plain
+from lesionfast.console import Table, cell
 from lesionfast.data.images import read_image
 from lesionfast.data.sources import FileReader
 from lesionfast.diagnoses import Classes, full_name
@@ -21,29 +21,41 @@ from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.features import nearest_to_each
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.report.page import GREY, Picture, class_styles, new_figure, picture_of, save, sign
+from lesionfast.report.page import (
+    GREY,
+    Picture,
+    class_styles,
+    new_figure,
+    save,
+    signature,
+    subtitle,
+)
 from lesionfast.runs import Run
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from rich.table import Table
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 logger = logging.getLogger("lesionfast")
 
 COLUMNS = 4
 CELL, LINES = (3.0, 3.1), 3  # inches: width, height with a caption of that many lines
 LINE = 0.2  # inches of a further one
+LETTERS = 42  # of a line of a caption
 LONGEST_SIDE = 480  # pixels: more than a cell can show
+PER_CENT = "per cent: probability of the model, uncalibrated"
+NEAREST = 5  # training lesions beside each image of the atlas
+ATLAS_CELL = (2.15, 2.55)  # inches
+ATLAS = "The most confident cases, each beside the training lesions that the model finds most alike"
 
 
 def draw_top_losses(interpretation: Interpretation, folder: Path, k: int = 12) -> Path:
     """Draw the k images whose truth was given the least probability; return the path."""
     rows = interpretation.top_losses(k)
     title = "Highest losses: where the truth was given the least probability"
-    shown = f"the worst {len(rows)} of {len(interpretation.rows)} images"
-    figure = draw_grid(rows, title, f"{explained(interpretation)}: {shown}", "there are no images")
-    sign(figure, interpretation)
-    return save(figure, folder / "top_losses.png")
+    text = subtitle(interpretation, f"the worst {len(rows)} shown")
+    figure = draw_grid(rows, title, text, "there are no images")
+    return save(figure, folder / "top_losses.png", signature(interpretation))
 
 
 def draw_melanomas_taken_for_nevi(
@@ -55,16 +67,10 @@ def draw_melanomas_taken_for_nevi(
     shown = f"{len(rows)} of {total} melanomas"
     if len(rows) > most:
         shown += f", the {most} most confident of them shown"
-    subtitle = f"{explained(interpretation)}: {shown}"
     nothing = "no melanoma was taken for a nevus" if total else "none of the images is a melanoma"
-    figure = draw_grid(rows.head(most), "Melanomas taken for nevi", subtitle, nothing)
-    sign(figure, interpretation)
-    return save(figure, folder / "melanomas_taken_for_nevi.png")
-
-
-def explained(interpretation: Interpretation) -> str:
-    """Return the split and the rule as the start of a subtitle."""
-    return f"{interpretation.split}, rule {interpretation.rule}"
+    text, title = subtitle(interpretation, shown), "Melanomas taken for nevi"
+    figure = draw_grid(rows.head(most), title, text, nothing)
+    return save(figure, folder / "melanomas_taken_for_nevi.png", signature(interpretation))
 
 
 def draw_grid(
@@ -72,21 +78,20 @@ def draw_grid(
     title: str,
     subtitle: str,
     nothing: str,
-    words: Callable[[pd.Series], str] | None = None,
+    caption: Callable[[pd.Series], str] | None = None,
 ) -> Figure:
     """Return a figure with one picture a row of the table, or with the words of `nothing`.
 
-    `words` makes the caption of a row; that of `caption` unless given.
+    `caption` makes the words below a picture; default: `decision_caption`.
     """
     if rows.empty:
         return draw_words(title, subtitle, nothing)
     columns = min(COLUMNS, max(len(rows), 2))
     lines = ceil(len(rows) / columns)
-    captions = [(words or caption)(row) for _, row in rows.iterrows()]
-    more = max(0, max(each.count("\n") for each in captions) + 1 - LINES) * LINE
-    width, height = columns * CELL[0], lines * (CELL[1] + more) + 0.9
-    subtitle += "\nin per cent: the probability that the model gave"
-    figure = new_figure(width, height, title, subtitle)
+    captions = [(caption or decision_caption)(row) for _, row in rows.iterrows()]
+    more = max(0, max(text.count("\n") for text in captions) + 1 - LINES) * LINE
+    size = columns * CELL[0], lines * (CELL[1] + more) + 0.9
+    figure = new_figure(*size, title, f"{subtitle}\n{PER_CENT}")
     axes = figure.subplots(lines, columns, squeeze=False).flat
     with FileReader() as reader:
         reasons = [
@@ -102,7 +107,7 @@ def draw_grid(
 
 
 def draw_words(title: str, subtitle: str, words: str) -> Figure:
-    """Return a figure that only says something."""
+    """Return a figure of words alone."""
     figure = new_figure(8, 2.4, title, subtitle)
     axis = figure.subplots()
     axis.set_axis_off()
@@ -111,51 +116,50 @@ def draw_words(title: str, subtitle: str, words: str) -> Figure:
 
 
 def draw_cell(axis: Axes, row: pd.Series, text: str, reader: FileReader | None = None) -> str:
-    """Draw one image with its caption, `text`; return why it could not be read, else ''."""
+    """Draw one image with its id above and `text` below; return why it can't be read, else ''."""
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_color("0.8")
     axis.set_title(str(row["image_id"]), loc="left", fontsize=7.5, color=GREY, pad=3)
     axis.set_xlabel(text, loc="left", fontsize=9, linespacing=1.3)
+    return draw_image(axis, row.get("path"), reader)
+
+
+def draw_image(axis: Axes, path: Any, reader: FileReader | None = None) -> str:
+    """Draw an image, or a grey box with the reason why it can't be read, which is returned."""
     try:
-        pixels = read_pixels(row.get("path"), reader)
+        axis.imshow(read_pixels(path, reader))
     except (LesionfastError, OSError) as error:
-        draw_grey_box(axis, str(error))
+        axis.imshow(np.full((3, 4, 3), 225, dtype=np.uint8))
+        words = fill(str(error), 34, max_lines=7, placeholder=" …")
+        axis.text(0.5, 0.5, words, ha="center", va="center", fontsize=7.5, transform=axis.transAxes)
         return str(error)
-    axis.imshow(pixels)
     return ""
 
 
 def read_pixels(path: Any, reader: FileReader | None = None) -> np.ndarray:
     """Return an image as uint8 (height, width, 3), no larger than a cell can show."""
     if not isinstance(path, str):
-        raise LesionfastError("predictions.csv has no path of this image")
+        raise LesionfastError("predictions.csv has no path for this image")
     image = read_image(path, reader)
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     return np.asarray(image)
 
 
-def draw_grey_box(axis: Axes, reason: str) -> None:
-    """Draw what stands in for an image that can't be read: its place, and the reason."""
-    axis.imshow(np.full((3, 4, 3), 225, dtype=np.uint8))
-    words = fill(reason, 34, max_lines=7, placeholder=" …")
-    axis.text(0.5, 0.5, words, ha="center", va="center", fontsize=7.5, transform=axis.transAxes)
-
-
-def caption(row: pd.Series) -> str:
-    """Return truth and decision with their probabilities, then age, sex and site if known."""
+def decision_caption(row: pd.Series) -> str:
+    """Return truth and decision with their probabilities, then age, sex and site if there are."""
     lines = [
-        f"truth: {full_name(row['truth'])}, {per_cent(row['probability_of_truth'])}",
-        f"decided: {full_name(row['decision'])}, {per_cent(row['probability'])}",
+        f"truth: {full_name(row['truth'])}, {rounded_percent(row['probability_of_truth'])}",
+        f"decision: {full_name(row['decision'])}, {rounded_percent(row['probability'])}",
         patient(row),
     ]
-    return "\n".join(fill(line, 42) for line in lines if line)
+    return "\n".join(fill(line, LETTERS) for line in lines if line)
 
 
 def patient(row: pd.Series) -> str:
     """Return "35 years, female, neck" as far as the dataset has such columns."""
     words = []
     if "age" in row:
-        words.append("age unknown" if pd.isna(row["age"]) else f"{plain_words(row['age'])} years")
+        words.append("age unknown" if pd.isna(row["age"]) else f"{cell(row['age'], 'g')} years")
     if "sex" in row:
         words.append("sex unknown" if pd.isna(row["sex"]) else str(row["sex"]))
     if "localization" in row and pd.notna(row["localization"]):
@@ -163,17 +167,27 @@ def patient(row: pd.Series) -> str:
     return ", ".join(words)
 
 
-def plain_words(value: Any) -> str:
-    """Return 35.0 as "35", and anything that is no number as it is."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def per_cent(probability: float) -> str:
-    """Return a share in whole per cent, "<1%" and ">99%" where it would round to none and all."""
-    text = f"{probability:.0%}"
-    if text == "0%" and probability > 0:
+def rounded_percent(share: float) -> str:
+    """Return a share in whole per cent, "<1%" and ">99%" where it would round to 0 or 100."""
+    text = f"{share:.0%}"
+    if text == "0%" and share > 0:
         return "<1%"
-    return ">99%" if text == "100%" and probability < 1 else text
+    return ">99%" if text == "100%" and share < 1 else text
+
+
+def nearest_table(nearest: pd.DataFrame) -> Table:
+    """Return the training lesions most similar to an image, the first row of `nearest`."""
+    query = nearest.iloc[0]
+    truth = f", {full_name(query['target'])}" if query["target"] else ""
+    table = Table(
+        f"Training lesions most similar to {query['image_id']}{truth}",
+        ["image", "class", "similarity", "age", "sex"],
+        note="similarity: cosine of the centred features",
+    )
+    for _, row in nearest.iloc[1:].iterrows():
+        person = cell(row.get("age"), "g"), cell(row.get("sex"))
+        table.add(row["image_id"], full_name(row["target"]), row["similarity"], *person)
+    return table
 
 
 def draw_nearest(run: Run, table: pd.DataFrame, folder: Path | None = None) -> Path:
@@ -182,30 +196,26 @@ def draw_nearest(run: Run, table: pd.DataFrame, folder: Path | None = None) -> P
     columns = min(len(table), 6)
     lines = -(-len(table) // columns)
     title = f"The training lesions most similar to {table['image_id'].iloc[0]}"
-    figure = new_figure(
-        2.5 * columns, 2.9 * lines + 0.8, title, "cosine of the image features, less their mean"
-    )
-    axes = figure.subplots(lines, columns, squeeze=False).flat
+    size = 2.5 * columns, 2.9 * lines + 0.8
+    figure = new_figure(*size, title, "similarity: cosine of the centred image features")
+    axes = list(figure.subplots(lines, columns, squeeze=False).flat)
     for place, (axis, (_, row)) in enumerate(zip(axes, table.iterrows(), strict=False)):
+        likeness = f"similarity {row['similarity']:.3f}" if place else "this image"
+        target = full_name(row["target"]) if row["target"] else ""
+        text = "\n".join(filter(None, [target, patient(row), likeness]))
         axis.set(xticks=[], yticks=[])
-        axis.spines[:].set(color="black" if place == 0 else "0.8", linewidth=2 if place == 0 else 1)
+        axis.spines[:].set(color="0.8" if place else "black", linewidth=1 if place else 2)
         axis.imshow(read_pixels(row["path"]))
         axis.set_title(str(row["image_id"]), loc="left", fontsize=7.5, color=GREY, pad=3)
-        told = "this image" if place == 0 else f"similarity {row['similarity']:.3f}"
-        lines_of = [full_name(row["target"]) if row["target"] else "", patient(row), told]
-        axis.set_xlabel("\n".join(filter(None, lines_of)), loc="left", fontsize=9)
-    for axis in list(axes)[len(table) :]:
+        axis.set_xlabel(text, loc="left", fontsize=9)
+    for axis in axes[len(table) :]:
         axis.set_axis_off()
     return save(figure, (folder or run.path / "figures") / f"nearest_{name}.png")
 
 
-NEAREST = 5
-ATLAS_CELL = (2.15, 2.55)  # inches
-
-
 @dataclass(frozen=True)
 class Block:
-    """One kind of cases: their truth and decision, and what the figure is called."""
+    """One kind of cases of the atlas: their truth and decision, and what the figure is called."""
 
     truth: str
     decision: str
@@ -213,19 +223,20 @@ class Block:
     nothing: str
 
 
-def blocks_of(melanoma: str, nevus: str) -> dict[str, Block]:
-    """Return the kinds of cases by the name of their figure."""
-    return {
-        "atlas_melanoma_as_nevus": Block(
-            melanoma, nevus, "Melanomas taken for nevi", "no melanoma was taken for a nevus"
-        ),
-        "atlas_nevus_as_melanoma": Block(
-            nevus, melanoma, "Nevi taken for melanomas", "no nevus was taken for a melanoma"
-        ),
-        "atlas_melanoma_right": Block(
-            melanoma, melanoma, "Melanomas decided right", "no melanoma was decided right"
-        ),
-    }
+def atlas(findings: Findings) -> list[Picture]:
+    """Return missed melanomas, false alarms and found melanomas beside their neighbours."""
+    if not findings.interpretation.classes.costliest or not findings.keeps_features:
+        return []
+    try:
+        files = draw_atlas(findings.interpretation, findings.folder)
+    except LesionfastError as error:
+        findings.left_out("the atlas", error)
+        return []
+    findings.files |= {file.stem: file for file in files}
+    return [
+        Picture.from_file(file, f"{ATLAS}: {file.stem.removeprefix('atlas_').replace('_', ' ')}")
+        for file in files
+    ]
 
 
 def draw_atlas(interpretation: Interpretation, folder: Path, most: int = 6) -> list[Path]:
@@ -240,7 +251,7 @@ def draw_atlas(interpretation: Interpretation, folder: Path, most: int = 6) -> l
             f"an atlas of melanomas needs classes of melanoma and nevus; {interpretation.run.path} "
             f"has: {', '.join(interpretation.classes)}. Name a run with both."
         )
-    blocks = blocks_of(*interpretation.classes.costliest)
+    blocks = atlas_blocks(*interpretation.classes.costliest)
     tables = {
         name: interpretation.taken_for(block.truth, block.decision)
         for name, block in blocks.items()
@@ -255,6 +266,21 @@ def draw_atlas(interpretation: Interpretation, folder: Path, most: int = 6) -> l
     ]
 
 
+def atlas_blocks(melanoma: str, nevus: str) -> dict[str, Block]:
+    """Return the kinds of cases by the name of their figure."""
+    return {
+        "atlas_melanoma_as_nevus": Block(
+            melanoma, nevus, "Melanomas taken for nevi", "no melanoma was taken for a nevus"
+        ),
+        "atlas_nevus_as_melanoma": Block(
+            nevus, melanoma, "Nevi taken for melanomas", "no nevus was taken for a melanoma"
+        ),
+        "atlas_melanoma_right": Block(
+            melanoma, melanoma, "Melanomas decided right", "no melanoma was decided right"
+        ),
+    }
+
+
 def draw_block(
     interpretation: Interpretation,
     block: Block,
@@ -265,38 +291,33 @@ def draw_block(
 ) -> Path:
     """Draw one kind of cases; return the path."""
     total = int((interpretation.rows["truth"] == block.truth).sum())
-    subtitle = f"{explained(interpretation)}: {len(cases)} of {total} {block.truth}"
-    if len(cases) > most:
-        subtitle += f", the {most} most confident shown"
+    shown = f"{len(cases)} of {total} {block.truth}"
+    shown += f", the {most} most confident shown" if len(cases) > most else ""
+    text = subtitle(interpretation, shown)
     if cases.empty:
-        figure = draw_words(block.title, subtitle, block.nothing)
+        figure = draw_words(block.title, text, block.nothing)
     else:
-        subtitle += (
-            "\nright of each image: the training lesions nearest to it by the image features, "
-            "and the cosine less the mean"
+        text += (
+            "\nright of each image: the training lesions nearest to it by the image features, with "
+            f"the cosine of the centred features\n{PER_CENT}"
         )
-        shown = cases.head(most)
-        figure = draw_lines(shown, nearest, interpretation.classes, block.title, subtitle)
-    sign(figure, interpretation)
-    return save(figure, path)
+        figure = draw_lines(
+            cases.head(most), nearest, interpretation.classes, f"{block.title}\n{text}"
+        )
+    return save(figure, path, signature(interpretation))
 
 
 def draw_lines(
-    cases: pd.DataFrame,
-    nearest: dict[str, pd.DataFrame],
-    classes: Classes,
-    title: str,
-    subtitle: str,
+    cases: pd.DataFrame, nearest: dict[str, pd.DataFrame], classes: Classes, title: str
 ) -> Figure:
     """Return a figure with a line a case: its image, then its nearest training lesions."""
-    columns = NEAREST + 1
-    width, height = columns * ATLAS_CELL[0] + 0.6, len(cases) * ATLAS_CELL[1] + 1.2
-    figure = new_figure(width, height, title, subtitle)
+    size = (NEAREST + 1) * ATLAS_CELL[0] + 0.6, len(cases) * ATLAS_CELL[1] + 1.4
+    figure = new_figure(*size, title)
     ratios = [1.25] + [1] * NEAREST
-    axes = figure.subplots(len(cases), columns, squeeze=False, width_ratios=ratios)
+    axes = figure.subplots(len(cases), NEAREST + 1, squeeze=False, width_ratios=ratios)
     with FileReader() as reader:
         for line, (_, row) in zip(axes, cases.iterrows(), strict=True):
-            draw_cell(line[0], row, caption(row), reader)
+            draw_cell(line[0], row, decision_caption(row), reader)
             line[0].spines[:].set(color="black", linewidth=1.5)
             neighbours = nearest[row["image_id"]]
             for axis, (_, neighbour) in zip(line[1:], neighbours.iterrows(), strict=False):
@@ -309,47 +330,11 @@ def draw_lines(
 def draw_neighbour(
     axis: Axes, row: pd.Series, classes: Classes, reader: FileReader | None = None
 ) -> None:
-    """Draw a training lesion in a frame of its class's colour, with its class and likeness."""
-    style = class_styles(classes)[row["target"]]
+    """Draw a training lesion in a frame of its class's colour, with its class and similarity."""
     axis.set(xticks=[], yticks=[])
-    axis.spines[:].set(color=style["color"], linewidth=3)
-    try:
-        axis.imshow(read_pixels(row["path"], reader))
-    except (LesionfastError, OSError) as error:
-        draw_grey_box(axis, str(error))
+    axis.spines[:].set(color=class_styles(classes)[row["target"]]["color"], linewidth=3)
+    draw_image(axis, row["path"], reader)
     weight = "bold" if row["target"] == classes.melanoma else "normal"
-    axis.set_title(
-        f"{row['target']}  {row['similarity']:.2f}", loc="left", fontsize=9, pad=4, weight=weight
-    )
+    text = f"{row['target']}  {row['similarity']:.2f}"
+    axis.set_title(text, loc="left", fontsize=9, pad=4, weight=weight)
     axis.set_xlabel(patient(row), loc="left", fontsize=8)
-
-
-ATLAS = "The most confident cases, each beside the training lesions that the model finds most alike"
-
-
-def atlas(findings: Findings) -> list[Picture]:
-    """Return missed melanomas, false alarms and found melanomas beside their neighbours."""
-    if not findings.interpretation.classes.costliest or not findings.keeps_features:
-        return []
-    try:
-        files = draw_atlas(findings.interpretation, findings.folder)
-    except LesionfastError as error:
-        findings.left_out("the atlas", error)
-        return []
-    findings.files |= {file.stem: file for file in files}
-    return [picture_of(file, f"{ATLAS}: {file.stem.replace('_', ' ')}") for file in files]
-
-
-def nearest_table(nearest: "pd.DataFrame") -> "Table":
-    """Return the training lesions most similar to an image, the first row of `nearest`."""
-    query = nearest.iloc[0]
-    truth = f", {full_name(query['target'])}" if query["target"] else ""
-    told = f"Training lesions most similar to {query['image_id']}{truth}"
-    table = new_table(told, "similarity: cosine of the features, less their mean")
-    add_columns(table, "image", "class", "similarity", "age", "sex")
-    table.columns[1].justify = "left"
-    for _, row in nearest.iloc[1:].iterrows():
-        person = (plain(row.get(name)) for name in ("age", "sex"))
-        names = str(row["image_id"]), full_name(row["target"])
-        table.add_row(*names, decimal(row["similarity"]), *person)
-    return table

@@ -1,55 +1,126 @@
 """The metrics chapter: every metric with its interval, ROC and precision-recall, training."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from lesionfast.console import add_columns, decimal, new_table, with_interval
+from lesionfast.console import Table, estimate
 from lesionfast.diagnoses import full_name
 from lesionfast.errors import LesionfastError, did_you_mean
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.report.page import (
     GREY,
-    OVER_ALL,
+    METRIC_NAMES,
+    Picture,
     Section,
-    Table,
     class_styles,
     count_drawn,
     drawn_classes,
-    label_of,
-    mark,
     new_figure,
-    picture_of,
-    pivot,
     save,
-    sign,
-    table_of,
-    told,
+    signature,
+    style_axis,
+    subtitle,
 )
 from lesionfast.runs import Run
 from lesionfast.stats.metrics import ALL, RULES
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from rich.table import Table
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-LOSSES = {  # column of the history: label, colour, line, mark
-    "train_loss": ("training loss", "#7F7F7F", "dashed", "s"),
-    "valid_loss": ("validation loss", "#000000", "solid", "o"),
+OVER_ALL = (  # plain accuracy last
+    *("balanced_accuracy", "macro_auc", "macro_f1", "macro_average_precision", "macro_precision"),
+    *("macro_specificity", "kappa", "log_loss", "brier", "accuracy"),
+)
+OF_A_CLASS = ("sensitivity", "specificity", "precision", "f1", "auc", "average_precision")
+LOSS_LINES = {  # column of the history: colour, line, mark
+    "train_loss": ("#7F7F7F", "dashed", "s"),
+    "valid_loss": ("#000000", "solid", "o"),
 }
-METRICS = {
-    "balanced_accuracy": ("balanced accuracy", "#000000", "solid", "o"),
-    "macro_auc": ("macro AUC", "#0072B2", "dashed", "s"),
-    "mel_sensitivity": ("melanoma sensitivity", "#D55E00", "dashdot", "P"),
-    "accuracy": ("accuracy", "#7F7F7F", "dotted", "^"),
+METRIC_LINES = {
+    "balanced_accuracy": ("#000000", "solid", "o"),
+    "macro_auc": ("#0072B2", "dashed", "s"),
+    "mel_sensitivity": ("#D55E00", "dashdot", "P"),
+    "accuracy": ("#7F7F7F", "dotted", "^"),
 }
+
+Curve = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+def metrics(findings: Findings) -> Section:
+    """Return every metric, over images and over lesions."""
+    classes = findings.interpretation.classes
+    names = list(dict.fromkeys([*classes, classes.cancer]))
+    parts = {"by image": findings.measures, "by lesion": findings.lesion_measures}
+    tables = [overall_table(parts)]
+    for part, measures in parts.items():
+        title = f"Each class against the rest, {part}"
+        tables.append(class_table(measures, names, title, melanoma=classes.melanoma))
+    words = ["By lesion: the probabilities of a lesion's images are averaged before the decision."]
+    files = {
+        draw_roc: "ROC curve of each class against the rest",
+        draw_precision_recall: "Precision and sensitivity of each class against the rest",
+    }
+    curves = [
+        Picture.from_file(findings.drawn(draw, findings.measures), caption)
+        for draw, caption in files.items()
+    ]
+    return Section("Metrics", words, tables, curves)
+
+
+def overall_table(parts: dict[str, pd.DataFrame]) -> Table:
+    """Return the metrics over all classes, a column each of the tables of metrics."""
+    table = Table("Over all classes", ["metric", *parts])
+    found = [each[each["of"] == ALL].set_index("metric") for each in parts.values()]
+    for name in OVER_ALL:
+        table.add(METRIC_NAMES[name], *(estimate(rows.loc[name]) for rows in found))
+    return table
+
+
+def class_table(
+    measures: pd.DataFrame,
+    names: Iterable[str | None],
+    title: str,
+    metrics: Iterable[str] = OF_A_CLASS,
+    melanoma: str | None = None,
+    short: bool = False,
+) -> Table:
+    """Return one row a class that has metrics, one column a metric; the melanoma in bold."""
+    table = Table(title, ["class", "n", *(METRIC_NAMES[metric] for metric in metrics)])
+    for name in names:
+        rows = measures[measures["of"] == name].set_index("metric")
+        if not rows.empty:
+            cells = [estimate(rows.loc[metric]) for metric in metrics]
+            label, n = name if short else full_name(name), int(rows["n"].iloc[0])
+            table.add(label, n, *cells, style="bold" if name == melanoma else "")
+    return table
+
+
+def draw_roc(interpretation: Interpretation, measures: pd.DataFrame, folder: Path) -> Path:
+    """Draw one ROC curve a class, with a mark where the rule decides.
+
+    `measures` are the metrics of the same predictions, as `stats.measures.measure` gives them.
+    """
+    from sklearn.metrics import roc_curve
+
+    def curve(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return roc_curve(positive, scores)[:2]
+
+    title = "ROC curve of each class against the rest"
+    labels = class_labels(interpretation, measures, "auc", "AUC")
+    figure, axis = draw_curves(interpretation, title, curve, labels)
+    axis.plot([0, 1], [0, 1], color="0.75", linewidth=1, zorder=0)
+    table = interpretation.sensitivity_table()
+    mark_decisions(axis, interpretation, 1 - table["specificity"], table["sensitivity"])
+    axis.set(xlabel="1 - specificity (false positive rate)", ylabel="sensitivity")
+    return save(figure, folder / "roc.png", signature(interpretation))
 
 
 def draw_precision_recall(
@@ -57,7 +128,7 @@ def draw_precision_recall(
 ) -> Path:
     """Draw one precision-recall curve a class, with a mark where the rule decides.
 
-    `measures` is what `measures.measure` says of the same predictions.
+    `measures` are the metrics of the same predictions, as `stats.measures.measure` gives them.
     """
     from sklearn.metrics import precision_recall_curve
 
@@ -66,54 +137,32 @@ def draw_precision_recall(
         return recall, precision
 
     title = "Precision and sensitivity of each class against the rest"
-    labels = labels_of(interpretation, measures, "average_precision", "AP")
+    labels = class_labels(interpretation, measures, "average_precision", "AP")
     figure, axis = draw_curves(interpretation, title, curve, labels, "steps-post")
     table = interpretation.sensitivity_table()
     mark_decisions(axis, interpretation, table["sensitivity"], table["precision"])
     axis.set(xlabel="sensitivity (recall)", ylabel="precision (positive predictive value)")
-    sign(figure, interpretation)
-    return save(figure, folder / "precision_recall.png")
-
-
-def draw_roc(interpretation: Interpretation, measures: pd.DataFrame, folder: Path) -> Path:
-    """Draw one ROC curve a class, with a mark where the rule decides.
-
-    `measures` is what `measures.measure` says of the same predictions.
-    """
-    from sklearn.metrics import roc_curve
-
-    def curve(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return roc_curve(positive, scores)[:2]
-
-    title = "ROC curve of each class against the rest"
-    labels = labels_of(interpretation, measures, "auc", "AUC")
-    figure, axis = draw_curves(interpretation, title, curve, labels)
-    axis.plot([0, 1], [0, 1], color="0.75", linewidth=1, zorder=0)
-    table = interpretation.sensitivity_table()
-    mark_decisions(axis, interpretation, 1 - table["specificity"], table["sensitivity"])
-    axis.set(xlabel="1 - specificity (false positive rate)", ylabel="sensitivity")
-    sign(figure, interpretation)
-    return save(figure, folder / "roc.png")
+    return save(figure, folder / "precision_recall.png", signature(interpretation))
 
 
 def draw_curves(
     interpretation: Interpretation,
     title: str,
-    curve: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
+    curve: Curve,
     labels: dict[str, str],
     drawstyle: str = "default",
 ) -> tuple[Figure, Axes]:
     """Return a figure with one curve a class, the legend beside it in the order of the classes."""
-    subtitle = f"{told(interpretation)}; marks: where the rule decides"
     names, styles = drawn_classes(interpretation), class_styles(interpretation.classes)
-    subtitle += count_drawn(interpretation)
-    figure = new_figure(8.2, max(5.6, 0.45 * len(names)), title, subtitle)
+    notes = "marks: where the rule decides", count_drawn(interpretation)
+    height = max(5.6, 0.45 * len(names))
+    figure = new_figure(8.2, height, title, subtitle(interpretation, *notes))
     axis = figure.subplots()
     for name in names:
         number = interpretation.classes.index(name)
         positive = interpretation.truth == number
         points: tuple = ([], [])
-        if is_told_apart(positive):
+        if has_both(positive):
             points = curve(positive, interpretation.probabilities[:, number])
         axis.plot(
             *points,
@@ -124,29 +173,26 @@ def draw_curves(
             **styles[name],
             drawstyle=drawstyle,
         )
-    axis.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", anchor="W")
-    axis.grid(color="0.92")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, handlelength=3.5)
+    limits = {"xlim": (-0.01, 1.01), "ylim": (-0.01, 1.01)}
+    style_axis(axis, "right", **limits, aspect="equal", anchor="W")
     return figure, axis
 
 
-def labels_of(
+def class_labels(
     interpretation: Interpretation, measures: pd.DataFrame, metric: str, label: str
 ) -> dict[str, str]:
-    """Return what the legend says of each class: its images, and a metric with its interval."""
-    found = measures[measures["metric"] == metric].set_index("of")
-    told = {}
+    """Return the legend of each class: its images, and a metric with its interval."""
+    rows = measures[measures["metric"] == metric].set_index("of")
+    labels = {}
     for number, name in enumerate(interpretation.classes):
-        row, value = found.loc[name], "undefined"
-        if is_told_apart(interpretation.truth == number):
-            value = f"{label} {with_interval(row, 'value', between=' ')}"
-        told[name] = f"{full_name(name)}, n {row['n']}\n{value}"
-    return told
+        defined = has_both(interpretation.truth == number)
+        value = f"{label} {estimate(rows.loc[name])}" if defined else "undefined"
+        labels[name] = f"{full_name(name)}, n {rows.loc[name, 'n']}\n{value}"
+    return labels
 
 
-def is_told_apart(positive: np.ndarray) -> bool:
-    """Return whether there are images of a class and others, so that it has a curve."""
+def has_both(positive: np.ndarray) -> bool:
+    """Return whether there are images of a class and of others, so that it has a curve."""
     return bool(positive.any() and not positive.all())
 
 
@@ -159,31 +205,38 @@ def mark_decisions(axis: Axes, interpretation: Interpretation, x: pd.Series, y: 
         axis.scatter(x[name], y[name], s=60, zorder=5, clip_on=False, **look)
 
 
+def training(findings: Findings) -> Section | None:
+    """Return the training curves, if the run has any."""
+    if not findings.run.holds("history.csv"):
+        return None
+    file = findings.drawn(draw_training)
+    words = "Losses and validation metrics over the epochs"
+    return Section("Training", pictures=[Picture.from_file(file, words)])
+
+
 def draw_training(interpretation: Interpretation, folder: Path) -> Path:
     """Draw losses and validation metrics over the epochs, with the phases and the best epoch."""
-    run = interpretation.run
-    history = run.history
-    subtitle = f"{run.config.arch}; the metrics are those of the validation images"
-    figure = new_figure(9.2, 7.2, "Training", subtitle)
+    from matplotlib.ticker import MaxNLocator
+
+    run, history = interpretation.run, interpretation.run.history
+    note = f"{run.config.arch}; the metrics are those of the validation images"
+    figure = new_figure(9.2, 7.2, "Training", note)
     above, below = figure.subplots(2, 1, sharex=True)
-    draw_columns(above, history, LOSSES)
-    draw_columns(below, history, METRICS)
-    above.set(ylabel="loss")
-    below.set(ylabel="share (0 to 1)", xlabel="epoch", xlim=(0.5, history["epoch"].max() + 0.5))
+    best = run.metrics.get("best_epoch") if run.finished else None
+    for axis, lines in ((above, LOSS_LINES), (below, METRIC_LINES)):
+        for name, (color, line, marker) in lines.items():
+            if name in history and history[name].notna().any():
+                look = {"color": color, "linestyle": line, "marker": marker, "markersize": 4}
+                axis.plot(history["epoch"], history[name], label=METRIC_NAMES[name], **look)
+        if best is not None:
+            label = f"epoch {best}: its weights are kept"
+            axis.axvline(best, color=GREY, linewidth=1, linestyle=(0, (2, 2)), label=label)
+    last = history["epoch"].max() + 0.5
+    style_axis(above, "right", ylabel="loss")
+    style_axis(below, "right", ylabel="share (0 to 1)", xlabel="epoch", xlim=(0.5, last))
     below.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     name_phases(above, history)
-    for axis in (above, below):
-        finish(axis, run.metrics.get("best_epoch") if run.finished else None)
-    sign(figure, interpretation)
-    return save(figure, folder / "training.png")
-
-
-def draw_columns(axis: Axes, history: pd.DataFrame, columns: dict[str, tuple]) -> None:
-    """Draw columns of the history over the epochs, those that it has values of."""
-    for name, (label, color, line, marker) in columns.items():
-        if name in history and history[name].notna().any():
-            look = {"color": color, "linestyle": line, "marker": marker, "markersize": 4}
-            axis.plot(history["epoch"], history[name], label=label, **look)
+    return save(figure, folder / "training.png", signature(interpretation))
 
 
 def name_phases(axis: Axes, history: pd.DataFrame) -> None:
@@ -198,99 +251,38 @@ def name_phases(axis: Axes, history: pd.DataFrame) -> None:
     top.tick_params(length=3)
 
 
-def finish(axis: Axes, best_epoch: int | None) -> None:
-    """Mark the epoch whose weights were kept, and give an axis its legend and grid."""
-    if best_epoch is not None:
-        label = f"epoch {best_epoch}: its weights are kept"
-        axis.axvline(best_epoch, color=GREY, linewidth=1, linestyle=(0, (2, 2)), label=label)
-    axis.grid(color="0.92")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
-
-
-def metrics(findings: Findings) -> Section:
-    """Return every metric, over images and over lesions."""
-    classes = findings.interpretation.classes
-    classes = list(dict.fromkeys([*classes, classes.cancer]))
-    tables = [
-        overall(findings),
-        pivot(findings.measures, classes, "Each class against the rest, by image"),
-        pivot(findings.lesion_measures, classes, "Each class against the rest, by lesion"),
-    ]
-    words = ["By lesion: the probabilities of a lesion's images are averaged, then decided."]
-    files = {
-        draw_roc: "ROC curve of each class against the rest",
-        draw_precision_recall: "Precision and sensitivity of each class against the rest",
-    }
-    curves = [
-        picture_of(findings.drawn(draw, findings.measures), told) for draw, told in files.items()
-    ]
-    return Section("Metrics", words, tables, curves)
-
-
-def overall(findings: Findings) -> Table:
-    """Return the metrics over all classes, by image and by lesion."""
-    parts = {"by image": findings.measures, "by lesion": findings.lesion_measures}
-    rows = []
-    for name, label in OVER_ALL.items():
-        row: dict[str, object] = {"metric": label}
-        for part, measures in parts.items():
-            found = measures[(measures["metric"] == name) & (measures["of"] == ALL)].iloc[0]
-            row |= {part: found["value"]}
-            row |= {f"{part}_low": found["low"], f"{part}_high": found["high"]}
-        rows.append(row)
-    return table_of(pd.DataFrame(rows), "Over all classes")
-
-
-def training(findings: Findings) -> Section | None:
-    """Return the training curves, if the run has any."""
-    if not findings.run.holds("history.csv"):
-        return None
-    file = findings.drawn(draw_training)
-    words = "Losses and validation metrics over the epochs"
-    return Section("Training", pictures=[picture_of(file, words)])
-
-
-OVERALL = {
-    "balanced_accuracy": "balanced accuracy",
-    "macro_auc": "macro AUC",
-    "macro_f1": "macro F1",
-    "mel_sensitivity": "melanoma sensitivity",
-}
-
-
-def metrics_table(run: Run, split: str = "test") -> "Table":
-    """Return the metrics of one split under both rules, the deciding one marked.
+def metrics_table(run: Run, split: str = "test") -> Table:
+    """Return the metrics of one split under both rules.
 
     Raises `LesionfastError` for a split that the run has no metrics of.
     """
-    summary = metrics_of(run, split)
-    rules = summary["rules"]
+    summary = split_metrics(run, split)
+    rules = [summary["rules"][rule] for rule in RULES]
     title = f"{split}: {summary['n']} images of {len(run.classes)} classes"
-    table = new_table(title, f"split sha256 {run.metrics['split_sha256'][:12]}")
-    add_columns(table, "metric", *(mark(rule, run.model["rule"]) for rule in RULES))
-    for key, label in OVERALL.items():
-        values = [summary.get(key, rules[rule].get(key)) for rule in RULES]
-        if key in summary or key in rules[RULES[0]]:
-            style = "bold" if key == "balanced_accuracy" else None
-            table.add_row(label, *map(decimal, values), style=style)
+    note = f"split sha256 {run.metrics['split_sha256'][:12]}"
+    table = Table(f"{title}; rule in use: {run.model['rule']}", ["metric", *RULES], note=note)
+    for key in ("balanced_accuracy", "macro_auc", "macro_f1", "mel_sensitivity"):
+        if key in summary or key in rules[0]:
+            values = [summary.get(key, rule.get(key)) for rule in rules]
+            style = "bold" if key == "balanced_accuracy" else ""
+            table.add(METRIC_NAMES[key], *values, style=style)
     for key in ("sensitivity", "precision"):
-        table.add_section()
-        table.add_row(key)
+        table.add_line()
+        table.add(key, "", "")
         for name in run.classes:
-            values = [rules[rule][key][name] for rule in RULES]
-            table.add_row(f"  {label_of(name, summary)}", *map(decimal, values))
-    table.add_section()
-    table.add_row("accuracy", *(decimal(rules[rule]["accuracy"]) for rule in RULES))
+            label = f"  {full_name(name)}, n {summary['counts'][name]}"
+            table.add(label, *(rule[key][name] for rule in rules))
+    table.add_line()
+    table.add("accuracy", *(rule["accuracy"] for rule in rules))
     return table
 
 
-def metrics_of(run: Run, split: str) -> dict[str, Any]:
+def split_metrics(run: Run, split: str) -> dict[str, Any]:
     """Return the metrics of one split; raises `LesionfastError` if there are none."""
-    known = [name for name in ("valid", "test") if name in run.metrics]
-    if split not in known:
+    names = [name for name in ("valid", "test") if name in run.metrics]
+    if split not in names:
         raise LesionfastError(
-            f"{run.path} has no metrics of the split '{split}'; it has: {', '.join(known)}."
-            f"{did_you_mean(split, known)} Choose one with --split."
+            f"{run.path} has no metrics of the split '{split}'; it has: {', '.join(names)}."
+            f"{did_you_mean(split, names)} Choose one with --split."
         )
     return run.metrics[split]

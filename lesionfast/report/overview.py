@@ -1,5 +1,6 @@
-"""What a reader must know of a run's data and of what the model is for, in words and tables."""
+"""The overview chapter: the whole report in its order, the data card and the model card."""
 
+import logging
 import os
 import threading
 import time
@@ -10,47 +11,95 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from joblib import cpu_count
-from joblib.externals.loky import get_reusable_executor
-from threadpoolctl import threadpool_limits
 
 from lesionfast.config import TrainConfig
+from lesionfast.console import Table, estimate
 from lesionfast.data.split import PARTS
 from lesionfast.diagnoses import full_name
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.evaluation.findings import Findings
-from lesionfast.files import write_text
 from lesionfast.report.calibration import calibration
 from lesionfast.report.decisions import challenge, operating
 from lesionfast.report.errors import confusion, melanoma
 from lesionfast.report.explanations import attribution, pictures
 from lesionfast.report.metrics import metrics, training
-from lesionfast.report.page import (
-    INTERVALS,
-    NOT_A_DEVICE,
-    Section,
-    Table,
-    pairs_table,
-    render,
-    table_of,
-)
+from lesionfast.report.page import Section, write_page
 from lesionfast.report.selective import prediction_sets, referral
 from lesionfast.report.subgroups import labels, metadata, out_of_distribution, subgroups
-from lesionfast.runs import Run, installed_version
+from lesionfast.runs import Run
+
+SECTIONS: list[Callable[[Findings], Section | None]] = [
+    *(melanoma, confusion, metrics, operating, challenge, calibration, prediction_sets, referral),
+    *(subgroups, metadata, labels, out_of_distribution, pictures, attribution, training),
+]
+HAM10000 = ("ISIC_0024306", "ISIC_0034320")  # its first and last image
+SOURCE = (
+    "The image ids are those of HAM10000 (Tschandl, Rosendahl, Kittler 2018, Scientific Data 5, "
+    "180161, doi:10.7910/DVN/DBW86T), which is licensed CC BY-NC 4.0: not for commercial use. Its "
+    "patients are from Austria and Australia, most of them with light skin."
+)
+SAMPLE = "The built-in synthetic sample: drawn pictures, no patients. Its numbers mean nothing."
+TIGHT = "No lesion has images in two parts."
+LEAKING = "Some lesions have images in two parts: the estimates are too good."
+
+logger = logging.getLogger("lesionfast")
 
 
-def sections_of(findings: Findings) -> list[Section]:
+def write_report(findings: Findings, to: Path | None = None) -> Path:
+    """Write what is found of a run as one HTML file and return its path.
+
+    It carries its figures in itself, fetches nothing, and gives no estimate without its interval.
+    Unless given, the path is RUN/report.html, or RUN/report-valid.html of the validation images.
+    """
+    run, read = findings.run, findings.interpretation
+    headline = {
+        "name": "Balanced accuracy",
+        "cell": estimate(findings.measure("balanced_accuracy", "all")),
+        "words": f"{len(read.rows):,} {read.split} images of {len(set(findings.lesions)):,} "
+        f"lesions, rule {read.rule}",
+        "split": run.metrics["split_sha256"][:12],
+    }
+    name = "report.html" if read.split == "test" else f"report-{read.split}.html"
+    return write_page(
+        to or run.path / name,
+        f"{run.path.name}: {run.model.get('arch') or 'ensemble'}",
+        [*report_sections(findings), *about_sections(findings)],
+        headline,
+        [
+            (name, estimate(row))
+            for name, metric, of in (
+                ("Melanoma sensitivity", "sensitivity", read.classes.melanoma),
+                ("Melanoma specificity", "specificity", read.classes.melanoma),
+                ("Melanoma AUC", "auc", read.classes.melanoma),
+                ("Malignant sensitivity", "sensitivity", read.classes.cancer),
+                ("Macro AUC", "macro_auc", "all"),
+                ("Plain accuracy", "accuracy", "all"),
+            )
+            if (row := findings.measure(metric, of)) is not None and not pd.isna(row["value"])
+        ],
+    )
+
+
+def report_sections(findings: Findings) -> list[Section]:
     """Return the sections on what a run gets right and wrong, in the order of the report.
 
     A second process draws the pictures meanwhile.
     """
-    beside = second_process().submit(with_files, pictures, findings)
+    from threadpoolctl import threadpool_limits
+
+    beside = second_process().submit(draw_apart, pictures, findings)
+    sections = []
     with threadpool_limits(1):  # small products of matrices only wait for each other's threads
-        found = [
-            collected(findings, *beside.result()) if build is pictures else build(findings)
-            for build in SECTIONS
-        ]
-    return [each for each in found if each is not None]
+        for build in SECTIONS:
+            if build is pictures:
+                section, files, warnings = beside.result()
+                findings.files |= files
+                for text in warnings:
+                    logger.warning("%s", text)
+            else:
+                section = build(findings)
+            sections.append(section)
+    return [section for section in sections if section is not None]
 
 
 def second_process() -> Executor:
@@ -58,6 +107,9 @@ def second_process() -> Executor:
 
     It does not outlive this one, and ends when it had nothing to do for some seconds.
     """
+    from joblib import cpu_count
+    from joblib.externals.loky import get_reusable_executor
+
     threads = str(max(1, cpu_count() // 2))
     limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
     return get_reusable_executor(
@@ -76,44 +128,48 @@ def end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def with_files(
+def draw_apart(
     build: Callable[[Findings], Section], findings: Findings
-) -> tuple[Section, dict[str, Path]]:
-    """Return a section and the figures that were drawn for it, by name."""
-    return build(findings), findings.files
+) -> tuple[Section, dict[str, Path], list[str]]:
+    """Return a section, the figures that were drawn for it, and what was warned of meanwhile.
+
+    The warnings are for the first process to log, which shows each once.
+    """
+    warnings: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: warnings.append(record.getMessage())  # type: ignore[method-assign]
+    propagates, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        return build(findings), findings.files, warnings
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagates
 
 
-def collected(findings: Findings, section: Section, files: dict[str, Path]) -> Section:
-    """Return a section that another process made, and note its figures."""
-    findings.files |= files
-    return section
-
-
-SECTIONS: list[Callable[[Findings], Section | None]] = [
-    melanoma,
-    confusion,
-    metrics,
-    operating,
-    challenge,
-    calibration,
-    prediction_sets,
-    referral,
-    subgroups,
-    metadata,
-    labels,
-    out_of_distribution,
-    pictures,
-    attribution,
-    training,
-]
-
-HAM10000 = ("ISIC_0024306", "ISIC_0034320")  # its first and last image
-SOURCE = (
-    "The image ids are those of HAM10000 (Tschandl, Rosendahl, Kittler 2018, Scientific Data 5, "
-    "180161, doi:10.7910/DVN/DBW86T), which is licensed CC BY-NC 4.0: not for commercial use. Its "
-    "patients are from Austria and Australia, most of them with light skin."
-)
-SAMPLE = "The built-in synthetic sample: drawn pictures, no patients. Its figures mean nothing."
+def about_sections(findings: Findings) -> list[Section]:
+    """Return the sections on how the run came about, and what it is for."""
+    run, defaults = findings.run, asdict(TrainConfig())
+    options = pd.DataFrame(
+        [
+            {"option": name, "value": str(value), "default": str(defaults[name])}
+            for name, value in asdict(run.config).items()
+        ]
+    )
+    changed = options[options["value"] != options["default"]]
+    tables = [Table.from_frame(changed, "Options that are not the default")] if len(changed) else []
+    environment = Table("Environment", ["part", "value"])
+    facts: dict[str, Any] = run.environment if run.holds("environment.json") else {}
+    if (seconds := run.metrics.get("train_seconds")) is not None:
+        facts = facts | {"seconds of training": seconds}
+    for name, value in facts.items():
+        environment.add(name, str(value))
+    tables += [Table.from_frame(options, "All options"), environment]
+    return [
+        Section("Data card", *data_card(findings)),
+        Section("Model card", model_card(run)),
+        Section("Configuration", tables=tables, folded=True),
+    ]
 
 
 def data_card(findings: Findings) -> tuple[list[str], list[Table]]:
@@ -125,52 +181,35 @@ def data_card(findings: Findings) -> tuple[list[str], list[Table]]:
     elif split["image_id"].between(*HAM10000).all():
         words.insert(0, SOURCE)
     if "group" in split:
-        words.append("No lesion has images in two parts." if tight(split) else LEAKING)
+        parts_of_lesions = split.groupby("group")["split"].nunique()
+        words.append(TIGHT if (parts_of_lesions == 1).all() else LEAKING)
     try:
         df = findings.dataset
     except DamageError:
         raise
     except LesionfastError as error:
         words.append(f"The data is not here, so classes are not counted: {error}")
-        return words, [table_of(counted(split.assign(target="all")), "Images and lesions")]
-    return words, [
-        table_of(counted(df), "Images and lesions of each class and part"),
-        table_of(known(df, run.config.metadata_columns), "Where metadata is not known"),
-    ]
+        return words, [count_images(split.assign(target="all"), "Images and lesions of each part")]
+    missing = Table("Images without a value", ["column", *PARTS])
+    for column in run.config.metadata_columns:
+        gaps = df[column].isna()
+        missing.add(column, *(int(gaps[df["split"] == part].sum()) for part in PARTS))
+    return words, [count_images(df, "Images and lesions of each class and part"), missing]
 
 
-LEAKING = "Some lesions have images in two parts: the estimates are too good."
-
-
-def tight(split: pd.DataFrame) -> bool:
-    """Return whether every lesion is in one part alone."""
-    return bool((split.groupby("group")["split"].nunique() == 1).all())
-
-
-def counted(df: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a class: images (lesions) of each part."""
+def count_images(df: pd.DataFrame, title: str) -> Table:
+    """Return one row a class: images and lesions of each part."""
+    kinds = ("images", "lesions") if "group" in df else ("images",)
+    table = Table(title, ["class", *(f"{part} {kind}" for part in PARTS for kind in kinds)])
     names = sorted(df["target"].unique())
-    rows = []
     for name in [*names, "all"] if len(names) > 1 else names:
         chosen = df if name == "all" else df[df["target"] == name]
-        row: dict[str, object] = {"class": full_name(name)}
+        counts: list[int] = []
         for part in PARTS:
-            of_part = chosen[chosen["split"] == part]
-            row[f"{part} images"] = len(of_part)
-            if "group" in df:
-                row[f"{part} lesions"] = int(of_part["group"].nunique())
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def known(df: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """Return one row a metadata column: rows that have no value, by part."""
-    rows = [
-        {"column": column}
-        | {part: int(df.loc[df["split"] == part, column].isna().sum()) for part in PARTS}
-        for column in columns
-    ]
-    return pd.DataFrame(rows, columns=["column", *PARTS])
+            rows = chosen[chosen["split"] == part]
+            counts += [len(rows), *([int(rows["group"].nunique())] if "group" in df else [])]
+        table.add(full_name(name), *counts)
+    return table
 
 
 def model_card(run: Run) -> list[str]:
@@ -179,107 +218,16 @@ def model_card(run: Run) -> list[str]:
     inputs = ", ".join(run.model.get("metadata") or [])
     with_inputs = f", with {inputs}" if inputs else ""
     return [
-        f"What it does: it gives a dermoscopic image{with_inputs} a probability of each of "
-        f"{classes}.",
+        f"What it does: for a dermoscopic image{with_inputs} it predicts a probability of each "
+        f"class: {classes}.",
         "Intended use: research on skin-lesion classification, teaching, and comparing methods.",
         "It is not a medical device. It has no approval of any authority, was tested on stored "
         "images alone, and must not decide on a patient's diagnosis or treatment.",
-        "Limits: it knows these classes only and gives one of them to any picture, also of "
-        "something else. Skin tones, cameras and clinics that the training images lack may have "
-        "other error rates; the subgroups above show what these images can tell. A site that "
-        "photographs what is suspicious has other class shares than a screening, and so other "
-        "predictive values.",
+        "Limits: the model knows these classes only and assigns one of them to any picture, even "
+        "to a picture of something else. Error rates may differ for skin tones, cameras and "
+        "clinics that the training images lack; the subgroups above show what these images can "
+        "tell. Class shares, and so predictive values, differ between a clinic that photographs "
+        "suspicious lesions and a screening.",
         f"Decision: the rule {run.model['rule']} ('argmax': the largest probability; 'balanced': "
         "the largest after division by the class shares of the training).",
     ]
-
-
-def write_report(findings: Findings, to: Path | None = None) -> Path:
-    """Write what is found of a run as one HTML file and return its path.
-
-    It carries its figures in itself, fetches nothing, and gives no estimate without its interval.
-    Unless given, the path is RUN/report.html, or RUN/report-valid.html of the validation images.
-    """
-    run, split = findings.run, findings.interpretation.split
-    text = render(
-        "report.html",
-        title=f"{run.path.name}: {run.model.get('arch') or 'ensemble'}",
-        subtitle=f"lesionfast report. {NOT_A_DEVICE}",
-        headline=headline(findings),
-        numbers=numbers(findings),
-        sections=[*sections_of(findings), *about(findings)],
-        footer=f"lesionfast {installed_version()}. {INTERVALS} {NOT_A_DEVICE}",
-        version=installed_version(),
-    )
-    name = "report.html" if split == "test" else f"report-{split}.html"
-    return write_text(to or run.path / name, text)
-
-
-def headline(findings: Findings) -> dict[str, str]:
-    """Return the number that comes first: balanced accuracy, on how many images, of which split."""
-    found, run = findings.measure("balanced_accuracy", "all"), findings.run
-    read = findings.interpretation
-    lesions = read.rows["group"].nunique() if "group" in read.rows else len(read.rows)
-    return {
-        "name": "Balanced accuracy",
-        "value": f"{found['value']:.3f}",
-        "interval": f"[{found['low']:.3f}, {found['high']:.3f}]",
-        "words": f"{len(read.rows):,} {read.split} images of {lesions:,} lesions, rule {read.rule}",
-        "split": run.metrics["split_sha256"][:12],
-    }
-
-
-def numbers(findings: Findings) -> list[dict[str, str]]:
-    """Return the few numbers beside it."""
-    classes = findings.interpretation.classes
-    wanted = [
-        ("Melanoma sensitivity", "sensitivity", classes.melanoma),
-        ("Melanoma specificity", "specificity", classes.melanoma),
-        ("Melanoma AUC", "auc", classes.melanoma),
-        ("Malignant sensitivity", "sensitivity", classes.cancer),
-        ("Macro AUC", "macro_auc", "all"),
-        ("Plain accuracy", "accuracy", "all"),
-    ]
-    found = [(name, findings.measure(metric, of)) for name, metric, of in wanted]
-    return [
-        {
-            "name": name,
-            "value": f"{row['value']:.3f}",
-            "interval": f"[{row['low']:.3f}, {row['high']:.3f}]",
-        }
-        for name, row in found
-        if row is not None and not pd.isna(row["value"])
-    ]
-
-
-def about(findings: Findings) -> list[Section]:
-    """Return the sections on how the run came about, and what it is for."""
-    run = findings.run
-    plain = asdict(TrainConfig())
-    config = pd.DataFrame(
-        [
-            {"option": name, "value": str(value), "default": str(plain[name])}
-            for name, value in asdict(run.config).items()
-        ]
-    )
-    changed = config[config["value"] != config["default"]]
-    tables = [table_of(changed, "Options that are not the default")] if len(changed) else []
-    return [
-        Section("Data card", *data_card(findings)),
-        Section("Model card", model_card(run)),
-        Section(
-            "Configuration",
-            tables=[*tables, table_of(config, "All options"), environment_table(run)],
-            folded=True,
-        ),
-    ]
-
-
-def environment_table(run: Run) -> Table:
-    """Return the versions and the device that trained a run."""
-    told: dict[str, Any] = {}
-    if run.holds("environment.json"):
-        told = run.environment
-    seconds = run.metrics.get("train_seconds")
-    told = told | ({"seconds of training": seconds} if seconds is not None else {})
-    return pairs_table(told, "Environment", "part")

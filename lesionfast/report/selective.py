@@ -1,38 +1,33 @@
-"""How often prediction sets hold the truth: by class, and for malignant lesions by age."""
+"""The selective chapter: how often prediction sets hold the truth, and what referral is worth."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 
-from lesionfast.console import with_interval
-from lesionfast.diagnoses import Classes
+from lesionfast.console import Table, estimate
+from lesionfast.diagnoses import Classes, full_name
 from lesionfast.errors import LesionfastError
+from lesionfast.evaluation.decisions import few_lesions_warning
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.report.calibration import (
-    FEWEST,
-    counted,
-    draw_dots,
-    finish,
-    images,
-    labelled,
-    warned,
-)
+from lesionfast.report.calibration import AFTER, BEFORE, error_bars
 from lesionfast.report.page import (
     GREY,
+    METRIC_NAMES,
+    Picture,
     Section,
-    Table,
     count_drawn,
     drawn_classes,
     new_figure,
-    picture_of,
     save,
-    sign,
-    table_of,
+    signature,
+    style_axis,
+    subtitle,
 )
 from lesionfast.stats.bootstrap import RESAMPLES, Found, interval, resampled, share_interval
 from lesionfast.stats.conformal import BY_CLASS, KINDS, MARGINAL, Conformal, lesion_weights
@@ -40,6 +35,100 @@ from lesionfast.stats.metrics import ALL, as_codes, as_probabilities, check_shap
 from lesionfast.stats.selective import Referral, aurc_table, risk_coverage, weighted_risks
 
 BANDS = {"under 40": (0, 40), "40-59": (40, 60), "60+": (60, np.inf)}  # years
+FEWEST = 5  # lesions: the risk of fewer is not drawn
+LOOKS = {MARGINAL: BEFORE | {"linestyle": "none"}, BY_CLASS: AFTER | {"linestyle": "none"}}
+DOTTED = (0, (2, 2))
+RISKS = {  # label, colour, line
+    "error": ("error (1 - accuracy)", "#7F7F7F", "dashed"),
+    "balanced_error": (
+        "balanced error (1 - balanced\naccuracy of the classes kept)",
+        "#000000",
+        "solid",
+    ),
+    "mel_missed": (
+        f"melanomas missed\n(where {FEWEST} lesions or more are kept)",
+        "#D55E00",
+        (0, (6, 1.5, 1.5, 1.5)),
+    ),
+}
+KEPT_RIGHT = {  # a risk -> the metric that is 1 less it
+    "error": "accuracy",
+    "balanced_error": "balanced_accuracy",
+    "mel_missed": "sensitivity",
+}
+
+
+def prediction_sets(findings: Findings) -> Section | None:
+    """Return how often sets of classes hold the truth, by class and by age."""
+    if not findings.on_test:
+        return None
+    sets, read = findings.conformal, findings.interpretation
+    words = [
+        f"A prediction set is to hold the truth of {sets.coverage:.0%} of the lesions of each "
+        "class (class-conditional), or of all classes together (marginal), which hides the "
+        "classes where it does not. The limits come from validation.",
+    ]
+    if sets.unbounded:
+        names = ", ".join(sets.unbounded)
+        it = "it" if len(sets.unbounded) == 1 else "they"
+        words.append(f"Too few validation images of {names}: {it} can never be ruled out.")
+    words += filter(None, [few_lesions_warning(findings.validation)])
+    picture = findings.drawn(draw_coverage, sets)
+    return Section(
+        "Prediction sets",
+        words,
+        [sets_table(run_coverage(read, sets))],
+        [Picture.from_file(picture, "Coverage and size of the sets")],
+    )
+
+
+def sets_table(found: pd.DataFrame) -> Table:
+    """Return one row a group: coverage and mean size of both kinds of set."""
+    shown = {"coverage": "coverage", "set_size": "mean size"}
+    keys = [(kind, metric) for kind in KINDS for metric in shown]
+    columns = ["of", "lesions", *(f"{kind}: {shown[metric]}" for kind, metric in keys)]
+    table = Table("Each lesion weighs 1", columns)
+    for of, rows in found.groupby("of", sort=False):
+        lesions, rows = int(rows["lesions"].iloc[0]), rows.set_index(["kind", "metric"])
+        table.add(of, lesions, *(estimate(rows.loc[key]) for key in keys))
+    return table
+
+
+def draw_coverage(test: Interpretation, conformal: Conformal, folder: Path) -> Path:
+    """Draw how often the sets hold the truth, and how large they are, for each group."""
+    from matplotlib.ticker import PercentFormatter
+
+    table = run_coverage(test, conformal)
+    left_out = set(test.classes) - set(drawn_classes(test))
+    table = table[(table["images"] > 0) & ~table["of"].isin(left_out)]
+    lesions = table.groupby("of", sort=False)["lesions"].first()
+    notes = "each lesion weighs 1", "bars: 95 % intervals", count_drawn(test)
+    title = f"Prediction sets at a coverage of {conformal.coverage:g}"
+    height = 0.42 * len(lesions) + 2.2
+    figure = new_figure(11, height, title, subtitle(test, *notes, rule=False))
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.3, 1))
+    for shift, kind in ((-0.15, MARGINAL), (0.15, BY_CLASS)):
+        for axis, metric in ((left, "coverage"), (right, "set_size")):
+            rows = table[(table["kind"] == kind) & (table["metric"] == metric)]
+            places, look = np.arange(len(rows)) + shift, {"label": kind, "markersize": 5.5}
+            axis.errorbar(rows["value"], places, xerr=error_bars(rows), **look, **LOOKS[kind])
+    left.axvline(conformal.coverage, color="black", linewidth=1, linestyle=DOTTED)
+    labels = [f"{full_name(of)}, {n} lesion{'s' * (n != 1)}" for of, n in lesions.items()]
+    left.set_yticks(range(len(labels)), labels)
+    left.invert_yaxis()
+    style_axis(left, xlabel="sets that hold the truth (dotted: promised)", xlim=(-0.02, 1.02))
+    style_axis(right, "right", xlabel="classes in a set, mean", xlim=(0, None))
+    left.xaxis.set_major_formatter(PercentFormatter(1))
+    return save(figure, folder / "coverage.png", signature(test))
+
+
+def run_coverage(
+    test: Interpretation, conformal: Conformal, *, resamples: int = RESAMPLES, seed: int = 0
+) -> pd.DataFrame:
+    """Return `coverage_table` of a run's predictions; without a column `age`, without age bands."""
+    arrays = test.truth, test.probabilities, test.lesions, test.classes
+    age = test.rows.get("age")
+    return coverage_table(*arrays, conformal, age, resamples=resamples, seed=seed)
 
 
 def coverage_table(
@@ -62,17 +151,16 @@ def coverage_table(
     """
     probabilities, truth = as_probabilities(probabilities), as_codes(truth, len(classes))
     check_shapes(truth, probabilities, classes)
-    lesions, groups = np.asarray(lesions), groups_of(truth, classes, age)
-    told = {kind: facts_of(conformal.sets(probabilities, kind), truth) for kind in KINDS}
-    weight = lesion_weights(lesions)
-    member = np.stack(list(groups.values()), axis=1) * weight[:, None]
+    lesions, groups = np.asarray(lesions), patient_groups(truth, classes, age)
+    facts = {kind: set_facts(conformal.sets(probabilities, kind), truth) for kind in KINDS}
+    member = np.stack(list(groups.values()), axis=1) * lesion_weights(lesions)[:, None]
 
     def find(weights: np.ndarray) -> Found:
         total = weights @ member
         return {
             (kind, of, metric): column
-            for kind, facts in told.items()
-            for metric, fact in facts.items()
+            for kind, metrics in facts.items()
+            for metric, fact in metrics.items()
             for of, column in zip(
                 groups, ratio(weights @ (member * fact[:, None]), total).T, strict=True
             )
@@ -82,15 +170,15 @@ def coverage_table(
     counts = {of: (int(m.sum()), len(np.unique(lesions[m]))) for of, m in groups.items()}
     rows = []
     for (kind, of, metric), value in values.items():
-        each = drawn[kind, of, metric]
-        size = metric == "set_size"
-        ends = interval(each) if size else share_interval(value, each, counts[of][1])
+        draws = drawn[kind, of, metric]
+        is_size = metric == "set_size"
+        ends = interval(draws) if is_size else share_interval(value, draws, counts[of][1])
         rows.append((kind, of, *counts[of], metric, value, *ends))
     columns = ["kind", "of", "images", "lesions", "metric", "value", "low", "high"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def facts_of(sets: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
+def set_facts(sets: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
     """Return what is counted of each set (n, k), (n,) each."""
     size = sets.sum(axis=1)
     return {
@@ -101,7 +189,7 @@ def facts_of(sets: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def groups_of(
+def patient_groups(
     truth: np.ndarray, classes: Sequence[str], age: ArrayLike | None
 ) -> dict[str, np.ndarray]:
     """Return the images (n,) bool of each group of the table, by its name."""
@@ -121,93 +209,67 @@ def groups_of(
     return groups
 
 
-def coverage_of(
-    test: Interpretation, conformal: Conformal, *, resamples: int = RESAMPLES, seed: int = 0
-) -> pd.DataFrame:
-    """Return `coverage_table` of a run's predictions; without a column `age`, without age bands."""
-    age = test.rows.get("age")
-    return coverage_table(
-        test.truth,
-        test.probabilities,
-        test.lesions,
-        test.classes,
-        conformal,
-        age,
-        resamples=resamples,
-        seed=seed,
+def referral(findings: Findings) -> Section | None:
+    """Return what referring the least certain images to a dermatologist does."""
+    if not findings.on_test:
+        return None
+    rule, read = findings.referral, findings.interpretation
+    words = [
+        f"The images of a confidence below {rule.threshold:.3f} go to a dermatologist. These are "
+        f"{rule.share:.0%} of the validation images.",
+    ]
+    found = run_referral(read, rule)
+    found["metric"] = found["metric"].map(lambda name: METRIC_NAMES.get(name, name))
+    names = {name: name for name in ("metric", "of", "among", "value")}
+    picture = findings.drawn(draw_risk_coverage, rule)
+    return Section(
+        "Referral",
+        words,
+        [Table.from_frame(found, "Referral", names)],
+        [Picture.from_file(picture, "Risk among the images kept")],
     )
-
-
-RISKS = {
-    "error": ("error (1 - accuracy)", "#7F7F7F", "dashed"),
-    "balanced_error": (
-        "balanced error (1 - balanced\naccuracy of the classes kept)",
-        "#000000",
-        "solid",
-    ),
-    "mel_missed": (
-        f"melanomas missed\n(where {FEWEST} lesions or more are kept)",
-        "#D55E00",
-        (0, (6, 1.5, 1.5, 1.5)),
-    ),
-}
-
-
-def draw_coverage(test: Interpretation, conformal: Conformal, folder: Path) -> Path:
-    """Draw how often the sets hold the truth, and how large they are, for each group."""
-    table = coverage_of(test, conformal)
-    left_out = set(test.classes) - set(drawn_classes(test))
-    table = table[(table["images"] > 0) & ~table["of"].isin(left_out)]
-    groups = list(dict.fromkeys(table["of"]))
-    subtitle = f"{images(test)}; each lesion weighs 1; bars: 95 % intervals{count_drawn(test)}"
-    title = f"Prediction sets at a coverage of {conformal.coverage:g}"
-    figure = new_figure(11, 0.42 * len(groups) + 2.2, title, subtitle)
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.3, 1))
-    for shift, kind in ((-0.15, MARGINAL), (0.15, BY_CLASS)):
-        for axis, metric in ((left, "coverage"), (right, "set_size")):
-            chosen = (table["kind"] == kind) & (table["metric"] == metric)
-            draw_dots(axis, table[chosen], shift, kind)
-    left.axvline(conformal.coverage, color="black", linewidth=1, linestyle=(0, (2, 2)))
-    left.set_yticks(range(len(groups)), [labelled(table, name) for name in groups])
-    left.invert_yaxis()
-    left.set(xlabel="sets that hold the truth (dotted: promised)", xlim=(-0.02, 1.02))
-    left.xaxis.set_major_formatter(PercentFormatter(1))
-    right.set(xlabel="classes in a set, mean", xlim=(0, None))
-    for axis in (left, right):
-        axis.grid(color="0.92")
-        axis.spines[["top", "right"]].set_visible(False)
-    right.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    sign(figure, test)
-    return save(figure, folder / "coverage.png")
 
 
 def draw_risk_coverage(test: Interpretation, referral: Referral, folder: Path) -> Path:
     """Draw what is wrong among the images kept, the least confident referred first."""
+    from matplotlib.ticker import PercentFormatter
+
     lesions, confidence = test.lesions, test.confidence
     data = (test.truth, test.decision, confidence, lesions)
     table, area = risk_coverage(*data, test.classes), aurc_table(*data).iloc[0]
-    told = f"AURC of the error {with_interval(area, 'value', between=' ')}"
-    figure = new_figure(9.6, 5.4, "Risk among the images kept", f"{counted(test)}; {told}")
+    text = subtitle(test, f"AURC of the error {estimate(area)}")
+    figure = new_figure(9.6, 5.4, "Risk among the images kept", text)
     axis = figure.subplots()
     for metric, rows in table[table["lesions"] >= FEWEST].groupby("metric", sort=False):
         label, color, line = RISKS[metric]
-        axis.plot(
-            rows["kept"], rows["value"], color=color, linestyle=line, linewidth=2, label=label
-        )
+        look = {"color": color, "linestyle": line, "linewidth": 2}
+        axis.plot(rows["kept"], rows["value"], label=label, **look)
         axis.fill_between(rows["kept"], rows["low"], rows["high"], color=color, alpha=0.13, lw=0)
     kept = float((~referral.referred(confidence)).mean())
     label = f"threshold of validation\n(refer {referral.share:.0%}): keeps {kept:.0%}"
-    axis.axvline(kept, color=GREY, linewidth=1, linestyle=(0, (2, 2)), label=label)
-    axis.set(xlabel="images kept, the most confident first", ylabel="risk among them; band: 95 %")
-    axis.set(xlim=(0, 1.01), ylim=(0, None))
-    for each in (axis.xaxis, axis.yaxis):
-        each.set_major_formatter(PercentFormatter(1))
-    finish(axis)
-    sign(figure, test)
-    return save(figure, folder / "risk_coverage.png")
+    axis.axvline(kept, color=GREY, linewidth=1, linestyle=DOTTED, label=label)
+    axis.xaxis.set_major_formatter(PercentFormatter(1))
+    axis.yaxis.set_major_formatter(PercentFormatter(1))
+    labels = {"xlabel": "images kept, the most confident first"}
+    labels |= {"ylabel": "risk among them; band: 95 %"}
+    style_axis(axis, "right", **labels, xlim=(0, 1.01), ylim=(0, None))
+    return save(figure, folder / "risk_coverage.png", signature(test))
 
 
-NAMES = {"error": "accuracy", "balanced_error": "balanced_accuracy", "mel_missed": "sensitivity"}
+def run_referral(
+    test: Interpretation, referral: Referral, *, resamples: int = RESAMPLES, seed: int = 0
+) -> pd.DataFrame:
+    """Return `referral_table` of a run's predictions.
+
+    Raises `LesionfastError` if their rule is not the one that the threshold was chosen for.
+    """
+    if test.rule != referral.rule:
+        raise LesionfastError(
+            f"the referral is for the rule '{referral.rule}'; found decisions by "
+            f"'{test.rule}'. Pass Decisions(run).referral_by('{test.rule}')."
+        )
+    arrays = test.truth, test.decision, referral.referred(test.confidence), test.lesions
+    return referral_table(*arrays, test.classes, resamples=resamples, seed=seed)
 
 
 def referral_table(
@@ -224,124 +286,34 @@ def referral_table(
 
     `truth` and `decision` (n,) are class numbers, `referred` (n,) bool. Accuracy, balanced accuracy
     and melanoma sensitivity are among 'all' and among the 'kept'; 'referred' among the 'missed'
-    is the share of the melanomas decided otherwise that a dermatologist sees. Without melanoma
+    is the share of the misclassified melanomas that a dermatologist sees. Without melanoma
     what is about it is left out. NaN where undefined.
     """
     melanoma = Classes.of(classes).melanoma
-    over = sides_of(truth, decision, referred, classes)
+    members, asked = {ALL: np.ones(len(truth), bool)}, [(ALL, "all")]
+    if melanoma:
+        members[melanoma] = truth == list(classes).index(melanoma)
+        asked += [(melanoma, "all"), (melanoma, "missed")]
+    sides = {"all": members[ALL], "kept": ~referred, "missed": decision != truth}
     risks = weighted_risks(truth, decision, classes)
 
     def find(weights: np.ndarray) -> Found:
-        found = {
-            ("referred", of, among): ratio(weights @ (side * referred), weights @ side)
-            for (metric, of, among), side in over.items()
-            if metric == "referred"
-        }
-        for among, mask in (("all", np.ones(len(truth))), ("kept", ~referred)):
-            for risk, value in risks(weights * mask).items():
-                of = melanoma if risk == "mel_missed" else "all"
-                found[NAMES[risk], of, among] = 1 - value
+        found = {}
+        for of, among in asked:
+            side = members[of] & sides[among]
+            found["referred", of, among] = ratio(weights @ (side * referred), weights @ side)
+        for among in ("all", "kept"):
+            for risk, value in risks(weights * sides[among]).items():
+                of = melanoma if risk == "mel_missed" else ALL
+                found[KEPT_RIGHT[risk], of, among] = 1 - value
         return found
 
     values, drawn = resampled(find, truth, lesions, resamples=resamples, seed=seed)
     rows = []
-    for key, value in values.items():
-        lesions_of_it = len(
-            np.unique(np.asarray(lesions)[over.get(key, over["referred", "all", "all"])])
-        )
-        plain = key[0] != "balanced_accuracy"
-        ends = share_interval(value, drawn[key], lesions_of_it) if plain else interval(drawn[key])
-        rows.append((*key, lesions_of_it, value, *ends))
+    for (metric, of, among), value in values.items():
+        n = len(np.unique(np.asarray(lesions)[members[of] & sides[among]]))
+        draws, is_share = drawn[metric, of, among], metric != "balanced_accuracy"
+        ends = share_interval(value, draws, n) if is_share else interval(draws)
+        rows.append((metric, of, among, n, value, *ends))
     columns = ["metric", "of", "among", "lesions", "value", "low", "high"]
     return pd.DataFrame(rows, columns=columns)
-
-
-def sides_of(
-    truth: np.ndarray, decision: np.ndarray, referred: np.ndarray, classes: Sequence[str]
-) -> dict[tuple[str, str, str], np.ndarray]:
-    """Return the images (n,) bool that each share is taken over."""
-    everything = np.ones(len(truth), bool)
-    over = {("referred", "all", "all"): everything}
-    over |= {
-        ("accuracy", "all", "kept"): ~referred,
-        ("balanced_accuracy", "all", "kept"): ~referred,
-    }
-    if melanoma := Classes.of(classes).melanoma:
-        mel = truth == list(classes).index(melanoma)
-        over["referred", melanoma, "all"] = over["sensitivity", melanoma, "all"] = mel
-        over["referred", melanoma, "missed"] = mel & (decision != truth)
-        over["sensitivity", melanoma, "kept"] = mel & ~referred
-    return over
-
-
-def referral_on(
-    test: Interpretation, referral: Referral, *, resamples: int = RESAMPLES, seed: int = 0
-) -> pd.DataFrame:
-    """Return `referral_table` of a run's predictions.
-
-    Raises `LesionfastError` if they are decided by another rule than the threshold is of.
-    """
-    if test.rule != referral.rule:
-        raise LesionfastError(
-            f"the referral is for the rule '{referral.rule}'; found decisions by '{test.rule}'. "
-            f"Pass Decisions(run).referral_by('{test.rule}')."
-        )
-    referred = referral.referred(test.confidence)
-    return referral_table(
-        test.truth,
-        test.decision,
-        referred,
-        test.lesions,
-        test.classes,
-        resamples=resamples,
-        seed=seed,
-    )
-
-
-def prediction_sets(findings: Findings) -> Section | None:
-    """Return how often sets of classes hold the truth, by class and by age."""
-    if not findings.on_test:
-        return None
-    sets = findings.conformal
-    words = [
-        f"Sets of classes that hold the truth of {sets.coverage:.0%} of the lesions of each class "
-        "(class-conditional), and of all classes together (marginal), which hides the classes that "
-        "it fails. Their limits come from validation.",
-    ]
-    if sets.unbounded:
-        words.append(
-            f"Too few validation lesions, so these are in every set: {', '.join(sets.unbounded)}."
-        )
-    words += warned(findings)
-    picture = picture_of(findings.drawn(draw_coverage, sets), "Coverage and size of the sets")
-    table = coverage_of(findings.interpretation, sets)
-    return Section("Prediction sets", words, [coverage_wide(table)], [picture])
-
-
-def coverage_wide(found: pd.DataFrame) -> Table:
-    """Return one row a group: coverage and mean size of both kinds of set."""
-    rows = []
-    for of in dict.fromkeys(found["of"]):
-        chosen = found[(found["of"] == of) & found["metric"].isin(["coverage", "set_size"])]
-        row: dict[str, object] = {"of": of, "lesions": int(chosen["lesions"].iloc[0])}
-        for each in chosen.itertuples():
-            name = f"{each.kind}: {'mean size' if each.metric == 'set_size' else each.metric}"
-            row |= {name: each.value, f"{name}_low": each.low, f"{name}_high": each.high}
-        rows.append(row)
-    return table_of(pd.DataFrame(rows), "Each lesion weighs 1")
-
-
-def referral(findings: Findings) -> Section | None:
-    """Return what referring the least certain images to a dermatologist does."""
-    if not findings.on_test:
-        return None
-    rule, read = findings.referral, findings.interpretation
-    words = [
-        f"The images of least confidence go to a dermatologist: those below {rule.threshold:.3f}, "
-        f"which is a share of {rule.share:.0%} of the validation images.",
-    ]
-    found = referral_on(read, rule)
-    names = {"metric": "metric", "of": "of", "among": "among", "value": "value"}
-    picture = picture_of(findings.drawn(draw_risk_coverage, rule), "Risk among the images kept")
-    table = table_of(found.assign(metric=found["metric"].str.replace("_", " ")), "Referral", names)
-    return Section("Referral", words, [table], [picture])

@@ -20,7 +20,7 @@ from PIL import Image
 from lesionfast.data.images import FORMATS
 from lesionfast.diagnoses import full_name
 from lesionfast.errors import LesionfastError
-from lesionfast.report.images import patient, per_cent, read_pixels
+from lesionfast.report.images import patient, read_pixels, rounded_percent
 from lesionfast.report.page import Picture, read_template, render
 from lesionfast.serving.bundle import Bundle, flag_column
 from lesionfast.serving.service import MOST_BYTES, MOST_PIXELS, Answer, Service
@@ -245,7 +245,7 @@ def answer_html(service: Service, image: bytes, metadata: dict[str, str]) -> str
         {
             "name": full_name(name),
             "width": f"{100 * value:.1f}",
-            "text": per_cent(value),
+            "text": rounded_percent(value),
             "grave": name == classes.melanoma,
         }
         for name, value in values.items()

@@ -1,10 +1,8 @@
 """A run as one folder that is the whole model: weights, choices, model card, ONNX if wanted."""
 
-import html
 import json
 import logging
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import numpy as np
 import pandas as pd
 from huggingface_hub import ModelCardData
 
+from lesionfast.console import Table, escape_markdown, estimate
 from lesionfast.errors import DamageError, DiskError, LesionfastError
 from lesionfast.evaluation.decisions import OOD, save_ood
 from lesionfast.evaluation.findings import Findings
@@ -19,7 +18,7 @@ from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.files import disk_errors, format_bytes, free_bytes, workspace, write_text
 from lesionfast.models.lineage import KEY, read_lineage
 from lesionfast.report.overview import data_card, model_card
-from lesionfast.report.page import NOT_A_DEVICE, Table
+from lesionfast.report.page import NOT_A_DEVICE
 from lesionfast.runs import Run
 from lesionfast.serving.bundle import CARD, FILE, INT8, ONNX, WEIGHTS, Bundle
 
@@ -195,40 +194,35 @@ def write_card(
         pipeline_tag="image-classification",
         tags=["dermoscopy", "skin-lesion", "medical"],
     )
+    title = f"{bundle.name}: {bundle.model['arch']}, {bundle.size} pixels"
     parts = [
         f"---\n{about.to_yaml()}\n---\n",
-        f"# {escape(bundle.name)}: {escape(bundle.model['arch'])}, {bundle.size} pixels\n",
+        f"# {escape_markdown(title)}\n",
         f"**{NOT_A_DEVICE}**\n",
         USE.replace("FILES", ", ".join([FILE, *files])),
         f"## Estimates on {len(read.rows):,} {read.split} images, rule {read.rule}\n",
-        f"With 95 % intervals. Split SHA-256 {bundle.split_sha256}.\n",
-        tabulate_estimates(findings),
+        f"Split SHA-256 {bundle.split_sha256}.\n",
+        tabulate_estimates(findings).to_markdown(),
         *([describe_int8(int8)] if int8 else []),
         "## Data\n",
-        *(f"{escape(paragraph)}\n" for paragraph in words),
-        *(to_markdown(table) for table in tables),
+        *(f"{escape_markdown(paragraph)}\n" for paragraph in words),
+        *(table.to_markdown() for table in tables),
         "## Intended use and limits\n",
-        *(f"{escape(paragraph)}\n" for paragraph in model_card(findings.run)),
+        *(f"{escape_markdown(paragraph)}\n" for paragraph in model_card(findings.run)),
     ]
     return "\n".join(parts)
 
 
-def escape(text: str) -> str:
-    """Return text as Markdown that shows it letter by letter, on one line: no HTML, no marks."""
-    line = " ".join(text.split())
-    return re.sub(r"([\\`*\[\]|]|(?<!\w)_|_(?!\w))", r"\\\1", html.escape(line, quote=False))
-
-
-def tabulate_estimates(findings: Findings) -> str:
-    """Return a Markdown table of the metrics that matter, each with its interval."""
-    classes, rows = findings.interpretation.classes, []
+def tabulate_estimates(findings: Findings) -> Table:
+    """Return the metrics that matter, each with its interval."""
+    classes = findings.interpretation.classes
     roles = {"melanoma": classes.melanoma, "cancer": classes.cancer}
+    table = Table("With 95 % intervals", ["metric", "value"])
     for (metric, of), name in ESTIMATES.items():
         found = findings.measure(metric, roles.get(of, of))
         if found is not None and not pd.isna(found["value"]):
-            interval = f"[{found['low']:.3f}, {found['high']:.3f}]"
-            rows.append(f"| {name} | {found['value']:.3f} | {interval} |")
-    return "\n".join(["| | value | 95 % interval |", "|---|---|---|", *rows, ""])
+            table.add(name, estimate(found))
+    return table
 
 
 def describe_int8(change: dict[str, Any]) -> str:
@@ -240,11 +234,3 @@ def describe_int8(change: dict[str, Any]) -> str:
         words += f"; melanoma sensitivity {before['sensitivity_mel']:.3f}"
         words += f" and {after['sensitivity_mel']:.3f}"
     return f"On {change['images']:,} test images: {words}.\n"
-
-
-def to_markdown(table: Table) -> str:
-    """Return a table of the report as Markdown."""
-    head = [list(map(escape, table.columns)), ["---"] * len(table.columns)]
-    rows = [[escape(cell.text) for cell in row] for row in table.rows]
-    lines = [f"| {' | '.join(row)} |" for row in [*head, *rows]]
-    return "\n".join([f"{escape(table.caption)}:\n", *lines, ""])

@@ -15,7 +15,7 @@ from lesionfast.evaluation.comparison import Comparison, comparable_runs, distin
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.files import write_text
-from lesionfast.report.comparison import comparison_table, draw_comparison, label_of, push_apart
+from lesionfast.report.comparison import comparison_table, draw_comparison, push_apart, run_label
 from lesionfast.runs import Run
 from lesionfast.stats.bootstrap import interval, resample
 
@@ -83,7 +83,7 @@ def test_it_is_json_and_csv(runs, tmp_path):
 
 
 def test_the_table_shows_a_dash_for_what_is_not_known(runs, capsys):
-    print_table(comparison_table(Comparison.of(runs)), whole=True)
+    print_table(comparison_table(Comparison.of(runs)))
     shown = capsys.readouterr().out
     assert "…" not in shown and "a" * 70 in shown
     lines = shown.splitlines()
@@ -97,7 +97,7 @@ def test_the_table_shows_a_dash_for_what_is_not_known(runs, capsys):
 def test_a_terminal_of_80_columns_loses_no_number(runs):
     console = Console(width=80, force_terminal=True, color_system=None)
     with console.capture() as shown:
-        console.print(comparison_table(Comparison.of(runs), narrow=True))
+        console.print(comparison_table(Comparison.of(runs)).to_rich(narrow=True))
     assert "…" not in shown.get() and "3.4" in shown.get() and "2 min" in shown.get()
     for value in Comparison.of(runs).table["balanced_accuracy"]:
         assert f"{value:.3f}" in shown.get()
@@ -107,14 +107,14 @@ def test_classes_without_melanoma_are_compared_without_it(make_run, make_worse):
     first = make_run(("bcc", "df", "vasc"))
     comparison = Comparison.of([first, make_worse(first, "other", 1)])
     assert "mel_to_nv" not in comparison.table
-    assert comparison_table(comparison).row_count == 2
+    assert len(comparison_table(comparison).to_records()) == 2
 
 
 def test_a_run_in_a_picture_has_its_balanced_accuracy_and_the_interval(runs):
     comparison = Comparison.of(runs)
     for run, row in zip(comparison.runs, comparison.table.to_dict("records"), strict=True):
         ends = f"[{row['balanced_accuracy_low']:.3f}, {row['balanced_accuracy_high']:.3f}]"
-        assert label_of(run, comparison).endswith(f"test {row['balanced_accuracy']:.3f} {ends}")
+        assert run_label(run, comparison).endswith(f"test {row['balanced_accuracy']:.3f} {ends}")
 
 
 def test_pictures_are_drawn_and_a_run_without_history_is_no_trouble(runs, tmp_path):

@@ -11,7 +11,7 @@ from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.contribution import WITHHELD, contribution_table, in_words, shown
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.report.comparison import contribution_table as terminal_table
+from lesionfast.report.subgroups import contribution_table as terminal_table
 from lesionfast.report.subgroups import metadata
 from lesionfast.runs import WITHOUT_METADATA, Run
 from lesionfast.stats.bootstrap import drawn_rows
@@ -101,15 +101,14 @@ def test_runs_of_other_images_are_refused(pair, make_run):
 
 def test_the_terminal_shows_every_difference(pair):
     table = contribution_table(pair[0], {"worse": pair[1]}, resamples=1000)
-    drawn = terminal_table(table)
-    assert drawn.row_count == 2 and len(drawn.columns) == 5
     metrics = [metric for metric, _ in shown(pair[0].classes)]
-    for column, metric in zip(drawn.columns[1:], metrics, strict=True):
-        whole, worse = column.cells
+    whole, worse, paired = terminal_table(table, pair[0].classes).rows
+    for place, metric in enumerate(metrics, 1):
         first, second = (row_of(table, system, metric) for system in ("whole", "worse"))
-        assert whole == f"{first['value']:.3f}\n[{first['low']:.3f}, {first['high']:.3f}]"
-        assert worse.startswith(f"{second['value']:.3f}\n[{second['low']:.3f}, ")
-        assert f"\n{second['difference']:+.3f}\n[{second['difference_low']:+.3f}, " in worse
+        for cell, row in ((whole[place], first), (worse[place], second)):
+            assert (cell.number, cell.low, cell.high) == (row["value"], row["low"], row["high"])
+        ends = f"[{second['difference_low']:+.3f}, {second['difference_high']:+.3f}]"
+        assert str(paired[place]) == f"{second['difference']:+.3f} {ends}"
 
 
 @pytest.fixture
@@ -134,7 +133,7 @@ def test_the_report_says_that_melanomas_are_missed_without_metadata(withheld):
     assert f"{100 * row['difference']:+.1f} points [" in section.words[1]
     assert "Warning: without age and sex the model misses melanomas" in section.words[1]
     cells = {cell.text: cell for line in section.tables[0].rows for cell in line}
-    assert cells[f"{row['difference']:.3f}"].interval.endswith(f"{row['difference_high']:.3f}]")
+    assert cells[f"{row['difference']:+.3f}"].interval.endswith(f"{row['difference_high']:.3f}]")
 
 
 def test_no_warning_where_no_melanoma_is_missed(withheld):

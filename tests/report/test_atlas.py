@@ -32,19 +32,6 @@ def run(tmp_path_factory):
     return train(load_dataset(CONFIG), CONFIG, tmp_path_factory.mktemp("runs"))
 
 
-@pytest.fixture
-def figures(monkeypatch) -> dict:
-    found = {}
-    save = images.save
-
-    def remember(figure, path):
-        found[path.stem] = figure
-        return save(figure, path)
-
-    monkeypatch.setattr(images, "save", remember)
-    return found
-
-
 def test_many_at_once_find_what_one_at_a_time_does(run):
     rows = Interpretation.of(run).rows.head(3)
     for (_, row), table in zip(rows.iterrows(), nearest_to_each(run, rows, k=4), strict=True):
@@ -69,16 +56,16 @@ def test_of_no_image_nothing_is_near(run):
         nearest_to_each(run, Interpretation.of(run).rows, k=0)
 
 
-def test_each_kind_of_case_is_a_figure_in_the_order_of_confidence(run, tmp_path, figures):
+def test_each_kind_of_case_is_a_figure_in_the_order_of_confidence(run, tmp_path, drawn):
     interpretation = Interpretation.of(run)
     paths = draw_atlas(interpretation, tmp_path, most=2)
-    assert [path.stem for path in paths] == list(images.blocks_of("mel", "nv"))
+    assert [path.stem for path in paths] == list(images.atlas_blocks("mel", "nv"))
     for path in paths:
         with Image.open(path) as picture:
             assert min(picture.size) > 300
-    for name, block in images.blocks_of("mel", "nv").items():
+    for name, block in images.atlas_blocks("mel", "nv").items():
         cases = interpretation.taken_for(block.truth, block.decision).head(2)
-        axes = figures[name].axes
+        axes = drawn[name].axes
         if cases.empty:
             assert axes[0].texts[0].get_text() == block.nothing
             continue
@@ -89,12 +76,12 @@ def test_each_kind_of_case_is_a_figure_in_the_order_of_confidence(run, tmp_path,
         assert told == f"{one['target']}  {one['similarity']:.2f}"
 
 
-def test_no_case_of_a_kind_is_said(run, tmp_path, figures, monkeypatch):
+def test_no_case_of_a_kind_is_said(run, tmp_path, drawn, monkeypatch):
     empty = Interpretation.of(run).rows.head(0)
     monkeypatch.setattr(Interpretation, "taken_for", lambda *_: empty)
     draw_atlas(Interpretation.of(run), tmp_path)
-    said = [figure.axes[0].texts[0].get_text() for figure in figures.values()]
-    assert said == [block.nothing for block in images.blocks_of("mel", "nv").values()]
+    said = [figure.axes[0].texts[0].get_text() for figure in drawn.values()]
+    assert said == [block.nothing for block in images.atlas_blocks("mel", "nv").values()]
 
 
 def test_a_training_lesion_that_is_gone_is_a_grey_box():

@@ -7,7 +7,7 @@ from PIL import Image
 from lesionfast.evaluation.decisions import CALIBRATION, REFERRAL, SETS
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.report.calibration import draw_class_reliability, draw_reliability
-from lesionfast.report.selective import coverage_of, draw_coverage, draw_risk_coverage
+from lesionfast.report.selective import draw_coverage, draw_risk_coverage, run_coverage
 from lesionfast.stats.calibration import Calibrator
 from lesionfast.stats.conformal import BY_CLASS, MARGINAL
 from lesionfast.stats.selective import risk_coverage
@@ -79,7 +79,7 @@ def test_coverage_dots_are_the_table(splits, tmp_path, drawn):
     conformal = SETS.fit(valid)
     check(draw_coverage(test, conformal, tmp_path), "coverage.png")
     left, right = drawn["coverage"].axes
-    table = coverage_of(test, conformal)
+    table = run_coverage(test, conformal)
     table = table[table["images"] > 0]
     for kind, dots in zip((MARGINAL, BY_CLASS), left.containers, strict=True):
         chosen = table[(table["kind"] == kind) & (table["metric"] == "coverage")]

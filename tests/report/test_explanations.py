@@ -13,7 +13,7 @@ from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.report import explanations
 from lesionfast.report.explanations import (
     GAP,
-    about,
+    describe_maps,
     draw_attribution,
     draw_maps,
     draw_pair,
@@ -32,24 +32,11 @@ def run(tmp_path_factory):
     return train(load_dataset(CONFIG), CONFIG, tmp_path_factory.mktemp("runs"))
 
 
-@pytest.fixture
-def figures(monkeypatch) -> dict:
-    found = {}
-    save = explanations.save
-
-    def remember(figure, path):
-        found[path.stem] = figure
-        return save(figure, path)
-
-    monkeypatch.setattr(explanations, "save", remember)
-    return found
-
-
 def captions(figure) -> list[str]:
     return [axis.get_xlabel() for axis in figure.axes if "truth:" in axis.get_xlabel()]
 
 
-def test_top_losses_and_missed_melanomas_are_drawn_beside_their_maps(run, tmp_path, figures):
+def test_top_losses_and_missed_melanomas_are_drawn_beside_their_maps(run, tmp_path, drawn):
     interpretation = Interpretation.of(run)
     paths = draw_attribution(interpretation, tmp_path, losses=4, most=2)
     names = ["attribution_top_losses", "attribution_melanomas_taken_for_nevi"]
@@ -57,13 +44,13 @@ def test_top_losses_and_missed_melanomas_are_drawn_beside_their_maps(run, tmp_pa
     for path in paths:
         with Image.open(path) as picture:
             assert min(picture.size) > 300
-    first, second = (figures[name] for name in names)
+    first, second = (drawn[name] for name in names)
     missed = min(2, len(interpretation.taken_for()))
     assert len(captions(first)) == 4 and len(captions(second)) == missed
     worst = interpretation.top_losses(1).iloc[0]
     assert first.axes[0].get_title(loc="left") == worst["image_id"]
     text = captions(first)[0]
-    assert f"decided: {worst['decision']}" in text
+    assert f"decision: {worst['decision']}" in text
     assert (
         text.count(f"towards {worst['decision']}")
         + text.count(f"against {worst['decision']}")
@@ -74,19 +61,19 @@ def test_top_losses_and_missed_melanomas_are_drawn_beside_their_maps(run, tmp_pa
     assert "1 × 1 cells" in first.get_suptitle() and "age and sex: what is" in first.get_suptitle()
 
 
-def test_without_melanomas_taken_for_nevi_the_figure_says_so(run, tmp_path, figures, monkeypatch):
+def test_without_melanomas_taken_for_nevi_the_figure_says_so(run, tmp_path, drawn, monkeypatch):
     empty = pd.DataFrame(columns=["image_id", "decision"])
     monkeypatch.setattr(Interpretation, "taken_for", lambda *_: empty)
     draw_attribution(Interpretation.of(run), tmp_path, losses=1)
-    figure = figures["attribution_melanomas_taken_for_nevi"]
+    figure = drawn["attribution_melanomas_taken_for_nevi"]
     assert figure.axes[0].texts[0].get_text() == "no melanoma was taken for a nevus"
 
 
 def test_a_run_without_metadata_is_told_of_the_map_alone(run):
     explanation = explain_images(run, run.predictions["image_id"].tolist()[:2])
-    assert "log-odds" in about(explanation)
+    assert "log-odds" in describe_maps(explanation)
     explanation.metadata.loc[:] = 0.0
-    assert "log-odds" not in about(explanation)
+    assert "log-odds" not in describe_maps(explanation)
     rows = Interpretation.of(run, run.predictions["split"].iloc[0]).rows
     figure = draw_maps(explanation, rows, "title", "")
     assert not any("towards" in each for each in captions(figure))

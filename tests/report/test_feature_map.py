@@ -43,20 +43,12 @@ def fast(monkeypatch):
     monkeypatch.setattr(explanations, "project", lambda features: features[:, :2])
 
 
-@pytest.fixture
-def figures(monkeypatch) -> list:
-    found = []
-    save = explanations.save
-    monkeypatch.setattr(explanations, "save", lambda f, path: found.append(f) or save(f, path))
-    return found
-
-
 def labels_of(figure) -> list[str]:
     return figure.axes[0].get_legend_handles_labels()[1]
 
 
 def test_every_image_is_drawn_by_its_truth_and_missed_melanomas_ringed(
-    make_run, tmp_path, fast, figures
+    make_run, tmp_path, fast, drawn
 ):
     run = make_run(n=200, rule="argmax")
     ids = run.predictions["image_id"].tolist()
@@ -65,22 +57,22 @@ def test_every_image_is_drawn_by_its_truth_and_missed_melanomas_ringed(
     path = draw_feature_map(interpretation, tmp_path)
     with Image.open(path) as picture:
         assert min(picture.size) > 500
-    axis = figures[0].axes[0]
-    drawn = {each.get_label(): len(each.get_offsets()) for each in axis.collections}
+    axis = drawn["feature_map"].axes[0]
+    shown = {each.get_label(): len(each.get_offsets()) for each in axis.collections}
     missed = len(interpretation.taken_for("mel", "nv"))
-    assert missed and drawn.pop(f"melanoma taken for a nevus, {missed}") == missed
+    assert missed and shown.pop(f"melanoma taken for a nevus, {missed}") == missed
     wrong = int((interpretation.truth != interpretation.decision).sum()) - missed
-    assert drawn.pop(f"other error (rule argmax), {wrong}") == wrong
-    assert sum(drawn.values()) == 200 and len(drawn) == 7
+    assert shown.pop(f"other error (rule argmax), {wrong}") == wrong
+    assert sum(shown.values()) == 200 and len(shown) == 7
 
 
-def test_other_classes_and_missing_features_are_said(make_run, tmp_path, fast, figures):
+def test_other_classes_and_missing_features_are_said(make_run, tmp_path, fast, drawn):
     run = make_run(classes=("wart", "scar"), n=40)
     ids = run.predictions["image_id"].tolist()[:-3]  # three of test have none
     write_features(run, ids, np.random.default_rng(0).normal(size=(len(ids), 4)))
     draw_feature_map(Interpretation.of(run), tmp_path)
-    assert "3 images without features left out" in figures[0].get_suptitle()
-    assert not [each for each in labels_of(figures[0]) if "melanoma" in each]
+    assert "3 images without features left out" in drawn["feature_map"].get_suptitle()
+    assert not [each for each in labels_of(drawn["feature_map"]) if "melanoma" in each]
 
 
 def test_a_run_without_features_says_what_to_do(make_run, tmp_path):

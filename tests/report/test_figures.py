@@ -15,7 +15,7 @@ from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.report import images as module
 from lesionfast.report.errors import confusion, draw_confusion, melanoma
-from lesionfast.report.images import caption, draw_grid, per_cent
+from lesionfast.report.images import decision_caption, draw_grid, rounded_percent
 from lesionfast.report.metrics import (
     draw_precision_recall,
     draw_roc,
@@ -77,7 +77,7 @@ def test_confusion_has_every_count_and_share(make_run, tmp_path, drawn):
         for decision in counts.columns:
             count, share = counts.loc[truth, decision], counts.loc[truth] / counts.loc[truth].sum()
             if count:
-                assert f"{per_cent(share[decision])}\n{count}" in text
+                assert f"{rounded_percent(share[decision])}\n{count}" in text
     assert f"mel (melanoma)\nn {counts.loc['mel'].sum()}" in text
     assert "test, 600 images, rule argmax" in text
     assert interpretation.run.path.name in text and "0123456789ab" in text
@@ -182,13 +182,13 @@ def test_grid_shows_the_pictures_and_says_how_many_of_how_many(make_run, images,
     figure = drawn["melanomas_taken_for_nevi"]
     melanomas = interpretation.confusion().loc["mel"].sum()
     assert f"{len(taken)} of {melanomas} melanomas, the 6 most confident" in figure.get_suptitle()
-    assert "test, rule argmax" in figure.get_suptitle()
+    assert "test, 600 images, rule argmax" in figure.get_suptitle()
     pictures = [axis for axis in figure.axes if axis.images]
     assert [axis.get_title(loc="left") for axis in pictures] == taken["image_id"][:6].tolist()
     for axis, (_, row) in zip(pictures, taken.iterrows(), strict=False):
         expected = Image.open(row["path"]).convert("RGB")
         assert (axis.images[0].get_array() == np.asarray(expected)).all()
-        assert axis.get_xlabel() == caption(row)
+        assert axis.get_xlabel() == decision_caption(row)
 
 
 def test_no_rows_become_a_figure_that_says_so(make_run, tmp_path, drawn):
@@ -231,15 +231,16 @@ def test_captions_are_plain_words(make_run):
     row["truth"], row["decision"], row["age"], row["sex"] = "mel", "nv", 65.0, None
     row["probability"], row["probability_of_truth"] = 0.934, 0.0004
     assert (
-        caption(row)
-        == "truth: mel (melanoma), <1%\ndecided: nv (nevus), 93%\n65 years, sex unknown"
+        decision_caption(row)
+        == "truth: mel (melanoma), <1%\ndecision: nv (nevus), 93%\n65 years, sex unknown"
     )
-    assert "years" not in caption(row.drop(["age", "sex"]))
+    assert "years" not in decision_caption(row.drop(["age", "sex"]))
 
 
-def test_per_cent_never_rounds_to_none_or_all():
+def test_a_percentage_never_rounds_to_none_or_all():
     values = (0, 0.004, 0.005, 0.5, 0.995, 0.996, 1)
-    assert [per_cent(v) for v in values] == ["0%", "<1%", "<1%", "50%", ">99%", ">99%", "100%"]
+    texts = ["0%", "<1%", "<1%", "50%", ">99%", ">99%", "100%"]
+    assert [*map(rounded_percent, values)] == texts
 
 
 def test_of_hundreds_of_classes_thirty_are_drawn_melanoma_first(make_run, tmp_path, drawn):

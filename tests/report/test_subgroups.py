@@ -31,4 +31,4 @@ def test_a_dataset_without_such_columns_says_so(make_run, tmp_path, drawn):
     run.predictions.drop(columns=["age", "sex"], inplace=True)
     draw_subgroups(Interpretation.of(run), tmp_path)
     words = [text.get_text() for text in next(iter(drawn.values())).axes[0].texts]
-    assert words == ["the dataset names no sex, age or localization"]
+    assert words == ["the dataset has no column sex, age or localization"]

@@ -24,7 +24,7 @@ from lesionfast.report.metrics import metrics_table
 def render(table, width: int = 80) -> list[str]:
     """Return the lines of a table as a terminal of that width without colours shows them."""
     console = Console(file=io.StringIO(), width=width, color_system=None, markup=False)
-    console.print(table)
+    console.print(table.to_rich())
     return [line.rstrip() for line in console.file.getvalue().splitlines()]
 
 
@@ -36,7 +36,7 @@ def line_of(lines: list[str], start: str) -> list[str]:
 def test_metrics_table_shows_both_rules_and_which_decides(make_run):
     run = make_run()
     lines, rules = render(metrics_table(run, "test")), run.metrics["test"]["rules"]
-    assert "argmax" in lines[1] and "balanced (decides)" in lines[1]
+    assert "argmax" in lines[1] and lines[0].endswith("rule in use: balanced")
     for label, key in (("balanced accuracy", "balanced_accuracy"), ("macro F1", "macro_f1")):
         expected = [f"{rules[rule][key]:.3f}" for rule in ("argmax", "balanced")]
         assert line_of(lines, label)[2:] == expected
@@ -49,7 +49,7 @@ def test_metrics_table_shows_both_rules_and_which_decides(make_run):
 def test_metrics_table_has_sensitivity_and_precision_of_each_class(make_run):
     run = make_run(rule="argmax")
     lines, rules = render(metrics_table(run, "valid")), run.metrics["valid"]["rules"]
-    assert "argmax (decides)" in lines[1]
+    assert lines[0].endswith("rule in use: argmax")
     found = [line.split()[-2:] for line in lines if line.strip().startswith("mel (melanoma)")]
     assert found == [
         [f"{rules[rule][key]['mel']:.3f}" for rule in ("argmax", "balanced")]
@@ -152,7 +152,7 @@ def test_audit_table_shows_verdicts_and_near_duplicates():
     )
     first, second = map(render, audit_table(Audit(checks, pairs)))
     assert line_of(first, "corrupt")[2:] == ["2", "problem", "a.jpg,", "[b].jpg"]
-    assert line_of(second, "i1")[:3] == ["i1", "i2", "0.98"]
+    assert line_of(second, "i1")[:3] == ["i1", "i2", "0.980"]
     assert len(audit_table(Audit(checks, pairs.head(0)))) == 1
 
 

@@ -11,7 +11,7 @@ from scipy.special import softmax
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.decisions import SETS, Decisions
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.report.selective import coverage_of, coverage_table
+from lesionfast.report.selective import coverage_table, run_coverage
 from lesionfast.runs import Run
 from lesionfast.stats.conformal import BY_CLASS, KINDS, MARGINAL, conformal_quantile, fit_conformal
 
@@ -210,10 +210,10 @@ def test_certain_shares_have_an_interval_with_width_and_no_group_is_nan():
 
 def test_other_classes_and_no_ages(make_run):
     run = make_run(classes=("benign", "other"), n=100)
-    table = coverage_of(Interpretation.of(run), SETS.fit(Interpretation.of(run, "valid")))
+    table = run_coverage(Interpretation.of(run), SETS.fit(Interpretation.of(run, "valid")))
     assert list(dict.fromkeys(table["of"])) == ["all", "benign", "other"]
     run = make_run(n=200)
     run.predictions.drop(columns="age").to_csv(run.path / "predictions.csv", index=False)
     test, valid = (Interpretation.of(Run(run.path), split) for split in ("test", "valid"))
-    groups = list(dict.fromkeys(coverage_of(test, SETS.fit(valid))["of"]))
+    groups = list(dict.fromkeys(run_coverage(test, SETS.fit(valid))["of"]))
     assert groups == ["all", *run.classes, "malignant"]

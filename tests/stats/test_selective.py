@@ -9,7 +9,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.decisions import REFERRAL, Decisions
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.report.selective import referral_on, referral_table
+from lesionfast.report.selective import referral_table, run_referral
 from lesionfast.runs import Run
 from lesionfast.stats.metrics import decide
 from lesionfast.stats.selective import (
@@ -153,7 +153,7 @@ def test_a_run_keeps_its_threshold_and_test_does_not_move_it(make_run):
     kept = REFERRAL.read(run)
     assert kept == REFERRAL.fit(valid, share=0.25) and kept.rule == "balanced"
     assert kept.referred(valid.confidence).mean() == pytest.approx(0.25, abs=1 / 600)
-    table = referral_on(test, kept, resamples=1000)
+    table = run_referral(test, kept, resamples=1000)
     assert table["value"][0] == kept.referred(test.confidence).mean()
     before = path.read_text()
     changed = run.predictions
@@ -177,13 +177,13 @@ def test_errors_say_what_to_type(make_run):
     with pytest.raises(
         LesionfastError, match="for the rule 'balanced'; found decisions by 'argmax'"
     ):
-        referral_on(Interpretation.of(run, "test", "argmax"), REFERRAL.fit(valid))
+        run_referral(Interpretation.of(run, "test", "argmax"), REFERRAL.fit(valid))
 
 
 def test_without_melanomas_what_is_about_them_is_left_out(make_run):
     run = make_run(classes=("benign", "malignant"), n=100)
     test, valid = Interpretation.of(run), Interpretation.of(run, "valid")
-    table = referral_on(test, REFERRAL.fit(valid), resamples=1000)
+    table = run_referral(test, REFERRAL.fit(valid), resamples=1000)
     assert set(table["metric"]) == {"referred", "accuracy", "balanced_accuracy"}
     confidence = test.confidence
     names = np.arange(100)

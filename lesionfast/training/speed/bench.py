@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lesionfast.config import TrainConfig
-from lesionfast.console import add_columns, new_table
+from lesionfast.console import Table, cell
 from lesionfast.data.augment import augment, augmentations
 from lesionfast.data.images import Task, decode_blocks
 from lesionfast.data.loaders import build_dls, images_at_once
@@ -35,9 +35,6 @@ from lesionfast.training.callbacks.inference import freed_memory_kept
 from lesionfast.training.callbacks.schedule import OneCycle
 from lesionfast.training.description import describe_model
 from lesionfast.training.learner import FusionLearner, fusion_learner
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 def waiter(device: torch.device) -> Callable[[], None]:
@@ -382,24 +379,22 @@ PARTS_OF_A_TRAINING = {  # as of training.bench
 }
 
 
-def bench_table(found: dict[str, Any]) -> "Table":
-    """Return what `training.bench.bench` found, one row a part."""
+def bench_table(found: dict[str, Any]) -> Table:
+    """Return what `bench` found, one row a part."""
     about = found["machine"]
     title = "{arch} at {size} pixels, {batch_size} a step".format(**about)
-    caption = "{device}, {threads} threads, {precision}, torch {torch}".format(**about)
-    table = new_table(title, caption)
-    add_columns(table, "part", "images a second", "share")
+    note = "{device}, {threads} threads, {precision}, torch {torch}".format(**about)
+    table = Table(title, ["part", "images a second", "share"], note=note)
     shares = {"step": found["step_share"], "prediction": found["prediction_share"]}
     shares["files"] = found["file_share"]
     for name, label in PARTS_OF_A_TRAINING.items():
         share = f"{shares[name]:.2f} of the bare" if name in shares else ""
-        table.add_row(label, f"{found['parts'][name]:,.0f}", share)
-    table.add_row(
-        "head epoch, 8,500 cached features", f"{found['feature_epoch_seconds']:.2f} s", ""
-    )
+        table.add(label, cell(found["parts"][name], ",.0f"), share)
+    seconds = f"{found['feature_epoch_seconds']:.2f} s"
+    table.add("head epoch, 8,500 cached features", seconds, "")
     if "compile_gain" in found:
-        told = f"{found['compile_gain']:.2f} of the bare"
-        table.add_row("step with --compile", f"{found['compile_seconds']:.0f} s at first", told)
+        gain = f"{found['compile_gain']:.2f} of the bare"
+        table.add("step with --compile", f"{found['compile_seconds']:.0f} s at first", gain)
     for where, size in found["peak_memory"].items():
-        table.add_row(f"peak memory, {where}", f"{size / 2**30:.2f} GiB", "")
+        table.add(f"peak memory, {where}", f"{size / 2**30:.2f} GiB", "")
     return table
