@@ -220,10 +220,10 @@ class Bundle:
         classes, rule, prior = self.classes, self.model["rule"], self.model["prior"]
         decision = decide(probabilities, rule, prior)
         columns = {"decision": np.asarray(classes, object)[decision], "rule": rule}
-        columns |= {f"p_{name}": column for name, column in zip_columns(classes, probabilities)}
+        columns |= dict(zip([f"p_{name}" for name in classes], probabilities.T, strict=True))
         if self.calibrator:
-            calibrated = zip_columns(classes, self.calibrator.apply(probabilities))
-            columns |= {f"calibrated_{name}": column for name, column in calibrated}
+            calibrated = self.calibrator.apply(probabilities).T
+            columns |= dict(zip([f"calibrated_{n}" for n in classes], calibrated, strict=True))
         for point in self.points:
             _, score = positive_and_score(point.of, decision, probabilities, classes)
             columns[flag_column(point)] = score >= point.threshold
@@ -262,11 +262,6 @@ def find_version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "from source"
-
-
-def zip_columns(classes: list[str], values: np.ndarray) -> Any:
-    """Pair each class with its column of values (n, k)."""
-    return zip(classes, values.T, strict=True)
 
 
 def flag_column(point: OperatingPoint) -> str:
@@ -330,18 +325,17 @@ def check_list(path: Path, described: dict[str, Any]) -> None:
     files = described["files"] if isinstance(described["files"], dict) else {}
     needed = dict.fromkeys([WEIGHTS, *([OOD.file] if described.get("outliers") else []), *files])
     foreign = [name for name in files if name not in FILES]
-    unsigned = [name for name in needed if not is_digest(files.get(name))]
+    unsigned = [
+        name
+        for name in needed
+        if not (isinstance(files.get(name), str) and DIGEST.match(files[name]))
+    ]
     if foreign or unsigned:
         problem = f"lists {foreign[0]!r}, which no export holds" if foreign else ""
         raise LesionfastError(
             f"{path} {problem or f'has no SHA-256 of {unsigned[0]}'}, so the folder can't be "
             f"trusted. {COPY_AGAIN} Or export the run again: lesionfast export RUN --to DIR"
         )
-
-
-def is_digest(value: Any) -> bool:
-    """Return whether a JSON value is a SHA-256 in hexadecimal."""
-    return isinstance(value, str) and DIGEST.match(value) is not None
 
 
 def check_unchanged(path: Path, described: dict[str, Any]) -> None:

@@ -39,6 +39,7 @@ COMPARED = 200  # images
 TOLERANCE = 1e-4
 IMAGES = 200  # of the training, from which the ranges of 8-bit numbers are taken
 LOSS_TO_WARN = 0.03  # of balanced accuracy
+# Nodes that stay float32, as they cost little: both ends of the graph.
 EXACT = ("Cast", "Concat", "Div", "Gemm", "Log", "MatMul", "Softmax", "Sub")
 
 
@@ -190,6 +191,7 @@ def write_int8(run: Run, bundle: Bundle, source: Path, to: Path) -> dict[str, An
     at the end stays float32. Returned are images, balanced_accuracy and sensitivity_mel of both
     files under the run's rule. Raises `LesionfastError` if the run's data is not found.
     """
+    import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -197,6 +199,7 @@ def write_int8(run: Run, bundle: Bundle, source: Path, to: Path) -> dict[str, An
     with tempfile.TemporaryDirectory(dir=to.parent) as folder, quiet_root():
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+        nodes = onnx.load(prepared).graph.node
         quantize_static(
             str(prepared),
             str(to),
@@ -205,7 +208,7 @@ def write_int8(run: Run, bundle: Bundle, source: Path, to: Path) -> dict[str, An
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=list_exact_nodes(prepared),
+            nodes_to_exclude=[node.name for node in nodes if node.op_type in EXACT],
         )
     change = measure_int8(run, bundle, source, to)
     add_description(to, bundle, int8=change)
@@ -229,13 +232,6 @@ def quiet_root() -> Iterator[None]:
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)
-
-
-def list_exact_nodes(path: Path) -> list[str]:
-    """Return the nodes that stay float32, as they cost little: both ends of the graph."""
-    import onnx
-
-    return [node.name for node in onnx.load(path).graph.node if node.op_type in EXACT]
 
 
 class Batches:

@@ -13,10 +13,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from io import TextIOWrapper
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import pandas as pd
 
@@ -220,14 +221,19 @@ def open_writer(
     nothing is left of one that was stopped before.
     """
     if out is None or kind in RESUMABLE:
-        writer = WRITERS[kind](out, columns, begun)
+        writer = TextWriter(out, kind, columns, begun)
         try:
             yield writer
         finally:
             writer.close()
         return
     with workspace(out.parent) as folder:
-        writer = WRITERS[kind](folder / out.name, columns)
+        aside = folder / out.name
+        writer = (
+            ParquetWriter(aside, columns)
+            if kind == "parquet"
+            else TextWriter(aside, kind, columns, begun=False)
+        )
         try:
             yield writer
         except BaseException:
@@ -235,32 +241,27 @@ def open_writer(
                 writer.close()
             raise
         writer.close()
-        put_in_place(folder / out.name, out)
+        put_in_place(aside, out)
 
 
 class TextWriter:
     """Writes rows of text as they come; `begun` is whether the file has some already."""
 
-    def __init__(self, out: Path | None, columns: list[str], begun: bool = False) -> None:
-        self.columns, self.out = columns, out
-        self.file: TextIO = sys.stdout
+    def __init__(self, out: Path | None, kind: str, columns: list[str], begun: bool) -> None:
+        head, self.format = choose_text_format(kind, columns)
+        self.out, self.file = out, sys.stdout
         if out is not None:
             self.file = out.open("a", encoding="utf-8", errors="backslashreplace", newline="")
         elif isinstance(sys.stdout, TextIOWrapper):
             sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="")
         if not begun:
-            self.put(self.head())
-
-    def head(self) -> str:
-        """Return what comes before the first row."""
-        return ""
+            self._put(head)
 
     def write(self, table: pd.DataFrame) -> None:
-        """Write the rows of a table."""
-        raise NotImplementedError
+        """Write the rows of a table: all of them or, if the disk is full, none."""
+        self._put(self.format(table))
 
-    def put(self, text: str) -> None:
-        """Write whole rows: all of them or, if the disk is full, none."""
+    def _put(self, text: str) -> None:
         before = self.out.stat().st_size if self.out else 0
         try:
             self.file.write(text)
@@ -274,20 +275,19 @@ class TextWriter:
     def close(self) -> None:
         """Close the file; each row was written to it as it came."""
         if self.file is not sys.stdout:
-            with suppress(OSError):  # `put` has raised for what a full disk did not take
+            with suppress(OSError):  # writing has raised for what a full disk did not take
                 self.file.close()
 
 
-class CsvWriter(TextWriter):
-    """One line an image, empty where there is no value."""
-
-    def head(self) -> str:
-        """Return the names of the columns."""
-        return csv_head(self.columns)
-
-    def write(self, table: pd.DataFrame) -> None:
-        """Write the rows."""
-        self.put(table.to_csv(index=False, header=False, lineterminator="\n"))
+def choose_text_format(kind: str, columns: list[str]) -> tuple[str, Callable[[pd.DataFrame], str]]:
+    """Return what comes before the first row, and what turns rows into text."""
+    if kind == "csv":
+        return csv_head(columns), to_csv
+    if kind == "jsonl":
+        return "", to_json_lines
+    classes = [name.removeprefix("p_") for name in columns if name.startswith("p_")]
+    chosen = [f"p_{classes[i]}" for i in challenge_order(classes)]
+    return ",".join(["image", *COLUMNS]) + "\n", partial(to_isic, chosen)
 
 
 def csv_head(columns: list[str]) -> str:
@@ -295,33 +295,24 @@ def csv_head(columns: list[str]) -> str:
     return pd.DataFrame(columns=columns).to_csv(index=False, lineterminator="\n")
 
 
-class JsonLinesWriter(TextWriter):
-    """One JSON object a line, null where there is no value."""
-
-    def write(self, table: pd.DataFrame) -> None:
-        """Write the rows."""
-        lines = (json.dumps(row, ensure_ascii=False) for row in records(table))
-        self.put("".join(f"{line}\n" for line in lines))
+def to_csv(table: pd.DataFrame) -> str:
+    """Return one line an image, empty where there is no value."""
+    return table.to_csv(index=False, header=False, lineterminator="\n")
 
 
-class IsicWriter(TextWriter):
-    """The format of the ISIC 2018 challenge; images without a prediction are left out."""
+def to_json_lines(table: pd.DataFrame) -> str:
+    """Return one JSON object a line, null where there is no value."""
+    return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in records(table))
 
-    def __init__(self, out: Path | None, columns: list[str], begun: bool = False) -> None:
-        classes = [name.removeprefix("p_") for name in columns if name.startswith("p_")]
-        self.chosen = [f"p_{classes[i]}" for i in challenge_order(classes)]
-        super().__init__(out, columns, begun)
 
-    def head(self) -> str:
-        """Return the names of the columns."""
-        return ",".join(["image", *COLUMNS]) + "\n"
+def to_isic(chosen: list[str], table: pd.DataFrame) -> str:
+    """Return the rows of the ISIC 2018 challenge; images without a prediction are left out.
 
-    def write(self, table: pd.DataFrame) -> None:
-        """Write image ids, the file names without folder and suffix, and probabilities."""
-        good = table[table["error"] == ""]
-        stems = [Path(name).stem for name in good["image"]]
-        rows = good[self.chosen].astype(float).assign(image=stems)[["image", *self.chosen]]
-        self.put(rows.to_csv(index=False, header=False, lineterminator="\n"))
+    An image id is the name of its file without folder and suffix.
+    """
+    good = table[table["error"] == ""]
+    stems = [Path(name).stem for name in good["image"]]
+    return to_csv(good[chosen].astype(float).assign(image=stems)[["image", *chosen]])
 
 
 class ParquetWriter:
@@ -347,15 +338,12 @@ class ParquetWriter:
         return self.pyarrow.string()
 
     def write(self, table: pd.DataFrame) -> None:
-        """Write the rows."""
+        """Write the rows of a table."""
         self.writer.write_table(self.pyarrow.Table.from_pylist(records(table), self.schema))
 
     def close(self) -> None:
         """Write what makes the file whole."""
         self.writer.close()
-
-
-WRITERS = {"csv": CsvWriter, "jsonl": JsonLinesWriter, "isic": IsicWriter, "parquet": ParquetWriter}
 
 
 def note_path(out: Path) -> Path:
@@ -395,24 +383,25 @@ def begin_or_resume(
         write_json(note_path(out), note)
         return items
     check_origin(out, note)
-    check_head(out, kind, predictor.columns)
     chunk: list[tuple[Item, bool]] = []
+    end = position = find_first_row(out, kind, predictor.columns)
 
-    def keep_chunk() -> None:
+    def keep_chunk() -> int:
         count.images += len(chunk)
         count.failed += sum(failed for _, failed in chunk)
         chunk.clear()
+        return position
 
-    for name, error in read_written(out, kind, predictor.columns):
-        item = next(items, None)
+    for name, error, row_end in read_rows(out, kind, predictor.columns, end):
+        item, position = next(items, None), row_end
         check_item(out, item, name, count.images + len(chunk) + 1)
         chunk.append((item, bool(error)))
         if len(chunk) == predictor.chunk:
-            keep_chunk()
+            end = keep_chunk()
     waiting = list(islice(items, 1))
     if not waiting:
-        keep_chunk()
-    os.truncate(out, find_end(out, kind, count.images))
+        end = keep_chunk()
+    os.truncate(out, end)
     count.before = count.images
     logger.info("%s has %d images already", out, count.before)
     return chain([item for item, _ in chunk], waiting, items)
@@ -446,53 +435,51 @@ def describe_change(name: str, before: Any, now: Any) -> str:
     return f"{name} {show(before)}, now {show(now)}"
 
 
-def check_head(out: Path, kind: str, columns: list[str]) -> None:
-    """Raise `LesionfastError` unless a file begins with these columns, as far as it goes."""
+def find_first_row(out: Path, kind: str, columns: list[str]) -> int:
+    """Return where the first row of a file begins, in bytes; 0 if its head was not finished.
+
+    Raises `LesionfastError` unless the file begins with these columns, as far as it goes.
+    """
     head = (csv_head(columns) if kind == "csv" else f'{{"{columns[0]}": ').encode()
     with out.open("rb") as file:
-        if not head.startswith(file.read(len(head))):
-            raise other_columns(out)
+        start = file.read(len(head))
+    if not head.startswith(start):
+        raise LesionfastError(f"{out} has other columns than these predictions. {ELSEWHERE}")
+    return len(head) if kind == "csv" and start == head else 0
 
 
-def other_columns(out: Path) -> LesionfastError:
-    """Return the error for a file that is not of this model."""
-    return LesionfastError(f"{out} has other columns than these predictions. {ELSEWHERE}")
-
-
-def read_written(out: Path, kind: str, columns: list[str]) -> Iterator[tuple[str, str]]:
-    """Yield image and error of the whole rows of an unfinished file.
+def read_rows(
+    out: Path, kind: str, columns: list[str], start: int
+) -> Iterator[tuple[str, str, int]]:
+    """Yield image, error and end in bytes of the rows of a file; not of a last one that is torn.
 
     Raises `LesionfastError` for a file that has other columns, or is damaged.
     """
-    end = find_end(out, kind)
+    position, ended = start, False
 
     def read_lines() -> Iterator[str]:
+        nonlocal position, ended
         with out.open("rb") as file:
-            while file.tell() < end:
-                yield file.readline().decode("utf-8")
+            file.seek(start)
+            for line in file:
+                if line.endswith(b"\n"):
+                    position += len(line)
+                    yield line.decode("utf-8")
+        ended = True
 
+    if kind == "csv":
+        fields = csv.reader(read_lines(), strict=True)
+        rows = (dict(zip(columns, values, strict=True)) for values in fields)
+    else:
+        rows = map(json.loads, read_lines())
     try:
-        for row in csv.DictReader(read_lines()) if kind == "csv" else map(json.loads, read_lines()):
+        for row in rows:
             if list(row) != columns:
-                raise other_columns(out)
-            yield row["image"], row["error"]
+                raise ValueError("it has other columns than these predictions")
+            yield row["image"], row["error"], position
     except (ValueError, TypeError, csv.Error) as error:
-        raise LesionfastError(f"{out} is damaged: {error}. {ELSEWHERE}") from None
-
-
-def find_end(out: Path, kind: str, most: int | None = None) -> int:
-    """Return where the last whole row, or the `most`th, of a file of text ends, in bytes."""
-    position = whole = quotes = 0
-    rows = -1 if kind == "csv" else 0  # the names of the columns are not a row
-    with out.open("rb") as file:
-        for line in file:
-            if rows == most:
-                break
-            position += len(line)
-            quotes += line.count(b'"') if kind == "csv" else 0
-            if line.endswith(b"\n") and quotes % 2 == 0:  # else the line ends within a name
-                whole, rows = position, rows + 1
-    return whole
+        if not ended:  # else the last row is torn within a quoted name
+            raise LesionfastError(f"{out} is damaged: {error}. {ELSEWHERE}") from None
 
 
 def check_item(out: Path, item: Item | None, name: str, number: int) -> None:
