@@ -23,9 +23,9 @@ TRAIN, READ, USE, DATA = "Train", "Read runs", "Use a model", "Data and names"  
 PANELS = {Columns: "Columns", DataConfig: "Data", SplitConfig: "Split", TrainConfig: "Training"}
 
 
-def option(kind: Any, help: str, *flags: str) -> Any:
+def option(kind: Any, help: str, *flags: str, envvar: str | None = None) -> Any:
     """Return the type of a parameter that is an option; `flags` replace the one by its name."""
-    return Annotated[kind, typer.Option(*flags, help=help)]
+    return Annotated[kind, typer.Option(*flags, help=help, envvar=envvar)]
 
 
 def argument(kind: Any, help: str) -> Any:

@@ -113,11 +113,18 @@ def push(source: Source, name: Repository, public: Public = False, onnx: Onnx = 
 
 Port = option(int, "Port of the page; 0 takes a free one.")
 Host = option(str, "Address to listen on; any other opens it to the network.")
+Token = option(
+    str | None, "Token that page and API ask for (default: none).", envvar="LESIONFAST_TOKEN"
+)
 
 
 @app.command(name="app", rich_help_panel=USE)
 def open_page(
-    model: Model, port: Port = 7860, host: Host = "127.0.0.1", device: Device = "auto"
+    model: Model,
+    port: Port = 7860,
+    host: Host = "127.0.0.1",
+    token: Token = None,
+    device: Device = "auto",
 ) -> None:
     """Open a web page on this machine that predicts images, and an HTTP API.
 
@@ -127,4 +134,4 @@ def open_page(
     """
     from lesionfast.serving.app import serve
 
-    serve(model, host=host, port=port, device=device)
+    serve(model, host=host, port=port, token=token, device=device)

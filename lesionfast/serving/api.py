@@ -76,6 +76,7 @@ class Busy(LesionfastError):
 
 STATUS = {TooSlow: 408, TooLarge: 413, NoImage: 415, Busy: 503}
 PROBLEMS = {
+    401: {"model": Problem, "description": "no token, or a wrong one, if the page asks for one"},
     403: {"model": Problem, "description": "asked by another site, or under another name"},
     408: {"model": Problem, "description": "the upload took longer than a minute"},
     413: {"model": Problem, "description": "above 20 MB or 50 megapixels"},

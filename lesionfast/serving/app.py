@@ -1,8 +1,10 @@
 """The local page and its HTTP API: for one person on this machine, without a network."""
 
 import base64
+import hmac
 import logging
 import re
+import secrets
 import signal
 import socket
 import sys
@@ -34,6 +36,9 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 EVERY_ADDRESS = ("0.0.0.0", "::")
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[0-9a-z._-]+)(:\d{1,5})?")
 SAFE_METHODS = ("GET", "HEAD")
+OPEN_PATHS = ("/app.css", "/login.js")  # that need no token
+COOKIE = "lesionfast"
+SHORTEST_TOKEN = 8  # characters
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -56,23 +61,35 @@ SHARE = 0.45  # of the heat map in the picture
 
 
 def serve(
-    source: str | Path, *, host: str = LOCAL[0], port: int = 7860, device: str = "auto"
+    source: str | Path,
+    *,
+    host: str = LOCAL[0],
+    port: int = 7860,
+    token: str | None = None,
+    device: str = "auto",
 ) -> None:
     """Open the page of a model at host and port, and its HTTP API, until it is stopped.
 
-    Uploads stay in memory. Raises `LesionfastError` without FastAPI and what it takes, for an
-    address that can't be listened to, and for what is not a model.
+    With a `token`, page and API answer those only who have it. Uploads stay in memory. Raises
+    `LesionfastError` without FastAPI and what it takes, for an address that can't be listened to,
+    for a weak token, and for what is not a model.
     """
     require_packages()
+    if token is not None:
+        check_token(token)
     with listen(host, port) as listener:
         service = Service(source, device)
-        if host not in LOCAL:
-            logger.warning("%s is open to the network: whoever reaches it can upload images", host)
+        if host not in LOCAL and token is None:
+            logger.warning(
+                "%s is open to the network: anyone who reaches it can upload images. Ask for a "
+                "token with --token.",
+                host,
+            )
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         name = f"[{host}]" if ":" in host else host
         print(f"http://{name}:{listener.getsockname()[1]}", flush=True)
         try:
-            build_server(build_app(service, host)).run(sockets=[listener])
+            build_server(build_app(service, host, token)).run(sockets=[listener])
         except KeyboardInterrupt:  # Ctrl-C is how a page is stopped
             return
 
@@ -87,6 +104,17 @@ def require_packages() -> None:
         raise LesionfastError(
             f"the page needs {error.name}. Type: pip install 'lesionfast[app]'"
         ) from None
+
+
+def check_token(token: str) -> None:
+    """Raise `LesionfastError` for a token that is short, or that a header can't hold."""
+    plain = token.isascii() and token.isprintable() and " " not in token
+    if len(token) < SHORTEST_TOKEN or not plain:
+        problem = "" if plain else ", and some can't be sent"
+        raise LesionfastError(
+            f"--token has {len(token)} characters{problem}. Type at least {SHORTEST_TOKEN} ASCII "
+            "letters, digits or marks, without spaces."
+        )
 
 
 @contextmanager
@@ -130,7 +158,7 @@ def build_server(app: "ASGIApp") -> Any:
     )
 
 
-def build_app(service: Service, host: str = LOCAL[0]) -> "ASGIApp":
+def build_app(service: Service, host: str = LOCAL[0], token: str | None = None) -> "ASGIApp":
     """Return the ASGI application: the API and the page at its root, behind a `Guard`."""
     from fastapi import Request, Response
     from fastapi.responses import HTMLResponse
@@ -143,10 +171,12 @@ def build_app(service: Service, host: str = LOCAL[0]) -> "ASGIApp":
         "/": (page_html(service.bundle), "text/html"),
         "/app.css": (read_template("app.css"), "text/css"),
         "/app.js": (read_template("app.js"), "text/javascript"),
+        "/login.js": (read_template("login.js"), "text/javascript"),
     }
 
     @api.get("/app.css", include_in_schema=False)
     @api.get("/app.js", include_in_schema=False)
+    @api.get("/login.js", include_in_schema=False)
     @api.get("/", include_in_schema=False)
     async def show(request: Request) -> Response:
         text, kind = files[request.url.path]
@@ -156,33 +186,66 @@ def build_app(service: Service, host: str = LOCAL[0]) -> "ASGIApp":
     async def answer(request: Request) -> HTMLResponse:
         return HTMLResponse(await uploads.answer(request, partial(answer_html, service)))
 
-    return Guard(api, host)
+    return Guard(api, host, token)
 
 
 class Guard:
-    """Refuses requests of other sites, and sends the security headers with every response.
+    """Refuses requests of other sites and, if there is a token, of those who do not have it.
 
     A foreign page reaches this machine by a name of its own that leads here (DNS rebinding), or by
     a form that it posts: so the `Host` must be ours, and `Origin` and `Sec-Fetch-Site` the page's.
     A page at every address of a machine takes any address of digits, and the machine's name.
+
+    The API asks for `Authorization: Bearer TOKEN`. The page sends it to /login once, for a cookie
+    that no script can read and no other site can send.
     """
 
-    def __init__(self, app: "ASGIApp", host: str) -> None:
+    def __init__(self, app: "ASGIApp", host: str, token: str | None = None) -> None:
         self.app, self.every_address = app, host in EVERY_ADDRESS
         self.names = {*LOCAL, host.lower()}
         if self.every_address:
             self.names.add(socket.gethostname().lower())
+        self.token, self.session = token, secrets.token_urlsafe()  # the latter is in the cookie
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
-        """Answer a request, or refuse it with 403."""
-        from starlette.responses import JSONResponse
-
-        problem = self.problem(scope)
-        respond = JSONResponse({"error": problem}, 403) if problem else self.app
+        """Answer a request, or refuse it with 401 or 403."""
+        respond = self.choose_response(scope)
         await respond(scope, receive, partial(send_guarded, send))
 
-    def problem(self, scope: "Scope") -> str:
-        """Return why a request is refused, "" if it is not."""
+    def choose_response(self, scope: "Scope") -> "ASGIApp":
+        """Return what answers a request."""
+        from starlette.responses import HTMLResponse, JSONResponse, Response
+
+        if problem := self.find_problem(scope):
+            return JSONResponse({"error": problem}, 403)
+        path = scope["path"]
+        if self.token is None or path in OPEN_PATHS:
+            return self.app
+        has_token, has_cookie = self.read_credentials(scope)
+        if has_token and path == "/login" and scope["method"] == "POST":
+            cookie = f"{COOKIE}={self.session}; Path=/; HttpOnly; SameSite=Strict"
+            return Response(status_code=204, headers={"Set-Cookie": cookie})
+        if has_token or has_cookie:
+            return self.app
+        if path == "/":
+            return HTMLResponse(read_template("login.html"), 401)
+        problem = "the token is missing or wrong. Send it as a header: Authorization: Bearer TOKEN"
+        return JSONResponse({"error": problem}, 401, {"WWW-Authenticate": "Bearer"})
+
+    def read_credentials(self, scope: "Scope") -> tuple[bool, bool]:
+        """Return whether a request has the token, and whether it has the cookie."""
+        from starlette.datastructures import Headers
+        from starlette.requests import cookie_parser
+
+        headers = Headers(scope=scope)
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        cookie = cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
+        has_token = hmac.compare_digest(given.encode(), self.token.encode())
+        has_cookie = hmac.compare_digest(cookie.encode(), self.session.encode())
+        return has_token and scheme.lower() == "bearer", has_cookie
+
+    def find_problem(self, scope: "Scope") -> str:
+        """Return why a request is refused as one of another site, "" if it is not."""
         from starlette.datastructures import Headers
 
         headers = Headers(scope=scope)

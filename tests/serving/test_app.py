@@ -71,6 +71,22 @@ def browser():
         opened.close()
 
 
+def test_a_page_with_a_token_opens_with_the_token_alone(browser, exported, tmp_path, monkeypatch):
+    monkeypatch.setenv("LESIONFAST_TOKEN", "correct-horse")
+    process, url, _ = start(exported, tmp_path)
+    try:
+        opened = browser.new_page()
+        opened.goto(url)
+        for text, expected in (("wrong", "This is not the token"), ("correct-horse", "Image of a")):
+            opened.get_by_label("Token").fill(text)
+            opened.get_by_role("button", name="Open").click()
+            opened.get_by_text(expected).wait_for()
+        opened.close()
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
 @pytest.fixture
 def page(browser, server):
     """An open page; at the end nothing went outside and nothing was complained about."""

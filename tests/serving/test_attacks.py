@@ -1,5 +1,6 @@
 """What a foreign web page, or a client that means harm, tries with the local page; by raw bytes."""
 
+import hmac
 import http.client
 import json
 import re
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from lesionfast.errors import LesionfastError
 from lesionfast.serving import api
-from lesionfast.serving.app import Guard, build_app, build_server
+from lesionfast.serving.app import Guard, build_app, build_server, check_token
 from lesionfast.serving.service import MOST_BYTES, Service
 
 
@@ -22,16 +24,33 @@ def service(exported) -> Service:
     return Service(exported)
 
 
-@pytest.fixture(scope="module")
-def port(service) -> int:
+@contextmanager
+def running(app):
     """The port of a page in a thread of this process."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = build_server(build_app(service))
+        server = build_server(app)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         yield listener.getsockname()[1]
         server.should_exit = True
         thread.join(20)
+
+
+@pytest.fixture(scope="module")
+def port(service) -> int:
+    """The port of a page without a token."""
+    with running(build_app(service)) as port:
+        yield port
+
+
+TOKEN = "correct-horse-battery"
+
+
+@pytest.fixture(scope="module")
+def locked(service) -> int:
+    """The port of a page that asks for a token."""
+    with running(build_app(service, token=TOKEN)) as port:
+        yield port
 
 
 @pytest.fixture
@@ -395,3 +414,77 @@ def test_two_hundred_requests_at_once_are_answered_or_told_to_wait(port, photo):
     statuses = {status for status, _, _ in answers}
     assert 200 in statuses and statuses <= {200, 503}
     assert len({body for status, _, body in answers if status == 200}) == 1
+
+
+CREDENTIALS = (
+    {},
+    *({"Authorization": text} for text in ("", "Bearer", "Bearer ", TOKEN, f"Basic {TOKEN}")),
+    *({"Authorization": f"Bearer {text}"} for text in (TOKEN[:-1], f"{TOKEN}x", TOKEN.upper())),
+    *({"Authorization": f"Bearer {text}"} for text in (f" {TOKEN}", "\xe9" * 20, "a" * 5000)),
+    *({"Cookie": f"lesionfast={text}"} for text in ("", TOKEN, "a" * 43, "\xe9")),
+)
+
+
+@pytest.mark.parametrize("given", CREDENTIALS)
+def test_without_the_token_nothing_is_answered(locked, photo, given, service, monkeypatch):
+    monkeypatch.setattr(service.predictor, "check", lambda metadata: pytest.fail("was asked"))
+    for path in ("/model", "/openapi.json", "/app.js", "/no", "/login", "//", "/app.css/"):
+        status, headers, body = ask(locked, "GET", path, **given)
+        assert status == 401 and b"Authorization: Bearer TOKEN" in body
+        assert headers["www-authenticate"] == "Bearer" and TOKEN.encode() not in body
+    for path in ("/predict", "/answer", "/login"):
+        status, headers, _ = post(locked, image(photo), path=path, **given)
+        assert status == 401 and "set-cookie" not in headers
+    status, headers, body = ask(locked, "GET", "/", **given)
+    assert status == 401 and b'type="password"' in body and service.bundle.name.encode() not in body
+    assert (
+        headers["content-security-policy"]
+        == ask(locked, "GET", "/app.css")[1]["content-security-policy"]
+    )
+
+
+def test_an_upload_without_the_token_is_refused_before_its_end(locked):
+    with half_sent(locked, 1) as (client,):
+        assert status_of(client.recv(65536)) == 401
+
+
+def test_the_token_opens_page_and_api(locked, photo, monkeypatch):
+    compared, compare = [], hmac.compare_digest
+    monkeypatch.setattr(
+        hmac, "compare_digest", lambda *pair: compared.append(pair) or compare(*pair)
+    )
+    for scheme in ("Bearer", "bearer"):
+        right = {"Authorization": f"{scheme} {TOKEN}"}
+        assert ask(locked, "GET", "/model", **right)[0] == 200
+        assert post(locked, image(photo), **right)[0] == 200
+        assert ask(locked, "GET", "/login", **right)[0] == 404
+    assert (TOKEN.encode(), TOKEN.encode()) in compared
+
+
+def test_the_cookie_opens_the_page_to_no_other_site(locked, photo):
+    status, headers, body = ask(locked, "POST", "/login", Authorization=f"Bearer {TOKEN}")
+    assert status == 204 and body == b"" and TOKEN not in headers["set-cookie"]
+    cookie, *rules = headers["set-cookie"].split("; ")
+    assert set(rules) == {"Path=/", "HttpOnly", "SameSite=Strict"}
+    assert b'id="image"' in ask(locked, "GET", "/", Cookie=cookie)[2]
+    assert post(locked, image(photo), path="/answer", Cookie=cookie)[0] == 200
+    for foreign in ({"Origin": "http://evil.example"}, {"Sec_Fetch_Site": "cross-site"}):
+        assert post(locked, image(photo), path="/answer", Cookie=cookie, **foreign)[0] == 403
+        assert ask(locked, "POST", "/login", Authorization=f"Bearer {TOKEN}", **foreign)[0] == 403
+    assert ask(locked, "GET", "/", Cookie=cookie, Host="evil.example")[0] == 403
+
+
+def test_the_page_that_asks_for_the_token_holds_no_script_of_its_own(locked):
+    page = ask(locked, "GET", "/")[2].decode()
+    assert page.count("<script") == page.count('<script src="/login.js" defer></script>') == 1
+    assert not re.search(r"<style|<[^>]*\s(style|on\w+)=", page)
+    assert ask(locked, "GET", "/login.js")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "token", ["", "short", "seven77", "with a space", "übergeheim", "a\nbcdefgh"]
+)
+def test_a_weak_token_is_refused(token):
+    with pytest.raises(LesionfastError, match=r"--token has \d+ characters.* at least 8") as error:
+        check_token(token)
+    assert not token or token not in str(error.value)
