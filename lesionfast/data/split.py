@@ -6,10 +6,8 @@ as scikit-learn's StratifiedGroupKFold does, gives a rare class a lesion in ever
 seconds for a million images, and rests on no more than NumPy's frozen `RandomState`.
 """
 
-import gc
 import logging
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +32,7 @@ def load_dataset(config: SplitConfig, split: Path | None = None) -> pd.DataFrame
     `split`, the split.csv of a run, decides instead of `config`. Raises `LesionfastError` for bad
     data.
     """
-    with no_garbage_collection():
-        df = load_metadata(config)
+    df = load_metadata(config)
     if split is not None:
         return read_split(df, split, with_groups=True)
     if config.join_duplicates:
@@ -45,21 +42,6 @@ def load_dataset(config: SplitConfig, split: Path | None = None) -> pd.DataFrame
             pairs = find_near_duplicates(df, progress, cache=config.cache)
         df = join_groups(df, zip(pairs["image_a"], pairs["image_b"], strict=True))
     return split_metadata(df, config)
-
-
-@contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """Keep Python's cyclic collector off: it would look through millions of names again and again.
-
-    What is not part of a cycle is freed all the same.
-    """
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def split_metadata(df: pd.DataFrame, config: SplitConfig) -> pd.DataFrame:
