@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from lesionfast.files import (
     disk_errors,
     only_writer,
     readable_name,
+    split_path,
+    stamps,
     sweep,
     workspace,
     write_atomically,
@@ -303,3 +306,22 @@ def test_a_folder_that_is_swept_before_it_is_locked_is_made_again(tmp_path, monk
 )
 def test_a_name_of_any_bytes_is_readable(name, readable):
     assert readable_name(os.fsdecode(name)) == readable
+
+
+def test_a_path_is_split_at_a_zip_file_but_not_at_a_folder(tmp_path):
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.writestr("sub/00.bin", b"")
+    path = f"{tmp_path.as_posix()}/all.zip/sub/00.bin"
+    assert split_path(path) == (f"{tmp_path.as_posix()}/all.zip", "sub/00.bin")
+    (tmp_path / "folder.zip").mkdir()
+    inside = f"{tmp_path.as_posix()}/folder.zip/a.jpg"
+    assert split_path(inside) == (inside, None)
+
+
+def test_a_stamp_changes_with_the_file(tmp_path):
+    file = tmp_path / "a.bin"
+    before = stamps([str(file)])
+    file.write_bytes(b"1")
+    written = stamps([str(file)])
+    file.write_bytes(b"12")
+    assert len({*before, *written, *stamps([str(file)])}) == 3

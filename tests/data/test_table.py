@@ -1,13 +1,20 @@
-"""A CSV is read as text, or refused with what to type."""
+"""A CSV is read as text, or refused with what to type; training and prediction read each alike.
+
+What is wrong ends in a sentence, never a traceback.
+"""
 
 import logging
 
 import pandas as pd
 import pytest
 
+from lesionfast.config import DataConfig
 from lesionfast.data import table
+from lesionfast.data.encoder import BadValue, MetadataEncoder
+from lesionfast.data.metadata import read_metadata
 from lesionfast.data.table import CsvFile, read_table
 from lesionfast.errors import LesionfastError
+from lesionfast.serving.inputs import MetadataReader, find_items
 
 NAMES = {"image_id": "--image", "dx": "--target"}
 
@@ -146,3 +153,153 @@ def test_quoted_separators_line_ends_and_quotes(write, caplog):
     table = read_table(write('image_id,dx\n"a,b","a ""nv"""\nc,"x\ny"\n'), NAMES)
     assert table.to_numpy().tolist() == [["a,b", 'a "nv"'], ["c", "x\ny"]]
     assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
+
+
+HEADER = "image_id,lesion_id,dx,age,sex\n"
+A, B = "a,L1,nv,45,male\n", "b,L2,mel,50,female\n"
+PLAIN = HEADER + A + B
+MORE = PLAIN + "c,L3,nv,60,male\n"  # most ages are numbers, whatever the first is
+RIGHT = {"a": (45, "male"), "b": (50, "female")}
+NO_AGE = {"a": (None, "male"), "b": (50, "female")}
+CUT = {"a": (45, "male"), "b": (None, None)}
+NEITHER = {"a": (None, None), "b": (50, "female")}
+NO_TEXT = "Save it as 'CSV UTF-8'"
+EMPTY = "is empty or starts with a blank line"
+NO_ROWS = "has a header but no rows"
+OPEN = "Look for a quote that is not closed there"
+IMPOSSIBLE = "not an age in years"
+SEPARATED = "Add --separator '"  # training asks for it, prediction finds it
+FILES = {  # the content, and what is read or the words of the refusal, for training and prediction
+    "plain": (PLAIN, RIGHT),
+    "UTF-8 with a mark": (PLAIN.encode("utf-8-sig"), RIGHT),
+    "UTF-16": (PLAIN.encode("utf-16"), RIGHT),
+    "UTF-16, the other way round": (b"\xfe\xff" + PLAIN.encode("utf-16-be"), RIGHT),
+    "UTF-32": (PLAIN.encode("utf-32"), RIGHT),
+    "UTF-32, the other way round": (b"\0\0\xfe\xff" + PLAIN.encode("utf-32-be"), RIGHT),
+    "UTF-16 without a mark": (PLAIN.encode("utf-16-le"), "row 1 has a NUL byte"),
+    "UTF-32 without a mark": (PLAIN.encode("utf-32-be"), "row 1 has a NUL byte"),
+    "UTF-16 cut in a character": (PLAIN.encode("utf-16")[:-1], NO_TEXT),
+    "Latin-1": (PLAIN.replace("male", "männlich").encode("latin-1"), NO_TEXT),
+    "Latin-1 late": ((PLAIN + "x,L,nv,1,male\n" * 9000 + "é").encode("latin-1"), NO_TEXT),
+    "Windows-1252": (PLAIN.replace("nv", "“nv”").encode("cp1252"), NO_TEXT),
+    "two marks": (b"\xef\xbb\xbf" + PLAIN.encode("utf-8-sig"), "'image_id'"),
+    "a mark alone": (b"\xef\xbb\xbf", EMPTY),
+    "a mark of UTF-16 alone": (b"\xff\xfe", EMPTY),
+    "NUL in a field": (PLAIN.replace("45", "4\0005"), "row 2 has a NUL byte"),
+    "NUL at the end": (PLAIN + "\0", "row 4 has a NUL byte"),
+    "zeros of a torn copy": (bytes(5000), "row 1 has a NUL byte"),
+    "a spreadsheet": (b"PK\x03\x04\x14\x00\x06\x00\x08\x00\xff\xd8", NO_TEXT),
+    "a picture": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", NO_TEXT),
+    "random bytes": (bytes(range(255, 0, -1)) * 40, NO_TEXT),
+    "a web page": ("<!DOCTYPE html>\n<html>\n<p>404</p>\n</html>\n", "'image_id'"),
+    "JSON": ('[{"image_id": "a", "age": 45}]', "'image_id'"),
+    "an empty file": ("", EMPTY),
+    "a blank line": ("\n", EMPTY),
+    "blanks": ("   \n\t\n", EMPTY),
+    "separators alone": (",,,\n,,,\n", EMPTY),
+    "a blank line before the header": ("\n" + PLAIN, EMPTY),
+    "a title before the header": ("Cases of 2024\n\n" + PLAIN, "'image_id'"),
+    "no header": (A + B, "'image_id'"),
+    "a header alone": (HEADER, NO_ROWS),
+    "a header without a line end": (HEADER.strip(), NO_ROWS),
+    "a header and blank rows": (HEADER + "\n,,,,\n\n", NO_ROWS),
+    "no line end at the end": (PLAIN.strip(), RIGHT),
+    "line ends of Windows": (PLAIN.replace("\n", "\r\n"), RIGHT),
+    "line ends of the old Mac": (PLAIN.replace("\n", "\r"), RIGHT),
+    "line ends mixed": (HEADER.replace("\n", "\r\n") + A + B.replace("\n", "\r"), RIGHT),
+    "line ends doubled": (PLAIN.replace("\n", "\r\r\n"), RIGHT),
+    "blank rows between": (HEADER + A + "\n,,,,\n \n" + B + "\n\n", RIGHT),
+    "blanks in the header": (PLAIN.replace(",", ", "), RIGHT),
+    "blanks before separators": (PLAIN.replace(",", " ,"), RIGHT),
+    "tabs and hard blanks around": (PLAIN.replace("45", "\t45\u00a0"), RIGHT),
+    "all in quotes": ('"' + PLAIN.strip().replace(",", '","').replace("\n", '"\n"') + '"', RIGHT),
+    "blanks and quotes": (PLAIN.replace(",nv,", ', "nv" ,'), RIGHT),
+    "a quote that is open in the middle": (PLAIN.replace("nv", '"nv'), f"row 2: .*{OPEN}"),
+    "a quote that is open at the end": (PLAIN.replace("female", '"female'), f"row 3: .*{OPEN}"),
+    "a quote that is open in the header": ('"' + PLAIN, f"row 1: .*{OPEN}"),
+    "an open quote before much": (HEADER + '"' + (A + B) * 9000, f"row 2: field larger.*{OPEN}"),
+    "quotes in a field": (PLAIN.replace("nv", '"a ""nv"""'), RIGHT),
+    "a line end in a field": (PLAIN.replace("nv", '"n\nv"'), RIGHT),
+    "a field above 128 KB": (PLAIN.replace("nv", "n" * 140_000), "row 2: field larger"),
+    "a line of a million separators": (PLAIN + "," * 10**6, RIGHT),
+    "a line of a million fields": (PLAIN + "x," * 10**6, "row 4 has 1000001 fields, the header"),
+    "a million columns": (",".join(f"c{i}" for i in range(10**6)), "has 1,000,000 columns"),
+    "5,001 columns": (PLAIN.replace("sex", "sex" + ",x" * 4996), "has 5,001 columns; at most"),
+    "a short row": (PLAIN.replace(",45,male", ""), NEITHER),
+    "a row of an id alone": (HEADER + "a\n" + B, ("'dx' .* empty in row 2", NEITHER)),
+    "a file that was cut off": (PLAIN[:-15], ("'dx' .* empty in row 3", CUT)),
+    "a long row": (PLAIN.replace("45", "4,5"), "row 2 has 6 fields, the header has 5"),
+    "a long row at the end": (PLAIN + "c,L3,nv,1,male,x\n", "row 4 has 6 fields"),
+    "separators at each line's end": (PLAIN.replace("\n", ",,\n"), RIGHT),
+    "separators at each row's end": (HEADER + (A + B).replace("\n", ",,\n"), RIGHT),
+    "row numbers without a name": (f",{HEADER}1,{A}2,{B}", RIGHT),
+    "two columns of one name": (PLAIN.replace("sex", "age"), "has two columns 'age'"),
+    "three columns of one name": (PLAIN.replace("dx,age,sex", "dx,dx,dx"), "has 3 columns 'dx'"),
+    "two of one name but for blanks": (PLAIN.replace("sex", " age "), "has two columns 'age'"),
+    "semicolons": (PLAIN.replace(",", ";"), (SEPARATED, RIGHT)),
+    "tabs": (PLAIN.replace(",", "\t"), (SEPARATED, RIGHT)),
+    "bars": (PLAIN.replace(",", "|"), (SEPARATED, RIGHT)),
+    "the separator on a line of its own": ("sep=;\n" + PLAIN.replace(",", ";"), "'image_id'"),
+    "a decimal comma": (MORE.replace("45", '"45,5"'), ("mixes .*: '45,5'", IMPOSSIBLE)),
+    "an age of 1e308": (PLAIN.replace("45", "1e308"), IMPOSSIBLE),
+    "an age of 999": (PLAIN.replace("45", "999"), IMPOSSIBLE),
+    "an age of -40": (PLAIN.replace("45", "-40"), IMPOSSIBLE),
+    "an age of infinity": (MORE.replace("45", "inf"), ("mixes numbers and text", IMPOSSIBLE)),
+    "an age that is a word": (MORE.replace("45", "old"), ("mixes numbers and text", IMPOSSIBLE)),
+    "an age that is nan": (PLAIN.replace("45", "NaN"), NO_AGE),
+    "an age that is empty": (PLAIN.replace("45", ""), NO_AGE),
+    "an age and a sex that are unknown": (PLAIN.replace("45,male", "unknown,N/A"), NEITHER),
+    "ids with a suffix": (PLAIN.replace("\na,", "\na.jpg,").replace("\nb,", "\nb.JPG,"), RIGHT),
+    "an id of 5,000 characters": (PLAIN.replace("\na,", f"\n{'a' * 5000},"), {"b": (50, "female")}),
+    "another name of the id": (PLAIN.replace("image_id", "Image_ID"), "Did you mean 'Image_ID'"),
+    "formulas": (PLAIN.replace("nv", "=cmd|' /C calc'!A0"), RIGHT),
+    "escape sequences": (PLAIN.replace("nv", "\x1b[31mnv"), RIGHT),
+    "a column more": (PLAIN.replace("sex\n", "sex,note\n").replace("male\n", "male,x\n"), RIGHT),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Images, empty: they are found, not read."""
+    folder = tmp_path_factory.mktemp("images")
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        (folder / name).touch()
+    return folder
+
+
+def read_to_train(path, folder):
+    """Return age and sex of each image, None if not known, as a training reads them."""
+    df = read_metadata(path, folder, DataConfig())
+    values = df.set_index("image_id")[["age", "sex"]].T
+    return {name: tuple(None if pd.isna(x) else x for x in row) for name, row in values.items()}
+
+
+def read_to_predict(path, folder):
+    """Return the same as `predict` gives them to a model; raises the first error of a row."""
+    rows = pd.DataFrame({"age": [45.0, 50.0], "sex": ["male", "female"]})
+    reader, found = MetadataReader(MetadataEncoder(["age", "sex"]).fit(rows)), {}
+    for item in find_items([str(path)], images=folder, columns=["age", "sex"]):
+        try:
+            cleaned = reader.read(item.metadata)
+        except BadValue as bad:
+            raise LesionfastError(str(bad)) from None
+        if item.path is not None:
+            stem = item.path.rsplit("/", 1)[-1].removesuffix(".jpg")
+            found[stem] = tuple(None if pd.isna(x) else x for x in cleaned.values())
+    return found
+
+
+@pytest.mark.parametrize("read", [read_to_train, read_to_predict], ids=["train", "predict"])
+@pytest.mark.parametrize("name", FILES)
+def test_each_table_is_read_right_or_refused_in_a_sentence(tmp_path, folder, name, read):
+    content, expected = FILES[name]
+    if isinstance(expected, tuple):
+        expected = expected[read is read_to_predict]
+    path = tmp_path / "cases.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    if isinstance(expected, dict):
+        assert read(path, folder) == expected
+    else:
+        with pytest.raises(LesionfastError, match=f"(?s){expected}") as error:
+            read(path, folder)
+        assert len(str(error.value)) < 1000 and str(error.value)[-1] in ".)'"
