@@ -167,3 +167,22 @@ def test_help_imports_neither_torch_nor_pandas():
 
 def test_the_house_keeps_no_utils():
     assert not [p for p in modules() if p.stem in ("utils", "helpers", "common")]
+
+
+def test_the_readme_is_short_and_starts_with_two_commands():
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert len(text.splitlines()) < 200
+    assert len(text.split("```sh\n")[1].split("```")[0].splitlines()) == 2  # .ci/run types them
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert links and all((ROOT / link).is_file() for link in links)
+
+
+def test_the_readme_imports_what_exists():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    nodes = [node for block in blocks for node in ast.walk(ast.parse(block))]
+    for node in [node for node in nodes if isinstance(node, ast.ImportFrom)]:
+        source = (
+            (ROOT / (node.module or "").replace(".", "/")).with_suffix(".py").read_text("utf-8")
+        )
+        defined = {getattr(part, "name", None) for part in ast.parse(source).body}
+        assert {alias.name for alias in node.names} <= defined
