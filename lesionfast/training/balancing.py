@@ -36,23 +36,23 @@ class Balance:
 
 @balances.register("none")
 def none(codes: np.ndarray, n_classes: int) -> Balance:
-    """Every training row once per epoch, all classes with the same weight."""
+    """No balancing: every training row once per epoch, equal class weights."""
     return Balance(shares(np.bincount(codes, minlength=n_classes)))
 
 
 @balances.register("weights")
 def weights(codes: np.ndarray, n_classes: int) -> Balance:
-    """Every row once; a class weighs one over its frequency in the loss."""
+    """Every row once; the loss weights each class by its inverse frequency."""
     counts = np.bincount(codes, minlength=n_classes)
     return Balance(shares(counts > 0), weights=inverse_frequency(counts))
 
 
 @balances.register("effective")
 def effective(codes: np.ndarray, n_classes: int, beta: float = 0.999) -> Balance:
-    """Every row once; weights by effective number, beta 0.999 (Cui et al. 2019, arXiv:1901.05555).
+    """Weights by effective number of rows, beta 0.999 (Cui et al. 2019, arXiv:1901.05555).
 
-    A class of n rows weighs (1 - beta) / (1 - beta^n), eq. 4, scaled to mean 1 over the rows. For
-    beta 1 it is the limit 1 / n, which is the balance 'weights'.
+    The weight of a class of n rows is (1 - beta) / (1 - beta^n), eq. 4, scaled to mean 1 over the
+    rows. For beta 1 it is the limit 1 / n, which is the balance 'weights'.
     """
     counts = np.bincount(codes, minlength=n_classes)
     n = np.maximum(counts, 1)
@@ -65,7 +65,7 @@ def effective(codes: np.ndarray, n_classes: int, beta: float = 0.999) -> Balance
 
 @balances.register("sampler")
 def sampler(codes: np.ndarray, n_classes: int) -> Balance:
-    """As many rows per epoch as there are, drawn with replacement, every class equally often."""
+    """Draw as many rows as there are, with replacement, every class equally often."""
     members = [np.flatnonzero(codes == code).tolist() for code in np.unique(codes)]
 
     def draw(rng: Random) -> list[int]:
@@ -76,21 +76,21 @@ def sampler(codes: np.ndarray, n_classes: int) -> Balance:
 
 @balances.register("downsample")
 def downsample(codes: np.ndarray, n_classes: int) -> Balance:
-    """The largest class cut to the size of the second, with other rows of it in each epoch."""
+    """Downsample the largest class to the size of the second, with new rows in each epoch."""
     counts = np.bincount(codes, minlength=n_classes)
     return resampled(codes, np.minimum(counts, second_largest(counts)))
 
 
 @balances.register("upsample")
 def upsample(codes: np.ndarray, n_classes: int) -> Balance:
-    """Every class repeated up to the size of the largest."""
+    """Repeat every class up to the size of the largest."""
     counts = np.bincount(codes, minlength=n_classes)
     return resampled(codes, np.where(counts > 0, counts.max(), 0))
 
 
 @balances.register("author")
 def author(codes: np.ndarray, n_classes: int) -> Balance:
-    """As in the original study: nevi cut to the second class, others doubled, then class weights.
+    """As in the original study: downsample nevi, repeat the other classes, then class weights.
 
     The largest class is downsampled to the size of the second, the others are repeated to at most
     twice their rows and no more than that, and the loss weights them by one over what results.

@@ -27,13 +27,13 @@ Linear = tuple[np.ndarray, np.ndarray]  # weights (K, W) and biases (K,)
 
 @heads.register("linear")
 def linear(features: np.ndarray, codes: np.ndarray) -> Linear:
-    """A linear layer, trained with the rest of the model by gradient descent."""
+    """A linear layer trained with the rest of the model by gradient descent."""
     raise AssertionError("a linear head is trained, not solved")
 
 
 @heads.register("prototype")
 def prototype(features: np.ndarray, codes: np.ndarray) -> Linear:
-    """Distance to the mean of each class's features (Snell et al. 2017, arXiv:1703.05175).
+    """Distance to the mean features of each class (Snell et al. 2017, arXiv:1703.05175).
 
     The logit of a class is minus the squared distance to its mean (eq. 2), less a term that is
     the same for all classes, which makes it linear (eq. 8). A few images per class are enough.
@@ -44,7 +44,7 @@ def prototype(features: np.ndarray, codes: np.ndarray) -> Linear:
 
 @heads.register("svm")
 def svm(features: np.ndarray, codes: np.ndarray) -> Linear:
-    """A separating hyperplane for each class against the rest: scikit-learn's LinearSVC.
+    """A hyperplane that separates each class from the rest: scikit-learn's LinearSVC.
 
     Classes have equal weight, whatever their number of images (Cortes and Vapnik 1995,
     doi:10.1007/BF00994018).

@@ -52,7 +52,7 @@ def none(alpha: float, seed: int) -> None:
 
 @mixes.register("mixup")
 class MixUp(Mix):
-    """A weighted mean of both pictures (Zhang et al. 2018, arXiv:1710.09412)."""
+    """The weighted mean of two pictures (Zhang et al. 2018, arXiv:1710.09412)."""
 
     def mix_images(self, image: Tensor, other: Tensor) -> Tensor:
         return self.share * image + (1 - self.share) * other
@@ -60,7 +60,7 @@ class MixUp(Mix):
 
 @mixes.register("cutmix")
 class CutMix(Mix):
-    """A rectangle of the other picture, large as its share (Yun et al. 2019, arXiv:1905.04899)."""
+    """A rectangle of another picture in its place (Yun et al. 2019, arXiv:1905.04899)."""
 
     def mix_images(self, image: Tensor, other: Tensor) -> Tensor:
         """Return the pictures with the rectangle; the share becomes that of the area left."""

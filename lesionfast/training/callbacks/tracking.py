@@ -9,7 +9,8 @@ from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import Learner
 from torch import Tensor
 
-from lesionfast.errors import LesionfastError, did_you_mean
+from lesionfast.config import check_choice
+from lesionfast.errors import LesionfastError
 from lesionfast.files import damage_explained, write_atomically, write_text
 from lesionfast.training.callbacks.checkpoint import Resumable, load_tensors, save_tensors
 from lesionfast.training.callbacks.schedule import current_phase
@@ -87,15 +88,10 @@ class Monitor(Resumable):
 
     def before_fit(self) -> None:
         """Raise `LesionfastError` if there is no such column."""
-        names = history_columns(self.learn)
-        if self.monitor is None:
-            return
-        if self.monitor not in names:
-            raise LesionfastError(
-                f"--monitor is '{self.monitor}', which is not a column of the history."
-                f"{did_you_mean(self.monitor, names)} Type one of: {', '.join(names)}."
-            )
-        self.column = names.index(self.monitor)
+        if self.monitor is not None:
+            names = history_columns(self.learn)
+            check_choice("monitor", self.monitor, tuple(names))
+            self.column = names.index(self.monitor)
 
     def improved(self) -> bool:
         """Return whether the last epoch is the best so far, and remember it if so."""
