@@ -73,12 +73,9 @@ def run_backbone(run: Run, pixels: np.ndarray, rows: np.ndarray, *more: Any) -> 
     """Return the features (n, F) of some rows of pixels by a run's model."""
     from lesionfast.models.features import Features
     from lesionfast.models.fusion import load_model
-    from lesionfast.models.precision import choose_dtype
 
-    model, wanted = load_model(run), run.config.precision
-    device = next(model.parameters()).device
-    dtype = choose_dtype("auto" if wanted == "float16" else wanted, device)  # as it was trained
-    return Features(model, pixels, dtype).compute(rows, *more)
+    precision = "auto" if run.config.precision == "float16" else run.config.precision
+    return Features(load_model(run), pixels, precision).compute(rows, *more)
 
 
 def nearest_lesions(run: Run, image: str, k: int = 5) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from lesionfast.data.loaders import images_at_once
 from lesionfast.models.backbones import Backbone
 from lesionfast.models.fusion import FusionModel
 from lesionfast.models.inference import for_inference, in_eval_mode
-from lesionfast.models.precision import autocast
+from lesionfast.models.precision import autocast, choose_precision
 
 VERSION = 5  # part of every key: raise it when the features of the same weights change
 PLAIN = (int, float, str, type(None))  # settings of a module, as numbers of channels
@@ -30,14 +30,14 @@ class Features:
     """The pooled features (n, F) that a model gives for rows of pixels uint8 (N, H, W, 3), float32.
 
     With `stages` they are the feature maps of the first stages, float16 (n, C, h, w), which do not
-    depend on the other rows. The backbone computes in `dtype` by autocast. `change(image, rows)` is
+    depend on the other rows. The backbone computes in `precision`. `change(image, rows)` is
     applied to each batch of images (B, 3, H, W) in 0..1, such as an augmentation; `about` names the
     change: the cache takes two changes with the same `about` for one.
     """
 
     model: FusionModel
     pixels: np.ndarray
-    dtype: torch.dtype = torch.float32
+    precision: str = "float32"
     stages: int | None = None
     change: Callable[[Tensor, np.ndarray], Tensor] | None = None
     about: tuple = ()
@@ -67,8 +67,8 @@ class Features:
         """Call `append` with the features of one batch of rows after the other."""
         model, fast = self.model, None
         device = next(model.parameters()).device
-        size, precision = images_at_once(device), str(self.dtype).removeprefix("torch.")
-        with torch.inference_mode(), in_eval_mode(model), autocast(precision, device):
+        size, precision = images_at_once(device), {"precision": self.precision}
+        with torch.inference_mode(), in_eval_mode(model), autocast(self.precision, device):
             for start in range(0, len(rows), size):
                 part = rows[start : start + size]
                 if self.stages is not None:
@@ -80,7 +80,7 @@ class Features:
                 elif model.backbone is None:
                     features = model.features(image)
                 else:
-                    fast = fast or for_inference(model.backbone, image, dtype=self.dtype)
+                    fast = fast or for_inference(model.backbone, image, **precision)
                     features = model.pool(fast(image)).float()
                 append(features[: len(rows) - start].cpu().numpy())
                 if progress:
@@ -91,8 +91,10 @@ class Features:
         source, backbone = getattr(self.pixels, "filename", None), self.model.backbone
         if source is None or backbone is None:
             return None
-        made = (VERSION, Path(source).name, str(self.dtype), self.stages, self.about)
-        made += computed_by(next(self.model.parameters()).device)
+        device = next(self.model.parameters()).device
+        precision = choose_precision(self.precision, device)
+        made = (VERSION, Path(source).name, precision, self.stages, self.about)
+        made += computed_by(device)
         made += (self.model.pool_name if self.stages is None else "", backbone.mean, backbone.std)
         digest = hashlib.sha256(repr((*made, *structure(backbone.body))).encode())
         digest.update(np.ascontiguousarray(rows).tobytes())

@@ -152,7 +152,11 @@ class FusionModel(nn.Module):
         build = fusions[fusion]
         check_choice("pool", pool, tuple(POOLS))
         check_metadata(fusion, n_metadata)
-        check_backbone(fusion, backbone)
+        if (backbone is None) != (fusion == "metadata"):
+            raise LesionfastError(
+                f"the fusion '{fusion}' got {'no' if backbone is None else 'a'} backbone, but only "
+                f"the fusion 'metadata' has none. Pass one, or None for metadata."
+            )
         self.backbone = backbone
         self.pool_name, (self.pool, factor) = pool, POOLS[pool]
         self.n_features = 0 if backbone is None else backbone.num_features * factor
@@ -191,15 +195,6 @@ def check_metadata(fusion: str, n_metadata: int) -> None:
         raise LesionfastError(
             f"--fusion {fusion} needs metadata, but --metadata is none. "
             f"Type --fusion none, or --metadata age,sex."
-        )
-
-
-def check_backbone(fusion: str, backbone: Backbone | None) -> None:
-    """Raise `LesionfastError` for a fusion of images without a backbone, or metadata with one."""
-    if (backbone is None) != (fusion == "metadata"):
-        raise LesionfastError(
-            f"FusionModel got {'no' if backbone is None else 'a'} backbone for the fusion "
-            f"'{fusion}', but only the fusion 'metadata' has none. Pass one, or None for metadata."
         )
 
 

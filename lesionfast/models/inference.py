@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from lesionfast.data.augment import turn
 from lesionfast.data.loaders import copy_batch, images_at_once, pick_device, read_ahead
 from lesionfast.models.fusion import FusionModel, read_model
-from lesionfast.models.precision import autocast, choose_dtype
+from lesionfast.models.precision import autocast, choose_precision
 
 TOLERANCE = 1e-2  # of the largest output: TensorFloat-32 has 10 bits
 CONVOLUTIONS, NORMS = (nn.Conv2d, Conv2dSame), (nn.BatchNorm2d, BatchNormAct2d)
@@ -83,8 +83,7 @@ class TorchEngine:
         image = image.to(self.device).movedim(-1, 1).float() / 255
         metadata = [each.to(self.device) for each in metadata]
         if self.fast is None:
-            dtype = choose_dtype(self.precision, self.device)
-            self.fast = for_inference(self.model, image, metadata[0], dtype=dtype)
+            self.fast = for_inference(self.model, image, metadata[0], precision=self.precision)
         found, first = [], None
         for view in range(self.views):
             turned = turn(image, torch.full((len(image),), view)) if view else image
@@ -108,15 +107,15 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def for_inference(
-    model: nn.Module, *inputs: Tensor, dtype: torch.dtype = torch.float32
-) -> nn.Module:
+def for_inference(model: nn.Module, *inputs: Tensor, precision: str = "float32") -> nn.Module:
     """Return a model in eval mode with the same outputs for inputs of this size, and less work.
 
-    It is `folded`. With a `dtype` of 16 bits, the weights that autocast would round in every batch
-    are rounded once, and the model must run inside autocast. The given model does not change.
+    It is `folded`. In a precision of 16 bits, the weights that `autocast` would round in every
+    batch are rounded once, and the model must run inside `autocast`. The given model does not
+    change.
     """
     fast = folded(model, *inputs)
+    dtype = getattr(torch, choose_precision(precision, inputs[0].device))
     if dtype == torch.float32:
         return fast
     with torch.inference_mode():

@@ -28,11 +28,6 @@ def choose_precision(wanted: str, device: torch.device) -> str:
     return "bfloat16" if find_fast_bfloat16(device) else "float32"
 
 
-def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of `choose_precision`."""
-    return getattr(torch, choose_precision(wanted, device))
-
-
 def describe_precision(wanted: str, device: torch.device) -> str:
     """Return the precision to compute in, and why: "bfloat16, because the device has AMX"."""
     chosen = choose_precision(wanted, device)

@@ -6,7 +6,7 @@ import inspect
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -46,21 +46,31 @@ def load_weights(net: nn.Module, arch: str, size: int, source: str) -> str:
     """
     library, name = find_arch(arch)
     tensors, origin = find_weights(locate_weights(arch, library, name), source)
-    load_into(net, tensors, conversions(net, library, name, size), arch, origin)
-    return origin
+    own, fits = net.state_dict(), []
+    for convert in conversions(net, library, name, size):
+        fits.append(fit := Fit(own, convert(tensors)))
+        if not fit.missing and not fit.strange:
+            net.load_state_dict({name: fit.tensors.get(name, own[name]) for name in own})
+            return origin
+    best = min(fits, key=lambda fit: len(fit.missing))
+    guess = guess_arch(tensors, f"{arch} {origin}")
+    then = f"They look like those of {guess}: type --arch {guess}" if guess else "Type their --arch"
+    raise LesionfastError(
+        f"the {origin} do not fit {arch}: {best.describe(arch)}. {then}, or other --weights."
+    )
 
 
 def locate_weights(arch: str, library: str, name: str) -> Wanted:
     """Return where the pretrained weights of a name are."""
     if library == "lesionfast":
-        return Wanted(arch, library, name)
+        return Wanted(arch, name)
     if library == "torchvision":
         url = torchvision.models.get_model_weights(name).DEFAULT.url
-        return Wanted(arch, library, name, url=url)
+        return Wanted(arch, name, url=url)
     config, base = timm.get_pretrained_cfg(name), name.split(".")[0]
     url = config.url if config.url and not config.url.endswith(".npz") else None  # npz: of JAX
     package = PACKAGES[base][0] if base in PACKAGES else None
-    return Wanted(arch, library, base, url, config.hf_hub_id or None, package)
+    return Wanted(arch, base, url, config.hf_hub_id or None, package)
 
 
 def find_weights(wanted: Wanted, source: str) -> tuple[Tensors, str]:
@@ -235,28 +245,6 @@ class Fit:
         if strange:
             words.append(f"{strange[0]} is not in {arch}")
         return "; ".join(words)
-
-
-def load_into(
-    net: nn.Module, tensors: Tensors, conversions: Iterable[Conversion], arch: str, origin: str
-) -> None:
-    """Load all that `net` has, with the first of the conversions that makes the tensors fit.
-
-    Raises `LesionfastError` if a tensor is missing, has another shape, or has no place.
-    """
-    own, fits = net.state_dict(), []
-    for convert in conversions:
-        fit = Fit(own, convert(tensors))
-        if not fit.missing and not fit.strange:
-            net.load_state_dict({name: fit.tensors.get(name, own[name]) for name in own})
-            return
-        fits.append(fit)
-    best = min(fits, key=lambda fit: len(fit.missing))
-    guess = guess_arch(tensors, f"{arch} {origin}")
-    then = f"They look like those of {guess}: type --arch {guess}" if guess else "Type their --arch"
-    raise LesionfastError(
-        f"the {origin} do not fit {arch}: {best.describe(arch)}. {then}, or other --weights."
-    )
 
 
 def guess_arch(tensors: Tensors, hint: str) -> str | None:

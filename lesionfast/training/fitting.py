@@ -24,7 +24,6 @@ from lesionfast.models.features import Features
 from lesionfast.models.fusion import FusionModel, stage_groups
 from lesionfast.models.inference import TorchEngine
 from lesionfast.models.lineage import lineage_header
-from lesionfast.models.precision import choose_dtype
 from lesionfast.runs import WITHOUT_METADATA, Run
 from lesionfast.stats.metrics import summarize
 from lesionfast.training.callbacks.cached_features import CachedFeatures
@@ -151,10 +150,10 @@ def optional_callbacks(learn: FusionLearner, config: TrainConfig) -> list[Callba
     if config.ema:
         cbs.append(EMA(config.ema))
     if caches_features(learn.model, config):
-        dtype = choose_dtype(config.precision, learn.dls.device)
         grows = config.start_size is not None  # then no feature map can be computed once
         recipe = augmentations[config.augment]()
-        cbs.append(CachedFeatures(recipe, config.views, config.seed, dtype, maps=not grows))
+        how = (config.views, config.seed, config.precision)
+        cbs.append(CachedFeatures(recipe, *how, maps=not grows))
     if config.augment_valid is not None:
         cbs.append(AugmentValid(augmentations[config.augment](), config.augment_valid))
     if config.start_size:
@@ -289,9 +288,8 @@ def keep_features(learn: FusionLearner, run: Run) -> None:
     if learn.model.backbone is None:
         return
     rows = learn.dls.rows
-    dtype = choose_dtype(run.config.precision, learn.dls.device)
     with counting_bar("features of the images") as progress:
-        source = Features(learn.model, learn.dls.pixels, dtype)
+        source = Features(learn.model, learn.dls.pixels, run.config.precision)
         features = source.compute(rows["row"].to_numpy(), progress)
     write_features(run, rows["image_id"].tolist(), features)
 

@@ -21,7 +21,7 @@ from lesionfast.config import TrainConfig
 from lesionfast.diagnoses import Classes, read_subclasses
 from lesionfast.files import temporary_folder, write_atomically
 from lesionfast.models.fusion import build_model, stage_groups
-from lesionfast.models.precision import choose_dtype, choose_precision
+from lesionfast.models.precision import choose_precision
 from lesionfast.stats.metrics import decide, decision_metrics, macro_auc
 from lesionfast.training.balancing import (
     assign_subclasses,
@@ -125,7 +125,7 @@ def learner_callbacks(device: torch.device, config: TrainConfig) -> list[Callbac
         SeedEpochs(config.seed),
     ]
     if not config.compile:
-        cbs.append(FastInference(choose_dtype(config.precision, device)))
+        cbs.append(FastInference(config.precision))
     return [*cbs, *precision_callbacks(config.precision, device)]
 
 

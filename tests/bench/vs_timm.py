@@ -25,7 +25,7 @@ def run_timm(arguments: argparse.Namespace) -> dict:
 
     from lesionfast.data.loaders import pick_device
     from lesionfast.data.split import load_dataset
-    from lesionfast.models.precision import choose_dtype
+    from lesionfast.models.precision import choose_precision
 
     config, folder = configuration(arguments), Path(arguments.folder)
     df, device = load_dataset(config), pick_device(config.device)
@@ -42,7 +42,7 @@ def run_timm(arguments: argparse.Namespace) -> dict:
         for name, rows in ((name, df[df["split"] == name]) for name in ("train", "valid", "test"))
     )
     prepared = time.perf_counter()
-    dtype = choose_dtype(config.precision, device)
+    dtype = getattr(torch, choose_precision(config.precision, device))
     enabled = dtype != torch.float32
     loop = Loop(model, partial(torch.autocast, device.type, dtype=dtype, enabled=enabled))
     loop.fit(train, valid, arguments.epochs, config.weight_decay)

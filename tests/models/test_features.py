@@ -108,7 +108,7 @@ def test_features_in_other_numbers_on_another_processor_or_threads_are_not_taken
 ):
     model = model_of("test_resnet")
     files = [Features(each, pixels).file(ROWS) for each in (model, model_of("test_resnet", "max"))]
-    files.append(Features(model, pixels, torch.bfloat16).file(ROWS))
+    files.append(Features(model, pixels, "bfloat16").file(ROWS))
     files.append(Features(model, pixels).file(ROWS[1:]))
     monkeypatch.setattr(module, "capabilities", lambda: "another")
     files.append(Features(model, pixels).file(ROWS))

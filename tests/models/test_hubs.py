@@ -36,7 +36,7 @@ def serve(server, content=b"tensors"):
 
 def test_a_file_is_fetched_into_pytorchs_cache_and_found_there(server, caches):
     url, _ = serve(server)
-    wanted = Wanted("net", "torchvision", "net", url=url)
+    wanted = Wanted("net", "net", url=url)
     assert not list(cached_files(wanted))
     path = download(wanted)
     assert path.parent == caches / "torch" / "hub" / "checkpoints"
@@ -47,7 +47,7 @@ def test_a_file_is_fetched_into_pytorchs_cache_and_found_there(server, caches):
 def test_a_file_that_is_not_what_its_name_says_is_not_kept(server):
     url, served = serve(server)
     served.write_bytes(b"an error page")
-    wanted = Wanted("net", "torchvision", "net", url=url)
+    wanted = Wanted("net", "net", url=url)
     with pytest.raises(LesionfastError, match="invalid hash value"):
         download(wanted)
     assert not list(cached_files(wanted))
@@ -56,12 +56,12 @@ def test_a_file_that_is_not_what_its_name_says_is_not_kept(server):
 
 def test_a_file_that_is_gone_is_said_to_be(server):
     with pytest.raises(LesionfastError, match="HTTP Error 404"):
-        download(Wanted("net", "torchvision", "net", url=f"{server[0]}/gone.pth"))
+        download(Wanted("net", "net", url=f"{server[0]}/gone.pth"))
 
 
 def test_the_second_hub_is_asked_when_the_first_is_out_of_reach(server):
     url, _ = serve(server)
-    assert download(Wanted("net", "timm", "net", url, REPOSITORY)).read_bytes() == b"tensors"
+    assert download(Wanted("net", "net", url, REPOSITORY)).read_bytes() == b"tensors"
 
 
 @pytest.mark.parametrize("refs", [True, False])
@@ -73,7 +73,7 @@ def test_the_cache_of_hugging_face_is_used_as_it_lays_it_out(caches, refs):
         (folder / "refs").mkdir()
         (folder / "refs" / "main").write_text("abc")
     (snapshot / "model.safetensors").write_bytes(b"tensors")
-    found = list(cached_files(Wanted("x", "timm", "x", repository=REPOSITORY)))
+    found = list(cached_files(Wanted("x", "x", repository=REPOSITORY)))
     assert (
         found
         == [snapshot / "model.safetensors"]
@@ -104,14 +104,14 @@ def test_a_download_that_stalls_ends_and_leaves_sockets_as_they_were(silent, mon
     monkeypatch.setattr(hubs, "SECONDS", 0.1)
     monkeypatch.setattr(hubs, "require_answer", lambda url: None)
     with pytest.raises(LesionfastError, match="timed out"):
-        download(Wanted("net", "torchvision", "net", url=silent))
+        download(Wanted("net", "net", url=silent))
     assert socket.getdefaulttimeout() is None
 
 
 WANTED = [
-    Wanted("resnet18", "torchvision", "resnet18", url="https://hub.example/resnet18-f37072fd.pth"),
-    Wanted("test_resnet", "timm", "test_resnet", repository=REPOSITORY),
-    Wanted("both", "timm", "both", "https://hub.example/both.pth", REPOSITORY),
+    Wanted("resnet18", "resnet18", url="https://hub.example/resnet18-f37072fd.pth"),
+    Wanted("test_resnet", "test_resnet", repository=REPOSITORY),
+    Wanted("both", "both", "https://hub.example/both.pth", REPOSITORY),
 ]
 
 
@@ -136,11 +136,11 @@ def test_offline_mode_is_honoured(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hubs, "require_answer", lambda url: pytest.fail("it asked the network"))
     with pytest.raises(LesionfastError, match="HF_HUB_OFFLINE is set"):
-        download(Wanted("x", "timm", "x", repository=REPOSITORY))
+        download(Wanted("x", "x", repository=REPOSITORY))
 
 
 def test_an_installable_package_and_an_architecture_without_weights_are_said():
     with pytest.raises(LesionfastError, match="pip install some-weights"):
-        download(Wanted("x", "timm", "x", repository=REPOSITORY, package="some-weights"))
+        download(Wanted("x", "x", repository=REPOSITORY, package="some-weights"))
     with pytest.raises(LesionfastError, match="lists no pretrained weights.*choose another --arch"):
-        download(Wanted("x", "timm", "x"))
+        download(Wanted("x", "x"))

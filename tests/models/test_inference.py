@@ -74,7 +74,7 @@ def test_rounding_the_weights_once_is_what_autocast_does_every_time(arch):
     backbone = trained_norms(create_backbone(arch, size=64, weights="none"))
     before = {name: each.clone() for name, each in backbone.state_dict().items()}
     image = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    faster = for_inference(backbone, image, dtype=torch.bfloat16)
+    faster = for_inference(backbone, image, precision="bfloat16")
     assert any(each.dtype == torch.bfloat16 for each in faster.parameters())
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(faster(image), folded(backbone, image)(image))

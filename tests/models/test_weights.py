@@ -105,7 +105,7 @@ def test_the_installed_package_needs_no_network():
 def test_a_package_of_another_model_is_refused(monkeypatch):
     package = PACKAGES["tf_efficientnet_lite0"]
     monkeypatch.setitem(PACKAGES, "tf_efficientnet_lite1", package)
-    wanted = Wanted("x", "timm", "tf_efficientnet_lite1", package=package[0])
+    wanted = Wanted("x", "tf_efficientnet_lite1", package=package[0])
     with pytest.raises(LesionfastError, match="not those of tf_efficientnet_lite1"):
         find_weights(wanted, "auto")
 

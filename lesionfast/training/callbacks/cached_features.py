@@ -50,10 +50,10 @@ class CachedFeatures(Borrowing):
         recipe: Recipe,
         views: int,
         seed: int,
-        dtype: torch.dtype = torch.float32,
+        precision: str = "float32",
         maps: bool = True,
     ) -> None:
-        self.recipe, self.seed, self.dtype, self.maps = recipe, seed, dtype, maps
+        self.recipe, self.seed, self.precision, self.maps = recipe, seed, precision, maps
         self.views = 1 if recipe == Recipe() else views
         self.images, self.stages = None, 0
 
@@ -118,7 +118,7 @@ class CachedFeatures(Borrowing):
         """
         about = (AUGMENTATION, astuple(self.recipe), self.seed, view) if view else ()
         change = partial(self.augment, view=view)
-        source = Features(self.model, self.dls.pixels, self.dtype, stages, change, about)
+        source = Features(self.model, self.dls.pixels, self.precision, stages, change, about)
         if stages is not None:
             maps = ComputedMaps(source.compute, rows)
             if not has_room(maps, source.file(rows)):

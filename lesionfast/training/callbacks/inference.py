@@ -141,13 +141,13 @@ class FastInference(Borrowing):
     order = 54  # after the last change of the pictures, before autocast
     run_train, part = False, "validate"
 
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
-        self.dtype, self.whole = dtype, None
+    def __init__(self, precision: str = "float32") -> None:
+        self.precision, self.whole = precision, None
 
     def before_batch(self) -> None:
         """Put the copy in the model's place for the images of this validation."""
         if self.whole is None and self.xb[0].ndim == 4 and not resumes(self.model):
-            fast = for_inference(self.model, *self.xb, dtype=self.dtype)
+            fast = for_inference(self.model, *self.xb, precision=self.precision)
             self.whole, self.learn.model = self.model, fast
 
     def clean_up(self) -> None:

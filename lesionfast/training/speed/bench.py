@@ -25,7 +25,7 @@ from lesionfast.data.images import Task, decode_blocks
 from lesionfast.data.loaders import build_dls, images_at_once
 from lesionfast.files import temporary_folder
 from lesionfast.models.features import Features
-from lesionfast.models.precision import autocast, choose_dtype, choose_precision
+from lesionfast.models.precision import autocast, choose_precision
 from lesionfast.serving.bundle import WEIGHTS, Bundle
 from lesionfast.serving.inputs import Item
 from lesionfast.serving.predictor import Predictor
@@ -320,10 +320,9 @@ def exported_predictor(learn: FusionLearner, config: TrainConfig, folder: Path) 
 
 def feature_rate(learn: FusionLearner, config: TrainConfig) -> float:
     """Return of how many images a second the frozen backbone's features are computed."""
-    dtype = choose_dtype(config.precision, learn.dls.device)
     rows = learn.dls.rows["row"].to_numpy()[:PREDICTED]
     started = time.perf_counter()
-    Features(learn.model, learn.dls.pixels, dtype).compute(rows)
+    Features(learn.model, learn.dls.pixels, config.precision).compute(rows)
     return len(rows) / (time.perf_counter() - started)
 
 
