@@ -1,5 +1,6 @@
 """A plain fastai Learner, nothing of lesionfast in it: batch norm, three groups, one input."""
 
+import fastai.callback.progress  # noqa: F401 - adds no_bar to Learner
 import pytest
 import torch
 from fastai.data.core import DataLoaders
