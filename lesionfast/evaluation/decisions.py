@@ -143,10 +143,10 @@ def fit_sets(valid: Interpretation, coverage: float = COVERAGE) -> Conformal:
     if sets.unbounded:
         counts = dict(zip(sets.classes, sets.lesions, strict=True))
         logger.warning(
-            "Validation has too few lesions for a coverage of %g of %s: every class-conditional "
-            "prediction set contains these classes.",
-            coverage,
+            "Too few validation lesions of %s for a coverage of %g: class-conditional prediction "
+            "sets can never rule them out.",
             ", ".join(f"{name} ({counts[name]})" for name in sets.unbounded),
+            coverage,
         )
     return sets
 

@@ -15,7 +15,7 @@ from lesionfast.console import Cell, Table, cell, count, duration, estimate
 from lesionfast.errors import DamageError
 from lesionfast.evaluation.comparison import Comparison
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.report.errors import write_cell
+from lesionfast.report.errors import draw_shares
 from lesionfast.report.page import (
     COLOURS,
     DASHES,
@@ -215,16 +215,13 @@ def draw_confusion(axis: Axes, read: Interpretation, comparison: Comparison) -> 
     """Draw the confusion matrix of one run, its cells in whole per cent."""
     names = drawn_classes(read)
     shares = read.confusion(normalize=True).loc[names, names]
-    axis.imshow(shares.fillna(0), cmap="Blues", vmin=0, vmax=1)
     k = len(shares)
-    for i, j in np.ndindex(k, k) if k <= MOST_NUMBERED else ():
-        share = shares.iat[i, j]
-        if share > 0:
-            write_cell(axis, i, j, share, f"{share * 100:.0f}", 7.5)
+    texts = [[f"{share * 100:.0f}" if share > 0 else "" for share in row] for row in shares.values]
+    draw_shares(axis, shares, texts if k <= MOST_NUMBERED else [], 7.5)
     axis.set_title(run_label(read.run, comparison, 32), loc="left", fontsize=8.5, linespacing=1.25)
     axis.set_xticks(range(k), shares.columns, rotation=60, ha="right", rotation_mode="anchor")
     axis.set_yticks(range(k), shares.index)
-    axis.tick_params(length=0, labelsize=8, labelbottom=False)
+    axis.tick_params(labelsize=8, labelbottom=False)
 
 
 def run_label(run: Run, comparison: Comparison, width: int = LABEL_WIDTH) -> str:

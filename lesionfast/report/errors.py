@@ -7,7 +7,6 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
 from lesionfast.console import MOST_ROWS, Cell, Table, cell, estimate, percent
@@ -81,25 +80,29 @@ def draw_confusion(interpretation: Interpretation, folder: Path) -> Path:
     text = subtitle(interpretation, *notes)
     figure = new_figure(side + 2.8, side + 1.5, "Confusion matrix", text)
     axis = figure.subplots()
-    axis.imshow(shares.fillna(0), cmap="Blues", vmin=0, vmax=1)
-    for i, j in np.ndindex(k, k):
-        if counts.iat[i, j]:
-            text = f"{rounded_percent(shares.iat[i, j])}\n{counts.iat[i, j]}"
-            write_cell(axis, i, j, shares.iat[i, j], text, 9.5 if k <= 12 else 6.5)
+    texts = [
+        [f"{rounded_percent(share)}\n{n}" if n else "" for share, n in zip(*row, strict=True)]
+        for row in zip(shares.to_numpy(), counts.to_numpy(), strict=True)
+    ]
+    draw_shares(axis, shares, texts, 9.5 if k <= MOST_IN_TERMINAL else 6.5)
     totals = whole.sum(axis=1)
     axis.set_yticks(range(k), [f"{full_name(name)}\nn {totals[name]}" for name in names])
     short = all(name in NAMES or len(name) <= 8 for name in names)
     turned = {} if short else {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
     axis.set_xticks(range(k), names, **turned)
     axis.set(xlabel="decision", ylabel="truth")
-    axis.tick_params(length=0)
     return save(figure, folder / "confusion.png", signature(interpretation))
 
 
-def write_cell(axis: Axes, i: int, j: int, share: float, text: str, size: float) -> None:
-    """Write into one cell of a confusion matrix, the diagonal in bold."""
-    color, weight = "white" if share > 0.65 else "black", "bold" if i == j else "normal"
-    axis.text(j, i, text, ha="center", va="center", color=color, weight=weight, fontsize=size)
+def draw_shares(axis: Axes, shares: pd.DataFrame, texts: list[list[str]], size: float) -> None:
+    """Draw a confusion matrix with a text in each cell, the diagonal in bold."""
+    axis.imshow(shares.fillna(0), cmap="Blues", vmin=0, vmax=1)
+    axis.tick_params(length=0)
+    for i, row in enumerate(texts):
+        for j, text in enumerate(row):
+            look = {"weight": "bold" if i == j else "normal", "fontsize": size}
+            look["color"] = "white" if shares.iat[i, j] > 0.65 else "black"
+            axis.text(j, i, text, ha="center", va="center", **look)
 
 
 def interpretation_tables(findings: Findings) -> list[Table]:

@@ -102,7 +102,7 @@ def draw_attribution(
     """
     from lesionfast.evaluation.attribution import explain_images
 
-    tables = {
+    cases = {
         "top_losses": (
             interpretation.top_losses(losses),
             "What spoke for the wrong decision: the highest losses",
@@ -110,41 +110,27 @@ def draw_attribution(
         )
     }
     if interpretation.classes.costliest:
-        tables["melanomas_taken_for_nevi"] = (
+        cases["melanomas_taken_for_nevi"] = (
             interpretation.taken_for().head(most),
             "What spoke for 'nevus' in melanomas taken for nevi",
             "no melanoma was taken for a nevus",
         )
-    shown = pd.concat([rows for rows, _, _ in tables.values()]).drop_duplicates("image_id")
-    explanation = None
+    shown = pd.concat([rows for rows, _, _ in cases.values()]).drop_duplicates("image_id")
     if len(shown):
         names, decisions = shown["image_id"].tolist(), shown["decision"].tolist()
         explanation = explain_images(interpretation.run, names, decisions)
-    return [
-        draw_explained(
-            interpretation, explanation, rows, title, nothing, folder / f"attribution_{name}.png"
-        )
-        for name, (rows, title, nothing) in tables.items()
-    ]
-
-
-def draw_explained(
-    interpretation: Interpretation,
-    explanation: Explanation | None,
-    rows: pd.DataFrame,
-    title: str,
-    nothing: str,
-    path: Path,
-) -> Path:
-    """Draw rows of an interpretation beside their maps for the decision; return the path."""
-    if explanation is None or rows.empty:
-        figure = draw_words(title, subtitle(interpretation), nothing)
-    else:
-        chosen = explanation.of(rows["image_id"].tolist())
-        left_out = f", {chosen.bad} more that can't be read left out" if chosen.bad else ""
-        text = subtitle(interpretation, f"{len(chosen.rows)} shown{left_out}")
-        figure = draw_maps(chosen, rows, title, f"{text}\n{describe_maps(chosen)}")
-    return save(figure, path, signature(interpretation))
+    files = []
+    for name, (rows, title, nothing) in cases.items():
+        if rows.empty:
+            figure = draw_words(title, subtitle(interpretation), nothing)
+        else:
+            chosen = explanation.of(rows["image_id"].tolist())
+            left_out = f", {chosen.bad} more that can't be read left out" if chosen.bad else ""
+            text = subtitle(interpretation, f"{len(chosen.rows)} shown{left_out}")
+            figure = draw_maps(chosen, rows, title, f"{text}\n{describe_maps(chosen)}")
+        file = folder / f"attribution_{name}.png"
+        files.append(save(figure, file, signature(interpretation)))
+    return files
 
 
 def describe_maps(explanation: Explanation) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from textwrap import fill
@@ -46,6 +45,15 @@ LONGEST_SIDE = 480  # pixels: more than a cell can show
 PER_CENT = "per cent: probability of the model, uncalibrated"
 NEAREST = 5  # training lesions beside each image of the atlas
 ATLAS_CELL = (2.15, 2.55)  # inches
+ATLAS_TITLES = {  # title, and the words if there is no such case
+    "atlas_melanoma_as_nevus": ("Melanomas taken for nevi", "no melanoma was taken for a nevus"),
+    "atlas_nevus_as_melanoma": ("Nevi taken for melanomas", "no nevus was taken for a melanoma"),
+    "atlas_melanoma_right": ("Melanomas decided right", "no melanoma was decided right"),
+}
+BESIDE = (
+    "right of each image: the training lesions nearest to it by the image features, with the "
+    "cosine of the centred features"
+)
 ATLAS = "The most confident cases, each beside the training lesions that the model finds most alike"
 
 
@@ -202,25 +210,11 @@ def draw_nearest(run: Run, table: pd.DataFrame, folder: Path | None = None) -> P
     for place, (axis, (_, row)) in enumerate(zip(axes, table.iterrows(), strict=False)):
         likeness = f"similarity {row['similarity']:.3f}" if place else "this image"
         target = full_name(row["target"]) if row["target"] else ""
-        text = "\n".join(filter(None, [target, patient(row), likeness]))
-        axis.set(xticks=[], yticks=[])
+        draw_cell(axis, row, "\n".join(filter(None, [target, patient(row), likeness])))
         axis.spines[:].set(color="0.8" if place else "black", linewidth=1 if place else 2)
-        axis.imshow(read_pixels(row["path"]))
-        axis.set_title(str(row["image_id"]), loc="left", fontsize=7.5, color=GREY, pad=3)
-        axis.set_xlabel(text, loc="left", fontsize=9)
     for axis in axes[len(table) :]:
         axis.set_axis_off()
     return save(figure, (folder or run.path / "figures") / f"nearest_{name}.png")
-
-
-@dataclass(frozen=True)
-class Block:
-    """One kind of cases of the atlas: their truth and decision, and what the figure is called."""
-
-    truth: str
-    decision: str
-    title: str
-    nothing: str
 
 
 def atlas(findings: Findings) -> list[Picture]:
@@ -251,68 +245,41 @@ def draw_atlas(interpretation: Interpretation, folder: Path, most: int = 6) -> l
             f"an atlas of melanomas needs classes of melanoma and nevus; {interpretation.run.path} "
             f"has: {', '.join(interpretation.classes)}. Name a run with both."
         )
-    blocks = atlas_blocks(*interpretation.classes.costliest)
-    tables = {
-        name: interpretation.taken_for(block.truth, block.decision)
-        for name, block in blocks.items()
-    }
+    melanoma, nevus = interpretation.classes.costliest
+    pairs = {"atlas_melanoma_as_nevus": (melanoma, nevus)}
+    pairs |= {"atlas_nevus_as_melanoma": (nevus, melanoma)}
+    pairs |= {"atlas_melanoma_right": (melanoma, melanoma)}
+    tables = {name: interpretation.taken_for(*pair) for name, pair in pairs.items()}
     shown = pd.concat([table.head(most) for table in tables.values()], ignore_index=True)
     nearest = dict(
         zip(shown["image_id"], nearest_to_each(interpretation.run, shown, NEAREST), strict=True)
     )
-    return [
-        draw_block(interpretation, blocks[name], table, most, nearest, folder / f"{name}.png")
-        for name, table in tables.items()
-    ]
-
-
-def atlas_blocks(melanoma: str, nevus: str) -> dict[str, Block]:
-    """Return the kinds of cases by the name of their figure."""
-    return {
-        "atlas_melanoma_as_nevus": Block(
-            melanoma, nevus, "Melanomas taken for nevi", "no melanoma was taken for a nevus"
-        ),
-        "atlas_nevus_as_melanoma": Block(
-            nevus, melanoma, "Nevi taken for melanomas", "no nevus was taken for a melanoma"
-        ),
-        "atlas_melanoma_right": Block(
-            melanoma, melanoma, "Melanomas decided right", "no melanoma was decided right"
-        ),
-    }
-
-
-def draw_block(
-    interpretation: Interpretation,
-    block: Block,
-    cases: pd.DataFrame,
-    most: int,
-    nearest: dict[str, pd.DataFrame],
-    path: Path,
-) -> Path:
-    """Draw one kind of cases; return the path."""
-    total = int((interpretation.rows["truth"] == block.truth).sum())
-    shown = f"{len(cases)} of {total} {block.truth}"
-    shown += f", the {most} most confident shown" if len(cases) > most else ""
-    text = subtitle(interpretation, shown)
-    if cases.empty:
-        figure = draw_words(block.title, text, block.nothing)
-    else:
-        text += (
-            "\nright of each image: the training lesions nearest to it by the image features, with "
-            f"the cosine of the centred features\n{PER_CENT}"
-        )
-        figure = draw_lines(
-            cases.head(most), nearest, interpretation.classes, f"{block.title}\n{text}"
-        )
-    return save(figure, path, signature(interpretation))
+    files = []
+    for name, cases in tables.items():
+        total = int((interpretation.rows["truth"] == pairs[name][0]).sum())
+        note = f"{len(cases)} of {total} {pairs[name][0]}"
+        note += f", the {most} most confident shown" if len(cases) > most else ""
+        title, nothing = ATLAS_TITLES[name]
+        text = subtitle(interpretation, note)
+        if cases.empty:
+            figure = draw_words(title, text, nothing)
+        else:
+            lines = f"{text}\n{BESIDE}\n{PER_CENT}"
+            figure = draw_lines(cases.head(most), nearest, interpretation.classes, title, lines)
+        files.append(save(figure, folder / f"{name}.png", signature(interpretation)))
+    return files
 
 
 def draw_lines(
-    cases: pd.DataFrame, nearest: dict[str, pd.DataFrame], classes: Classes, title: str
+    cases: pd.DataFrame,
+    nearest: dict[str, pd.DataFrame],
+    classes: Classes,
+    title: str,
+    subtitle: str,
 ) -> Figure:
     """Return a figure with a line a case: its image, then its nearest training lesions."""
     size = (NEAREST + 1) * ATLAS_CELL[0] + 0.6, len(cases) * ATLAS_CELL[1] + 1.4
-    figure = new_figure(*size, title)
+    figure = new_figure(*size, title, subtitle)
     ratios = [1.25] + [1] * NEAREST
     axes = figure.subplots(len(cases), NEAREST + 1, squeeze=False, width_ratios=ratios)
     with FileReader() as reader:

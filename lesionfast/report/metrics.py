@@ -110,15 +110,15 @@ def draw_roc(interpretation: Interpretation, measures: pd.DataFrame, folder: Pat
     """
     from sklearn.metrics import roc_curve
 
-    def curve(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return roc_curve(positive, scores)[:2]
-
-    title = "ROC curve of each class against the rest"
-    labels = class_labels(interpretation, measures, "auc", "AUC")
-    figure, axis = draw_curves(interpretation, title, curve, labels)
-    axis.plot([0, 1], [0, 1], color="0.75", linewidth=1, zorder=0)
     table = interpretation.sensitivity_table()
-    mark_decisions(axis, interpretation, 1 - table["specificity"], table["sensitivity"])
+    figure, axis = draw_curves(
+        interpretation,
+        "ROC curve of each class against the rest",
+        class_labels(interpretation, measures, "auc", "AUC"),
+        lambda positive, scores: roc_curve(positive, scores)[:2],
+        (1 - table["specificity"], table["sensitivity"]),
+    )
+    axis.plot([0, 1], [0, 1], color="0.75", linewidth=1, zorder=0)
     axis.set(xlabel="1 - specificity (false positive rate)", ylabel="sensitivity")
     return save(figure, folder / "roc.png", signature(interpretation))
 
@@ -132,15 +132,15 @@ def draw_precision_recall(
     """
     from sklearn.metrics import precision_recall_curve
 
-    def curve(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        precision, recall, _ = precision_recall_curve(positive, scores)
-        return recall, precision
-
-    title = "Precision and sensitivity of each class against the rest"
-    labels = class_labels(interpretation, measures, "average_precision", "AP")
-    figure, axis = draw_curves(interpretation, title, curve, labels, "steps-post")
     table = interpretation.sensitivity_table()
-    mark_decisions(axis, interpretation, table["sensitivity"], table["precision"])
+    figure, axis = draw_curves(
+        interpretation,
+        "Precision and sensitivity of each class against the rest",
+        class_labels(interpretation, measures, "average_precision", "AP"),
+        lambda positive, scores: precision_recall_curve(positive, scores)[1::-1],
+        (table["sensitivity"], table["precision"]),
+        "steps-post",
+    )
     axis.set(xlabel="sensitivity (recall)", ylabel="precision (positive predictive value)")
     return save(figure, folder / "precision_recall.png", signature(interpretation))
 
@@ -148,31 +148,28 @@ def draw_precision_recall(
 def draw_curves(
     interpretation: Interpretation,
     title: str,
-    curve: Curve,
     labels: dict[str, str],
+    curve: Curve,
+    marks: tuple[pd.Series, pd.Series],
     drawstyle: str = "default",
 ) -> tuple[Figure, Axes]:
-    """Return a figure with one curve a class, the legend beside it in the order of the classes."""
+    """Return a figure with one curve a class and its mark, the legend beside in their order."""
     names, styles = drawn_classes(interpretation), class_styles(interpretation.classes)
     notes = "marks: where the rule decides", count_drawn(interpretation)
     height = max(5.6, 0.45 * len(names))
     figure = new_figure(8.2, height, title, subtitle(interpretation, *notes))
     axis = figure.subplots()
     for name in names:
-        number = interpretation.classes.index(name)
+        number, look = interpretation.classes.index(name), styles[name]
         positive = interpretation.truth == number
         points: tuple = ([], [])
         if has_both(positive):
             points = curve(positive, interpretation.probabilities[:, number])
-        axis.plot(
-            *points,
-            label=labels[name],
-            linewidth=2.8 if name == interpretation.classes.melanoma else 1.6,
-            markevery=[],
-            markersize=7,
-            **styles[name],
-            drawstyle=drawstyle,
-        )
+        width = 2.8 if name == interpretation.classes.melanoma else 1.6
+        line = {"label": labels[name], "linewidth": width, "markevery": [], "markersize": 7}
+        axis.plot(*points, drawstyle=drawstyle, **line, **look)
+        mark = {"color": look["color"], "marker": look["marker"], "edgecolor": "black"}
+        axis.scatter(marks[0][name], marks[1][name], s=60, zorder=5, clip_on=False, **mark)
     limits = {"xlim": (-0.01, 1.01), "ylim": (-0.01, 1.01)}
     style_axis(axis, "right", **limits, aspect="equal", anchor="W")
     return figure, axis
@@ -194,15 +191,6 @@ def class_labels(
 def has_both(positive: np.ndarray) -> bool:
     """Return whether there are images of a class and of others, so that it has a curve."""
     return bool(positive.any() and not positive.all())
-
-
-def mark_decisions(axis: Axes, interpretation: Interpretation, x: pd.Series, y: pd.Series) -> None:
-    """Mark each class at (x, y), where the rule's decisions are."""
-    styles = class_styles(interpretation.classes)
-    for name in drawn_classes(interpretation):
-        style = styles[name]
-        look = {"color": style["color"], "marker": style["marker"], "edgecolor": "black"}
-        axis.scatter(x[name], y[name], s=60, zorder=5, clip_on=False, **look)
 
 
 def training(findings: Findings) -> Section | None:

@@ -71,7 +71,7 @@ def prediction_sets(findings: Findings) -> Section | None:
     if sets.unbounded:
         names = ", ".join(sets.unbounded)
         it = "it" if len(sets.unbounded) == 1 else "they"
-        words.append(f"Too few validation images of {names}: {it} can never be ruled out.")
+        words.append(f"Too few validation lesions of {names}: {it} can never be ruled out.")
     words += filter(None, [few_lesions_warning(findings.validation)])
     picture = findings.drawn(draw_coverage, sets)
     return Section(

@@ -178,9 +178,12 @@ def test_no_errors_give_empty_tables(run):
     assert list(interpretation.most_confused()) == ["truth", "decision", "count", "share"]
 
 
-def test_importing_it_imports_no_matplotlib_no_rich_and_no_scikit_learn():
+@pytest.mark.parametrize(
+    "module", ["evaluation.interpretation", "report.overview", "report.comparison"]
+)
+def test_importing_it_imports_no_matplotlib_no_rich_and_no_scikit_learn(module):
     code = (
-        "import sys, lesionfast.evaluation.interpretation\n"
+        f"import sys, lesionfast.{module}\n"
         "print(*{'matplotlib', 'rich', 'sklearn', 'torch'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

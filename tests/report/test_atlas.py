@@ -14,7 +14,7 @@ from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.features import nearest_lesions, nearest_to_each
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.report import images
-from lesionfast.report.images import NEAREST, draw_atlas
+from lesionfast.report.images import ATLAS_TITLES, NEAREST, draw_atlas
 from lesionfast.training.experiment import train
 
 CONFIG = TrainConfig(
@@ -59,15 +59,16 @@ def test_of_no_image_nothing_is_near(run):
 def test_each_kind_of_case_is_a_figure_in_the_order_of_confidence(run, tmp_path, drawn):
     interpretation = Interpretation.of(run)
     paths = draw_atlas(interpretation, tmp_path, most=2)
-    assert [path.stem for path in paths] == list(images.atlas_blocks("mel", "nv"))
+    assert [path.stem for path in paths] == list(ATLAS_TITLES)
     for path in paths:
         with Image.open(path) as picture:
             assert min(picture.size) > 300
-    for name, block in images.atlas_blocks("mel", "nv").items():
-        cases = interpretation.taken_for(block.truth, block.decision).head(2)
+    pairs = [("mel", "nv"), ("nv", "mel"), ("mel", "mel")]
+    for pair, (name, (_, nothing)) in zip(pairs, ATLAS_TITLES.items(), strict=True):
+        cases = interpretation.taken_for(*pair).head(2)
         axes = drawn[name].axes
         if cases.empty:
-            assert axes[0].texts[0].get_text() == block.nothing
+            assert axes[0].texts[0].get_text() == nothing
             continue
         firsts = axes[:: NEAREST + 1]
         assert [axis.get_title(loc="left") for axis in firsts] == cases["image_id"].tolist()
@@ -81,7 +82,7 @@ def test_no_case_of_a_kind_is_said(run, tmp_path, drawn, monkeypatch):
     monkeypatch.setattr(Interpretation, "taken_for", lambda *_: empty)
     draw_atlas(Interpretation.of(run), tmp_path)
     said = [figure.axes[0].texts[0].get_text() for figure in drawn.values()]
-    assert said == [block.nothing for block in images.atlas_blocks("mel", "nv").values()]
+    assert said == [nothing for _, nothing in ATLAS_TITLES.values()]
 
 
 def test_a_training_lesion_that_is_gone_is_a_grey_box():
