@@ -18,9 +18,9 @@ from lesionfast.stats.bootstrap import RESAMPLES, Resamples, interval, resample,
 
 logger = logging.getLogger("lesionfast")
 
-ALIKE = (  # options that are no difference between models
+ALIKE = (  # options that do not make a difference between models
     *("arch", "fusion", "split", "cache", "device", "precision", "workers", "compile"),
-    *(each.name for each in fields(SplitConfig)),
+    *(field.name for field in fields(SplitConfig)),
 )
 
 
@@ -31,8 +31,7 @@ class Comparison:
     `table` has one row a run: name, path, arch, options (in which the runs differ), fusion,
     parameters, train_seconds, status, rule, macro_auc, macro_f1, and, each with the ends of its
     95 % interval under `_low` and `_high`, balanced_accuracy, difference (of it to the best run),
-    mel_to_nv (the share of the melanomas taken for nevi) and sensitivity_<class>. What a run does
-    not tell is missing.
+    mel_to_nv (the share of the melanomas taken for nevi) and sensitivity_<class>.
     """
 
     split: str
@@ -46,20 +45,21 @@ class Comparison:
     def of(
         cls, runs: Sequence[Run], split: str = "test", *, resamples: int = RESAMPLES, seed: int = 0
     ) -> "Comparison":
-        """Compare finished runs, each under its own deciding rule, on one split's predictions.
+        """Compare finished runs, each under its own rule, on one split's predictions.
 
-        Raises `LesionfastError` if a run has not ended, or the runs differ in split, images,
+        Raises `LesionfastError` if a run did not finish, or the runs differ in split, images,
         diagnoses or classes.
         """
         check_split(runs)
         read = [Interpretation.of(run, split) for run in runs]
-        orders = check_images(read)
-        drawn = resample_all(read, orders, resamples, seed)
-        accuracy = [each.metrics["rules"][each.rule]["balanced_accuracy"] for each in read]
+        drawn = resample_all(read, align_images(read), resamples, seed)
+        accuracy = [one.metrics["rules"][one.rule]["balanced_accuracy"] for one in read]
         ranking = sorted(range(len(read)), key=lambda i: (-accuracy[i], read[i].run.path.name))
-        told = distinctions(runs)
-        rows = [describe(read[i], drawn, i, ranking[0], told[i]) for i in ranking]
-        table = pd.DataFrame(rows)
+        options = describe_options(runs)
+        table = pd.DataFrame(
+            build_row(read[i], options[i]) | estimate(read[i], drawn, i, ranking[0])
+            for i in ranking
+        )
         table["difference"] = table["balanced_accuracy"] - table["balanced_accuracy"].iloc[0]
         table["parameters"] = table["parameters"].astype("Int64")  # old runs have no count
         digest = runs[0].metrics["split_sha256"]
@@ -71,13 +71,13 @@ class Comparison:
     @property
     def runs(self) -> list[Run]:
         """The runs, the best first."""
-        return [each.run for each in self.interpretations]
+        return [read.run for read in self.interpretations]
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON-safe values; what is missing or undefined is None."""
         names = ("split", "split_sha256", "resamples", "seed")
-        told = {name: getattr(self, name) for name in names}
-        return {**told, "images": len(self.interpretations[0].rows), "runs": records(self.table)}
+        about = {name: getattr(self, name) for name in names}
+        return {**about, "images": len(self.interpretations[0].rows), "runs": records(self.table)}
 
     def write_csv(self, path: Path) -> Path:
         """Write the table as CSV, atomically, and return its path."""
@@ -87,23 +87,23 @@ class Comparison:
 def comparable_runs(root: str | Path) -> list[Run]:
     """Return all finished runs under `root` with the split of the newest one, oldest first.
 
-    How many are left out is logged. Raises `LesionfastError` if none has ended.
+    How many are left out is logged. Raises `LesionfastError` if none has finished.
     """
-    digest, found = newest_run(root).metrics["split_sha256"], list_runs(root)
-    ended = [run for run in found if run.finished]
-    chosen = [run for run in ended if run.metrics["split_sha256"] == digest]
+    digest, runs = newest_run(root).metrics["split_sha256"], list_runs(root)
+    finished = [run for run in runs if run.finished]
+    comparable = [run for run in finished if run.metrics["split_sha256"] == digest]
     reasons = {
-        "with another split than the newest": len(ended) - len(chosen),
-        "that did not end": len(found) - len(ended),
+        "they have another split than the newest run": len(finished) - len(comparable),
+        "they did not finish": len(runs) - len(finished),
     }
-    for reason, number in reasons.items():
-        if number:
-            logger.warning("left out: %d of %d runs in %s, %s", number, len(found), root, reason)
-    return chosen
+    for reason, count in reasons.items():
+        if count:
+            logger.warning("%d of %d runs in %s are left out: %s", count, len(runs), root, reason)
+    return comparable
 
 
 def check_split(runs: Sequence[Run]) -> None:
-    """Raise `LesionfastError` unless the runs have one split, named once each."""
+    """Raise `LesionfastError` unless the runs have one split, and each is named once."""
     if not runs:
         raise LesionfastError("there is no run to compare. Name some: lesionfast compare RUN RUN")
     paths = [run.path.resolve() for run in runs]
@@ -115,35 +115,34 @@ def check_split(runs: Sequence[Run]) -> None:
     if others:
         named = ", ".join(f"{run.path} ({run.metrics['split_sha256'][:12]})" for run in others)
         raise LesionfastError(
-            f"the runs have different splits: {runs[0].path} has sha256 {first[:12]}, but not "
-            f"{named}. Name runs of one split; train on an earlier one with --split RUN/split.csv."
+            f"the runs have different splits: {runs[0].path} ({first[:12]}) and {named}. "
+            "Name runs of one split; to train on an existing split, type --split RUN/split.csv."
         )
 
 
-def check_images(read: Sequence[Interpretation]) -> list[np.ndarray]:
-    """Return the order (n,) that puts each run's rows by image id.
+def align_images(read: Sequence[Interpretation]) -> list[np.ndarray]:
+    """Return the order (n,) that sorts each run's rows by image id.
 
     Raises `LesionfastError` unless all have the same images, diagnoses and classes.
     """
-    orders = [np.argsort(each.rows["image_id"].to_numpy(str), kind="stable") for each in read]
-    first = read[0]
-    ids, truth = first.rows["image_id"].to_numpy(str)[orders[0]], first.truth[orders[0]]
-    for each, order in zip(read, orders, strict=True):
-        pair = f"{first.run.path} and {each.run.path}"
-        if each.classes != first.classes:
+    ids = [one.rows["image_id"].to_numpy(str) for one in read]
+    orders = [np.argsort(names, kind="stable") for names in ids]
+    first, expected, truth = read[0], ids[0][orders[0]], read[0].truth[orders[0]]
+    for one, names, order in zip(read, ids, orders, strict=True):
+        pair = f"{first.run.path} and {one.run.path}"
+        if one.classes != first.classes:
             raise LesionfastError(
                 f"{pair} have different classes: {', '.join(first.classes)}; and "
-                f"{', '.join(each.classes)}. Name runs of the same classes."
+                f"{', '.join(one.classes)}. Name runs of the same classes."
             )
-        found = each.rows["image_id"].to_numpy(str)[order]
-        if not np.array_equal(found, ids):
-            only = sorted(set(ids) ^ set(found)) or ["one that comes twice"]
+        if not np.array_equal(names[order], expected):
+            only = sorted(set(expected) ^ set(names)) or ["one that occurs twice"]
             raise LesionfastError(
-                f"{pair} predict different {first.split} images: {len(ids)} and {len(found)}, "
-                f"{len(only)} of them in one alone, such as {only[0]}. Name runs on the same "
-                "images (--skip-bad and --missing drop leave some out)."
+                f"{pair} predict different {first.split} images: {len(expected)} and "
+                f"{len(names)}; {len(only)} are in one run only, such as {only[0]}. Name runs on "
+                "the same images (--skip-bad and --missing drop leave some out)."
             )
-        if not np.array_equal(each.truth[order], truth):
+        if not np.array_equal(one.truth[order], truth):
             raise LesionfastError(
                 f"{pair} have different diagnoses of the same images. Name runs on the same data."
             )
@@ -157,7 +156,7 @@ def resample_all(
     first, classes = read[0], read[0].classes
     return resample(
         first.truth[orders[0]],
-        [each.decision[order] for each, order in zip(read, orders, strict=True)],
+        [one.decision[order] for one, order in zip(read, orders, strict=True)],
         first.lesions[orders[0]],
         len(classes),
         taken=tuple(map(classes.index, classes.costliest)) if classes.costliest else None,
@@ -166,34 +165,28 @@ def resample_all(
     )
 
 
-def distinctions(runs: Sequence[Run]) -> list[str]:
-    """Return of each run the options in which the runs differ, as "loss focal, size 64".
+def describe_options(runs: Sequence[Run]) -> list[str]:
+    """Return the options of each run in which the runs differ, as "loss focal, size 64".
 
-    Architecture and fusion are left out, and so are data, split and machine. Of an ensemble it is
-    the number of its members.
+    Architecture, fusion, data, split and machine are left out. An ensemble has its number of
+    members.
     """
-    found = [asdict(run.config) for run in runs]
-    names = [each.name for each in fields(TrainConfig) if each.name not in ALIKE]
-    differing = [name for name in names if len({str(each[name]) for each in found}) > 1]
-    plain = TrainConfig()
-    told = [
-        ", ".join(
-            f"{name.replace('_', ' ')} {each[name]}"
-            for name in differing
-            if each[name] != getattr(plain, name)
-        )
-        for each in found
-    ]
-    members = [len(run.model.get("members", ())) for run in runs]
-    return [f"ensemble of {n}" if n else each for n, each in zip(members, told, strict=True)]
+    configs, defaults = [asdict(run.config) for run in runs], asdict(TrainConfig())
+    names = [name for name in defaults if name not in ALIKE]
+    differing = [name for name in names if len({str(config[name]) for config in configs}) > 1]
+    descriptions = []
+    for run, config in zip(runs, configs, strict=True):
+        changed = [name for name in differing if config[name] != defaults[name]]
+        options = ", ".join(f"{name.replace('_', ' ')} {config[name]}" for name in changed)
+        members = len(run.model.get("members", ()))
+        descriptions.append(f"ensemble of {members}" if members else options)
+    return descriptions
 
 
-def describe(
-    read: Interpretation, drawn: Resamples, index: int, best: int, options: str
-) -> dict[str, Any]:
-    """Return the row of run number `index`, its difference that to run number `best`."""
+def build_row(read: Interpretation, options: str) -> dict[str, Any]:
+    """Return what a row of the table has without an interval."""
     run, metrics = read.run, read.metrics
-    told = {
+    return {
         "name": run.path.name,
         "path": str(run.path),
         "arch": run.model.get("arch"),
@@ -206,31 +199,31 @@ def describe(
         "macro_auc": metrics["macro_auc"],
         "macro_f1": metrics["rules"][read.rule]["macro_f1"],
     }
-    for name, (value, ends) in estimates(read, drawn, index, best).items():
-        told |= {name: value, f"{name}_low": ends[0], f"{name}_high": ends[1]}
-    return told
 
 
-def estimates(
-    read: Interpretation, drawn: Resamples, index: int, best: int
-) -> dict[str, tuple[float | None, tuple[float, float]]]:
-    """Return each metric that has an interval: its value, and the ends of the interval."""
+def estimate(read: Interpretation, drawn: Resamples, index: int, best: int) -> dict[str, Any]:
+    """Return each metric of run number `index` with an interval, as NAME, NAME_low and NAME_high.
+
+    The difference is that to run number `best`.
+    """
     metrics, balanced = read.metrics["rules"][read.rule], drawn.balanced_accuracy
-    found = {
+    estimates = {
         "balanced_accuracy": (metrics["balanced_accuracy"], interval(balanced[index])),
         "difference": (None, interval(balanced[index] - balanced[best])),
     }
-    lesions = pd.Series(read.lesions).groupby(read.truth).nunique()
     shares = {
-        f"sensitivity_{name}": (metrics["sensitivity"][name], drawn.sensitivity[index, :, number])
-        for number, name in enumerate(read.classes)
+        f"sensitivity_{name}": (metrics["sensitivity"][name], drawn.sensitivity[index, :, n], n)
+        for n, name in enumerate(read.classes)
     }
-    behind = dict(zip(shares, range(len(shares)), strict=True))
     if pair := read.classes.costliest:
-        shares["mel_to_nv"] = read.confusion(normalize=True).loc[pair], drawn.taken[index]
-        behind["mel_to_nv"] = read.classes.index(pair[0])
-    for name, (value, resampled) in shares.items():
+        value = read.confusion(normalize=True).loc[pair]
+        shares["mel_to_nv"] = value, drawn.taken[index], read.classes.index(pair[0])
+    lesions = pd.Series(read.lesions).groupby(read.truth).nunique()
+    for name, (value, resampled, number) in shares.items():
         value = float("nan") if value is None else float(value)
-        ends = share_interval(value, resampled, int(lesions.get(behind[name], 0)))
-        found[name] = (value, ends)
-    return found
+        estimates[name] = value, share_interval(value, resampled, int(lesions.get(number, 0)))
+    return {
+        f"{name}{end}": number
+        for name, (value, ends) in estimates.items()
+        for end, number in zip(("", "_low", "_high"), (value, *ends), strict=True)
+    }

@@ -1,4 +1,4 @@
-"""What one input contributes: runs over the same images, less the run that has all inputs."""
+"""What one input contributes: runs without it, compared with the run that has all inputs."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from lesionfast.diagnoses import Classes
-from lesionfast.evaluation.comparison import check_images
+from lesionfast.evaluation.comparison import align_images
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.runs import Run
 from lesionfast.stats.bootstrap import RESAMPLES, Found, interval, resampled, share_interval
@@ -44,59 +44,68 @@ def contribution_table(
     images, diagnoses or classes.
     """
     read = {"whole": whole, **others}
-    orders = check_images(list(read.values()))
-    finds = {
-        name: weighted_metrics(whole.truth[orders[0]], e.probabilities[o], e.decision[o], e.classes)
-        for (name, e), o in zip(read.items(), orders, strict=True)
+    orders = align_images(list(read.values()))
+    truth, lesions = whole.truth[orders[0]], whole.lesions[orders[0]]
+    wanted = contribution_metrics(whole.classes)
+    metrics = {
+        name: weighted_metrics(truth, one.probabilities[order], one.decision[order], one.classes)
+        for (name, one), order in zip(read.items(), orders, strict=True)
     }
 
     def find(weights: np.ndarray) -> Found:
         return {
             (name, *key): value
-            for name, each in finds.items()
-            for key, value in each(weights).items()
-            if key in shown(whole.classes)
+            for name, measure in metrics.items()
+            for key, value in measure(weights).items()
+            if key in wanted
         }
 
-    lesions = whole.lesions[orders[0]]
-    values, drawn = resampled(find, whole.truth[orders[0]], lesions, resamples=resamples, seed=seed)
+    values, drawn = resampled(find, truth, lesions, resamples=resamples, seed=seed)
     is_melanoma = whole.rows["truth"].to_numpy() == whole.classes.melanoma
     melanomas, rows = len(np.unique(whole.lesions[is_melanoma])), []
     for (name, *key), value in values.items():
-        first = values["whole", *key]
-        ends = interval(drawn[name, *key])
-        if key[0] == "sensitivity":
-            ends = share_interval(value, drawn[name, *key], melanomas)
-        paired = interval(drawn[name, *key] - drawn["whole", *key])
-        rows.append((name, *key, value, *ends, value - first, *paired))
+        own, first = drawn[name, *key], drawn["whole", *key]
+        is_share = key[0] == "sensitivity"
+        ends = share_interval(value, own, melanomas) if is_share else interval(own)
+        difference = value - values["whole", *key]
+        rows.append((name, *key, value, *ends, difference, *interval(own - first)))
     columns = ["system", "metric", "of", "value", "low", "high", *ENDS]
     return pd.DataFrame(rows, columns=columns)
 
 
-def shown(classes: Classes) -> tuple[tuple[str, str | None], ...]:
+def contribution_metrics(classes: Classes) -> tuple[tuple[str, str | None], ...]:
     """Return the metrics of the table, and what each is of."""
-    told = (("sensitivity", classes.melanoma), ("auc", classes.cancer))
-    return ("balanced_accuracy", ALL), ("macro_auc", ALL), *told
+    overall = (("balanced_accuracy", ALL), ("macro_auc", ALL))
+    return *overall, ("sensitivity", classes.melanoma), ("auc", classes.cancer)
 
 
-def in_words(table: pd.DataFrame, system: str, loses: str) -> str:
+def describe_loss(table: pd.DataFrame, system: str, loses: str) -> str:
     """Return what a system loses of balanced accuracy, "no measurable change: +0.3 points […]".
 
-    And of melanoma sensitivity, where its interval leaves out 0.
+    And of melanoma sensitivity, where its interval excludes 0.
     """
-    low, high, told = points(table, system, "balanced_accuracy", "balanced accuracy")
-    verdict = f"{loses}: no measurable change: {told}"
+    low, high, change = describe_change(table, system, "balanced_accuracy", "balanced accuracy")
+    verdict = f"{loses}: no measurable change: {change}"
     if low > 0:
-        verdict = f"{loses} is a gain: {told}"
+        verdict = f"{loses} is a gain: {change}"
     elif high < 0:
-        verdict = f"{loses} costs: {told}"
+        verdict = f"{loses} costs: {change}"
     if "sensitivity" not in set(table["metric"]):
         return verdict
-    low, high, told = points(table, system, "sensitivity", "melanoma sensitivity")
-    return f"{verdict}; and {told}" if low > 0 or high < 0 else verdict
+    low, high, change = describe_change(table, system, "sensitivity", "melanoma sensitivity")
+    return f"{verdict}; and {change}" if low > 0 or high < 0 else verdict
 
 
-def melanomas_missed(table: pd.DataFrame, columns: Sequence[str]) -> str:
+def describe_change(
+    table: pd.DataFrame, system: str, metric: str, name: str
+) -> tuple[float, float, str]:
+    """Return both ends of a difference in per cent, and "+0.3 points [-0.9, 1.5] of the name"."""
+    row = table[(table["system"] == system) & (table["metric"] == metric)]
+    change, low, high = (100 * row[end].item() for end in ENDS)
+    return low, high, f"{change:+.1f} points [{low:.1f}, {high:.1f}] of {name}"
+
+
+def describe_missed_melanomas(table: pd.DataFrame, columns: Sequence[str]) -> str:
     """Return melanoma sensitivity with and without metadata, and a warning if it falls.
 
     '' if the table has none.
@@ -105,24 +114,17 @@ def melanomas_missed(table: pd.DataFrame, columns: Sequence[str]) -> str:
     if rows.empty:
         return ""
     names, (change, low, high) = " and ".join(columns), 100 * rows.loc[WITHHELD, list(ENDS)]
-    known, unknown = (
+    with_it, without = (
         f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
         for _, row in rows.loc[["whole", WITHHELD]].iterrows()
     )
     words = (
-        f"Melanoma sensitivity is {known} with {names}, and {unknown} without: {change:+.1f} "
+        f"Melanoma sensitivity is {with_it} with {names}, and {without} without: {change:+.1f} "
         f"points [{low:.1f}, {high:.1f}], paired."
     )
     if high >= 0:
         return words
     return (
         f"{words} Warning: without {names} the model misses melanomas that it finds with them. "
-        "Say what is known when you predict, or train with a higher --metadata-dropout."
+        f"Give {names} when you predict, or train with a higher --metadata-dropout."
     )
-
-
-def points(table: pd.DataFrame, system: str, metric: str, name: str) -> tuple[float, float, str]:
-    """Return both ends of a difference in per cent, and "+0.3 points [-0.9, 1.5] of the name"."""
-    chosen = table[(table["system"] == system) & (table["metric"] == metric)]
-    change, low, high = (100 * chosen[end].item() for end in ENDS)
-    return low, high, f"{change:+.1f} points [{low:.1f}, {high:.1f}] of {name}"

@@ -14,7 +14,7 @@ from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.decisions import Decisions, few_lesions_warning, points_table
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.evaluation.isic import COLUMNS, challenge_score
+from lesionfast.evaluation.isic import COLUMNS, isic_score
 from lesionfast.report.page import (
     GREY,
     Picture,
@@ -204,8 +204,9 @@ def challenge(findings: Findings) -> Section | None:
     read = findings.interpretation
     if {name.upper() for name in read.classes} != set(COLUMNS):
         return None
+    score = isic_score(read.truth, read.probabilities, read.classes, read.lesions)
     table = Table("Task 3", ["score", "value"])
-    table.add("balanced multi-class accuracy", estimate(challenge_score(read), "balanced_accuracy"))
+    table.add("balanced multi-class accuracy", estimate(score, "balanced_accuracy"))
     words = [
         "The challenge decides by the most probable class, whatever the rule of the run, and "
         "counts ties as wrong."

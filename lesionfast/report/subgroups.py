@@ -10,7 +10,13 @@ import pandas as pd
 from lesionfast.console import Table, estimate
 from lesionfast.diagnoses import Classes, full_name
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.contribution import ENDS, WITHHELD, in_words, melanomas_missed, shown
+from lesionfast.evaluation.contribution import (
+    ENDS,
+    WITHHELD,
+    contribution_metrics,
+    describe_loss,
+    describe_missed_melanomas,
+)
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.labels import disagreeing_duplicates
@@ -191,7 +197,7 @@ def metadata(findings: Findings) -> Section | None:
         return None
     columns = findings.run.model["metadata"]
     loses = f"Withholding {' and '.join(columns)} at prediction"
-    words = [f"{in_words(found, WITHHELD, loses)}.", melanomas_missed(found, columns)]
+    words = [f"{describe_loss(found, WITHHELD, loses)}.", describe_missed_melanomas(found, columns)]
     names = {"whole": "with metadata", WITHHELD: "without"}
     table = contribution_table(found, findings.interpretation.classes, names)
     return Section("Without metadata", list(filter(None, words)), [table])
@@ -201,7 +207,7 @@ def contribution_table(
     found: pd.DataFrame, classes: Classes, names: dict[str, str] | None = None
 ) -> Table:
     """Return the metrics of each system, and below each its differences from the whole run."""
-    keys = [key for key in shown(classes) if key in metric_keys(found)]
+    keys = [key for key in contribution_metrics(classes) if key in metric_keys(found)]
     table = Table(
         "What each input contributes",
         ["system", *(metric_name(metric, of, classes) for metric, of in keys)],

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from lesionfast.config import TrainConfig, check_choice
 from lesionfast.diagnoses import join_names, read_weights, split_names, write_weights
 from lesionfast.errors import LesionfastError, did_you_mean
-from lesionfast.evaluation.comparison import check_images, check_split
+from lesionfast.evaluation.comparison import align_images, check_split
 from lesionfast.evaluation.interpretation import Interpretation, read_split
 from lesionfast.files import write_text
 from lesionfast.runs import Run, describe_software
@@ -90,7 +90,7 @@ def combine(
 def collect_votes(members: Sequence[Run], split: str) -> Votes:
     """Return the members' predictions; raises `LesionfastError` if their images differ."""
     read = [Interpretation.of(run, split) for run in members]
-    orders = check_images(read)
+    orders = align_images(read)
     probabilities = [one.probabilities[order] for one, order in zip(read, orders, strict=True)]
     rows = read_split(members[0], split).iloc[orders[0]].reset_index(drop=True)
     return Votes(np.stack(probabilities), read[0].truth[orders[0]], rows)

@@ -21,8 +21,8 @@ from lesionfast.errors import LesionfastError, TrainingInterrupted, did_you_mean
 from lesionfast.evaluation.contribution import (
     WITHHELD,
     contribution_table,
-    in_words,
-    melanomas_missed,
+    describe_loss,
+    describe_missed_melanomas,
 )
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.files import sha256
@@ -323,8 +323,8 @@ class Contribution:
             METADATA: "training without images",
             WITHHELD: f"withholding {columns} at prediction",
         }
-        words = [in_words(self.table, name, loses[name]) for name in self.others]
-        missed = melanomas_missed(self.table, self.run.model["metadata"])
+        words = [describe_loss(self.table, name, loses[name]) for name in self.others]
+        missed = describe_missed_melanomas(self.table, self.run.model["metadata"])
         return [*words, missed] if missed else words
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from lesionfast.console import print_table
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.comparison import Comparison, comparable_runs, distinctions
+from lesionfast.evaluation.comparison import Comparison, comparable_runs, describe_options
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.files import write_text
@@ -60,9 +60,9 @@ def test_the_intervals_are_those_of_the_same_lesions_for_all(runs):
 def test_the_options_in_which_runs_differ_are_told(runs):
     for run, given in zip(runs, ({}, {"loss": "focal", "size": 64}, {"seed": 7}), strict=True):
         write_text(run.path / "config.json", replace(run.config, **given).to_json())
-    assert distinctions([Run(each.path) for each in runs]) == ["", "size 64, loss focal", ""]
+    assert describe_options([Run(each.path) for each in runs]) == ["", "size 64, loss focal", ""]
     runs[2].model["members"] = ["../a", "../b"]
-    assert distinctions(runs)[2] == "ensemble of 2"
+    assert describe_options(runs)[2] == "ensemble of 2"
 
 
 def test_valid_is_another_table(runs):
@@ -141,7 +141,7 @@ def test_without_names_all_with_the_split_of_the_newest_are_taken(runs, caplog):
     newest = comparable_runs(runs[0].path.parent)
     assert [run.path for run in newest] == [runs[2].path]
     assert "1 of 3 runs" in caplog.text and "another split" in caplog.text
-    assert "did not end" in caplog.text
+    assert "did not finish" in caplog.text
 
 
 def rewrite(run, **changes):

@@ -8,7 +8,12 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score
 
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.contribution import WITHHELD, contribution_table, in_words, shown
+from lesionfast.evaluation.contribution import (
+    WITHHELD,
+    contribution_metrics,
+    contribution_table,
+    describe_loss,
+)
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.report.subgroups import contribution_table as terminal_table
@@ -72,7 +77,7 @@ def test_the_pairing_narrows_the_interval(pair):
 def test_it_is_said_in_words(ends, told):
     names = ("difference", "difference_low", "difference_high")
     row = {"system": "other", "metric": "balanced_accuracy", **dict(zip(names, ends, strict=True))}
-    assert told in in_words(pd.DataFrame([row]), "other", "taking it away")
+    assert told in describe_loss(pd.DataFrame([row]), "other", "taking it away")
 
 
 @pytest.mark.parametrize(
@@ -88,7 +93,7 @@ def test_a_change_of_melanoma_sensitivity_is_told_with_it(low, high, told):
         {"system": "other", "metric": "balanced_accuracy", **ends, "difference_high": 0.1},
         {"system": "other", "metric": "sensitivity", **ends},
     ]
-    words = in_words(pd.DataFrame(rows), "other", "taking it away")
+    words = describe_loss(pd.DataFrame(rows), "other", "taking it away")
     assert "no measurable change: -20.0 points" in words
     assert told in words and words.endswith(("accuracy", "sensitivity"))
     assert ("melanoma" in words) == (high < 0)
@@ -101,7 +106,7 @@ def test_runs_of_other_images_are_refused(pair, make_run):
 
 def test_the_terminal_shows_every_difference(pair):
     table = contribution_table(pair[0], {"worse": pair[1]}, resamples=1000)
-    metrics = [metric for metric, _ in shown(pair[0].classes)]
+    metrics = [metric for metric, _ in contribution_metrics(pair[0].classes)]
     whole, worse, paired = terminal_table(table, pair[0].classes).rows
     for place, metric in enumerate(metrics, 1):
         first, second = (row_of(table, system, metric) for system in ("whole", "worse"))
