@@ -1,4 +1,4 @@
-"""Labels that may be wrong, as models contradict them, and duplicates decided differently."""
+"""Labels that may be wrong, and images of one lesion that were decided differently."""
 
 import logging
 from collections.abc import Sequence
@@ -13,47 +13,46 @@ from lesionfast.runs import Run
 
 logger = logging.getLogger("lesionfast")
 
-ABOUT = ("dx_type", "age", "sex", "localization", "path")  # what a table of labels tells besides
+ABOUT = ("dx_type", "age", "sex", "localization", "path")  # shown where the dataset has them
 SAME_LESION, NEAR_DUPLICATE = "same lesion", "near-duplicate"
 SHARES_ALIKE = 0.1  # more than the class shares of the folds of one small data set differ by
 
 
 def suspicious_labels(runs: Sequence[Run]) -> pd.DataFrame:
-    """Return the images whose label confident learning takes for wrong, the least likely first.
+    """Return the images whose label is probably wrong by confident learning, least likely first.
 
     `runs` are those of `lesionfast train --folds 5 --fold 0` to `--fold 4`: each predicts its own
-    validation part, and all of them the test images, whose probabilities are averaged. Of a single
-    run it is its validation and test images. An image is named if a class other than its own has
+    validation part, and all of them the test images, whose probabilities are averaged. A single
+    run covers its validation and test images. An image is listed if a class other than its own has
     more than the mean probability that the images of that class give it, and the most of such
     classes (Northcutt et al. 2021, arXiv:1911.00068, the confident joint; by cleanlab). Columns:
     image_id, group, target, suggested (the most probable class), self_confidence (the probability
     of the label), probability (of the suggested class), and dx_type, age, sex, localization and
-    path where the dataset has them. How many images were covered is said in the log. Raises
-    `LesionfastError` for runs that are not folds of one data set.
+    path where the dataset has them. Raises `LesionfastError` for runs that are not folds of one
+    dataset.
     """
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_self_confidence_for_each_label
 
     table = out_of_sample(runs)
-    logger.info("label check: %s", coverage(runs))
+    logger.info("label check: %s", describe_coverage(runs))
     truth, probabilities = read_probabilities(runs[0], table)
-    seen, codes = np.unique(truth, return_inverse=True)  # a class without images has no threshold
-    shares = probabilities[:, seen]
+    present, codes = np.unique(truth, return_inverse=True)  # no threshold without images
+    shares = probabilities[:, present]
     shares = shares / np.maximum(shares.sum(axis=1, keepdims=True), 1e-12)
-    found = np.zeros(len(table), bool)
-    if len(seen) > 1:
-        found = find_label_issues(codes, shares, filter_by="confident_learning", n_jobs=1)
-    names = np.asarray(runs[0].classes, dtype=object)[seen]
-    columns = ["image_id", "group", "target"]
-    table = table.assign(
-        suggested=names[shares.argmax(axis=1)],
-        self_confidence=get_self_confidence_for_each_label(codes, shares),
-        probability=shares.max(axis=1),
-    )
-    columns += ["suggested", "self_confidence", "probability"]
+    doubted = np.zeros(len(table), bool)
+    if len(present) > 1:
+        doubted = find_label_issues(codes, shares, filter_by="confident_learning", n_jobs=1)
+    names = np.asarray(runs[0].classes, dtype=object)[present]
+    estimates = {
+        "suggested": names[shares.argmax(axis=1)],
+        "self_confidence": get_self_confidence_for_each_label(codes, shares),
+        "probability": shares.max(axis=1),
+    }
+    columns = ["image_id", "group", "target", *estimates]
     columns += [name for name in ABOUT if name in table]
-    doubted = table.loc[found, columns].sort_values(["self_confidence", "image_id"])
-    return doubted.reset_index(drop=True)
+    rows = table.assign(**estimates).loc[doubted, columns]
+    return rows.sort_values(["self_confidence", "image_id"]).reset_index(drop=True)
 
 
 def out_of_sample(runs: Sequence[Run]) -> pd.DataFrame:
@@ -63,9 +62,9 @@ def out_of_sample(runs: Sequence[Run]) -> pd.DataFrame:
     if len(runs) == 1:
         return runs[0].predictions.reset_index(drop=True)
     check_folds(runs)
-    parts = [run.predictions for run in runs]
-    held_out = [part[part["split"] == "valid"] for part in parts]
-    table = pd.concat([*held_out, mean_of_tests(runs)], ignore_index=True)
+    tables = [run.predictions for run in runs]
+    valid = [table[table["split"] == "valid"] for table in tables]
+    table = pd.concat([*valid, average_tests(runs)], ignore_index=True)
     twice = table["image_id"][table["image_id"].duplicated()]
     if len(twice):
         raise LesionfastError(
@@ -75,18 +74,17 @@ def out_of_sample(runs: Sequence[Run]) -> pd.DataFrame:
     return table
 
 
-def mean_of_tests(runs: Sequence[Run]) -> pd.DataFrame:
+def average_tests(runs: Sequence[Run]) -> pd.DataFrame:
     """Return the predictions of the test images, their probabilities averaged over the runs."""
-    columns = [f"p_{name}" for name in runs[0].classes]
-    parts = [
-        run.predictions[run.predictions["split"] == "test"].sort_values("image_id") for run in runs
-    ]
+    tables = [run.predictions for run in runs]
+    parts = [table[table["split"] == "test"].sort_values("image_id") for table in tables]
     for run, part in zip(runs, parts, strict=True):
         if part["image_id"].tolist() != parts[0]["image_id"].tolist():
             raise LesionfastError(
-                f"{run.path} and {runs[0].path} have predictions of other test images. Pass runs "
-                "that differ in --fold alone."
+                f"{run.path} and {runs[0].path} have predictions of different test images. "
+                "Pass runs that differ in --fold alone."
             )
+    columns = [f"p_{name}" for name in runs[0].classes]
     mean = np.mean([part[columns].to_numpy() for part in parts], axis=0)
     return parts[0].assign(**dict(zip(columns, mean.T, strict=True)))
 
@@ -97,38 +95,38 @@ def check_folds(runs: Sequence[Run]) -> None:
     folds = [run.config.folds for run in runs]
     if None in folds:
         raise LesionfastError(
-            f"{runs[folds.index(None)].path} is no fold of a cross-validation. Pass a single run, "
-            "or those of: lesionfast train --folds 5 --fold 0 (to --fold 4)."
+            f"{runs[folds.index(None)].path} is not a fold of a cross-validation. Pass a single "
+            "run, or those of: lesionfast train --folds 5 --fold 0 (to --fold 4)."
         )
     for run in runs[1:]:
         for name in ("data", "csv", "target", "group", "seed", "test", "folds"):
             ours, theirs = getattr(first.config, name), getattr(run.config, name)
             if ours != theirs:
                 raise LesionfastError(
-                    f"{run.path} has --{name} {theirs}, and {first.path} {ours}: they are no folds "
-                    "of one cross-validation. Pass runs that differ in --fold alone."
+                    f"{run.path} has --{name} {theirs}, and {first.path} {ours}: they are not "
+                    "folds of one cross-validation. Pass runs that differ in --fold alone."
                 )
         if run.classes != first.classes:
             raise LesionfastError(
-                f"{run.path} knows the classes {', '.join(run.classes)}, and {first.path} "
+                f"{run.path} has the classes {', '.join(run.classes)}, and {first.path} "
                 f"{', '.join(first.classes)}. Pass runs of the same data."
             )
         if not np.allclose(run.model["prior"], first.model["prior"], atol=SHARES_ALIKE):
             raise LesionfastError(
-                f"{run.path} and {first.path} have learned from other shares of the classes. Pass "
-                "runs that differ in --fold alone."
+                f"{run.path} and {first.path} were trained on different class shares. Pass runs "
+                "that differ in --fold alone."
             )
         if set(run.split["image_id"]) != set(first.split["image_id"]):
             raise LesionfastError(
-                f"{run.path} and {first.path} have split other images. Pass runs of the same data."
+                f"{run.path} and {first.path} split different images. Pass runs of the same data."
             )
 
 
-def coverage(runs: Sequence[Run]) -> str:
+def describe_coverage(runs: Sequence[Run]) -> str:
     """Return "6,609 of 10,015 images, the validation parts of 3 of 5 folds and the test"."""
     table, total = out_of_sample(runs), runs[0].split["image_id"].nunique()
     if len(runs) == 1:
-        parts = "validation and test of one run; its training images can't be judged by it"
+        parts = "validation and test of one run; it can't judge its own training images"
     else:
         parts = f"the validation parts of {len(runs)} of {runs[0].config.folds} folds"
         parts += " and the test" if (table["split"] == "test").any() else ""
@@ -154,13 +152,13 @@ def disagreeing_duplicates(
     """Return pairs of images of the same thing that were decided differently.
 
     These are images of one lesion, and the near-duplicates in `pairs` (image_a and image_b, as
-    `find_near_duplicates` gives them) as far as both are predicted. Columns: kind ('same lesion'
-    or 'near-duplicate'), image, group, truth and decision of either, and difference, half the
-    sum of what their probabilities differ by (0 to 1), the largest first.
+    `find_near_duplicates` returns them) if both are predicted. Columns: kind ('same lesion' or
+    'near-duplicate'), image, group, truth and decision of either, and difference, the total
+    variation distance of their probabilities (0 to 1), the largest first.
     """
-    rows = interpretation.rows
+    rows, probabilities = interpretation.rows, interpretation.probabilities
     positions = {name: place for place, name in enumerate(rows["image_id"])}
-    chosen = {
+    kinds = {
         pair: SAME_LESION
         for members in rows.groupby("group", sort=False).indices.values()
         for pair in combinations(sorted(members.tolist()), 2)
@@ -170,14 +168,16 @@ def disagreeing_duplicates(
         known = pairs[pairs["image_a"].isin(positions) & pairs["image_b"].isin(positions)]
         logger.info("near-duplicates: %d of %d pairs are predicted", len(known), len(pairs))
         for a, b in zip(known["image_a"], known["image_b"], strict=True):
-            chosen.setdefault(tuple(sorted((positions[a], positions[b]))), NEAR_DUPLICATE)
-    decided = rows["decision"].to_numpy()
-    told = [
-        (kind, *sides(rows, a, b), difference_of(interpretation.probabilities, a, b))
-        for (a, b), kind in chosen.items()
-        if decided[a] != decided[b]
-    ]
-    table = pd.DataFrame(told, columns=PAIRS)
+            kinds.setdefault(tuple(sorted((positions[a], positions[b]))), NEAR_DUPLICATE)
+    decision = rows["decision"].to_numpy()
+    lines = []
+    for (a, b), kind in kinds.items():
+        if decision[a] != decision[b]:
+            names = ("image_id", "group", "truth", "decision")
+            sides = [rows[name].iat[place] for name in names for place in (a, b)]
+            distance = float(np.abs(probabilities[a] - probabilities[b]).sum() / 2)
+            lines.append((kind, *sides, distance))
+    table = pd.DataFrame(lines, columns=PAIRS)
     return table.sort_values("difference", ascending=False, kind="stable", ignore_index=True)
 
 
@@ -189,14 +189,3 @@ def require_pairs(pairs: pd.DataFrame) -> None:
             f"the pairs have no column {' and '.join(sorted(missing))}; they have: "
             f"{', '.join(map(str, pairs))}. Pass what find_near_duplicates returns."
         )
-
-
-def sides(rows: pd.DataFrame, a: int, b: int) -> tuple:
-    """Return image, group, truth and decision of rows a and b, in the order of the table."""
-    names = ("image_id", "group", "truth", "decision")
-    return tuple(rows[name].iat[place] for name in names for place in (a, b))
-
-
-def difference_of(probabilities: np.ndarray, a: int, b: int) -> float:
-    """Return the total variation distance of the probabilities of rows a and b."""
-    return float(np.abs(probabilities[a] - probabilities[b]).sum() / 2)

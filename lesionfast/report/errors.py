@@ -13,7 +13,7 @@ from lesionfast.console import MOST_ROWS, Cell, Table, cell, estimate, percent
 from lesionfast.diagnoses import NAMES, full_name
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.evaluation.labels import coverage, suspicious_labels
+from lesionfast.evaluation.labels import describe_coverage, suspicious_labels
 from lesionfast.report.decisions import costs_table
 from lesionfast.report.images import (
     draw_grid,
@@ -243,7 +243,7 @@ def draw_suspicious_labels(
     if len(table) > k:
         shown += f", the {k} least likely of them shown"
     title = "Labels that the model contradicts (not proof that they are wrong)"
-    text, nothing = f"{coverage(runs)}\n{shown}", "no label is in doubt"
+    text, nothing = f"{describe_coverage(runs)}\n{shown}", "no label is in doubt"
     figure = draw_grid(table.head(k), title, text, nothing, label_caption)
     names = ("run " if len(runs) == 1 else "runs ") + ", ".join(run.path.name for run in runs)
     return save(figure, folder / "suspicious_labels.png", names)

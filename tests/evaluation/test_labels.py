@@ -11,7 +11,7 @@ from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.labels import (
     contradictions,
-    coverage,
+    describe_coverage,
     disagreeing_duplicates,
     out_of_sample,
     suspicious_labels,
@@ -117,22 +117,22 @@ def test_folds_are_put_together_from_their_validation_parts_and_the_mean_of_thei
         given = [run.predictions.set_index("image_id").loc[name, "p_mel"] for run in runs]
         found = table.loc[table["image_id"] == name, "p_mel"].item()
         assert found == pytest.approx(sum(given) / 4) and found != pytest.approx(given[0])
-    assert coverage(runs).endswith("the validation parts of 4 of 4 folds and the test")
-    assert coverage(runs[:2]).startswith("301 of ")
+    assert describe_coverage(runs).endswith("the validation parts of 4 of 4 folds and the test")
+    assert describe_coverage(runs[:2]).startswith("301 of ")
     untested = [
         write_predictions(run, run.predictions[run.predictions["split"] == "valid"]) for run in runs
     ]
-    assert coverage(untested).endswith("the validation parts of 4 of 4 folds")
+    assert describe_coverage(untested).endswith("the validation parts of 4 of 4 folds")
     assert set(suspicious_labels(runs)["image_id"]) <= set(table["image_id"])
 
 
 def test_folds_of_other_test_images_or_shares_are_refused(make_run):
     runs = folds_of(make_run)
     other = write_predictions(runs[2], runs[2].predictions.iloc[:-1])
-    with pytest.raises(LesionfastError, match="predictions of other test images.*--fold alone"):
+    with pytest.raises(LesionfastError, match="predictions of different test images.*--fold alone"):
         suspicious_labels([runs[0], runs[1], other])
     runs[1].model["prior"] = [1 / 7] * 7
-    with pytest.raises(LesionfastError, match="other shares of the classes.*--fold alone"):
+    with pytest.raises(LesionfastError, match="different class shares.*--fold alone"):
         suspicious_labels(runs[:2])
 
 
@@ -142,17 +142,17 @@ def test_runs_that_are_no_folds_of_one_data_set_are_refused(make_run):
         suspicious_labels([runs[0], runs[0]])
     with pytest.raises(LesionfastError, match="there are no runs"):
         suspicious_labels([])
-    with pytest.raises(LesionfastError, match="is no fold of a cross-validation.*--folds 5"):
+    with pytest.raises(LesionfastError, match="is not a fold of a cross-validation.*--folds 5"):
         suspicious_labels([runs[0], make_run(n=50)])
     config = TrainConfig(arch="resnet18", folds=4, fold=1, seed=7)
     (runs[1].path / "config.json").write_text(config.to_json())
     with pytest.raises(LesionfastError, match="--seed 7, and .* 42"):
         suspicious_labels([runs[0], Run(runs[1].path)])
     runs[2].split.iloc[:50].to_csv(runs[2].path / "split.csv", index=False)
-    with pytest.raises(LesionfastError, match="have split other images"):
+    with pytest.raises(LesionfastError, match="split different images"):
         suspicious_labels([runs[0], Run(runs[2].path)])
     runs[3].model["classes"] = ["mel", "nv"]
-    with pytest.raises(LesionfastError, match="knows the classes mel, nv"):
+    with pytest.raises(LesionfastError, match="has the classes mel, nv"):
         suspicious_labels([runs[0], runs[3]])
 
 
