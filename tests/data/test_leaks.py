@@ -11,7 +11,6 @@ from lesionfast.data.leaks import check_inputs
 from lesionfast.data.metadata import load_metadata
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
-from lesionfast.models.lineage import check_weights
 
 
 @pytest.fixture
@@ -201,16 +200,6 @@ def test_the_sample_s_own_columns_pass():
 def test_a_column_named_twice_is_refused(df):
     with pytest.raises(LesionfastError, match="it is named twice"):
         check(df, "age,sex,age")
-
-
-def test_weights_of_a_run_of_another_architecture_are_refused(df, tmp_path):
-    """Two architectures can have the same tensors, and want other inputs."""
-    (tmp_path / "split.csv").write_text("image_id,split\nI0,train\n")
-    (tmp_path / "pretrain.json").write_text('{"arch": "tf_efficientnet_lite0"}')
-    rows = df.assign(split="train")
-    check_weights(rows, str(tmp_path), "tf_efficientnet_lite0")
-    with pytest.raises(LesionfastError, match=r"Type --arch tf_efficientnet_lite0, or other"):
-        check_weights(rows, str(tmp_path), "efficientnet_lite0")
 
 
 def test_a_few_lesions_prove_nothing(df):

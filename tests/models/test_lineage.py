@@ -158,3 +158,13 @@ def test_weights_of_others_are_taken_without_a_word(tmp_path, caplog):
         assert read_lineage(folder / name) is None
         check_weights(table(0, train=0, test=8), str(folder / name), ARCH)
     assert not caplog.text
+
+
+def test_weights_of_a_run_of_another_architecture_are_refused(tmp_path):
+    """Two architectures can have the same tensors, and want other inputs."""
+    (tmp_path / "split.csv").write_text("image_id,split\nI0,train\n")
+    (tmp_path / "pretrain.json").write_text('{"arch": "tf_efficientnet_lite0"}')
+    rows = table(0, 100)
+    check_weights(rows, str(tmp_path), "tf_efficientnet_lite0")
+    with pytest.raises(LesionfastError, match=r"Type --arch tf_efficientnet_lite0, or other"):
+        check_weights(rows, str(tmp_path), "efficientnet_lite0")

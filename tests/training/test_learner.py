@@ -1,6 +1,5 @@
 """The fastai way in: an ordinary DataLoaders and Learner with two inputs."""
 
-import threading
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -12,7 +11,7 @@ from fastai.callback.fp16 import MixedPrecision
 from safetensors.torch import load_file
 
 from lesionfast.config import TrainConfig
-from lesionfast.data.loaders import build_dls, read_ahead
+from lesionfast.data.loaders import build_dls
 from lesionfast.data.split import load_dataset
 from lesionfast.training.callbacks.checkpoint import save_tensors
 from lesionfast.training.callbacks.inference import Autocast
@@ -35,76 +34,10 @@ def learn(df, tmp_path):
         yield learn
 
 
-def test_a_batch_is_image_metadata_and_class(df):
-    dls = build_dls(df, TINY)
-    image, metadata, target = dls.one_batch()
-    assert image.shape == (32, 3, 64, 64) and image.dtype == torch.float32
-    assert image.min() >= 0 and image.max() <= 1
-    assert image.is_contiguous(memory_format=torch.channels_last)
-    assert metadata.shape == (32, dls.encoder.width) and metadata.dtype == torch.float32
-    assert target.dtype == torch.int64 and list(dls.vocab) == sorted(df["target"].unique())
-
-
-def test_every_loader_reads_its_own_rows_unaugmented_but_the_training_one(df):
-    dls = build_dls(df, replace(TINY, augment="none"))
-    for index, name in enumerate(("train", "valid", "test")):
-        rows = dls.rows[dls.rows["split"] == name]
-        loader = dls[index].new(shuffle=False, drop_last=False)
-        batches = list(loader)
-        targets = torch.cat([batch[2] for batch in batches])
-        assert [dls.vocab[t] for t in targets] == rows["target"].tolist()
-        metadata = torch.cat([batch[1] for batch in batches]).numpy()
-        np.testing.assert_array_equal(metadata, dls.encoder.transform(rows))
-
-
-def test_batches_hold_the_pixels_of_the_files(df):
-    from lesionfast.data.images import open_images
-
-    dls = build_dls(df, TINY)
-    rows = dls.rows[dls.rows["split"] == "valid"]
-    pixels = open_images(rows["path"].tolist(), 64, resize=TINY.resize, cache=False).pixels
-    image = torch.cat([batch[0] for batch in dls.valid])
-    np.testing.assert_array_equal((image.numpy() * 255).round(), pixels.transpose(0, 3, 1, 2))
-
-
-def test_fewer_rows_than_the_batch_size_still_make_a_batch(df):
-    small = df.groupby(["split", "target"]).head(2).reset_index(drop=True)
-    dls = build_dls(small, replace(TINY, batch_size=512))
-    assert len(dls.train) == 1 and len(dls.one_batch()[0]) == (small["split"] == "train").sum()
-
-
 def test_a_sampler_that_draws_fewer_rows_than_the_batch_size_still_makes_a_batch(df):
     config = replace(TINY, balance="downsample", batch_size=280)
     learn = fusion_learner(build_dls(df, config), config)
     assert len(learn.dls.train) == 1 and learn.dls.train.n < 280
-
-
-def test_reading_ahead_gives_the_same_batches_one_of_them_early(df):
-    made = threading.Semaphore(0)
-
-    def counted():
-        for batch in build_dls(df, TINY).valid.read_batches(iter(range(50))):
-            made.release()
-            yield batch
-
-    ahead = read_ahead(counted())
-    first = next(ahead)
-    assert made.acquire(timeout=60) and made.acquire(timeout=60)  # the second was not asked for
-    plain = list(build_dls(df, TINY).valid.read_batches(iter(range(50))))
-    for ours, own in zip([first, *ahead], plain, strict=True):
-        for one, other in zip(ours, own, strict=True):
-            assert torch.equal(one, other) and type(one) is type(other)
-
-
-def test_an_error_of_a_batch_that_is_read_ahead_is_raised():
-    def broken():
-        yield (torch.zeros(1),)
-        raise OSError("the disk is gone")
-
-    ahead = read_ahead(broken())
-    next(ahead)
-    with pytest.raises(OSError, match="the disk is gone"):
-        next(ahead)
 
 
 def test_show_batch_and_show_results_draw_pictures_with_captions(learn):
