@@ -62,7 +62,7 @@ def solve_head(learn: FusionLearner, run: Run) -> dict[str, Any]:
     """Solve the head of a run and put it into the model; write weights and history.
 
     Returns the entries of metrics.json about the training. The features are standardised, and the
-    scale of the logits is the one of least log loss on validation, all classes weighted alike.
+    scale of the logits is the one of least log loss on validation, with equal class weights.
     """
     started = time.perf_counter()
     (x, codes), (valid, valid_codes) = (head_inputs(learn, name) for name in ("train", "valid"))
@@ -104,7 +104,7 @@ def head_inputs(learn: FusionLearner, split: str) -> tuple[np.ndarray, np.ndarra
 
 
 def best_scale(logits: np.ndarray, codes: np.ndarray) -> float:
-    """Return the factor on logits (n, K) of least log loss, all classes weighted alike."""
+    """Return the factor on logits (n, K) of least log loss, with equal class weights."""
     share = 1 / np.bincount(codes)[codes]
     rows = np.arange(len(codes))
 

@@ -12,18 +12,18 @@ from lesionfast.errors import LesionfastError
 from lesionfast.registry import Registry
 
 losses = Registry("loss", "--loss")
-NEGLIGIBLE = 0.01  # a posterior of this times the class's share: no rule decides for it
+NEGLIGIBLE = 0.01  # times the class's share: a posterior that no rule decides for
 
 
 class ClassificationLoss(nn.Module):
-    """Base of the losses, with what fastai asks of one: a reduction, an activation and a decision.
+    """Base of the losses, with what fastai needs: a reduction, an activation and a decision.
 
     `weight` (K,) multiplies the loss of each class, and the mean is over the sum of the weights.
     `prior` (K,) are the class shares that the loss sees, `counts` (K,) the training rows of each
-    class, `costs` (K, K) what deciding column for row costs, `tau` the strength of a logit
-    adjustment; a loss takes what it needs of them. `smooths` says whether label smoothing is
-    defined for it. With `undo` and `rule_prior` each loss says what its minimum is, so that the
-    model's posteriors and the decision rule are right.
+    class, `costs` (K, K) the cost of deciding column for row, `tau` the strength of a logit
+    adjustment; a loss uses those that it needs. `smooths` is whether it supports label smoothing.
+    `undo` and `rule_prior` describe its minimum, so that the model's posteriors and the decision
+    rule are right.
     """
 
     smooths = False
@@ -80,7 +80,7 @@ class ClassificationLoss(nn.Module):
         return prior
 
     def for_validation(self) -> "ClassificationLoss":
-        """Return the loss that the posteriors minimise: by default log loss, weighted alike."""
+        """Return the loss that the posteriors minimise: log loss, with the same class weights."""
         return CrossEntropy(self.weight)
 
     def activation(self, logits: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ class Asymmetric(ClassificationLoss):
     """Cross entropy plus the expected cost of errors (Galdran et al. 2020, arXiv:2010.00291).
 
     The extra term is the sum over the classes of probability times --cost of deciding for them.
-    What the costs do to the probabilities is what they are there for, so it is not undone.
+    The costs are there to shift the probabilities, so this is not undone.
     """
 
     def prepare(self) -> np.ndarray:

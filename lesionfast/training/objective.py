@@ -94,9 +94,9 @@ def build_loss(
 ) -> ClassificationLoss:
     """Return the loss over the model's outputs; `parents` (S,) is the class of each.
 
-    Each output has the weight and the prior of its class: one that were adjusted by its own share
-    would lose that, and a class of three outputs would be three times too probable. --class-weight
-    multiplies the weights, but not the prior: dividing by it would undo them.
+    Each output has the weight and the prior of its class: adjusted by its own share, a class of
+    three outputs would come out three times too probable. --class-weight multiplies the weights,
+    but not the prior: dividing by it would undo them.
     """
     parents = np.array(parents)
     emphasis = read_class_weights(config.class_weight, classes)

@@ -1,4 +1,4 @@
-"""A plain fastai Learner, nothing of lesionfast in it: batch norm, three groups, one input."""
+"""Plain fastai Learners, with nothing of lesionfast in them."""
 
 import fastai.callback.progress  # noqa: F401 - adds no_bar to Learner
 import pytest
@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 
 @pytest.fixture
 def plain_learner(tmp_path):
-    """A Learner that no callback of lesionfast has touched yet."""
+    """A Learner with batch norm, three parameter groups and one input."""
     torch.manual_seed(0)
     inputs = torch.randn(96, 8)
     dataset = TensorDataset(inputs, (inputs[:, 0] > 0).long())

@@ -36,11 +36,11 @@ BATCH = 256  # rows per step of the head alone: it is small
 class CachedFeatures(Borrowing):
     """While the first stages do not learn, train on their features or maps, computed once.
 
-    Of each training image there are `views`: the picture itself and augmented ones; of each
-    validation image the picture itself. They are kept in the cache beside the pixels, so that
-    another run of the same backbone on the same images starts with them. Without `maps`, only
-    epochs of the head alone use them. What is learned depends on the options alone: where the cache
-    has no room for feature maps, the same maps are computed in every epoch.
+    Each training image has `views`: the picture itself and augmented ones; a validation image only
+    itself. Their features are kept in the cache beside the pixels, so another run of the same
+    backbone on the same images starts with them. Without `maps`, only epochs of the head alone use
+    features. The result does not depend on the disk: where the cache has no room for feature maps,
+    the same maps are computed in every epoch.
     """
 
     order = -19  # after ProgressiveUnfreezing has frozen what does not learn
@@ -135,7 +135,7 @@ class CachedFeatures(Borrowing):
 
 
 class ComputedMaps:
-    """Feature maps (n, C, h, w) that are computed anew whenever some are read."""
+    """Feature maps (n, C, h, w) that are computed each time they are read."""
 
     def __init__(self, compute: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> None:
         self.compute, self.rows = compute, rows

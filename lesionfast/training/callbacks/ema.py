@@ -11,7 +11,7 @@ from lesionfast.training.callbacks.schedule import current_phase
 class EMA(Resumable):
     """Train the weights, but validate and keep their exponential moving average.
 
-    The statistics of batch norm are averaged too. The average starts anew with each phase, and its
+    The statistics of batch norm are averaged too. The average restarts with each phase, and its
     decay rises with the steps n of the phase as 1 - n^(-2/3), up to `decay`: timm's ModelEmaV3.
     (Polyak and Juditsky 1992, doi:10.1137/0330046, of plain averages.) After the fit the model is
     the average.

@@ -1,4 +1,4 @@
-"""Metadata dropout: what is missing must not tell the class, so some is withheld in training."""
+"""Metadata dropout: withhold some in training, so that what is missing does not tell the class."""
 
 import numpy as np
 import torch
@@ -12,13 +12,13 @@ MOST = 0.9  # of the complete rows: some stay so, however often columns are miss
 
 
 class MetadataDropout(Callback):
-    """Withhold metadata at random in training, so often that every class lacks it alike.
+    """Withhold metadata at random in training, so that every class lacks it equally often.
 
-    From a share of the rows all columns are withheld, and from another one column, each as often.
-    Where one class lacks columns more often than another does, as much more is withheld from the
-    other: else the model would learn the class from what is missing, as it can in HAM10000, where
-    45 of 57 images without age are nevi. Rows that lack something stay as they are, and so does
-    validation. What is withheld depends on the seed, the epoch and the batch only.
+    A share of the rows loses all columns, and the same share one column, each equally often. Where
+    one class lacks columns more often than another, more is withheld from the other: otherwise the
+    model could learn the class from what is missing, as in HAM10000, where 45 of 57 images without
+    age are nevi. Incomplete rows and validation stay as they are. What is withheld depends only on
+    the seed, the epoch and the batch.
 
     `metadata` (n, width) are the encoded training rows, `codes` (n,) their classes; `parents` (s,)
     has the class of each output that is a target.

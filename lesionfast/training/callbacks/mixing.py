@@ -1,4 +1,4 @@
-"""Mixing two pictures of a batch, by name; their metadata and losses are mixed alike."""
+"""Mixing pairs of pictures in a batch, by name, together with their metadata and losses."""
 
 import math
 
@@ -12,7 +12,7 @@ mixes = Registry("mixing", "--mix")
 
 
 class Mix(Callback):
-    """Mix each row of a training batch with another, and the losses of both targets alike.
+    """Mix each row of a training batch with another: inputs and losses, with the same share.
 
     Works on any Learner of one or more inputs, the image first. The share of the row itself is
     drawn once per batch from Beta(alpha, alpha), and depends on seed, epoch and step only. As the

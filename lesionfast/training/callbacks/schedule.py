@@ -34,11 +34,11 @@ class Phase:
 def plan_phases(unfreeze: str, n_groups: int, epochs: int, head_epochs: int = 1) -> list[Phase]:
     """Return the phases of `epochs` epochs over parameter groups counted from the stem.
 
-    fresh: the head, which gives a first answer, then all with a head that starts anew. two-step:
-    the head, then all. gradual (Howard and Ruder 2018, arXiv:1801.06146, section 3.3): the head,
-    then one stage more per epoch, then, for at least half of the rest, everything. last:N: the
-    head, then the head and the last N stages. none: all at once. The head alone learns for
-    `head_epochs`, or not at all if that would leave no epoch for the rest.
+    fresh: the head, then all with a new head. two-step: the head, then all. gradual (Howard and
+    Ruder 2018, arXiv:1801.06146, section 3.3): the head, then one stage more per epoch, then, for
+    at least half of the rest, everything. last:N: the head, then the head and the last N stages.
+    none: all at once. The head alone learns for `head_epochs`, or not at all if that would leave no
+    epoch for the rest.
     """
     head, *stops = group_stops(unfreeze, n_groups)
     lengths = []
@@ -82,9 +82,9 @@ def phase_name(groups: int, n_groups: int) -> str:
 class ProgressiveUnfreezing(Borrowing):
     """Unfreeze the model from the head down, phase by phase within one fit.
 
-    `how` and `head_epochs` are what `plan_phases` takes. Each phase starts with an empty optimizer
-    state and, where `how` is 'fresh', the backbone starts to learn with a new head: one that has
-    fitted the features of the frozen backbone well keeps the backbone from learning others.
+    `how` and `head_epochs` are those of `plan_phases`. Each phase starts with an empty optimizer
+    state and, if `how` is 'fresh', with the first weights of the head: a head that already fits the
+    features of the frozen backbone well keeps the backbone from learning others.
     """
 
     order = -20  # before anything that looks at what is frozen
