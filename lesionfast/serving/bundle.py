@@ -5,7 +5,6 @@ import json
 import logging
 import re
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from lesionfast.evaluation.decisions import (
 )
 from lesionfast.files import check_shape, sha256, write_json
 from lesionfast.runs import SHAPES as RUN_SHAPES
-from lesionfast.runs import Run
+from lesionfast.runs import Run, installed_version
 from lesionfast.stats.calibration import Calibrator
 from lesionfast.stats.conformal import Conformal
 from lesionfast.stats.metrics import decide, json_safe
@@ -123,7 +122,7 @@ class Bundle:
             encoder=MetadataEncoder.from_run(run),
             **chosen | {"points": chosen["points"] or []},
             split_sha256=run.metrics["split_sha256"],
-            versions={name: find_version(name) for name in PACKAGES},
+            versions={name: installed_version(name) for name in PACKAGES},
         )
 
     @classmethod
@@ -254,14 +253,6 @@ def choose_or_warn(decisions: Decisions, name: str) -> Any:
     except LesionfastError as error:
         logger.warning("predictions will have no %s: %s", CHOSEN[name], error)
         return None
-
-
-def find_version(package: str) -> str:
-    """Return the version of a package, "from source" where it is not installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "from source"
 
 
 def flag_column(point: OperatingPoint) -> str:

@@ -82,7 +82,7 @@ def fetch(address: str) -> Path:
             f"{PREFIX}{name} has no {file}; it has: {', '.join(files)}. "
             f"Type {PREFIX}{name}, or one of these after it."
         )
-    wanted = [each for each in files if each == file or not each.endswith(OPTIONAL)]
+    wanted = [path for path in files if path == file or not path.endswith(OPTIONAL)]
     with explain_errors(name):
         snapshot_download(name, revision=folder.name, allow_patterns=wanted)
     return folder / file if file else folder

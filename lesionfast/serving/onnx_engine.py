@@ -45,7 +45,7 @@ class OnnxEngine:
             raise LesionfastError(
                 f"{path} can't be read as ONNX: {str(error).splitlines()[0]}. Export it again."
             ) from None
-        self.inputs = {each.name for each in self.session.get_inputs()}
+        self.inputs = {given.name for given in self.session.get_inputs()}
 
     @property
     def description(self) -> dict[str, Any] | None:

@@ -1,6 +1,5 @@
 """Service: one model that answers the page and the API, one image after the other."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
@@ -16,7 +15,7 @@ from lesionfast.data.images import FORMATS, NOT_A_PICTURE, decode, fit_square
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.features import rank_by_features, read_features
 from lesionfast.runs import Run
-from lesionfast.serving.bundle import COPY_AGAIN, Bundle
+from lesionfast.serving.bundle import Bundle
 from lesionfast.serving.predictor import Predictor, locate
 
 NOTE = "Not a medical device: for research, not for diagnosis."
@@ -99,25 +98,15 @@ class Service:
         """Return the Grad-CAM of the decision, float32 (size, size) in 0..1."""
         if self.path.suffix == ".onnx":
             raise LesionfastError("No heat map: an ONNX file has no gradients.")
-        reader = self.predictor.metadata
-        encoded = reader.encode([reader.read(metadata)])
-        return self._grad_cam(seen, encoded, self.bundle.classes.index(decision))
-
-    @cached_property
-    def _grad_cam(self) -> Callable[[np.ndarray, np.ndarray, int], np.ndarray]:
         import torch
 
-        from lesionfast.evaluation.attribution import as_images, grad_cam, require_image
-        from lesionfast.models.fusion import read_model
+        from lesionfast.evaluation.attribution import as_images, grad_cam
 
-        model = read_model(self.bundle.model, self.predictor.weights, COPY_AGAIN)
-        require_image(model)
-
-        def compute(seen: np.ndarray, metadata: np.ndarray, code: int) -> np.ndarray:
-            images, numbers = as_images(seen[None]), torch.from_numpy(metadata)
-            return grad_cam(model, images, numbers, torch.tensor([code]))[0].numpy()
-
-        return compute
+        engine, reader = self.predictor.engine, self.predictor.metadata
+        numbers = torch.from_numpy(reader.encode([reader.read(metadata)]))
+        target = torch.tensor([self.bundle.classes.index(decision)])
+        given = (each.to(engine.device) for each in (as_images(seen[None]), numbers, target))
+        return grad_cam(engine.model, *given)[0].cpu().numpy()
 
     def similar(self, seen: np.ndarray) -> pd.DataFrame:
         """Return the training lesions that the model finds most similar to an image."""

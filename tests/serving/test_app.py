@@ -77,7 +77,10 @@ def test_a_page_with_a_token_opens_with_the_token_alone(browser, exported, tmp_p
     try:
         opened = browser.new_page()
         opened.goto(url)
-        for text, expected in (("wrong", "This is not the token"), ("correct-horse", "Image of a")):
+        for text, expected in (
+            ("wrong", "This is not the token"),
+            ("correct-horse", "Image of a lesion"),
+        ):
             opened.get_by_label("Token").fill(text)
             opened.get_by_role("button", name="Open").click()
             opened.get_by_text(expected).wait_for()

@@ -15,12 +15,13 @@ import lesionfast
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.findings import Findings
+from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.files import UNFINISHED, sha256, sweep_once, workspace
 from lesionfast.models.lineage import check_weights
 from lesionfast.models.weights import read_weights
 from lesionfast.runs import Run
 from lesionfast.serving.bundle import SCHEMA, Bundle
-from lesionfast.serving.export import export
+from lesionfast.serving.export import export, write_card
 from lesionfast.serving.hub import list_files_to_share
 from lesionfast.serving.predictor import Predictor
 
@@ -47,6 +48,18 @@ def test_the_card_says_what_a_reader_must_know(exported, trained):
         assert words.lower() in card.lower()
     assert trained.metrics["split_sha256"] in card
     assert re.search(r"\| balanced accuracy \| 0\.\d{3} \[0\.\d{3}, [01]\.\d{3}\] \|", card)
+
+
+def test_the_card_shows_class_names_letter_by_letter(trained):
+    run, names = Run(trained.path), {"bkl": "<script>|bkl", "nv": "[nv](javascript:x)"}
+    table = trained.predictions.rename(columns={f"p_{a}": f"p_{b}" for a, b in names.items()})
+    classes = [names.get(name, name) for name in trained.classes]
+    run.__dict__["model"] = trained.model | {"classes": classes}
+    run.__dict__["predictions"] = table.assign(target=table["target"].replace(names))
+    bundle = replace(Bundle.from_run(trained), name="<b>run")
+    card = write_card(Findings(Interpretation.of(run)), bundle, [])
+    assert "<script" not in card and "<b>" not in card and "[nv](" not in card
+    assert "&lt;script&gt;\\|bkl" in card and "&lt;b&gt;run" in card
 
 
 def test_what_is_read_is_what_was_written(exported, trained):

@@ -38,8 +38,8 @@ function problem() {
 }
 
 async function reasonOf(response) {
-  const told = await response.json().catch(() => ({}));
-  return told.error || `the page failed with status ${response.status}. Its terminal says why.`;
+  const problem = await response.json().catch(() => ({}));
+  return problem.error || `the page failed with status ${response.status}. Its terminal says why.`;
 }
 
 async function predict() {
