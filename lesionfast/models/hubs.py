@@ -37,11 +37,6 @@ class Wanted:
     repository: str | None = None
     package: str | None = None
 
-    @property
-    def file(self) -> str:
-        """The file name in the hub's own cache."""
-        return HUB_FILE if self.repository else Path(self.url or "").name
-
 
 def cached_files(wanted: Wanted) -> Iterator[Path]:
     """Yield the files with the weights in the local caches of Hugging Face and PyTorch."""

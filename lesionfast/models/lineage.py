@@ -8,7 +8,7 @@ id can ask whether it was trained on, and so can anyone who guesses one, such as
 import base64
 import json
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import reduce
 from hashlib import sha256
 from operator import or_
@@ -31,7 +31,6 @@ WEIGHTS = ("weights.safetensors", "model.safetensors")  # of a run, and of an ex
 KEY = "lineage"  # in the header of a weights file
 OWN = "backbone.body."  # prefix of the tensors of a run's backbone
 PARTS = ("train", "valid")
-NOTHING = np.zeros(0, np.uint64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +42,8 @@ class Lineage:
     """
 
     arch: str | None
-    train: np.ndarray = field(default_factory=lambda: NOTHING)
-    valid: np.ndarray = field(default_factory=lambda: NOTHING)
+    train: np.ndarray
+    valid: np.ndarray
 
     @classmethod
     def of(cls, split: pd.DataFrame, arch: str | None) -> "Lineage":

@@ -1,7 +1,7 @@
 """The precision of a model's arithmetic: float32, or 16 bits where the device is fast at it."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -46,20 +46,15 @@ def find_fast_bfloat16(device: torch.device) -> str:
     return next((name for key, name in FAST.items() if present.get(key)), "")
 
 
-def autocast(wanted: str, device: torch.device) -> AbstractContextManager:
-    """Return the context in which a model computes in a precision."""
+@contextmanager
+def autocast(wanted: str, device: torch.device) -> Iterator[None]:
+    """Compute in a precision, except for what is many times slower in it."""
     chosen = choose_precision(wanted, device)
     if chosen == "float32":
-        return nullcontext()
-    if device.type == "cpu":
-        return bfloat16_on_cpu()
-    return torch.autocast(device.type, dtype=getattr(torch, chosen))
-
-
-@contextmanager
-def bfloat16_on_cpu() -> Iterator[None]:
-    """Compute in bfloat16, except for what is many times slower in it."""
-    with torch.autocast("cpu", dtype=torch.bfloat16), SlowDepthwiseInFloat32():
+        yield
+        return
+    slow = SlowDepthwiseInFloat32() if device.type == "cpu" else nullcontext()
+    with torch.autocast(device.type, dtype=getattr(torch, chosen)), slow:
         yield
 
 

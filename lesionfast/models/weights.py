@@ -86,7 +86,8 @@ def find_weights(wanted: Wanted, source: str) -> tuple[Tensors, str]:
         return read_cached(path), f"pretrained weights from the local cache ({path.name})"
     if wanted.package and importlib.util.find_spec(wanted.package.replace("-", "_")):
         return read_package(wanted), f"pretrained weights from the package {wanted.package}"
-    return read_cached(download(wanted)), f"pretrained weights from the hub ({wanted.file})"
+    path = download(wanted)
+    return read_cached(path), f"pretrained weights from the hub ({path.name})"
 
 
 def read_cached(path: Path) -> Tensors:

@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -43,9 +45,14 @@ def test_a_bare_model_computes_in_the_precision(name, dtype):
 
 def test_a_bare_model_computes_in_float16_on_a_gpu(monkeypatch):
     opened = []
-    monkeypatch.setattr(torch, "autocast", lambda *given, **named: opened.append((given, named)))
-    autocast("float16", CUDA)
-    assert opened == [(("cuda",), {"dtype": torch.float16})]
+
+    def note(*given, **named):
+        opened.append((given, named))
+        return nullcontext()
+
+    monkeypatch.setattr(torch, "autocast", note)
+    with autocast("float16", CUDA):
+        assert opened == [(("cuda",), {"dtype": torch.float16})]
 
 
 def convolution(groups, kernel=3, stride=1):

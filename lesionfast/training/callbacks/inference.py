@@ -53,16 +53,14 @@ class InContext(Borrowing):
         self.stack = ExitStack()
 
     def enter(self, context: AbstractContextManager) -> None:
-        """Enter a context, which ends with the part."""
         self.stack.enter_context(context)
 
     def clean_up(self) -> None:
-        """Leave the context."""
         self.stack.close()
 
 
 class AugmentValid(Callback):
-    """Augment the validation of a fit, by the same random changes every epoch."""
+    """Augment the validation images of a fit, with the same random changes in every epoch."""
 
     order = 51
 
@@ -70,11 +68,9 @@ class AugmentValid(Callback):
         self.recipe, self.seed = recipe, seed
 
     def before_validate(self) -> None:
-        """Restart the random changes."""
         self.generator = torch.Generator().manual_seed(self.seed)
 
     def before_batch(self) -> None:
-        """Change the pictures of a validation batch."""
         if not self.training:
             image, *rest = self.xb
             image = augment(image, self.recipe, self.generator)
@@ -82,12 +78,11 @@ class AugmentValid(Callback):
 
 
 class PlainTensors(Callback):
-    """Give the model plain tensors: fastai's subclasses cost a Python call an operation."""
+    """Give the model plain tensors: fastai's subclasses cost a Python call per operation."""
 
     order = 50
 
     def before_batch(self) -> None:
-        """Strip the subclasses off inputs and targets."""
         self.learn.xb = tuple(x.as_subclass(torch.Tensor) for x in self.xb)
         self.learn.yb = tuple(y.as_subclass(torch.Tensor) for y in self.yb)
 
@@ -98,11 +93,10 @@ class ChannelsLast(Callback):
     order = -15
 
     def before_fit(self) -> None:
-        """Convert the model in place."""
         self.model.to(memory_format=torch.channels_last)
 
     def before_validate(self) -> None:
-        """Convert the model in place, for predictions without a fit."""
+        """Convert it for predictions without a fit."""
         self.before_fit()
 
 
@@ -116,11 +110,9 @@ class Autocast(InContext):
         self.device = device
 
     def before_batch(self) -> None:
-        """Switch autocast on for the forward pass."""
         self.enter(autocast("bfloat16", self.device))
 
     def after_pred(self) -> None:
-        """Switch it off and return to float32."""
         self.clean_up()
         self.learn.pred = self.pred.float()
 
@@ -131,7 +123,6 @@ class InferenceMode(InContext):
     part = "validate"
 
     def before_validate(self) -> None:
-        """Switch it on."""
         self.enter(torch.inference_mode())
 
 
@@ -151,7 +142,6 @@ class FastInference(Borrowing):
             self.whole, self.learn.model = self.model, fast
 
     def clean_up(self) -> None:
-        """Put the model back."""
         if self.whole is not None:
             self.learn.model, self.whole = self.whole, None
 
@@ -167,7 +157,6 @@ class KeepFreedMemory(InContext):
     order = -30
 
     def before_fit(self) -> None:
-        """Begin to keep it."""
         self.enter(freed_memory_kept(self.dls.device))
 
 
