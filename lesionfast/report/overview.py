@@ -55,7 +55,7 @@ def write_report(findings: Findings, to: Path | None = None) -> Path:
     headline = {
         "name": "Balanced accuracy",
         "cell": estimate(findings.measure("balanced_accuracy", "all")),
-        "words": f"{len(read.rows):,} {read.split} images of {len(set(findings.lesions)):,} "
+        "words": f"{len(read.rows):,} {read.split} images of {len(set(read.lesions)):,} "
         f"lesions, rule {read.rule}",
         "split": run.metrics["split_sha256"][:12],
     }
