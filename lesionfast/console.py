@@ -183,10 +183,12 @@ class Table:
 
     @property
     def numeric(self) -> list[bool]:
-        """Whether each column holds numbers."""
+        """Whether each column holds numbers, or nothing but missing ones."""
+        columns = [[row[i] for row in self.rows if i < len(row)] for i in range(len(self.columns))]
         return [
-            any(row[place].number is not None for row in self.rows if place < len(row))
-            for place in range(len(self.columns))
+            any(each.number is not None for each in column)
+            or all(each.text == MISSING.text for each in column)
+            for column in columns
         ]
 
     def to_rich(self, narrow: bool = False) -> "Group":

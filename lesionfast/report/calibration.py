@@ -58,8 +58,8 @@ def calibration(findings: Findings) -> Section | None:
         "Calibrations are fitted on validation. The chosen one has the least log loss there, over "
         f"five folds of its lesions: {calibrator.method}. The decision rule is the same before "
         "and after, so a change of melanoma sensitivity comes from the calibration.",
-        "Chance makes an expected calibration error (ECE) larger than it is, on average. Its "
-        "interval corrects that, so the estimate may lie at its end.",
+        "On average, chance makes the estimate of an expected calibration error (ECE) too large. "
+        "The interval corrects for that, so the estimate may lie at its end.",
         *filter(None, [few_lesions_warning(findings.validation)]),
     ]
     captions = {
@@ -172,7 +172,7 @@ def draw_reliability(test: Interpretation, calibrator: Calibrator, folder: Path)
             hatch="////" if is_after else "",
             label=f"images {side}",
         )
-    style_axis(above, "right", ylabel="share that is right", ylim=(-0.02, 1.02))
+    style_axis(above, "right", ylabel="accuracy", ylim=(-0.02, 1.02))
     label = "confidence (probability of the most probable class)"
     style_axis(below, "right", xlabel=label, ylabel="images", xlim=(-0.01, 1.01))
     return save(figure, folder / "reliability.png", signature(test))
@@ -208,7 +208,7 @@ def draw_class_reliability(test: Interpretation, calibrator: Calibrator, folder:
         axis.axis("off")
     handles = axes[0].get_legend_handles_labels()
     axes[len(names)].legend(*handles, loc="center", frameon=False, handlelength=3.5)
-    figure.supylabel("share of the images that are of the class")
+    figure.supylabel("frequency of the class")
     return save(figure, folder / "reliability_by_class.png", signature(test))
 
 

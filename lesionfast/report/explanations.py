@@ -54,15 +54,15 @@ FEWEST = 10  # images of which a map of the features makes sense
 PERPLEXITY = 30.0
 ITERATIONS = 500  # half of scikit-learn's default; the map looks the same
 MAP = (
-    "The images by their features: close is alike, far apart means little; melanomas taken for "
-    "nevi are ringed"
+    "The images by their features: those that are close are alike, large distances mean little; "
+    "melanomas taken for nevi are ringed"
 )
 MAPS = (
     "Grad-CAM: the part of the image that speaks for the decision; below each, what age and sex "
     "add to its log-odds (integrated gradients)"
 )
 CAUTION = (
-    "A map shows what the model reacts to, not that it is right to. Its cells are coarse; compare "
+    "A map shows what the model reacts to, not whether it is right. Its cells are coarse; compare "
     "with the centred blob below where masks were given, and with the picture beside it."
 )
 
@@ -238,8 +238,8 @@ def draw_feature_map(interpretation: Interpretation, folder: Path) -> Path:
     figure = new_figure(
         10,
         7.4,
-        f"The {len(rows)} images of {interpretation.split} as the image branch sees them",
-        f"t-SNE of the image features: close is alike, far apart means little{left_out}",
+        f"Map of the image features of {len(rows)} {interpretation.split} images",
+        f"t-SNE: images that are close are alike, large distances mean little{left_out}",
     )
     axis = figure.subplots()
     truth, decision = rows["truth"].to_numpy(), rows["decision"].to_numpy()

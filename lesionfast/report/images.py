@@ -257,7 +257,7 @@ def draw_atlas(interpretation: Interpretation, folder: Path, most: int = 6) -> l
     files = []
     for name, cases in tables.items():
         total = int((interpretation.rows["truth"] == pairs[name][0]).sum())
-        note = f"{len(cases)} of {total} {pairs[name][0]}"
+        note = f"{len(cases)} of {total} images of {pairs[name][0]}"
         note += f", the {most} most confident shown" if len(cases) > most else ""
         title, nothing = ATLAS_TITLES[name]
         text = subtitle(interpretation, note)

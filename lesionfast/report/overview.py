@@ -215,11 +215,10 @@ def count_images(df: pd.DataFrame, title: str) -> Table:
 def model_card(run: Run) -> list[str]:
     """Return intended use and limits of a run's model, one paragraph each."""
     classes = ", ".join(map(full_name, run.classes))
-    inputs = ", ".join(run.model.get("metadata") or [])
-    with_inputs = f", with {inputs}" if inputs else ""
+    *inputs, last = ["a dermoscopic image", *(run.model.get("metadata") or [])]
+    given = f"{', '.join(inputs)} and {last}" if inputs else last
     return [
-        f"What it does: for a dermoscopic image{with_inputs} it predicts a probability of each "
-        f"class: {classes}.",
+        f"What it does: from {given} it predicts the probability of each class: {classes}.",
         "Intended use: research on skin-lesion classification, teaching, and comparing methods.",
         "It is not a medical device. It has no approval of any authority, was tested on stored "
         "images alone, and must not decide on a patient's diagnosis or treatment.",

@@ -64,9 +64,9 @@ def prediction_sets(findings: Findings) -> Section | None:
         return None
     sets, read = findings.conformal, findings.interpretation
     words = [
-        f"A prediction set is to hold the truth of {sets.coverage:.0%} of the lesions of each "
-        "class (class-conditional), or of all classes together (marginal), which hides the "
-        "classes where it does not. The limits come from validation.",
+        f"Prediction sets aim to contain the true class of {sets.coverage:.0%} of the lesions: in "
+        "each class (class-conditional), or over all classes (marginal), which may miss the aim "
+        "in single classes. Their limits come from validation.",
     ]
     if sets.unbounded:
         names = ", ".join(sets.unbounded)
@@ -116,7 +116,7 @@ def draw_coverage(test: Interpretation, conformal: Conformal, folder: Path) -> P
     labels = [f"{full_name(of)}, {n} lesion{'s' * (n != 1)}" for of, n in lesions.items()]
     left.set_yticks(range(len(labels)), labels)
     left.invert_yaxis()
-    style_axis(left, xlabel="sets that hold the truth (dotted: promised)", xlim=(-0.02, 1.02))
+    style_axis(left, xlabel="sets that contain the true class (dotted: aim)", xlim=(-0.02, 1.02))
     style_axis(right, "right", xlabel="classes in a set, mean", xlim=(0, None))
     left.xaxis.set_major_formatter(PercentFormatter(1))
     return save(figure, folder / "coverage.png", signature(test))
@@ -215,7 +215,7 @@ def referral(findings: Findings) -> Section | None:
         return None
     rule, read = findings.referral, findings.interpretation
     words = [
-        f"The images of a confidence below {rule.threshold:.3f} go to a dermatologist. These are "
+        f"Images with a confidence below {rule.threshold:.3f} are referred to a dermatologist: "
         f"{rule.share:.0%} of the validation images.",
     ]
     found = run_referral(read, rule)

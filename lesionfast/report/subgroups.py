@@ -57,14 +57,11 @@ def subgroups(findings: Findings) -> Section | None:
         "differ, so the gap to expect by chance stands beside it, and p, the share of random "
         "groups with a gap at least as large (not corrected for the number of rows).",
     ]
-    picture = findings.drawn(draw_subgroups)
-    gaps = read.gaps()
-    return Section(
-        "Subgroups",
-        words,
-        [groups_table(found, read.classes), gaps_table(gaps[gaps["value"].notna()], found)],
-        [Picture.from_file(picture, "Sensitivity and AUC of each group")],
-    )
+    tables, gaps = [groups_table(found, read.classes)], read.gaps()
+    if gaps["value"].notna().any():
+        tables.append(gaps_table(gaps[gaps["value"].notna()], found))
+    picture = Picture.from_file(findings.drawn(draw_subgroups), "Sensitivity and AUC of each group")
+    return Section("Subgroups", words, tables, [picture])
 
 
 def groups_table(found: pd.DataFrame, classes: Classes) -> Table:
@@ -259,7 +256,8 @@ def labels(findings: Findings) -> Section | None:
     words = [
         f"{len(found)} pairs of images of one lesion are decided differently; {int(grave.sum())} "
         "of them are of melanomas and come first. The difference is half the sum of all "
-        "differences of their probabilities. `lesionfast labels` lists labels that may be wrong.",
+        "differences of their probabilities. The command lesionfast labels lists labels that may "
+        "be wrong.",
     ]
     columns = ["image", "decision", "other image", "other decision", "truth", "difference"]
     table = Table("Pairs", columns)
