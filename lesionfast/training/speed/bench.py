@@ -4,7 +4,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -25,7 +25,7 @@ from lesionfast.data.images import Task, decode_blocks
 from lesionfast.data.loaders import build_dls, images_at_once
 from lesionfast.files import temporary_folder
 from lesionfast.models.features import Features
-from lesionfast.models.precision import autocast, choose_precision
+from lesionfast.models.precision import autocast
 from lesionfast.serving.bundle import WEIGHTS, Bundle
 from lesionfast.serving.inputs import Item
 from lesionfast.serving.predictor import Predictor
@@ -33,82 +33,27 @@ from lesionfast.training.callbacks.cached_features import FeatureLoader
 from lesionfast.training.callbacks.ema import EMA
 from lesionfast.training.callbacks.inference import freed_memory_kept
 from lesionfast.training.callbacks.schedule import OneCycle
-from lesionfast.training.description import describe_model
+from lesionfast.training.description import describe_environment, describe_model
 from lesionfast.training.learner import FusionLearner, fusion_learner
 
-
-def waiter(device: torch.device) -> Callable[[], None]:
-    """Return the function that waits until a device has done what it was told."""
-    waits = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}
-    return waits.get(device.type, lambda: None)
-
-
-def timed(function: Callable[[], Any], device: torch.device, times: int) -> float:
-    """Return the mean seconds of a function over so many calls."""
-    wait = waiter(device)
-    wait()
-    started = time.perf_counter()
-    for _ in range(times):
-        function()
-    wait()
-    return (time.perf_counter() - started) / times
-
-
-def time_one(
-    step: Callable[[], Any], device: torch.device, most: int = 5, enough: float = 3.0
-) -> float:
-    """Return the mean seconds of a step, after one that is not counted.
-
-    The steps are `most`, or as many as begin in `enough` seconds: of slow ones fewer say as much.
-    """
-    timed(step, device, 1)
-    seconds = [timed(step, device, 1)]
-    while len(seconds) < most and sum(seconds) < enough:
-        seconds.append(timed(step, device, 1))
-    return sum(seconds) / len(seconds)
-
-
-class StepClock(Callback):
-    """Measure so many training steps of a fit, reading of the batches included, then end it.
-
-    The first step is not counted, nor is the validation between two epochs.
-    """
-
-    order = 100
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
-    def before_fit(self) -> None:
-        """Start anew."""
-        self.seconds = []
-
-    def before_train(self) -> None:
-        """Start the clock of an epoch."""
-        self.last = time.perf_counter()
-
-    def after_batch(self) -> None:
-        """Note the seconds of a training step; end the fit after enough of them."""
-        if not self.training:
-            return
-        waiter(self.dls.device)()
-        now = time.perf_counter()
-        self.seconds.append(now - self.last)
-        self.last = now
-        if len(self.seconds) > self.steps:
-            raise CancelFitException
-
-    @property
-    def mean(self) -> float:
-        """The mean seconds of the steps that count."""
-        return sum(self.seconds[1:]) / len(self.seconds[1:])
-
-
-ROUNDS, STEPS = 5, 4  # the parts of a ratio take turns, for machines are noisy
-ENOUGH, PREDICTING = 1.0, 2.0  # seconds for the parts that are no ratio, and for a prediction
-WHOLE = ("bare step", "step", "bare forward", "prediction", "files", "features")
+Loss = Callable[[Tensor, Tensor], Tensor]
+ROUNDS, STEPS = 5, 4  # the two parts of a ratio take turns, because machines are noisy
+ENOUGH, PREDICTING = 1.0, 2.0  # seconds for the other parts, and for a prediction
 DECODED, PREDICTED = 256, 1024  # images
 EPOCH = 8500  # rows of an epoch on cached features
+PARTS = {
+    "decode": "decode and resize files, once",
+    "read": "read a batch from the cache",
+    "augment": "augment a batch",
+    "forward": "forward pass, in training mode",
+    "backward": "backward pass",
+    "bare step": "bare step: forward, backward, AdamW",
+    "step": "whole training step",
+    "bare forward": "bare forward pass, in inference mode",
+    "prediction": "prediction of the validation images",
+    "files": "lesionfast predict on files, one view",
+    "features": "features of the frozen backbone, once",
+}
 
 
 def bench(config: TrainConfig, df: pd.DataFrame) -> dict[str, Any]:
@@ -123,122 +68,210 @@ def bench(config: TrainConfig, df: pd.DataFrame) -> dict[str, Any]:
     `peak_memory` in bytes. Raises `LesionfastError` for bad data.
     """
     config = replace(config, patience=0)
-    decode = decoding_rate(config, df)
+    decode = 1 / time_decoding(df["path"].tolist()[:DECODED], config)
     dls = build_dls(df, config)
     learn = fusion_learner(dls, config)
     learn.model.to(dls.device, memory_format=torch.channels_last)
     with freed_memory_kept(dls.device), learn.no_bar(), learn.no_logging():
-        found = {
-            "machine": machine(learn, config),
-            "parts": {"decode": decode, **batch_rates(learn, config)},
+        measured = {
+            "decode": decode,
+            **batch_rates(learn, config),
             "features": feature_rate(learn, config),
             **training_rates(learn, config),
             **prediction_rates(learn, config),
             **file_rates(learn, config, df),
-            "feature_epoch_seconds": feature_epoch(learn),
+            "feature_epoch_seconds": time_feature_epoch(learn),
             **(compile_rates(learn, config) if config.compile else {}),
         }
-    found["parts"] |= {k: found.pop(k) for k in WHOLE}
-    return {**found, "peak_memory": peak_memory(dls.device)}
+    parts = {name: measured.pop(name) for name in PARTS}
+    machine = describe_machine(learn, config)
+    return {"machine": machine, "parts": parts, **measured, "peak_memory": peak_memory(dls.device)}
 
 
-def machine(learn: FusionLearner, config: TrainConfig) -> dict[str, Any]:
-    """Return what the figures depend on."""
-    device = learn.dls.device
+def describe_machine(learn: FusionLearner, config: TrainConfig) -> dict[str, Any]:
+    """Return what the speeds depend on."""
+    environment = describe_environment(learn, config)
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "threads": torch.get_num_threads(),
-        "precision": choose_precision(config.precision, device),
-        "torch": torch.__version__,
-        "arch": config.arch,
-        "size": config.size,
-        "batch_size": learn.dls.train.bs,
+        **{name: environment[name] for name in ("device", "threads", "precision", "torch")},
+        **{"arch": config.arch, "size": config.size, "batch_size": learn.dls.train.bs},
     }
 
 
-def decoding_rate(config: TrainConfig, df: pd.DataFrame) -> float:
-    """Return how many images a second are decoded and resized."""
-    paths = df["path"].tolist()[:DECODED]
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has finished its work."""
+    {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, lambda: None)()
+
+
+def time_calls(function: Callable[[], Any], device: torch.device, times: int = 1) -> float:
+    """Return the mean seconds of a function over a number of calls."""
+    synchronize(device)
     started = time.perf_counter()
-    for _ in decode_blocks(Task(paths, config.size, config.resize)):
+    for _ in range(times):
+        function()
+    synchronize(device)
+    return (time.perf_counter() - started) / times
+
+
+def time_step(
+    step: Callable[[], Any], device: torch.device, most: int = 5, enough: float = 3.0
+) -> float:
+    """Return the mean seconds of a step after the first: of `most` steps, or `enough` seconds."""
+    time_calls(step, device)
+    seconds = [time_calls(step, device)]
+    while len(seconds) < most and sum(seconds) < enough:
+        seconds.append(time_calls(step, device))
+    return sum(seconds) / len(seconds)
+
+
+def time_decoding(paths: Sequence[str], config: TrainConfig) -> float:
+    """Return the seconds that decoding and resizing takes, per image."""
+    started = time.perf_counter()
+    for _ in decode_blocks(Task(list(paths), config.size, config.resize)):
         pass
-    return len(paths) / (time.perf_counter() - started)
+    return (time.perf_counter() - started) / len(paths)
+
+
+def compute_loss(
+    model: nn.Module, batch: Sequence[Tensor], loss_func: Loss, precision: str
+) -> Tensor:
+    """Return the loss of a model in training mode on images, metadata and targets."""
+    image, metadata, target = batch
+    model.train()
+    with autocast(precision, image.device):
+        logits = model(image, metadata)
+    return loss_func(logits.float(), target)
+
+
+def training_step(
+    model: nn.Module, batch: Sequence[Tensor], loss_func: Loss, precision: str
+) -> Callable[[], None]:
+    """Return a function that takes one AdamW step on a batch in memory, with what is unfrozen."""
+    learning = (p for p in model.parameters() if p.requires_grad)
+    optimizer = torch.optim.AdamW(learning, lr=1e-5, fused=True)
+
+    def step() -> None:
+        compute_loss(model, batch, loss_func, precision).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def inference_step(
+    model: nn.Module, batch: Sequence[Tensor], precision: str
+) -> tuple[Callable[[], None], int]:
+    """Return a function that runs a model in inference mode, and over how many images."""
+    image, metadata = (part[: images_at_once(part.device)] for part in batch[:2])
+
+    def step() -> None:
+        with torch.inference_mode(), autocast(precision, image.device):
+            model(image, metadata)
+
+    return step, len(image)
+
+
+def take_batch(learn: FusionLearner) -> tuple[Tensor, Tensor, Tensor]:
+    """Return one training batch in memory: image, metadata and target."""
+    return tuple(part.as_subclass(Tensor) for part in learn.dls.one_batch())
 
 
 def batch_rates(learn: FusionLearner, config: TrainConfig) -> dict[str, float]:
     """Return the images per second of reading and augmenting a batch, forward and backward."""
-    dls, (image, *others) = learn.dls, batch_of(learn)
-    rows = np.random.default_rng(0).permutation(len(dls.pixels))[: len(image)]
+    pixels, batch = learn.dls.pixels, take_batch(learn)
+    image, device, n = batch[0], batch[0].device, len(batch[0])
+    rows = np.random.default_rng(0).permutation(len(pixels))[:n]
     recipe, generator = augmentations[config.augment](), torch.Generator().manual_seed(0)
 
     def loss() -> Tensor:
-        return loss_of(learn, config, image, *others)
+        return compute_loss(learn.model, batch, learn.loss_func, config.precision)
 
-    backward = statistics.median(timed(loss().backward, image.device, 1) for _ in range(STEPS + 1))
+    def rate(function: Callable[[], Any]) -> float:
+        return n / time_step(function, device, most=1000, enough=ENOUGH)
+
+    backward = statistics.median(time_calls(loss().backward, device) for _ in range(STEPS + 1))
     return {
-        "read": rate(lambda: torch.from_numpy(dls.pixels[rows]).to(image.device), image),
-        "augment": rate(lambda: augment(image, recipe, generator), image),
-        "forward": rate(loss, image),
-        "backward": len(image) / backward,
+        "read": rate(lambda: torch.from_numpy(pixels[rows]).to(device)),
+        "augment": rate(lambda: augment(image, recipe, generator)),
+        "forward": rate(loss),
+        "backward": n / backward,
     }
 
 
-def batch_of(learn: FusionLearner) -> tuple[Tensor, Tensor, Tensor]:
-    """Return one training batch in memory: image, metadata and target."""
-    return tuple(each.as_subclass(Tensor) for each in learn.dls.one_batch())
-
-
-def loss_of(
-    learn: FusionLearner, config: TrainConfig, *batch: Tensor, model: nn.Module | None = None
-) -> Tensor:
-    """Return the loss of the bare model in training mode."""
-    image, metadata, target = batch
-    model = learn.model if model is None else model
-    model.train()
-    with autocast(config.precision, image.device):
-        logits = model(image, metadata)
-    return learn.loss_func(logits.float(), target)
-
-
-def bare_step(learn: FusionLearner, config: TrainConfig, model: nn.Module) -> Callable[[], None]:
-    """Return a function that takes one step on a batch in memory, after the first has been."""
-    batch = batch_of(learn)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-
-    def bare() -> None:
-        loss_of(learn, config, *batch, model=model).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    learn.unfreeze()
-    bare()
-    return bare
+def feature_rate(learn: FusionLearner, config: TrainConfig) -> float:
+    """Return the images per second of computing the frozen backbone's features."""
+    rows = learn.dls.rows["row"].to_numpy()[:PREDICTED]
+    started = time.perf_counter()
+    Features(learn.model, learn.dls.pixels, config.precision).compute(rows)
+    return len(rows) / (time.perf_counter() - started)
 
 
 def training_rates(learn: FusionLearner, config: TrainConfig) -> dict[str, float]:
     """Return the images per second of the bare and of the whole step, and their ratio."""
-    bare, device = bare_step(learn, config, learn.model), learn.dls.device
-    seconds = [(timed(bare, device, STEPS), whole_step(learn, config.ema)) for _ in range(ROUNDS)]
-    n = learn.dls.train.bs
+    bare, device, n = bare_step(learn, config, learn.model), learn.dls.device, learn.dls.train.bs
+    rounds = [
+        (time_calls(bare, device, STEPS) / n, time_whole_step(learn, config.ema) / n)
+        for _ in range(ROUNDS)
+    ]
+    return name_medians(rounds, "bare step", "step", "step_share")
+
+
+def bare_step(learn: FusionLearner, config: TrainConfig, model: nn.Module) -> Callable[[], None]:
+    """Return the step of a bare, unfrozen model, after a first one."""
+    learn.unfreeze()
+    step = training_step(model, take_batch(learn), learn.loss_func, config.precision)
+    step()
+    return step
+
+
+def name_medians(
+    rounds: list[tuple[float, float]], bare: str, whole: str, share: str
+) -> dict[str, float]:
+    """Return the median rates of both parts, and the median share of the whole in the bare.
+
+    `rounds` holds the seconds per image of the bare part and of the whole one.
+    """
     return {
-        "bare step": n / statistics.median(first for first, _ in seconds),
-        "step": n / statistics.median(second for _, second in seconds),
-        "step_share": statistics.median(first / second for first, second in seconds),
+        bare: statistics.median(1 / alone for alone, _ in rounds),
+        whole: statistics.median(1 / both for _, both in rounds),
+        share: statistics.median(alone / both for alone, both in rounds),
     }
 
 
-def compile_rates(learn: FusionLearner, config: TrainConfig) -> dict[str, float]:
-    """Return what torch.compile makes of the bare step, and the seconds of its first step."""
-    device, started = learn.dls.device, time.perf_counter()
-    compiled = bare_step(learn, config, torch.compile(learn.model))
-    seconds = time.perf_counter() - started
-    bare = bare_step(learn, config, learn.model)
-    rounds = [(timed(bare, device, STEPS), timed(compiled, device, STEPS)) for _ in range(ROUNDS)]
-    gain = statistics.median(first / second for first, second in rounds)
-    return {"compile_gain": gain, "compile_seconds": seconds}
+class StepClock(Callback):
+    """Measure a number of training steps of a fit, reading of the batches included, then end it.
+
+    The first step is not counted, nor is the validation between two epochs.
+    """
+
+    order = 100
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def before_fit(self) -> None:
+        self.seconds = []
+
+    def before_train(self) -> None:
+        self.last = time.perf_counter()
+
+    def after_batch(self) -> None:
+        """Note the seconds of a training step; end the fit after enough of them."""
+        if not self.training:
+            return
+        synchronize(self.dls.device)
+        now = time.perf_counter()
+        self.seconds.append(now - self.last)
+        self.last = now
+        if len(self.seconds) > self.steps:
+            raise CancelFitException
+
+    @property
+    def mean(self) -> float:
+        """The mean seconds of the steps that count."""
+        return sum(self.seconds[1:]) / len(self.seconds[1:])
 
 
-def whole_step(learn: FusionLearner, ema: float) -> float:
+def time_whole_step(learn: FusionLearner, ema: float) -> float:
     """Return the seconds of one step of the Learner over its loader, as in a training."""
     clock = StepClock(STEPS)
     average = [EMA(ema)] if ema else []
@@ -252,60 +285,50 @@ def prediction_rates(learn: FusionLearner, config: TrainConfig) -> dict[str, flo
     def predict(n: int) -> None:
         learn.get_preds(dl=learn.dls.valid.new(n=n))
 
-    rounds = in_turns(learn, config, predict, len(learn.dls.valid_ds))
-    return {
-        "bare forward": statistics.median(alone for alone, _ in rounds),
-        "prediction": statistics.median(whole for _, whole in rounds),
-        "prediction_share": statistics.median(whole / alone for alone, whole in rounds),
-    }
+    rounds = take_turns(learn, config, predict, len(learn.dls.valid_ds))
+    return name_medians(rounds, "bare forward", "prediction", "prediction_share")
 
 
 def file_rates(learn: FusionLearner, config: TrainConfig, df: pd.DataFrame) -> dict[str, float]:
     """Return the images per second of `lesionfast predict` on files, and their share of the bare.
 
-    That is decoding, one view of each, and all that is said of them, as from an exported model.
+    That is decoding, one view of each, and all output columns, as from an exported model.
     """
     paths = df["path"].tolist()
     with temporary_folder() as folder:
-        predictor = exported_predictor(learn, config, folder)
+        predictor = export_predictor(learn, config, folder)
 
     def predict(n: int) -> None:
         for _ in predictor.stream(Item(path, path) for path in paths[:n]):
             pass
 
-    rounds = in_turns(learn, config, predict, len(paths))
-    return {
-        "files": statistics.median(files for _, files in rounds),
-        "file_share": statistics.median(files / alone for alone, files in rounds),
-    }
+    rounds = take_turns(learn, config, predict, len(paths))
+    rates = name_medians(rounds, "bare forward", "files", "file_share")
+    return {name: rates[name] for name in ("files", "file_share")}
 
 
-def in_turns(
+def take_turns(
     learn: FusionLearner, config: TrainConfig, predict: Callable[[int], None], most: int
 ) -> list[tuple[float, float]]:
-    """Return the images per second of the bare forward pass and of predicting n images, by round.
+    """Return the seconds per image of the bare forward pass and of `predict`, by round.
 
-    n is what the bare model does in 2 seconds, at most 1,024 and what there is.
+    It predicts as many images as the bare model does in 2 seconds, at most 1,024 and `most`.
     """
-    image, metadata = (each[: images_at_once(learn.dls.device)] for each in batch_of(learn)[:2])
-
-    def bare() -> None:
-        with torch.inference_mode(), autocast(config.precision, image.device):
-            learn.model(image, metadata)
-
+    device = learn.dls.device
+    bare, at_once = inference_step(learn.model, take_batch(learn), config.precision)
     learn.model.eval()
-    enough = int(PREDICTING * len(image) / time_one(bare, image.device))
-    n, rounds = min(max(enough, len(image)), PREDICTED, most), []
+    enough = int(PREDICTING * at_once / time_step(bare, device))
+    n, rounds = min(max(enough, at_once), PREDICTED, most), []
     for _ in range(ROUNDS):
         learn.model.eval()
-        alone = len(image) / timed(bare, image.device, max(1, n // len(image)))
-        rounds.append((alone, n / timed(lambda: predict(n), image.device, 1)))
+        alone = time_calls(bare, device, max(1, n // at_once)) / at_once
+        rounds.append((alone, time_calls(lambda: predict(n), device) / n))
     return rounds
 
 
-def exported_predictor(learn: FusionLearner, config: TrainConfig, folder: Path) -> Predictor:
-    """Return what predicts with the model as it is, by one view."""
-    weights = {name: each.cpu().contiguous() for name, each in learn.model.state_dict().items()}
+def export_predictor(learn: FusionLearner, config: TrainConfig, folder: Path) -> Predictor:
+    """Return a predictor of the model as it is, by one view."""
+    weights = {name: w.cpu().contiguous() for name, w in learn.model.state_dict().items()}
     save_file(weights, folder / WEIGHTS)
     bundle = Bundle(
         name="bench",
@@ -318,15 +341,7 @@ def exported_predictor(learn: FusionLearner, config: TrainConfig, folder: Path) 
     return Predictor(folder, views=1, device=config.device)
 
 
-def feature_rate(learn: FusionLearner, config: TrainConfig) -> float:
-    """Return of how many images a second the frozen backbone's features are computed."""
-    rows = learn.dls.rows["row"].to_numpy()[:PREDICTED]
-    started = time.perf_counter()
-    Features(learn.model, learn.dls.pixels, config.precision).compute(rows)
-    return len(rows) / (time.perf_counter() - started)
-
-
-def feature_epoch(learn: FusionLearner) -> float:
+def time_feature_epoch(learn: FusionLearner) -> float:
     """Return the seconds of an epoch of the head over 8,500 rows of cached features."""
     draw = np.random.default_rng(0)
     loaders = [
@@ -349,51 +364,43 @@ def feature_epoch(learn: FusionLearner) -> float:
         learn.unfreeze()
 
 
-def rate(function: Callable[[], Any], image: Tensor) -> float:
-    """Return the images a second of a function over a batch, after one call that is not counted."""
-    return len(image) / time_one(function, image.device, most=1000, enough=ENOUGH)
+def compile_rates(learn: FusionLearner, config: TrainConfig) -> dict[str, float]:
+    """Return the gain of torch.compile for the bare step, and the seconds of its first step."""
+    device, started = learn.dls.device, time.perf_counter()
+    compiled = bare_step(learn, config, torch.compile(learn.model))
+    seconds = time.perf_counter() - started
+    bare = bare_step(learn, config, learn.model)
+    gain = statistics.median(
+        time_calls(bare, device, STEPS) / time_calls(compiled, device, STEPS) for _ in range(ROUNDS)
+    )
+    return {"compile_gain": gain, "compile_seconds": seconds}
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:
     """Return the peak of this process in bytes, and of the GPU where there is one."""
     unit = 1 if sys.platform == "darwin" else 1024
-    found = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     if device.type == "cuda":
-        found["cuda"] = torch.cuda.max_memory_allocated(device)
-    return found
+        peak["cuda"] = torch.cuda.max_memory_allocated(device)
+    return peak
 
 
-PARTS_OF_A_TRAINING = {  # as of training.bench
-    "decode": "decode and resize files, once",
-    "read": "read a batch from the cache",
-    "augment": "augment a batch",
-    "forward": "forward pass, in training mode",
-    "backward": "backward pass",
-    "bare step": "bare step: forward, backward, AdamW",
-    "step": "whole training step",
-    "bare forward": "bare forward pass, in inference mode",
-    "prediction": "prediction of the validation images",
-    "files": "lesionfast predict on files, one view",
-    "features": "features of the frozen backbone, once",
-}
-
-
-def bench_table(found: dict[str, Any]) -> Table:
-    """Return what `bench` found, one row a part."""
-    about = found["machine"]
-    title = "{arch} at {size} pixels, {batch_size} a step".format(**about)
-    note = "{device}, {threads} threads, {precision}, torch {torch}".format(**about)
-    table = Table(title, ["part", "images a second", "share"], note=note)
-    shares = {"step": found["step_share"], "prediction": found["prediction_share"]}
-    shares["files"] = found["file_share"]
-    for name, label in PARTS_OF_A_TRAINING.items():
-        share = f"{shares[name]:.2f} of the bare" if name in shares else ""
-        table.add(label, cell(found["parts"][name], ",.0f"), share)
-    seconds = f"{found['feature_epoch_seconds']:.2f} s"
+def bench_table(measured: dict[str, Any]) -> Table:
+    """Return what `bench` measured, one row per part."""
+    machine = measured["machine"]
+    title = "{arch} at {size} pixels, {batch_size} per step".format(**machine)
+    note = "{device}, {threads} threads, {precision}, torch {torch}".format(**machine)
+    table = Table(title, ["part", "images per second", "share"], note=note)
+    shares = {"step": "step_share", "prediction": "prediction_share", "files": "file_share"}
+    for name, label in PARTS.items():
+        share = f"{measured[shares[name]]:.2f} of the bare model" if name in shares else ""
+        table.add(label, cell(measured["parts"][name], ",.0f"), share)
+    seconds = f"{measured['feature_epoch_seconds']:.2f} s"
     table.add("head epoch, 8,500 cached features", seconds, "")
-    if "compile_gain" in found:
-        gain = f"{found['compile_gain']:.2f} of the bare"
-        table.add("step with --compile", f"{found['compile_seconds']:.0f} s at first", gain)
-    for where, size in found["peak_memory"].items():
+    if "compile_gain" in measured:
+        share = f"{measured['compile_gain']:.2f} of the bare model"
+        first = f"first step: {measured['compile_seconds']:.0f} s"
+        table.add("step with --compile", first, share)
+    for where, size in measured["peak_memory"].items():
         table.add(f"peak memory, {where}", f"{size / 2**30:.2f} GiB", "")
     return table

@@ -1,18 +1,29 @@
 """Every part is measured, and what is left behind is the Learner that was there before."""
 
 import json
+import time
 from functools import partial
 
 import pytest
 import torch
+from fastai.callback.core import Callback
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.loaders import build_dls
 from lesionfast.data.split import load_dataset
 from lesionfast.training.learner import fusion_learner
 from lesionfast.training.speed import bench as module
-from lesionfast.training.speed.bench import PARTS_OF_A_TRAINING, bench, bench_table, compile_rates
+from lesionfast.training.speed.bench import (
+    PARTS,
+    StepClock,
+    bench,
+    bench_table,
+    compile_rates,
+    time_calls,
+    time_step,
+)
 
+CPU = torch.device("cpu")
 TINY = TrainConfig(arch="test_resnet", weights="none", size=32, batch_size=16)
 
 
@@ -26,7 +37,7 @@ def found():
 
 
 def test_every_part_has_a_speed(found):
-    assert set(found["parts"]) == set(PARTS_OF_A_TRAINING)
+    assert set(found["parts"]) == set(PARTS)
     assert all(speed > 0 for speed in found["parts"].values())
     assert found["feature_epoch_seconds"] > 0 and found["peak_memory"]["process"] > 10**8
 
@@ -41,7 +52,7 @@ def test_it_says_what_it_was_measured_on(found):
 
 
 def test_the_table_has_a_row_for_each(found):
-    assert bench_table(found).row_count == len(PARTS_OF_A_TRAINING) + 1 + len(found["peak_memory"])
+    assert bench_table(found).row_count == len(PARTS) + 1 + len(found["peak_memory"])
 
 
 def test_compiling_is_measured_where_it_is_asked_for(found, monkeypatch):
@@ -51,3 +62,36 @@ def test_compiling_is_measured_where_it_is_asked_for(found, monkeypatch):
     assert 0 < gain["compile_gain"] < 10 and gain["compile_seconds"] > 0
     assert bench_table(found | gain).row_count == bench_table(found).row_count + 1
     assert "compile_gain" not in found
+
+
+def test_the_first_call_is_not_counted():
+    calls = []
+    time_step(lambda: calls.append(1), CPU, most=4)
+    assert len(calls) == 5
+
+
+def test_slow_steps_are_few():
+    calls = []
+    time_step(lambda: calls.append(time.sleep(0.02)), CPU, most=100, enough=0.03)
+    assert 2 <= len(calls) <= 3
+
+
+def test_the_mean_is_that_of_the_calls():
+    assert time_calls(lambda: time.sleep(0.01), CPU, 2) >= 0.01
+
+
+@pytest.mark.parametrize(("steps", "epochs"), [(2, 1), (13, 3)])
+def test_the_clock_ends_a_fit_and_leaves_validation_out(plain_learner, steps, epochs):
+    """The learner has 6 batches an epoch; validation sleeps far longer than a step takes."""
+
+    class SlowValidation(Callback):
+        def before_validate(self):
+            time.sleep(0.3)
+
+    clock = StepClock(steps)
+    began = time.perf_counter()
+    with plain_learner.no_bar(), plain_learner.no_logging():
+        plain_learner.fit(epochs, cbs=[clock, SlowValidation()])
+    ended = time.perf_counter()
+    assert len(clock.seconds) == steps + 1
+    assert clock.mean > 0 and sum(clock.seconds[1:]) < ended - began - (epochs - 1) * 0.3
