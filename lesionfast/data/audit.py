@@ -155,9 +155,9 @@ def check_exact(df: pd.DataFrame, sets: list[list[int]]) -> Iterator[Finding]:
         ),
         ("with different labels", labels > 1, "problem", ". Correct the labels"),
     ]:
-        found = [" = ".join(df["image_id"].iloc[sets[i]]) for i in np.flatnonzero(chosen)]
-        detail = list_first(found, 5) + advice
-        yield judge(f"identical images {check}", len(found), verdict, detail)
+        named = [" = ".join(df["image_id"].iloc[sets[i]]) for i in np.flatnonzero(chosen)]
+        detail = list_first(named, 5) + advice
+        yield judge(f"identical images {check}", len(named), verdict, detail)
 
 
 def check_near(pairs: pd.DataFrame) -> Finding:

@@ -11,6 +11,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from lesionfast.cache import (
@@ -24,6 +25,7 @@ from lesionfast.cache import (
     write_array,
     write_note,
 )
+from lesionfast.config import TrainConfig
 from lesionfast.data.sources import FileReader, check_size, content_keys, count_threads
 from lesionfast.errors import LesionfastError, list_first, pluralize
 from lesionfast.files import stamps, workspace
@@ -60,7 +62,7 @@ class BadImage(Exception):
 
 @dataclass(frozen=True)
 class Task:
-    """Which images to decode, how, and whom to tell the progress."""
+    """Which images to decode, how, and what to call with the progress."""
 
     paths: list[str]
     size: int
@@ -100,6 +102,20 @@ def open_images(
     if report or not skip_bad:
         check_bad(task.paths, images.bad, skip_bad)
     return images
+
+
+def open_dataset_images(
+    df: pd.DataFrame, config: TrainConfig, progress: Progress | None = None
+) -> Images:
+    """Return the images of a table as a training sees them; see `open_images`."""
+    return open_images(
+        df["path"].tolist(),
+        config.size,
+        resize=config.resize,
+        cache=config.cache,
+        skip_bad=config.skip_bad,
+        progress=progress,
+    )
 
 
 def check_bad(paths: Sequence[str], bad: dict[int, str], skip_bad: bool) -> None:

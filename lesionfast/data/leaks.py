@@ -46,10 +46,10 @@ def check_inputs(csv: Path, df: pd.DataFrame, config: DataConfig) -> None:
 
 
 def find_leak(df: pd.DataFrame, name: str) -> str:
-    """Return how the column `name` tells the class, or '' if it does not.
+    """Return how the column `name` gives the class away, or '' if it does not.
 
     It does so if it removes more than half of the uncertainty, in bits, whether a lesion is of some
-    class or group of classes, or if one of its values is all but sure to be of one class and covers
+    class or group of classes, or if one of its values is almost certainly of one class and covers
     a fifth of it. A missing value counts as a value. What chance alone would remove is subtracted
     first, so a few lesions prove nothing.
     """
@@ -103,7 +103,7 @@ def count_lesions(target: pd.Series, codes: np.ndarray, values: list[str]) -> pd
 
 
 def share_explained(table: np.ndarray) -> float:
-    """Return the share of the bits between some classes and the others that values (rows) tell.
+    """Return the share of the bits between some classes and the others that values (rows) explain.
 
     The largest over the groups of classes, of up to eight classes, else over the single classes
     (the uncertainty coefficient, Theil 1970, doi:10.1086/224909), less what one table of a thousand
@@ -128,9 +128,9 @@ def bits(share: np.ndarray) -> np.ndarray:
 
 
 def has_sure_value(counted: pd.DataFrame) -> bool:
-    """Whether a value (row) is all but sure to be of one class (column), and covers a fifth of it.
+    """Whether a value (row) is almost certainly of one class (column), and covers a fifth of it.
 
-    All but sure: a tenth of the errors, or fewer, that the class's share of all lesions leaves.
+    Almost certain: a tenth of the errors, or fewer, that the class's share of all lesions leaves.
     """
     table = counted.to_numpy(float)
     of_class, of_value = table.sum(axis=0), table.sum(axis=1, keepdims=True)

@@ -20,7 +20,7 @@ from fasttransform import DisplayedTransform
 from lesionfast.config import TrainConfig
 from lesionfast.data.augment import BatchAugment, augmentations
 from lesionfast.data.encoder import MetadataEncoder
-from lesionfast.data.images import open_images
+from lesionfast.data.images import open_dataset_images
 from lesionfast.data.split import PARTS
 from lesionfast.errors import LesionfastError
 
@@ -188,14 +188,7 @@ def build_dls(
     """
     config = config or TrainConfig()
     check_split(df)
-    images = open_images(
-        df["path"].tolist(),
-        config.size,
-        resize=config.resize,
-        cache=config.cache,
-        skip_bad=config.skip_bad,
-        progress=progress,
-    )
+    images = open_dataset_images(df, config, progress)
     df = df.assign(row=np.arange(len(df)))
     rows = df[~df["row"].isin(images.bad)].reset_index(drop=True)
     device = pick_device(config.device)

@@ -116,15 +116,21 @@ def check_ids(csv: Path, df: pd.DataFrame, config: DataConfig) -> None:
             f"'{repeated.iloc[0]}' in {where}. Keep one row per image, or name the column of image "
             "ids with --image."
         )
-    labels = df[["group", "target"]].drop_duplicates()
-    torn = labels.loc[labels["group"].duplicated(), "group"].unique()
-    if len(torn):
-        names = " and ".join(sorted(labels.loc[labels["group"] == torn[0], "target"]))
+    count, lesion, names = find_conflicts(df, "target")
+    if count:
         raise LesionfastError(
-            f"{csv.name} gives {pluralize(len(torn), 'lesion')} more than one label; the first is "
-            f"'{torn[0]}' with {names} ({list_rows(df.index[df['group'] == torn[0]])}). "
+            f"{csv.name} gives {pluralize(count, 'lesion')} more than one label; the first is "
+            f"'{lesion}' with {names} ({list_rows(df.index[df['group'] == lesion])}). "
             "Correct them, or name the column of lesion ids with --group."
         )
+
+
+def find_conflicts(df: pd.DataFrame, column: str) -> tuple[int, str, str]:
+    """Return how many groups have several values of a column, the first of them, and its values."""
+    pairs = df[["group", column]].drop_duplicates()
+    torn = pairs.loc[pairs["group"].duplicated(), "group"].unique()
+    values = pairs.loc[pairs["group"].isin(torn[:1]), column]
+    return len(torn), "".join(torn[:1]), " and ".join(sorted(values))
 
 
 def list_rows(numbers: pd.Index) -> str:
@@ -210,16 +216,16 @@ def remove_impossible(csv: Path, numbers: pd.Series, is_input: bool) -> pd.Serie
         warn_of_far_values(csv, numbers.drop(wrong).dropna())
     if not len(wrong):
         return numbers
-    found = (
+    problem = (
         f"column '{name}' of {csv.name} has {numbers[wrong[0]]:g} in {list_rows(wrong)}, which is "
         f"{why_impossible(name, 0)}"
     )
     if is_input:
         raise LesionfastError(
-            f"{found}. Correct the value, leave it empty if it is missing, or remove the column "
+            f"{problem}. Correct the value, leave it empty if it is missing, or remove the column "
             "from --metadata."
         )
-    logger.warning("%s: treated as missing", found)
+    logger.warning("%s: treated as missing", problem)
     return numbers.mask(numbers.index.isin(wrong))
 
 

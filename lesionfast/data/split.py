@@ -15,7 +15,7 @@ import pandas as pd
 
 from lesionfast.config import SplitConfig
 from lesionfast.console import counting_bar
-from lesionfast.data.metadata import load_metadata
+from lesionfast.data.metadata import find_conflicts, load_metadata
 from lesionfast.data.table import read_table
 from lesionfast.errors import LesionfastError, did_you_mean, pluralize
 from lesionfast.files import sha256, write_text
@@ -208,13 +208,11 @@ def check_rows(file: Path, table: pd.DataFrame) -> None:
 
 def check_parts(file: Path, df: pd.DataFrame) -> None:
     """Raise `LesionfastError` for a lesion in two parts, or a part that has no image."""
-    pairs = df[["group", "split"]].drop_duplicates()
-    torn = pairs.loc[pairs["group"].duplicated(), "group"].unique()
-    if len(torn):
-        where = " and ".join(sorted(pairs.loc[pairs["group"] == torn[0], "split"]))
+    count, lesion, parts = find_conflicts(df, "split")
+    if count:
         raise LesionfastError(
-            f"{file} puts {pluralize(len(torn), 'lesion')} in two parts; the first is '{torn[0]}', "
-            f"in {where}. Put all images of a lesion in one part."
+            f"{file} puts {pluralize(count, 'lesion')} in two parts; the first is '{lesion}', in "
+            f"{parts}. Put all images of a lesion in one part."
         )
     for part in ("train", "valid"):
         if not (df["split"] == part).any():

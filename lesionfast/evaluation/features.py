@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from lesionfast.console import counting_bar
-from lesionfast.data.images import open_images
+from lesionfast.data.images import open_dataset_images, open_images
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError, did_you_mean
 from lesionfast.files import damage_explained
@@ -54,14 +54,7 @@ def dataset_features(run: Run, df: pd.DataFrame) -> pd.DataFrame:
     if not run.holds(FEATURES):
         config = run.config
         with counting_bar("decoding images") as progress:
-            images = open_images(
-                df["path"].tolist(),
-                config.size,
-                resize=config.resize,
-                cache=config.cache,
-                skip_bad=config.skip_bad,
-                progress=progress,
-            )
+            images = open_dataset_images(df, config, progress)
         rows = np.setdiff1d(np.arange(len(df)), list(images.bad))
         with counting_bar("computing image features") as progress:
             features = run_backbone(run, images.pixels, rows, progress)

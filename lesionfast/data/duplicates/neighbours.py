@@ -2,7 +2,7 @@
 
 Colours are averaged along rings around the centre and decomposed into angular harmonics, whose
 magnitudes stay when a picture is turned or mirrored. Every picture is also described cropped, at
-several zooms and places, so that its own enlargements are found. Distances count in units of
+several zooms and places, so that its own enlargements are neighbours. Distances count in units of
 what half a step of zoom or place changes (linear discriminant analysis).
 """
 
@@ -183,20 +183,25 @@ def nearest(queries: np.ndarray, keys: np.ndarray, same: np.ndarray) -> tuple[np
         np.minimum(distances, rows @ keys, out=distances)
     distances[same] = np.inf
     count = min(NEIGHBOURS, distances.shape[1] - 1)
-    found = np.argpartition(distances, count, axis=1)[:, :count]
+    neighbours = np.argpartition(distances, count, axis=1)[:, :count]
     crop = np.stack(
-        [(queries[:, row] @ keys[:, found[row]]).argmin(axis=0) for row in range(len(found))]
+        [
+            (queries[:, row] @ keys[:, neighbours[row]]).argmin(axis=0)
+            for row in range(len(neighbours))
+        ]
     )
-    return found, np.take_along_axis(distances, found, axis=1), crop
+    return neighbours, np.take_along_axis(distances, neighbours, axis=1), crop
 
 
 def best_pairs(parts: list[tuple[np.ndarray, ...]]) -> Candidates:
     """Join the neighbours of all pictures: each pair once, nearest first, up to a limit."""
-    found, distances, crop = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    pairs = np.stack([np.repeat(np.arange(len(found)), found.shape[1]), found.ravel()], axis=1)
+    neighbours, distances, crop = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    pairs = np.stack(
+        [np.repeat(np.arange(len(neighbours)), neighbours.shape[1]), neighbours.ravel()], axis=1
+    )
     order = np.argsort(distances, axis=None, kind="stable")
     order = order[np.isfinite(distances.ravel()[order])]
     ends = np.sort(pairs[order], axis=1)
     _, first = np.unique(ends, axis=0, return_index=True)
-    kept = order[np.sort(first)][: max(MOST, MOST_EACH * len(found))]
+    kept = order[np.sort(first)][: max(MOST, MOST_EACH * len(neighbours))]
     return Candidates(pairs[kept], CROPS[crop.ravel()[kept]])
