@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from lesionfast.config import DataConfig
-from lesionfast.data.audit import audit
+from lesionfast.data.audit import Audit, Finding, audit, audit_table
 from lesionfast.errors import LesionfastError
 
 CLASSES = ("bcc", "mel", "nv")
@@ -163,3 +163,19 @@ def test_a_missing_column_is_the_error_itself(folder):
     change_table(folder, lambda table: table.rename(columns={"dx": "diagnosis"}))
     with pytest.raises(LesionfastError, match="--target"):
         run(folder)
+
+
+def test_the_tables_show_verdicts_and_near_duplicates():
+    checks = [
+        Finding("corrupt images", 2, "problem", "a.jpg, [b].jpg"),
+        Finding("images without age", 57, "note", "kept with an indicator"),
+    ]
+    pairs = pd.DataFrame(
+        {"image_a": ["i1"], "image_b": ["i2"], "score": [0.98], "transform": ["turned by 90"]}
+    )
+    first, second = audit_table(Audit(checks, pairs))
+    row = {"check": "corrupt images", "count": 2, "verdict": "problem", "detail": "a.jpg, [b].jpg"}
+    assert first.to_records()[0] == row
+    row = {"image a": "i1", "image b": "i2", "score": 0.98, "transform": "turned by 90"}
+    assert second.to_records() == [row]
+    assert len(audit_table(Audit(checks, pairs.head(0)))) == 1

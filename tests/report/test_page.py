@@ -3,7 +3,7 @@
 import base64
 
 from lesionfast.console import Table
-from lesionfast.report.page import Picture, Section, write_page
+from lesionfast.report.page import Picture, Section, class_styles, write_page
 
 
 def test_a_picture_carries_its_file(tmp_path):
@@ -24,3 +24,10 @@ def test_no_value_becomes_html(tmp_path):
 def test_a_section_is_linked_by_its_anchor(tmp_path):
     text = write_page(tmp_path / "page.html", "t", [Section("Data card")]).read_text()
     assert '<a href="#data-card">Data card</a>' in text and 'id="data-card"' in text
+
+
+def test_classes_keep_their_look_whichever_others_there_are():
+    few, many = class_styles(["mel", "nv"]), class_styles(["akiec", "bcc", "mel", "nv", "scc"])
+    assert few["mel"] == many["mel"] and few["nv"] == many["nv"]
+    looks = [tuple(map(str, each.values())) for each in class_styles(map(str, range(30))).values()]
+    assert len(set(looks)) == 30

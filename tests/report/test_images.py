@@ -1,5 +1,8 @@
-"""The atlas shows each kind of case beside what the search for one image finds."""
+"""Pictures with plain words below; the atlas shows cases beside their nearest lesions."""
 
+import logging
+import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +17,16 @@ from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.features import nearest_lesions, nearest_to_each
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.report import images
-from lesionfast.report.images import ATLAS_TITLES, NEAREST, draw_atlas
+from lesionfast.report import images as module
+from lesionfast.report.images import (
+    ATLAS_TITLES,
+    NEAREST,
+    decision_caption,
+    draw_atlas,
+    draw_grid,
+    rounded_percent,
+)
+from lesionfast.runs import Run
 from lesionfast.training.experiment import train
 
 CONFIG = TrainConfig(
@@ -25,6 +37,75 @@ CONFIG = TrainConfig(
     fusion="none",
     precision="float32",
 )
+
+
+def test_grid_shows_the_pictures_and_says_how_many_of_how_many(make_run, images, tmp_path, drawn):
+    interpretation = Interpretation.of(make_run(rule="argmax"))
+    taken = interpretation.taken_for()
+    images(taken)
+    module.draw_melanomas_taken_for_nevi(interpretation, tmp_path, most=6)
+    figure = drawn["melanomas_taken_for_nevi"]
+    melanomas = interpretation.confusion().loc["mel"].sum()
+    assert f"{len(taken)} of {melanomas} melanomas, the 6 most confident" in figure.get_suptitle()
+    assert "test, 600 images, rule argmax" in figure.get_suptitle()
+    pictures = [axis for axis in figure.axes if axis.images]
+    assert [axis.get_title(loc="left") for axis in pictures] == taken["image_id"][:6].tolist()
+    for axis, (_, row) in zip(pictures, taken.iterrows(), strict=False):
+        expected = Image.open(row["path"]).convert("RGB")
+        assert (axis.images[0].get_array() == np.asarray(expected)).all()
+        assert axis.get_xlabel() == decision_caption(row)
+
+
+def test_no_rows_become_a_figure_that_says_so(make_run, tmp_path, drawn, words):
+    run = make_run()
+    table = run.predictions
+    table.loc[table["target"] == "mel", [f"p_{c}" for c in run.classes]] = 0.0
+    table.loc[table["target"] == "mel", "p_mel"] = 1.0
+    table.to_csv(run.path / "predictions.csv", index=False)
+    path = module.draw_melanomas_taken_for_nevi(Interpretation.of(Run(run.path)), tmp_path)
+    assert path.is_file()
+    assert "no melanoma was taken for a nevus" in words(drawn["melanomas_taken_for_nevi"])
+
+
+def test_a_missing_image_is_a_grey_box_and_is_counted_in_the_log(make_run, images, caplog, words):
+    rows = Interpretation.of(make_run()).top_losses(5)
+    images(rows.iloc[:3])
+    Path(rows["path"][2]).write_bytes(b"")
+    rows.loc[4, "path"] = None
+    with caplog.at_level(logging.WARNING, logger="lesionfast"):
+        figure = draw_grid(rows, "title", "subtitle", "nothing")
+    assert "3 of 5 images not drawn" in caplog.text
+    text = words(figure)
+    assert "predictions.csv has no path" in text.replace("\n", " ")
+    boxes = [axis for axis in figure.axes if axis.images and axis.texts]
+    assert [axis.get_title(loc="left") for axis in boxes] == rows["image_id"][2:].tolist()
+
+
+def test_a_zip_member_is_drawn(tmp_path):
+    Image.new("RGB", (40, 30), (200, 10, 10)).save(tmp_path / "a.png")
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        archive.write(tmp_path / "a.png", "part/a.png")
+    pixels = module.read_pixels(f"{tmp_path}/images.zip/part/a.png")
+    assert pixels.shape == (30, 40, 3) and (pixels[0, 0] == [200, 10, 10]).all()
+    with pytest.raises(LesionfastError):
+        module.read_pixels(float("nan"))
+
+
+def test_captions_are_plain_words(make_run):
+    row = Interpretation.of(make_run()).top_losses(1).iloc[0].copy()
+    row["truth"], row["decision"], row["age"], row["sex"] = "mel", "nv", 65.0, None
+    row["probability"], row["probability_of_truth"] = 0.934, 0.0004
+    assert (
+        decision_caption(row)
+        == "truth: mel (melanoma), <1%\ndecision: nv (nevus), 93%\n65 years, sex unknown"
+    )
+    assert "years" not in decision_caption(row.drop(["age", "sex"]))
+
+
+def test_a_percentage_never_rounds_to_none_or_all():
+    values = (0, 0.004, 0.005, 0.5, 0.995, 0.996, 1)
+    texts = ["0%", "<1%", "<1%", "50%", ">99%", ">99%", "100%"]
+    assert [*map(rounded_percent, values)] == texts
 
 
 @pytest.fixture(scope="module")
