@@ -185,7 +185,7 @@ def write_rows(
 ) -> None:
     """Write the rows of images, and count them."""
     begun = out is not None and out.exists() and out.stat().st_size > 0
-    advice = "Free some space, then go on with --resume." if kind in RESUMABLE else None
+    advice = "Free some space, then continue with --resume." if kind in RESUMABLE else None
     with (
         disk_errors(out, advice=advice) if out else nullcontext(),
         open_writer(out, kind, predictor.columns, begun) as writer,

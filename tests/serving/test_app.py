@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 
 import httpx
@@ -17,7 +18,7 @@ from PIL import Image
 
 from lesionfast.errors import LesionfastError
 from lesionfast.serving.api import to_prediction
-from lesionfast.serving.app import answer_html, listen, require_packages
+from lesionfast.serving.app import answer_html, listen
 from lesionfast.serving.service import MOST_BYTES, NoImage, Service, TooLarge, check_limits
 
 WIDE, PHONE = {"width": 1280, "height": 1000}, {"width": 375, "height": 800}
@@ -430,8 +431,11 @@ def test_a_model_of_old_says_what_missing_metadata_does(
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn", "python_multipart"])
 def test_without_its_packages_it_says_what_to_type(monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
+    for name in ("api", "app"):  # as in a process that has not imported them yet
+        monkeypatch.delitem(sys.modules, f"lesionfast.serving.{name}")
+    require = import_module("lesionfast.serving.app").require_packages
     with pytest.raises(LesionfastError, match=r"needs .*pip install 'lesionfast\[app\]'"):
-        require_packages()
+        require()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -236,7 +236,7 @@ def test_a_full_disk_keeps_whole_rows_and_says_how_to_go_on(predictor, photos, s
     predict_to(predictor, items, small_disk / "whole.csv")
     whole = (small_disk / "whole.csv").read_bytes()
     fill(small_disk, left=24_000)
-    go_on = r"out.csv can't be written: the disk is full.* free. Free some space, then go on with"
+    go_on = r"out.csv can't be written: the disk is full.* free. Free some space, then continue"
     with pytest.raises(LesionfastError, match=go_on):
         predict_to(predictor, items, small_disk / "out.csv")
     half = (small_disk / "out.csv").read_bytes()
