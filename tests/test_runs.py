@@ -42,7 +42,7 @@ def test_newest_is_the_newest_that_ended(tmp_path):
 
 
 def test_what_is_no_run_or_did_not_end_says_what_to_type(tmp_path):
-    with pytest.raises(LesionfastError, match="is no run"):
+    with pytest.raises(LesionfastError, match="is not a run"):
         Run.open(tmp_path)
     with pytest.raises(LesionfastError, match="there is no run .*nowhere"):
         Run.open(tmp_path / "nowhere")
@@ -56,7 +56,7 @@ def test_what_is_no_run_or_did_not_end_says_what_to_type(tmp_path):
 
 def test_a_run_can_have_a_name_that_no_other_has(tmp_path):
     assert Run.create(tmp_path, TrainConfig(), "first").path == tmp_path / "first"
-    with pytest.raises(LesionfastError, match="holds a directory first already"):
+    with pytest.raises(LesionfastError, match="already has a directory first"):
         Run.create(tmp_path, TrainConfig(), "first")
 
 
@@ -144,7 +144,10 @@ def test_a_broken_file_of_an_old_run_is_named_with_what_to_type(tmp_path, text, 
     [
         (b"", "No columns"),
         (b"image_id,split\n1,test\n", "no column 'target'"),
-        (b"image_id,split,target,p_mel\n1,test,mel,0.5\n2,test\n", "line 3 has 2 fields of 4"),
+        (
+            b"image_id,split,target,p_mel\n1,test,mel,0.5\n2,test\n",
+            "line 3 has 2 fields instead of 4",
+        ),
         (
             b"image_id,split,target,p_mel\n1,test,mel,7.5\n",
             "'p_mel' holds values that are not probabilities",

@@ -22,7 +22,7 @@ from lesionfast.models.archs import find_arch
 from lesionfast.models.fusion import check_metadata, fusions, load_model
 from lesionfast.models.lineage import check_weights
 from lesionfast.models.precision import choose_precision
-from lesionfast.runs import LEARNED, OF_THE_WEIGHTS, Run, check_name
+from lesionfast.runs import LEARNED, OF_THE_WEIGHTS, WEIGHTS, Run, check_name
 from lesionfast.training.callbacks.progress import logging_to
 from lesionfast.training.description import announce, describe_environment, describe_model
 from lesionfast.training.fitting import CHECKPOINT, best_epoch, evaluate, fit, plan_training
@@ -251,8 +251,8 @@ def read_training(run: Run) -> dict[str, Any] | None:
     Without metrics.json the weights are final if they are whole and no checkpoint is left; how
     long their training took is lost.
     """
-    learned, damaged = ("history.csv", "weights.safetensors"), damaged_results(run)
-    if any(name in damaged or not run.manifest.lists(name) for name in learned):
+    damaged = damaged_results(run)
+    if any(name in damaged or not run.manifest.lists(name) for name in WEIGHTS):
         return None
     if run.finished and "metrics.json" not in damaged:
         kept = {k: v for k, v in run.metrics.items() if k not in ("split_sha256", "valid", "test")}
@@ -277,8 +277,8 @@ def forget_weights(run: Run) -> None:
         logger.warning("damaged, so trained or computed again: %s of %s", names, run.path)
     if "weights.safetensors" in damaged:
         (run.path / CHECKPOINT).unlink(missing_ok=True)
-    run.remove(*damaged, *OF_THE_WEIGHTS)
-    run.manifest.release("history.csv", "weights.safetensors")  # each epoch writes them
+    run.remove(*OF_THE_WEIGHTS, *damaged)
+    run.manifest.release(*WEIGHTS)  # each epoch writes them
 
 
 def check_same_data(learn: FusionLearner, run: Run) -> None:

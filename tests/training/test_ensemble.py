@@ -110,7 +110,7 @@ def test_an_ensemble_is_a_run_like_any_other(members, tmp_path):
         "predictions.csv",
         "split.csv",
     }
-    assert newest_run(root).path == run.path and runs_table(list_runs(root)).row_count == 4
+    assert newest_run(root).path == run.path and len(runs_table(list_runs(root)).rows) == 4
     assert sha256(run.path / "split.csv") == sha256(members[0].path / "split.csv")
     assert run.metrics["train_seconds"] == 270 and run.metrics["status"] == "finished"
     assert [(run.path / each).resolve() for each in run.model["members"]] == [

@@ -8,19 +8,20 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
 from lesionfast.files import sha256
+from lesionfast.models.backbones import create_backbone
 from lesionfast.models.fusion import load_model
 from lesionfast.models.lineage import read_lineage
 from lesionfast.models.weights import read_weights
 from lesionfast.runs import Run, list_runs
 from lesionfast.training.experiment import prepare_learner, train
 from lesionfast.training.fitting import plan_training
-from lesionfast.training.pretrain import ImageIsTarget, pretrain
+from lesionfast.training.pretrain import Autoencoder, ImageIsTarget, pretrain
 
 TINY = TrainConfig(arch="vanilla_cnn", size=32, epochs=2, batch_size=32)
 
@@ -166,3 +167,43 @@ def test_the_learning_rate_can_be_found(df, tmp_path):
     config = replace(TINY, arch="test_resnet", weights="none", lr="auto", epochs=1, batch_size=7)
     df = df.groupby(["split", "target"]).head(1).reset_index(drop=True)
     assert "suggested learning rate" in (pretrain(df, config, tmp_path) / "log.txt").read_text()
+
+
+def build_autoencoder(arch, size):
+    torch.manual_seed(0)
+    return Autoencoder(create_backbone(arch, size=size, weights="none"), size)
+
+
+@pytest.mark.parametrize(
+    ("arch", "size"),
+    [("vanilla_cnn", 32), ("pyramid_cnn", 75), ("test_resnet", 50), ("test_vit", 64)],
+)
+def test_a_reconstruction_is_an_image_of_the_same_size_that_all_weights_draw(arch, size):
+    model = build_autoencoder(arch, size)
+    image = torch.rand(2, 3, size, size)
+    drawn = model(image)
+    assert drawn.shape == image.shape and drawn.min() >= 0 and drawn.max() <= 1
+    (drawn - image).square().mean().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_the_decoder_is_small_beside_the_encoder():
+    model = build_autoencoder("vanilla_cnn", 128)
+    sizes = [sum(p.numel() for p in part.parameters()) for part in (model.decoder, model.backbone)]
+    assert sizes[0] < sizes[1] / 5
+
+
+def test_to_build_it_leaves_the_encoder_as_it_was():
+    backbone = create_backbone("test_resnet", size=32, weights="none")
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    Autoencoder(backbone, 32)
+    assert backbone.training
+    assert all(torch.equal(before[k], v) for k, v in backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("arch", ["vanilla_cnn", "test_resnet"])
+def test_its_weights_are_read_as_those_of_its_encoder(arch, tmp_path):
+    model = build_autoencoder(arch, 32)
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    net = getattr(model.backbone.body, "net", model.backbone.body)
+    assert read_weights(tmp_path).keys() == net.state_dict().keys()
