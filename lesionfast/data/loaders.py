@@ -63,7 +63,7 @@ class BatchLoader(TfmdDL):
     """
 
     sampler: Sampler | None = None
-    parents: list[int] | None = None  # the classes of targets that are subclasses
+    parents: list[int] | None = None  # the classes of targets that are sub-classes
     encoder: MetadataEncoder  # of the rows; not on copies made by `new`
 
     def create_batches(self, samples: Iterable[int]) -> Iterator[Batch]:

@@ -18,7 +18,7 @@ from lesionfast.data.images import fit_square, open_images, read_image
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError, did_you_mean
 from lesionfast.models.fusion import FusionModel, load_model
-from lesionfast.models.inference import in_eval_mode
+from lesionfast.models.inference import as_images, in_eval_mode
 from lesionfast.runs import Run
 from lesionfast.stats.bootstrap import RESAMPLES, drawn_rows, interval, wilson
 
@@ -149,11 +149,6 @@ def read_images(rows: pd.DataFrame, size: int, resize: str) -> tuple[Tensor, np.
         reason = next(iter(opened.bad.values()))
         logger.warning("%d of %d images can't be explained; %s", len(opened.bad), len(rows), reason)
     return as_images(opened.pixels[good]), good
-
-
-def as_images(pixels: np.ndarray) -> Tensor:
-    """Return pixels uint8 (n, H, W, 3) as the model takes them, float32 (n, 3, H, W) in 0..1."""
-    return torch.from_numpy(np.ascontiguousarray(pixels)).movedim(-1, 1).float() / 255
 
 
 def choose_targets(

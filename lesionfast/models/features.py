@@ -17,7 +17,7 @@ from lesionfast.cache import Append, cache_folder, kept_array
 from lesionfast.data.loaders import images_at_once
 from lesionfast.models.backbones import Backbone
 from lesionfast.models.fusion import FusionModel
-from lesionfast.models.inference import for_inference, in_eval_mode
+from lesionfast.models.inference import as_images, for_inference, in_eval_mode
 from lesionfast.models.precision import autocast, choose_precision
 
 VERSION = 5  # part of every key: raise it when the features of the same weights change
@@ -73,7 +73,7 @@ class Features:
                 part = rows[start : start + size]
                 if self.stages is not None:
                     part = np.resize(part, size)  # batches of one size give the same bits
-                image = torch.from_numpy(self.pixels[part]).to(device).movedim(-1, 1).float() / 255
+                image = as_images(self.pixels[part], device)
                 image = self.change(image, part) if self.change else image
                 if self.stages is not None:
                     features = prefix_maps(model.backbone, image, self.stages).half()

@@ -71,16 +71,16 @@ class TorchEngine:
     def batches(
         self, pixels: np.ndarray, rows: np.ndarray, metadata: tuple[np.ndarray, ...]
     ) -> Iterator[tuple[Tensor, ...]]:
-        """Yield images uint8 (B, size, size, 3) and their metadata, as many as fit at once."""
+        """Yield pixels uint8 (B, size, size, 3) and their metadata, as many as fit at once."""
         size = images_at_once(self.device)
         for start in range(0, len(rows), size):
             part = slice(start, start + size)
             yield tuple(map(torch.from_numpy, (pixels[rows[part]], *(m[part] for m in metadata))))
 
     @torch.inference_mode()
-    def look(self, image: Tensor, *metadata: Tensor) -> tuple[list[Tensor], np.ndarray]:
+    def look(self, pixels: Tensor, *metadata: Tensor) -> tuple[list[Tensor], np.ndarray]:
         """Return probabilities (views, B, k) with each metadata, and features of the first view."""
-        image = image.to(self.device).movedim(-1, 1).float() / 255
+        image = as_images(pixels, self.device)
         metadata = [each.to(self.device) for each in metadata]
         if self.fast is None:
             self.fast = for_inference(self.model, image, metadata[0], precision=self.precision)
@@ -93,6 +93,11 @@ class TorchEngine:
             found.append([each.float().softmax(dim=-1).cpu() for each in logits])
             first = features.float().cpu().numpy() if first is None else first
         return [torch.stack(views) for views in zip(*found, strict=True)], first
+
+
+def as_images(pixels: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """Return pixels uint8 (n, H, W, 3) as a model takes them: float32 (n, 3, H, W) in 0..1."""
+    return torch.as_tensor(pixels).to(device).movedim(-1, 1).float() / 255
 
 
 @contextmanager

@@ -5,7 +5,6 @@ import importlib.util
 import inspect
 import pickle
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import partial
@@ -48,7 +47,7 @@ def load_weights(net: nn.Module, arch: str, size: int, source: str) -> str:
     tensors, origin = find_weights(locate_weights(arch, library, name), source)
     own, fits = net.state_dict(), []
     for convert in conversions(net, library, name, size):
-        fits.append(fit := Fit(own, convert(tensors)))
+        fits.append(fit := Fit(own, attempt(convert, tensors)))
         if not fit.missing and not fit.strange:
             net.load_state_dict({name: fit.tensors.get(name, own[name]) for name in own})
             return origin
@@ -126,7 +125,9 @@ def read_weights(path: Path) -> Tensors:
             f"there is no weights file {path}. Type --weights FILE, or --weights auto or none."
         )
     if path.name == "weights.safetensors":
-        Manifest(path.parent).require(path.name, f"Copy {path.parent} again, or type others.")
+        Manifest(path.parent).require(
+            path.name, f"Copy {path.parent} again, or type other --weights."
+        )
     try:
         if path.suffix == ".safetensors":
             content = load_file(path)
@@ -179,10 +180,10 @@ def conversions(net: nn.Module, library: str, name: str, size: int) -> Iterator[
     """Yield the conversions to try: the library's own, then none."""
     if library == "timm":
         for function in timm_filters(net, name):
-            arguments = {"model": net} if "model" in inspect.signature(function).parameters else {}
-            yield partial(attempt, partial(function, **arguments))
+            takes_model = "model" in inspect.signature(function).parameters
+            yield partial(function, **({"model": net} if takes_model else {}))
     elif name.startswith("vit"):
-        yield partial(attempt, partial(resize_positions, net.patch_size, size))
+        yield partial(interpolate_embeddings, size, net.patch_size)  # positions for the image
     else:
         yield modernize
     yield dict
@@ -198,17 +199,12 @@ def timm_filters(net: nn.Module, name: str) -> Iterator[Callable[..., Tensors]]:
                 yield function
 
 
-def attempt(function: Conversion, tensors: Tensors) -> Tensors:
+def attempt(convert: Conversion, tensors: Tensors) -> Tensors:
     """Return the converted tensors, or the tensors themselves if the conversion fails."""
     try:
-        return dict(function(dict(tensors)))
+        return dict(convert(dict(tensors)))
     except Exception:  # the tensors of another model can raise anything
         return tensors
-
-
-def resize_positions(patch: int, size: int, tensors: Tensors) -> Tensors:
-    """Return the tensors of torchvision's vision transformer, positions resized to the image."""
-    return interpolate_embeddings(size, patch, OrderedDict(tensors))
 
 
 def modernize(tensors: Tensors) -> Tensors:

@@ -15,7 +15,6 @@ from lesionfast.data.images import open_images
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.attribution import (
-    as_images,
     attribute_metadata,
     columns_of,
     explain_images,
@@ -26,6 +25,7 @@ from lesionfast.evaluation.attribution import (
 )
 from lesionfast.models.backbones import create_backbone
 from lesionfast.models.fusion import FusionModel, fusions, load_model
+from lesionfast.models.inference import as_images
 from lesionfast.training.experiment import train
 
 SIZE = 64
