@@ -207,7 +207,7 @@ def build(task: Task, note: Path, skip_bad: bool) -> Images:
     """Decode all images into a new file of the cache; only one process may do so."""
     digest, bad = read_contents(task.paths, note)["digest"], {}
     images = pluralize(len(task.paths), "image")
-    logger.info("decoding %s to %d x %d pixels, once", images, task.size, task.size)
+    logger.info("Decoding %s to %d x %d pixels, once", images, task.size, task.size)
 
     def decode_to(append: Append) -> None:
         for _, block, bad_of_block in decode_blocks(task):
@@ -226,7 +226,7 @@ def build(task: Task, note: Path, skip_bad: bool) -> Images:
         write_note(note, {"digest": digest, "bad": sorted(bad)})
         file = find_array(task, note.parent, digest, bad)
         os.replace(folder / "pixels.npy", file)
-    logger.info("cached %.0f MB in %s", file.stat().st_size / 2**20, file)
+    logger.info("Cached %.0f MB in %s", file.stat().st_size / 2**20, file)
     pixels = open_array(file)
     assert pixels is not None
     return Images(pixels, bad)

@@ -59,7 +59,7 @@ def find_source(config: DataConfig) -> Source:
             f"--{alone} needs --{other}. Type both --csv FILE and --images DIR, or --data DIR for "
             "a folder that holds both."
         )
-    logger.warning("no --data given: using the built-in SYNTHETIC sample (drawn, not patients)")
+    logger.warning("No --data given: using the built-in SYNTHETIC sample (drawn, not patients)")
     return search_folder(make_sample())
 
 

@@ -88,7 +88,7 @@ def test_the_cache_is_mapped_read_only_and_used_again(cache, tmp_path, caplog):
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="lesionfast"):
         again = open_images(paths, SIZE)
-    assert "decoding" not in caplog.text
+    assert "Decoding" not in caplog.text
     assert [(file, file.stat().st_mtime_ns) for file in arrays(cache)] == written
     assert (again.pixels == first.pixels).all()
 

@@ -43,18 +43,14 @@ class Candidates:
     crops: np.ndarray
 
 
+@threadpool_limits.wrap(limits=1)  # threads of our own share the work better than those of BLAS
 def find_candidates(pixels: np.ndarray, groups: np.ndarray, progress: Progress) -> Candidates:
     """Return the nearest pairs of pictures that are in different groups.
 
     `pixels` is uint8 (n, side, side, 3), side a multiple of 24; `groups` int (n,). Time and
     comparisons grow with n squared.
     """
-    with threadpool_limits(1):  # threads of our own share the work better than those of BLAS
-        return compare_all(shrink(pixels), groups, progress)
-
-
-def compare_all(small: np.ndarray, groups: np.ndarray, progress: Progress) -> Candidates:
-    """Return the candidates among shrunken pictures: describe them, then compare all with all."""
+    small = shrink(pixels)
     projection = learn_projection(small)
     known = describe(small, 1, 0, 0) @ projection
     middle = known.mean(axis=0)
