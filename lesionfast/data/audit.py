@@ -13,10 +13,9 @@ from lesionfast.console import MOST_ROWS, Cell, Table
 from lesionfast.data.duplicates import find_exact_duplicates, find_near_duplicates, open_pictures
 from lesionfast.data.images import Images
 from lesionfast.data.leaks import KEYS
-from lesionfast.data.metadata import read_metadata, remove_suffixes, required_columns
-from lesionfast.data.sources import Source, find_source, list_images
+from lesionfast.data.metadata import clean, read_rows
+from lesionfast.data.sources import find_source, list_images
 from lesionfast.data.split import assign_split
-from lesionfast.data.table import read_table
 from lesionfast.errors import LesionfastError, list_first, pluralize
 
 COLOURS = {"ok": "green", "note": "yellow", "problem": "bold red"}
@@ -64,14 +63,15 @@ def audit(config: DataConfig, progress: Callable[[int, int], None] | None = None
     near-duplicates. Raises `LesionfastError` if the table or its columns can't be read.
     """
     source = find_source(config)
-    df = read_metadata(source.csv, source.images, config)
+    rows, files = read_rows(source.csv, config), list_images(source.images)
+    df = clean(source.csv, rows, files, config)
     images = open_pictures(df["path"].tolist())
     pairs = find_near_duplicates(df, progress, images=images, cache=config.cache)
     findings = [
         *count_classes(df),
         *check_lesions(df),
         *check_missing(df, config),
-        *check_files(source, config),
+        *check_files(rows, files),
         check_corrupt(df, images, config),
         *check_exact(df, find_exact_duplicates(df, images)),
         check_near(pairs),
@@ -118,14 +118,12 @@ def check_missing(df: pd.DataFrame, config: DataConfig) -> Iterator[Finding]:
         yield judge("images with age 0", int((df["age"] == 0).sum()), "note", "the age is kept")
 
 
-def check_files(source: Source, config: DataConfig) -> Iterator[Finding]:
+def check_files(rows: pd.DataFrame, files: pd.DataFrame) -> Iterator[Finding]:
     """Count rows without an image and images without a row."""
-    table = read_table(source.csv, required_columns(config), config.separator)
-    rows = set(remove_suffixes(table[config.image]))
-    files = set(list_images(source.images)["stem"])
+    ids, stems = set(rows["image_id"]), set(files["stem"])
     for check, names in {
-        "rows without an image": sorted(rows - files),
-        "images without a row": sorted(files - rows),
+        "rows without an image": sorted(ids - stems),
+        "images without a row": sorted(stems - ids),
     }.items():
         yield judge(check, len(names), "note", list_first(names, 5))
 

@@ -45,16 +45,31 @@ def read_metadata(
     out is counted in the log. Raises `LesionfastError` for anything that the user has to settle.
     """
     csv = Path(csv).expanduser()
-    df = name_columns(read_table(csv, required_columns(config), config.separator), config)
+    return clean(csv, read_rows(csv, config), list_images(images), config)
+
+
+def read_rows(csv: Path, config: DataConfig) -> pd.DataFrame:
+    """Return the CSV as text, with image_id, target and group first, under these names."""
+    raw = read_table(csv, required_columns(config), config.separator)
+    image_id = remove_suffixes(raw[config.image])
+    group = image_id if config.group == "none" else raw[config.group]
+    keys = {"image_id": image_id, "target": raw[config.target], "group": group}
+    others = [name for name in raw if name not in {config.image, config.target, config.group}]
+    reserved = {*RESERVED, *(f"p_{name}" for name in raw[config.target].unique())}
+    taken = [name for name in others if name in reserved]
+    if taken:
+        columns = pluralize(len(taken), "column")
+        logger.warning("Left out %s with a reserved name: %s", columns, ", ".join(taken))
+    return pd.DataFrame(keys).join(raw[[name for name in others if name not in reserved]])
+
+
+def clean(csv: Path, df: pd.DataFrame, files: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
+    """Return the rows of `read_rows` as `read_metadata` does; `files` is of `list_images`."""
     check_ids(csv, df, config)
-    df = add_paths(csv, df, images)
-    typed = {
-        name: df[name]
-        if name in KEYS
-        else convert(csv, df[name], is_input=name in config.metadata_columns)
-        for name in df
-    }
-    df = pd.DataFrame(typed, df.index)
+    df = add_paths(csv, df, files)
+    inputs, others = config.metadata_columns, df.columns.difference(KEYS, sort=False)
+    typed = {name: convert(csv, df[name], is_input=name in inputs) for name in others}
+    df = pd.DataFrame({**df[list(KEYS)], **typed}, df.index)
     check_inputs(csv, df, config)
     return handle_missing(df, config).sort_values("image_id").reset_index(drop=True)
 
@@ -66,20 +81,6 @@ def required_columns(config: DataConfig) -> dict[str, str]:
         named[config.group] = "--group, or type --group none if every image is a lesion of its own"
     inputs = "--metadata, or type --metadata none to use the image alone"
     return named | {name: inputs for name in config.metadata_columns if name not in named}
-
-
-def name_columns(raw: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
-    """Return the table with image_id, target and group first, under these names."""
-    image_id = remove_suffixes(raw[config.image])
-    group = image_id if config.group == "none" else raw[config.group]
-    keys = {"image_id": image_id, "target": raw[config.target], "group": group}
-    others = [name for name in raw if name not in {config.image, config.target, config.group}]
-    reserved = {*RESERVED, *(f"p_{name}" for name in raw[config.target].unique())}
-    taken = [name for name in others if name in reserved]
-    if taken:
-        columns = pluralize(len(taken), "column")
-        logger.warning("Left out %s with a reserved name: %s", columns, ", ".join(taken))
-    return pd.DataFrame(keys).join(raw[[name for name in others if name not in reserved]])
 
 
 def remove_suffixes(image_ids: pd.Series) -> pd.Series:
@@ -138,11 +139,8 @@ def list_rows(numbers: pd.Index) -> str:
     return f"row{'s' * (len(numbers) > 1)} {list_first(numbers, 5)}"
 
 
-def add_paths(
-    csv: Path, df: pd.DataFrame, images: str | Path | Sequence[str | Path]
-) -> pd.DataFrame:
+def add_paths(csv: Path, df: pd.DataFrame, files: pd.DataFrame) -> pd.DataFrame:
     """Add the path of each row's image, found by its stem; rows without one are left out."""
-    files = list_images(images)
     has_row = pd.Index(df["image_id"]).get_indexer(files["stem"]) >= 0  # isin: 70 x the time
     path = df["image_id"].map(find_unique(files[has_row]).set_index("stem")["path"])
     if path.isna().all():
