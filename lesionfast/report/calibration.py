@@ -70,8 +70,8 @@ def calibration(findings: Findings) -> Section | None:
         Picture.from_file(findings.drawn(draw, calibrator), caption)
         for draw, caption in captions.items()
     ]
-    found = before_and_after(findings.validation, read)
-    return Section("Calibration", words, [methods_table(found)], pictures)
+    table = methods_table(before_and_after(findings.validation, read))
+    return Section("Calibration", words, [table], pictures)
 
 
 def before_and_after(
@@ -94,9 +94,9 @@ def before_and_after(
     rows, first = [], None
     for name, calibrator in fitted.items():
         prior = test.run.model["prior"] if name == "none" else shares
-        found = resample_calibrated(test, calibrator, prior, resamples, seed)
-        first = first or found
-        rows += [(name, name == chosen, *row) for row in compare_with_first(found, first)]
+        metrics = resample_calibrated(test, calibrator, prior, resamples, seed)
+        first = first or metrics
+        rows += [(name, name == chosen, *row) for row in compare_with_first(metrics, first)]
     return pd.DataFrame(rows, columns=["method", "chosen", "metric", "of", *ENDS])
 
 
@@ -135,12 +135,12 @@ def compare_with_first(found: tuple[dict, Found], first: tuple[dict, Found]) -> 
     return rows
 
 
-def methods_table(found: pd.DataFrame) -> Table:
+def methods_table(changes: pd.DataFrame) -> Table:
     """Return one row a metric, one column a method, and the paired change by the chosen one."""
-    methods = list(dict.fromkeys(found["method"]))
+    methods = list(dict.fromkeys(changes["method"]))
     columns = ["before", *(name for name in methods if name != "none"), "change by the chosen"]
     table = Table("Before, and after each calibration", ["metric", *columns])
-    for (metric, _), rows in found.groupby(["metric", "of"], sort=False):
+    for (metric, _), rows in changes.groupby(["metric", "of"], sort=False):
         chosen = rows[rows["chosen"]].iloc[0]
         name = "melanoma sensitivity" if metric == "sensitivity" else METRIC_NAMES[metric]
         cells = [estimate(row) for row in rows.to_dict("records")]

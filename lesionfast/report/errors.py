@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from lesionfast.console import MOST_ROWS, Cell, Table, cell, estimate, percent
+from lesionfast.console import MOST_ROWS, Table, cell, estimate, percent
 from lesionfast.diagnoses import NAMES, full_name
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
@@ -140,8 +141,8 @@ def confusion_table(interpretation: Interpretation, normalize: bool = False) -> 
         values = confusion.iloc[position].tolist()
         cells = [percent(value) if normalize else cell(value) for value in values]
         styled = [
-            Cell(each.text, each.number, style="bold" if i == position else "" if value else "dim")
-            for i, (each, value) in enumerate(zip(cells, values, strict=True))
+            replace(share, style="bold" if i == position else "" if value else "dim")
+            for i, (share, value) in enumerate(zip(cells, values, strict=True))
         ]
         total = [] if normalize else [sum(values)]
         table.add(f"{mark} {name}" if long else name, *styled, *total)

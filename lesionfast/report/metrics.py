@@ -78,9 +78,9 @@ def metrics(findings: Findings) -> Section:
 def overall_table(parts: dict[str, pd.DataFrame]) -> Table:
     """Return the metrics over all classes, a column each of the tables of metrics."""
     table = Table("Over all classes", ["metric", *parts])
-    found = [each[each["of"] == ALL].set_index("metric") for each in parts.values()]
+    tables = [measures[measures["of"] == ALL].set_index("metric") for measures in parts.values()]
     for name in OVER_ALL:
-        table.add(METRIC_NAMES[name], *(estimate(rows.loc[name]) for rows in found))
+        table.add(METRIC_NAMES[name], *(estimate(rows.loc[name]) for rows in tables))
     return table
 
 

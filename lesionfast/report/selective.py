@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 
 from lesionfast.console import Table, estimate
-from lesionfast.diagnoses import Classes, full_name
+from lesionfast.diagnoses import full_name
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.decisions import few_lesions_warning
 from lesionfast.evaluation.findings import Findings
@@ -29,12 +27,10 @@ from lesionfast.report.page import (
     style_axis,
     subtitle,
 )
-from lesionfast.stats.bootstrap import RESAMPLES, Found, interval, resampled, share_interval
-from lesionfast.stats.conformal import BY_CLASS, KINDS, MARGINAL, Conformal, lesion_weights
-from lesionfast.stats.metrics import ALL, as_codes, as_probabilities, check_shapes, ratio
-from lesionfast.stats.selective import Referral, aurc_table, risk_coverage, weighted_risks
+from lesionfast.stats.bootstrap import RESAMPLES
+from lesionfast.stats.conformal import BY_CLASS, KINDS, MARGINAL, Conformal, coverage_table
+from lesionfast.stats.selective import Referral, aurc_table, referral_table, risk_coverage
 
-BANDS = {"under 40": (0, 40), "40-59": (40, 60), "60+": (60, np.inf)}  # years
 FEWEST = 5  # lesions: the risk of fewer is not drawn
 LOOKS = {MARGINAL: BEFORE | {"linestyle": "none"}, BY_CLASS: AFTER | {"linestyle": "none"}}
 DOTTED = (0, (2, 2))
@@ -50,11 +46,6 @@ RISKS = {  # label, colour, line
         "#D55E00",
         (0, (6, 1.5, 1.5, 1.5)),
     ),
-}
-KEPT_RIGHT = {  # a risk -> the metric that is 1 less it
-    "error": "accuracy",
-    "balanced_error": "balanced_accuracy",
-    "mel_missed": "sensitivity",
 }
 
 
@@ -82,13 +73,13 @@ def prediction_sets(findings: Findings) -> Section | None:
     )
 
 
-def sets_table(found: pd.DataFrame) -> Table:
+def sets_table(coverage: pd.DataFrame) -> Table:
     """Return one row a group: coverage and mean size of both kinds of set."""
     shown = {"coverage": "coverage", "set_size": "mean size"}
     keys = [(kind, metric) for kind in KINDS for metric in shown]
     columns = ["of", "lesions", *(f"{kind}: {shown[metric]}" for kind, metric in keys)]
     table = Table("Each lesion weighs 1", columns)
-    for of, rows in found.groupby("of", sort=False):
+    for of, rows in coverage.groupby("of", sort=False):
         lesions, rows = int(rows["lesions"].iloc[0]), rows.set_index(["kind", "metric"])
         table.add(of, lesions, *(estimate(rows.loc[key]) for key in keys))
     return table
@@ -131,84 +122,6 @@ def run_coverage(
     return coverage_table(*arrays, conformal, age, resamples=resamples, seed=seed)
 
 
-def coverage_table(
-    truth: ArrayLike,
-    probabilities: ArrayLike,
-    lesions: ArrayLike,
-    classes: Sequence[str],
-    conformal: Conformal,
-    age: ArrayLike | None = None,
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Return kind, of, images, lesions, metric, value, low, high, both kinds of set beside it.
-
-    `truth` (n,), `probabilities` (n, k), `lesions` (n,), `age` (n,) in years or NaN. The metrics:
-    coverage, set_size (mean classes), singletons and empty (shares of sets). `of` is 'all', a
-    class, 'malignant' or it with an age band ('malignant, age unknown' where there is no age). Each
-    lesion weighs 1, as in the promise. NaN for a group of no images.
-    """
-    probabilities, truth = as_probabilities(probabilities), as_codes(truth, len(classes))
-    check_shapes(truth, probabilities, classes)
-    lesions, groups = np.asarray(lesions), patient_groups(truth, classes, age)
-    facts = {kind: set_facts(conformal.sets(probabilities, kind), truth) for kind in KINDS}
-    member = np.stack(list(groups.values()), axis=1) * lesion_weights(lesions)[:, None]
-
-    def find(weights: np.ndarray) -> Found:
-        total = weights @ member
-        return {
-            (kind, of, metric): column
-            for kind, metrics in facts.items()
-            for metric, fact in metrics.items()
-            for of, column in zip(
-                groups, ratio(weights @ (member * fact[:, None]), total).T, strict=True
-            )
-        }
-
-    values, drawn = resampled(find, truth, lesions, resamples=resamples, seed=seed)
-    counts = {of: (int(m.sum()), len(np.unique(lesions[m]))) for of, m in groups.items()}
-    rows = []
-    for (kind, of, metric), value in values.items():
-        draws = drawn[kind, of, metric]
-        is_size = metric == "set_size"
-        ends = interval(draws) if is_size else share_interval(value, draws, counts[of][1])
-        rows.append((kind, of, *counts[of], metric, value, *ends))
-    columns = ["kind", "of", "images", "lesions", "metric", "value", "low", "high"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def set_facts(sets: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
-    """Return what is counted of each set (n, k), (n,) each."""
-    size = sets.sum(axis=1)
-    return {
-        "coverage": sets[np.arange(len(truth)), truth].astype(np.float64),
-        "set_size": size.astype(np.float64),
-        "singletons": (size == 1).astype(np.float64),
-        "empty": (size == 0).astype(np.float64),
-    }
-
-
-def patient_groups(
-    truth: np.ndarray, classes: Sequence[str], age: ArrayLike | None
-) -> dict[str, np.ndarray]:
-    """Return the images (n,) bool of each group of the table, by its name."""
-    groups = {ALL: np.ones(len(truth), bool)}
-    groups |= {name: truth == number for number, name in enumerate(classes)}
-    classes = Classes.of(classes)
-    if classes.cancer is None:
-        return groups
-    cancer = np.asarray(classes.members(classes.cancer))[truth]
-    groups[classes.cancer] = cancer
-    if age is None:
-        return groups
-    years = pd.to_numeric(pd.Series(age), errors="coerce").to_numpy(np.float64)
-    for name, (low, high) in BANDS.items():
-        groups[f"{classes.cancer}, {name}"] = cancer & (years >= low) & (years < high)
-    groups[f"{classes.cancer}, age unknown"] = cancer & np.isnan(years)
-    return groups
-
-
 def referral(findings: Findings) -> Section | None:
     """Return what referring the least certain images to a dermatologist does."""
     if not findings.on_test:
@@ -218,14 +131,14 @@ def referral(findings: Findings) -> Section | None:
         f"Images with a confidence below {rule.threshold:.3f} are referred to a dermatologist: "
         f"{rule.share:.0%} of the validation images.",
     ]
-    found = run_referral(read, rule)
-    found["metric"] = found["metric"].map(lambda name: METRIC_NAMES.get(name, name))
+    table = run_referral(read, rule)
+    table["metric"] = table["metric"].map(lambda name: METRIC_NAMES.get(name, name))
     names = {name: name for name in ("metric", "of", "among", "value")}
     picture = findings.drawn(draw_risk_coverage, rule)
     return Section(
         "Referral",
         words,
-        [Table.from_frame(found, "Referral", names)],
+        [Table.from_frame(table, "Referral", names)],
         [Picture.from_file(picture, "Risk among the images kept")],
     )
 
@@ -270,50 +183,3 @@ def run_referral(
         )
     arrays = test.truth, test.decision, referral.referred(test.confidence), test.lesions
     return referral_table(*arrays, test.classes, resamples=resamples, seed=seed)
-
-
-def referral_table(
-    truth: np.ndarray,
-    decision: np.ndarray,
-    referred: np.ndarray,
-    lesions: ArrayLike,
-    classes: Sequence[str],
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Return metric, of, among, value, low, high: the share referred, and what is left.
-
-    `truth` and `decision` (n,) are class numbers, `referred` (n,) bool. Accuracy, balanced accuracy
-    and melanoma sensitivity are among 'all' and among the 'kept'; 'referred' among the 'missed'
-    is the share of the misclassified melanomas that a dermatologist sees. Without melanoma
-    what is about it is left out. NaN where undefined.
-    """
-    melanoma = Classes.of(classes).melanoma
-    members, asked = {ALL: np.ones(len(truth), bool)}, [(ALL, "all")]
-    if melanoma:
-        members[melanoma] = truth == list(classes).index(melanoma)
-        asked += [(melanoma, "all"), (melanoma, "missed")]
-    sides = {"all": members[ALL], "kept": ~referred, "missed": decision != truth}
-    risks = weighted_risks(truth, decision, classes)
-
-    def find(weights: np.ndarray) -> Found:
-        found = {}
-        for of, among in asked:
-            side = members[of] & sides[among]
-            found["referred", of, among] = ratio(weights @ (side * referred), weights @ side)
-        for among in ("all", "kept"):
-            for risk, value in risks(weights * sides[among]).items():
-                of = melanoma if risk == "mel_missed" else ALL
-                found[KEPT_RIGHT[risk], of, among] = 1 - value
-        return found
-
-    values, drawn = resampled(find, truth, lesions, resamples=resamples, seed=seed)
-    rows = []
-    for (metric, of, among), value in values.items():
-        n = len(np.unique(np.asarray(lesions)[members[of] & sides[among]]))
-        draws, is_share = drawn[metric, of, among], metric != "balanced_accuracy"
-        ends = share_interval(value, draws, n) if is_share else interval(draws)
-        rows.append((metric, of, among, n, value, *ends))
-    columns = ["metric", "of", "among", "lesions", "value", "low", "high"]
-    return pd.DataFrame(rows, columns=columns)

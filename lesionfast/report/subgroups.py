@@ -48,8 +48,8 @@ Places = dict[tuple[str, str], float]  # (column, group) -> height in the figure
 def subgroups(findings: Findings) -> Section | None:
     """Return the metrics of each sex, age band and site, and the gaps between them."""
     read = findings.interpretation
-    found = read.subgroups()
-    if found.empty:
+    groups = read.subgroups()
+    if groups.empty:
         return None
     words = [
         f"Groups with fewer than {FEWEST} lesions to count are marked as few and take no part in "
@@ -57,23 +57,23 @@ def subgroups(findings: Findings) -> Section | None:
         "differ, so the gap to expect by chance stands beside it, and p, the share of random "
         "groups with a gap at least as large (not corrected for the number of rows).",
     ]
-    tables, gaps = [groups_table(found, read.classes)], read.gaps()
+    tables, gaps = [groups_table(groups, read.classes)], read.gaps()
     if gaps["value"].notna().any():
-        tables.append(gaps_table(gaps[gaps["value"].notna()], found))
+        tables.append(gaps_table(gaps[gaps["value"].notna()], groups))
     picture = Picture.from_file(findings.drawn(draw_subgroups), "Sensitivity and AUC of each group")
     return Section("Subgroups", words, tables, [picture])
 
 
-def groups_table(found: pd.DataFrame, classes: Classes) -> Table:
+def groups_table(groups: pd.DataFrame, classes: Classes) -> Table:
     """Return one row a group, one column a metric, and the lesions behind each sensitivity."""
-    keys = metric_keys(found)
+    keys = metric_keys(groups)
     columns = ["by", "group", "images", "lesions"]
     for metric, of in keys:
         columns.append(metric_name(metric, of, classes))
         if of != ALL and metric == "sensitivity":
             columns.append(metric_name("lesions", of, classes))
     table = Table("Groups of patients", columns)
-    for (column, group), rows in found.groupby(["column", "group"], sort=False):
+    for (column, group), rows in groups.groupby(["column", "group"], sort=False):
         cells = [column, group, rows["images"].iloc[0], rows["lesions"].iloc[0]]
         rows = rows.set_index(["metric", "of"])
         for metric, of in keys:
@@ -85,15 +85,15 @@ def groups_table(found: pd.DataFrame, classes: Classes) -> Table:
     return table
 
 
-def metric_keys(found: pd.DataFrame) -> list[tuple[str, str]]:
+def metric_keys(groups: pd.DataFrame) -> list[tuple[str, str]]:
     """Return what a table measures, (metric, of), in its order."""
-    return list(dict.fromkeys(zip(found["metric"], found["of"], strict=True)))
+    return list(dict.fromkeys(zip(groups["metric"], groups["of"], strict=True)))
 
 
-def gaps_table(gaps: pd.DataFrame, found: pd.DataFrame) -> Table:
+def gaps_table(gaps: pd.DataFrame, groups: pd.DataFrame) -> Table:
     """Return the gaps between the ranked groups of a table, and which it has too few cases of."""
     keys = ["column", "of", "metric"]
-    few = found[found["few"].astype(bool)].groupby(keys)["group"].agg(", ".join)
+    few = groups[groups["few"].astype(bool)].groupby(keys)["group"].agg(", ".join)
     rows = gaps.join(few, on=keys).fillna({"group": ""})
     rows["metric"] = [
         metric_name(metric, of) for metric, of in zip(gaps["metric"], gaps["of"], strict=True)
@@ -189,28 +189,31 @@ def name_groups(axis: Axes, table: pd.DataFrame, places: Places) -> None:
 
 def metadata(findings: Findings) -> Section | None:
     """Return what withholding all metadata at prediction changes, if the run has tried it."""
-    found = findings.contribution
-    if found is None:
+    contribution = findings.contribution
+    if contribution is None:
         return None
     columns = findings.run.model["metadata"]
     loses = f"Withholding {' and '.join(columns)} at prediction"
-    words = [f"{describe_loss(found, WITHHELD, loses)}.", describe_missed_melanomas(found, columns)]
+    words = [
+        f"{describe_loss(contribution, WITHHELD, loses)}.",
+        describe_missed_melanomas(contribution, columns),
+    ]
     names = {"whole": "with metadata", WITHHELD: "without"}
-    table = contribution_table(found, findings.interpretation.classes, names)
+    table = contribution_table(contribution, findings.interpretation.classes, names)
     return Section("Without metadata", list(filter(None, words)), [table])
 
 
 def contribution_table(
-    found: pd.DataFrame, classes: Classes, names: dict[str, str] | None = None
+    contribution: pd.DataFrame, classes: Classes, names: dict[str, str] | None = None
 ) -> Table:
     """Return the metrics of each system, and below each its differences from the whole run."""
-    keys = [key for key in contribution_metrics(classes) if key in metric_keys(found)]
+    keys = [key for key in contribution_metrics(classes) if key in metric_keys(contribution)]
     table = Table(
         "What each input contributes",
         ["system", *(metric_name(metric, of, classes) for metric, of in keys)],
         note="the same images; differences over the same resamples of lesions",
     )
-    for system, rows in found.groupby("system", sort=False):
+    for system, rows in contribution.groupby("system", sort=False):
         rows = rows.set_index(["metric", "of"])
         table.add((names or {}).get(system, system), *(estimate(rows.loc[key]) for key in keys))
         if system != "whole":
@@ -248,20 +251,20 @@ def labels(findings: Findings) -> Section | None:
     """Return images of one lesion that were decided differently."""
     if "group" not in findings.interpretation.rows:
         return None
-    found = disagreeing_duplicates(findings.interpretation)
-    if found.empty:
+    pairs = disagreeing_duplicates(findings.interpretation)
+    if pairs.empty:
         return None
     melanoma = findings.interpretation.classes.melanoma
-    grave = (found["truth_a"] == melanoma) | (found["truth_b"] == melanoma)
+    grave = (pairs["truth_a"] == melanoma) | (pairs["truth_b"] == melanoma)
     words = [
-        f"{len(found)} pairs of images of one lesion are decided differently; {int(grave.sum())} "
+        f"{len(pairs)} pairs of images of one lesion are decided differently; {int(grave.sum())} "
         "of them are of melanomas and come first. The difference is half the sum of all "
         "differences of their probabilities. The command lesionfast labels lists labels that may "
         "be wrong.",
     ]
     columns = ["image", "decision", "other image", "other decision", "truth", "difference"]
     table = Table("Pairs", columns)
-    for row in pd.concat([found[grave], found[~grave]]).head(MOST_ROWS).itertuples():
+    for row in pd.concat([pairs[grave], pairs[~grave]]).head(MOST_ROWS).itertuples():
         pair = row.image_a, row.decision_a, row.image_b, row.decision_b
         table.add(*pair, full_name(row.truth_a), row.difference)
     return Section("One lesion, two decisions", words, [table])

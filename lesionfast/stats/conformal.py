@@ -12,15 +12,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 
+from lesionfast.diagnoses import Classes
 from lesionfast.errors import LesionfastError
-from lesionfast.stats.metrics import as_probabilities, check_predictions, check_shapes
+from lesionfast.stats.bootstrap import RESAMPLES, Found, interval, resampled, share_interval
+from lesionfast.stats.metrics import (
+    ALL,
+    as_codes,
+    as_probabilities,
+    check_predictions,
+    check_shapes,
+    ratio,
+)
 
 COVERAGE = 0.9
 MARGINAL, BY_CLASS = "marginal", "class-conditional"
 KINDS = (MARGINAL, BY_CLASS)
 ROUNDING = 1e-9
+BANDS = {"under 40": (0, 40), "40-59": (40, 60), "60+": (60, np.inf)}  # years
 
 
 @dataclass(frozen=True)
@@ -126,3 +137,81 @@ def conformal_quantile(scores: np.ndarray, lesions: ArrayLike, coverage: float) 
 def unbounded_if_none(value: Any) -> float:
     """Return a number of a JSON file, which has no infinity and says null."""
     return float("inf") if value is None else float(value)
+
+
+def coverage_table(
+    truth: ArrayLike,
+    probabilities: ArrayLike,
+    lesions: ArrayLike,
+    classes: Sequence[str],
+    conformal: Conformal,
+    age: ArrayLike | None = None,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return kind, of, images, lesions, metric, value, low, high, both kinds of set beside it.
+
+    `truth` (n,), `probabilities` (n, k), `lesions` (n,), `age` (n,) in years or NaN. The metrics:
+    coverage, set_size (mean classes), singletons and empty (shares of sets). `of` is 'all', a
+    class, 'malignant' or it with an age band ('malignant, age unknown' where there is no age). Each
+    lesion weighs 1, as in the promise. NaN for a group of no images.
+    """
+    probabilities, truth = as_probabilities(probabilities), as_codes(truth, len(classes))
+    check_shapes(truth, probabilities, classes)
+    lesions, groups = np.asarray(lesions), patient_groups(truth, classes, age)
+    facts = {kind: set_facts(conformal.sets(probabilities, kind), truth) for kind in KINDS}
+    member = np.stack(list(groups.values()), axis=1) * lesion_weights(lesions)[:, None]
+
+    def find(weights: np.ndarray) -> Found:
+        total = weights @ member
+        return {
+            (kind, of, metric): column
+            for kind, metrics in facts.items()
+            for metric, fact in metrics.items()
+            for of, column in zip(
+                groups, ratio(weights @ (member * fact[:, None]), total).T, strict=True
+            )
+        }
+
+    values, drawn = resampled(find, truth, lesions, resamples=resamples, seed=seed)
+    counts = {of: (int(m.sum()), len(np.unique(lesions[m]))) for of, m in groups.items()}
+    rows = []
+    for (kind, of, metric), value in values.items():
+        draws = drawn[kind, of, metric]
+        is_size = metric == "set_size"
+        ends = interval(draws) if is_size else share_interval(value, draws, counts[of][1])
+        rows.append((kind, of, *counts[of], metric, value, *ends))
+    columns = ["kind", "of", "images", "lesions", "metric", "value", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def set_facts(sets: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
+    """Return what is counted of each set (n, k), (n,) each."""
+    size = sets.sum(axis=1)
+    return {
+        "coverage": sets[np.arange(len(truth)), truth].astype(np.float64),
+        "set_size": size.astype(np.float64),
+        "singletons": (size == 1).astype(np.float64),
+        "empty": (size == 0).astype(np.float64),
+    }
+
+
+def patient_groups(
+    truth: np.ndarray, classes: Sequence[str], age: ArrayLike | None
+) -> dict[str, np.ndarray]:
+    """Return the images (n,) bool of each group of the table, by its name."""
+    groups = {ALL: np.ones(len(truth), bool)}
+    groups |= {name: truth == number for number, name in enumerate(classes)}
+    classes = Classes.of(classes)
+    if classes.cancer is None:
+        return groups
+    cancer = np.asarray(classes.members(classes.cancer))[truth]
+    groups[classes.cancer] = cancer
+    if age is None:
+        return groups
+    years = pd.to_numeric(pd.Series(age), errors="coerce").to_numpy(np.float64)
+    for name, (low, high) in BANDS.items():
+        groups[f"{classes.cancer}, {name}"] = cancer & (years >= low) & (years < high)
+    groups[f"{classes.cancer}, age unknown"] = cancer & np.isnan(years)
+    return groups

@@ -11,6 +11,7 @@ from lesionfast.diagnoses import Classes
 from lesionfast.errors import LesionfastError
 from lesionfast.stats.bootstrap import RESAMPLES, Found, interval, resampled, share_interval
 from lesionfast.stats.metrics import (
+    ALL,
     as_prior,
     as_probabilities,
     mean_defined,
@@ -19,6 +20,11 @@ from lesionfast.stats.metrics import (
 )
 
 SHARE = 0.2
+KEPT_RIGHT = {  # a risk -> the metric that is 1 less it
+    "error": "accuracy",
+    "balanced_error": "balanced_accuracy",
+    "mel_missed": "sensitivity",
+}
 KEPT = np.arange(1, 21) / 20  # the shares of images kept that a risk-coverage curve has
 
 
@@ -186,3 +192,50 @@ def check_share(share: float) -> None:
         raise LesionfastError(
             f"the share to refer lies between 0 and 1; found {share}. Type for example --refer 0.2"
         )
+
+
+def referral_table(
+    truth: np.ndarray,
+    decision: np.ndarray,
+    referred: np.ndarray,
+    lesions: ArrayLike,
+    classes: Sequence[str],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return metric, of, among, value, low, high: the share referred, and what is left.
+
+    `truth` and `decision` (n,) are class numbers, `referred` (n,) bool. Accuracy, balanced accuracy
+    and melanoma sensitivity are among 'all' and among the 'kept'; 'referred' among the 'missed'
+    is the share of the misclassified melanomas that a dermatologist sees. Without melanoma
+    what is about it is left out. NaN where undefined.
+    """
+    melanoma = Classes.of(classes).melanoma
+    members, asked = {ALL: np.ones(len(truth), bool)}, [(ALL, "all")]
+    if melanoma:
+        members[melanoma] = truth == list(classes).index(melanoma)
+        asked += [(melanoma, "all"), (melanoma, "missed")]
+    sides = {"all": members[ALL], "kept": ~referred, "missed": decision != truth}
+    risks = weighted_risks(truth, decision, classes)
+
+    def find(weights: np.ndarray) -> Found:
+        found = {}
+        for of, among in asked:
+            side = members[of] & sides[among]
+            found["referred", of, among] = ratio(weights @ (side * referred), weights @ side)
+        for among in ("all", "kept"):
+            for risk, value in risks(weights * sides[among]).items():
+                of = melanoma if risk == "mel_missed" else ALL
+                found[KEPT_RIGHT[risk], of, among] = 1 - value
+        return found
+
+    values, drawn = resampled(find, truth, lesions, resamples=resamples, seed=seed)
+    rows = []
+    for (metric, of, among), value in values.items():
+        n = len(np.unique(np.asarray(lesions)[members[of] & sides[among]]))
+        draws, is_share = drawn[metric, of, among], metric != "balanced_accuracy"
+        ends = share_interval(value, draws, n) if is_share else interval(draws)
+        rows.append((metric, of, among, n, value, *ends))
+    columns = ["metric", "of", "among", "lesions", "value", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)

@@ -11,9 +11,16 @@ from scipy.special import softmax
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.decisions import SETS, Decisions
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.report.selective import coverage_table, run_coverage
+from lesionfast.report.selective import run_coverage
 from lesionfast.runs import Run
-from lesionfast.stats.conformal import BY_CLASS, KINDS, MARGINAL, conformal_quantile, fit_conformal
+from lesionfast.stats.conformal import (
+    BY_CLASS,
+    KINDS,
+    MARGINAL,
+    conformal_quantile,
+    coverage_table,
+    fit_conformal,
+)
 
 CLASSES = ("mel", "nv", "bkl")
 
