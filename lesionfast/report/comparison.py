@@ -76,7 +76,7 @@ def comparison_table(comparison: Comparison) -> Table:
         f"{comparison.split}: {len(comparison.interpretations[0].rows)} images, the best run first",
         ["run", "balanced accuracy", "macro AUC, F1", "difference to the best"],
         note=f"in brackets: 95 % intervals of {comparison.resamples:,} resamples of the lesions, "
-        "the same for all runs\ntime: of the training\n"
+        "the same for all runs; time: of the training; "
         f"split sha256 {comparison.split_sha256[:12]}",
     )
     of_melanoma = {

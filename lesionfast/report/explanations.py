@@ -58,12 +58,12 @@ MAP = (
     "melanomas taken for nevi are ringed"
 )
 MAPS = (
-    "Grad-CAM: the part of the image that speaks for the decision; below each, what age and sex "
+    "Grad-CAM: the part of the image that supports the decision; below each, what the metadata "
     "add to its log-odds (integrated gradients)"
 )
 CAUTION = (
-    "A map shows what the model reacts to, not whether it is right. Its cells are coarse; compare "
-    "with the centred blob below where masks were given, and with the picture beside it."
+    "A map shows what the model reacts to, not whether it is right. Its cells are coarse: compare "
+    "it with the picture beside it and, where masks were given, with the centred blob below."
 )
 
 
@@ -74,7 +74,7 @@ def pictures(findings: Findings) -> Section:
 
 
 def attribution(findings: Findings) -> Section | None:
-    """Return what speaks for the decisions in the worst errors; it runs the model, if asked to."""
+    """Return the evidence for the decisions in the worst errors; it runs the model, if asked to."""
     if not findings.explain:
         return None
     from lesionfast.evaluation.attribution import compare_with_masks, explain_images
@@ -85,17 +85,17 @@ def attribution(findings: Findings) -> Section | None:
     if findings.masks:
         rows = findings.interpretation.rows
         explained = explain_images(findings.run, rows["image_id"].tolist(), rows["decision"])
-        found = compare_with_masks(explained, Path(findings.masks))
-        title = "How well the maps lie on the lesions of the masks"
-        tables = [Table.from_frame(found, title)]
+        overlap = compare_with_masks(explained, Path(findings.masks))
+        title = "Overlap of the maps with the lesion masks"
+        tables = [Table.from_frame(overlap, title)]
     shown = [Picture.from_file(file, MAPS) for file in files]
-    return Section("What speaks for a decision", [CAUTION], tables, shown)
+    return Section("Evidence for decisions", [CAUTION], tables, shown)
 
 
 def draw_attribution(
     interpretation: Interpretation, folder: Path, losses: int = 12, most: int = 24
 ) -> list[Path]:
-    """Draw what speaks for the decision in the top losses, and in melanomas taken for nevi.
+    """Draw the evidence for the decision in the top losses, and in melanomas taken for nevi.
 
     The second figure is left out if the run has no classes mel and nv. Images that can't be read
     are left out and counted. Raises `LesionfastError` for what `explain_images` does.
@@ -105,14 +105,14 @@ def draw_attribution(
     cases = {
         "top_losses": (
             interpretation.top_losses(losses),
-            "What spoke for the wrong decision: the highest losses",
+            "Evidence for the wrong decision: the highest losses",
             "there are no images",
         )
     }
     if interpretation.classes.costliest:
         cases["melanomas_taken_for_nevi"] = (
             interpretation.taken_for().head(most),
-            "What spoke for 'nevus' in melanomas taken for nevi",
+            "Evidence for 'nevus' in melanomas taken for nevi",
             "no melanoma was taken for a nevus",
         )
     shown = pd.concat([rows for rows, _, _ in cases.values()]).drop_duplicates("image_id")
@@ -141,7 +141,7 @@ def describe_maps(explanation: Explanation) -> str:
         f"smoothed; {PER_CENT}"
     )
     if min(height, width) < FEWEST_CELLS:
-        text += "\nso few cells show no place in a picture: train at a larger --size for that"
+        text += "\nso few cells locate nothing in a picture: train at a larger --size"
     columns = list(explanation.metadata) if explanation.metadata.to_numpy().any() else []
     if not columns:
         return text
