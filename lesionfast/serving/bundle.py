@@ -141,7 +141,7 @@ class Bundle:
         """Write model.json, with the SHA-256 of itself and of the files that are in the folder."""
         files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
         described = self.to_dict() | {"files": files}
-        write_json(folder / FILE, described | {"sha256": digest_of_description(described)})
+        write_json(folder / FILE, described | {"sha256": hash_description(described)})
 
     @classmethod
     def from_dict(cls, described: dict[str, Any], ood: OODScorer | None) -> "Bundle":
@@ -316,11 +316,8 @@ def check_list(path: Path, described: dict[str, Any]) -> None:
     files = described["files"] if isinstance(described["files"], dict) else {}
     needed = dict.fromkeys([WEIGHTS, *([OOD.file] if described.get("outliers") else []), *files])
     foreign = [name for name in files if name not in FILES]
-    unsigned = [
-        name
-        for name in needed
-        if not (isinstance(files.get(name), str) and DIGEST.match(files[name]))
-    ]
+    hashed = [name for name, value in files.items() if DIGEST.match(str(value))]
+    unsigned = [name for name in needed if name not in hashed or type(files[name]) is not str]
     if foreign or unsigned:
         problem = f"lists {foreign[0]!r}, which no export holds" if foreign else ""
         raise LesionfastError(
@@ -331,15 +328,15 @@ def check_list(path: Path, described: dict[str, Any]) -> None:
 
 def check_unchanged(path: Path, described: dict[str, Any]) -> None:
     """Raise `LesionfastError` if model.json was changed; earlier versions wrote no digest."""
-    if described.get("sha256", "") not in ("", digest_of_description(described)):
+    if described.get("sha256", "") not in ("", hash_description(described)):
         raise LesionfastError(
             f"{path} is not the file that was exported: its content does not match its SHA-256. "
             f"{COPY_AGAIN}"
         )
 
 
-def digest_of_description(described: dict[str, Any]) -> str:
-    """Return the SHA-256 of what model.json says, but for that line itself."""
+def hash_description(described: dict[str, Any]) -> str:
+    """Return the SHA-256 of model.json as values, without the line for it."""
     rest = {name: value for name, value in described.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 

@@ -254,7 +254,7 @@ class MetadataReader:
     def check(self, metadata: dict[str, Any]) -> None:
         """Raise `LesionfastError` for what a column can't have, and for what training never saw.
 
-        In a table, one image may have such a value; what a person types is a slip of the pen.
+        One image of a table may have such a value; a person who types it has made a mistake.
         """
         for learned in self.encoder.learned:
             value = metadata.get(learned["name"])

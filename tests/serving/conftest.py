@@ -10,7 +10,7 @@ import pytest
 from lesionfast.config import TrainConfig
 from lesionfast.data.split import load_dataset
 from lesionfast.runs import Run
-from lesionfast.serving.bundle import digest_of_description
+from lesionfast.serving.bundle import hash_description
 from lesionfast.serving.export import export
 
 
@@ -22,7 +22,7 @@ def change_description() -> Callable[[Path, Callable[[dict], object]], None]:
         file = folder / "model.json"
         told = json.loads(file.read_text("utf-8"))
         change(told)
-        file.write_text(json.dumps(told | {"sha256": digest_of_description(told)}), "utf-8")
+        file.write_text(json.dumps(told | {"sha256": hash_description(told)}), "utf-8")
 
     return apply
 
