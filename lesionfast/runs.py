@@ -165,7 +165,9 @@ class Run:
     @cached_property
     def model(self) -> dict[str, Any]:
         """Architecture, classes, preprocessing, training prior and decision rule."""
-        return self._json("model.json")
+        model = self._json("model.json")
+        earlier = model.get("arch") == "committee"  # what earlier versions called an ensemble
+        return model | {"arch": "ensemble"} if earlier else model
 
     @cached_property
     def classes(self) -> Classes:

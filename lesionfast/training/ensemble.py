@@ -24,7 +24,7 @@ from lesionfast.stats.metrics import as_prior, ratio, summarize
 
 logger = logging.getLogger("lesionfast")
 
-ARCH = "committee"  # as earlier versions wrote it
+ARCH = "ensemble"
 MEANS = ("arithmetic", "geometric")
 SMALLEST = np.finfo(np.float64).eps  # the smallest probability whose logarithm is taken
 TIMES = 3.0  # how much heavier a specialist's class is than in the base
@@ -215,7 +215,15 @@ def write(run: Run, members: Sequence[Run], model: dict[str, Any], votes: dict[s
     run.write_json("model.json", model | {"members": paths})
     packages = ("lesionfast", "numpy", "pandas", "scipy")
     run.write_json("environment.json", describe_software(*packages))
-    write_text(run.path / "log.txt", "\n".join(log_members(members, model)) + "\n")
+    lines = [
+        f"ensemble of {len(members)}: {model['mean']} mean of the probabilities, "
+        f"{model['footing']}; weights: {model['weights_from']}"
+    ]
+    lines += [
+        f"{w:.3f}  {member.path}" for w, member in zip(model["weights"], members, strict=True)
+    ]
+    logger.info("%s", "\n".join(lines))
+    write_text(run.path / "log.txt", "\n".join(lines) + "\n")
     run.write("split.csv", partial(shutil.copyfile, members[0].file("split.csv")))
     columns, tables = [f"p_{name}" for name in model["classes"]], []
     metrics = {
@@ -230,18 +238,6 @@ def write(run: Run, members: Sequence[Run], model: dict[str, Any], votes: dict[s
     table = pd.concat(tables, ignore_index=True)
     run.write("predictions.csv", partial(table.to_csv, index=False))
     run.write_json("metrics.json", metrics)
-
-
-def log_members(members: Sequence[Run], model: dict[str, Any]) -> list[str]:
-    """Log the members and their weights; return the lines."""
-    lines = [
-        f"ensemble of {len(members)}: {model['mean']} mean of the probabilities, "
-        f"{model['footing']}; weights: {model['weights_from']}"
-    ]
-    lines += [f"{w:.3f}  {run.path}" for w, run in zip(model["weights"], members, strict=True)]
-    for line in lines:
-        logger.info(line)
-    return lines
 
 
 def add_specialists(base: Sequence[Run], classes: str, root: str | Path = "runs") -> list[Run]:

@@ -1,6 +1,7 @@
 """An experiment: check its options, train, go on with an interrupted run, and predict again."""
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -237,6 +238,12 @@ def check_resumable(run: Run) -> None:
         raise LesionfastError(
             f"{run.path} stopped before its training began, so it can't be resumed. "
             f"Start it again: lesionfast train --config {run.path / 'config.json'}"
+        )
+    if members := run.model.get("members"):
+        paths = " ".join(os.path.normpath(run.path / member) for member in members)
+        raise LesionfastError(
+            f"{run.path} is an ensemble, so it has no training to resume. "
+            f"Make it again: lesionfast ensemble {paths}"
         )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from lesionfast.report.comparison import runs_table
 from lesionfast.report.metrics import training
 from lesionfast.runs import Run, list_runs, newest_run
 from lesionfast.stats.metrics import losses
-from lesionfast.training.ensemble import ARCH, average, best_weights, combine
+from lesionfast.training.ensemble import average, best_weights, combine
 
 EVEN = [1 / 7] * 7
 
@@ -123,7 +124,7 @@ def test_an_ensemble_is_a_run_like_any_other(members, tmp_path):
     assert training(Findings(read)) is None
     assert run.path in [each.path for each in Comparison.of([*members, run]).runs]
     nested = combine([run, members[2]], root)
-    assert nested.config.arch == ARCH
+    assert nested.config.arch == "ensemble"
 
 
 def test_an_ensemble_knows_the_melanoma_that_its_members_were_told(members, tmp_path):
@@ -150,7 +151,7 @@ def test_members_that_do_not_fit_are_refused(members, make_run, tmp_path):
     (members[1].path / "metrics.json").write_text(json.dumps(other))
     with pytest.raises(LesionfastError, match="different splits"):
         combine([members[0], Run(members[1].path)], tmp_path)
-    assert not [path for path in tmp_path.iterdir() if path.name.endswith(ARCH)]
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith("ensemble")]
 
 
 def test_an_ensemble_can_be_moved_with_its_members(members, tmp_path):
@@ -158,3 +159,11 @@ def test_an_ensemble_can_be_moved_with_its_members(members, tmp_path):
     moved = shutil.move(members[0].path.parent, tmp_path / "moved")
     run = Run(tmp_path / "moved" / run.path.name)
     assert all((run.path / each / "config.json").is_file() for each in run.model["members"]), moved
+
+
+def test_an_ensemble_of_an_earlier_version_is_called_so_too(members, tmp_path):
+    run = combine(members, tmp_path / "new")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "config.json").write_text(replace(run.config, arch="committee").to_json())
+    (tmp_path / "old" / "model.json").write_text(json.dumps(run.model | {"arch": "committee"}))
+    assert Run.open(tmp_path / "old").model == run.model

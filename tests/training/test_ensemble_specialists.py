@@ -45,6 +45,11 @@ def test_an_ensemble_is_neither_loaded_nor_resumed(base, ensemble):
         load_model(ensemble)
     with pytest.raises(LesionfastError, match="nothing is left to do"):
         resume(ensemble)
+    whole = (ensemble.path / "predictions.csv").read_text()
+    (ensemble.path / "predictions.csv").write_text("")
+    with pytest.raises(LesionfastError, match=f"Make it again: lesionfast ensemble .*{base.path}"):
+        resume(Run(ensemble.path))
+    (ensemble.path / "predictions.csv").write_text(whole)
 
 
 @needs_class_weight
