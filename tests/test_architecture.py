@@ -1,6 +1,7 @@
 """The imports point one way, every room is of a size to know, and what is named exists."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -177,12 +178,36 @@ def test_the_readme_is_short_and_starts_with_two_commands():
     assert links and all((ROOT / link).is_file() for link in links)
 
 
-def test_the_readme_imports_what_exists():
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
-    nodes = [node for block in blocks for node in ast.walk(ast.parse(block))]
+def python_of(path: Path) -> str:
+    """The Python in a script, a notebook or a Markdown file."""
+    text = path.read_text("utf-8")
+    if path.suffix == ".ipynb":
+        cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+        lines = [line for cell in cells for line in "".join(cell["source"]).splitlines()]
+        return "\n".join(line for line in lines if not line.startswith(("!", "%")))
+    return (
+        "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+        if path.suffix == ".md"
+        else text
+    )
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in NAMES_OPTIONS if path.suffix in (".py", ".md", ".ipynb")],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_what_is_imported_exists(path):
+    nodes = [node for node in ast.walk(ast.parse(python_of(path)))]
     for node in [node for node in nodes if isinstance(node, ast.ImportFrom)]:
-        source = (
-            (ROOT / (node.module or "").replace(".", "/")).with_suffix(".py").read_text("utf-8")
-        )
-        defined = {getattr(part, "name", None) for part in ast.parse(source).body}
-        assert {alias.name for alias in node.names} <= defined
+        if (node.module or "").startswith("lesionfast"):
+            file = ROOT / node.module.replace(".", "/")
+            file = file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
+            parts = ast.parse(file.read_text("utf-8")).body
+            defined = {getattr(part, "name", None) for part in parts}
+            defined |= {ast.unparse(t) for part in parts for t in getattr(part, "targets", [])}
+            defined |= {
+                ast.unparse(part.target) for part in parts if isinstance(part, ast.AnnAssign)
+            }
+            defined |= {module.stem for module in file.parent.iterdir()}
+            assert {alias.name for alias in node.names} <= defined, ast.unparse(node)

@@ -3,9 +3,9 @@
     python tests/bench/ablation.py --data HAM10000 --out ablation --seeds 3
 
 Each row changes one thing. All train on the same share of the training lesions and are scored on
-validation alone; test images are not read. The difference to the recipe is the mean over the
-seeds, its interval from a bootstrap over validation lesions and seeds. Several processes may work
-on one --out at a time; what is there already is not trained again.
+validation only; test images are not read. The difference to the recipe is the mean over the seeds,
+its interval comes from a bootstrap over validation lesions and seeds. Several processes may work on
+one --out at the same time; finished runs are not trained again.
 """
 
 import argparse
@@ -29,29 +29,29 @@ RECIPE = "the recipe, 1 view"
 ROWS: dict[str, dict] = {  # --tta 8 is a row, so that the others predict one view each
     RECIPE: {},
     "8 dihedral views": {"tta": 8},
-    "no mean of weights": {"ema": 0.0},
-    "no epochs of the head alone": {"unfreeze": "none"},
-    "the head kept when all learn": {"unfreeze": "two-step"},
-    "falling rates, 0.7 a stage": {"lr_decay": 0.7},
-    "half the rate": {"lr": TrainConfig.lr / 2},
-    "twice the rate": {"lr": TrainConfig.lr * 2},
+    "no EMA of the weights": {"ema": 0.0},
+    "no head-only epochs": {"unfreeze": "none"},
+    "head kept when all layers train": {"unfreeze": "two-step"},
+    "learning rates falling by 0.7 a stage": {"lr_decay": 0.7},
+    "half the learning rate": {"lr": TrainConfig.lr / 2},
+    "twice the learning rate": {"lr": TrainConfig.lr * 2},
     "label smoothing 0.1": {"label_smoothing": 0.1},
     "class weights": {"balance": "weights"},
     "logit adjustment": {"loss": "logit_adjusted"},
     "no augmentation": {"augment": "none"},
-    "augment dihedral": {"augment": "dihedral"},
-    "augment strong": {"augment": "strong"},
+    "dihedral augmentation": {"augment": "dihedral"},
+    "strong augmentation": {"augment": "strong"},
     "no age and sex": {"fusion": "none", "metadata": "none"},
     "gated fusion": {"fusion": "gated"},
     "max and mean pooling": {"pool": "concat"},
     "growing from half the size": {"start_size": 32},
-    "96 px": {"size": 96},
-    "128 px": {"size": 128},
+    "96 pixels": {"size": 96},
+    "128 pixels": {"size": 128},
 }
 
 
 def main() -> None:
-    """Train what is missing and print the table of what is there."""
+    """Train what is missing and print the table."""
     arguments = parse()
     logging.getLogger("lesionfast").setLevel(logging.ERROR)
     out = Path(arguments.out)
@@ -72,16 +72,18 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="folder of HAM10000 as downloaded")
     parser.add_argument("--out", required=True, help="folder of the runs")
-    parser.add_argument("--seeds", type=int, default=3, help="of weights and order of the batches")
-    parser.add_argument("--share", type=float, default=1.0, help="of the training lesions")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of weights and batch order")
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="share of the training lesions to use"
+    )
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=TrainConfig.epochs)
-    parser.add_argument("--rows", nargs="*", choices=list(ROWS), help="only these rows")
+    parser.add_argument("--rows", nargs="*", choices=list(ROWS), help="train only these rows")
     return parser.parse_args()
 
 
 def part_of(df: pd.DataFrame, share: float) -> pd.DataFrame:
-    """Return all of validation and a share of the training lesions of each class."""
+    """Return all validation rows, and a share of the training lesions of each class."""
     rng, train = np.random.default_rng(0), df[df["split"] == "train"]
     kept: list[str] = []
     for _, rows in train.groupby("target"):
@@ -109,7 +111,7 @@ def train_row(df: pd.DataFrame, config: TrainConfig, out: Path, name: str, seed:
 
 
 def table(out: Path, seeds: int) -> pd.DataFrame:
-    """Return of each row that has ended its validation figures and the difference to the recipe."""
+    """Return the validation metrics of each finished row, and its difference to the recipe."""
     ended = {
         name: [
             run for seed in range(1, seeds + 1) if (run := Run(out / folder(name, seed))).finished

@@ -3,8 +3,8 @@
     python tests/bench/many_predictions.py MODEL --data HAM10000 --images 10000
 
 MODEL is a run or an exported folder. The bare model and the prediction of a tenth of the images
-take turns; their shares' median counts. The files are taken again from the first where there are
-fewer than asked for. Memory is the peak of a process of its own, for a tenth and for all of them.
+take turns; the median share is reported. If there are fewer files than asked for, they are used
+again. Memory is the peak of a separate process, for a tenth of the images and for all of them.
 """
 
 import argparse
@@ -21,10 +21,10 @@ ROUNDS, PASSES = 10, 50
 def main() -> None:
     """Print the table, or with --only the peak memory of predicting so many images."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model")
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--only", type=int)
+    parser.add_argument("model", help="a run or an exported folder")
+    parser.add_argument("--data", required=True, help="folder of HAM10000 as downloaded")
+    parser.add_argument("--images", type=int, default=10_000, help="files to predict")
+    parser.add_argument("--only", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.only:
         list(map(len, prediction(given.model, given.data, given.only)))

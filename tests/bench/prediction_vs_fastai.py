@@ -27,7 +27,7 @@ TEST = 2  # the place of the test images among the loaders
 def main() -> None:
     """Print the images per second of both, and their ratio, round by round."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True)
+    parser.add_argument("--data", required=True, help="folder of HAM10000 as downloaded")
     parser.add_argument("--arch", default=TrainConfig.arch)
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()

@@ -48,14 +48,24 @@ def parse(description: str) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", required=True, help="folder of HAM10000 as downloaded")
-    parser.add_argument("--arch", default="tf_efficientnet_lite0", help="a timm name")
-    parser.add_argument("--weights", default="auto", help="'none': random ones, for speed alone")
+    parser.add_argument("--arch", default="tf_efficientnet_lite0", help="backbone: a timm name")
+    parser.add_argument(
+        "--weights", default="auto", help="'none' starts from random weights, to measure speed"
+    )
     parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--epochs", type=int, default=5, help="the first of the head alone")
+    parser.add_argument(
+        "--epochs", type=int, default=5, help="epochs; the first one trains the head alone"
+    )
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--limit", type=int, help="only so many lesions of each class, to try it")
-    parser.add_argument("--rounds", type=int, default=1, help="how often the systems take turns")
-    parser.add_argument("--same-time", action="store_true", help="lesionfast --budget as well")
+    parser.add_argument("--limit", type=int, help="use only this many lesions of each class")
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="rounds in which the systems take turns"
+    )
+    parser.add_argument(
+        "--same-time",
+        action="store_true",
+        help="also run lesionfast with the plain system's time as its budget",
+    )
     parser.add_argument("--json", action="store_true")
     for hidden in ("--system", "--folder", "--budget"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
@@ -151,7 +161,7 @@ def figures(
         "images per second, fit": trained / seconds["fit"],
         "images per second, all layers": 1 / seconds["image"],
         "images per second, prediction": len(test[1]) / seconds["predict"],
-        "processor time of all, s": processor,
+        "processor time of all processes, s": processor,
         "peak memory, GiB": own.ru_maxrss / 2**20,
     }
 
