@@ -34,9 +34,9 @@ class TrainingInterrupted(LesionfastError):
     """The user stopped a training; the message says how to go on."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return `" Did you mean 'x'?"` for the known name nearest to `name`, else an empty string."""
-    lowered = {each.lower(): each for each in known}
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """Return `" Did you mean 'x'?"` for the choice nearest to `name`, else an empty string."""
+    lowered = {choice.lower(): choice for choice in choices}
     matches = get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
     return f" Did you mean '{lowered[matches[0]]}'?" if matches else ""
 

@@ -11,8 +11,9 @@ Builder = TypeVar("Builder", bound=Callable[..., Any])
 class Registry(Mapping[str, Callable[..., Any]]):
     """A mapping of names to builders, filled by the `register` decorator.
 
-    `kind` is the singular noun used in errors, `option` the CLI option that takes a name.
-    Looking up an unknown name raises a `LesionfastError` that lists the known ones.
+    `kind` is the singular noun used in errors, `option` the CLI option that takes a name. A second
+    registration replaces the first. Looking up a name that is not registered raises a
+    `LesionfastError` that lists those that are.
     """
 
     def __init__(self, kind: str, option: str) -> None:
@@ -23,7 +24,6 @@ class Registry(Mapping[str, Callable[..., Any]]):
         """Return a decorator that files a function or class under `name`."""
 
         def file(builder: Builder) -> Builder:
-            assert name not in self._builders, f"{self.kind} '{name}' is registered twice"
             assert builder.__doc__, f"{self.kind} '{name}' has no docstring to list"
             self._builders[name] = builder
             return builder
@@ -34,7 +34,7 @@ class Registry(Mapping[str, Callable[..., Any]]):
         if name not in self._builders:
             raise LesionfastError(
                 f"there is no {self.kind} '{name}'.{did_you_mean(name, self)} "
-                f"Known: {', '.join(self)}. Choose one with {self.option}."
+                f"Choose one with {self.option}: {', '.join(self)}."
             )
         return self._builders[name]
 

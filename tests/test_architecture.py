@@ -134,7 +134,7 @@ def options() -> set[str]:
         for parameter in command.params:
             found |= {*parameter.opts, *parameter.secondary_opts}
     for script in (ROOT / "tests" / "bench").glob("*.py"):
-        found |= set(re.findall(rf'add_argument\("({OPTION})"', script.read_text("utf-8")))
+        found |= set(re.findall(rf'add_argument\(\s*"({OPTION})"', script.read_text("utf-8")))
     return found | OPTIONS_OF_OTHERS
 
 
