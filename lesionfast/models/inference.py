@@ -51,8 +51,13 @@ class TorchEngine:
 
         `pixels` are uint8 (n, size, size, 3), `metadata` float32 (n, width).
         """
-        (probabilities,), features = self.run(pixels, np.arange(len(pixels)), metadata)
-        return probabilities, features
+        rows, probabilities, features = np.arange(len(pixels)), [], []
+        # batch by batch, as the last bits of a mean depend on how many rows are averaged at once
+        for part in batch_slices(len(rows), self.device):
+            (found,), first = self.run(pixels, rows[part], metadata[part])
+            probabilities.append(found)
+            features.append(first)
+        return np.concatenate(probabilities), np.concatenate(features)
 
     def run(
         self, pixels: np.ndarray, rows: np.ndarray, *metadata: np.ndarray
@@ -61,21 +66,15 @@ class TorchEngine:
 
         The images are the `rows` (n,) of pixels uint8 (N, size, size, 3).
         """
-        batches = self.batches(pixels, rows, metadata)
+        batches = (
+            tuple(map(torch.from_numpy, (pixels[rows[part]], *(m[part] for m in metadata))))
+            for part in batch_slices(len(rows), self.device)
+        )
         if self.device.type == "cuda":
             batches = read_ahead(copy_batch(batch, self.device) for batch in batches)
         found, features = zip(*(self.look(*batch) for batch in batches), strict=True)
         tables = [torch.cat(views, dim=1) for views in zip(*found, strict=True)]
         return [views.mean(dim=0).numpy() for views in tables], np.concatenate(features)
-
-    def batches(
-        self, pixels: np.ndarray, rows: np.ndarray, metadata: tuple[np.ndarray, ...]
-    ) -> Iterator[tuple[Tensor, ...]]:
-        """Yield pixels uint8 (B, size, size, 3) and their metadata, as many as fit at once."""
-        size = images_at_once(self.device)
-        for start in range(0, len(rows), size):
-            part = slice(start, start + size)
-            yield tuple(map(torch.from_numpy, (pixels[rows[part]], *(m[part] for m in metadata))))
 
     @torch.inference_mode()
     def look(self, pixels: Tensor, *metadata: Tensor) -> tuple[list[Tensor], np.ndarray]:
@@ -93,6 +92,12 @@ class TorchEngine:
             found.append([each.float().softmax(dim=-1).cpu() for each in logits])
             first = features.float().cpu().numpy() if first is None else first
         return [torch.stack(views) for views in zip(*found, strict=True)], first
+
+
+def batch_slices(n: int, device: torch.device) -> list[slice]:
+    """Return slices that cut n images into batches of as many as a device should run at once."""
+    size = images_at_once(device)
+    return [slice(start, start + size) for start in range(0, n, size)]
 
 
 def as_images(pixels: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
