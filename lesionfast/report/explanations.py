@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from lesionfast.evaluation.attribution import Explanation
+    from lesionfast.evaluation.explain import Explanation
 
 COLUMNS = 3
 CELL = (4.3, 3.05)  # inches of a picture and its map, with the caption
@@ -77,7 +77,8 @@ def attribution(findings: Findings) -> Section | None:
     """Return the evidence for the decisions in the worst errors; it runs the model, if asked to."""
     if not findings.explain:
         return None
-    from lesionfast.evaluation.attribution import compare_with_masks, explain_images
+    from lesionfast.evaluation.explain import explain_images
+    from lesionfast.evaluation.masks import compare_with_masks
 
     files = draw_attribution(findings.interpretation, findings.folder)
     findings.files |= {file.stem: file for file in files}
@@ -100,7 +101,7 @@ def draw_attribution(
     The second figure is left out if the run has no classes mel and nv. Images that can't be read
     are left out and counted. Raises `LesionfastError` for what `explain_images` does.
     """
-    from lesionfast.evaluation.attribution import explain_images
+    from lesionfast.evaluation.explain import explain_images
 
     cases = {
         "top_losses": (
@@ -124,7 +125,7 @@ def draw_attribution(
         if rows.empty:
             figure = draw_words(title, subtitle(interpretation), nothing)
         else:
-            chosen = explanation.of(rows["image_id"].tolist())
+            chosen = explanation.select(rows["image_id"].tolist())
             left_out = f", {chosen.bad} more that can't be read left out" if chosen.bad else ""
             text = subtitle(interpretation, f"{len(chosen.rows)} shown{left_out}")
             figure = draw_maps(chosen, rows, title, f"{text}\n{describe_maps(chosen)}")
@@ -171,7 +172,7 @@ def draw_maps(explanation: Explanation, rows: pd.DataFrame, title: str, subtitle
             axis.set_axis_off()
             continue
         row = captions.loc[explanation.rows["image_id"].iloc[i]]
-        added = explanation.told(i) if explanation.metadata.to_numpy().any() else []
+        added = explanation.describe(i) if explanation.metadata.to_numpy().any() else []
         text = "\n".join([decision_caption(row), *added])
         draw_pair(axis, pictures[i], explanation.maps[i])
         axis.set_title(str(row.name), loc="left", fontsize=7.5, color=GREY, pad=3)

@@ -100,7 +100,7 @@ class Service:
             raise LesionfastError("No heat map: an ONNX file has no gradients.")
         import torch
 
-        from lesionfast.evaluation.attribution import grad_cam
+        from lesionfast.evaluation.explain import grad_cam
         from lesionfast.models.inference import as_images
 
         engine, reader = self.predictor.engine, self.predictor.metadata

@@ -10,7 +10,7 @@ from PIL import Image
 from lesionfast.data import sample
 from lesionfast.data.images import fit_square
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.attribution import (
+from lesionfast.evaluation.masks import (
     centred_blob,
     compare_with_masks,
     pointing_game,
@@ -127,12 +127,12 @@ def test_missing_broken_and_empty_masks_are_counted(tmp_path, caplog):
     names = ["broken", "good", "empty", "missing"]
     masks, bad = read_masks(tmp_path, names, SIZE, "crop")
     assert list(masks) == ["good"] and masks["good"].sum() == disc(12, 12, 6).sum()
-    assert bad["empty"] == "no lesion is in it" and bad["missing"] == "there is no file"
+    assert bad["empty"] == "it shows no lesion" and bad["missing"] == "there is no file"
     assert "can't be read" in bad["broken"]
     maps = np.stack([disc(12, 12, 3), disc(12, 12, 3), disc(2, 2, 3), disc(2, 2, 3)]).astype(float)
     table = compare_with_masks(explain(maps, names, names), tmp_path)
     assert table.iloc[0]["n"] == 1 and table.iloc[0]["value"] == 1
-    assert "3 of 4 images have no mask" in caplog.text
+    assert "3 of 4 images have no usable mask" in caplog.text
 
 
 def test_no_masks_at_all_say_what_to_name(tmp_path):

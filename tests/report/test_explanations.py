@@ -11,7 +11,7 @@ from sklearn.neighbors import NearestNeighbors
 from lesionfast.config import TrainConfig
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.attribution import explain_images
+from lesionfast.evaluation.explain import explain_images
 from lesionfast.evaluation.features import write_features
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.report import explanations

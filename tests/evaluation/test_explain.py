@@ -14,14 +14,13 @@ from lesionfast.data.encoder import MetadataEncoder
 from lesionfast.data.images import open_images
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.attribution import (
+from lesionfast.evaluation.explain import (
     attribute_metadata,
-    columns_of,
+    describe_effect,
     explain_images,
     grad_cam,
-    in_words,
     log_odds,
-    per_column,
+    split_columns,
 )
 from lesionfast.models.backbones import create_backbone
 from lesionfast.models.fusion import FusionModel, fusions, load_model
@@ -165,15 +164,15 @@ def test_log_odds_are_those_of_the_softmax():
 def test_columns_are_told_apart_even_with_a_category_called_missing():
     df = pd.DataFrame({"age": [30.0, None, 60.0], "site": ["missing", "back", None]})
     encoder = MetadataEncoder(["age", "site"]).fit(df)
-    assert [each.width for each in columns_of(encoder).values()] == [2, 3]
-    table = per_column(encoder, np.arange(10).reshape(2, 5))
-    assert table.to_dict("list") == {"age": [1, 11], "site": [9, 24]}
+    parts = split_columns(encoder, np.arange(10).reshape(2, 5))
+    sums = {name: part.sum(axis=1).tolist() for name, part in parts.items()}
+    assert sums == {"age": [1, 11], "site": [9, 24]}
 
 
 def test_amounts_are_put_into_words():
-    assert in_words("age 70", 0.84, "mel") == "age 70: +0.8 towards mel"
-    assert in_words("male", -0.26, "nv") == "male: 0.3 against nv"
-    assert in_words("male", -0.04, "nv") == "male: no effect on nv"
+    assert describe_effect("age 70", 0.84, "mel") == "age 70: +0.8 towards mel"
+    assert describe_effect("male", -0.26, "nv") == "male: 0.3 against nv"
+    assert describe_effect("male", -0.04, "nv") == "male: no effect on nv"
 
 
 def test_a_run_is_explained_as_it_predicts(run, explanation, inputs):
@@ -187,15 +186,15 @@ def test_a_run_is_explained_as_it_predicts(run, explanation, inputs):
     expected = [f"age {age:g}" for age in rows["age"][known]]
     assert explanation.words["age"][known].tolist() == expected
     assert set(explanation.words["age"][~known]) <= {"age unknown"}
-    assert explanation.told(0)[0].startswith(explanation.words["age"][0])
+    assert explanation.describe(0)[0].startswith(explanation.words["age"][0])
 
 
 def test_some_of_the_images_are_taken_out_in_order(explanation):
     names = explanation.rows["image_id"].tolist()
-    some = explanation.of([names[5], "nowhere", names[2]])
+    some = explanation.select([names[5], "nowhere", names[2]])
     assert some.rows["image_id"].tolist() == [names[5], names[2]] and some.bad == 1
     np.testing.assert_array_equal(some.maps[1], explanation.maps[2])
-    assert some.told(0) == explanation.told(5)
+    assert some.describe(0) == explanation.describe(5)
 
 
 def test_a_map_for_another_class_is_another_map(run, explanation):
@@ -271,20 +270,20 @@ def test_deleting_the_hottest_pixels_hurts_more_than_deleting_random_ones(run, e
 
 def test_unknown_images_and_classes_say_what_to_type(run):
     name = run.predictions["image_id"].iloc[0]
-    with pytest.raises(LesionfastError, match="no image 'SYNTH_0'.*Name one as SYNTH"):
+    with pytest.raises(LesionfastError, match="no image 'SYNTH_0'.*Type an image id such as SYNTH"):
         explain_images(run, ["SYNTH_0"])
     with pytest.raises(LesionfastError, match="no class 'mell'. Did you mean 'mel'.*Name one of"):
         explain_images(run, [name], "mell")
 
 
 def test_unreadable_images_are_left_out_and_counted(run, monkeypatch, tmp_path, caplog):
-    from lesionfast.evaluation import attribution
+    from lesionfast.evaluation import explain
 
     df = load_dataset(CONFIG, split=run.path / "split.csv")
     names = run.predictions["image_id"].tolist()[:3]
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     df.loc[df["image_id"] == names[1], "path"] = str(tmp_path / "broken.jpg")
-    monkeypatch.setattr(attribution, "load_dataset", lambda *_, **__: df)
+    monkeypatch.setattr(explain, "load_dataset", lambda *_, **__: df)
     found = explain_images(run, names, ["mel", "nv", "bcc"])
     assert found.rows["image_id"].tolist() == [names[0], names[2]]
     assert found.targets == ["mel", "bcc"] and found.bad == 1

@@ -1,0 +1,236 @@
+"""Explanations: heat maps over the image, and what age, sex and site add to a decision."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import torch
+from captum.attr import IntegratedGradients, LayerGradCam
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from lesionfast.data.encoder import MetadataEncoder, name_value
+from lesionfast.data.images import open_images
+from lesionfast.data.split import load_dataset
+from lesionfast.errors import LesionfastError, did_you_mean
+from lesionfast.models.fusion import FusionModel, load_model
+from lesionfast.models.inference import as_images, in_eval_mode
+from lesionfast.runs import Run
+
+logger = logging.getLogger("lesionfast")
+
+BATCH = 16  # images at once: their gradients are kept in memory
+STEPS = 256  # points of the integral: networks of ReLUs have kinks
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Why a model gives `targets` to images.
+
+    `rows` has one row an image, as the dataset does; `maps` float32 (n, H, W) in 0..1 over what
+    the model saw of it; `metadata` (n, columns) what each column adds to the log-odds of the
+    target, and `words` (n, columns) the value that it had. `cells` are the rows and columns of the
+    feature map that the maps are made of; `bad` counts images that can't be read.
+    """
+
+    run: Run
+    rows: pd.DataFrame
+    targets: list[str]
+    maps: np.ndarray
+    metadata: pd.DataFrame
+    words: pd.DataFrame
+    cells: tuple[int, int]
+    bad: int = 0
+
+    def select(self, image_ids: Sequence[str]) -> "Explanation":
+        """Return this of some of its images, in their order; `bad` counts those that it lacks."""
+        places = pd.Index(self.rows["image_id"]).get_indexer(list(image_ids))
+        kept = places[places >= 0]
+        tables = {"rows": self.rows, "metadata": self.metadata, "words": self.words}
+        parts = {name: table.iloc[kept].reset_index(drop=True) for name, table in tables.items()}
+        targets, bad = [self.targets[i] for i in kept], len(places) - len(kept)
+        return replace(self, targets=targets, maps=self.maps[kept], bad=bad, **parts)
+
+    def describe(self, place: int) -> list[str]:
+        """Return what each column adds for one image: "age 70: +0.8 towards mel"."""
+        values, amounts = self.words.iloc[place], self.metadata.iloc[place]
+        target = self.targets[place]
+        return [describe_effect(values[name], amounts[name], target) for name in self.metadata]
+
+
+def describe_effect(value: str, amount: float, target: str) -> str:
+    """Return "age 70: +0.8 towards mel", "male: 0.3 against mel" or "male: no effect on mel"."""
+    size = f"{abs(amount):.1f}"
+    if size == "0.0":
+        return f"{value}: no effect on {target}"
+    towards = f"+{size} towards" if amount > 0 else f"{size} against"
+    return f"{value}: {towards} {target}"
+
+
+def explain_images(
+    run: Run, image_ids: Sequence[str], targets: str | Sequence[str] | None = None
+) -> Explanation:
+    """Return what the model of a run looks at in images of its dataset, without `tta`.
+
+    `targets` is the class to explain, one for all or one an image; by default the most probable
+    one. Metadata are compared with the mean of the training images. Raises `LesionfastError` for an
+    unknown image or class, an ensemble, and a model without a backbone.
+    """
+    model, classes = load_model(run), run.classes
+    require_image(model)
+    df = load_dataset(run.config, split=run.file("split.csv"))
+    encoder = MetadataEncoder.from_run(run)
+    rows, names = find_rows(df, image_ids), None
+    if targets is not None:
+        names = [targets] * len(rows) if isinstance(targets, str) else list(targets)
+    images, good = read_images(rows, run.model["size"], run.model["resize"])
+    rows, bad = rows.iloc[good].reset_index(drop=True), len(rows) - len(good)
+    metadata = torch.from_numpy(encoder.transform(rows))
+    codes = choose_targets(model, images, metadata, names and [names[i] for i in good], classes)
+    train = torch.from_numpy(encoder.transform(df[df["split"] == "train"])).mean(dim=0)
+    amounts = attribute_metadata(model, images, metadata, codes, train).numpy()
+    with torch.inference_mode():
+        cells = model.backbone(torch.zeros(1, *images.shape[1:])).shape[-2:]
+    return Explanation(
+        run,
+        rows,
+        [classes[code] for code in codes],
+        grad_cam(model, images, metadata, codes).numpy(),
+        pd.DataFrame({n: part.sum(axis=1) for n, part in split_columns(encoder, amounts).items()}),
+        name_values(encoder, metadata.numpy()),
+        tuple(cells),
+        bad,
+    )
+
+
+def require_image(model: FusionModel) -> None:
+    """Raise `LesionfastError` for a model without a backbone."""
+    if model.backbone is None:
+        raise LesionfastError(
+            "a model of metadata alone (fusion 'metadata') has no image to draw a map of. "
+            "Name a run with another --fusion."
+        )
+
+
+def find_rows(df: pd.DataFrame, image_ids: Sequence[str]) -> pd.DataFrame:
+    """Return the rows of image ids, in their order; raises `LesionfastError` for an unknown one."""
+    places = df.set_index("image_id").index.get_indexer(list(image_ids))
+    if (places < 0).any():
+        name = list(image_ids)[int(np.flatnonzero(places < 0)[0])]
+        raise LesionfastError(
+            f"there is no image '{name}' in this dataset.{did_you_mean(name, df['image_id'])} "
+            f"Type an image id such as {df['image_id'].iloc[0]}."
+        )
+    return df.iloc[places].reset_index(drop=True)
+
+
+def read_images(rows: pd.DataFrame, size: int, resize: str) -> tuple[Tensor, np.ndarray]:
+    """Return the images (n, 3, size, size) of rows as the model takes them, and which were read.
+
+    Nothing goes to the cache. A warning counts those that can't be read.
+    """
+    paths = rows["path"].tolist()
+    opened = open_images(paths, size, resize=resize, cache=False, skip_bad=True, report=False)
+    good = np.setdiff1d(np.arange(len(rows)), list(opened.bad))
+    if opened.bad:
+        reason, count = next(iter(opened.bad.values())), len(opened.bad)
+        logger.warning("%d of %d images can't be explained: %s", count, len(rows), reason)
+    return as_images(opened.pixels[good]), good
+
+
+def choose_targets(
+    model: FusionModel,
+    images: Tensor,
+    metadata: Tensor,
+    names: Sequence[str] | None,
+    classes: Sequence[str],
+) -> Tensor:
+    """Return the class numbers (n,) of names, by default of the most probable classes."""
+    if names is None:
+        with torch.inference_mode():
+            codes = [model(*part).argmax(dim=1) for part in batches(images, metadata)]
+        return torch.cat(codes) if codes else torch.zeros(0, dtype=torch.long)
+    unknown = [name for name in names if name not in classes]
+    if unknown:
+        raise LesionfastError(
+            f"there is no class '{unknown[0]}'.{did_you_mean(unknown[0], classes)} "
+            f"Name one of: {', '.join(classes)}."
+        )
+    return torch.tensor([list(classes).index(name) for name in names], dtype=torch.long)
+
+
+def batches(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the rows of tensors, a few at a time."""
+    return zip(*(tensor.split(BATCH) for tensor in tensors), strict=True)
+
+
+def grad_cam(model: FusionModel, images: Tensor, metadata: Tensor, targets: Tensor) -> Tensor:
+    """Return where the image speaks for the targets: float32 (n, H, W), each map 0..1.
+
+    Images are (n, 3, H, W) in 0..1, metadata (n, width), targets (n,) class numbers. The map is
+    that of the last feature map, whatever the backbone's family and the pooling, upsampled and
+    divided by its largest value (Selvaraju et al. 2017, arXiv:1610.02391, eq. 1 and 2). Where
+    nothing speaks for the target it is 0 everywhere. Raises `LesionfastError` without a backbone.
+    """
+    require_image(model)
+    cam, maps = LayerGradCam(model.scores, model.backbone), []
+    with in_eval_mode(model):
+        for *inputs, target in batches(images, metadata, targets):
+            heat = cam.attribute(tuple(inputs), target=target, relu_attributions=True)
+            heat = interpolate(heat.detach().float(), images.shape[-2:], mode="bilinear")[:, 0]
+            maps.append(heat / heat.amax((1, 2), keepdim=True).clamp_min(1e-12))
+    return torch.cat(maps) if maps else images.new_zeros(0, *images.shape[-2:])
+
+
+def attribute_metadata(
+    model: FusionModel, images: Tensor, metadata: Tensor, targets: Tensor, baseline: Tensor
+) -> Tensor:
+    """Return what each number of the metadata adds to the log-odds of the targets, (n, width).
+
+    Integrated gradients from `baseline` (width,) to the metadata (n, width), with the image fixed;
+    the sum over a row is the difference in log-odds (Sundararajan et al. 2017, arXiv:1703.01365,
+    eq. 1 and proposition 1). All 0 where the model does not use metadata.
+    """
+    if model.fusion.width == model.n_features and not list(model.fusion.parameters()):
+        return torch.zeros_like(metadata)
+
+    def odds(numbers: Tensor, features: Tensor, target: Tensor) -> Tensor:
+        return log_odds(model.classify(features, numbers), target)
+
+    method, parts = IntegratedGradients(odds), []
+    with in_eval_mode(model):
+        for pixels, numbers, target in batches(images, metadata, targets):
+            with torch.no_grad():
+                features = model.features(pixels)
+            start = baseline.expand_as(numbers).contiguous()
+            more = (features, target)
+            amounts = method.attribute(numbers, start, additional_forward_args=more, n_steps=STEPS)
+            parts.append(amounts.detach().float())
+    return torch.cat(parts) if parts else torch.zeros_like(metadata)
+
+
+def log_odds(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return log(p / (1 - p)) of the targets (n,) from logits (n, k)."""
+    is_target = torch.nn.functional.one_hot(targets, logits.shape[1]).bool()
+    others = logits.masked_fill(is_target, -torch.inf)
+    return logits[is_target] - others.logsumexp(dim=1)
+
+
+def split_columns(encoder: MetadataEncoder, vectors: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the part of vectors (n, width) that is of each metadata column."""
+    parts = np.split(vectors, encoder.indicators + 1, axis=1)[:-1]
+    return dict(zip(encoder.columns, parts, strict=True))
+
+
+def name_values(encoder: MetadataEncoder, vectors: np.ndarray) -> pd.DataFrame:
+    """Return the values of encoded rows (n, width) in words: "age 70", "male"."""
+    parts = split_columns(encoder, vectors)
+    return pd.DataFrame(
+        {
+            column["name"]: [name_value(column, row) for row in parts[column["name"]]]
+            for column in encoder.learned
+        },
+        index=range(len(vectors)),
+    )
