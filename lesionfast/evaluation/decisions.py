@@ -53,7 +53,11 @@ class Kept(Generic[Value]):
 
     def fit(self, valid: Interpretation, **options: Any) -> Value:
         """Return it, fitted; raises `LesionfastError` for another split than validation."""
-        require_validation(valid, self.name)
+        if valid.split != "valid":
+            raise LesionfastError(
+                f"fit the {self.name} on the split 'valid'; found '{valid.split}'. "
+                "Pass Interpretation.of(run, 'valid')."
+            )
         return self.fit_on(valid, **options)
 
     def write(self, run: Run, value: Value) -> Path:
@@ -186,45 +190,45 @@ NUMBERS = dict.fromkeys(("level", "threshold", "sensitivity", "specificity"), fl
 POINTS = Kept(
     "operating point",
     "operating.json",
-    choose_operating_points,
-    {"points": [{"of": str, "goal": str, **NUMBERS}]},
-    lambda points, images: {"points": [asdict(point) for point in points]},
-    lambda content: [OperatingPoint(**point) for point in content["points"]],
+    fit_on=choose_operating_points,
+    shape={"points": [{"of": str, "goal": str, **NUMBERS}]},
+    to_json=lambda points, images: {"points": [asdict(point) for point in points]},
+    from_json=lambda content: [OperatingPoint(**point) for point in content["points"]],
 )
 CALIBRATION = Kept(
     "calibration",
     "calibration.json",
-    fit_calibration,
-    (
+    fit_on=fit_calibration,
+    shape=(
         {"classes": [str], "method": "none"},
         {"classes": [str], "method": "temperature", "parameters": {"temperature": float}},
         linear("vector", [float]),
         linear("dirichlet", [[float]]),
     ),
-    as_json,
-    lambda content: from_fields(Calibrator, content),
+    to_json=as_json,
+    from_json=lambda content: from_fields(Calibrator, content),
 )
 SETS = Kept(
     "prediction set",
     "conformal.json",
-    fit_sets,
-    {
+    fit_on=fit_sets,
+    shape={
         "coverage": float,
         "classes": [str],
         "marginal": (float, None),
         "by_class": [(float, None)],
         "lesions": [int],
     },
-    lambda sets, images: as_json(sets, images) | {"unbounded": sets.unbounded},
-    Conformal.from_dict,
+    to_json=lambda sets, images: as_json(sets, images) | {"unbounded": sets.unbounded},
+    from_json=Conformal.from_dict,
 )
 REFERRAL = Kept(
     "referral",
     "referral.json",
-    fit_referral_threshold,
-    {"share": float, "threshold": float, "rule": str, "classes": [str]},
-    as_json,
-    lambda content: from_fields(Referral, content),
+    fit_on=fit_referral_threshold,
+    shape={"share": float, "threshold": float, "rule": str, "classes": [str]},
+    to_json=as_json,
+    from_json=lambda content: from_fields(Referral, content),
 )
 OOD = KeptScorer("OOD score", "outliers.safetensors", fit_ood)
 KEPT = {kept.file: kept for kept in (POINTS, CALIBRATION, SETS, REFERRAL, OOD)}
@@ -334,15 +338,6 @@ def warn_not_kept(folder: Path, problem: str) -> None:
             "%s What was fitted on validation is used but not kept: the next command fits it "
             "again.",
             problem,
-        )
-
-
-def require_validation(valid: Interpretation, name: str) -> None:
-    """Raise `LesionfastError` unless the split is validation: nothing is fitted on test."""
-    if valid.split != "valid":
-        raise LesionfastError(
-            f"fit the {name} on the split 'valid'; found '{valid.split}'. "
-            "Pass Interpretation.of(run, 'valid')."
         )
 
 

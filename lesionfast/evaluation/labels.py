@@ -165,9 +165,9 @@ def disagreeing_duplicates(
     }
     if pairs is not None:
         require_pairs(pairs)
-        known = pairs[pairs["image_a"].isin(positions) & pairs["image_b"].isin(positions)]
-        logger.info("near-duplicates: %d of %d pairs are predicted", len(known), len(pairs))
-        for a, b in zip(known["image_a"], known["image_b"], strict=True):
+        seen = pairs[pairs["image_a"].isin(positions) & pairs["image_b"].isin(positions)]
+        logger.info("near-duplicates: %d of %d pairs are predicted", len(seen), len(pairs))
+        for a, b in zip(seen["image_a"], seen["image_b"], strict=True):
             kinds.setdefault(tuple(sorted((positions[a], positions[b]))), NEAR_DUPLICATE)
     decision = rows["decision"].to_numpy()
     lines = []

@@ -1,7 +1,7 @@
 """Temperature, vector and Dirichlet scaling: a linear map of log-probabilities. SciPy alone."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from hashlib import sha256
 from typing import Any
@@ -53,16 +53,6 @@ class Calibrator:
         weight = np.asarray(self.parameters["weight"], np.float64)
         weight = np.diag(weight) if self.method == "vector" else weight
         return weight, np.asarray(self.parameters["bias"], np.float64)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON-safe values."""
-        return asdict(self) | {"classes": list(self.classes)}
-
-    @classmethod
-    def from_dict(cls, found: dict[str, Any]) -> "Calibrator":
-        """Return what `to_dict` told."""
-        check_method(found["method"])
-        return cls(**(found | {"classes": tuple(found["classes"])}))
 
 
 def check_method(method: str, more: tuple[str, ...] = ()) -> None:
