@@ -184,8 +184,9 @@ class ApplyObjective(Borrowing):
         self.loss, self.valid_loss, self.priors, self.defer = loss, valid_loss, priors, defer
         self.weights = loss.weight, valid_loss.weight
 
-    def before_epoch(self) -> None:
-        self.set_epoch(self.epoch)
+    def before_train(self) -> None:
+        self.set_epoch(self.epoch)  # not before_epoch, which fastai calls for predictions as well
+        self.learn.loss_func = self.loss
 
     def set_epoch(self, epoch: int) -> None:
         """Set class weights, what the model undoes and the prior, as they are in an epoch."""
@@ -196,9 +197,6 @@ class ApplyObjective(Borrowing):
         self.model.posterior.set_undo(self.loss.undo())
         self.model.posterior.to(self.dls.device)
         self.learn.prior = self.priors[self.loss.weight is not None]
-
-    def before_train(self) -> None:
-        self.learn.loss_func = self.loss
 
     def before_validate(self) -> None:
         self.learn.loss_func = self.valid_loss.to(self.dls.device)
