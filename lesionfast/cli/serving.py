@@ -79,7 +79,7 @@ def read_metadata(typed: list[str]) -> dict[str, str]:
 RunFolder = argument(Path, "A run.")
 ModelFolder = option(Path, "New folder for the model.")
 Onnx = option(bool, "Write model.onnx too.", "--onnx")
-Int8 = option(bool, "Write an 8-bit model.onnx too, and measure what that costs.", "--int8")
+Int8 = option(bool, "Write an 8-bit model.onnx too, and measure its loss.", "--int8")
 
 
 @app.command(rich_help_panel=USE)

@@ -205,9 +205,9 @@ def ablate(
 ) -> None:
     """Measure what age and sex add to a run.
 
-    Trains it again on images alone and on metadata alone, with the same split and
-    seed, and predicts with all metadata missing. Repeat the command after an
-    interruption.
+    The run is trained again on images alone and on metadata alone, with the same
+    split and seed, and predicts with all metadata missing. Repeat the command
+    after an interruption.
 
     Example: lesionfast ablate runs/20260102-030405-densenet121
     """
