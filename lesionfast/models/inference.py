@@ -54,8 +54,8 @@ class TorchEngine:
         rows, probabilities, features = np.arange(len(pixels)), [], []
         # batch by batch, as the last bits of a mean depend on how many rows are averaged at once
         for part in batch_slices(len(rows), self.device):
-            (found,), first = self.run(pixels, rows[part], metadata[part])
-            probabilities.append(found)
+            (batch,), first = self.run(pixels, rows[part], metadata[part])
+            probabilities.append(batch)
             features.append(first)
         return np.concatenate(probabilities), np.concatenate(features)
 
@@ -72,26 +72,26 @@ class TorchEngine:
         )
         if self.device.type == "cuda":
             batches = read_ahead(copy_batch(batch, self.device) for batch in batches)
-        found, features = zip(*(self.look(*batch) for batch in batches), strict=True)
-        tables = [torch.cat(views, dim=1) for views in zip(*found, strict=True)]
+        probabilities, features = zip(*(self.look(*batch) for batch in batches), strict=True)
+        tables = [torch.cat(views, dim=1) for views in zip(*probabilities, strict=True)]
         return [views.mean(dim=0).numpy() for views in tables], np.concatenate(features)
 
     @torch.inference_mode()
     def look(self, pixels: Tensor, *metadata: Tensor) -> tuple[list[Tensor], np.ndarray]:
         """Return probabilities (views, B, k) with each metadata, and features of the first view."""
         image = as_images(pixels, self.device)
-        metadata = [each.to(self.device) for each in metadata]
+        tables = [table.to(self.device) for table in metadata]
         if self.fast is None:
-            self.fast = for_inference(self.model, image, metadata[0], precision=self.precision)
-        found, first = [], None
+            self.fast = for_inference(self.model, image, tables[0], precision=self.precision)
+        probabilities, first = [], None
         for view in range(self.views):
             turned = turn(image, torch.full((len(image),), view)) if view else image
             with autocast(self.precision, self.device):
                 features = self.fast.features(turned)
-                logits = [self.fast.classify(features, each) for each in metadata]
-            found.append([each.float().softmax(dim=-1).cpu() for each in logits])
+                outputs = [self.fast.classify(features, table) for table in tables]
+            probabilities.append([logits.float().softmax(dim=-1).cpu() for logits in outputs])
             first = features.float().cpu().numpy() if first is None else first
-        return [torch.stack(views) for views in zip(*found, strict=True)], first
+        return [torch.stack(views) for views in zip(*probabilities, strict=True)], first
 
 
 def batch_slices(n: int, device: torch.device) -> list[slice]:

@@ -85,7 +85,7 @@ def digest_rows(rows: pd.DataFrame) -> np.ndarray:
     lesions = rows["group" if "group" in rows else "image_id"]
     texts = [f"image {name}" for name in rows["image_id"]] + [f"lesion {name}" for name in lesions]
     hashes = (sha256(text.encode("utf-8", "surrogateescape")).digest() for text in texts)
-    return np.array([int.from_bytes(each[:8], "little") for each in hashes], np.uint64)
+    return np.array([int.from_bytes(digest[:8], "little") for digest in hashes], np.uint64)
 
 
 def read_lineage(source: str | Path, seen: frozenset[Path] = frozenset()) -> Lineage | None:

@@ -255,23 +255,24 @@ def evaluate(learn: FusionLearner, run: Run, training: dict[str, Any]) -> None:
 
 
 def predict_splits(learn: FusionLearner, config: TrainConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return one row an image of validation and test, with a column `p_<class>` for each class.
+    """Return one row per image of validation and test, with a column `p_<class>` for each class.
 
     The second table has the probabilities of the same views with all metadata withheld.
     """
-    dls, known, unknown = learn.dls, [], []
+    dls, complete, withheld = learn.dls, [], []
     engine = TorchEngine(learn.model, views=config.tta, precision=config.precision)
     for split in PARTS[1:]:
-        rows = dls.rows[dls.rows["split"] == split]
+        rows = dls.rows[dls.rows["split"] == split].copy()
         if rows.empty:
             continue
         metadata = dls.encoder.transform(rows)
-        withheld = np.tile(dls.encoder.unknown, (len(rows), 1))
-        found, _ = engine.run(dls.pixels, rows["row"].to_numpy(), metadata, withheld)
-        known.append(with_scores(rows.drop(columns="row"), found[0], dls.vocab))
+        unknown = np.tile(dls.encoder.unknown, (len(rows), 1))
+        positions = rows.pop("row").to_numpy()
+        (first, second), _ = engine.run(dls.pixels, positions, metadata, unknown)
+        complete.append(with_scores(rows, first, dls.vocab))
         keys = rows[["image_id", "target", "group", "split"]]
-        unknown.append(with_scores(keys, found[1], dls.vocab))
-    return pd.concat(known, ignore_index=True), pd.concat(unknown, ignore_index=True)
+        withheld.append(with_scores(keys, second, dls.vocab))
+    return pd.concat(complete, ignore_index=True), pd.concat(withheld, ignore_index=True)
 
 
 def with_scores(
