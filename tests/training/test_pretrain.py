@@ -111,7 +111,8 @@ def test_weights_that_have_seen_the_test_are_refused(folder, tmp_path, name, sta
     df = load_dataset(config)
     learned = Run(folder).split.query("split == 'train'")["image_id"]
     count = (df["image_id"].isin(learned) & (df["split"] != "train")).sum()
-    message = rf"from {count} images .* test \(.* valid \(.*--split {re.escape(str(folder))}/split"
+    split = re.escape(str(folder / "split.csv"))
+    message = rf"trained on {count} images .* test \(.* valid \(.*--split {split}"
     with pytest.raises(LesionfastError, match=message):
         start(df, config, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
