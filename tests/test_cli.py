@@ -345,7 +345,7 @@ def test_a_run_can_be_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     epoch = [*TINY[:7], "1", *TINY[8:]]
     assert invoke("train", *epoch, "--name", "mine").stdout.strip() == "runs/mine"
-    with pytest.raises(LesionfastError, match="mine already"):
+    with pytest.raises(LesionfastError, match="already has a directory mine"):
         invoke("train", *epoch, "--name", "mine")
 
 
