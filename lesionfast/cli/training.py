@@ -37,7 +37,7 @@ NOT_IN_PRETRAIN = (  # what an autoencoder has no use for
 
 
 Config = option(Path | None, "Take the options of this config.json or pretrain.json.")
-Resume = option(Path | None, "Continue this interrupted run.")
+Resume = option(Path | None, "Continue this interrupted run, or repair a damaged one.")
 Name = option(str | None, "Name of the run (default: time and architecture).")
 
 
