@@ -1,5 +1,7 @@
 """A model over images: every view, the same outputs from less work, modes given back."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import timm
@@ -193,3 +195,13 @@ def test_one_copy_serves_all_views_and_batches(model, pixels, monkeypatch):
     engine(pixels, np.zeros((40, 5), np.float32))
     assert len(made) == 1 and engine.fast is made[0] is not model
     assert norms(model) and not norms(engine.fast)
+
+
+def test_a_compiled_model_predicts_by_its_folded_copy_and_is_not_compiled_again(model, pixels):
+    metadata = np.zeros((40, 5), np.float32)
+    expected = TorchEngine(model, views=1, precision="float32")(pixels, metadata)[0]
+    compiled = deepcopy(model)
+    compiled._compiled_call_impl = lambda *given: pytest.fail("it would be compiled")
+    engine = TorchEngine(compiled, views=1, precision="float32")
+    np.testing.assert_array_equal(engine(pixels, metadata)[0], expected)
+    assert not norms(engine.fast)
