@@ -10,6 +10,7 @@ from lesionfast.errors import LesionfastError, did_you_mean
 
 WHERE = ("data", "csv", "images")  # the options that say where the data is
 EARLIER = {"metadata_dropout": 0.0}  # defaults of runs from before the option existed
+INF = math.inf
 TYPES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
@@ -17,7 +18,7 @@ def option(
     default: Any,
     help: str,
     choices: tuple[str, ...] = (),
-    limits: tuple[float, float] = (-math.inf, math.inf),
+    limits: tuple[float, float] = (-INF, INF),
 ) -> Any:
     """Return a dataclass field with its default, its help text, and its choices or limits."""
     return field(default=default, metadata={"help": help, "choices": choices, "limits": limits})
@@ -101,27 +102,20 @@ class TrainConfig(SplitConfig):
         "auto", "Pretrained weights: 'auto', 'none' (from scratch), a weights file or a run."
     )
     size: int = option(
-        128,
-        "Side of the square image that the model sees, in pixels.",
-        limits=(1, math.inf),
+        128, "Side of the square image that the model sees, in pixels.", limits=(1, INF)
     )
     start_size: int | None = option(
-        None,
-        "Side of the first training images, in pixels; it grows to --size.",
-        limits=(32, math.inf),
+        None, "Side of the first training images, in pixels; it grows to --size.", limits=(32, INF)
     )
     resize: str = option(
-        "crop",
-        "How images become square: 'crop' the centre, or 'squish' the whole image.",
-        ("crop", "squish"),
+        "crop", "Make images square: 'crop' the centre or 'squish' all of it.", ("crop", "squish")
     )
     fusion: str = option(
         "concat", "How image and metadata are combined (see lesionfast list fusions)."
     )
     pool: str = option(
         "auto",
-        "Global pooling of the last feature map; 'auto': max for this project's own backbones, "
-        "avg for all others.",
+        "Global pooling; 'auto': max for this project's own backbones, avg for all others.",
         ("auto", "avg", "max", "concat"),
     )
     head: str = option(
@@ -135,35 +129,30 @@ class TrainConfig(SplitConfig):
         limits=(0, 0.5),
     )
     epochs: int = option(
-        5, "Epochs of training the backbone, over all its phases.", limits=(1, math.inf)
+        5, "Epochs of training the backbone, over all its phases.", limits=(1, INF)
     )
     head_epochs: int = option(
         12,
-        "Epochs of the head-only phase before them, on features computed once; 0 skips it.",
-        limits=(0, math.inf),
+        "Epochs of the head-only phase before them, on kept features; 0 skips it.",
+        limits=(0, INF),
     )
     head_lr: float = option(
-        1e-2,
-        "Peak learning rate of the head-only phase, unless --lr is auto.",
-        limits=(1e-9, 1e3),
+        1e-2, "Peak learning rate of the head-only phase, unless --lr is auto.", limits=(1e-9, 1e3)
     )
     views: int = option(
         1,
-        "Views of each training image in the head-only phase: the image itself, then augmented "
-        "ones.",
-        limits=(1, math.inf),
+        "Views of each training image in the head-only phase: itself, then augmented ones.",
+        limits=(1, INF),
     )
     budget: str | None = option(
         None, "Time for the whole run, such as 10m; size and epochs are chosen to fit."
     )
-    batch_size: int = option(32, "Images per batch.", limits=(1, math.inf))
+    batch_size: int = option(32, "Images per batch.", limits=(1, INF))
     lr: float | str = option(
         1e-3, "Peak learning rate of the head, or 'auto' (LR finder).", limits=(1e-9, 1e3)
     )
     lr_decay: float = option(
-        1.0,
-        "Learning rate of each stage as a fraction of that of the stage above it.",
-        limits=(0, 1),
+        1.0, "Learning rate of each stage as a fraction of that above it.", limits=(0, 1)
     )
     ema: float = option(
         0.99,
@@ -171,7 +160,7 @@ class TrainConfig(SplitConfig):
         "saved; 0 turns it off.",
         limits=(0, 0.99999),
     )
-    weight_decay: float = option(0.01, "Decoupled weight decay (AdamW).", limits=(0, math.inf))
+    weight_decay: float = option(0.01, "Decoupled weight decay (AdamW).", limits=(0, INF))
     unfreeze: str = option(
         "auto",
         "Fine-tuning schedule: 'fresh' (head, then all layers with a fresh head), 'two-step' "
@@ -189,17 +178,13 @@ class TrainConfig(SplitConfig):
     )
     balance: str = option("none", "Class balancing (see lesionfast list balances).")
     beta: float = option(
-        0.999,
-        "Beta of --balance effective; near 1, rare classes get more weight.",
-        limits=(0, 1),
+        0.999, "Beta of --balance effective; near 1, rare classes get more weight.", limits=(0, 1)
     )
     class_weight: str | None = option(
         None, "Extra class weights, such as mel=2; the rule 'balanced' does not undo them."
     )
     defer_weights: float = option(
-        0.0,
-        "Fraction of the epochs to train before the weights of --balance apply.",
-        limits=(0, 1),
+        0.0, "Fraction of the epochs before the weights of --balance apply.", limits=(0, 1)
     )
     hardest: float = option(
         1.0,
@@ -213,9 +198,7 @@ class TrainConfig(SplitConfig):
     )
     tau: float = option(1.0, "Strength of --loss logit_adjusted.", limits=(0, 4))
     label_smoothing: float = option(
-        0.0,
-        "Label smoothing of the loss, from 0 to 0.9; predictions undo it.",
-        limits=(0, 1),
+        0.0, "Label smoothing of the loss, from 0 to 0.9; predictions undo it.", limits=(0, 1)
     )
     augment: str = option("standard", "Augmentation recipe (see lesionfast list augmentations).")
     augment_valid: int | None = option(
@@ -234,9 +217,7 @@ class TrainConfig(SplitConfig):
         ("argmax", "balanced"),
     )
     tta: int = option(
-        8,
-        "Test-time augmentation (TTA): dihedral views averaged in each prediction, 1 to 8.",
-        limits=(1, 8),
+        8, "Test-time augmentation (TTA): dihedral views to average, 1 to 8.", limits=(1, 8)
     )
     monitor: str | None = option(
         None,
@@ -244,9 +225,7 @@ class TrainConfig(SplitConfig):
         "(default: keep the last epoch).",
     )
     patience: int = option(
-        5,
-        "Stop after this many epochs in which the monitored column did not improve; 0: never.",
-        limits=(0, math.inf),
+        5, "Stop after so many epochs without improvement of --monitor; 0: never.", limits=(0, INF)
     )
     device: str = option("auto", "Device to compute on.", ("auto", "cpu", "cuda", "mps"))
     precision: str = option(
@@ -256,7 +235,7 @@ class TrainConfig(SplitConfig):
     )
     compile: bool = option(False, "Compile the model with torch.compile (slow to start).")
     workers: int = option(
-        0, "Processes that load batches; 0 loads them in the main process.", limits=(0, math.inf)
+        0, "Processes that load batches; 0 loads them in the main process.", limits=(0, INF)
     )
 
     def __post_init__(self) -> None:
@@ -308,7 +287,7 @@ def check_field(setting: Field, value: Any) -> None:
     check_choice(setting.name, value, setting.metadata["choices"])
     low, high = setting.metadata["limits"]
     if isinstance(value, int | float) and not low <= value <= high:
-        upper = "" if high == math.inf else f" to {high:g}"
+        upper = "" if high == INF else f" to {high:g}"
         raise LesionfastError(f"{flag} is {value}; type a number from {low:g}{upper}.")
 
 

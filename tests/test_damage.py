@@ -18,11 +18,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from lesionfast.cli.base import app
-from lesionfast.cli.reading import renew_damaged
 from lesionfast.config import TrainConfig
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.evaluation.features import read_features
+from lesionfast.evaluation.findings import renew_damaged
 from lesionfast.runs import FITTED, GIVEN, LEARNED, WITHOUT_METADATA, Run
 
 TINY = TrainConfig(arch="test_resnet", weights="none", size=32, epochs=2, tta=1)

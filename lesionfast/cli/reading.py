@@ -23,11 +23,9 @@ from lesionfast.cli.base import (
 )
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.files import check_target, write_atomically
-from lesionfast.runs import FEATURES, Run, empty_folders, list_runs
+from lesionfast.runs import Run, empty_folders, list_runs
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from lesionfast.evaluation.findings import Findings
 
 logger = logging.getLogger("lesionfast")
@@ -77,28 +75,17 @@ def interpret(
     if submission:
         check_target(submission)  # before the work, which may take minutes
     opened = open_run(run, out)
+    from lesionfast.evaluation.findings import Findings, renew_damaged
+
     renew_damaged(opened)
     if nearest is not None:
         print_nearest(opened, nearest, k, json)
         return
-    from lesionfast.evaluation.findings import Findings
-
     choices = {"cost": cost, "coverage": coverage, "refer": refer}
     findings = Findings.of(opened, split, rule, **choices, explain=explain, masks=masks)
     for choice in findings.decisions.kept_choices():
         print(f"kept in {opened.path}: {choice}", file=sys.stderr)
     print_findings(findings, submission, json)
-
-
-def renew_damaged(run: Run) -> None:
-    """Remove what was fitted on validation and is damaged; compute lost features again."""
-    from lesionfast.evaluation.decisions import discard_damaged
-
-    if FEATURES in discard_damaged(run):
-        from lesionfast.data.split import load_dataset
-        from lesionfast.evaluation.features import dataset_features
-
-        dataset_features(run, load_dataset(run.config, split=run.file("split.csv")))
 
 
 def print_nearest(run: Run, image: str, k: int, as_json: bool) -> None:
@@ -180,7 +167,7 @@ def labels(runs: FoldRuns = None, csv: CsvFile = None, out: Root = "runs") -> No
 
     Example: lesionfast labels runs/fold0 runs/fold1 runs/fold2 runs/fold3 runs/fold4
     """
-    from lesionfast.evaluation.labels import contradictions, suspicious_labels
+    from lesionfast.evaluation.labels import contradictions, find_duplicates, suspicious_labels
     from lesionfast.report.errors import contradictions_table, draw_suspicious_labels, labels_table
 
     if csv:
@@ -195,23 +182,6 @@ def labels(runs: FoldRuns = None, csv: CsvFile = None, out: Root = "runs") -> No
         write_atomically(csv, lambda aside: table.to_csv(aside, index=False))
         print(csv)
     print(draw_suspicious_labels(opened, first.path / "figures", table))
-
-
-def find_duplicates(run: Run) -> "pd.DataFrame | None":
-    """Return the near-duplicates in the data of a run; without the data warn, and return None."""
-    from lesionfast.console import counting_bar
-    from lesionfast.data.duplicates import find_near_duplicates
-    from lesionfast.data.split import load_dataset
-
-    try:
-        df = load_dataset(run.config, split=run.file("split.csv"))
-        with counting_bar("comparing images") as progress:
-            return find_near_duplicates(df, progress, cache=run.config.cache)
-    except DamageError:
-        raise
-    except LesionfastError as error:
-        logger.warning("near-duplicates are left out: %s", error)
-        return None
 
 
 Verify = option(bool, "Read all files and report which are damaged.", "--verify")

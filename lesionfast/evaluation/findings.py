@@ -13,8 +13,8 @@ from lesionfast.data.split import load_dataset
 from lesionfast.diagnoses import read_costs
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.evaluation.contribution import WITHHELD, contribution_table, without_metadata
-from lesionfast.evaluation.decisions import Decisions
-from lesionfast.evaluation.features import read_features
+from lesionfast.evaluation.decisions import Decisions, discard_damaged
+from lesionfast.evaluation.features import dataset_features, read_features
 from lesionfast.evaluation.interpretation import Interpretation, records
 from lesionfast.runs import FEATURES, Run
 from lesionfast.stats.calibration import Calibrator
@@ -192,3 +192,9 @@ def read_cost_matrix(text: str | None, classes: list[str]) -> np.ndarray:
     """
     costs = read_costs(text, classes)
     return np.where(costs > 0, costs, 1 - np.eye(len(classes)))
+
+
+def renew_damaged(run: Run) -> None:
+    """Remove what was fitted on validation and is damaged; compute lost features again."""
+    if FEATURES in discard_damaged(run):
+        dataset_features(run, load_dataset(run.config, split=run.file("split.csv")))

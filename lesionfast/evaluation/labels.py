@@ -7,7 +7,10 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from lesionfast.errors import LesionfastError
+from lesionfast.console import counting_bar
+from lesionfast.data.duplicates import find_near_duplicates
+from lesionfast.data.split import load_dataset
+from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.evaluation.interpretation import Interpretation, read_probabilities
 from lesionfast.runs import Run
 
@@ -189,3 +192,16 @@ def require_pairs(pairs: pd.DataFrame) -> None:
             f"the pairs have no column {' and '.join(sorted(missing))}; they have: "
             f"{', '.join(map(str, pairs))}. Pass what find_near_duplicates returns."
         )
+
+
+def find_duplicates(run: Run) -> pd.DataFrame | None:
+    """Return the near-duplicates in the data of a run; without the data warn, and return None."""
+    try:
+        df = load_dataset(run.config, split=run.file("split.csv"))
+        with counting_bar("comparing images") as progress:
+            return find_near_duplicates(df, progress, cache=run.config.cache)
+    except DamageError:
+        raise
+    except LesionfastError as error:
+        logger.warning("near-duplicates are left out: %s", error)
+        return None
