@@ -397,7 +397,7 @@ def test_labels_lists_and_draws_doubtful_labels(folder, tmp_path):
     file = tmp_path / "labels.csv"
     shown = invoke("labels", folder / done.stdout.strip(), "--csv", file)
     assert shown.exit_code == 0 and "Doubtful labels" in shown.stdout
-    assert "The same in two images, decided differently" in shown.stdout
+    assert "Same lesion or near-duplicate, different decisions" in shown.stdout
     assert file.read_text().startswith("image_id,group,target,suggested")
     assert Path(shown.stdout.strip().splitlines()[-1]).is_file()
 

@@ -138,7 +138,7 @@ def compare_with_first(found: tuple[dict, Found], first: tuple[dict, Found]) -> 
 def methods_table(changes: pd.DataFrame) -> Table:
     """Return one row a metric, one column a method, and the paired change by the chosen one."""
     methods = list(dict.fromkeys(changes["method"]))
-    columns = ["before", *(name for name in methods if name != "none"), "change by the chosen"]
+    columns = ["before", *(name for name in methods if name != "none"), "change by the chosen one"]
     table = Table("Before, and after each calibration", ["metric", *columns])
     for (metric, _), rows in changes.groupby(["metric", "of"], sort=False):
         chosen = rows[rows["chosen"]].iloc[0]

@@ -49,7 +49,7 @@ def operating(findings: Findings) -> Section | None:
     tables = [operating_table(points_table(read, findings.decisions.points))]
     if findings.cost:
         words.append(
-            f"Costs: {findings.cost}; any other error costs 1, a right decision nothing. "
+            f"Costs: {findings.cost}; any other error costs 1, a correct decision nothing. "
             f"The least expected cost is that of the {kind} probabilities."
         )
         tables.append(costs_table(findings))
@@ -74,15 +74,15 @@ def chances_kind(findings: Findings) -> str:
 def operating_table(points: pd.DataFrame) -> Table:
     """Return one row a point: its aim on validation, and what it reaches."""
     aims = [f"{row.goal} {row.level:.0%}" for row in points.itertuples()]
-    names = {"of": "of", "aim": "aim on validation", "threshold": "threshold"}
+    names = {"of": "class", "aim": "aim on validation", "threshold": "threshold"}
     names |= {name: name for name in ("sensitivity", "specificity", "precision", "flagged")}
     return Table.from_frame(points.assign(aim=aims), "Flagged at or above the threshold", names)
 
 
 def costs_table(findings: Findings) -> Table:
-    """Return the mean cost an image of each rule, and of the decision of least expected cost."""
+    """Return the mean cost per image of each rule, and of the decision of least expected cost."""
     names, note = {"rule": "rule", "value": "cost"}, f"{findings.cost}; any other error costs 1"
-    return Table.from_frame(findings.mean_costs, "Mean cost an image", names, note)
+    return Table.from_frame(findings.mean_costs, "Mean cost per image", names, note)
 
 
 def draw_operating(test: Interpretation, folder: Path) -> Path:
@@ -183,7 +183,7 @@ def draw_decision_curves(
         if separable(axis, of, test):
             draw_benefit(axis, of, test, chances)
         names = {"xlabel": f"threshold ({kind} probability)"}
-        style_axis(axis, "below", ylabel="net benefit (true positives an image)", **names)
+        style_axis(axis, "below", ylabel="net benefit (true positives per image)", **names)
     return save(figure, folder / "decision_curves.png", signature(test))
 
 

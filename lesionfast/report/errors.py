@@ -170,7 +170,7 @@ def most_confused_table(interpretation: Interpretation, most: int = 12) -> Table
         table.add(*names, int(row.count), percent(row.share), style=style)
         before = row.truth
     if pairs.empty:
-        table.add("none: every decision is right")
+        table.add("none: every decision is correct")
     return table
 
 
@@ -219,7 +219,7 @@ def contradictions_table(pairs: pd.DataFrame) -> Table:
     shown = f"{min(len(pairs), MOST_ROWS)} of {len(pairs)} pairs ({kinds}); "
     other = ("other\nimage", "other\ntruth", "other\ndecision")
     table = Table(
-        "The same in two images, decided differently",
+        "Same lesion or near-duplicate, different decisions",
         ["kind", "image", "truth", "decision", *other, "differs\nby"],
         note=f"{shown if len(pairs) else ''}differs by: half the sum of all differences of the "
         "probabilities",

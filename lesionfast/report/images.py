@@ -48,7 +48,10 @@ ATLAS_CELL = (2.15, 2.55)  # inches
 ATLAS_TITLES = {  # title, and the words if there is no such case
     "atlas_melanoma_as_nevus": ("Melanomas taken for nevi", "no melanoma was taken for a nevus"),
     "atlas_nevus_as_melanoma": ("Nevi taken for melanomas", "no nevus was taken for a melanoma"),
-    "atlas_melanoma_right": ("Melanomas decided right", "no melanoma was decided right"),
+    "atlas_melanoma_right": (
+        "Melanomas classified correctly",
+        "no melanoma was classified correctly",
+    ),
 }
 BESIDE = (
     "right of each image: the training lesions nearest to it by the image features, with the "
@@ -234,7 +237,7 @@ def atlas(findings: Findings) -> list[Picture]:
 
 
 def draw_atlas(interpretation: Interpretation, folder: Path, most: int = 6) -> list[Path]:
-    """Draw missed melanomas, nevi taken for melanomas and melanomas decided right, a figure each.
+    """Draw missed melanomas, nevi taken for melanomas and melanomas found, a figure each.
 
     In each the `most` confident cases, a line each: the image, and the training lesions nearest
     to it by the image features. Raises `LesionfastError` for a run without melanomas and nevi,

@@ -190,7 +190,7 @@ def data_card(findings: Findings) -> tuple[list[str], list[Table]]:
     except LesionfastError as error:
         words.append(f"The data is not here, so classes are not counted: {error}")
         return words, [count_images(split.assign(target="all"), "Images and lesions of each part")]
-    missing = Table("Images without a value", ["column", *PARTS])
+    missing = Table("Images with missing metadata", ["column", *PARTS])
     for column in run.config.metadata_columns:
         gaps = df[column].isna()
         missing.add(column, *(int(gaps[df["split"] == part].sum()) for part in PARTS))

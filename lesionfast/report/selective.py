@@ -77,8 +77,8 @@ def sets_table(coverage: pd.DataFrame) -> Table:
     """Return one row a group: coverage and mean size of both kinds of set."""
     shown = {"coverage": "coverage", "set_size": "mean size"}
     keys = [(kind, metric) for kind in KINDS for metric in shown]
-    columns = ["of", "lesions", *(f"{kind}: {shown[metric]}" for kind, metric in keys)]
-    table = Table("Each lesion weighs 1", columns)
+    columns = ["group", "lesions", *(f"{kind}: {shown[metric]}" for kind, metric in keys)]
+    table = Table("Each lesion has weight 1", columns)
     for of, rows in coverage.groupby("of", sort=False):
         lesions, rows = int(rows["lesions"].iloc[0]), rows.set_index(["kind", "metric"])
         table.add(of, lesions, *(estimate(rows.loc[key]) for key in keys))
@@ -93,7 +93,7 @@ def draw_coverage(test: Interpretation, conformal: Conformal, folder: Path) -> P
     left_out = set(test.classes) - set(drawn_classes(test))
     table = table[(table["images"] > 0) & ~table["of"].isin(left_out)]
     lesions = table.groupby("of", sort=False)["lesions"].first()
-    notes = "each lesion weighs 1", "bars: 95 % intervals", count_drawn(test)
+    notes = "each lesion has weight 1", "bars: 95 % intervals", count_drawn(test)
     title = f"Prediction sets at a coverage of {conformal.coverage:g}"
     height = 0.42 * len(lesions) + 2.2
     figure = new_figure(11, height, title, subtitle(test, *notes, rule=False))
@@ -133,7 +133,7 @@ def referral(findings: Findings) -> Section | None:
     ]
     table = run_referral(read, rule)
     table["metric"] = table["metric"].map(lambda name: METRIC_NAMES.get(name, name))
-    names = {name: name for name in ("metric", "of", "among", "value")}
+    names = {"metric": "metric", "of": "class", "among": "among", "value": "value"}
     picture = findings.drawn(draw_risk_coverage, rule)
     return Section(
         "Referral",

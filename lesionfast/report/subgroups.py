@@ -99,7 +99,7 @@ def gaps_table(gaps: pd.DataFrame, groups: pd.DataFrame) -> Table:
         metric_name(metric, of) for metric, of in zip(gaps["metric"], gaps["of"], strict=True)
     ]
     names = {"column": "by", "metric": "metric", "value": "gap", "best": "best", "worst": "worst"}
-    names |= {"expected": "expected by chance", "p": "p", "group": "not in it, too few"}
+    names |= {"expected": "expected by chance", "p": "p", "group": "left out: too few lesions"}
     return Table.from_frame(rows, "Gaps", names)
 
 

@@ -219,7 +219,7 @@ def test_the_table_of_gaps_names_the_groups_that_are_too_few(make_run):
     found, gaps = read.subgroups(), read.gaps()
     gaps = gaps[gaps["value"].notna()]
     shown = gaps_table(gaps, found)
-    place = shown.columns.index("not in it, too few")
+    place = shown.columns.index("left out: too few lesions")
     named = [row[place].text for row in shown.rows]
     assert any(named) and len(named) == len(gaps)
     for text, gap in zip(named, gaps.to_dict("records"), strict=True):
