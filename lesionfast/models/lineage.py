@@ -208,6 +208,6 @@ def check_held_out(df: pd.DataFrame, weights: str, lineage: Lineage) -> None:
             split = runs[0] / "split.csv" if runs else "FILE with the split.csv of their run"
             raise LesionfastError(
                 f"the weights of {weights} {what} {counts.sum()} images (or others of their "
-                f"lesions) that this split holds out for {parts}: its numbers would be too good. "
+                f"lesions) that this split holds out for {parts}, so metrics would be too good. "
                 f"Type --split {split} to keep their split, or other --weights."
             )
