@@ -17,6 +17,7 @@ from lesionfast.data.augment import augmentations
 from lesionfast.data.encoder import MetadataEncoder
 from lesionfast.data.loaders import build_dls, pick_device
 from lesionfast.data.split import format_split, load_dataset
+from lesionfast.diagnoses import Classes
 from lesionfast.errors import LesionfastError
 from lesionfast.files import LOCKED, disk_errors, only_process
 from lesionfast.models.archs import find_arch
@@ -207,7 +208,8 @@ def prepare_learner(df: pd.DataFrame, config: TrainConfig) -> FusionLearner:
     classes = sorted(df["target"].unique())
     check_objective(config, classes)
     if config.monitor is not None:
-        check_choice("monitor", config.monitor, history_names(classes))
+        named = Classes.chosen(classes, config.melanoma, config.malignant)
+        check_choice("monitor", config.monitor, history_names(named))
     choose_precision(config.precision, pick_device(config.device))
     with counting_bar("decoding images") as progress:
         dls = build_dls(df, config, progress)

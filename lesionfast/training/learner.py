@@ -178,9 +178,9 @@ def validation_metrics(
     return [AccumMetric(metric, name=name, **as_arrays) for name, metric in columns.items()]
 
 
-def history_names(classes: list[str]) -> tuple[str, ...]:
+def history_names(classes: Classes) -> tuple[str, ...]:
     """Return the columns of the history that --monitor takes."""
-    metrics = validation_metrics(Classes.of(classes), lambda: np.ones(len(classes)), "argmax")
+    metrics = validation_metrics(classes, lambda: np.ones(len(classes)), "argmax")
     return ("train_loss", "valid_loss", *(metric.name for metric in metrics))
 
 

@@ -120,6 +120,20 @@ def kept_is(run, epoch):
     return True
 
 
+def test_a_melanoma_class_of_any_name_can_be_monitored(df, monkeypatch):
+    named = df.assign(target=df["target"].replace({"mel": "dark"}))
+    options = replace(TINY, melanoma="dark", monitor="mel_sensitivity")
+
+    def stop(*given):
+        raise KeyboardInterrupt  # all options were accepted
+
+    monkeypatch.setattr("lesionfast.training.experiment.build_dls", stop)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_learner(named, options)
+    with pytest.raises(LesionfastError, match="--monitor is 'mel_sensitivity'"):
+        prepare_learner(named, replace(options, melanoma=None))
+
+
 def test_the_last_average_is_kept_unless_a_monitor_is_typed(run, df, tmp_path):
     assert run.config.monitor is None and kept_is(run, len(run.history))
     watching = train(df, replace(TINY, monitor="train_loss", size=32), tmp_path)
