@@ -225,7 +225,9 @@ class TrainConfig(SplitConfig):
         "(default: keep the last epoch).",
     )
     patience: int = option(
-        5, "Stop after so many epochs without improvement of --monitor; 0: never.", limits=(0, INF)
+        5,
+        "Stop after so many epochs without improvement of what is monitored; 0: never.",
+        limits=(0, INF),
     )
     device: str = option("auto", "Device to compute on.", ("auto", "cpu", "cuda", "mps"))
     precision: str = option(
