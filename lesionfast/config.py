@@ -74,9 +74,11 @@ class SplitConfig(DataConfig):
     """How the rows are split into train, valid and test."""
 
     seed: int = option(
-        42, "Seed of the split, the weights and the batch order.", limits=(0, 2**32 - 2)
+        42,
+        "Seed of everything drawn: split, new weights, batches, augmentation.",
+        limits=(0, 2**32 - 2),
     )
-    val: float = option(0.15, "Share of the images used for validation.")
+    val: float = option(0.15, "Share of the images used for validation, without --folds.")
     test: float = option(0.15, "Share of the images used for testing.")
     folds: int | None = option(
         None, "Cross-validate: divide all images outside the test set into this many folds."
@@ -124,8 +126,8 @@ class TrainConfig(SplitConfig):
     dropout: float = option(0.2, "Dropout before the last layer.", limits=(0, 1))
     metadata_dropout: float = option(
         0.25,
-        "Share of the training rows whose metadata is hidden, and of those where one column is, so "
-        "that missing metadata points to no class; 0 turns it off.",
+        "Share of training rows whose metadata is withheld, and of rows that lose one column, so "
+        "that missing metadata does not reveal the class; 0 turns it off.",
         limits=(0, 0.5),
     )
     epochs: int = option(
@@ -133,7 +135,7 @@ class TrainConfig(SplitConfig):
     )
     head_epochs: int = option(
         12,
-        "Epochs of the head-only phase before them, on kept features; 0 skips it.",
+        "Epochs of the head-only phase, before --epochs; 0 skips it; unused with --unfreeze none.",
         limits=(0, INF),
     )
     head_lr: float = option(
@@ -145,14 +147,14 @@ class TrainConfig(SplitConfig):
         limits=(1, INF),
     )
     budget: str | None = option(
-        None, "Time for the whole run, such as 10m; size and epochs are chosen to fit."
+        None, "Time for the run, such as 10m; sets --size and --epochs where they are the default."
     )
     batch_size: int = option(32, "Images per batch.", limits=(1, INF))
     lr: float | str = option(
         1e-3, "Peak learning rate of the head, or 'auto' (LR finder).", limits=(1e-9, 1e3)
     )
     lr_decay: float = option(
-        1.0, "Learning rate of each stage as a fraction of that above it.", limits=(0, 1)
+        1.0, "Factor on the learning rate per stage, head to stem; 1: no decay.", limits=(0, 1)
     )
     ema: float = option(
         0.99,
@@ -165,7 +167,8 @@ class TrainConfig(SplitConfig):
         "auto",
         "Fine-tuning schedule: 'fresh' (head, then all layers with a fresh head), 'two-step' "
         "(head, then all layers), 'gradual' (head, then stage by stage), 'last:N' (head, then "
-        "the last N stages), 'none' (all layers at once); 'auto': fresh if pretrained, else none.",
+        "head and last N stages), 'none' (all layers at once); 'auto': fresh if pretrained, else "
+        "none.",
     )
     melanoma: str | None = option(
         None, "Name of the melanoma class (default: the class named mel or melanoma)."
@@ -184,7 +187,7 @@ class TrainConfig(SplitConfig):
         None, "Extra class weights, such as mel=2; the rule 'balanced' does not undo them."
     )
     defer_weights: float = option(
-        0.0, "Fraction of the epochs before the weights of --balance apply.", limits=(0, 1)
+        0.0, "Fraction of the epochs to train before class weights apply.", limits=(0, 1)
     )
     hardest: float = option(
         1.0,
@@ -226,7 +229,7 @@ class TrainConfig(SplitConfig):
     )
     patience: int = option(
         5,
-        "Stop after so many epochs without improvement of what is monitored; 0: never.",
+        "Stop after this many epochs without improvement of the monitored metric; 0: never.",
         limits=(0, INF),
     )
     device: str = option("auto", "Device to compute on.", ("auto", "cpu", "cuda", "mps"))

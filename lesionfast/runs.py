@@ -216,7 +216,7 @@ class Run:
         if not self.holds(name):
             raise LesionfastError(
                 f"{self.path} has no {name}: the run is not finished. "
-                f"Go on with: lesionfast train --resume {self.path}"
+                f"Continue with: lesionfast train --resume {self.path}"
             )
         return self.manifest.require(name, self.remedy(name))
 

@@ -35,10 +35,10 @@ Rule = option(
 )
 Cost = option(str | None, "Cost of errors, such as mel:nv=10 (truth:decision).")
 Coverage = option(
-    float | None, "Share of prediction sets that contain the truth; kept (at first 0.9)."
+    float | None, "Target coverage of the prediction sets; the run keeps it (initially 0.9)."
 )
 Refer = option(
-    float | None, "Share of the images to refer to a dermatologist; kept (at first 0.2)."
+    float | None, "Share of images to refer to a dermatologist; the run keeps it (initially 0.2)."
 )
 Explain = option(bool, "Run the model to explain decisions with Grad-CAM.", "--explain")
 Masks = option(Path | None, "With --explain: folder of lesion masks to compare the maps with.")
@@ -161,9 +161,9 @@ def labels(runs: FoldRuns = None, csv: CsvFile = None, out: Root = "runs") -> No
     """List and draw images whose label is doubtful (confident learning).
 
     A run can judge only images that it was not trained on: its validation and
-    test images, or all images with the runs of all folds. Images of one lesion,
-    and near-duplicates with different lesion ids, that the model decides
-    differently are listed too.
+    test images, or all images with the runs of all folds. The command also lists
+    pairs of images with different decisions: images of one lesion, and
+    near-duplicates with different lesion ids.
 
     Example: lesionfast labels runs/fold0 runs/fold1 runs/fold2 runs/fold3 runs/fold4
     """

@@ -13,7 +13,7 @@ Inputs = argument(list[str], "Images, folders, globs, zip files, or a CSV file."
 OutFile = option(Path | None, "File to write: .csv, .jsonl or .parquet (default: stdout).")
 Format = option(str | None, "csv, jsonl or parquet (default: from the suffix of --out).")
 Isic = option(bool, "Write a submission to the ISIC 2018 challenge.", "--isic")
-Images = option(Path | None, "Folder of the images that a CSV file names (default: its own).")
+Images = option(Path | None, "Folder or zip file of a CSV file's images (default: its folder).")
 Separator = option(
     str | None, "Character between the fields of a CSV file (default: from its header)."
 )
@@ -61,7 +61,8 @@ def predict(
         print(out)
     if count.failed:
         raise LesionfastError(
-            f"{count.failed} of {count.images} images have no prediction; see the column 'error'."
+            f"{count.failed} of {count.images} images have no prediction; "
+            + ("the file leaves them out." if isic else "see the column 'error'.")
         )
 
 
@@ -79,7 +80,7 @@ def read_metadata(typed: list[str]) -> dict[str, str]:
 RunFolder = argument(Path, "A run.")
 ModelFolder = option(Path, "New folder for the model.")
 Onnx = option(bool, "Write model.onnx too.", "--onnx")
-Int8 = option(bool, "Write an 8-bit model.onnx too, and measure its loss.", "--int8")
+Int8 = option(bool, "Write model.onnx and model-int8.onnx too; measure what 8 bits lose.", "--int8")
 
 
 @app.command(rich_help_panel=USE)
@@ -107,12 +108,12 @@ def push(source: Source, name: Repository, public: Public = False, onnx: Onnx = 
     from lesionfast.serving import hub
 
     address = hub.push(source, name, public=public, onnx=onnx)
-    print(f"a new repository is {'public' if public else 'private'}", file=sys.stderr)
+    print(f"if the repository is new, it is {'public' if public else 'private'}", file=sys.stderr)
     print(address)
 
 
 Port = option(int, "Port of the page; 0 takes a free one.")
-Host = option(str, "Address to listen on; any other opens it to the network.")
+Host = option(str, "Address to listen on; 0.0.0.0 opens the page to the network.")
 Token = option(
     str | None, "Token that page and API ask for (default: none).", envvar="LESIONFAST_TOKEN"
 )
@@ -126,7 +127,7 @@ def open_page(
     token: Token = None,
     device: Device = "auto",
 ) -> None:
-    """Open a web page on this machine that predicts images, and an HTTP API.
+    """Serve a web page and an HTTP API on this machine that predict images.
 
     It fetches nothing from the network and keeps no upload. Stop it with Ctrl-C.
 

@@ -142,7 +142,7 @@ def lr_find(given: dict[str, Any], figure: Figure = Path("lr_find.png")) -> None
 @app.command(rich_help_panel=TRAIN)
 @config_options(TrainConfig)
 def bench(given: dict[str, Any], json: Json = False) -> None:
-    """Measure the speed of each part of a training, beside the bare model.
+    """Measure the speed of each part of training, compared with the bare model.
 
     Example: lesionfast bench --data HAM10000 --arch densenet121
     """
@@ -164,7 +164,7 @@ Members = argument(list[Path], "Runs trained on the same split.")
 Mean = option(str, "Mean to take: arithmetic or geometric.")
 FitWeights = option(bool, "Fit the weights: least log loss on validation.", "--fit-weights")
 Specialists = option(
-    str | None, "From one RUN, train a member for each of these classes, weighted three times."
+    str | None, "Add to one RUN a new run per class named here, with 3 times the class weight."
 )
 
 
@@ -180,8 +180,8 @@ def ensemble(
 ) -> None:
     """Ensemble runs by averaging their probabilities, and print the path of the new run.
 
-    If the members were trained on different class shares, their probabilities are
-    divided by them first.
+    If the members have different priors, each member's probabilities are first
+    divided by its own prior.
 
     Example: lesionfast ensemble runs/20260102-030405-densenet121 --specialists mel,bcc,akiec
     """
@@ -224,7 +224,7 @@ def ablate(
     print("\n".join(contribution.words()))
 
 
-StudyFile = argument(Path | None, "TOML file with a table 'run' for each configuration.")
+StudyFile = argument(Path | None, "TOML file with one [[run]] table per configuration.")
 Author = option(bool, "Train the systems of the original study.", "--author")
 FromScratch = option(
     bool, "With --author: start all from random weights, at 64 pixels.", "--from-scratch"

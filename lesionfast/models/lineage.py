@@ -168,7 +168,7 @@ def check_weights(df: pd.DataFrame, weights: str, arch: str) -> None:
         if is_from_run(weights):
             logger.warning(
                 "%s does not say which images it was trained on, and its run is not beside it: if "
-                "validation or test images are among them, the numbers will be too good",
+                "validation or test images are among them, the numbers will be too optimistic",
                 weights,
             )
         return
@@ -208,6 +208,6 @@ def check_held_out(df: pd.DataFrame, weights: str, lineage: Lineage) -> None:
             split = runs[0] / "split.csv" if runs else "FILE with the split.csv of their run"
             raise LesionfastError(
                 f"the weights of {weights} {what} {counts.sum()} images (or others of their "
-                f"lesions) that this split holds out for {parts}, so metrics would be too good. "
-                f"Type --split {split} to keep their split, or other --weights."
+                f"lesions) that this split holds out for {parts}: metrics would be "
+                f"too optimistic. Type --split {split} to keep their split, or other --weights."
             )

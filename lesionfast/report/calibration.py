@@ -58,8 +58,8 @@ def calibration(findings: Findings) -> Section | None:
         "Calibrations are fitted on validation. The chosen one has the least log loss there, over "
         f"five folds of its lesions: {calibrator.method}. The decision rule is the same before "
         "and after, so a change of melanoma sensitivity comes from the calibration.",
-        "On average, chance makes the estimate of an expected calibration error (ECE) too large. "
-        "The interval corrects for that, so the estimate may lie at its end.",
+        "Estimates of the expected calibration error (ECE) are biased upwards. "
+        "The interval corrects for this bias, so the estimate may lie near its end.",
         *filter(None, [few_lesions_warning(findings.validation)]),
     ]
     captions = {

@@ -250,7 +250,7 @@ def plan_table(rows: Sequence[dict[str, Any]]) -> Table:
 def runs_table(runs: Sequence[Run]) -> Table:
     """Return one row a run: its metrics on the test images under its rule."""
     columns = ["run", "balanced accuracy", "macro AUC", "melanoma sensitivity", "min", "status"]
-    note = "on the test images, by the rule of the run; min: minutes of training"
+    note = "on test images (else validation), by the run's rule; min: minutes of training"
     table = Table("Runs, oldest first", columns, note=note)
     for run in runs:
         try:

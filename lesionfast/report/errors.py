@@ -221,7 +221,7 @@ def contradictions_table(pairs: pd.DataFrame) -> Table:
     table = Table(
         "Same lesion or near-duplicate, different decisions",
         ["kind", "image", "truth", "decision", *other, "differs\nby"],
-        note=f"{shown if len(pairs) else ''}differs by: half the sum of all differences of the "
+        note=f"{shown if len(pairs) else ''}differs by: half the sum of absolute differences of "
         "probabilities",
     )
     for row in pairs.head(MOST_ROWS).itertuples():

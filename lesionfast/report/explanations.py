@@ -54,7 +54,7 @@ FEWEST = 10  # images of which a map of the features makes sense
 PERPLEXITY = 30.0
 ITERATIONS = 500  # half of scikit-learn's default; the map looks the same
 MAP = (
-    "The images by their features: those that are close are alike, large distances mean little; "
+    "t-SNE of the image features: close images are alike, large distances mean little; "
     "melanomas taken for nevi are ringed"
 )
 MAPS = (
@@ -142,13 +142,13 @@ def describe_maps(explanation: Explanation) -> str:
         f"smoothed; {PER_CENT}"
     )
     if min(height, width) < FEWEST_CELLS:
-        text += "\nso few cells locate nothing in a picture: train at a larger --size"
+        text += "\ntoo few cells to locate anything in an image: train at a larger --size"
     columns = list(explanation.metadata) if explanation.metadata.to_numpy().any() else []
     if not columns:
         return text
     names = " and ".join(filter(None, [", ".join(columns[:-1]), columns[-1]]))
     return (
-        f"{text}\n{names}: what is added to the log-odds of the decision, against the mean of the "
+        f"{text}\n{names}: contribution to the log-odds of the decision, against the mean of the "
         "training images (integrated gradients)"
     )
 
@@ -187,7 +187,7 @@ def add_heat_bar(figure: Figure, axes: list[Axes]) -> None:
 
     place = {"location": "top", "shrink": 0.25, "aspect": 30, "pad": 0.01, "anchor": (0, 0)}
     bar = figure.colorbar(ScalarMappable(cmap=HEAT), ax=axes, **place)
-    bar.set_label("heat, as a share of the most in the image; line at one half", fontsize=8)
+    bar.set_label("heat, as a share of the image's maximum; contour at one half", fontsize=8)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8)
 

@@ -63,7 +63,7 @@ ATLAS = "The most confident cases, each beside the training lesions that the mod
 def draw_top_losses(interpretation: Interpretation, folder: Path, k: int = 12) -> Path:
     """Draw the k images whose truth was given the least probability; return the path."""
     rows = interpretation.top_losses(k)
-    title = "Highest losses: where the truth was given the least probability"
+    title = "Highest losses: images whose true class got the lowest probability"
     text = subtitle(interpretation, f"the worst {len(rows)} shown")
     figure = draw_grid(rows, title, text, "there are no images")
     return save(figure, folder / "top_losses.png", signature(interpretation))

@@ -40,7 +40,7 @@ SOURCE = (
 )
 SAMPLE = "The built-in synthetic sample: drawn pictures, no patients. Its numbers mean nothing."
 TIGHT = "No lesion has images in two parts."
-LEAKING = "Some lesions have images in two parts: the estimates are too good."
+LEAKING = "Some lesions have images in two parts: the estimates are too optimistic."
 
 logger = logging.getLogger("lesionfast")
 
@@ -73,7 +73,7 @@ def write_report(findings: Findings, to: Path | None = None) -> Path:
                 ("Melanoma AUC", "auc", read.classes.melanoma),
                 ("Malignant sensitivity", "sensitivity", read.classes.cancer),
                 ("Macro AUC", "macro_auc", "all"),
-                ("Plain accuracy", "accuracy", "all"),
+                ("Accuracy", "accuracy", "all"),
             )
             if (row := findings.measure(metric, of)) is not None and not pd.isna(row["value"])
         ],
@@ -220,8 +220,8 @@ def model_card(run: Run) -> list[str]:
     return [
         f"What it does: from {given} it predicts the probability of each class: {classes}.",
         "Intended use: research on skin-lesion classification, teaching, and comparing methods.",
-        "It is not a medical device. It has no approval of any authority, was tested on stored "
-        "images alone, and must not decide on a patient's diagnosis or treatment.",
+        "It is not a medical device. No authority has approved it. It was tested only on stored "
+        "images, and must not be used to decide on a patient's diagnosis or treatment.",
         "Limits: the model knows these classes only and assigns one of them to any picture, even "
         "to a picture of something else. Error rates may differ for skin tones, cameras and "
         "clinics that the training images lack; the subgroups above show what these images can "

@@ -52,10 +52,10 @@ def subgroups(findings: Findings) -> Section | None:
     if groups.empty:
         return None
     words = [
-        f"Groups with fewer than {FEWEST} lesions to count are marked as few and take no part in "
-        "the gaps. A gap is the best group less the worst. It is above 0 even where groups do not "
-        "differ, so the gap to expect by chance stands beside it, and p, the share of random "
-        "groups with a gap at least as large (not corrected for the number of rows).",
+        f"Groups with fewer than {FEWEST} relevant lesions are marked (few), not ranked. A gap is "
+        "the best group minus the worst. Chance alone makes gaps, so each is shown with the gap "
+        "expected by chance and with p, the share of random groups "
+        "with a gap at least as large (not corrected for the number of rows).",
     ]
     tables, gaps = [groups_table(groups, read.classes)], read.gaps()
     if gaps["value"].notna().any():
@@ -112,7 +112,7 @@ def draw_subgroups(
     it is there already.
     """
     table = interpretation.subgroups() if table is None else table
-    title = "Who it fails for: sensitivity and AUC in groups of patients"
+    title = "Sensitivity and AUC by subgroup"
     path, foot = folder / "subgroups.png", signature(interpretation)
     if table.empty:
         nothing = "the dataset has no column sex, age or localization"
@@ -215,7 +215,8 @@ def contribution_table(
     )
     for system, rows in contribution.groupby("system", sort=False):
         rows = rows.set_index(["metric", "of"])
-        table.add((names or {}).get(system, system), *(estimate(rows.loc[key]) for key in keys))
+        named = names or {"whole": "image and metadata"}
+        table.add(named.get(system, system), *(estimate(rows.loc[key]) for key in keys))
         if system != "whole":
             differences = (estimate(rows.loc[key], ENDS[0], "+.3f") for key in keys)
             table.add("  difference, paired", *differences)
@@ -258,7 +259,7 @@ def labels(findings: Findings) -> Section | None:
     grave = (pairs["truth_a"] == melanoma) | (pairs["truth_b"] == melanoma)
     words = [
         f"{len(pairs)} pairs of images of one lesion are decided differently; {int(grave.sum())} "
-        "of them are of melanomas and come first. The difference is half the sum of all "
+        "of them are of melanomas and come first. The difference is half the summed absolute "
         "differences of their probabilities. The command lesionfast labels lists labels that may "
         "be wrong.",
     ]

@@ -251,7 +251,7 @@ class Guard:
         headers = Headers(scope=scope)
         host = headers.get("host", "").lower()
         if not self.is_own_host(host):
-            return "this page answers under its own address only. Open the one that it printed."
+            return "this page answers at its own address only. Open the address that it printed."
         origin = headers.get("origin")
         if origin is not None and origin.lower() not in (f"http://{host}", f"https://{host}"):
             return "another site may not ask this page."

@@ -290,7 +290,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     check_schema(described)
     if "files" not in described:
         raise LesionfastError(
-            f"{path} belongs to a run that did not end or lost files. Name a finished run, or a "
+            f"{path} belongs to an unfinished or incomplete run. Name a finished run, or a "
             "folder that `lesionfast export` wrote."
         )
     check_list(path, described)

@@ -34,7 +34,7 @@ ESTIMATES = {
     ("specificity", "melanoma"): "melanoma specificity",
     ("auc", "melanoma"): "melanoma AUC",
     ("sensitivity", "cancer"): "malignant sensitivity",
-    ("accuracy", "all"): "plain accuracy",
+    ("accuracy", "all"): "accuracy",
 }
 USE = """## Use it
 

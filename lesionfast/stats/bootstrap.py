@@ -73,7 +73,7 @@ def check_resampling(
     lengths = {len(each) for each in (*decisions, lesions)}
     if lengths != {len(truth)} or not len(truth):
         raise LesionfastError(
-            f"truth, decisions and lesions must be as many, one an image; found {len(truth)} and "
+            f"truth, decisions and lesions need one entry per image; found {len(truth)} and "
             f"{sorted(lengths)}. Pass those of the same images."
         )
     if resamples < FEWEST:

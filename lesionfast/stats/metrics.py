@@ -93,8 +93,8 @@ def confusion_counts(truth: ArrayLike, decision: ArrayLike, n_classes: int) -> n
     truth, decision = as_codes(truth, n_classes), as_codes(decision, n_classes)
     if truth.shape != decision.shape:
         raise LesionfastError(
-            f"truth and decisions must be as many; found {len(truth)} and {len(decision)}. "
-            "Pass one decision an image."
+            f"truth and decisions differ in length: {len(truth)} and {len(decision)}. "
+            "Pass one decision per image."
         )
     pairs = np.bincount(truth * n_classes + decision, minlength=n_classes**2)
     return pairs.reshape(n_classes, n_classes)
@@ -205,7 +205,7 @@ def as_probabilities(values: ArrayLike) -> np.ndarray:
     if values.ndim != 2 or 0 in values.shape:
         raise LesionfastError(
             f"probabilities must be a table of images by classes; found shape {values.shape}. "
-            "Pass one row an image, at least one."
+            "Pass one row per image, and at least one row."
         )
     if not np.isfinite(values).all():
         bad = int((~np.isfinite(values)).any(axis=1).sum())

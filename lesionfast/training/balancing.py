@@ -90,7 +90,7 @@ def upsample(codes: np.ndarray, n_classes: int) -> Balance:
 
 @balances.register("author")
 def author(codes: np.ndarray, n_classes: int) -> Balance:
-    """As in the original study: downsample nevi, repeat the other classes, then class weights.
+    """As in the original study: downsample the largest class, repeat the others, then weights.
 
     The largest class is downsampled to the size of the second, the others are repeated to at most
     twice their rows and no more than that, and the loss weights them by one over what results.

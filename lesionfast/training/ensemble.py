@@ -283,7 +283,7 @@ def train_specialist(base: Run, name: str, root: str | Path) -> Run:
     run = train(load_dataset(config, split=base.file("split.csv")), config, root)
     if run.metrics["status"] == "interrupted":
         raise LesionfastError(
-            f"the training of the specialist for {name} was interrupted. Go on with: lesionfast "
+            f"the training of the specialist for {name} was interrupted. Continue with: lesionfast "
             f"train --resume {run.path}; then combine the runs: lesionfast ensemble {base.path} "
             f"{run.path}"
         )

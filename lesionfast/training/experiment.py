@@ -85,7 +85,7 @@ def check_conflicts(config: TrainConfig) -> None:
         )
     if config.hardest < 1 and config.mix != "none":
         raise LesionfastError(
-            "--hardest and --mix can't be combined: a mixed image is as hard as two. Leave one out."
+            "--hardest and --mix can't be combined: mixing changes the losses. Leave one out."
         )
     if config.label_smoothing > MOST_SMOOTHING:
         raise LesionfastError(
@@ -313,6 +313,6 @@ def only_trainer(run: Run) -> Iterator[None]:
     The error of a full disk says how to go on with the training.
     """
     busy = f"another process is training {run.path}. Wait for it, or stop it first."
-    go_on = f"Free some space, then go on with: lesionfast train --resume {run.path}"
+    go_on = f"Free some space, then continue with: lesionfast train --resume {run.path}"
     with only_process(run.path / f"{LOCKED}training", busy), disk_errors(run.path, advice=go_on):
         yield

@@ -153,7 +153,7 @@ def build_callbacks(
     if config.defer_weights and loss.weight is None:
         raise LesionfastError(
             "--defer-weights needs class weights to defer. Add --balance weights, effective or "
-            "author, or leave it out."
+            "author, or --class-weight, or leave it out."
         )
     callbacks = [ApplyObjective(loss, valid_loss, priors, config.defer_weights)]
     if config.hardest < 1:

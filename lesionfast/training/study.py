@@ -210,7 +210,7 @@ def run_study(study: Study, out: str | Path) -> Outcome:
         except TrainingInterrupted as error:
             raise TrainingInterrupted(
                 f"the study was interrupted in the run '{entry.name}'. "
-                "Type the same command again to go on."
+                "Type the same command again to continue."
             ) from error
         except LesionfastError as error:
             logger.warning("the run '%s' failed: %s", entry.name, error)
@@ -357,7 +357,7 @@ def check_fused(run: Run) -> None:
     """Raise `LesionfastError` unless a run is finished and fuses images with metadata."""
     if not run.finished:
         raise LesionfastError(
-            f"{run.path} is not finished. Go on with: lesionfast train --resume {run.path}"
+            f"{run.path} is not finished. Continue with: lesionfast train --resume {run.path}"
         )
     if "members" in run.model:
         raise LesionfastError(f"{run.path} is an ensemble. Name one of its members.")

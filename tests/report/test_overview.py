@@ -86,7 +86,7 @@ def test_a_split_that_leaks_is_said(run):
     split = run.split.assign(group="one")
     split.to_csv(run.path / "split.csv", index=False)
     words, _ = data_card(Findings.of(Run(run.path)))
-    assert any("estimates are too good" in each for each in words)
+    assert any("estimates are too optimistic" in each for each in words)
 
 
 def test_the_model_card_says_that_it_is_no_medical_device(run):

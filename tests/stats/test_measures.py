@@ -164,7 +164,7 @@ def test_a_class_without_images_is_undefined():
 
 def test_what_does_not_fit_is_refused():
     truth, probabilities, decision, lesions = simulate()
-    with pytest.raises(LesionfastError, match="must be as many"):
+    with pytest.raises(LesionfastError, match="one entry per image"):
         measure(truth, probabilities, decision, lesions[:-1], CLASSES)
     with pytest.raises(LesionfastError, match="Type 1000 or more"):
         measure(truth, probabilities, decision, lesions, CLASSES, resamples=10)

@@ -390,7 +390,7 @@ def test_a_run_that_another_process_has_just_ended_keeps_its_results(stopped, mo
 
 
 def test_a_full_disk_says_how_the_training_goes_on_and_leaves_no_half_file(df, small_disk):
-    go_on = r"the disk is full; .* Free some space, then go on with: lesionfast train --resume "
+    go_on = r"the disk is full; .* Free some space, then continue with: lesionfast train --resume "
     with pytest.raises(LesionfastError, match=go_on) as error:
         train(df, replace(TINY, size=32), small_disk)
     (run,) = list_runs(small_disk)

@@ -90,7 +90,7 @@ def test_a_run_that_fuses_nothing_is_refused(found):
 
 def test_a_run_that_did_not_end_is_refused(run, tmp_path):
     half = Run.create(tmp_path, replace(TINY, epochs=1))
-    with pytest.raises(LesionfastError, match="is not finished. Go on with"):
+    with pytest.raises(LesionfastError, match="is not finished. Continue with"):
         ablate(half)
 
 

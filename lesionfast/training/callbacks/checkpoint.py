@@ -58,7 +58,7 @@ class Checkpoint(Callback):
     def restore(self) -> int:
         """Put back what the file holds; return the number of epochs done."""
         again = f"Start it again: lesionfast train --config {self.path.parents[1] / 'config.json'}"
-        with damage_explained(self.path, f"The run cannot be resumed. {again}"):
+        with damage_explained(self.path, f"The run can't be resumed. {again}"):
             tensors, header = load_tensors(self.path)
             check_shape(header, {"epochs_done": int, "callbacks": {str: object}})
         self.model.load_state_dict(with_prefix(tensors, "model"))

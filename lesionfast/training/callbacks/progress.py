@@ -119,7 +119,7 @@ class StopOnInterrupt(Borrowing):
         """Remember the Ctrl-C, and give SIGINT back."""
         self.interrupted = True
         signal.signal(signal.SIGINT, self.before)
-        print("\nCtrl-C: stopping; the weights kept so far are the result", file=sys.stderr)
+        print("\nCtrl-C: stopping; the run keeps the weights saved so far", file=sys.stderr)
 
     def after_batch(self) -> None:
         if self.interrupted:
