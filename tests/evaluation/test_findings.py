@@ -186,7 +186,7 @@ def test_features_that_are_kept_give_the_feature_map(run):
     write_features(run, ids, rng.normal(size=(len(ids), 12)))
     findings = Findings.of(run)
     text = write_report(findings).read_text()
-    assert "feature_map" in findings.files and "by their features" in text
+    assert "feature_map" in findings.files and "t-SNE of the image features" in text
 
 
 def test_figures_are_drawn_once(run):
