@@ -224,7 +224,7 @@ def ablate(
     print("\n".join(contribution.words()))
 
 
-StudyFile = argument(Path | None, "TOML file with one [[run]] table per configuration.")
+StudyFile = argument(Path | None, "TOML file with one table 'run' per configuration.")
 Author = option(bool, "Train the systems of the original study.", "--author")
 FromScratch = option(
     bool, "With --author: start all from random weights, at 64 pixels.", "--from-scratch"

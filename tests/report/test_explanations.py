@@ -64,7 +64,10 @@ def test_top_losses_and_missed_melanomas_are_drawn_beside_their_maps(run, tmp_pa
         == 2
     )  # age and sex
     assert "train at a larger --size" in first.get_suptitle()
-    assert "1 × 1 cells" in first.get_suptitle() and "age and sex: what is" in first.get_suptitle()
+    assert (
+        "1 × 1 cells" in first.get_suptitle()
+        and "age and sex: contribution" in first.get_suptitle()
+    )
 
 
 def test_without_melanomas_taken_for_nevi_the_figure_says_so(run, tmp_path, drawn, monkeypatch):

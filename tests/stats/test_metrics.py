@@ -177,7 +177,7 @@ def test_an_absent_class_makes_single_metrics_nan():
         (lambda: summarize([0, 2], [[0.5, 0.5]] * 2, ["a", "b"], [1, 1]), "from 0 to 1"),
         (lambda: summarize([0], [[0.5, 0.5]] * 2, ["a", "b"], [1, 1]), "1 images and 2 classes"),
         (lambda: balanced_accuracy([0.5], [0], 2), "whole"),
-        (lambda: balanced_accuracy([0, 1], [0], 2), "found 2 and 1"),
+        (lambda: balanced_accuracy([0, 1], [0], 2), "differ in length: 2 and 1"),
     ],
 )
 def test_what_does_not_fit_is_said(call, message):
