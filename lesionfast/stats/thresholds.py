@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -13,9 +12,6 @@ from lesionfast.diagnoses import Classes
 from lesionfast.errors import LesionfastError
 from lesionfast.stats.bootstrap import RESAMPLES, Found, interval, resampled, share_interval
 from lesionfast.stats.metrics import as_codes, as_probabilities, check_predictions, ratio
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger("lesionfast")
 
