@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from PIL import Image
 
 from lesionfast.console import Cell, Table
@@ -238,11 +238,14 @@ def write_page(
 def render(template: str, **values: Any) -> str:
     """Return a template of this package filled with values, which are escaped."""
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FunctionLoader(read_template),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     style, script = read_template("page.css"), read_template("page.js")
-    text = read_template(template)
-    return environment.from_string(text).render(style=style, script=script, **values)
+    return environment.get_template(template).render(style=style, script=script, **values)
 
 
 def read_template(name: str) -> str:

@@ -228,7 +228,7 @@ class Guard:
         if has_token or has_cookie:
             return self.app
         if path == "/":
-            return HTMLResponse(read_template("login.html"), 401)
+            return HTMLResponse(render("login.html"), 401)
         problem = "the token is missing or wrong. Send it as a header: Authorization: Bearer TOKEN"
         return JSONResponse({"error": problem}, 401, {"WWW-Authenticate": "Bearer"})
 
