@@ -41,8 +41,8 @@ TORCH_FREE = [
     *("data.split", "data.sample", "stats.bootstrap", "stats.metrics", "stats.measures"),
     *("stats.calibration", "stats.conformal", "stats.thresholds", "stats.selective"),
     *("stats.subgroups", "stats.ood", "evaluation.interpretation", "evaluation.findings"),
-    *("evaluation.decisions", "evaluation.comparison", "evaluation.features", "evaluation.masks"),
-    *("evaluation.contribution", "evaluation.labels", "evaluation.isic", "report.overview"),
+    *("evaluation.decisions", "evaluation.comparison", "evaluation.features"),
+    *("evaluation.labels", "evaluation.isic", "report.overview"),
     *("report.comparison", "training.ensemble", "training.study"),
     *("serving.predictor", "serving.outputs", "serving.service"),
 ]

@@ -12,7 +12,7 @@ import pandas as pd
 from lesionfast.data.split import load_dataset
 from lesionfast.diagnoses import read_costs
 from lesionfast.errors import DamageError, LesionfastError
-from lesionfast.evaluation.contribution import WITHHELD, contribution_table, without_metadata
+from lesionfast.evaluation.comparison import WITHHELD, contribution_table, without_metadata
 from lesionfast.evaluation.decisions import Decisions, discard_damaged
 from lesionfast.evaluation.features import dataset_features, read_features
 from lesionfast.evaluation.interpretation import Interpretation, records

@@ -27,16 +27,17 @@ from lesionfast.report.page import (
     subtitle,
 )
 from lesionfast.stats.bootstrap import RESAMPLES, Found, interval, resampled
-from lesionfast.stats.calibration import Calibrator, choose_methods
-from lesionfast.stats.measures import weighted_metrics
-from lesionfast.stats.metrics import ALL, decide
-from lesionfast.stats.reliability import (
+from lesionfast.stats.calibration import (
     NOISE,
+    Calibrator,
     calibration_interval,
     calibration_table,
+    choose_methods,
     reliability_bins,
     weighted_calibration,
 )
+from lesionfast.stats.measures import weighted_metrics
+from lesionfast.stats.metrics import ALL, decide
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -77,8 +77,7 @@ def attribution(findings: Findings) -> Section | None:
     """Return the evidence for the decisions in the worst errors; it runs the model, if asked to."""
     if not findings.explain:
         return None
-    from lesionfast.evaluation.explain import explain_images
-    from lesionfast.evaluation.masks import compare_with_masks
+    from lesionfast.evaluation.explain import compare_with_masks, explain_images
 
     files = draw_attribution(findings.interpretation, findings.folder)
     findings.files |= {file.stem: file for file in files}

@@ -19,12 +19,11 @@ from lesionfast.diagnoses import full_name
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.evaluation.findings import Findings
 from lesionfast.report.calibration import calibration
-from lesionfast.report.decisions import challenge, operating
+from lesionfast.report.decisions import challenge, operating, prediction_sets, referral
 from lesionfast.report.errors import confusion, melanoma
 from lesionfast.report.explanations import attribution, pictures
 from lesionfast.report.metrics import metrics, training
 from lesionfast.report.page import Section, write_page
-from lesionfast.report.selective import prediction_sets, referral
 from lesionfast.report.subgroups import labels, metadata, out_of_distribution, subgroups
 from lesionfast.runs import Run
 

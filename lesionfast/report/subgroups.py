@@ -10,7 +10,7 @@ import pandas as pd
 from lesionfast.console import Table, estimate
 from lesionfast.diagnoses import Classes, full_name
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.contribution import (
+from lesionfast.evaluation.comparison import (
     ENDS,
     WITHHELD,
     contribution_metrics,

@@ -16,7 +16,7 @@ from lesionfast.data.encoder import BadValue, MetadataEncoder
 from lesionfast.data.images import BadImage, fit_square, read_picture
 from lesionfast.data.sources import FileReader, count_threads
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.contribution import without_metadata
+from lesionfast.evaluation.comparison import without_metadata
 from lesionfast.evaluation.features import read_features
 from lesionfast.evaluation.interpretation import Interpretation, read_split, records
 from lesionfast.runs import Run

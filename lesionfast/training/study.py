@@ -18,7 +18,7 @@ import pandas as pd
 from lesionfast.config import DataConfig, SplitConfig, TrainConfig
 from lesionfast.data.split import format_split, load_dataset, write_split
 from lesionfast.errors import LesionfastError, TrainingInterrupted, did_you_mean
-from lesionfast.evaluation.contribution import (
+from lesionfast.evaluation.comparison import (
     WITHHELD,
     contribution_table,
     describe_loss,

@@ -6,14 +6,25 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import balanced_accuracy_score
 
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.comparison import Comparison, comparable_runs, describe_options
+from lesionfast.evaluation.comparison import (
+    WITHHELD,
+    Comparison,
+    comparable_runs,
+    contribution_metrics,
+    contribution_table,
+    describe_loss,
+    describe_options,
+)
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.files import write_text
-from lesionfast.runs import Run
-from lesionfast.stats.bootstrap import interval, resample
+from lesionfast.report.subgroups import contribution_table as terminal_table
+from lesionfast.report.subgroups import metadata
+from lesionfast.runs import WITHOUT_METADATA, Run
+from lesionfast.stats.bootstrap import drawn_rows, interval, resample
 
 
 @pytest.fixture
@@ -126,3 +137,132 @@ def test_a_run_has_the_same_intervals_alone_and_beside_others(make_run):
             alone = measures.loc[("sensitivity", name)]
             beside = [getattr(row, f"sensitivity_{name}{end}") for end in ("", "_low", "_high")]
             assert beside == [alone.value, alone.low, alone.high]
+
+
+@pytest.fixture
+def pair(make_run, make_worse):
+    run = make_run(n=300)
+    return Interpretation.of(run), Interpretation.of(make_worse(run, "worse", 3.0))
+
+
+def row_of(table: pd.DataFrame, system: str, metric: str) -> pd.Series:
+    return table[(table["system"] == system) & (table["metric"] == metric)].iloc[0]
+
+
+def test_a_run_does_not_differ_from_itself(pair):
+    table = contribution_table(pair[0], {"same": pair[0]}, resamples=1000)
+    same = table[table["system"] == "same"]
+    assert (same[["difference", "difference_low", "difference_high"]] == 0).all(None)
+
+
+def test_the_differences_are_those_of_a_loop_over_the_same_lesions(pair):
+    whole, worse = pair
+    table = contribution_table(whole, {"worse": worse}, resamples=1000)
+    order = np.argsort(whole.rows["image_id"].to_numpy(str))
+    other = np.argsort(worse.rows["image_id"].to_numpy(str))
+    truth = whole.truth[order]
+    codes = np.unique(whole.rows["group"].to_numpy(str)[order], return_inverse=True)[1]
+    first, second = whole.decision[order], worse.decision[other]
+    drawn = [
+        balanced_accuracy_score(truth, second, sample_weight=weights)
+        - balanced_accuracy_score(truth, first, sample_weight=weights)
+        for block in drawn_rows(truth, codes, 1000, 0)
+        for weights in block
+    ]
+    found = row_of(table, "worse", "balanced_accuracy")
+    expected = balanced_accuracy_score(truth, second) - balanced_accuracy_score(truth, first)
+    assert found["difference"] == pytest.approx(expected)
+    ends = found[["difference_low", "difference_high"]].to_list()
+    assert ends == pytest.approx(np.quantile(drawn, [0.025, 0.975]).tolist())
+
+
+def test_the_pairing_narrows_the_interval(pair):
+    table = contribution_table(pair[0], {"worse": pair[1]}, resamples=1000)
+    whole, worse = (row_of(table, name, "macro_auc") for name in ("whole", "worse"))
+    unpaired = np.hypot(whole["high"] - whole["low"], worse["high"] - worse["low"])
+    assert worse["difference_high"] - worse["difference_low"] < unpaired
+
+
+@pytest.mark.parametrize(
+    "ends, told",
+    [
+        ((-0.03, -0.05, -0.01), "taking it away costs: -3.0 points [-5.0, -1.0]"),
+        ((0.003, -0.009, 0.015), "no measurable change: +0.3 points [-0.9, 1.5]"),
+        ((0.02, 0.01, 0.03), "taking it away is a gain: +2.0 points [1.0, 3.0]"),
+    ],
+)
+def test_it_is_said_in_words(ends, told):
+    names = ("difference", "difference_low", "difference_high")
+    row = {"system": "other", "metric": "balanced_accuracy", **dict(zip(names, ends, strict=True))}
+    assert told in describe_loss(pd.DataFrame([row]), "other", "taking it away")
+
+
+@pytest.mark.parametrize(
+    "low, high, told",
+    [
+        (-0.5, -0.05, "accuracy; and -20.0 points [-50.0, -5.0] of melanoma"),
+        (-0.5, 0.05, "of balanced accuracy"),
+    ],
+)
+def test_a_change_of_melanoma_sensitivity_is_told_with_it(low, high, told):
+    ends = {"difference": -0.2, "difference_low": low, "difference_high": high}
+    rows = [
+        {"system": "other", "metric": "balanced_accuracy", **ends, "difference_high": 0.1},
+        {"system": "other", "metric": "sensitivity", **ends},
+    ]
+    words = describe_loss(pd.DataFrame(rows), "other", "taking it away")
+    assert "no measurable change: -20.0 points" in words
+    assert told in words and words.endswith(("accuracy", "sensitivity"))
+    assert ("melanoma" in words) == (high < 0)
+
+
+def test_runs_of_other_images_are_refused(pair, make_run):
+    with pytest.raises(LesionfastError, match="different test images"):
+        contribution_table(pair[0], {"other": Interpretation.of(make_run(n=200))})
+
+
+def test_the_terminal_shows_every_difference(pair):
+    table = contribution_table(pair[0], {"worse": pair[1]}, resamples=1000)
+    metrics = [metric for metric, _ in contribution_metrics(pair[0].classes)]
+    whole, worse, paired = terminal_table(table, pair[0].classes).rows
+    for place, metric in enumerate(metrics, 1):
+        first, second = (row_of(table, system, metric) for system in ("whole", "worse"))
+        for cell, row in ((whole[place], first), (worse[place], second)):
+            assert (cell.number, cell.low, cell.high) == (row["value"], row["low"], row["high"])
+        ends = f"[{second['difference_low']:+.3f}, {second['difference_high']:+.3f}]"
+        assert str(paired[place]) == f"{second['difference']:+.3f} {ends}"
+
+
+@pytest.fixture
+def withheld(pair):
+    """A run that kept what it predicts without metadata: it takes melanomas for nevi then."""
+    run = pair[0].run
+    table = run.predictions.copy()
+    gone = table.index[table["target"] == "mel"][::2]
+    table.loc[gone, [f"p_{name}" for name in run.classes]] = 0.0
+    table.loc[gone, "p_nv"] = 1.0
+    table.to_csv(run.path / WITHOUT_METADATA, index=False)
+    model = run.model | {"metadata": ["age", "sex"]}
+    (run.path / "model.json").write_text(json.dumps(model))
+    return Run(run.path)
+
+
+def test_the_report_says_that_melanomas_are_missed_without_metadata(withheld):
+    findings = Findings.of(withheld)
+    section = metadata(findings)
+    row = row_of(findings.contribution, WITHHELD, "sensitivity")
+    assert section.title == "Without metadata" and row["difference_high"] < 0
+    assert f"{100 * row['difference']:+.1f} points [" in section.words[1]
+    assert "Warning: without age and sex the model misses melanomas" in section.words[1]
+    cells = {cell.text: cell for line in section.tables[0].rows for cell in line}
+    assert cells[f"{row['difference']:+.3f}"].interval.endswith(f"{row['difference_high']:.3f}]")
+
+
+def test_no_warning_where_no_melanoma_is_missed(withheld):
+    withheld.predictions.to_csv(withheld.path / WITHOUT_METADATA, index=False)
+    words = metadata(Findings.of(Run(withheld.path))).words
+    assert "+0.0 points [0.0, 0.0], paired." in words[1] and "Warning" not in " ".join(words)
+
+
+def test_a_run_of_old_has_no_such_section(pair):
+    assert metadata(Findings(pair[0])) is None

@@ -21,9 +21,8 @@ from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.manifest import Manifest
 from lesionfast.report.calibration import calibration
-from lesionfast.report.decisions import operating
+from lesionfast.report.decisions import operating, prediction_sets
 from lesionfast.report.overview import write_report
-from lesionfast.report.selective import prediction_sets
 from lesionfast.runs import OF_THE_WEIGHTS, Run
 from lesionfast.stats.measures import measure
 

@@ -1,11 +1,21 @@
-"""The figures show the points, the intervals and the curves that the tables have."""
+"""Figures of points, curves, prediction sets and referral show the numbers of the tables."""
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from lesionfast.evaluation.decisions import Decisions, points_table
+from lesionfast.evaluation.decisions import REFERRAL, SETS, Decisions, points_table
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.report.decisions import NOTHING, draw_decision_curves, draw_operating
+from lesionfast.report.decisions import (
+    NOTHING,
+    draw_coverage,
+    draw_decision_curves,
+    draw_operating,
+    draw_risk_coverage,
+    run_coverage,
+)
+from lesionfast.stats.conformal import BY_CLASS, MARGINAL
+from lesionfast.stats.selective import risk_coverage
 
 
 def test_points_sit_where_the_table_says(make_run, tmp_path, drawn):
@@ -41,3 +51,38 @@ def test_other_classes_say_that_there_is_nothing(make_run, tmp_path, drawn):
     draw_decision_curves(test, test.probabilities, "uncalibrated", tmp_path)
     for figure in drawn.values():
         assert all(NOTHING in [t.get_text() for t in axis.texts] for axis in figure.axes)
+
+
+def test_coverage_dots_are_the_table(splits, tmp_path, drawn, legend, check_figure):
+    test, valid = splits
+    conformal = SETS.fit(valid)
+    check_figure(draw_coverage(test, conformal, tmp_path), "coverage.png")
+    left, right = drawn["coverage"].axes
+    table = run_coverage(test, conformal)
+    table = table[table["images"] > 0]
+    for kind, dots in zip((MARGINAL, BY_CLASS), left.containers, strict=True):
+        chosen = table[(table["kind"] == kind) & (table["metric"] == "coverage")]
+        assert dots.lines[0].get_xdata() == pytest.approx(chosen["value"].to_numpy())
+    assert legend(right) == [MARGINAL, BY_CLASS]
+    nominal = [line for line in left.lines if list(line.get_xdata()) == [0.9, 0.9]]
+    assert len(nominal) == 1
+    labels = [text.get_text() for text in left.get_yticklabels()]
+    assert labels[0] == "all, 400 lesions" and "malignant, under 40" in " ".join(labels)
+
+
+def test_risk_lines_are_the_table_and_the_threshold_is_marked(
+    splits, tmp_path, drawn, legend, check_figure
+):
+    test, valid = splits
+    referral = REFERRAL.fit(valid, share=0.3)
+    check_figure(draw_risk_coverage(test, referral, tmp_path), "risk_coverage.png")
+    axis = drawn["risk_coverage"].axes[0]
+    confidence, lesions = test.confidence, test.rows["group"]
+    table = risk_coverage(test.truth, test.decision, confidence, lesions, test.classes)
+    error = table[table["metric"] == "error"]
+    shown = error[error["lesions"] >= 5]
+    assert axis.lines[0].get_ydata() == pytest.approx(shown["value"].to_numpy())
+    kept = (confidence >= referral.threshold).mean()
+    assert axis.lines[-1].get_xdata()[0] == pytest.approx(kept)
+    assert "AURC of the error" in drawn["risk_coverage"].get_suptitle()
+    assert "refer 30%" in legend(axis)[-1] and "melanomas missed" in " ".join(legend(axis))

@@ -20,17 +20,15 @@ from lesionfast.stats.calibration import (
     Calibrator,
     assign_folds,
     build_objective,
+    calibration_table,
     choose_methods,
     fit_calibrator,
     fit_scaling,
-)
-from lesionfast.stats.metrics import decide
-from lesionfast.stats.reliability import (
-    calibration_table,
     reliability_bins,
     weighted_calibration,
     weighted_gap,
 )
+from lesionfast.stats.metrics import decide
 
 CLASSES = ("a", "b", "mel", "nv")
 

@@ -14,7 +14,7 @@ from lesionfast.data.encoder import MetadataEncoder
 from lesionfast.data.images import open_images
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.contribution import WITHHELD
+from lesionfast.evaluation.comparison import WITHHELD
 from lesionfast.models.fusion import load_model
 from lesionfast.runs import WITHOUT_METADATA, Run
 from lesionfast.serving.predictor import Predictor, find_caution
