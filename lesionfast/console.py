@@ -148,7 +148,7 @@ def duration(value: float | None) -> Cell:
 
 @dataclass
 class Table:
-    """A table for the terminal, HTML, Markdown and JSON; an empty row is a line between parts."""
+    """A table for the terminal, HTML and Markdown; an empty row is a line between parts."""
 
     title: str
     columns: list[str]
@@ -220,19 +220,6 @@ class Table:
         head = [*map(escape_markdown, self.columns)]
         lines = [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows] if row]
         return "\n".join([f"{escape_markdown(self.title)}:\n", *lines, ""])
-
-    def to_records(self) -> list[dict[str, Any]]:
-        """Return a JSON-safe dict a row: x, and x_low and x_high where it has an interval."""
-        records = []
-        for row in filter(None, self.rows):
-            record: dict[str, Any] = {}
-            for name, each in zip(self.columns, row, strict=False):
-                text = None if each == MISSING else each.text
-                record[name] = text if each.number is None else each.number
-                if each.low is not None:
-                    record |= {f"{name}_low": each.low, f"{name}_high": each.high}
-            records.append(record)
-        return records
 
 
 def escape_markdown(text: str) -> str:

@@ -70,13 +70,10 @@ def test_a_narrow_terminal_gets_intervals_of_two_lines(table):
     assert "[0.850," in shown.get() and "…" not in shown.get()
 
 
-def test_it_is_markdown_and_json(table):
+def test_it_is_markdown(table):
     lines = table.to_markdown().splitlines()
     assert lines[0] == "Title:" and lines[2:4] == ["| class | balanced accuracy |", "| --- | --- |"]
     assert lines[4].endswith(" | 0.900 [0.850, 0.940] |") and lines[5] == "| b | - |"
-    first, second = table.to_records()
-    assert first["balanced accuracy"] == 0.9 and first["balanced accuracy_low"] == 0.85
-    assert second == {"class": "b", "balanced accuracy": None}
 
 
 def test_the_console_shows_a_line_once(capsys, monkeypatch):

@@ -1,7 +1,8 @@
 """Everything wrong with a dataset, as a table: missing, corrupt, duplicate, leaking."""
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,10 +11,9 @@ import pandas as pd
 
 from lesionfast.config import DataConfig
 from lesionfast.console import MOST_ROWS, Cell, Table
-from lesionfast.data.duplicates import find_exact_duplicates, find_near_duplicates, open_pictures
-from lesionfast.data.images import Images
-from lesionfast.data.leaks import KEYS
-from lesionfast.data.metadata import clean, read_rows
+from lesionfast.data.duplicates import find_near_duplicates, open_pictures
+from lesionfast.data.images import Images, read_image
+from lesionfast.data.metadata import KEYS, clean, read_rows
 from lesionfast.data.sources import find_source, list_images
 from lesionfast.data.split import assign_split
 from lesionfast.errors import LesionfastError, list_first, pluralize
@@ -137,6 +137,28 @@ def check_corrupt(df: pd.DataFrame, images: Images, config: DataConfig) -> Findi
         return judge("corrupt images", len(images.bad), "note", detail)
     detail += ". Replace them, or type --skip-bad"
     return judge("corrupt images", len(images.bad), "problem", detail)
+
+
+def find_exact_duplicates(df: pd.DataFrame, images: Images) -> list[list[int]]:
+    """Return the positions of images with the same pixels at full size, in sets of two or more.
+
+    `images` are those of `open_pictures`; only images alike there are read at full size.
+    """
+    good = [i for i in range(len(df)) if i not in images.bad]
+    sets = []
+    for alike in find_equal(good, (images.pixels[i] for i in good)):
+        whole = [np.asarray(read_image(df["path"].iloc[i])) for i in alike]
+        sets += find_equal(alike, whole)
+    return sets
+
+
+def find_equal(positions: list[int], pixels: Iterable[np.ndarray]) -> list[list[int]]:
+    """Return the positions of equal arrays, in sets of two or more."""
+    sets: dict[tuple, list[int]] = {}
+    for i, array in zip(positions, pixels, strict=True):
+        digest = hashlib.blake2b(np.ascontiguousarray(array), digest_size=16).digest()
+        sets.setdefault((array.shape, digest), []).append(i)
+    return [equal for equal in sets.values() if len(equal) > 1]
 
 
 def check_exact(df: pd.DataFrame, sets: list[list[int]]) -> Iterator[Finding]:

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from lesionfast.config import DataConfig
-from lesionfast.data.audit import Audit, Finding, audit, audit_table
+from lesionfast.data.audit import Audit, Finding, audit, audit_table, find_exact_duplicates
+from lesionfast.data.duplicates import open_pictures
 from lesionfast.errors import LesionfastError
 
 CLASSES = ("bcc", "mel", "nv")
@@ -174,8 +175,23 @@ def test_the_tables_show_verdicts_and_near_duplicates():
         {"image_a": ["i1"], "image_b": ["i2"], "score": [0.98], "transform": ["turned by 90"]}
     )
     first, second = audit_table(Audit(checks, pairs))
-    row = {"check": "corrupt images", "count": 2, "verdict": "problem", "detail": "a.jpg, [b].jpg"}
-    assert first.to_records()[0] == row
-    row = {"image a": "i1", "image b": "i2", "score": 0.98, "transform": "turned by 90"}
-    assert second.to_records() == [row]
+    assert first.columns == ["check", "count", "verdict", "detail"]
+    assert [str(c) for c in first.rows[0]] == ["corrupt images", "2", "problem", "a.jpg, [b].jpg"]
+    assert second.columns == ["image a", "image b", "score", "transform"]
+    assert [str(c) for row in second.rows for c in row] == ["i1", "i2", "0.980", "turned by 90"]
     assert len(audit_table(Audit(checks, pairs.head(0)))) == 1
+
+
+def test_identical_pixels_are_found_in_other_formats_but_not_alike_ones(photograph, tmp_path):
+    rng = np.random.default_rng(5)
+    others = [tmp_path / f"{i}.jpg" for i in range(3)]
+    for path in others:
+        photograph(rng).save(path, quality=80)
+    image = photograph(rng)
+    image.save(tmp_path / "a.png")
+    image.save(tmp_path / "b.bmp")
+    image.putpixel((0, 0), (0, 0, 0))
+    image.save(tmp_path / "c.png")  # differs only outside the centre square that is compared
+    paths = [str(path) for path in (*others, *(tmp_path / n for n in ("a.png", "b.bmp", "c.png")))]
+    df = pd.DataFrame({"path": paths})
+    assert find_exact_duplicates(df, open_pictures(paths)) == [[3, 4]]

@@ -6,12 +6,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from lesionfast.data.duplicates import (
-    THRESHOLD,
-    find_exact_duplicates,
-    find_near_duplicates,
-    open_pictures,
-)
+from lesionfast.data.duplicates import THRESHOLD, find_near_duplicates
 
 UNRELATED = 40
 
@@ -152,16 +147,3 @@ def test_a_bad_image_is_left_out_and_the_positions_stay(planted, tmp_path):
 @pytest.mark.parametrize("rows", [1, 2])
 def test_very_few_images_are_no_problem(rows, planted):
     assert find_near_duplicates(planted[:rows], cache=False).empty
-
-
-def test_identical_pixels_are_found_in_other_formats_but_not_alike_ones(
-    photograph, planted, tmp_path
-):
-    image = photograph(np.random.default_rng(5))
-    image.save(tmp_path / "a.png")
-    image.save(tmp_path / "b.bmp")
-    image.putpixel((0, 0), (0, 0, 0))
-    image.save(tmp_path / "c.png")  # differs only outside the centre square that is compared
-    paths = [*planted["path"][:3], *(f"{tmp_path}/{name}" for name in ("a.png", "b.bmp", "c.png"))]
-    df = pd.DataFrame({"path": paths})
-    assert find_exact_duplicates(df, open_pictures(paths)) == [[3, 4]]

@@ -48,7 +48,7 @@ def test_classes_without_melanoma_are_compared_without_it(make_run, make_worse):
     first = make_run(("bcc", "df", "vasc"))
     comparison = Comparison.of([first, make_worse(first, "other", 1)])
     assert "mel_to_nv" not in comparison.table
-    assert len(comparison_table(comparison).to_records()) == 2
+    assert len(list(filter(None, comparison_table(comparison).rows))) == 2
 
 
 def test_a_run_in_a_picture_has_its_balanced_accuracy_and_the_interval(runs):

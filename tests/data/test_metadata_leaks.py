@@ -7,8 +7,7 @@ import pandas as pd
 import pytest
 
 from lesionfast.config import DataConfig, TrainConfig
-from lesionfast.data.leaks import check_inputs
-from lesionfast.data.metadata import load_metadata
+from lesionfast.data.metadata import check_inputs, load_metadata
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
 

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from lesionfast.data.duplicates.registration import (
+from lesionfast.data.duplicates import (
     COARSE,
     VIEWS,
     Match,

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from lesionfast.data.duplicates.neighbours import (
+from lesionfast.data.duplicates import (
     MOST,
     NEIGHBOURS,
-    SIDE,
+    SMALL,
     describe,
     find_candidates,
     ring_filters,
@@ -20,7 +20,7 @@ def pictures():
 
 
 def test_shrinking_averages(pictures):
-    small = shrink(pictures).reshape(len(pictures), 3, SIDE, SIDE)
+    small = shrink(pictures).reshape(len(pictures), 3, SMALL, SMALL)
     expected = pictures[3, 4:8, 92:96, 1].mean() / 255
     assert small[3, 1, 1, 23] == pytest.approx(expected, abs=1e-5)
 
