@@ -145,6 +145,11 @@ def full_name(name: str) -> str:
     return f"{name} ({NAMES[name.casefold()]})" if name.casefold() in NAMES else name
 
 
+def probability_columns(classes: Iterable[str]) -> list[str]:
+    """Return the columns of a table of predictions that hold the probability of each class."""
+    return [f"p_{name}" for name in classes]
+
+
 def find_class(option: str, name: str, classes: Sequence[str]) -> int:
     """Return the index of the class that an option names; raises `LesionfastError`."""
     if name not in classes:

@@ -24,6 +24,7 @@ from lesionfast.data.encoder import (
 )
 from lesionfast.data.sources import IMAGE_SUFFIXES, drop_copies, find_source, list_images
 from lesionfast.data.table import read_table
+from lesionfast.diagnoses import probability_columns
 from lesionfast.errors import LesionfastError, list_first, pluralize
 
 logger = logging.getLogger("lesionfast")
@@ -69,7 +70,7 @@ def read_rows(csv: Path, config: DataConfig) -> pd.DataFrame:
     group = image_id if config.group == "none" else raw[config.group]
     keys = {"image_id": image_id, "target": raw[config.target], "group": group}
     others = [name for name in raw if name not in {config.image, config.target, config.group}]
-    reserved = {*RESERVED, *(f"p_{name}" for name in raw[config.target].unique())}
+    reserved = {*RESERVED, *probability_columns(raw[config.target].unique())}
     taken = [name for name in others if name in reserved]
     if taken:
         columns = pluralize(len(taken), "column")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lesionfast.diagnoses import Classes
+from lesionfast.diagnoses import Classes, probability_columns
 from lesionfast.errors import LesionfastError, did_you_mean
 from lesionfast.runs import Run
 from lesionfast.stats.metrics import confusion_counts, decide, json_safe, losses, summarize
@@ -231,7 +231,7 @@ def read_split(run: Run, split: str) -> pd.DataFrame:
 
 def read_probabilities(run: Run, predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Return class numbers (n,) and probabilities (n, k) in the run's class order."""
-    columns = [f"p_{name}" for name in run.classes]
+    columns = probability_columns(run.classes)
     missing = [name for name in columns if name not in predictions]
     numbers = {name: number for number, name in enumerate(run.classes)}
     truth = predictions["target"].astype(str).map(numbers)

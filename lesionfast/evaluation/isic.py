@@ -3,7 +3,7 @@
 The rules are those of github.com/ImageMarkup/isic-challenge-scoring.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +58,12 @@ def challenge_order(classes: Sequence[str]) -> list[int]:
     return [upper.index(name) for name in COLUMNS]
 
 
+def challenge_columns(columns: Iterable[str]) -> list[str]:
+    """Return the columns p_<class> of a table in the order of the challenge."""
+    names = [name for name in columns if str(name).startswith("p_")]
+    return [names[i] for i in challenge_order([name.removeprefix("p_") for name in names])]
+
+
 def write_submission(table: pd.DataFrame, path: Path) -> Path:
     """Write a table of image_id and p_<class> in the challenge's CSV format.
 
@@ -71,15 +77,13 @@ def write_submission(table: pd.DataFrame, path: Path) -> Path:
             f"the table has no column image_id; it has: {', '.join(map(str, table.columns))}. "
             "Pass one of image_id and p_<class>, such as predictions.csv."
         )
-    names = [name for name in table.columns if str(name).startswith("p_")]
-    order = challenge_order([name.removeprefix("p_") for name in names])
-    rows = table[[names[number] for number in order]].set_axis(list(COLUMNS), axis=1)
+    rows = table[challenge_columns(table.columns)].set_axis(list(COLUMNS), axis=1)
     rows.insert(0, "image", table["image_id"].astype(str))
     repeated = rows.loc[rows["image"].duplicated(), "image"].unique().tolist()
     if repeated:
         raise LesionfastError(
             f"the table has {len(repeated)} images more than once, such as {repeated[0]}. "
-            "Give one row an image."
+            "Give one row per image."
         )
     values = rows[list(COLUMNS)].apply(pd.to_numeric, errors="coerce").to_numpy()
     bad = ~((values >= 0) & (values <= 1)).all(axis=1)

@@ -10,6 +10,7 @@ import pandas as pd
 from lesionfast.console import counting_bar
 from lesionfast.data.duplicates import find_near_duplicates
 from lesionfast.data.split import load_dataset
+from lesionfast.diagnoses import probability_columns
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.evaluation.interpretation import Interpretation, read_probabilities
 from lesionfast.runs import Run
@@ -87,7 +88,7 @@ def average_tests(runs: Sequence[Run]) -> pd.DataFrame:
                 f"{run.path} and {runs[0].path} have predictions of different test images. "
                 "Pass runs that differ in --fold alone."
             )
-    columns = [f"p_{name}" for name in runs[0].classes]
+    columns = probability_columns(runs[0].classes)
     mean = np.mean([part[columns].to_numpy() for part in parts], axis=0)
     return parts[0].assign(**dict(zip(columns, mean.T, strict=True)))
 

@@ -15,7 +15,7 @@ from lesionfast.data.encoder import SHAPE as ENCODER_SHAPE
 from lesionfast.data.encoder import MetadataEncoder
 from lesionfast.data.images import open_images
 from lesionfast.data.split import load_dataset
-from lesionfast.diagnoses import Classes
+from lesionfast.diagnoses import Classes, probability_columns
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.evaluation.decisions import (
     CALIBRATION,
@@ -219,7 +219,7 @@ class Bundle:
         classes, rule, prior = self.classes, self.model["rule"], self.model["prior"]
         decision = decide(probabilities, rule, prior)
         columns = {"decision": np.asarray(classes, object)[decision], "rule": rule}
-        columns |= dict(zip([f"p_{name}" for name in classes], probabilities.T, strict=True))
+        columns |= dict(zip(probability_columns(classes), probabilities.T, strict=True))
         if self.calibrator:
             calibrated = self.calibrator.apply(probabilities).T
             columns |= dict(zip([f"calibrated_{n}" for n in classes], calibrated, strict=True))

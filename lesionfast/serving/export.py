@@ -11,6 +11,7 @@ import pandas as pd
 from huggingface_hub import ModelCardData
 
 from lesionfast.console import Table, escape_markdown, estimate
+from lesionfast.diagnoses import probability_columns
 from lesionfast.errors import DamageError, DiskError, LesionfastError
 from lesionfast.evaluation.decisions import OOD, save_ood
 from lesionfast.evaluation.findings import Findings
@@ -160,7 +161,7 @@ def check_predictions(run: Run, bundle: Bundle, weights: Path) -> None:
         return
     options = {"views": bundle.model["tta"], "precision": bundle.precision}
     found, _ = TorchEngine.open(bundle.model, weights, **options)(pixels, metadata)
-    columns = [f"p_{name}" for name in bundle.classes]
+    columns = probability_columns(bundle.classes)
     expected = run.predictions.set_index("image_id")[columns].reindex(df["image_id"]).to_numpy()
     differences = np.abs(found - expected).max(axis=1)
     compared = np.isfinite(differences)

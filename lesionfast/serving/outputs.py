@@ -24,7 +24,7 @@ import pandas as pd
 from lesionfast.console import counting_bar
 from lesionfast.errors import LesionfastError, did_you_mean
 from lesionfast.evaluation.interpretation import records
-from lesionfast.evaluation.isic import COLUMNS, challenge_order
+from lesionfast.evaluation.isic import COLUMNS, challenge_columns
 from lesionfast.files import (
     check_target,
     disk_errors,
@@ -285,9 +285,7 @@ def choose_text_format(kind: str, columns: list[str]) -> tuple[str, Callable[[pd
         return csv_head(columns), to_csv
     if kind == "jsonl":
         return "", to_json_lines
-    classes = [name.removeprefix("p_") for name in columns if name.startswith("p_")]
-    chosen = [f"p_{classes[i]}" for i in challenge_order(classes)]
-    return ",".join(["image", *COLUMNS]) + "\n", partial(to_isic, chosen)
+    return ",".join(["image", *COLUMNS]) + "\n", partial(to_isic, challenge_columns(columns))
 
 
 def csv_head(columns: list[str]) -> str:

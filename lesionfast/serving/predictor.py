@@ -15,6 +15,7 @@ from PIL import Image
 from lesionfast.data.encoder import BadValue, MetadataEncoder
 from lesionfast.data.images import BadImage, fit_square, read_picture
 from lesionfast.data.sources import FileReader, count_threads
+from lesionfast.diagnoses import probability_columns
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.comparison import without_metadata
 from lesionfast.evaluation.features import read_features
@@ -256,7 +257,7 @@ def from_features(run: Run) -> tuple[Interpretation, Interpretation]:
     encoder, model = MetadataEncoder.from_run(run), load_model(run)
     given = torch.from_numpy(encoder.transform(rows))
     withheld = torch.from_numpy(encoder.unknown).expand_as(given)
-    columns = [f"p_{name}" for name in run.classes]
+    columns = probability_columns(run.classes)
 
     def predict(metadata: torch.Tensor) -> Interpretation:
         with torch.inference_mode():

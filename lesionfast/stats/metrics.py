@@ -228,7 +228,7 @@ def as_codes(values: ArrayLike, n_classes: int) -> np.ndarray:
     if not whole or (values.size and not 0 <= values.min() <= values.max() < n_classes):
         found = f"{values.min()} to {values.max()}" if whole else f"{values.dtype} {values.shape}"
         raise LesionfastError(
-            f"class numbers are whole, from 0 to {n_classes - 1}, one an image; found {found}. "
+            f"class numbers are whole, from 0 to {n_classes - 1}, one per image; found {found}. "
             "Pass each image's position in the list of classes."
         )
     return values.astype(np.int64)
@@ -240,7 +240,7 @@ def as_prior(prior: ArrayLike, n_classes: int) -> np.ndarray:
     fits = prior.shape == (n_classes,) and np.isfinite(prior).all()
     if not fits or prior.min() < 0 or prior.max() <= 0:
         raise LesionfastError(
-            f"the prior must be {n_classes} shares, one a class; found {prior.tolist()}. "
+            f"the prior must be {n_classes} shares, one per class; found {prior.tolist()}. "
             "Pass the class shares that the loss saw in training."
         )
     return prior
@@ -261,5 +261,5 @@ def check_shapes(truth: np.ndarray, probabilities: np.ndarray, classes: Sequence
         raise LesionfastError(
             f"probabilities of {len(truth)} images and {len(classes)} classes must be as many rows "
             f"and columns; found {probabilities.shape[0]} by {probabilities.shape[1]}. "
-            "Pass one row an image, one column a class."
+            "Pass one row per image, one column per class."
         )

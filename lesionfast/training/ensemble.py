@@ -14,7 +14,13 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from lesionfast.config import TrainConfig, check_choice
-from lesionfast.diagnoses import join_names, read_weights, split_names, write_weights
+from lesionfast.diagnoses import (
+    join_names,
+    probability_columns,
+    read_weights,
+    split_names,
+    write_weights,
+)
 from lesionfast.errors import LesionfastError, did_you_mean
 from lesionfast.evaluation.comparison import align_images, check_split
 from lesionfast.evaluation.interpretation import Interpretation, read_split
@@ -225,7 +231,7 @@ def write(run: Run, members: Sequence[Run], model: dict[str, Any], votes: dict[s
     logger.info("%s", "\n".join(lines))
     write_text(run.path / "log.txt", "\n".join(lines) + "\n")
     run.write("split.csv", partial(shutil.copyfile, members[0].file("split.csv")))
-    columns, tables = [f"p_{name}" for name in model["classes"]], []
+    columns, tables = probability_columns(model["classes"]), []
     metrics = {
         "split_sha256": members[0].metrics["split_sha256"],
         "train_seconds": round(sum(member.metrics["train_seconds"] for member in members), 2),

@@ -17,6 +17,7 @@ from lesionfast.config import TrainConfig
 from lesionfast.console import counting_bar
 from lesionfast.data.augment import augmentations
 from lesionfast.data.split import PARTS
+from lesionfast.diagnoses import probability_columns
 from lesionfast.errors import LesionfastError, TrainingInterrupted
 from lesionfast.evaluation.features import write_features
 from lesionfast.files import read_json, sha256
@@ -279,7 +280,7 @@ def with_scores(
     rows: pd.DataFrame, probabilities: np.ndarray, classes: Sequence[str]
 ) -> pd.DataFrame:
     """Return rows (n) with their probabilities (n, k) as columns."""
-    columns = [f"p_{name}" for name in classes]
+    columns = probability_columns(classes)
     scores = pd.DataFrame(probabilities.astype(float), rows.index, columns)
     return pd.concat([rows, scores], axis=1)
 
@@ -299,5 +300,5 @@ def summary(learn: FusionLearner, predictions: pd.DataFrame) -> dict[str, Any]:
     """Return the metrics of one split's predictions."""
     classes = learn.classes
     truth = predictions["target"].map(classes.index).to_numpy()
-    probabilities = predictions[[f"p_{each}" for each in classes]].to_numpy()
+    probabilities = predictions[probability_columns(classes)].to_numpy()
     return summarize(truth, probabilities, classes, learn.prior)
