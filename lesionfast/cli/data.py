@@ -102,7 +102,7 @@ def describe_names(what: str) -> dict[str, str]:
         case "losses":
             from lesionfast.training.losses import losses as registry
         case "mixes":
-            from lesionfast.training.callbacks.mixing import mixes as registry
+            from lesionfast.training.callbacks.regularization import mixes as registry
         case _:
             raise LesionfastError(
                 f"there is no list '{what}'.{did_you_mean(what, LISTS)} "

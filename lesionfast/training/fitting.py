@@ -28,10 +28,9 @@ from lesionfast.models.lineage import lineage_header
 from lesionfast.runs import WITHOUT_METADATA, Run
 from lesionfast.stats.metrics import summarize
 from lesionfast.training.callbacks.cached_features import CachedFeatures
-from lesionfast.training.callbacks.checkpoint import Checkpoint
-from lesionfast.training.callbacks.ema import EMA
 from lesionfast.training.callbacks.inference import AugmentValid
 from lesionfast.training.callbacks.progress import EpochBar, EpochLines, StopOnInterrupt
+from lesionfast.training.callbacks.regularization import EMA
 from lesionfast.training.callbacks.schedule import (
     OneCycle,
     Phase,
@@ -41,6 +40,7 @@ from lesionfast.training.callbacks.schedule import (
     plan_phases,
 )
 from lesionfast.training.callbacks.tracking import (
+    Checkpoint,
     EarlyStopping,
     KeepBest,
     StopOnNaN,

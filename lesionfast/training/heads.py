@@ -15,8 +15,12 @@ from lesionfast.models.lineage import lineage_header
 from lesionfast.registry import Registry
 from lesionfast.runs import Run
 from lesionfast.training.balancing import class_codes
-from lesionfast.training.callbacks.checkpoint import save_tensors
-from lesionfast.training.callbacks.tracking import history_columns, history_header, history_line
+from lesionfast.training.callbacks.tracking import (
+    history_columns,
+    history_header,
+    history_line,
+    save_tensors,
+)
 from lesionfast.training.learner import FusionLearner
 
 logger = logging.getLogger("lesionfast")

@@ -38,7 +38,7 @@ from lesionfast.training.callbacks.inference import (
     KeepFreedMemory,
     PlainTensors,
 )
-from lesionfast.training.callbacks.metadata_dropout import MetadataDropout
+from lesionfast.training.callbacks.regularization import MetadataDropout
 from lesionfast.training.callbacks.schedule import FrozenEval, SeedEpochs
 from lesionfast.training.objective import build_objective
 

@@ -22,7 +22,7 @@ from lesionfast.diagnoses import Classes, read_class_weights, read_costs, read_s
 from lesionfast.errors import LesionfastError
 from lesionfast.training.balancing import Balance, balances, shares
 from lesionfast.training.callbacks.inference import Borrowing
-from lesionfast.training.callbacks.mixing import mixes
+from lesionfast.training.callbacks.regularization import mixes
 from lesionfast.training.losses import ClassificationLoss, losses
 
 

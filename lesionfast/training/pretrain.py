@@ -23,9 +23,9 @@ from lesionfast.models.inference import in_eval_mode
 from lesionfast.models.lineage import check_weights
 from lesionfast.report.page import new_figure, save
 from lesionfast.runs import Run, create_directory
-from lesionfast.training.callbacks.checkpoint import save_tensors
 from lesionfast.training.callbacks.progress import logging_to
 from lesionfast.training.callbacks.schedule import OneCycle, ProgressiveUnfreezing
+from lesionfast.training.callbacks.tracking import save_tensors
 from lesionfast.training.description import count_images, describe_environment
 from lesionfast.training.fitting import run_epochs
 from lesionfast.training.learner import ADAMW, FusionLearner, find_lr, learner_callbacks

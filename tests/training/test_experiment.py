@@ -180,7 +180,7 @@ KILLED = """
 import os, signal, sys
 from lesionfast.config import TrainConfig
 from lesionfast.data.split import load_dataset
-from lesionfast.training.callbacks.checkpoint import Checkpoint
+from lesionfast.training.callbacks.tracking import Checkpoint
 from lesionfast.training.experiment import train
 import torch
 

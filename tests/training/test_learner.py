@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from lesionfast.config import TrainConfig
 from lesionfast.data.loaders import build_dls
 from lesionfast.data.split import load_dataset
-from lesionfast.training.callbacks.checkpoint import save_tensors
 from lesionfast.training.callbacks.inference import Autocast
+from lesionfast.training.callbacks.tracking import save_tensors
 from lesionfast.training.fitting import summary
 from lesionfast.training.learner import fusion_learner, precision_callbacks
 

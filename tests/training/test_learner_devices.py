@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from lesionfast.config import TrainConfig
 from lesionfast.data.loaders import build_dls
 from lesionfast.data.split import load_dataset
-from lesionfast.training.callbacks.ema import EMA
 from lesionfast.training.callbacks.inference import Borrowing
+from lesionfast.training.callbacks.regularization import EMA
 from lesionfast.training.callbacks.schedule import ProgressiveUnfreezing
 from lesionfast.training.learner import fusion_learner
 from lesionfast.training.losses import losses

@@ -20,16 +20,15 @@ from lesionfast.data.augment import augmentations
 from lesionfast.data.loaders import build_dls
 from lesionfast.data.split import load_dataset
 from lesionfast.training.callbacks.cached_features import CachedFeatures
-from lesionfast.training.callbacks.checkpoint import Checkpoint
-from lesionfast.training.callbacks.ema import EMA
-from lesionfast.training.callbacks.mixing import MixUp
 from lesionfast.training.callbacks.progress import EpochBar, EpochLines, StopOnInterrupt
+from lesionfast.training.callbacks.regularization import EMA, MixUp
 from lesionfast.training.callbacks.schedule import (
     OneCycle,
     ProgressiveResizing,
     ProgressiveUnfreezing,
 )
 from lesionfast.training.callbacks.tracking import (
+    Checkpoint,
     EarlyStopping,
     KeepBest,
     StopOnNaN,

@@ -15,9 +15,8 @@ from fastai.callback.core import CancelFitException
 
 from lesionfast.console import progress_bar
 from lesionfast.training.callbacks.cached_features import FeatureLoader
-from lesionfast.training.callbacks.checkpoint import Resumable
 from lesionfast.training.callbacks.inference import Borrowing
-from lesionfast.training.callbacks.tracking import history_columns
+from lesionfast.training.callbacks.tracking import Resumable, history_columns
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -30,8 +30,8 @@ from lesionfast.serving.bundle import WEIGHTS, Bundle
 from lesionfast.serving.inputs import Item
 from lesionfast.serving.predictor import Predictor
 from lesionfast.training.callbacks.cached_features import FeatureLoader
-from lesionfast.training.callbacks.ema import EMA
 from lesionfast.training.callbacks.inference import freed_memory_kept
+from lesionfast.training.callbacks.regularization import EMA
 from lesionfast.training.callbacks.schedule import OneCycle
 from lesionfast.training.description import describe_environment, describe_model
 from lesionfast.training.learner import FusionLearner, fusion_learner

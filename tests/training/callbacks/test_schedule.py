@@ -7,7 +7,7 @@ from fastai.callback.core import Callback
 from torch import nn
 
 from lesionfast.errors import LesionfastError
-from lesionfast.training.callbacks.ema import EMA
+from lesionfast.training.callbacks.regularization import EMA
 from lesionfast.training.callbacks.schedule import (
     FrozenEval,
     OneCycle,

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
 
-from lesionfast.training.callbacks.mixing import mixes
+from lesionfast.training.callbacks.regularization import mixes
 
 
 class Watch(Callback):

@@ -1,7 +1,7 @@
 import torch
 from fastai.callback.core import Callback
 
-from lesionfast.training.callbacks.ema import EMA
+from lesionfast.training.callbacks.regularization import EMA
 from lesionfast.training.callbacks.schedule import OneCycle, ProgressiveUnfreezing
 
 

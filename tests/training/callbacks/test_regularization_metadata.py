@@ -16,7 +16,7 @@ from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
 from lesionfast.runs import Run
 from lesionfast.training.callbacks.cached_features import CachedFeatures
-from lesionfast.training.callbacks.metadata_dropout import MetadataDropout, withheld_patterns
+from lesionfast.training.callbacks.regularization import MetadataDropout, withheld_patterns
 from lesionfast.training.callbacks.schedule import OneCycle
 from lesionfast.training.experiment import check_options
 from lesionfast.training.heads import head_inputs
