@@ -119,7 +119,7 @@ def write_files(run: Run, bundle: Bundle, folder: Path, onnx: bool, int8: bool) 
         save_ood(bundle.ood, folder / OOD.file)
     change = None
     if onnx:
-        from lesionfast.serving.onnx_export import write_int8, write_onnx
+        from lesionfast.serving.onnx import write_int8, write_onnx
 
         write_onnx(run, bundle, folder / ONNX)
         change = write_int8(run, bundle, folder / ONNX, folder / INT8) if int8 else None

@@ -185,7 +185,7 @@ def open_model(
     """Return the bundle of a model, what runs it, and the file of its weights."""
     path = locate(source)
     if path.suffix == ".onnx":
-        from lesionfast.serving.onnx_engine import open_onnx
+        from lesionfast.serving.onnx import open_onnx
 
         return *open_onnx(path, views), path
     if (path / "config.json").is_file():

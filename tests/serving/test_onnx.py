@@ -13,8 +13,7 @@ from lesionfast.errors import LesionfastError
 from lesionfast.models.inference import TorchEngine
 from lesionfast.serving.bundle import INT8, Bundle
 from lesionfast.serving.export import export
-from lesionfast.serving.onnx_engine import CALIBRATED, PLAIN, OnnxEngine
-from lesionfast.serving.onnx_export import write_onnx
+from lesionfast.serving.onnx import CALIBRATED, PLAIN, OnnxEngine, write_onnx
 from lesionfast.serving.predictor import Predictor
 
 

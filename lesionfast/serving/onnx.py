@@ -1,4 +1,4 @@
-"""A run written as ONNX, in float32 and in 8-bit numbers, and compared with the run."""
+"""The model in ONNX: run without PyTorch; written from a run in float32 and 8-bit numbers."""
 
 import json
 import logging
@@ -7,33 +7,31 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
+from lesionfast.data.sources import count_threads
 from lesionfast.errors import DamageError, LesionfastError
-from lesionfast.evaluation.decisions import OOD
+from lesionfast.evaluation.decisions import OOD, load_ood
 from lesionfast.files import sha256
-from lesionfast.models.fusion import FusionModel, load_model
-from lesionfast.models.inference import TorchEngine, folded
 from lesionfast.runs import Run
-from lesionfast.serving.bundle import Bundle
-from lesionfast.serving.onnx_engine import (
-    CALIBRATED,
-    FEATURES,
-    IMAGE,
-    KEY,
-    METADATA,
-    PLAIN,
-    OnnxEngine,
-)
+from lesionfast.serving.bundle import FILE, Bundle, check_file, read_description
 from lesionfast.stats.calibration import TINY
 from lesionfast.stats.metrics import balanced_accuracy, decide, sensitivity
+from lesionfast.stats.ood import OODScorer
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from lesionfast.models.fusion import FusionModel
 
 logger = logging.getLogger("lesionfast")
 
+KEY = "lesionfast"
+IMAGE, METADATA = "image", "metadata"
+CALIBRATED, PLAIN, FEATURES = "probabilities", "model_probabilities", "features"
+AT_ONCE = 16  # images
 OPSET = 18
 COMPARED = 200  # images
 TOLERANCE = 1e-4
@@ -43,8 +41,119 @@ LOSS_TO_WARN = 0.03  # of balanced accuracy
 EXACT = ("Cast", "Concat", "Div", "Gemm", "Log", "MatMul", "Softmax", "Sub")
 
 
-def write_onnx(run: Run, bundle: Bundle, path: Path) -> float:
-    """Write a run as ONNX, and return the largest difference from PyTorch that was found.
+class OnnxEngine:
+    """Runs an ONNX file by onnxruntime."""
+
+    leaves_cpu_free = False
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import onnxruntime
+        except ImportError:
+            raise LesionfastError(
+                f"{path} needs onnxruntime, which is not installed. "
+                "Type: pip install 'lesionfast[onnx]'"
+            ) from None
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = count_threads()
+        options.log_severity_level = 3  # errors: warnings are about the graph's own form
+        try:
+            self.session = onnxruntime.InferenceSession(
+                path.as_posix(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime has an exception of its own for each cause
+            raise LesionfastError(
+                f"{path} can't be read as ONNX: {str(error).splitlines()[0]}. Export it again."
+            ) from None
+        self.inputs = {given.name for given in self.session.get_inputs()}
+
+    @property
+    def description(self) -> dict[str, Any] | None:
+        """The bundle of the model as JSON, None if the file is not of lesionfast."""
+        text = self.session.get_modelmeta().custom_metadata_map.get(KEY)
+        try:
+            described = json.loads(text or "null")
+        except ValueError:
+            return None
+        return described if isinstance(described, dict) else None
+
+    def __call__(self, pixels: np.ndarray, metadata: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the plain probabilities (n, k) and the features (n, F), as `TorchEngine`."""
+        outputs = self.run(pixels, metadata)
+        return outputs[PLAIN], outputs[FEATURES]
+
+    def run(self, pixels: np.ndarray, metadata: np.ndarray) -> dict[str, np.ndarray]:
+        """Return all outputs, float32 (n, …), of uint8 (n, size, size, 3) and (n, width)."""
+        given, names = {IMAGE: pixels, METADATA: metadata}, [CALIBRATED, PLAIN, FEATURES]
+        parts = []
+        for start in range(0, len(pixels), AT_ONCE):
+            batch = {
+                name: np.ascontiguousarray(values[start : start + AT_ONCE])
+                for name, values in given.items()
+                if name in self.inputs
+            }
+            parts.append(self.session.run(names, batch))
+        columns = zip(*parts, strict=True)
+        return {name: np.concatenate(column) for name, column in zip(names, columns, strict=True)}
+
+
+def open_onnx(path: Path, views: int | None) -> tuple[Bundle, OnnxEngine]:
+    """Return the bundle of an ONNX file, and what runs it.
+
+    OOD scores are computed if their file lies beside it. Raises `LesionfastError` for a file that
+    is not a model of lesionfast, was changed since its export, or is asked for other views than
+    its own.
+    """
+    if not path.is_file():
+        raise LesionfastError(f"there is no {path}. Make it: lesionfast export RUN --to DIR --onnx")
+    if (path.parent / FILE).is_file():
+        check_listed(path)
+    engine = OnnxEngine(path)
+    described = engine.description
+    if described is None:
+        raise LesionfastError(
+            f"{path} is not a model of lesionfast: it does not say how to use it. "
+            "Make one: lesionfast export RUN --to DIR --onnx"
+        )
+    has_ood, files = described.get("outliers"), described.get("files") or {}
+    bundle = Bundle.from_dict(described, load_ood_beside(path, files) if has_ood else None)
+    own = bundle.model["tta"]
+    if views not in (None, own):
+        raise LesionfastError(
+            f"the {own} views of {path} are built in. Leave --tta out, or name the exported folder."
+        )
+    return bundle, engine
+
+
+def check_listed(path: Path) -> None:
+    """Raise `LesionfastError` unless a file of an exported folder is the one that was exported."""
+    files = read_description(path.parent)["files"]
+    if path.name not in files:
+        raise LesionfastError(
+            f"{path.parent / FILE} has no SHA-256 of {path.name}, so it was not exported with it. "
+            f"Name one of: {', '.join(files)}; or export the run again with --onnx."
+        )
+    check_file(path, files[path.name])
+
+
+def load_ood_beside(path: Path, files: dict[str, str]) -> OODScorer | None:
+    """Return the OOD score, if its file lies beside an ONNX file; else log a warning.
+
+    `files` are the SHA-256 in the ONNX file; for one of an earlier version, those in model.json.
+    """
+    if not files and (path.parent / FILE).is_file():
+        files = read_description(path.parent)["files"]
+    file = path.parent / OOD.file
+    if OOD.file in files and file.is_file():
+        check_file(file, files[OOD.file])
+        return load_ood(file)
+    problem = "has no SHA-256 in" if file.is_file() else "is not beside"
+    logger.warning("%s %s %s: predictions have no OOD score", OOD.file, problem, path.name)
+    return None
+
+
+def write_onnx(run: Run, bundle: Bundle, path: Path) -> None:
+    """Write a run as ONNX, and compare it with PyTorch.
 
     The graph takes `image`, uint8 (batch, size, size, 3), and `metadata`, float32 (batch, width);
     it gives `probabilities` (calibrated), `model_probabilities` (on which the rule, thresholds and
@@ -61,22 +170,28 @@ def write_onnx(run: Run, bundle: Bundle, path: Path) -> float:
             f"ONNX needs packages that are not installed ({error}). "
             "Type: pip install 'lesionfast[onnx]'"
         ) from None
+    from lesionfast.models.fusion import load_model
+
     export_graph(load_model(run), bundle, path)
     try:
         add_description(path, bundle)
-        return compare(run, bundle, path)
+        compare(run, bundle, path)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
 
 
-def export_graph(model: FusionModel, bundle: Bundle, path: Path) -> None:
+def export_graph(model: "FusionModel", bundle: Bundle, path: Path) -> None:
     """Write the graph with a batch of any size."""
+    import torch
+
+    from lesionfast.models.inference import folded
+
     image = torch.zeros(2, bundle.size, bundle.size, 3, dtype=torch.uint8)
     metadata = torch.zeros(2, bundle.encoder.width)
     if model.backbone is not None:
         model = folded(model, image.permute(0, 3, 1, 2).float() / 255, metadata)
-    whole = leave_inference_mode(WholeModel(model, bundle).eval())
+    whole = leave_inference_mode(build_whole(model, bundle).eval())
     batch = torch.export.Dim("batch", min=1)
     with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
         warnings.simplefilter("ignore")  # of the exporter, about itself
@@ -94,46 +209,52 @@ def export_graph(model: FusionModel, bundle: Bundle, path: Path) -> None:
         )
 
 
-class WholeModel(nn.Module):
-    """From uint8 pixels (B, size, size, 3) to calibrated probabilities, the run's views inside."""
+def build_whole(model: "FusionModel", bundle: Bundle) -> "nn.Module":
+    """Return all from uint8 pixels (B, size, size, 3) to calibrated probabilities as one module.
 
-    def __init__(self, model: FusionModel, bundle: Bundle) -> None:
-        super().__init__()
-        k = len(bundle.classes)
-        weight, bias = np.eye(k), np.zeros(k)
-        self.calibrated = bundle.calibrator is not None and bundle.calibrator.method != "none"
-        if self.calibrated:
-            weight, bias = bundle.calibrator.matrix()
-        self.model, self.views = model, bundle.model["tta"]
-        self.register_buffer("weight", torch.tensor(weight.T, dtype=torch.float32).contiguous())
-        self.register_buffer("bias", torch.tensor(bias, dtype=torch.float32))
+    It averages the run's views, and returns probabilities calibrated and plain, (B, k) each, and
+    features (B, F).
+    """
+    import torch
 
-    def forward(self, image: Tensor, metadata: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return probabilities calibrated and plain, (B, k) each, and features (B, F)."""
-        pixels = image.permute(0, 3, 1, 2).float() / 255
-        views = torch.cat([turn_square(pixels, view) for view in range(self.views)])
-        features = self.model.features(views)
-        logits = self.model.classify(features, metadata.repeat(self.views, 1))
-        shares = logits.softmax(dim=-1).reshape(self.views, -1, logits.shape[-1]).mean(dim=0)
-        first = features[: image.shape[0]]
-        if not self.calibrated:
-            return shares + 0, shares, first
-        logs = shares.clamp(min=TINY).log()
-        return (logs @ self.weight + self.bias).softmax(dim=-1), shares, first
+    calibrator, views = bundle.calibrator, bundle.model["tta"]
+
+    class Whole(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model, self.calibrated = model, bool(calibrator and calibrator.method != "none")
+            if self.calibrated:
+                weight, bias = (torch.tensor(part).float() for part in calibrator.matrix())
+                self.register_buffer("weight", weight.T.contiguous())
+                self.register_buffer("bias", bias)
+
+        def forward(self, image: "Tensor", metadata: "Tensor") -> tuple["Tensor", ...]:
+            pixels = image.permute(0, 3, 1, 2).float() / 255
+            turned = torch.cat([turn_square(pixels, view) for view in range(views)])
+            features = self.model.features(turned)
+            logits = self.model.classify(features, metadata.repeat(views, 1))
+            shares = logits.softmax(dim=-1).reshape(views, -1, logits.shape[-1]).mean(dim=0)
+            first = features[: image.shape[0]]
+            if not self.calibrated:
+                return shares + 0, shares, first
+            logs = shares.clamp(min=TINY).log()
+            return (logs @ self.weight + self.bias).softmax(dim=-1), shares, first
+
+    return Whole()
 
 
-def turn_square(pixels: Tensor, view: int) -> Tensor:
+def turn_square(pixels: "Tensor", view: int) -> "Tensor":
     """Return square images (B, C, H, W) as `data.augment.turn` does, by operations of ONNX."""
     turned = pixels.rot90(view % 4, (2, 3)) if view % 4 else pixels
     return turned.flip(3) if view > 3 else turned
 
 
-def leave_inference_mode(model: nn.Module) -> nn.Module:
+def leave_inference_mode(model: "nn.Module") -> "nn.Module":
     """Return a model, its tensors replaced by ordinary ones, which can be exported."""
     for module in model.modules():
-        for name, value in list(module.named_parameters(recurse=False)):
-            setattr(module, name, nn.Parameter(value.detach().clone(), requires_grad=False))
-        for name, value in list(module.named_buffers(recurse=False)):
+        for name, value in module.named_parameters(recurse=False):
+            module._parameters[name] = type(value)(value.detach().clone(), requires_grad=False)
+        for name, value in module.named_buffers(recurse=False):
             module._buffers[name] = value.detach().clone()
     return model
 
@@ -151,9 +272,11 @@ def add_description(path: Path, bundle: Bundle, **more: Any) -> None:
     onnx.save(graph, path)
 
 
-def compare(run: Run, bundle: Bundle, path: Path) -> float:
-    """Return the largest difference of a probability from PyTorch's; raises `LesionfastError`."""
-    pixels, metadata, words = draw_or_make_up(run, bundle)
+def compare(run: Run, bundle: Bundle, path: Path) -> None:
+    """Raise `LesionfastError` unless the probabilities are those of PyTorch."""
+    from lesionfast.models.inference import TorchEngine
+
+    pixels, metadata, images = draw_or_make_up(run, bundle)
     options = {"views": bundle.model["tta"], "precision": "float32", "device": "cpu"}
     engine = TorchEngine.open(bundle.model, run.file("weights.safetensors"), **options)
     expected, _ = engine(pixels, metadata)
@@ -164,10 +287,10 @@ def compare(run: Run, bundle: Bundle, path: Path) -> float:
     if not largest <= TOLERANCE:
         raise LesionfastError(
             f"ONNX and PyTorch give different probabilities: they differ by up to {largest:.1e} on "
-            f"{words}, more than {TOLERANCE:g}. Export without --onnx, and report the architecture."
+            f"{images}, more than {TOLERANCE:g}. Export without --onnx, and report the "
+            "architecture."
         )
-    logger.info("ONNX differs from PyTorch by at most %.1e on %s", largest, words)
-    return largest
+    logger.info("ONNX differs from PyTorch by at most %.1e on %s", largest, images)
 
 
 def draw_or_make_up(run: Run, bundle: Bundle) -> tuple[np.ndarray, np.ndarray, str]:
