@@ -18,14 +18,12 @@ from lesionfast.runs import Run, list_runs, newest_run
 from lesionfast.stats.bootstrap import (
     RESAMPLES,
     Found,
-    Resamples,
     interval,
-    resample,
     resampled,
     share_interval,
 )
 from lesionfast.stats.measures import weighted_metrics
-from lesionfast.stats.metrics import ALL
+from lesionfast.stats.metrics import ALL, mean_defined, ratio, weighted_recall
 
 logger = logging.getLogger("lesionfast")
 
@@ -63,7 +61,7 @@ class Comparison:
         """
         check_split(runs)
         read = [Interpretation.of(run, split) for run in runs]
-        drawn = resample_all(read, align_images(read), resamples, seed)
+        drawn = resample_runs(read, align_images(read), resamples, seed)
         accuracy = [one.metrics["rules"][one.rule]["balanced_accuracy"] for one in read]
         ranking = sorted(range(len(read)), key=lambda i: (-accuracy[i], read[i].run.path.name))
         options = describe_options(runs)
@@ -160,20 +158,31 @@ def align_images(read: Sequence[Interpretation]) -> list[np.ndarray]:
     return orders
 
 
-def resample_all(
+def resample_runs(
     read: Sequence[Interpretation], orders: Sequence[np.ndarray], resamples: int, seed: int
-) -> Resamples:
-    """Resample the lesions once, for all runs alike."""
-    first, classes = read[0], read[0].classes
-    return resample(
-        first.truth[orders[0]],
-        [one.decision[order] for one, order in zip(read, orders, strict=True)],
-        first.lesions[orders[0]],
-        len(classes),
-        taken=tuple(map(classes.index, classes.costliest)) if classes.costliest else None,
-        resamples=resamples,
-        seed=seed,
-    )
+) -> Found:
+    """Return each metric of each run, by name and number, in the same resamples of the lesions."""
+    classes, pair = read[0].classes, read[0].classes.costliest
+    truth, lesions = read[0].truth[orders[0]], read[0].lesions[orders[0]]
+    decisions = [one.decision[order] for one, order in zip(read, orders, strict=True)]
+    recalls = [weighted_recall(truth, decision, len(classes)) for decision in decisions]
+
+    def find(weights: np.ndarray) -> Found:
+        found: Found = {}
+        for number, (recall, decision) in enumerate(zip(recalls, decisions, strict=True)):
+            shares = recall(weights)
+            found["balanced_accuracy", number] = mean_defined(shares)
+            found |= {
+                (f"sensitivity_{name}", number): share
+                for name, share in zip(classes, shares.T, strict=True)
+            }
+            if pair:
+                melanoma, nevus = map(classes.index, pair)
+                taken = (truth == melanoma) & (decision == nevus)
+                found["mel_to_nv", number] = ratio(weights @ taken, weights @ (truth == melanoma))
+        return found
+
+    return resampled(find, truth, lesions, resamples=resamples, seed=seed)[1]
 
 
 def describe_options(runs: Sequence[Run]) -> list[str]:
@@ -212,31 +221,27 @@ def build_row(read: Interpretation, options: str) -> dict[str, Any]:
     }
 
 
-def estimate(read: Interpretation, drawn: Resamples, index: int, best: int) -> dict[str, Any]:
-    """Return each metric of run number `index` with an interval, as NAME, NAME_low and NAME_high.
+def estimate(read: Interpretation, drawn: Found, number: int, best: int) -> dict[str, Any]:
+    """Return each metric of a run with an interval, as NAME, NAME_low and NAME_high.
 
     The difference is that to run number `best`.
     """
-    metrics, balanced = read.metrics["rules"][read.rule], drawn.balanced_accuracy
+    metrics, balanced = read.metrics["rules"][read.rule], drawn["balanced_accuracy", number]
     estimates = {
-        "balanced_accuracy": (metrics["balanced_accuracy"], interval(balanced[index])),
-        "difference": (None, interval(balanced[index] - balanced[best])),
+        "balanced_accuracy": (metrics["balanced_accuracy"], interval(balanced)),
+        "difference": (None, interval(balanced - drawn["balanced_accuracy", best])),
     }
-    shares = {
-        f"sensitivity_{name}": (metrics["sensitivity"][name], drawn.sensitivity[index, :, n], n)
-        for n, name in enumerate(read.classes)
-    }
+    shares = {f"sensitivity_{name}": (name, metrics["sensitivity"][name]) for name in read.classes}
     if pair := read.classes.costliest:
-        value = read.confusion(normalize=True).loc[pair]
-        shares["mel_to_nv"] = value, drawn.taken[index], read.classes.index(pair[0])
-    lesions = pd.Series(read.lesions).groupby(read.truth).nunique()
-    for name, (value, shares_drawn, number) in shares.items():
+        shares["mel_to_nv"] = pair[0], read.confusion(normalize=True).loc[pair]
+    lesions = pd.Series(read.lesions).groupby(read.rows["truth"]).nunique()
+    for name, (of, value) in shares.items():
         value = float("nan") if value is None else float(value)
-        estimates[name] = value, share_interval(value, shares_drawn, int(lesions.get(number, 0)))
+        estimates[name] = value, share_interval(value, drawn[name, number], int(lesions.get(of, 0)))
     return {
-        f"{name}{end}": number
+        f"{name}{end}": share
         for name, (value, ends) in estimates.items()
-        for end, number in zip(("", "_low", "_high"), (value, *ends), strict=True)
+        for end, share in zip(("", "_low", "_high"), (value, *ends), strict=True)
     }
 
 

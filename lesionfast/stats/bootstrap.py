@@ -1,69 +1,40 @@
 """Confidence intervals from resampling lesions, the same lesions for every run. NumPy alone."""
 
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from lesionfast.errors import LesionfastError
-from lesionfast.stats.metrics import as_codes, mean_defined, ratio
 
 RESAMPLES = 2000
 FEWEST = 1000
 BLOCK = 200_000  # drawn rows at a time, which stay in a processor's cache
+Found = dict[Hashable, np.ndarray]  # a statistic's name, and its value under each set of weights
 
 
-@dataclass(frozen=True, eq=False)
-class Resamples:
-    """What each resample says of each run, as shares; NaN where undefined.
-
-    `balanced_accuracy` and `taken` (the share of one class decided to be another, such as
-    melanomas taken for nevi) are (runs, resamples), `sensitivity` is (runs, resamples, k).
-    Row i of every run is the same resample, so the difference of two runs is a paired one.
-    """
-
-    balanced_accuracy: np.ndarray
-    sensitivity: np.ndarray
-    taken: np.ndarray
-
-
-def resample(
-    truth: ArrayLike,
-    decisions: ArrayLike,
+def resampled(
+    find: Callable[[np.ndarray], Found],
+    truth: np.ndarray,
     lesions: ArrayLike,
-    n_classes: int,
     *,
-    taken: tuple[int, int] | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> Resamples:
-    """Draw lesions with replacement, class by class, and return each run's metrics every time.
+) -> tuple[dict[Hashable, float], Found]:
+    """Return what `find` says of all rows, and of each resample of lesions, (resamples,).
 
-    `truth` (n,) and `decisions` (runs, n) are class numbers, `lesions` (n,) the lesion of each
-    image: all images of a drawn lesion count, as often as it is drawn. `taken` is the pair
-    (truth, decision) whose share is wanted. Raises `LesionfastError` for fewer than 1,000
-    resamples, and decisions or lesions that do not fit. (Efron and Tibshirani 1993, An
-    Introduction to the Bootstrap, ISBN 978-0412042317, chapters 6, 8 and 13.)
+    `find` takes weights (b, n) and returns (b,) for each name; `truth` (n,) are class numbers,
+    `lesions` (n,) the lesion of each image: all images of a drawn lesion count, as often as it is
+    drawn. The same seed draws the same lesions, so the difference of two statistics is a paired
+    one. Raises `LesionfastError` for fewer than 1,000 resamples, and lesions that do not fit.
+    (Efron and Tibshirani 1993, An Introduction to the Bootstrap, ISBN 978-0412042317, chapters 6,
+    8 and 13.)
     """
-    truth = as_codes(truth, n_classes)
-    decisions = [as_codes(each, n_classes) for each in np.atleast_2d(np.asarray(decisions))]
     codes = np.unique(np.asarray(lesions), return_inverse=True)[1]
-    check_resampling(truth, decisions, codes, resamples)
-    pair = taken or (0, 0)
-    counts = np.hstack(
-        [per_lesion(truth, codes, n_classes)]
-        + [per_lesion(truth, codes, n_classes, each == truth) for each in decisions]
-        + [per_lesion(truth, codes, n_classes, each == pair[1])[:, [pair[0]]] for each in decisions]
-    )
-    drawn = drawn_lesions(truth, codes, resamples, seed)
-    sums = np.concatenate([each @ counts for each in drawn])
-    images, hits, wrong = np.split(sums, [n_classes, n_classes * (1 + len(decisions))], axis=1)
-    hits = hits.reshape(resamples, len(decisions), n_classes).transpose(1, 0, 2)
-    sensitivity = ratio(hits, np.broadcast_to(images, hits.shape))
-    of_class = np.broadcast_to(images[:, pair[0]], wrong.T.shape)
-    share = ratio(wrong.T, of_class) if taken else np.full(wrong.T.shape, np.nan)
-    return Resamples(mean_defined(sensitivity), sensitivity, share)
+    check_resampling(truth, [], codes, resamples)
+    values = {key: float(each[0]) for key, each in find(np.ones((1, len(truth)))).items()}
+    parts = [find(weights) for weights in drawn_rows(truth, codes, resamples, seed)]
+    return values, {key: np.concatenate([part[key] for part in parts]) for key in values}
 
 
 def check_resampling(
@@ -81,15 +52,6 @@ def check_resampling(
             f"{resamples} resamples are too few for the ends of a 95 % interval. "
             f"Type {FEWEST} or more."
         )
-
-
-def per_lesion(
-    truth: np.ndarray, lesions: np.ndarray, n_classes: int, counted: np.ndarray | None = None
-) -> np.ndarray:
-    """Return how many images of each class a lesion has (those `counted`), (lesions, k)."""
-    size = (lesions.max() + 1) * n_classes
-    pairs = lesions * n_classes + truth
-    return np.bincount(pairs, counted, size).reshape(-1, n_classes).astype(np.float64)
 
 
 def strata(truth: np.ndarray, lesions: np.ndarray) -> list[np.ndarray]:
@@ -166,29 +128,6 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     return float(max(0.0, middle - half)), float(min(1.0, middle + half))
-
-
-Found = dict[Hashable, np.ndarray]  # a statistic's name, and its value under each set of weights
-
-
-def resampled(
-    find: Callable[[np.ndarray], Found],
-    truth: np.ndarray,
-    lesions: ArrayLike,
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> tuple[dict[Hashable, float], Found]:
-    """Return what `find` says of all rows, and of each resample of lesions, (resamples,).
-
-    `find` takes weights (b, n) and returns (b,) for each name. The same seed draws the same
-    lesions, so the difference of two statistics is a paired one.
-    """
-    codes = np.unique(np.asarray(lesions), return_inverse=True)[1]
-    check_resampling(truth, [], codes, resamples)
-    values = {key: float(each[0]) for key, each in find(np.ones((1, len(truth)))).items()}
-    parts = [find(weights) for weights in drawn_rows(truth, codes, resamples, seed)]
-    return values, {key: np.concatenate([part[key] for part in parts]) for key in values}
 
 
 def centred_interval(value: float, drawn: np.ndarray, floor: float = 0.0) -> tuple[float, float]:

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.split import load_dataset
-from lesionfast.evaluation.comparison import align_images, resample_all
+from lesionfast.evaluation.comparison import align_images, resample_runs
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.runs import Run
 from lesionfast.stats.bootstrap import RESAMPLES, interval
@@ -120,7 +120,8 @@ def table(out: Path, seeds: int) -> pd.DataFrame:
     }
     whole = {name: runs for name, runs in ended.items() if len(runs) == seeds}
     read = [Interpretation.of(run, "valid") for runs in whole.values() for run in runs]
-    drawn = resample_all(read, align_images(read), RESAMPLES, seed=0).balanced_accuracy
+    drawn = resample_runs(read, align_images(read), RESAMPLES, seed=0)
+    drawn = np.stack([drawn["balanced_accuracy", number] for number in range(len(read))])
     drawn = drawn.reshape(len(whole), seeds, RESAMPLES)
     taken = np.random.default_rng(0).integers(0, seeds, (1, seeds, RESAMPLES))
     means = np.take_along_axis(drawn, taken, axis=1).mean(axis=1)

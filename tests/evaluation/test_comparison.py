@@ -24,7 +24,8 @@ from lesionfast.files import write_text
 from lesionfast.report.subgroups import contribution_table as terminal_table
 from lesionfast.report.subgroups import metadata
 from lesionfast.runs import WITHOUT_METADATA, Run
-from lesionfast.stats.bootstrap import drawn_rows, interval, resample
+from lesionfast.stats.bootstrap import drawn_rows, interval, resampled
+from lesionfast.stats.metrics import mean_defined, weighted_recall
 
 
 @pytest.fixture
@@ -57,11 +58,23 @@ def test_the_intervals_are_those_of_the_same_lesions_for_all(runs):
     rows = [
         each.rows.assign(n=each.decision, t=each.truth).sort_values("image_id") for each in read
     ]
-    drawn = resample(
-        rows[0]["t"], [each["n"] for each in rows], rows[0]["group"], 7, resamples=1000, seed=5
-    )
-    expected = interval(drawn.balanced_accuracy[1] - drawn.balanced_accuracy[0])
+    truth, lesions = rows[0]["t"].to_numpy(), rows[0]["group"]
+    recalls = [weighted_recall(truth, each["n"].to_numpy(), 7) for each in rows]
+    melanoma, nevus = truth == read[0].classes.index("mel"), read[0].classes.index("nv")
+
+    def find(weights):
+        found = {run: mean_defined(recall(weights)) for run, recall in enumerate(recalls)}
+        return found | {
+            "taken": weights
+            @ (melanoma & (rows[1]["n"].to_numpy() == nevus))
+            / (weights @ melanoma)
+        }
+
+    drawn = resampled(find, truth, lesions, resamples=1000, seed=5)[1]
+    expected = interval(drawn[1] - drawn[0])
     np.testing.assert_allclose(table.loc[1, ["difference_low", "difference_high"]], expected)
+    taken = table.loc[1, ["mel_to_nv_low", "mel_to_nv_high"]]
+    np.testing.assert_allclose(taken, interval(drawn["taken"]))
 
 
 def test_the_options_in_which_runs_differ_are_told(runs):
