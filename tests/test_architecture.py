@@ -44,7 +44,7 @@ TORCH_FREE = [
     *("evaluation.decisions", "evaluation.comparison", "evaluation.features"),
     *("evaluation.labels", "evaluation.isic", "report.overview"),
     *("report.comparison", "training.ensemble", "training.study"),
-    *("serving.predictor", "serving.outputs", "serving.onnx", "serving.service"),
+    *("serving.predictor", "serving.outputs", "serving.onnx", "serving.app"),
 ]
 OPTIONS_OF_OTHERS = {  # of pip, uv, apt and timm; between the processes of the benchmarks
     *("--upgrade", "--python", "--resolution", "--no-install-recommends", "--sched-on-updates"),

@@ -8,13 +8,11 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -25,10 +23,21 @@ from lesionfast.errors import LesionfastError
 from lesionfast.report.images import patient, read_pixels, rounded_percent
 from lesionfast.report.page import Picture, read_template, render
 from lesionfast.serving.bundle import Bundle, flag_column
-from lesionfast.serving.service import MOST_BYTES, MOST_PIXELS, Answer, Service
 
-if TYPE_CHECKING:
+try:
+    import python_multipart  # noqa: F401
+    import uvicorn
+    from fastapi import Request, Response
+    from fastapi.responses import HTMLResponse, JSONResponse
+    from starlette.datastructures import Headers
+    from starlette.requests import cookie_parser
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from lesionfast.serving.api import MOST_BYTES, MOST_PIXELS, Answer, Service, Uploads, build_api
+except ImportError as error:
+    raise LesionfastError(
+        f"the page needs {error.name}. Type: pip install 'lesionfast[app]'"
+    ) from None
 
 logger = logging.getLogger("lesionfast")
 
@@ -74,7 +83,6 @@ def serve(
     `LesionfastError` without FastAPI and what it takes, for an address that can't be listened to,
     for a weak token, and for what is not a model.
     """
-    require_packages()
     if token is not None:
         check_token(token)
     with listen(host, port) as listener:
@@ -94,18 +102,6 @@ def serve(
             return
 
 
-def require_packages() -> None:
-    """Raise `LesionfastError` unless the packages of the page are installed."""
-    try:
-        import fastapi  # noqa: F401
-        import python_multipart  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise LesionfastError(
-            f"the page needs {error.name}. Type: pip install 'lesionfast[app]'"
-        ) from None
-
-
 def check_token(token: str) -> None:
     """Raise `LesionfastError` for a token that is short, or that a header can't hold."""
     plain = token.isascii() and token.isprintable() and " " not in token
@@ -117,31 +113,25 @@ def check_token(token: str) -> None:
         )
 
 
-@contextmanager
-def listen(host: str, port: int) -> Iterator[socket.socket]:
-    """Open a socket at an address; port 0 is any free one. Raises `LesionfastError`."""
+def listen(host: str, port: int) -> socket.socket:
+    """Return an open socket at an address; port 0 is any free one. Raises `LesionfastError`."""
     try:
-        kind = socket.SOCK_STREAM
-        family, *_, address = socket.getaddrinfo(host, port, type=kind)[0]
-        listener = socket.create_server(address[:2], family=family)
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise LesionfastError(
             f"the page can't listen at {host}, port {port}: {reason}. "
             "Name another --port or --host."
         ) from None
-    with listener:
-        yield listener
 
 
-def build_server(app: "ASGIApp") -> Any:
+def build_server(app: ASGIApp) -> uvicorn.Server:
     """Return a server: HTTP by h11, which bounds headers; no WebSocket, no proxy is believed.
 
     A connection that sends no whole head is not closed, and takes one of the files that the process
     may open: who opens about a thousand of them keeps others out.
     """
-    import uvicorn
-
     return uvicorn.Server(
         uvicorn.Config(
             app,
@@ -158,13 +148,8 @@ def build_server(app: "ASGIApp") -> Any:
     )
 
 
-def build_app(service: Service, host: str = LOCAL[0], token: str | None = None) -> "ASGIApp":
+def build_app(service: Service, host: str = LOCAL[0], token: str | None = None) -> ASGIApp:
     """Return the ASGI application: the API and the page at its root, behind a `Guard`."""
-    from fastapi import Request, Response
-    from fastapi.responses import HTMLResponse
-
-    from lesionfast.serving.api import Uploads, build_api
-
     uploads = Uploads()
     api = build_api(service, uploads)
     files = {
@@ -200,22 +185,20 @@ class Guard:
     that no script can read and no other site can send.
     """
 
-    def __init__(self, app: "ASGIApp", host: str, token: str | None = None) -> None:
+    def __init__(self, app: ASGIApp, host: str, token: str | None = None) -> None:
         self.app, self.every_address = app, host in EVERY_ADDRESS
         self.names = {*LOCAL, host.lower()}
         if self.every_address:
             self.names.add(socket.gethostname().lower())
         self.token, self.session = token, secrets.token_urlsafe()  # the latter is in the cookie
 
-    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or refuse it with 401 or 403."""
         respond = self.choose_response(scope)
         await respond(scope, receive, partial(send_guarded, send))
 
-    def choose_response(self, scope: "Scope") -> "ASGIApp":
+    def choose_response(self, scope: Scope) -> ASGIApp:
         """Return what answers a request."""
-        from starlette.responses import HTMLResponse, JSONResponse, Response
-
         if problem := self.find_problem(scope):
             return JSONResponse({"error": problem}, 403)
         path = scope["path"]
@@ -232,11 +215,8 @@ class Guard:
         problem = "the token is missing or wrong. Send it as a header: Authorization: Bearer TOKEN"
         return JSONResponse({"error": problem}, 401, {"WWW-Authenticate": "Bearer"})
 
-    def read_credentials(self, scope: "Scope") -> tuple[bool, bool]:
+    def read_credentials(self, scope: Scope) -> tuple[bool, bool]:
         """Return whether a request has the token, and whether it has the cookie."""
-        from starlette.datastructures import Headers
-        from starlette.requests import cookie_parser
-
         headers = Headers(scope=scope)
         scheme, _, given = headers.get("authorization", "").partition(" ")
         cookie = cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
@@ -244,21 +224,16 @@ class Guard:
         has_cookie = hmac.compare_digest(cookie.encode(), self.session.encode())
         return has_token and scheme.lower() == "bearer", has_cookie
 
-    def find_problem(self, scope: "Scope") -> str:
+    def find_problem(self, scope: Scope) -> str:
         """Return why a request is refused as one of another site, "" if it is not."""
-        from starlette.datastructures import Headers
-
         headers = Headers(scope=scope)
         host = headers.get("host", "").lower()
         if not self.is_own_host(host):
             return "this page answers at its own address only. Open the address that it printed."
-        origin = headers.get("origin")
-        if origin is not None and origin.lower() not in (f"http://{host}", f"https://{host}"):
-            return "another site may not ask this page."
-        site = headers.get("sec-fetch-site", "none")
-        if scope["method"] not in SAFE_METHODS and site not in ("same-origin", "none"):
-            return "another site may not ask this page."
-        return ""
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
+        foreign = origin is not None and origin.lower() not in (f"http://{host}", f"https://{host}")
+        sent = scope["method"] not in SAFE_METHODS and site not in ("same-origin", "none")
+        return "another site may not ask this page." if foreign or sent else ""
 
     def is_own_host(self, host: str) -> bool:
         """Return whether a `Host`, such as "127.0.0.1:7860", is one of this page."""
@@ -277,7 +252,7 @@ def is_address(name: str) -> bool:
         return False
 
 
-async def send_guarded(send: "Send", message: "Message") -> None:
+async def send_guarded(send: Send, message: Message) -> None:
     """Send a part of a response, with the security headers in its head."""
     if message["type"] == "http.response.start":
         headers = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]

@@ -17,9 +17,15 @@ import pytest
 from PIL import Image
 
 from lesionfast.errors import LesionfastError
-from lesionfast.serving.api import to_prediction
+from lesionfast.serving.api import (
+    MOST_BYTES,
+    NoImage,
+    Service,
+    TooLarge,
+    check_limits,
+    to_prediction,
+)
 from lesionfast.serving.app import answer_html, listen
-from lesionfast.serving.service import MOST_BYTES, NoImage, Service, TooLarge, check_limits
 
 WIDE, PHONE = {"width": 1280, "height": 1000}, {"width": 375, "height": 800}
 PDF = b"%PDF-1.7\n1 0 obj\n<< /Type /Catalog >>\nendobj\n"
@@ -433,9 +439,8 @@ def test_without_its_packages_it_says_what_to_type(monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     for name in ("api", "app"):  # as in a process that has not imported them yet
         monkeypatch.delitem(sys.modules, f"lesionfast.serving.{name}")
-    require = import_module("lesionfast.serving.app").require_packages
     with pytest.raises(LesionfastError, match=r"needs .*pip install 'lesionfast\[app\]'"):
-        require()
+        import_module("lesionfast.serving.app")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -15,8 +15,8 @@ import pytest
 
 from lesionfast.errors import LesionfastError
 from lesionfast.serving import api
+from lesionfast.serving.api import MOST_BYTES, Service
 from lesionfast.serving.app import Guard, build_app, build_server, check_token
-from lesionfast.serving.service import MOST_BYTES, Service
 
 
 @pytest.fixture(scope="module")
