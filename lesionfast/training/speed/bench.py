@@ -37,6 +37,7 @@ from lesionfast.training.description import describe_environment, describe_model
 from lesionfast.training.learner import FusionLearner, fusion_learner
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+Batch = Sequence[Tensor]  # images, metadata and targets
 ROUNDS, STEPS = 5, 4  # the two parts of a ratio take turns, because machines are noisy
 ENOUGH, PREDICTING = 1.0, 2.0  # seconds for the other parts, and for a prediction
 DECODED, PREDICTED = 256, 1024  # images
@@ -76,7 +77,6 @@ def bench(config: TrainConfig, df: pd.DataFrame) -> dict[str, Any]:
         measured = {
             "decode": decode,
             **batch_rates(learn, config),
-            "features": feature_rate(learn, config),
             **training_rates(learn, config),
             **prediction_rates(learn, config),
             **file_rates(learn, config, df),
@@ -84,17 +84,10 @@ def bench(config: TrainConfig, df: pd.DataFrame) -> dict[str, Any]:
             **(compile_rates(learn, config) if config.compile else {}),
         }
     parts = {name: measured.pop(name) for name in PARTS}
-    machine = describe_machine(learn, config)
-    return {"machine": machine, "parts": parts, **measured, "peak_memory": peak_memory(dls.device)}
-
-
-def describe_machine(learn: FusionLearner, config: TrainConfig) -> dict[str, Any]:
-    """Return what the speeds depend on."""
     environment = describe_environment(learn, config)
-    return {
-        **{name: environment[name] for name in ("device", "threads", "precision", "torch")},
-        **{"arch": config.arch, "size": config.size, "batch_size": learn.dls.train.bs},
-    }
+    machine = {name: environment[name] for name in ("device", "threads", "precision", "torch")}
+    machine |= {"arch": config.arch, "size": config.size, "batch_size": dls.train.bs}
+    return {"machine": machine, "parts": parts, **measured, "peak_memory": peak_memory(dls.device)}
 
 
 def synchronize(device: torch.device) -> None:
@@ -131,9 +124,7 @@ def time_decoding(paths: Sequence[str], config: TrainConfig) -> float:
     return (time.perf_counter() - started) / len(paths)
 
 
-def compute_loss(
-    model: nn.Module, batch: Sequence[Tensor], loss_func: Loss, precision: str
-) -> Tensor:
+def compute_loss(model: nn.Module, batch: Batch, loss_func: Loss, precision: str) -> Tensor:
     """Return the loss of a model in training mode on images, metadata and targets."""
     image, metadata, target = batch
     model.train()
@@ -143,7 +134,7 @@ def compute_loss(
 
 
 def training_step(
-    model: nn.Module, batch: Sequence[Tensor], loss_func: Loss, precision: str
+    model: nn.Module, batch: Batch, loss_func: Loss, precision: str
 ) -> Callable[[], None]:
     """Return a function that takes one AdamW step on a batch in memory, with what is unfrozen."""
     learning = (p for p in model.parameters() if p.requires_grad)
@@ -158,7 +149,7 @@ def training_step(
 
 
 def inference_step(
-    model: nn.Module, batch: Sequence[Tensor], precision: str
+    model: nn.Module, batch: Batch, precision: str
 ) -> tuple[Callable[[], None], int]:
     """Return a function that runs a model in inference mode, and over how many images."""
     image, metadata = (part[: images_at_once(part.device)] for part in batch[:2])
@@ -176,7 +167,7 @@ def take_batch(learn: FusionLearner) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def batch_rates(learn: FusionLearner, config: TrainConfig) -> dict[str, float]:
-    """Return the images per second of reading and augmenting a batch, forward and backward."""
+    """Return the images per second of what is done with a batch, and of frozen features."""
     pixels, batch = learn.dls.pixels, take_batch(learn)
     image, device, n = batch[0], batch[0].device, len(batch[0])
     rows = np.random.default_rng(0).permutation(len(pixels))[:n]
@@ -189,29 +180,26 @@ def batch_rates(learn: FusionLearner, config: TrainConfig) -> dict[str, float]:
         return n / time_step(function, device, most=1000, enough=ENOUGH)
 
     backward = statistics.median(time_calls(loss().backward, device) for _ in range(STEPS + 1))
+    features = Features(learn.model, pixels, config.precision)
+    used = learn.dls.rows["row"].to_numpy()[:PREDICTED]
     return {
         "read": rate(lambda: torch.from_numpy(pixels[rows]).to(device)),
         "augment": rate(lambda: augment(image, recipe, generator)),
         "forward": rate(loss),
         "backward": n / backward,
+        "features": len(used) / time_calls(lambda: features.compute(used), device),
     }
-
-
-def feature_rate(learn: FusionLearner, config: TrainConfig) -> float:
-    """Return the images per second of computing the frozen backbone's features."""
-    rows = learn.dls.rows["row"].to_numpy()[:PREDICTED]
-    started = time.perf_counter()
-    Features(learn.model, learn.dls.pixels, config.precision).compute(rows)
-    return len(rows) / (time.perf_counter() - started)
 
 
 def training_rates(learn: FusionLearner, config: TrainConfig) -> dict[str, float]:
     """Return the images per second of the bare and of the whole step, and their ratio."""
     bare, device, n = bare_step(learn, config, learn.model), learn.dls.device, learn.dls.train.bs
-    rounds = [
-        (time_calls(bare, device, STEPS) / n, time_whole_step(learn, config.ema) / n)
-        for _ in range(ROUNDS)
-    ]
+    epochs, rounds = ceil((STEPS + 1) / len(learn.dls.train)), []
+    for _ in range(ROUNDS):
+        alone, clock = time_calls(bare, device, STEPS), StepClock(STEPS)
+        average = [EMA(config.ema)] if config.ema else []
+        learn.fit(epochs, 1e-5, cbs=[clock, OneCycle(), *average])
+        rounds.append((alone / n, clock.mean / n))
     return name_medians(rounds, "bare step", "step", "step_share")
 
 
@@ -269,14 +257,6 @@ class StepClock(Callback):
     def mean(self) -> float:
         """The mean seconds of the steps that count."""
         return sum(self.seconds[1:]) / len(self.seconds[1:])
-
-
-def time_whole_step(learn: FusionLearner, ema: float) -> float:
-    """Return the seconds of one step of the Learner over its loader, as in a training."""
-    clock = StepClock(STEPS)
-    average = [EMA(ema)] if ema else []
-    learn.fit(ceil((STEPS + 1) / len(learn.dls.train)), 1e-5, cbs=[clock, OneCycle(), *average])
-    return clock.mean
 
 
 def prediction_rates(learn: FusionLearner, config: TrainConfig) -> dict[str, float]:

@@ -22,12 +22,7 @@ from lesionfast.training.balancing import balances
 from lesionfast.training.callbacks.inference import freed_memory_kept
 from lesionfast.training.callbacks.schedule import Phase
 from lesionfast.training.fitting import caches_features, memory_error_explained, plan_training
-from lesionfast.training.speed.bench import (
-    inference_step,
-    time_decoding,
-    time_step,
-    training_step,
-)
+from lesionfast.training.speed.bench import inference_step, time_decoding, time_step, training_step
 
 logger = logging.getLogger("lesionfast")
 
@@ -146,7 +141,9 @@ def estimate(config: TrainConfig, df: pd.DataFrame) -> Estimate:
     model.to(device, memory_format=torch.channels_last)
     n = count_drawn(train["target"], config.balance)
     size = min(config.batch_size, n)
-    batch = random_batch(config.size, encoder.width, size, device)
+    image = torch.rand(size, 3, config.size, config.size).to(memory_format=torch.channels_last)
+    batch = (image, torch.rand(size, encoder.width), torch.zeros(size, dtype=torch.int64))
+    batch = tuple(part.to(device) for part in batch)
     head = backbone = 0.0
     with memory_error_explained(config), freed_memory_kept(device):
         forward = time_validation(model, batch, config)
@@ -167,13 +164,6 @@ def count_drawn(targets: pd.Series, balance: str) -> int:
     codes = targets.astype("category").cat.codes.to_numpy("int64")
     sampler = balances[balance](codes, targets.nunique()).sampler
     return len(codes) if sampler is None else len(sampler(Random(0)))
-
-
-def random_batch(side: int, width: int, size: int, device: torch.device) -> tuple[Tensor, ...]:
-    """Return images (B, 3, side, side), metadata (B, width) and class numbers (B,), all 0."""
-    image = torch.rand(size, 3, side, side).to(memory_format=torch.channels_last)
-    target = torch.zeros(size, dtype=torch.int64)
-    return image.to(device), torch.rand(size, width).to(device), target.to(device)
 
 
 def unfreeze_by_phase(model: FusionModel, config: TrainConfig) -> Iterator[Phase]:
