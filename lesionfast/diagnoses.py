@@ -206,20 +206,16 @@ def read_pairs(option: str, text: str | None, example: str) -> dict[tuple[str, .
         names = tuple(map(unquote, split_unquoted(left, ":") if ":" in example else [left]))
         if not (left.strip() and 0 < value < math.inf) or len(names) != example.count(":") + 1:
             kinds = "two classes" if ":" in example else "a class"
+            quoted = example.replace("mel", '"a, b"')
             raise LesionfastError(
                 f"{option} has '{part.strip()}', but it needs {kinds} and a number above 0, "
-                f"such as {example}. {explain_quotes(option, example)}"
+                f"such as {example}. A name with a comma, = or : goes in double quotes: "
+                f"{option} '{quoted}'."
             )
         if names in pairs:
             raise LesionfastError(f"{option} {text} names a class twice. Name each once.")
         pairs[names] = value
     return pairs
-
-
-def explain_quotes(option: str, example: str) -> str:
-    """Return how a name with marks in it is typed."""
-    quoted = example.replace("mel", '"a, b"')
-    return f"A name with a comma, = or : goes in double quotes: {option} '{quoted}'."
 
 
 def read_weights(text: str | None) -> dict[str, float]:

@@ -43,12 +43,6 @@ class Audit:
         """Whether no finding is a problem."""
         return all(finding.verdict != "problem" for finding in self.findings)
 
-    def table(self) -> pd.DataFrame:
-        """Return the findings: check, count, verdict (ok, note or problem), detail."""
-        return pd.DataFrame(
-            map(vars, self.findings), columns=["check", "count", "verdict", "detail"]
-        )
-
     def to_json(self) -> str:
         """Return findings and pairs as JSON."""
         pairs = self.near_duplicates.to_dict(orient="records")
@@ -145,10 +139,9 @@ def find_exact_duplicates(df: pd.DataFrame, images: Images) -> list[list[int]]:
     `images` are those of `open_pictures`; only images alike there are read at full size.
     """
     good = [i for i in range(len(df)) if i not in images.bad]
-    sets = []
+    paths, sets = df["path"].tolist(), []
     for alike in find_equal(good, (images.pixels[i] for i in good)):
-        whole = [np.asarray(read_image(df["path"].iloc[i])) for i in alike]
-        sets += find_equal(alike, whole)
+        sets += find_equal(alike, (np.asarray(read_image(paths[i])) for i in alike))
     return sets
 
 

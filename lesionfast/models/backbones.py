@@ -58,7 +58,11 @@ def create_backbone(arch: str, *, size: int, weights: str = "auto") -> Backbone:
     an unknown name, a size that the backbone can't take, and weights that can't be had.
     """
     library, name = find_arch(arch)
-    backbone = BUILDERS[library](name, size)
+    if library == "lesionfast":
+        check_size(name, size, SMALLEST)
+        backbone = Backbone(archs[name](), HALVES, HALVES)
+    else:
+        backbone = (timm_backbone if library == "timm" else torchvision_backbone)(name, size)
     measure(backbone, arch, size)
     if library == "lesionfast" and weights == "auto":
         backbone.origin = f"random weights, trained from scratch: {name} has no pretrained ones"
@@ -67,12 +71,6 @@ def create_backbone(arch: str, *, size: int, weights: str = "auto") -> Backbone:
         backbone.origin = load_weights(net, arch, size, weights)
         backbone.pretrained = True
     return backbone
-
-
-def scratch_backbone(name: str, size: int) -> Backbone:
-    """Return one of this project's own architectures."""
-    check_size(name, size, SMALLEST)
-    return Backbone(archs[name](), HALVES, HALVES)
 
 
 def timm_backbone(name: str, size: int) -> Backbone:
@@ -109,13 +107,6 @@ def torchvision_backbone(name: str, size: int) -> Backbone:
         raise size_error(name, size, error, preset.crop_size[0]) from None
     mean, std = (HALVES, HALVES) if halves else (preset.mean, preset.std)
     return Backbone(cut(net, name), mean, std)
-
-
-BUILDERS = {
-    "lesionfast": scratch_backbone,
-    "torchvision": torchvision_backbone,
-    "timm": timm_backbone,
-}
 
 
 def check_size(arch: str, size: int, smallest: int) -> None:

@@ -6,7 +6,7 @@ import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Queue
@@ -109,20 +109,13 @@ def download_file(url: str) -> Path:
     target = torch_cache() / Path(url).name
     target.parent.mkdir(parents=True, exist_ok=True)
     digest = re.search(r"-([0-9a-f]{8,})\.\w+$", url)  # the start of its SHA-256
-    with socket_timeout(5 * SECONDS):
-        torch.hub.download_url_to_file(url, str(target), hash_prefix=digest and digest[1])
-    return target
-
-
-@contextmanager
-def socket_timeout(seconds: float) -> Iterator[None]:
-    """Limit every wait of a download inside the block: PyTorch's own would wait for ever."""
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
+    socket.setdefaulttimeout(5 * SECONDS)  # of every wait: PyTorch's own would wait for ever
     try:
-        yield
+        torch.hub.download_url_to_file(url, str(target), hash_prefix=digest and digest[1])
     finally:
         socket.setdefaulttimeout(before)
+    return target
 
 
 def require_answer(url: str) -> None:
@@ -136,9 +129,8 @@ def require_answer(url: str) -> None:
     def ask() -> None:
         request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "lesionfast"})
         try:
-            urllib.request.urlopen(request, timeout=SECONDS).close()
-            answers.put(None)
-        except urllib.error.HTTPError:  # a redirect to a signed address may refuse HEAD
+            with suppress(urllib.error.HTTPError):  # a redirect to a signed address may refuse HEAD
+                urllib.request.urlopen(request, timeout=SECONDS).close()
             answers.put(None)
         except Exception as error:
             answers.put(error)

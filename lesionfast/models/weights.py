@@ -33,7 +33,7 @@ PACKAGES = {
 WRAPPERS = ("state_dict_ema", "state_dict", "model_ema", "model")
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
 OWN_PREFIXES = ("backbone.body.net.", "backbone.body.")  # of a run's weights.safetensors
-OLD_DENSENET = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)$")
+OLD_DENSENET = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)$")  # until 2017
 COUNTER = "num_batches_tracked"  # of batch norm; old files lack it, and nothing needs it
 
 
@@ -185,7 +185,7 @@ def conversions(net: nn.Module, library: str, name: str, size: int) -> Iterator[
     elif name.startswith("vit"):
         yield partial(interpolate_embeddings, size, net.patch_size)  # positions for the image
     else:
-        yield modernize
+        yield lambda tensors: {OLD_DENSENET.sub(r"\1\2", n): t for n, t in tensors.items()}
     yield dict
 
 
@@ -205,11 +205,6 @@ def attempt(convert: Conversion, tensors: Tensors) -> Tensors:
         return dict(convert(dict(tensors)))
     except Exception:  # the tensors of another model can raise anything
         return tensors
-
-
-def modernize(tensors: Tensors) -> Tensors:
-    """Return the tensors under the names that torchvision's DenseNet has had since 2017."""
-    return {OLD_DENSENET.sub(r"\1\2", name): tensor for name, tensor in tensors.items()}
 
 
 class Fit:

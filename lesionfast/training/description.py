@@ -57,7 +57,11 @@ def announce(learn: FusionLearner, run: Run) -> None:
     config, device = run.config, learn.dls.device
     logger.info("run %s", run.path)
     logger.info("images: %s", count_images(learn))
-    announce_gaps(learn, config)
+    for name, reason in learn.dls.bad.items():
+        logger.info("skipped image %s: %s", name, reason)
+    for name in config.metadata_columns:
+        if missing := int(learn.dls.rows[name].isna().sum()):
+            logger.info("%s", describe_missing(name, missing, len(learn.dls.rows)))
     announce_classes(run.classes, config)
     logger.info(
         "model: %s, %d pixels, fusion %s; %s",
@@ -80,15 +84,6 @@ def count_images(learn: FusionLearner) -> str:
     """Return how many images each split has, as "train 350, valid 75, test 75"."""
     counts = learn.dls.rows["split"].value_counts()
     return ", ".join(f"{name} {counts.get(name, 0)}" for name in PARTS)
-
-
-def announce_gaps(learn: FusionLearner, config: TrainConfig) -> None:
-    """Log which images were skipped, and for how many metadata is missing."""
-    for name, reason in learn.dls.bad.items():
-        logger.info("skipped image %s: %s", name, reason)
-    for name in config.metadata_columns:
-        if missing := int(learn.dls.rows[name].isna().sum()):
-            logger.info("%s", describe_missing(name, missing, len(learn.dls.rows)))
 
 
 def announce_classes(classes: Classes, config: TrainConfig) -> None:

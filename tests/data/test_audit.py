@@ -36,21 +36,24 @@ def change_table(folder, change):
     change(table).to_csv(folder / "metadata.csv", index=False)
 
 
+def table(report):
+    return pd.DataFrame(report.findings).set_index("check")
+
+
 def run(folder, **options):
     """Audit a folder; return the audit and its lines by the name of the check."""
     report = audit(DataConfig(data=str(folder), **options))
-    return report, report.table().set_index("check")
+    return report, table(report)
 
 
 def problems(report):
-    table = report.table()
-    return table.loc[table["verdict"] == "problem", "check"].tolist()
+    return [finding.check for finding in report.findings if finding.verdict == "problem"]
 
 
 def test_a_sound_dataset_is_counted_and_ok(folder):
     report, lines = run(folder)
     assert report.ok and not problems(report) and report.near_duplicates.empty
-    assert set(report.table()["verdict"]) == {"ok"}
+    assert {finding.verdict for finding in report.findings} == {"ok"}
     assert lines.loc["images", ["count", "detail"]].tolist() == [22, "18 lesions"]
     assert lines.loc["images of nv", ["count", "detail"]].tolist() == [7, "6 lesions"]
     several = lines.loc["lesions with several images"]
@@ -148,7 +151,7 @@ def test_a_class_with_too_few_lesions_is_a_problem(folder):
     )
     report, _ = run(folder)
     assert problems(report) == ["classes that can't be split"]
-    assert "mel" in report.table().set_index("check").loc["classes that can't be split", "detail"]
+    assert "mel" in table(report).loc["classes that can't be split", "detail"]
 
 
 def test_a_zip_file_is_audited_unopened(folder, tmp_path_factory):
@@ -157,7 +160,7 @@ def test_a_zip_file_is_audited_unopened(folder, tmp_path_factory):
     with zipfile.ZipFile(zipped / "images.zip", "w") as archive:
         for file in (folder / "images").iterdir():
             archive.write(file, file.name)
-    assert run(zipped)[0].table().equals(run(folder)[0].table())
+    assert run(zipped)[0].findings == run(folder)[0].findings
 
 
 def test_a_missing_column_is_the_error_itself(folder):

@@ -158,13 +158,13 @@ class KeepBest(Monitor):
 
     def after_fit(self) -> None:
         """Load the best weights, if an epoch has ended."""
-        if self.best_epoch >= 0:
-            self.model.load_state_dict(self.kept if self.path is None else self.read())
-
-    def read(self) -> dict[str, Tensor]:
-        """Return the weights in the file."""
-        with damage_explained(self.path, "Train it again."):
-            return load_tensors(self.path)[0]
+        if self.best_epoch < 0:
+            return
+        best = self.kept
+        if self.path is not None:
+            with damage_explained(self.path, "Train it again."):
+                best, _ = load_tensors(self.path)
+        self.model.load_state_dict(best)
 
 
 class EarlyStopping(Monitor):
