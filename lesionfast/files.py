@@ -163,12 +163,7 @@ sweep_once = cache(sweep)
 
 @contextmanager
 def only_process(
-    lock: Path,
-    busy: str,
-    *,
-    about: Path | None = None,
-    patience: float = 0,
-    wait: bool = False,
+    lock: Path, busy: str, *, about: Path | None = None, patience: float = 0, wait: bool = False
 ) -> Iterator[None]:
     """Hold a lock file, which is removed at the end and let go however the process ends.
 

@@ -46,12 +46,7 @@ class CachedFeatures(Borrowing):
     order = -19  # after ProgressiveUnfreezing has frozen what does not learn
 
     def __init__(
-        self,
-        recipe: Recipe,
-        views: int,
-        seed: int,
-        precision: str = "float32",
-        maps: bool = True,
+        self, recipe: Recipe, views: int, seed: int, precision: str = "float32", maps: bool = True
     ) -> None:
         self.recipe, self.seed, self.precision, self.maps = recipe, seed, precision, maps
         self.views = 1 if recipe == Recipe() else views
