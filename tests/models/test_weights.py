@@ -12,12 +12,13 @@ from safetensors.torch import save_file
 from lesionfast.errors import LesionfastError
 from lesionfast.models.backbones import create_backbone
 from lesionfast.models.fusion import FusionModel
-from lesionfast.models.hubs import Wanted, torch_cache
 from lesionfast.models.weights import (
     PACKAGES,
+    Wanted,
     find_weights,
     read_weights,
     timm_filters,
+    torch_cache,
     whole_model,
 )
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from lesionfast.errors import LesionfastError
-from lesionfast.models import hubs
-from lesionfast.models.hubs import Wanted, cached_files, download, require_answer
+from lesionfast.models import weights
+from lesionfast.models.weights import Wanted, cached_files, download, require_answer
 
 REPOSITORY = "timm/test_resnet.r160_in1k"
 
@@ -51,7 +51,7 @@ def test_a_file_that_is_not_what_its_name_says_is_not_kept(server):
     with pytest.raises(LesionfastError, match="invalid hash value"):
         download(wanted)
     assert not list(cached_files(wanted))
-    assert not list(hubs.torch_cache().iterdir())
+    assert not list(weights.torch_cache().iterdir())
 
 
 def test_a_file_that_is_gone_is_said_to_be(server):
@@ -77,12 +77,12 @@ def test_the_cache_of_hugging_face_is_used_as_it_lays_it_out(caches, refs):
     assert (
         found
         == [snapshot / "model.safetensors"]
-        == [hubs.hugging_face_cache(REPOSITORY) / found[0].name]
+        == [weights.hugging_face_cache(REPOSITORY) / found[0].name]
     )
 
 
 def test_a_server_that_never_answers_is_given_up(silent, monkeypatch):
-    monkeypatch.setattr(hubs, "SECONDS", 0.3)
+    monkeypatch.setattr(weights, "SECONDS", 0.3)
     start = time.perf_counter()
     with pytest.raises(OSError, match="timed out|did not answer"):
         require_answer(silent)
@@ -91,7 +91,7 @@ def test_a_server_that_never_answers_is_given_up(silent, monkeypatch):
 
 def test_a_name_server_that_never_answers_is_given_up(monkeypatch):
     """It outlasts the timeouts of sockets, so a clock of our own bounds it."""
-    monkeypatch.setattr(hubs, "SECONDS", 0.3)
+    monkeypatch.setattr(weights, "SECONDS", 0.3)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: time.sleep(5))
     monkeypatch.setenv("no_proxy", "*")
     start = time.perf_counter()
@@ -101,8 +101,8 @@ def test_a_name_server_that_never_answers_is_given_up(monkeypatch):
 
 
 def test_a_download_that_stalls_ends_and_leaves_sockets_as_they_were(silent, monkeypatch):
-    monkeypatch.setattr(hubs, "SECONDS", 0.1)
-    monkeypatch.setattr(hubs, "require_answer", lambda url: None)
+    monkeypatch.setattr(weights, "SECONDS", 0.1)
+    monkeypatch.setattr(weights, "require_answer", lambda url: None)
     with pytest.raises(LesionfastError, match="timed out"):
         download(Wanted("net", "net", url=silent))
     assert socket.getdefaulttimeout() is None
@@ -134,7 +134,7 @@ def test_offline_the_error_names_three_ways_soon_and_the_first_one_works(wanted)
 
 def test_offline_mode_is_honoured(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(hubs, "require_answer", lambda url: pytest.fail("it asked the network"))
+    monkeypatch.setattr(weights, "require_answer", lambda url: pytest.fail("it asked the network"))
     with pytest.raises(LesionfastError, match="HF_HUB_OFFLINE is set"):
         download(Wanted("x", "x", repository=REPOSITORY))
 
