@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lesionfast.cli.base import USE, Device, app, argument, option
 from lesionfast.diagnoses import split_unquoted, unquote
-from lesionfast.errors import LesionfastError
+from lesionfast.errors import LesionfastError, pluralize
 from lesionfast.runs import Run
 
 Model = argument(str, "A run, an exported folder, a model.onnx file or hf://user/name.")
@@ -57,11 +57,11 @@ def predict(
         model, inputs, out, kind, **table, views=tta, resume=resume, device=device
     )
     if out is not None:
-        print(f"{count.images} images, {count.failed} of them failed", file=sys.stderr)
+        print(f"{pluralize(count.images, 'image')}, {count.failed:,} failed", file=sys.stderr)
         print(out)
     if count.failed:
         raise LesionfastError(
-            f"{count.failed} of {count.images} images have no prediction; "
+            f"no prediction for {count.failed:,} of {pluralize(count.images, 'image')}; "
             + ("the file leaves them out." if isic else "see the column 'error'.")
         )
 

@@ -11,9 +11,8 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import partial
 from io import TextIOWrapper
 from itertools import chain, islice
 from pathlib import Path
@@ -43,7 +42,6 @@ FORMATS = ("csv", "jsonl", "parquet", "isic")
 RESUMABLE = ("csv", "jsonl")  # written under their name, row by row; the others are renamed at last
 SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 ELSEWHERE = "Name another --out."
-HASHED = ("weights", "decisions", "columns")  # in a note: shown as a hash
 
 
 @dataclass
@@ -134,12 +132,8 @@ def predict_inputs(
         "the table": hash_tables(inputs),
     }
     with counting_bar("images") as bar:
-        return predict_to(
-            *(predictor, items, out, kind),
-            resume=resume,
-            progress=lambda count: bar(count, None),
-            options=options,
-        )
+        choices = {"resume": resume, "progress": lambda count: bar(count, None)}
+        return predict_to(predictor, items, out, kind, **choices, options=options)
 
 
 def choose_format(out: Path | None, wanted: str | None) -> str:
@@ -203,11 +197,11 @@ def join_names(table: pd.DataFrame) -> pd.DataFrame:
 
     A name that is more than a word is quoted as in a shell, so that `shlex.split` gives the names.
     """
-    lists = [name for name in ("prediction_set", "not_known") if name in table]
 
     def join(names: Any) -> Any:
         return shlex.join(names) if isinstance(names, tuple) else names
 
+    lists = table.columns.intersection(["prediction_set", "not_known"])
     return table.assign(**{name: table[name].map(join) for name in lists})
 
 
@@ -221,33 +215,26 @@ def open_writer(
     nothing is left of one that was stopped before.
     """
     if out is None or kind in RESUMABLE:
-        writer = TextWriter(out, kind, columns, begun)
-        try:
+        with closing(TextWriter(out, kind, columns, begun)) as writer:
             yield writer
-        finally:
-            writer.close()
         return
     with workspace(out.parent) as folder:
         aside = folder / out.name
-        writer = (
-            ParquetWriter(aside, columns)
-            if kind == "parquet"
-            else TextWriter(aside, kind, columns, begun=False)
-        )
-        try:
+        if kind == "parquet":
+            new = ParquetWriter(aside, columns)
+        else:
+            new = TextWriter(aside, kind, columns, begun=False)
+        with closing(new) as writer:
             yield writer
-        except BaseException:
-            with suppress(OSError):
-                writer.close()
-            raise
-        writer.close()
         put_in_place(aside, out)
 
 
 class TextWriter:
     """Writes rows of text as they come; `begun` is whether the file has some already."""
 
-    def __init__(self, out: Path | None, kind: str, columns: list[str], begun: bool) -> None:
+    def __init__(
+        self, out: Path | None, kind: str, columns: list[str], begun: bool = False
+    ) -> None:
         head, self.format = choose_text_format(kind, columns)
         self.out, self.file = out, sys.stdout
         if out is not None:
@@ -281,21 +268,22 @@ class TextWriter:
 
 def choose_text_format(kind: str, columns: list[str]) -> tuple[str, Callable[[pd.DataFrame], str]]:
     """Return what comes before the first row, and what turns rows into text."""
-    if kind == "csv":
-        return csv_head(columns), to_csv
     if kind == "jsonl":
         return "", to_json_lines
-    return ",".join(["image", *COLUMNS]) + "\n", partial(to_isic, challenge_columns(columns))
+    if kind == "csv":
+        return csv_head(columns), to_csv
+    chosen = challenge_columns(columns)
+    return csv_head(["image", *COLUMNS]), lambda table: to_isic(table, chosen)
 
 
-def csv_head(columns: list[str]) -> str:
+def csv_head(columns: Iterable[str]) -> str:
     """Return the first line of a CSV file."""
-    return pd.DataFrame(columns=columns).to_csv(index=False, lineterminator="\n")
+    return to_csv(pd.DataFrame(columns=list(columns)), header=True)
 
 
-def to_csv(table: pd.DataFrame) -> str:
+def to_csv(table: pd.DataFrame, header: bool = False) -> str:
     """Return one line an image, empty where there is no value."""
-    return table.to_csv(index=False, header=False, lineterminator="\n")
+    return table.to_csv(index=False, header=header, lineterminator="\n")
 
 
 def to_json_lines(table: pd.DataFrame) -> str:
@@ -303,7 +291,7 @@ def to_json_lines(table: pd.DataFrame) -> str:
     return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in records(table))
 
 
-def to_isic(chosen: list[str], table: pd.DataFrame) -> str:
+def to_isic(table: pd.DataFrame, chosen: list[str]) -> str:
     """Return the rows of the ISIC 2018 challenge; images without a prediction are left out.
 
     An image id is the name of its file without folder and suffix.
@@ -381,28 +369,22 @@ def begin_or_resume(
         write_json(note_path(out), note)
         return items
     check_origin(out, note)
-    chunk: list[tuple[Item, bool]] = []
-    end = position = find_first_row(out, kind, predictor.columns)
-
-    def keep_chunk() -> int:
+    end = find_first_row(out, kind, predictor.columns)
+    rows = read_rows(out, kind, predictor.columns, end)
+    while chunk := list(islice(rows, predictor.chunk)):
+        numbered = enumerate(chunk, count.images + 1)
+        done = [match(out, next(items, None), name, n) for n, (name, _, _) in numbered]
+        following = list(islice(items, 1)) if len(chunk) < predictor.chunk else []
+        if following:
+            items = chain(done, following, items)
+            break
         count.images += len(chunk)
-        count.failed += sum(failed for _, failed in chunk)
-        chunk.clear()
-        return position
-
-    for name, error, row_end in read_rows(out, kind, predictor.columns, end):
-        item, position = next(items, None), row_end
-        check_item(out, item, name, count.images + len(chunk) + 1)
-        chunk.append((item, bool(error)))
-        if len(chunk) == predictor.chunk:
-            end = keep_chunk()
-    waiting = list(islice(items, 1))
-    if not waiting:
-        end = keep_chunk()
+        count.failed += sum(bool(error) for _, error, _ in chunk)
+        end = chunk[-1][-1]
     os.truncate(out, end)
     count.before = count.images
     logger.info("%s has %d images already", out, count.before)
-    return chain([item for item, _ in chunk], waiting, items)
+    return items
 
 
 def check_origin(out: Path, now: dict[str, Any]) -> None:
@@ -422,7 +404,7 @@ def check_origin(out: Path, now: dict[str, Any]) -> None:
 
 def describe_change(name: str, before: Any, now: Any) -> str:
     """Return what differs, as a person types it."""
-    if name in HASHED:
+    if name in ("weights", "decisions", "columns"):
         return f"other {name} (SHA-256 {str(before)[:12]}, now {str(now)[:12]})"
 
     def show(value: Any) -> str:
@@ -480,11 +462,12 @@ def read_rows(
             raise LesionfastError(f"{out} is damaged: {error}. {ELSEWHERE}") from None
 
 
-def check_item(out: Path, item: Item | None, name: str, number: int) -> None:
-    """Raise `LesionfastError` unless an image is the one that a file has as its nth."""
+def match(out: Path, item: Item | None, name: str, number: int) -> Item:
+    """Return an image; raise `LesionfastError` unless it is the one that a file has as its nth."""
     if item is None or item.name != name:
         found = "there are no more inputs" if item is None else f"the input is {item.name!r}"
         raise LesionfastError(
             f"{out} holds other images: number {number} is {name!r}, but {found}. "
             "Name the same inputs in the same order, or another --out."
         )
+    return item

@@ -399,5 +399,5 @@ def test_the_command_predicts_from_the_folder(exported, photos, tmp_path):
         cwd=tmp_path,
         check=False,
     )
-    assert failed.returncode == 2 and "1 of 2 images have no prediction" in failed.stderr
+    assert failed.returncode == 2 and "no prediction for 1 of 2 images" in failed.stderr
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 2
