@@ -148,7 +148,11 @@ class Bundle:
         """Return the bundle that `to_dict` described; raises `LesionfastError` if it can't be."""
         check_schema(described)
         try:
-            check_contents(described)
+            check_shape(described, SHAPE)
+            model = described["model"]
+            for name in (model.get("melanoma"), *(model.get("malignant") or [])):
+                if name is not None and name not in model["classes"]:
+                    raise ValueError(f"{name!r} is not one of its classes")
             calibration, conformal = described["calibration"], described["conformal"]
             referral = described["referral"]
             return cls(
@@ -217,8 +221,8 @@ class Bundle:
         class names, most probable first), refer, outlier_score and outlier.
         """
         classes, rule, prior = self.classes, self.model["rule"], self.model["prior"]
-        decision = decide(probabilities, rule, prior)
-        columns = {"decision": np.asarray(classes, object)[decision], "rule": rule}
+        names, decision = np.asarray(classes, object), decide(probabilities, rule, prior)
+        columns = {"decision": names[decision], "rule": rule}
         columns |= dict(zip(probability_columns(classes), probabilities.T, strict=True))
         if self.calibrator:
             calibrated = self.calibrator.apply(probabilities).T
@@ -227,8 +231,9 @@ class Bundle:
             _, score = positive_and_score(point.of, decision, probabilities, classes)
             columns[flag_column(point)] = score >= point.threshold
         if self.conformal:
-            sets = self.conformal.sets(probabilities)
-            columns["prediction_set"] = list_sets(sets, probabilities, classes)
+            order = np.argsort(-probabilities, axis=1, kind="stable")
+            rows = zip(order, self.conformal.sets(probabilities), strict=True)
+            columns["prediction_set"] = [tuple(names[row[chosen[row]]]) for row, chosen in rows]
         if self.referral:
             confidence = rule_confidence(probabilities, rule, prior)
             columns["refer"] = self.referral.referred(confidence)
@@ -260,16 +265,6 @@ def flag_column(point: OperatingPoint) -> str:
     return f"{point.of}_at_{point.goal}_{point.level * 100:.0f}"
 
 
-def list_sets(
-    sets: np.ndarray, probabilities: np.ndarray, classes: list[str]
-) -> list[tuple[str, ...]]:
-    """Return the classes of each prediction set (n, k), the most probable first."""
-    order = np.argsort(-probabilities, axis=1, kind="stable")
-    return [
-        tuple(classes[i] for i in row if chosen[i]) for row, chosen in zip(order, sets, strict=True)
-    ]
-
-
 def read_description(folder: Path) -> dict[str, Any]:
     """Return the model.json of an exported folder.
 
@@ -294,7 +289,11 @@ def read_description(folder: Path) -> dict[str, Any]:
             "folder that `lesionfast export` wrote."
         )
     check_list(path, described)
-    check_unchanged(path, described)
+    if described.get("sha256", "") not in ("", hash_description(described)):  # old ones have none
+        raise LesionfastError(
+            f"{path} is not the file that was exported: its content does not match its SHA-256. "
+            f"{COPY_AGAIN}"
+        )
     return described
 
 
@@ -326,15 +325,6 @@ def check_list(path: Path, described: dict[str, Any]) -> None:
         )
 
 
-def check_unchanged(path: Path, described: dict[str, Any]) -> None:
-    """Raise `LesionfastError` if model.json was changed; earlier versions wrote no digest."""
-    if described.get("sha256", "") not in ("", hash_description(described)):
-        raise LesionfastError(
-            f"{path} is not the file that was exported: its content does not match its SHA-256. "
-            f"{COPY_AGAIN}"
-        )
-
-
 def hash_description(described: dict[str, Any]) -> str:
     """Return the SHA-256 of model.json as values, without the line for it."""
     rest = {name: value for name, value in described.items() if name != "sha256"}
@@ -351,12 +341,3 @@ def check_file(path: Path, expected: str) -> None:
             f"{path} is not the file that was exported: its SHA-256 is {found[:12]}…, not "
             f"{expected[:12]}…. {COPY_AGAIN}"
         )
-
-
-def check_contents(described: dict[str, Any]) -> None:
-    """Raise `ValueError` unless a description has the right form: types, finite numbers."""
-    check_shape(described, SHAPE)
-    model = described["model"]
-    for name in (model.get("melanoma"), *(model.get("malignant") or [])):
-        if name is not None and name not in model["classes"]:
-            raise ValueError(f"{name!r} is not one of its classes")

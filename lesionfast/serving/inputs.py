@@ -5,6 +5,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +38,6 @@ logger = logging.getLogger("lesionfast")
 
 FOREIGN = (".gif", ".heic", ".heif", ".avif", ".jfif", ".jp2")  # images that may not be readable
 ID_COLUMNS = ("image_id", "image", "path", "file")
-GLOB = "*?["
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,6 @@ class Item:
     path: str | None
     metadata: dict[str, Any] = field(default_factory=dict)
     problem: str = ""
-
-    @property
-    def why_no_path(self) -> str:
-        """Why there is no path."""
-        return self.problem or f"there is no image '{self.name}'"
 
 
 def find_items(
@@ -86,16 +81,14 @@ def find_items(
 def expand(pattern: str) -> list[str]:
     """Return the paths that a glob matches, sorted; anything else as it is."""
     path = os.path.expanduser(pattern)
-    if os.path.exists(path) or not any(mark in path for mark in GLOB):
-        return [path]
-    return sorted(glob.glob(path, recursive=True)) or [path]
+    return [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True)) or [path]
 
 
 def read_input(root: Path, tables: "Tables") -> Iterator[Item]:
-    """Yield the images of one input."""
-    suffix = root.suffix.lower()
+    """Yield the images of one input; the other files of a folder are counted."""
+    suffix, others = root.suffix.lower(), []
     if root.is_dir():
-        paths = find_images_below(root)
+        paths = find_images_in_folder(root, (*IMAGE_SUFFIXES, *FOREIGN), others)
     elif suffix == ".zip":
         paths = find_images_in_zip(root)
     elif suffix in TABLE_SUFFIXES:
@@ -104,14 +97,8 @@ def read_input(root: Path, tables: "Tables") -> Iterator[Item]:
     else:
         paths = iter([root.as_posix()])
     yield from (Item(readable_name(path), path, tables.metadata) for path in paths)
-
-
-def find_images_below(folder: Path) -> Iterator[str]:
-    """Yield the images in a folder and below, and in its zip files; other files are counted."""
-    others: list[str] = []
-    yield from find_images_in_folder(folder, (*IMAGE_SUFFIXES, *FOREIGN), others)
     if others:
-        logger.warning("%s: skipped %d other files: %s", folder, len(others), list_first(others))
+        logger.warning("%s: skipped %d other files: %s", root, len(others), list_first(others))
 
 
 def hash_tables(inputs: Sequence[str]) -> dict[str, str]:
@@ -142,7 +129,12 @@ class Tables:
         table.require({column: ""})
         for _ in table.read_chunks():
             pass
-        self._warn_of_missing_columns(table)
+        for name in self.columns:
+            if name not in table.header and name not in self.metadata:
+                logger.warning(
+                    "%s has no column '%s', so it is missing for all images.%s",
+                    path.name, name, did_you_mean(name, table.header),
+                )  # fmt: skip
         places = Places(self.images or path.parent)
         for rows in table.read_chunks(report=False):
             for row in rows.to_dict("records"):
@@ -160,14 +152,6 @@ class Tables:
             logger.warning("%s: the fields are separated by '%s'", path.name, SEPARATORS[found])
         return CsvFile(path, found, "")
 
-    def _warn_of_missing_columns(self, table: CsvFile) -> None:
-        for name in self.columns:
-            if name not in table.header and name not in self.metadata:
-                logger.warning(
-                    "%s has no column '%s', so it is missing for all images.%s",
-                    table.path.name, name, did_you_mean(name, table.header),
-                )  # fmt: skip
-
 
 class Places:
     """Finds the images of a table in a folder or zip file: by their path, or by their stem."""
@@ -184,8 +168,9 @@ class Places:
 
     def _find_path(self, name: str) -> str | None:
         beside = self.root / name
-        if name and beside.suffix and is_file(beside):
-            return beside.as_posix()
+        with suppress(OSError):  # the name is too long for a file
+            if name and beside.suffix and beside.is_file():
+                return beside.as_posix()
         stem = name.rsplit("/", 1)[-1]
         if stem.lower().endswith((*IMAGE_SUFFIXES, *FOREIGN)):
             stem = stem.rsplit(".", 1)[0]
@@ -197,10 +182,8 @@ class Places:
     @cached_property
     def _paths_by_stem(self) -> dict[str, list[str]]:
         """The paths of all images below the root; files of the same stem are reported."""
-        found: dict[str, list[str]] = {}
         files = list_images(self.root)
-        for stem, path in zip(files["stem"], files["path"], strict=True):
-            found.setdefault(stem, []).append(path)
+        found = files.groupby("stem", sort=False)["path"].agg(list).to_dict()
         twins = [paths[0] for paths in found.values() if len(paths) > 1]
         if twins:
             logger.warning(
@@ -208,14 +191,6 @@ class Places:
                 len(twins), list_first(twins, 1),
             )  # fmt: skip
         return found
-
-
-def is_file(path: Path) -> bool:
-    """Return whether a file exists; not if its name is too long for one."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
 
 
 class MetadataReader:
@@ -234,22 +209,18 @@ class MetadataReader:
 
         Raises `BadValue` for what a column can't have, such as an age of 999.
         """
+        row = {}
         with self._lock:
             self.images += 1
-            row = {
-                learned["name"]: self._read_value(learned, metadata.get(learned["name"]))
-                for learned in self.encoder.learned
-            }
+            for learned in self.encoder.learned:
+                name, value = learned["name"], metadata.get(learned["name"])
+                try:
+                    row[name] = read_value(name, value, learned)
+                except UnseenValue:
+                    self.unseen[f"{name} {str(value).strip()}"] += 1
+                    row[name] = np.nan
             self.missing.update(name for name, value in row.items() if pd.isna(value))
         return row
-
-    def _read_value(self, learned: dict[str, Any], value: Any) -> Any:
-        name = learned["name"]
-        try:
-            return read_value(name, value, learned)
-        except UnseenValue:
-            self.unseen[f"{name} {str(value).strip()}"] += 1
-            return np.nan
 
     def check(self, metadata: dict[str, Any]) -> None:
         """Raise `LesionfastError` for what a column can't have, and for what training never saw.

@@ -147,7 +147,7 @@ class Predictor:
     def _prepare(self, reader: FileReader, item: Item) -> tuple[np.ndarray, dict] | str:
         """Return the pixels and the metadata of an image, or why there is no prediction."""
         if item.path is None:
-            return item.why_no_path
+            return item.problem or f"there is no image '{item.name}'"
         try:
             return self.pixels(reader, item.path), self.metadata.read(item.metadata)
         except (BadImage, BadValue) as bad:

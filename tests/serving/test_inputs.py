@@ -113,7 +113,7 @@ def test_of_two_files_of_one_stem_one_is_taken_only_if_their_bytes_are_the_same(
     same, different = find_items([str(folder / "cases.csv")])
     assert same.path == (folder / "b.jpg").as_posix() and "of identical files one" in caplog.text
     assert different.path is None
-    assert different.why_no_path == (
+    assert different.problem == (
         f"two different images are named 'c': {folder}/sub/c.jpg and {folder}/twin/c.png"
         ". Remove one of them"
     )
