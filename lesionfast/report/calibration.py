@@ -16,13 +16,12 @@ from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.report.page import (
     METRIC_NAMES,
-    Picture,
     Section,
     count_drawn,
+    draw_picture,
     drawn_classes,
     new_figure,
     save,
-    signature,
     style_axis,
     subtitle,
 )
@@ -67,10 +66,7 @@ def calibration(findings: Findings) -> Section | None:
         draw_reliability: "Accuracy of the most probable class against its probability",
         draw_class_reliability: "Frequency of each class against its probability",
     }
-    pictures = [
-        Picture.from_file(findings.drawn(draw, calibrator), caption)
-        for draw, caption in captions.items()
-    ]
+    pictures = [draw_picture(findings, *figure, calibrator) for figure in captions.items()]
     table = methods_table(before_and_after(findings.validation, read))
     return Section("Calibration", words, [table], pictures)
 
@@ -176,7 +172,7 @@ def draw_reliability(test: Interpretation, calibrator: Calibrator, folder: Path)
     style_axis(above, "right", ylabel="accuracy", ylim=(-0.02, 1.02))
     label = "confidence (probability of the most probable class)"
     style_axis(below, "right", xlabel=label, ylabel="images", xlim=(-0.01, 1.01))
-    return save(figure, folder / "reliability.png", signature(test))
+    return save(figure, folder / "reliability.png", test)
 
 
 def draw_class_reliability(test: Interpretation, calibrator: Calibrator, folder: Path) -> Path:
@@ -210,7 +206,7 @@ def draw_class_reliability(test: Interpretation, calibrator: Calibrator, folder:
     handles = axes[0].get_legend_handles_labels()
     axes[len(names)].legend(*handles, loc="center", frameon=False, handlelength=3.5)
     figure.supylabel("frequency of the class")
-    return save(figure, folder / "reliability_by_class.png", signature(test))
+    return save(figure, folder / "reliability_by_class.png", test)
 
 
 def draw_bins(axis: Axes, bins: pd.DataFrame, label: str, look: dict, size: float = 5) -> None:

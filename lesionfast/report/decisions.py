@@ -20,13 +20,12 @@ from lesionfast.report.calibration import AFTER, BEFORE, error_bars
 from lesionfast.report.page import (
     GREY,
     METRIC_NAMES,
-    Picture,
     Section,
     count_drawn,
+    draw_picture,
     drawn_classes,
     new_figure,
     save,
-    signature,
     style_axis,
     subtitle,
 )
@@ -61,11 +60,11 @@ def operating(findings: Findings) -> Section | None:
             f"The least expected cost is that of the {kind} probabilities."
         )
         tables.append(costs_table(findings))
-    points = findings.drawn(draw_operating)
-    curves = findings.drawn(draw_decision_curves, findings.chances, kind)
+    points = "The thresholds on the curves of validation and these images"
+    curves = "Net benefit of flagging by the model, over the threshold"
     pictures = [
-        Picture.from_file(points, "The thresholds on the curves of validation and these images"),
-        Picture.from_file(curves, "Net benefit of flagging by the model, over the threshold"),
+        draw_picture(findings, draw_operating, points),
+        draw_picture(findings, draw_decision_curves, curves, findings.chances, kind),
     ]
     return Section("Operating points", words, tables, pictures)
 
@@ -112,7 +111,7 @@ def draw_operating(test: Interpretation, folder: Path) -> Path:
         limits = {"xlim": (-0.01, 1.01), "ylim": (-0.01, 1.01), "aspect": "equal"}
         names = {"xlabel": "1 - specificity (false positive rate)", "ylabel": "sensitivity"}
         style_axis(axis, "below", **limits, **names)
-    return save(figure, folder / "operating_points.png", signature(test))
+    return save(figure, folder / "operating_points.png", test)
 
 
 def panels(figure: Figure, test: Interpretation) -> Iterator[tuple[Axes, str]]:
@@ -192,7 +191,7 @@ def draw_decision_curves(
             draw_benefit(axis, of, test, chances)
         names = {"xlabel": f"threshold ({kind} probability)"}
         style_axis(axis, "below", ylabel="net benefit (true positives per image)", **names)
-    return save(figure, folder / "decision_curves.png", signature(test))
+    return save(figure, folder / "decision_curves.png", test)
 
 
 def draw_benefit(axis: Axes, of: str, test: Interpretation, chances: np.ndarray) -> None:
@@ -255,13 +254,8 @@ def prediction_sets(findings: Findings) -> Section | None:
         it = "it" if len(sets.unbounded) == 1 else "they"
         words.append(f"Too few validation lesions of {names}: {it} can never be ruled out.")
     words += filter(None, [few_lesions_warning(findings.validation)])
-    picture = findings.drawn(draw_coverage, sets)
-    return Section(
-        "Prediction sets",
-        words,
-        [sets_table(run_coverage(read, sets))],
-        [Picture.from_file(picture, "Coverage and size of the sets")],
-    )
+    picture = draw_picture(findings, draw_coverage, "Coverage and size of the sets", sets)
+    return Section("Prediction sets", words, [sets_table(run_coverage(read, sets))], [picture])
 
 
 def sets_table(coverage: pd.DataFrame) -> Table:
@@ -301,7 +295,7 @@ def draw_coverage(test: Interpretation, conformal: Conformal, folder: Path) -> P
     style_axis(left, xlabel="sets that contain the true class (dotted: aim)", xlim=(-0.02, 1.02))
     style_axis(right, "right", xlabel="classes in a set, mean", xlim=(0, None))
     left.xaxis.set_major_formatter(PercentFormatter(1))
-    return save(figure, folder / "coverage.png", signature(test))
+    return save(figure, folder / "coverage.png", test)
 
 
 def run_coverage(
@@ -325,13 +319,8 @@ def referral(findings: Findings) -> Section | None:
     table = run_referral(read, rule)
     table["metric"] = table["metric"].map(lambda name: METRIC_NAMES.get(name, name))
     names = {"metric": "metric", "of": "class", "among": "among", "value": "value"}
-    picture = findings.drawn(draw_risk_coverage, rule)
-    return Section(
-        "Referral",
-        words,
-        [Table.from_frame(table, "Referral", names)],
-        [Picture.from_file(picture, "Risk among the images kept")],
-    )
+    picture = draw_picture(findings, draw_risk_coverage, "Risk among the images kept", rule)
+    return Section("Referral", words, [Table.from_frame(table, "Referral", names)], [picture])
 
 
 def draw_risk_coverage(test: Interpretation, referral: Referral, folder: Path) -> Path:
@@ -357,7 +346,7 @@ def draw_risk_coverage(test: Interpretation, referral: Referral, folder: Path) -
     labels = {"xlabel": "images kept, the most confident first"}
     labels |= {"ylabel": "risk among them; band: 95 %"}
     style_axis(axis, "right", **labels, xlim=(0, 1.01), ylim=(0, None))
-    return save(figure, folder / "risk_coverage.png", signature(test))
+    return save(figure, folder / "risk_coverage.png", test)
 
 
 def run_referral(

@@ -24,13 +24,12 @@ from lesionfast.report.images import (
 )
 from lesionfast.report.metrics import class_table
 from lesionfast.report.page import (
-    Picture,
     Section,
     count_drawn,
+    draw_picture,
     drawn_classes,
     new_figure,
     save,
-    signature,
     subtitle,
 )
 from lesionfast.runs import Run
@@ -56,16 +55,15 @@ def melanoma(findings: Findings) -> Section | None:
     pictures = []
     if read.classes.costliest:
         words += f" {len(read.taken_for())} are taken for nevi, the costliest error."
-        file = findings.drawn(draw_melanomas_taken_for_nevi)
         caption = "The melanomas taken for nevi, most confident first"
-        pictures.append(Picture.from_file(file, caption))
+        pictures.append(draw_picture(findings, draw_melanomas_taken_for_nevi, caption))
     table = class_table(findings.measures, [melanoma], "Against the rest, by image")
     return Section("Melanoma", [words], [table], pictures)
 
 
 def confusion(findings: Findings) -> Section:
     """Return the confusion matrix."""
-    picture = Picture.from_file(findings.drawn(draw_confusion), "Truth by decision")
+    picture = draw_picture(findings, draw_confusion, "Truth by decision")
     return Section("Confusion", pictures=[picture])
 
 
@@ -92,7 +90,7 @@ def draw_confusion(interpretation: Interpretation, folder: Path) -> Path:
     turned = {} if short else {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
     axis.set_xticks(range(k), names, **turned)
     axis.set(xlabel="decision", ylabel="truth")
-    return save(figure, folder / "confusion.png", signature(interpretation))
+    return save(figure, folder / "confusion.png", interpretation)
 
 
 def draw_shares(axis: Axes, shares: pd.DataFrame, texts: list[list[str]], size: float) -> None:

@@ -29,10 +29,10 @@ from lesionfast.report.page import (
     Picture,
     Section,
     class_styles,
+    draw_picture,
     drawn_classes,
     new_figure,
     save,
-    signature,
     subtitle,
 )
 
@@ -69,7 +69,7 @@ CAUTION = (
 
 def pictures(findings: Findings) -> Section:
     """Return the pictures that the model is most wrong about, and what it finds alike."""
-    losses = Picture.from_file(findings.drawn(draw_top_losses), "The highest losses")
+    losses = draw_picture(findings, draw_top_losses, "The highest losses")
     return Section("Pictures", pictures=[losses, *atlas(findings), *feature_map(findings)])
 
 
@@ -129,7 +129,7 @@ def draw_attribution(
             text = subtitle(interpretation, f"{len(chosen.rows)} shown{left_out}")
             figure = draw_maps(chosen, rows, title, f"{text}\n{describe_maps(chosen)}")
         file = folder / f"attribution_{name}.png"
-        files.append(save(figure, file, signature(interpretation)))
+        files.append(save(figure, file, interpretation))
     return files
 
 
@@ -218,7 +218,7 @@ def feature_map(findings: Findings) -> list[Picture]:
     if not findings.keeps_features:
         return []
     try:
-        return [Picture.from_file(findings.drawn(draw_feature_map), MAP)]
+        return [draw_picture(findings, draw_feature_map, MAP)]
     except LesionfastError as error:
         findings.left_out("the feature map", error)
         return []
@@ -249,7 +249,7 @@ def draw_feature_map(interpretation: Interpretation, folder: Path) -> Path:
     axis.set_aspect("equal")
     axis.spines[:].set_color("0.8")
     figure.legend(loc="outside right upper", frameon=False, fontsize=9)
-    return save(figure, folder / "feature_map.png", signature(interpretation))
+    return save(figure, folder / "feature_map.png", interpretation)
 
 
 def project(features: np.ndarray, seed: int = 0, perplexity: float = PERPLEXITY) -> np.ndarray:

@@ -26,7 +26,6 @@ from lesionfast.report.page import (
     class_styles,
     new_figure,
     save,
-    signature,
     subtitle,
 )
 from lesionfast.runs import Run
@@ -66,7 +65,7 @@ def draw_top_losses(interpretation: Interpretation, folder: Path, k: int = 12) -
     title = "Highest losses: images whose true class got the lowest probability"
     text = subtitle(interpretation, f"the worst {len(rows)} shown")
     figure = draw_grid(rows, title, text, "there are no images")
-    return save(figure, folder / "top_losses.png", signature(interpretation))
+    return save(figure, folder / "top_losses.png", interpretation)
 
 
 def draw_melanomas_taken_for_nevi(
@@ -81,7 +80,7 @@ def draw_melanomas_taken_for_nevi(
     nothing = "no melanoma was taken for a nevus" if total else "none of the images is a melanoma"
     text, title = subtitle(interpretation, shown), "Melanomas taken for nevi"
     figure = draw_grid(rows.head(most), title, text, nothing)
-    return save(figure, folder / "melanomas_taken_for_nevi.png", signature(interpretation))
+    return save(figure, folder / "melanomas_taken_for_nevi.png", interpretation)
 
 
 def draw_grid(
@@ -269,7 +268,7 @@ def draw_atlas(interpretation: Interpretation, folder: Path, most: int = 6) -> l
         else:
             lines = f"{text}\n{BESIDE}\n{PER_CENT}"
             figure = draw_lines(cases.head(most), nearest, interpretation.classes, title, lines)
-        files.append(save(figure, folder / f"{name}.png", signature(interpretation)))
+        files.append(save(figure, folder / f"{name}.png", interpretation))
     return files
 
 

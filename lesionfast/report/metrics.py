@@ -17,14 +17,13 @@ from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.report.page import (
     GREY,
     METRIC_NAMES,
-    Picture,
     Section,
     class_styles,
     count_drawn,
+    draw_picture,
     drawn_classes,
     new_figure,
     save,
-    signature,
     style_axis,
     subtitle,
 )
@@ -64,14 +63,11 @@ def metrics(findings: Findings) -> Section:
         title = f"Each class against the rest, {part}"
         tables.append(class_table(measures, names, title, melanoma=classes.melanoma))
     words = ["By lesion: the probabilities of a lesion's images are averaged before the decision."]
-    files = {
+    captions = {
         draw_roc: "ROC curve of each class against the rest",
         draw_precision_recall: "Precision and sensitivity of each class against the rest",
     }
-    curves = [
-        Picture.from_file(findings.drawn(draw, findings.measures), caption)
-        for draw, caption in files.items()
-    ]
+    curves = [draw_picture(findings, *figure, findings.measures) for figure in captions.items()]
     return Section("Metrics", words, tables, curves)
 
 
@@ -120,7 +116,7 @@ def draw_roc(interpretation: Interpretation, measures: pd.DataFrame, folder: Pat
     )
     axis.plot([0, 1], [0, 1], color="0.75", linewidth=1, zorder=0)
     axis.set(xlabel="1 - specificity (false positive rate)", ylabel="sensitivity")
-    return save(figure, folder / "roc.png", signature(interpretation))
+    return save(figure, folder / "roc.png", interpretation)
 
 
 def draw_precision_recall(
@@ -142,7 +138,7 @@ def draw_precision_recall(
         "steps-post",
     )
     axis.set(xlabel="sensitivity (recall)", ylabel="precision (positive predictive value)")
-    return save(figure, folder / "precision_recall.png", signature(interpretation))
+    return save(figure, folder / "precision_recall.png", interpretation)
 
 
 def draw_curves(
@@ -197,9 +193,8 @@ def training(findings: Findings) -> Section | None:
     """Return the training curves, if the run has any."""
     if not findings.run.holds("history.csv"):
         return None
-    file = findings.drawn(draw_training)
     words = "Losses and validation metrics over the epochs"
-    return Section("Training", pictures=[Picture.from_file(file, words)])
+    return Section("Training", pictures=[draw_picture(findings, draw_training, words)])
 
 
 def draw_training(interpretation: Interpretation, folder: Path) -> Path:
@@ -224,7 +219,7 @@ def draw_training(interpretation: Interpretation, folder: Path) -> Path:
     style_axis(below, "right", ylabel="share (0 to 1)", xlabel="epoch", xlim=(0.5, last))
     below.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     name_phases(above, history)
-    return save(figure, folder / "training.png", signature(interpretation))
+    return save(figure, folder / "training.png", interpretation)
 
 
 def name_phases(axis: Axes, history: pd.DataFrame) -> None:

@@ -1,7 +1,7 @@
 """What all chapters share: how a figure looks and is saved, and how sections become a page."""
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
@@ -15,6 +15,7 @@ from PIL import Image
 
 from lesionfast.console import Cell, Table
 from lesionfast.diagnoses import NAMES, Classes
+from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.files import write_atomically, write_text
 from lesionfast.runs import installed_version
@@ -147,25 +148,22 @@ def style_axis(axis: "Axes", legend: str = "", **settings: Any) -> None:
         axis.legend(**place[legend], frameon=False, fontsize=9)
 
 
-def signature(interpretation: Interpretation) -> str:
-    """Return which run, and which split of the data, a figure is about."""
-    run = interpretation.run
-    split = f", split sha256 {run.metrics['split_sha256'][:12]}" if run.finished else ""
-    return f"run {run.path.name}{split}"
-
-
-def save(figure: "Figure", path: Path, foot: str = "") -> Path:
+def save(figure: "Figure", path: Path, about: Interpretation | str = "") -> Path:
     """Write a figure as PNG and beside it as SVG, each atomically; return the path of the PNG.
 
-    `foot` is a small line below. The canvases are used as they are, because `Figure.savefig`
-    draws everything twice.
+    A small line below names the run and the split that it is `about`, or has these words. The
+    canvases are used as they are, because `Figure.savefig` draws everything twice.
     """
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
-    if foot:
-        figure.supxlabel(foot, x=0.012, ha="left", fontsize=7.5, color=GREY)
+    if isinstance(about, Interpretation):
+        run = about.run
+        split = f", split sha256 {run.metrics['split_sha256'][:12]}" if run.finished else ""
+        about = f"run {run.path.name}{split}"
+    if about:
+        figure.supxlabel(about, x=0.012, ha="left", fontsize=7.5, color=GREY)
     png = FigureCanvasAgg(figure)
     write_atomically(path, lambda aside: png.print_png(aside, pil_kwargs=QUICKLY))
     figure.set_layout_engine("none")  # the SVG keeps the layout of the PNG
@@ -192,6 +190,11 @@ class Picture:
                 picture.convert("RGB").save(file, "WEBP", quality=QUALITY)
                 data, kind = file.getvalue(), "webp"
         return cls(words, f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}")
+
+
+def draw_picture(findings: Findings, draw: Callable[..., Path], words: str, *more: Any) -> Picture:
+    """Return the figure of `draw(interpretation, *more, folder)`, drawn once, as a picture."""
+    return Picture.from_file(findings.drawn(draw, *more), words)
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,11 @@ from lesionfast.evaluation.labels import disagreeing_duplicates
 from lesionfast.report.images import draw_words
 from lesionfast.report.page import (
     GREY,
-    Picture,
     Section,
+    draw_picture,
     metric_name,
     new_figure,
     save,
-    signature,
     style_axis,
     subtitle,
 )
@@ -60,7 +59,7 @@ def subgroups(findings: Findings) -> Section | None:
     tables, gaps = [groups_table(groups, read.classes)], read.gaps()
     if gaps["value"].notna().any():
         tables.append(gaps_table(gaps[gaps["value"].notna()], groups))
-    picture = Picture.from_file(findings.drawn(draw_subgroups), "Sensitivity and AUC of each group")
+    picture = draw_picture(findings, draw_subgroups, "Sensitivity and AUC of each group")
     return Section("Subgroups", words, tables, [picture])
 
 
@@ -113,10 +112,10 @@ def draw_subgroups(
     """
     table = interpretation.subgroups() if table is None else table
     title = "Sensitivity and AUC by subgroup"
-    path, foot = folder / "subgroups.png", signature(interpretation)
+    path = folder / "subgroups.png"
     if table.empty:
         nothing = "the dataset has no column sex, age or localization"
-        return save(draw_words(title, subtitle(interpretation), nothing), path, foot)
+        return save(draw_words(title, subtitle(interpretation), nothing), path, interpretation)
     panels = metric_keys(table)
     places = place_groups(table)
     text = (
@@ -133,7 +132,7 @@ def draw_subgroups(
         axis.set_title(name if of == ALL else f"{name}\n{full_name(of)}", fontsize=10)
         axis.set_xlabel("share (0 to 1)" if metric != "auc" else "AUC (0.5 is chance)")
     name_groups(axes[0], table, places)
-    return save(figure, path, foot)
+    return save(figure, path, interpretation)
 
 
 def place_groups(table: pd.DataFrame) -> Places:
