@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from lesionfast.errors import LesionfastError
 from lesionfast.files import write_text
 from lesionfast.stats.bootstrap import Found, interval, resampled
-from lesionfast.stats.metrics import as_codes, as_probabilities, check_shapes, mean_defined, ratio
+from lesionfast.stats.metrics import check_predictions, mean_defined, ratio
 
 COLUMNS = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
 
@@ -28,8 +28,7 @@ def isic_score(
     resamples. Raises `LesionfastError` unless the classes are the seven of the challenge.
     """
     order = challenge_order(classes)
-    probabilities, truth = as_probabilities(probabilities), as_codes(truth, len(classes))
-    check_shapes(truth, probabilities, classes)
+    truth, probabilities = check_predictions(truth, probabilities, classes)
     truth, probabilities = np.argsort(order)[truth], probabilities[:, order]
     largest = probabilities == probabilities.max(axis=1, keepdims=True)
     right = (largest.sum(axis=1) == 1) & largest[np.arange(len(truth)), truth]

@@ -1,9 +1,8 @@
 """Calibration: how far probabilities are from what happens, and linear maps that mend them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
-from hashlib import sha256
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -59,7 +58,10 @@ class Calibrator:
             )
         if self.method == "none":
             return probabilities
-        return apply_map(clipped_log(probabilities), *self.matrix())
+        from scipy.special import softmax
+
+        weight, bias = self.matrix()
+        return softmax(clipped_log(probabilities) @ weight.T + bias, axis=1)
 
     def matrix(self) -> tuple[np.ndarray, np.ndarray]:
         """Return weight (k, k) and bias (k,)."""
@@ -84,13 +86,6 @@ def check_method(method: str, more: tuple[str, ...] = ()) -> None:
 def clipped_log(probabilities: np.ndarray) -> np.ndarray:
     """Return logarithms, of 1e-12 where a probability is less."""
     return np.log(np.maximum(probabilities, TINY))
-
-
-def apply_map(logs: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """Return softmax(weight @ log + bias) of each row, (n, k)."""
-    from scipy.special import softmax
-
-    return softmax(logs @ weight.T + bias, axis=1)
 
 
 def fit_scaling(
@@ -220,11 +215,13 @@ def fit_calibrator(
     that no lesion is in two of, so that more parameters do not win by fitting; of equals the one
     with fewer parameters. Raises `LesionfastError` for an unknown method and a single lesion.
     """
+    import joblib
+
     check_method(method, ("auto",))
     truth, probabilities = check_predictions(truth, probabilities, classes)
     folds = assign_folds(truth, lesions, seed)
     wanted = choose_methods(probabilities) if method == "auto" else (method,)
-    images = Folded(truth, probabilities, folds)
+    images = Folded(truth, probabilities, folds, joblib.hash((truth, probabilities, folds)))
     found = {
         (name, penalty): held_out_loss(images, name, penalty)
         for name in wanted
@@ -268,28 +265,17 @@ def assign_folds(
     return fold[codes]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Folded:
-    """Class numbers (n,), probabilities (n, k) and folds (n,) of images, compared by content."""
+    """Class numbers (n,), probabilities (n, k) and folds (n,) of images, compared by their hash.
 
-    truth: np.ndarray
-    probabilities: np.ndarray
-    folds: np.ndarray
+    It is also one of how they lie in memory, by which sums may round.
+    """
 
-    @cached_property
-    def digest(self) -> bytes:
-        """A hash of all numbers, and of how they lie in memory, by which sums may round."""
-        found = sha256()
-        for array in (self.truth, self.probabilities, self.folds):
-            found.update(f"{array.dtype} {array.shape} {array.strides} ".encode())
-            found.update(array.tobytes())
-        return found.digest()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Folded) and self.digest == other.digest
-
-    def __hash__(self) -> int:
-        return hash(self.digest)
+    truth: np.ndarray = field(compare=False)
+    probabilities: np.ndarray = field(compare=False)
+    folds: np.ndarray = field(compare=False)
+    digest: str
 
 
 @lru_cache(maxsize=64)  # the calibration that is kept, and the table of all methods, try the same

@@ -20,7 +20,6 @@ from lesionfast.errors import LesionfastError
 from lesionfast.stats.bootstrap import RESAMPLES, Found, interval, resampled, share_interval
 from lesionfast.stats.metrics import (
     ALL,
-    as_codes,
     as_probabilities,
     check_predictions,
     check_shapes,
@@ -64,13 +63,10 @@ class Conformal:
     @classmethod
     def from_dict(cls, found: dict[str, Any]) -> "Conformal":
         """Return the sets of a JSON object, where null is infinity."""
-        return cls(
-            coverage=found["coverage"],
-            classes=tuple(found["classes"]),
-            marginal=unbounded_if_none(found["marginal"]),
-            by_class=tuple(unbounded_if_none(each) for each in found["by_class"]),
-            lesions=tuple(found["lesions"]),
-        )
+        reaches = [found["marginal"], *found["by_class"]]
+        marginal, *by_class = (np.inf if reach is None else float(reach) for reach in reaches)
+        classes, lesions = tuple(found["classes"]), tuple(found["lesions"])
+        return cls(found["coverage"], classes, marginal, tuple(by_class), lesions)
 
     @property
     def unbounded(self) -> list[str]:
@@ -125,18 +121,11 @@ def conformal_quantile(scores: np.ndarray, lesions: ArrayLike, coverage: float) 
     The unseen one counts as infinite, so of m lesions with an image each it is the score of rank
     ceil((m + 1) coverage); infinite if m is less than that.
     """
-    if not len(scores):
-        return float("inf")
     weights = lesion_weights(lesions)
     order = np.argsort(scores, kind="stable")
     reached = weights[order].cumsum() / (weights.sum() + 1)
     enough = np.flatnonzero(reached >= coverage - ROUNDING)
     return float(scores[order][enough[0]]) if len(enough) else float("inf")
-
-
-def unbounded_if_none(value: Any) -> float:
-    """Return a number of a JSON file, which has no infinity and says null."""
-    return float("inf") if value is None else float(value)
 
 
 def coverage_table(
@@ -157,8 +146,7 @@ def coverage_table(
     class, 'malignant' or it with an age band ('malignant, age unknown' where there is no age). Each
     lesion weighs 1, as in the promise. NaN for a group of no images.
     """
-    probabilities, truth = as_probabilities(probabilities), as_codes(truth, len(classes))
-    check_shapes(truth, probabilities, classes)
+    truth, probabilities = check_predictions(truth, probabilities, classes)
     lesions, groups = np.asarray(lesions), patient_groups(truth, classes, age)
     facts = {kind: set_facts(conformal.sets(probabilities, kind), truth) for kind in KINDS}
     member = np.stack(list(groups.values()), axis=1) * lesion_weights(lesions)[:, None]

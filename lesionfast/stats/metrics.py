@@ -47,8 +47,11 @@ def summarize(
     of a class that no image has, precision of a class that is never decided for, AUC and average
     precision of a class that no image or every image has.
     """
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
     truth, probabilities = check_predictions(truth, probabilities, classes)
-    auc, precision = ranking_metrics(truth, probabilities)
+    auc = one_vs_rest(truth, probabilities, roc_auc_score)
+    precision = one_vs_rest(truth, probabilities, average_precision_score)
     summary = {
         "n": len(truth),
         "counts": dict(zip(classes, np.bincount(truth, minlength=len(classes)), strict=True)),
@@ -134,14 +137,6 @@ def macro_auc(truth: ArrayLike, probabilities: ArrayLike) -> float:
     probabilities = as_probabilities(probabilities)
     truth, _ = check_predictions(truth, probabilities, range(probabilities.shape[1]))
     return float(mean_defined(one_vs_rest(truth, probabilities, roc_auc_score)))
-
-
-def ranking_metrics(truth: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return one-vs-rest ROC AUC and average precision of each class, (k,) each."""
-    from sklearn.metrics import average_precision_score, roc_auc_score
-
-    auc = one_vs_rest(truth, probabilities, roc_auc_score)
-    return auc, one_vs_rest(truth, probabilities, average_precision_score)
 
 
 def one_vs_rest(

@@ -50,19 +50,14 @@ class OODScorer:
                 f"the features have {features.shape[1]} columns, those of the training images "
                 f"{self.train.shape[1]}. Pass features of the same run."
             )
-        step = max(1, BLOCK // len(self.train))
-        parts = [
-            self._distances(features[start : start + step])
-            for start in range(0, len(features), step)
-        ]
-        return np.concatenate(parts).astype(np.float64) if parts else np.zeros(0)
-
-    def _distances(self, features: np.ndarray) -> np.ndarray:
-        n = len(self.train)
-        cosine = unit(features) @ self.train.T
+        n, scores = len(self.train), np.zeros(len(features))
         k = min(max(FEWEST_NEIGHBOURS, round(NEIGHBOURS * n)), n)
-        nearest = np.partition(cosine, n - k, axis=1)[:, n - k]
-        return np.sqrt(np.maximum(2 - 2 * nearest, 0))
+        step = max(1, BLOCK // n)
+        for start in range(0, len(features), step):
+            cosine = unit(features[start : start + step]) @ self.train.T
+            nearest = np.partition(cosine, n - k, axis=1)[:, n - k]
+            scores[start : start + step] = np.sqrt(np.maximum(2 - 2 * nearest, 0))
+        return scores
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

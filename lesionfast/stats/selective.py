@@ -94,25 +94,16 @@ def risk_coverage(
         }
 
     values, drawn = resampled(find, truth, lesions, resamples=resamples, seed=seed)
-    rows = []
+    melanoma, rows = np.isin(classes, Classes.of(classes).melanoma), []
     for (share, metric), value in values.items():
-        lesions_kept = count_lesions(metric, masks[share], truth, lesions, classes)
-        each = drawn[share, metric]
-        plain = metric != "balanced_error"
-        ends = share_interval(value, each, lesions_kept) if plain else interval(each)
-        rows.append((float(share), int(masks[share].sum()), lesions_kept, metric, value, *ends))
-    return pd.DataFrame(
-        rows, columns=["kept", "images", "lesions", "metric", "value", "low", "high"]
-    )
-
-
-def count_lesions(
-    metric: str, mask: np.ndarray, truth: np.ndarray, lesions: ArrayLike, classes: Sequence[str]
-) -> int:
-    """Return how many lesions a risk is taken over."""
-    if metric == "mel_missed":
-        mask = mask & (truth == list(classes).index(Classes.of(classes).melanoma))
-    return len(np.unique(np.asarray(lesions)[mask]))
+        kept, draws = masks[share], drawn[share, metric]
+        over = kept & melanoma[truth] if metric == "mel_missed" else kept
+        n = len(np.unique(np.asarray(lesions)[over]))
+        is_share = metric != "balanced_error"
+        ends = share_interval(value, draws, n) if is_share else interval(draws)
+        rows.append((float(share), int(kept.sum()), n, metric, value, *ends))
+    columns = ["kept", "images", "lesions", "metric", "value", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def weighted_aurc(wrong: np.ndarray, confidence: np.ndarray) -> Callable[[np.ndarray], Found]:

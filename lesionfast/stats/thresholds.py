@@ -112,13 +112,9 @@ def apply_points(
         row |= {"n_positive": int(positive.sum()), "n_negative": int((~positive).sum())}
         flagged = score >= point.threshold
         rows.append(row | measure_shares(positive, flagged, truth, lesions, resamples, seed))
-    return pd.DataFrame(rows, columns=table_columns())
-
-
-def table_columns() -> list[str]:
-    """Return the columns of `apply_points`, which a table without points has too."""
     shares = [f"{name}{end}" for name in SHARES for end in ("", "_low", "_high")]
-    return ["of", "goal", "level", "threshold", "n_positive", "n_negative", *shares]
+    columns = ["of", "goal", "level", "threshold", "n_positive", "n_negative", *shares]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def measure_shares(
@@ -146,9 +142,7 @@ def measure_shares(
     found = {}
     for name, (_, whole) in over.items():
         ends = share_interval(values[name], drawn[name], len(np.unique(lesions[whole])))
-        found |= dict(
-            zip((name, f"{name}_low", f"{name}_high"), (values[name], *ends), strict=True)
-        )
+        found |= {name: values[name], f"{name}_low": ends[0], f"{name}_high": ends[1]}
     return found
 
 
