@@ -33,6 +33,7 @@ from lesionfast.stats.thresholds import OperatingPoint, apply_points, choose_poi
 logger = logging.getLogger("lesionfast")
 
 FEWEST = 10  # validation lesions of a class
+WARNED: set[Path] = set()  # runs that can't be written to, of which a warning was logged
 Value = TypeVar("Value")
 
 
@@ -125,25 +126,13 @@ def load_ood(path: Path) -> OODScorer:
         return scorer
 
 
-def choose_operating_points(valid: Interpretation) -> list[OperatingPoint]:
-    """Return the thresholds of melanoma and malignancy."""
-    return choose_points(valid.truth, valid.probabilities, valid.classes)
-
-
-def fit_calibration(valid: Interpretation, method: str = "auto", seed: int = 0) -> Calibrator:
-    """Return the calibration of least cross-validated log loss, or of one method."""
-    data = valid.truth, valid.probabilities, valid.lesions, valid.classes
-    return fit_calibrator(*data, method, seed)
-
-
 def fit_sets(valid: Interpretation, coverage: float = COVERAGE) -> Conformal:
     """Return prediction sets of the probabilities as predictions.csv has them.
 
     Not of calibrated ones: a calibration that is fitted on the same images would use up part of
     the guarantee. Classes with too few lesions are named in the log.
     """
-    data = valid.truth, valid.probabilities, valid.lesions, valid.classes
-    sets = fit_conformal(*data, coverage)
+    sets = fit_conformal(*labelled(valid), coverage)
     if sets.unbounded:
         counts = dict(zip(sets.classes, sets.lesions, strict=True))
         logger.warning(
@@ -153,6 +142,11 @@ def fit_sets(valid: Interpretation, coverage: float = COVERAGE) -> Conformal:
             coverage,
         )
     return sets
+
+
+def labelled(valid: Interpretation) -> tuple[Any, ...]:
+    """Return truth, probabilities, lesions and classes, on which most is fitted."""
+    return valid.truth, valid.probabilities, valid.lesions, valid.classes
 
 
 def fit_referral_threshold(valid: Interpretation, share: float = SHARE) -> Referral:
@@ -190,7 +184,7 @@ NUMBERS = dict.fromkeys(("level", "threshold", "sensitivity", "specificity"), fl
 POINTS = Kept(
     "operating point",
     "operating.json",
-    fit_on=choose_operating_points,
+    fit_on=lambda valid: choose_points(valid.truth, valid.probabilities, valid.classes),
     shape={"points": [{"of": str, "goal": str, **NUMBERS}]},
     to_json=lambda points, images: {"points": [asdict(point) for point in points]},
     from_json=lambda content: [OperatingPoint(**point) for point in content["points"]],
@@ -198,7 +192,7 @@ POINTS = Kept(
 CALIBRATION = Kept(
     "calibration",
     "calibration.json",
-    fit_on=fit_calibration,
+    fit_on=lambda valid, **options: fit_calibrator(*labelled(valid), **options),
     shape=(
         {"classes": [str], "method": "none"},
         {"classes": [str], "method": "temperature", "parameters": {"temperature": float}},
@@ -323,22 +317,14 @@ class Decisions:
             with disk_errors(self.run.path):
                 kept.write(self.run, value)
         except DiskError as error:  # read-only or full, or somebody else's folder
-            warn_not_kept(self.run.path, error.problem)
+            if self.run.path not in WARNED:
+                WARNED.add(self.run.path)
+                logger.warning(
+                    "%s What was fitted on validation is used but not kept: the next command fits "
+                    "it again.",
+                    error.problem,
+                )
         return value
-
-
-WARNED: set[Path] = set()  # runs that can't be written to, of which a warning was logged
-
-
-def warn_not_kept(folder: Path, problem: str) -> None:
-    """Warn, once a process, that what was fitted on a run's validation could not be written."""
-    if folder not in WARNED:
-        WARNED.add(folder)
-        logger.warning(
-            "%s What was fitted on validation is used but not kept: the next command fits it "
-            "again.",
-            problem,
-        )
 
 
 def require_unseen(test: Interpretation) -> None:

@@ -17,11 +17,8 @@ from lesionfast.evaluation.decisions import Decisions, discard_damaged
 from lesionfast.evaluation.features import dataset_features, read_features
 from lesionfast.evaluation.interpretation import Interpretation, records
 from lesionfast.runs import FEATURES, Run
-from lesionfast.stats.calibration import Calibrator
-from lesionfast.stats.conformal import Conformal
 from lesionfast.stats.measures import by_lesion, measure
 from lesionfast.stats.metrics import RULES, decide
-from lesionfast.stats.ood import OODScorer
 from lesionfast.stats.selective import Referral
 from lesionfast.stats.thresholds import cost_decision, cost_table
 
@@ -82,35 +79,20 @@ class Findings:
         """The validation predictions under the same rule, on which everything is chosen."""
         return Interpretation.of(self.run, "valid", self.interpretation.rule)
 
-    @property
-    def calibrator(self) -> Calibrator:
-        """The calibration that validation chose."""
-        return self.decisions.calibrator
-
     @cached_property
     def chances(self) -> np.ndarray:
         """The probabilities (n, k) to be read as chances: calibrated, if there is validation."""
         probabilities = self.interpretation.probabilities
         try:
-            return self.calibrator.apply(probabilities)
+            return self.decisions.calibrator.apply(probabilities)
         except LesionfastError as error:
             logger.warning("Costs and decision curves use uncalibrated probabilities: %s", error)
             return probabilities
-
-    @property
-    def conformal(self) -> Conformal:
-        """The prediction sets that validation chose."""
-        return self.decisions.conformal
 
     @cached_property
     def referral(self) -> Referral:
         """Which images to refer under the rule of these decisions, by a threshold of validation."""
         return self.decisions.referral_by(self.interpretation.rule)
-
-    @property
-    def ood(self) -> OODScorer:
-        """The OOD score; raises `LesionfastError` without features, or with data elsewhere."""
-        return self.decisions.ood
 
     @property
     def keeps_features(self) -> bool:

@@ -53,7 +53,7 @@ def calibration(findings: Findings) -> Section | None:
     """Return what the calibrations that were fitted on validation do to these images."""
     if not findings.on_test:
         return None
-    read, calibrator = findings.interpretation, findings.calibrator
+    read, calibrator = findings.interpretation, findings.decisions.calibrator
     words = [
         "Calibrations are fitted on validation. The chosen one has the least log loss there, over "
         f"five folds of its lesions: {calibrator.method}. The decision rule is the same before "

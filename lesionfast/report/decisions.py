@@ -72,7 +72,7 @@ def operating(findings: Findings) -> Section | None:
 def chances_kind(findings: Findings) -> str:
     """Return 'calibrated', or 'uncalibrated' for a run whose calibration can't be used."""
     try:
-        _ = findings.calibrator
+        _ = findings.decisions.calibrator
     except LesionfastError:
         return "uncalibrated"
     return "calibrated"
@@ -243,7 +243,7 @@ def prediction_sets(findings: Findings) -> Section | None:
     """Return how often sets of classes hold the truth, by class and by age."""
     if not findings.on_test:
         return None
-    sets, read = findings.conformal, findings.interpretation
+    sets, read = findings.decisions.conformal, findings.interpretation
     words = [
         f"Prediction sets aim to contain the true class of {sets.coverage:.0%} of the lesions: in "
         "each class (class-conditional), or over all classes (marginal), which may miss the aim "

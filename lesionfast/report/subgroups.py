@@ -227,7 +227,7 @@ def out_of_distribution(findings: Findings) -> Section | None:
     if not (findings.on_test and findings.keeps_features):
         return None
     try:
-        scorer = findings.ood
+        scorer = findings.decisions.ood
     except LesionfastError as error:
         findings.left_out("the OOD score", error)
         return None

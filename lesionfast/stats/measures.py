@@ -18,8 +18,10 @@ from lesionfast.stats.bootstrap import (
 from lesionfast.stats.metrics import (
     ALL,
     as_codes,
+    binary_metrics,
     check_predictions,
-    mean_defined,
+    count_metrics,
+    mean_over_classes,
     proper_scores,
     ratio,
 )
@@ -82,45 +84,13 @@ def weighted_metrics(
             found |= binary_metrics(*binary_counts(counts, cancers), cancer)
         for name, ranking in rankings.items():
             found["auc", name], found["average_precision", name] = ranking.areas(weights)
-        for metric, name in (
-            ("macro_auc", "auc"),
-            ("macro_average_precision", "average_precision"),
-        ):
-            found[metric, ALL] = mean_defined(
-                np.stack([found[name, each] for each in classes], axis=-1)
-            )
+        for metric in ("auc", "average_precision"):
+            found[f"macro_{metric}", ALL] = mean_over_classes(found, metric, classes)
         return found | scores(weights)
 
     return find
 
 
-def count_metrics(counts: np.ndarray, classes: Sequence[str]) -> Found:
-    """Return the metrics of confusion counts (b, k, k), truth by decision."""
-    found: Found = {}
-    total = counts.sum(axis=(1, 2))
-    hits = counts.diagonal(axis1=1, axis2=2)
-    actual, decided = counts.sum(axis=2), counts.sum(axis=1)
-    for number, name in enumerate(classes):
-        hit, missed = hits[:, number], (actual - hits)[:, number]
-        false = (decided - hits)[:, number]
-        found |= binary_metrics(hit, missed, false, total - hit - missed - false, name)
-    for metric, name in MACRO.items():
-        found[metric, ALL] = mean_defined(
-            np.stack([found[name, each] for each in classes], axis=-1)
-        )
-    right = hits.sum(axis=1) / total
-    chance = (actual * decided).sum(axis=1) / total**2
-    found["kappa", ALL] = ratio(right - chance, 1 - chance)
-    found["accuracy", ALL] = right
-    return found
-
-
-MACRO = {
-    "balanced_accuracy": "sensitivity",
-    "macro_specificity": "specificity",
-    "macro_precision": "precision",
-    "macro_f1": "f1",
-}
 SHARES = ("sensitivity", "specificity", "precision", "accuracy")
 
 
@@ -148,18 +118,6 @@ def binary_counts(counts: np.ndarray, positive: np.ndarray) -> list[np.ndarray]:
     return [
         counts[:, truth][:, :, decided].sum(axis=(1, 2)) for truth in sides for decided in sides
     ]
-
-
-def binary_metrics(
-    hit: np.ndarray, missed: np.ndarray, false: np.ndarray, right: np.ndarray, name: str
-) -> Found:
-    """Return sensitivity, specificity, precision and F1 of four counts (b,)."""
-    return {
-        ("sensitivity", name): ratio(hit, hit + missed),
-        ("specificity", name): ratio(right, right + false),
-        ("precision", name): ratio(hit, hit + false),
-        ("f1", name): ratio(2 * hit, 2 * hit + missed + false),
-    }
 
 
 class Ranking:

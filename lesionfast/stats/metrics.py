@@ -8,9 +8,16 @@ from numpy.typing import ArrayLike
 
 from lesionfast.diagnoses import Classes
 from lesionfast.errors import LesionfastError, did_you_mean
+from lesionfast.stats.bootstrap import Found
 
 RULES = ("argmax", "balanced")
 ALL = "all"  # what a metric of no single class is about
+MACRO = {
+    "balanced_accuracy": "sensitivity",
+    "macro_specificity": "specificity",
+    "macro_precision": "precision",
+    "macro_f1": "f1",
+}
 
 
 def decide(probabilities: ArrayLike, rule: str, prior: ArrayLike) -> np.ndarray:
@@ -75,20 +82,50 @@ def decision_metrics(
     'mel_sensitivity' is among them if there is a class of melanoma. NaN where undefined.
     """
     counts = confusion_counts(truth, decision, len(classes))
-    hits, actual, decided = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
-    recall = ratio(hits, actual)
-    others = counts.sum() - actual
-    metrics = {
-        "balanced_accuracy": mean_defined(recall),
-        "macro_f1": mean_defined(ratio(2 * hits, actual + decided)),
-        "sensitivity": dict(zip(classes, recall, strict=True)),
-        "precision": dict(zip(classes, ratio(hits, decided), strict=True)),
-        "specificity": dict(zip(classes, ratio(others - decided + hits, others), strict=True)),
-        "accuracy": float(ratio(hits.sum(), counts.sum())),
-    }
+    found = {key: value for key, (value,) in count_metrics(counts[None], classes).items()}
+    metrics = {name: found[name, ALL] for name in ("balanced_accuracy", "macro_f1")}
+    for metric in ("sensitivity", "precision", "specificity"):
+        metrics[metric] = {name: found[metric, name] for name in classes}
+    metrics["accuracy"] = float(found["accuracy", ALL])
     if melanoma := Classes.of(classes).melanoma:
         metrics["mel_sensitivity"] = metrics["sensitivity"][melanoma]
     return metrics
+
+
+def count_metrics(counts: np.ndarray, classes: Sequence[str]) -> Found:
+    """Return the metrics of confusion counts (b, k, k), truth by decision."""
+    found: Found = {}
+    total = counts.sum(axis=(1, 2))
+    hits = counts.diagonal(axis1=1, axis2=2)
+    actual, decided = counts.sum(axis=2), counts.sum(axis=1)
+    for number, name in enumerate(classes):
+        hit, missed = hits[:, number], (actual - hits)[:, number]
+        false = (decided - hits)[:, number]
+        found |= binary_metrics(hit, missed, false, total - hit - missed - false, name)
+    for metric, name in MACRO.items():
+        found[metric, ALL] = mean_over_classes(found, name, classes)
+    right = ratio(hits.sum(axis=1), total)
+    chance = ratio((actual * decided).sum(axis=1), total**2)
+    found["kappa", ALL] = ratio(right - chance, 1 - chance)
+    found["accuracy", ALL] = right
+    return found
+
+
+def mean_over_classes(found: Found, metric: str, classes: Sequence[str]) -> np.ndarray:
+    """Return the mean (b,) of a metric over the classes where it is defined."""
+    return mean_defined(np.stack([found[metric, name] for name in classes], axis=-1))
+
+
+def binary_metrics(
+    hit: np.ndarray, missed: np.ndarray, false: np.ndarray, right: np.ndarray, name: str
+) -> Found:
+    """Return sensitivity, specificity, precision and F1 of four counts (b,)."""
+    return {
+        ("sensitivity", name): ratio(hit, hit + missed),
+        ("specificity", name): ratio(right, right + false),
+        ("precision", name): ratio(hit, hit + false),
+        ("f1", name): ratio(2 * hit, 2 * hit + missed + false),
+    }
 
 
 def confusion_counts(truth: ArrayLike, decision: ArrayLike, n_classes: int) -> np.ndarray:
@@ -169,14 +206,12 @@ def mean_defined(values: ArrayLike) -> np.ndarray:
     return ratio(np.nansum(values, axis=-1), (~np.isnan(values)).sum(axis=-1))[()]
 
 
-def proper_scores(
-    truth: np.ndarray, probabilities: np.ndarray
-) -> Callable[[np.ndarray], dict[tuple[str, str], np.ndarray]]:
+def proper_scores(truth: np.ndarray, probabilities: np.ndarray) -> Callable[[np.ndarray], Found]:
     """Return a function of weights (b, n) that gives log loss (nats) and Brier score (0 to 2)."""
     onehot = np.eye(probabilities.shape[1])[truth]
     errors = np.stack([losses(truth, probabilities), ((probabilities - onehot) ** 2).sum(1)], 1)
 
-    def find(weights: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
+    def find(weights: np.ndarray) -> Found:
         log_loss, brier = (weights @ errors / weights.sum(axis=1, keepdims=True)).T
         return {("log_loss", ALL): log_loss, ("brier", ALL): brier}
 

@@ -83,8 +83,8 @@ def test_a_run_without_validation_chooses_nothing(run):
 
 
 def test_another_coverage_or_share_is_chosen_anew_and_kept(run):
-    assert Findings.of(run).conformal.coverage == 0.9
-    assert Findings.of(run, coverage=0.8).conformal.coverage == 0.8
+    assert Findings.of(run).decisions.conformal.coverage == 0.9
+    assert Findings.of(run, coverage=0.8).decisions.conformal.coverage == 0.8
     assert json.loads((run.path / "conformal.json").read_text())["coverage"] == 0.8
     assert Findings.of(run, refer=0.3).referral.share == 0.3
     assert json.loads((run.path / "referral.json").read_text())["share"] == 0.3
@@ -96,12 +96,15 @@ def test_a_coverage_and_share_that_were_chosen_hold_until_others_are(run, split)
     kept = [(run.path / name).read_bytes() for name in ("conformal.json", "referral.json")]
     findings = Findings.of(Run(run.path))
     write_report(findings)
-    assert findings.conformal.coverage == 0.7 and findings.referral.share == 0.4
+    assert findings.decisions.conformal.coverage == 0.7 and findings.referral.share == 0.4
     assert [(run.path / name).read_bytes() for name in ("conformal.json", "referral.json")] == kept
     told = findings.decisions.kept_choices()
     assert len(told) == 2 and "coverage of 0.7" in told[0] and "share of 0.4" in told[1]
     assert not Findings.of(run, coverage=0.9, refer=0.2).decisions.kept_choices()
-    assert Findings.of(run).conformal.coverage == 0.9 and Findings.of(run).referral.share == 0.2
+    assert (
+        Findings.of(run).decisions.conformal.coverage == 0.9
+        and Findings.of(run).referral.share == 0.2
+    )
 
 
 def test_a_look_by_another_rule_changes_nothing_that_the_run_keeps(run):

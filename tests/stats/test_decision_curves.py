@@ -86,7 +86,9 @@ def test_expected_costs_and_decision_curves_are_of_calibrated_probabilities(make
     run.write("predictions.csv", lambda path: table.to_csv(path, index=False))
     findings = Findings.of(Run(run.path), cost="mel:nv=10")
     read = findings.interpretation
-    np.testing.assert_array_equal(findings.chances, findings.calibrator.apply(read.probabilities))
+    np.testing.assert_array_equal(
+        findings.chances, findings.decisions.calibrator.apply(read.probabilities)
+    )
     costs = findings.mean_costs.set_index("rule")["value"]
     naive = cost_decision(read.probabilities, findings.costs)
     raw = cost_table(read.truth, {"raw": naive}, findings.costs, read.lesions)
