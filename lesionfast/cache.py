@@ -57,19 +57,28 @@ def only_builder(target: Path) -> AbstractContextManager:
     return only_process(target.with_name(f"{LOCKED}{target.name}"), waiting, wait=True)
 
 
+def find_or_build(target: Path, find: Callable[[], Any], build: Callable[[], Any]) -> Any:
+    """Return what `find` finds in the cache, else what `build` makes: one process, others wait."""
+    found = find()
+    if found is None:
+        with only_builder(target):
+            found = find()
+            return build() if found is None else found
+    return found
+
+
 def kept_array(file: Path, rows: int, build: Callable[[Append], Any], mode: str = "c") -> np.memmap:
     """Map an array of the cache; `build(append)` makes it of `rows` rows if it is missing.
 
     One process builds, the others wait for it. Raises `LesionfastError` if the disk is full.
     """
+
+    def make() -> np.memmap | None:
+        write_atomically(file, partial(write_array, rows=rows, build=build))
+        return open_array(file, mode)
+
     with cache_errors(file.parent):
-        array = open_array(file, mode)
-        if array is None:
-            with only_builder(file):
-                array = open_array(file, mode)
-                if array is None:
-                    write_atomically(file, partial(write_array, rows=rows, build=build))
-                    array = open_array(file, mode)
+        array = find_or_build(file, partial(open_array, file, mode), make)
     assert array is not None
     return array
 

@@ -18,8 +18,8 @@ from lesionfast.cache import (
     Append,
     cache_errors,
     cache_folder,
+    find_or_build,
     hash_lines,
-    only_builder,
     open_array,
     read_note,
     write_array,
@@ -155,12 +155,9 @@ def open_cached(task: Task, skip_bad: bool) -> Images:
     """Map images from the cache, decoding them into it first if they are not there."""
     folder, note = cache_folder() / "images", find_note(task.paths)
     with cache_errors(folder):
-        images = look_up(task, note)
-        if images is None:
-            digest = read_contents(task.paths, note)["digest"]
-            with only_builder(folder / digest[:32]):
-                images = look_up(task, note) or build(task, note, skip_bad)
-        return images
+        target = folder / read_contents(task.paths, note)["digest"][:32]
+        make = partial(build, task, note, skip_bad)
+        return find_or_build(target, partial(look_up, task, note), make)
 
 
 def find_note(paths: Sequence[str]) -> Path:

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from lesionfast.cache import cache_folder, check_room, only_builder, read_note, write_note
+from lesionfast.cache import cache_folder, check_room, find_or_build, read_note, write_note
 from lesionfast.errors import LesionfastError
 from lesionfast.files import disk_errors, sha256, stamps, workspace
 
@@ -56,12 +56,13 @@ def make_sample(folder: Path | None = None, seed: int = 0) -> Path:
 
 def keep_sample(folder: Path, seed: int) -> Path:
     """Return a folder of the cache with the whole sample in it; one process at a time draws."""
+
+    def redraw() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        draw_sample(folder, seed)
+
     with disk_errors(folder, SIZE, "Set LESIONFAST_CACHE to another folder."):
-        if not is_whole(folder):
-            with only_builder(folder):
-                if not is_whole(folder):
-                    shutil.rmtree(folder, ignore_errors=True)
-                    draw_sample(folder, seed)
+        find_or_build(folder, lambda: is_whole(folder) or None, redraw)
     return folder
 
 

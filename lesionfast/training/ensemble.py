@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
+from scipy.special import softmax
 
 from lesionfast.config import TrainConfig, check_choice
 from lesionfast.diagnoses import (
@@ -135,8 +136,7 @@ def average(probabilities: np.ndarray, weights: ArrayLike, mean: str) -> np.ndar
     if mean == "arithmetic":
         return np.tensordot(weights, probabilities, axes=1)
     logs = np.tensordot(weights, np.log(np.maximum(probabilities, SMALLEST)), axes=1)
-    odds = np.exp(logs - logs.max(axis=1, keepdims=True))
-    return odds / odds.sum(axis=1, keepdims=True)
+    return softmax(logs, axis=1)
 
 
 def best_weights(

@@ -282,23 +282,18 @@ def complete(entry: Entry, out: Path, load: Callable[[TrainConfig], pd.DataFrame
             with only_trainer(run):
                 logger.info("%s was stopped before its first step, so it starts again", run.path)
                 shutil.rmtree(run.path)
-        config = replace(entry.config, split=str(out / "split.csv"))
-        df = load(config)
-        check_rows(len(df), out / "split.csv")
+        split = out / "split.csv"
+        config = replace(entry.config, split=str(split))
+        df, shared = load(config), len(split.read_text(encoding="utf-8").splitlines()) - 1
+        if len(df) != shared:
+            raise LesionfastError(
+                f'it has {len(df)} of the {shared} images of {split}: missing = "drop" leaves out '
+                'other rows with other metadata columns. Write missing = "keep" below [defaults].'
+            )
         run = train(df, config, out, name=entry.folder)
     if run.metrics["status"] == "interrupted":
         raise TrainingInterrupted(f"{run.path} was interrupted.")
     return run
-
-
-def check_rows(n: int, split: Path) -> None:
-    """Raise `LesionfastError` unless a run's data has all images of the shared split."""
-    shared = len(split.read_text(encoding="utf-8").splitlines()) - 1
-    if n != shared:
-        raise LesionfastError(
-            f'it has {n} of the {shared} images of {split}: missing = "drop" leaves out other '
-            'rows with other metadata columns. Write missing = "keep" below [defaults].'
-        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -73,12 +73,16 @@ def bench(config: TrainConfig, df: pd.DataFrame) -> dict[str, Any]:
     dls = build_dls(df, config)
     learn = fusion_learner(dls, config)
     learn.model.to(dls.device, memory_format=torch.channels_last)
+
+    def predict(n: int) -> None:
+        learn.get_preds(dl=dls.valid.new(n=n))
+
     with freed_memory_kept(dls.device), learn.no_bar(), learn.no_logging():
         measured = {
             "decode": decode,
             **batch_rates(learn, config),
             **training_rates(learn, config),
-            **prediction_rates(learn, config),
+            **prediction_rates(learn, config, predict, len(dls.valid_ds)),
             **file_rates(learn, config, df),
             "feature_epoch_seconds": time_feature_epoch(learn),
             **(compile_rates(learn, config) if config.compile else {}),
@@ -259,13 +263,22 @@ class StepClock(Callback):
         return sum(self.seconds[1:]) / len(self.seconds[1:])
 
 
-def prediction_rates(learn: FusionLearner, config: TrainConfig) -> dict[str, float]:
-    """Return the images per second of prediction and of the bare forward pass, and their ratio."""
+def prediction_rates(
+    learn: FusionLearner, config: TrainConfig, predict: Callable[[int], None], most: int
+) -> dict[str, float]:
+    """Return the images per second of `predict` and of the bare forward pass, and their ratio.
 
-    def predict(n: int) -> None:
-        learn.get_preds(dl=learn.dls.valid.new(n=n))
-
-    rounds = take_turns(learn, config, predict, len(learn.dls.valid_ds))
+    It predicts as many images as the bare model does in 2 seconds, at most 1,024 and `most`.
+    """
+    device = learn.dls.device
+    bare, at_once = inference_step(learn.model, take_batch(learn), config.precision)
+    learn.model.eval()
+    enough = int(PREDICTING * at_once / time_step(bare, device))
+    n, rounds = min(max(enough, at_once), PREDICTED, most), []
+    for _ in range(ROUNDS):
+        learn.model.eval()
+        alone = time_calls(bare, device, max(1, n // at_once)) / at_once
+        rounds.append((alone, time_calls(lambda: predict(n), device) / n))
     return name_medians(rounds, "bare forward", "prediction", "prediction_share")
 
 
@@ -282,28 +295,8 @@ def file_rates(learn: FusionLearner, config: TrainConfig, df: pd.DataFrame) -> d
         for _ in predictor.stream(Item(path, path) for path in paths[:n]):
             pass
 
-    rounds = take_turns(learn, config, predict, len(paths))
-    rates = name_medians(rounds, "bare forward", "files", "file_share")
-    return {name: rates[name] for name in ("files", "file_share")}
-
-
-def take_turns(
-    learn: FusionLearner, config: TrainConfig, predict: Callable[[int], None], most: int
-) -> list[tuple[float, float]]:
-    """Return the seconds per image of the bare forward pass and of `predict`, by round.
-
-    It predicts as many images as the bare model does in 2 seconds, at most 1,024 and `most`.
-    """
-    device = learn.dls.device
-    bare, at_once = inference_step(learn.model, take_batch(learn), config.precision)
-    learn.model.eval()
-    enough = int(PREDICTING * at_once / time_step(bare, device))
-    n, rounds = min(max(enough, at_once), PREDICTED, most), []
-    for _ in range(ROUNDS):
-        learn.model.eval()
-        alone = time_calls(bare, device, max(1, n // at_once)) / at_once
-        rounds.append((alone, time_calls(lambda: predict(n), device) / n))
-    return rounds
+    rates = prediction_rates(learn, config, predict, len(paths))
+    return {"files": rates["prediction"], "file_share": rates["prediction_share"]}
 
 
 def export_predictor(learn: FusionLearner, config: TrainConfig, folder: Path) -> Predictor:
@@ -336,9 +329,7 @@ def time_feature_epoch(learn: FusionLearner) -> float:
     images, learn.dls = learn.dls, DataLoaders(*loaders, device=learn.dls.device)
     try:
         learn.freeze()
-        started = time.perf_counter()
-        learn.fit(2, 1e-5)
-        return (time.perf_counter() - started) / 2
+        return time_calls(lambda: learn.fit(2, 1e-5), images.device) / 2
     finally:
         learn.dls = images
         learn.unfreeze()
