@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lesionfast.config import Columns, DataConfig, SplitConfig, TrainConfig, flag_name
+from lesionfast.console import print_table
 from lesionfast.runs import Run, installed_version, newest_run
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from lesionfast.evaluation.comparison import Comparison
 
 TRAIN, READ, USE, DATA = "Train", "Read runs", "Use a model", "Data and names"  # groups in --help
@@ -122,17 +121,8 @@ def print_json(value: Any) -> None:
     print(json.dumps(value))
 
 
-def print_tables(tables: Iterable["Table"]) -> None:
-    """Print tables to stdout."""
-    from lesionfast.console import print_table
-
-    for table in tables:
-        print_table(table)
-
-
 def print_run(run: Run, as_json: bool) -> None:
     """Print the metrics of a run to stderr and its path, or JSON, to stdout."""
-    from lesionfast.console import print_table
     from lesionfast.report.metrics import metrics_table
 
     for split in ("valid", "test"):
@@ -150,7 +140,6 @@ def print_comparison(
     comparison: "Comparison", folder: Path, as_json: bool = False, files: Iterable[Path] = ()
 ) -> None:
     """Draw a comparison to a folder; print it as a table or JSON, and the files, to stdout."""
-    from lesionfast.console import print_table
     from lesionfast.report.comparison import comparison_table, draw_comparison
 
     figures = draw_comparison(comparison, folder)

@@ -6,17 +6,9 @@ from typing import Any
 
 import typer
 
-from lesionfast.cli.base import (
-    DATA,
-    Json,
-    app,
-    argument,
-    config_options,
-    data_app,
-    option,
-    print_tables,
-)
+from lesionfast.cli.base import DATA, Json, app, argument, config_options, data_app, option
 from lesionfast.config import DataConfig, SplitConfig
+from lesionfast.console import counting_bar, print_table
 from lesionfast.errors import LesionfastError, did_you_mean
 
 app.add_typer(data_app, name="data", rich_help_panel=DATA)
@@ -37,7 +29,6 @@ def check(given: dict[str, Any], data: DataFolder = None, json: Json = False) ->
 
     Example: lesionfast data check HAM10000
     """
-    from lesionfast.console import counting_bar
     from lesionfast.data.audit import audit, audit_table
 
     with counting_bar("comparing images") as progress:
@@ -45,7 +36,8 @@ def check(given: dict[str, Any], data: DataFolder = None, json: Json = False) ->
     if json:
         print(report.to_json())
     else:
-        print_tables(audit_table(report))
+        for table in audit_table(report):
+            print_table(table)
     raise typer.Exit(0 if report.ok else 2)
 
 

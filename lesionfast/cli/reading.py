@@ -19,8 +19,8 @@ from lesionfast.cli.base import (
     option,
     print_comparison,
     print_json,
-    print_tables,
 )
+from lesionfast.console import print_table
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.files import check_target, write_atomically
 from lesionfast.runs import Run, empty_folders, list_runs
@@ -99,7 +99,7 @@ def print_nearest(run: Run, image: str, k: int, as_json: bool) -> None:
     if as_json:
         print_json({"nearest": records(lesions), "figure": str(figure)})
         return
-    print_tables([nearest_table(lesions)])
+    print_table(nearest_table(lesions))
     print(figure)
 
 
@@ -122,7 +122,8 @@ def print_findings(findings: "Findings", submission: Path | None, as_json: bool)
         return
     from lesionfast.report.errors import interpretation_tables
 
-    print_tables(interpretation_tables(findings))
+    for table in interpretation_tables(findings):
+        print_table(table)
     print(*figures, page, sep="\n")
 
 
@@ -174,10 +175,10 @@ def labels(runs: FoldRuns = None, csv: CsvFile = None, out: Root = "runs") -> No
         check_target(csv)
     opened = open_runs(runs, out)
     first, table = opened[0], suspicious_labels(opened)
-    print_tables([labels_table(table)])
+    print_table(labels_table(table))
     if "group" in first.predictions:
         pairs = find_duplicates(first)
-        print_tables([contradictions_table(contradictions(opened, pairs))])
+        print_table(contradictions_table(contradictions(opened, pairs)))
     if csv:
         write_atomically(csv, lambda aside: table.to_csv(aside, index=False))
         print(csv)
@@ -220,7 +221,7 @@ def print_runs(runs: list[Run], root: str, as_json: bool) -> None:
     else:
         from lesionfast.report.comparison import runs_table
 
-        print_tables([runs_table(runs)])
+        print_table(runs_table(runs))
     if damages := [row["damaged"] for row in rows if "damaged" in row]:
         raise DamageError(
             f"{len(damages)} of {len(runs)} runs are damaged: {damages[0]} "
@@ -250,7 +251,7 @@ def print_verified(runs: list[Run], as_json: bool) -> None:
     else:
         from lesionfast.report.comparison import verified_table
 
-        print_tables([verified_table(conditions)])
+        print_table(verified_table(conditions))
     if damaged := [(run, wrong) for run, (_, wrong) in conditions.items() if wrong]:
         run, wrong = damaged[0]
         name, why = next(iter(wrong.items()))

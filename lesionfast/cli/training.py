@@ -20,6 +20,7 @@ from lesionfast.cli.base import (
     print_run,
 )
 from lesionfast.config import WHERE, TrainConfig, flag_name
+from lesionfast.console import print_table
 from lesionfast.errors import LesionfastError
 from lesionfast.files import damage_explained
 from lesionfast.manifest import Manifest
@@ -146,7 +147,6 @@ def bench(given: dict[str, Any], json: Json = False) -> None:
 
     Example: lesionfast bench --data HAM10000 --arch densenet121
     """
-    from lesionfast.console import print_table
     from lesionfast.data.split import load_dataset
 
     settings = TrainConfig(**given)
@@ -211,7 +211,6 @@ def ablate(
 
     Example: lesionfast ablate runs/20260102-030405-densenet121
     """
-    from lesionfast.console import print_table
     from lesionfast.evaluation.interpretation import records
     from lesionfast.report.subgroups import contribution_table
     from lesionfast.training import study
@@ -261,17 +260,11 @@ def study(
     settings = study.read_study(file or systems, given)
     folder = out or Path("runs") / settings.name
     if dry_run:
-        print_plan(study.plan_study(settings, folder))
+        from lesionfast.report.comparison import plan_table
+
+        print_table(plan_table(study.plan_study(settings, folder)))
     else:
         print_outcome(study.run_study(settings, folder), folder)
-
-
-def print_plan(rows: list[dict[str, Any]]) -> None:
-    """Print what a study would train."""
-    from lesionfast.console import print_table
-    from lesionfast.report.comparison import plan_table
-
-    print_table(plan_table(rows))
 
 
 def print_outcome(outcome: "Outcome", folder: Path) -> None:

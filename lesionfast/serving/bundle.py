@@ -131,9 +131,7 @@ class Bundle:
 
         Raises `LesionfastError` for a folder that is not whole, was changed, or has a newer schema.
         """
-        described = read_description(folder)
-        for name, expected in described["files"].items():
-            check_file(folder / name, expected)
+        described = read_checked(folder)
         ood = load_ood(folder / OOD.file) if described.get("outliers") else None
         return cls.from_dict(described, ood)
 
@@ -263,6 +261,14 @@ def choose_or_warn(decisions: Decisions, name: str) -> Any:
 def flag_column(point: OperatingPoint) -> str:
     """Return the column of an operating point, such as "mel_at_specificity_90"."""
     return f"{point.of}_at_{point.goal}_{point.level * 100:.0f}"
+
+
+def read_checked(folder: Path) -> dict[str, Any]:
+    """Return the model.json of an exported folder, all of whose files are those of the export."""
+    described = read_description(folder)
+    for name, expected in described["files"].items():
+        check_file(folder / name, expected)
+    return described
 
 
 def read_description(folder: Path) -> dict[str, Any]:

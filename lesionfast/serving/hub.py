@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lesionfast.errors import LesionfastError
 from lesionfast.runs import Run
-from lesionfast.serving.bundle import CARD, FILE, check_file, read_description
+from lesionfast.serving.bundle import CARD, FILE, read_checked, read_description
 from lesionfast.serving.export import export
 
 PREFIX = "hf://"
@@ -51,9 +51,7 @@ def list_files_to_share(folder: Path) -> list[Path]:
 
     Raises `LesionfastError` for one that is not what was exported, or is a link to elsewhere.
     """
-    files = read_description(folder)["files"]
-    for name, expected in files.items():
-        check_file(folder / name, expected)
+    files = read_checked(folder)["files"]
     plain = [folder / name for name in (FILE, CARD) if os.path.lexists(folder / name)]
     for path in plain:
         if path.is_symlink() or not path.is_file():

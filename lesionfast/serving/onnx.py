@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -318,7 +319,8 @@ def write_int8(run: Run, bundle: Bundle, source: Path, to: Path) -> dict[str, An
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    _, pixels, metadata = bundle.draw_images(run, "train", IMAGES)
+    _, *given = bundle.draw_images(run, "train", IMAGES)
+    inputs = ({IMAGE: image[None], METADATA: row[None]} for image, row in zip(*given, strict=True))
     with tempfile.TemporaryDirectory(dir=to.parent) as folder, quiet_root():
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
@@ -326,7 +328,7 @@ def write_int8(run: Run, bundle: Bundle, source: Path, to: Path) -> dict[str, An
         quantize_static(
             str(prepared),
             str(to),
-            Batches(pixels, metadata),
+            SimpleNamespace(get_next=lambda: next(inputs, None)),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=QuantType.QUInt8,
@@ -355,19 +357,6 @@ def quiet_root() -> Iterator[None]:
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)
-
-
-class Batches:
-    """Gives onnxruntime the images from which it takes the ranges of numbers, one at a time."""
-
-    def __init__(self, pixels: np.ndarray, metadata: np.ndarray) -> None:
-        self.rows = (
-            {IMAGE: pixels[i : i + 1], METADATA: metadata[i : i + 1]} for i in range(len(pixels))
-        )
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        """Return the next inputs, None after the last."""
-        return next(self.rows, None)
 
 
 def measure_int8(run: Run, bundle: Bundle, source: Path, to: Path) -> dict[str, Any]:

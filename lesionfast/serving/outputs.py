@@ -117,14 +117,9 @@ def predict_inputs(
     find_items(inputs)
     predictor = Predictor(model, views=views, device=device)
     predictor.check(metadata)
-    items = find_items(
-        inputs,
-        images=images,
-        metadata=metadata,
-        image_column=predictor.bundle.image_column,
-        columns=predictor.bundle.encoder.columns,
-        separator=separator,
-    )
+    bundle = predictor.bundle
+    columns = {"image_column": bundle.image_column, "columns": bundle.encoder.columns}
+    items = find_items(inputs, images=images, metadata=metadata, separator=separator, **columns)
     options = {
         "--set": metadata,
         "--images": images and str(images.absolute()),
