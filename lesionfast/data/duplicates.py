@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from lesionfast.cache import cache_errors, cache_folder, hash_lines, read_note, 
 from lesionfast.data.images import LUMA, Images, Progress, content_digest, list_codecs, open_images
 from lesionfast.data.sources import count_threads
 
+Candidates = tuple[np.ndarray, np.ndarray]  # pairs of pictures, and the crops that are alike
 VERSION = 2  # part of every key: raise it when the search changes
 SIDE = 96  # pixels of the pictures compared
 STAGES = (0, 20, 60, 90, 100)  # percent of the time at which decoding, search and two looks end
@@ -58,18 +58,6 @@ SEARCH = (  # factors of the zoom, degrees of tilt, and the correlation that is 
     ((0.993, 1, 1.007), (-1.5, 0, 1.5), 0.35),
 )
 VIEWS = 8  # four quarter turns, each plain and mirrored
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """Pairs that may show the same, nearest first.
-
-    `pairs` int (m, 2): positions of the wider and the narrower picture; `crops` float (m, 3): the
-    part of the wider one, as zoom and place of its centre (x, y as shares of the crop's side).
-    """
-
-    pairs: np.ndarray
-    crops: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -111,22 +99,18 @@ def find_near_duplicates(
     """
     groups, paths = pd.factorize(df["group"])[0], df["path"].tolist()
     with cache_errors(cache_folder()) if cache else nullcontext():
-        file = result_file(paths, groups) if cache else None
-        kept = read_note(file) if file else None
+        if cache:
+            made = [str(VERSION), list_codecs(), np.__version__, scipy.__version__]
+            key = hash_lines([*made, content_digest(paths), *map(str, groups)])[:32]
+            file = cache_folder() / "duplicates" / f"{key}.json"
+        kept = read_note(file) if cache else None
         if kept is not None:
             return name_pairs(df, pd.DataFrame(kept))
         opened = images or open_pictures(paths, report_stage(progress, 0))
         pairs = search(opened, groups, progress)
-        if file and not opened.bad:
+        if cache and not opened.bad:
             write_note(file, pairs.to_dict("list"))
     return name_pairs(df, pairs)
-
-
-def result_file(paths: list[str], groups: np.ndarray) -> Path:
-    """Return the file of the cache that keeps the pairs of these images and groups."""
-    made = [str(VERSION), list_codecs(), np.__version__, scipy.__version__]
-    key = hash_lines([*made, content_digest(paths), *map(str, groups)])[:32]
-    return cache_folder() / "duplicates" / f"{key}.json"
 
 
 def open_pictures(paths: list[str], progress: Progress | None = None) -> Images:
@@ -153,14 +137,14 @@ def search(images: Images, groups: np.ndarray, progress: Progress | None) -> pd.
     if len(np.unique(groups[good])) > 1:
         pixels = images.pixels[good] if images.bad else images.pixels
         candidates = find_candidates(pixels, groups[good], report_stage(progress, 1))
-        matches = verify(pixels, candidates, progress)
+        matches = verify(pixels, *candidates, progress)
     rows = [(good[a], good[b], round(m.score, 3), m.describe()) for a, b, m in matches]
     pairs = pd.DataFrame(rows, columns=["a", "b", "score", "transform"])
     return pairs.sort_values(["score", "a", "b"], ascending=[False, True, True], ignore_index=True)
 
 
 def verify(
-    pixels: np.ndarray, candidates: Candidates, progress: Progress | None
+    pixels: np.ndarray, pairs: np.ndarray, crops: np.ndarray, progress: Progress | None
 ) -> list[tuple[int, int, Match]]:
     """Return the candidates whose texture agrees: first a coarse look at all, then a close one."""
     pictures = [(rgb @ np.float32(LUMA)).round().astype(np.uint8) for rgb in pixels]  # grey
@@ -168,14 +152,14 @@ def verify(
     targets = [texture(np.asarray(picture)) for picture in small]
 
     def look(i: int) -> tuple[float, int]:
-        a, b = candidates.pairs[i]
-        return compare_views(pictures[a], candidates.crops[i], targets[b])
+        a, b = pairs[i]
+        return compare_views(pictures[a], crops[i], targets[b])
 
     def look_closely(i: int) -> tuple[int, int, Match]:
-        a, b = map(int, candidates.pairs[i])
-        return a, b, register(pictures[a], candidates.crops[i], pictures[b], seen[i][1])
+        a, b = map(int, pairs[i])
+        return a, b, register(pictures[a], crops[i], pictures[b], seen[i][1])
 
-    numbers = range(len(candidates.pairs))
+    numbers = range(len(pairs))
     seen = in_parallel(look, numbers, report_stage(progress, 2))
     best = sorted(numbers, key=lambda i: -seen[i][0])[: max(LEAST, int(SHARE * len(seen)))]
     matches = in_parallel(look_closely, best, report_stage(progress, 3))
@@ -205,10 +189,12 @@ def name_pairs(df: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
 
 @threadpool_limits.wrap(limits=1)  # threads of our own share the work better than those of BLAS
 def find_candidates(pixels: np.ndarray, groups: np.ndarray, progress: Progress) -> Candidates:
-    """Return the nearest pairs of pictures that are in different groups.
+    """Return the nearest pairs of pictures that are in different groups, nearest first.
 
-    `pixels` is uint8 (n, side, side, 3), side a multiple of 24; `groups` int (n,). Time and
-    comparisons grow with n squared.
+    `pixels` is uint8 (n, side, side, 3), side a multiple of 24; `groups` int (n,). The pairs are
+    positions of the wider and the narrower picture, int (m, 2), and the crops the part of the wider
+    one, float (m, 3): zoom and place of its centre (x, y as shares of the crop's side). Time grows
+    with n squared.
     """
     small = shrink(pixels)
     projection = learn_projection(small)
@@ -353,7 +339,7 @@ def best_pairs(parts: list[tuple[np.ndarray, ...]]) -> Candidates:
     ends = np.sort(pairs[order], axis=1)
     _, first = np.unique(ends, axis=0, return_index=True)
     kept = order[np.sort(first)][: max(MOST, MOST_EACH * len(neighbours))]
-    return Candidates(pairs[kept], CROPS[crop.ravel()[kept]])
+    return pairs[kept], CROPS[crop.ravel()[kept]]
 
 
 def texture(pictures: np.ndarray) -> np.ndarray:

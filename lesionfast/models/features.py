@@ -14,6 +14,7 @@ import torchvision
 from torch import Tensor, nn
 
 from lesionfast.cache import Append, cache_folder, kept_array
+from lesionfast.data.images import Progress
 from lesionfast.data.loaders import images_at_once
 from lesionfast.models.backbones import Backbone
 from lesionfast.models.fusion import FusionModel
@@ -22,7 +23,6 @@ from lesionfast.models.precision import autocast, choose_precision
 
 VERSION = 5  # part of every key: raise it when the features of the same weights change
 PLAIN = (int, float, str, type(None))  # settings of a module, as numbers of channels
-Progress = Callable[[int, int], None] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class Features:
     change: Callable[[Tensor, np.ndarray], Tensor] | None = None
     about: tuple = ()
 
-    def compute(self, rows: np.ndarray, progress: Progress = None) -> np.ndarray:
+    def compute(self, rows: np.ndarray, progress: Progress | None = None) -> np.ndarray:
         """Return the features of rows (n,).
 
         Runs on the model's device, in eval mode, and leaves the model in the mode that it was in.
@@ -51,7 +51,7 @@ class Features:
         self.compute_blocks(rows, progress, blocks.append)
         return np.concatenate(blocks)
 
-    def kept(self, rows: np.ndarray, progress: Progress = None) -> np.ndarray:
+    def kept(self, rows: np.ndarray, progress: Progress | None = None) -> np.ndarray:
         """Return the features of rows from the cache, as a mapped file, or compute them.
 
         If the pixels are not in the cache, the features are not kept there either.
@@ -63,7 +63,7 @@ class Features:
             file, len(rows), lambda append: self.compute_blocks(rows, progress, append)
         )
 
-    def compute_blocks(self, rows: np.ndarray, progress: Progress, append: Append) -> None:
+    def compute_blocks(self, rows: np.ndarray, progress: Progress | None, append: Append) -> None:
         """Call `append` with the features of one batch of rows after the other."""
         model, fast = self.model, None
         device = next(model.parameters()).device

@@ -9,6 +9,7 @@ from lesionfast.config import TrainConfig
 from lesionfast.data.encoder import describe_missing
 from lesionfast.data.split import PARTS
 from lesionfast.diagnoses import Classes, join_names
+from lesionfast.models.backbones import count_parameters
 from lesionfast.models.precision import choose_precision, describe_precision
 from lesionfast.runs import Run, describe_software
 from lesionfast.training.learner import FusionLearner
@@ -28,7 +29,7 @@ def describe_model(learn: FusionLearner, config: TrainConfig) -> dict[str, Any]:
         "pool": learn.model.pool_name,
         "metadata": config.metadata_columns,
         "n_metadata": learn.dls.encoder.width,
-        "parameters": sum(p.numel() for p in learn.model.parameters()),
+        "parameters": count_parameters(learn.model),
         "classes": list(classes),
         "melanoma": classes.melanoma,
         "malignant": classes.malignant,

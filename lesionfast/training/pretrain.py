@@ -18,7 +18,7 @@ from lesionfast.data.augment import augmentations
 from lesionfast.data.loaders import build_dls
 from lesionfast.data.split import format_split
 from lesionfast.models.archs import conv, find_arch
-from lesionfast.models.backbones import Backbone, create_backbone
+from lesionfast.models.backbones import Backbone, count_parameters, create_backbone
 from lesionfast.models.inference import in_eval_mode
 from lesionfast.models.lineage import check_weights
 from lesionfast.report.page import new_figure, save
@@ -58,7 +58,7 @@ def pretrain(
         logger.info(
             "autoencoder: %s, %d pixels; %s; %s parameters, and %s in the decoder",
             *(config.arch, config.size, learn.model.backbone.origin),
-            *(f"{sum(p.numel() for p in part.parameters()):,}" for part in parts),
+            *(f"{count_parameters(part):,}" for part in parts),
         )
         fit(learn, config, run)
         draw_reconstructions(learn, config, folder / "figures" / "reconstructions.png")

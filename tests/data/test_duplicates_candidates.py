@@ -50,21 +50,22 @@ def test_a_description_is_the_same_in_other_light(pictures):
 def test_the_nearest_of_a_turned_picture_is_the_picture(pictures):
     both = np.concatenate([pictures, np.rot90(pictures[:5], 1, axes=(1, 2))])
     done = []
-    found = find_candidates(both, np.arange(len(both)), lambda *state: done.append(state))
-    first = {tuple(sorted(pair)) for pair in found.pairs[:5].tolist()}
+    pairs, _ = find_candidates(both, np.arange(len(both)), lambda *state: done.append(state))
+    first = {tuple(sorted(pair)) for pair in pairs[:5].tolist()}
     assert first == {(i, 60 + i) for i in range(5)}
     assert done[-1] == (65, 65)
 
 
 def test_pairs_are_of_two_groups_and_come_once(pictures):
     groups = np.arange(len(pictures)) // 2
-    found = find_candidates(pictures, groups, lambda *_: None)
-    ends = np.sort(found.pairs, axis=1)
+    pairs, crops = find_candidates(pictures, groups, lambda *_: None)
+    ends = np.sort(pairs, axis=1)
     assert (groups[ends[:, 0]] != groups[ends[:, 1]]).all()
     assert len(np.unique(ends, axis=0)) == len(ends) <= min(MOST, NEIGHBOURS * len(pictures))
-    assert found.crops.shape == (len(ends), 3)
+    assert crops.shape == (len(ends), 3)
 
 
 def test_two_pictures_are_enough_and_blank_ones_do_no_harm():
-    found = find_candidates(np.zeros((2, 96, 96, 3), np.uint8), np.arange(2), lambda *_: None)
-    assert np.sort(found.pairs).tolist() == [[0, 1]]
+    blank = np.zeros((2, 96, 96, 3), np.uint8)
+    pairs, _ = find_candidates(blank, np.arange(2), lambda *_: None)
+    assert np.sort(pairs).tolist() == [[0, 1]]

@@ -17,6 +17,7 @@ from lesionfast.data.encoder import MetadataEncoder
 from lesionfast.data.images import is_cached
 from lesionfast.data.loaders import pick_device
 from lesionfast.errors import LesionfastError
+from lesionfast.models.backbones import count_parameters
 from lesionfast.models.fusion import FusionModel, build_model, stage_groups
 from lesionfast.training.balancing import balances
 from lesionfast.training.callbacks.inference import freed_memory_kept
@@ -155,8 +156,7 @@ def estimate(config: TrainConfig, df: pd.DataFrame) -> Estimate:
                 backbone += phase.epochs * (rows["valid"] * forward + n // size * step)
     features = 0 if config.fusion == "metadata" else len(df)  # kept with the run
     predicting = (config.tta * (rows["valid"] + rows.get("test", 0)) + features) * forward
-    parameters = sum(p.numel() for p in model.parameters())
-    return Estimate(parameters, config.epochs, head, backbone, predicting)
+    return Estimate(count_parameters(model), config.epochs, head, backbone, predicting)
 
 
 def count_drawn(targets: pd.Series, balance: str) -> int:
