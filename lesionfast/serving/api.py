@@ -130,7 +130,7 @@ class Service:
         engine, reader = self.predictor.engine, self.predictor.metadata
         numbers = torch.from_numpy(reader.encode([reader.read(metadata)]))
         target = torch.tensor([self.bundle.classes.index(decision)])
-        given = (each.to(engine.device) for each in (as_images(seen[None]), numbers, target))
+        given = (part.to(engine.device) for part in (as_images(seen[None]), numbers, target))
         return grad_cam(engine.model, *given)[0].cpu().numpy()
 
     def similar(self, seen: np.ndarray) -> pd.DataFrame:

@@ -173,11 +173,10 @@ def write_rows(
     progress: Callable[[int], None] | None,
 ) -> None:
     """Write the rows of images, and count them."""
-    begun = out is not None and out.exists() and out.stat().st_size > 0
     advice = "Free some space, then continue with --resume." if kind in RESUMABLE else None
     with (
         disk_errors(out, advice=advice) if out else nullcontext(),
-        open_writer(out, kind, predictor.columns, begun) as writer,
+        open_writer(out, kind, predictor.columns) as writer,
     ):
         for table in predictor.stream(items):
             writer.write(join_names(table))
@@ -202,41 +201,36 @@ def join_names(table: pd.DataFrame) -> pd.DataFrame:
 
 @contextmanager
 def open_writer(
-    out: Path | None, kind: str, columns: list[str], begun: bool
+    out: Path | None, kind: str, columns: list[str]
 ) -> Iterator["TextWriter | ParquetWriter"]:
-    """Give what writes rows to a file, or to stdout; `begun`: after the rows that the file has.
+    """Give what writes rows to a file, after those that it has, or to stdout.
 
     CSV and JSON lines are written in place. The others get their name when they are whole:
     nothing is left of one that was stopped before.
     """
     if out is None or kind in RESUMABLE:
-        with closing(TextWriter(out, kind, columns, begun)) as writer:
+        with closing(TextWriter(out, kind, columns)) as writer:
             yield writer
         return
     with workspace(out.parent) as folder:
-        aside = folder / out.name
-        if kind == "parquet":
-            new = ParquetWriter(aside, columns)
-        else:
-            new = TextWriter(aside, kind, columns, begun=False)
+        aside, parquet = folder / out.name, kind == "parquet"
+        new = ParquetWriter(aside, columns) if parquet else TextWriter(aside, kind, columns)
         with closing(new) as writer:
             yield writer
         put_in_place(aside, out)
 
 
 class TextWriter:
-    """Writes rows of text as they come; `begun` is whether the file has some already."""
+    """Writes rows of text as they come."""
 
-    def __init__(
-        self, out: Path | None, kind: str, columns: list[str], begun: bool = False
-    ) -> None:
+    def __init__(self, out: Path | None, kind: str, columns: list[str]) -> None:
         head, self.format = choose_text_format(kind, columns)
         self.out, self.file = out, sys.stdout
         if out is not None:
             self.file = out.open("a", encoding="utf-8", errors="backslashreplace", newline="")
         elif isinstance(sys.stdout, TextIOWrapper):
             sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="")
-        if not begun:
+        if out is None or not out.stat().st_size:
             self._put(head)
 
     def write(self, table: pd.DataFrame) -> None:
