@@ -67,7 +67,7 @@ def find_or_build(target: Path, find: Callable[[], Any], build: Callable[[], Any
     return found
 
 
-def kept_array(file: Path, rows: int, build: Callable[[Append], Any], mode: str = "c") -> np.memmap:
+def kept_array(file: Path, rows: int, build: Callable[[Append], Any]) -> np.memmap:
     """Map an array of the cache; `build(append)` makes it of `rows` rows if it is missing.
 
     One process builds, the others wait for it. Raises `LesionfastError` if the disk is full.
@@ -75,10 +75,10 @@ def kept_array(file: Path, rows: int, build: Callable[[Append], Any], mode: str 
 
     def make() -> np.memmap | None:
         write_atomically(file, partial(write_array, rows=rows, build=build))
-        return open_array(file, mode)
+        return open_array(file, "c")
 
     with cache_errors(file.parent):
-        array = find_or_build(file, partial(open_array, file, mode), make)
+        array = find_or_build(file, partial(open_array, file, "c"), make)
     assert array is not None
     return array
 

@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,6 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 from lesionfast.cache import cache_folder, check_room, find_or_build, read_note, write_note
-from lesionfast.errors import LesionfastError
 from lesionfast.files import disk_errors, sha256, stamps, workspace
 
 logger = logging.getLogger("lesionfast")
@@ -33,36 +32,15 @@ Generator = np.random.Generator
 Colour = tuple[float, float, float]
 
 
-def make_sample(folder: Path | None = None, seed: int = 0) -> Path:
-    """Return the folder of the synthetic sample, drawn first if it is not there yet.
+def make_sample(seed: int = 0) -> Path:
+    """Return the folder of the synthetic sample in the user's cache.
 
-    It holds sample_metadata.csv and images/*.jpg; the same seed gives the same bytes. Without
-    `folder` it lies in the user's cache, where it is drawn again if it is damaged. Raises
-    `LesionfastError` if `folder` holds other files, or the disk is full.
+    It holds sample_metadata.csv and images/*.jpg; the same seed gives the same bytes. It is drawn
+    if it is missing or damaged. Raises `LesionfastError` if the disk is full.
     """
-    if folder is None:
-        return keep_sample(cache_folder() / f"synthetic-sample-v{VERSION}-seed{seed}", seed)
-    folder = Path(folder)
-    if (folder / TABLE).is_file():
-        return folder
-    if folder.exists() and any(folder.iterdir()):
-        raise LesionfastError(
-            f"{folder} is not empty and has no {TABLE}. Name an empty folder for the sample."
-        )
-    with disk_errors(folder, SIZE):
-        draw_sample(folder, seed)
-    return folder
-
-
-def keep_sample(folder: Path, seed: int) -> Path:
-    """Return a folder of the cache with the whole sample in it; one process at a time draws."""
-
-    def redraw() -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        draw_sample(folder, seed)
-
+    folder = cache_folder() / f"synthetic-sample-v{VERSION}-seed{seed}"
     with disk_errors(folder, SIZE, "Set LESIONFAST_CACHE to another folder."):
-        find_or_build(folder, lambda: is_whole(folder) or None, redraw)
+        find_or_build(folder, lambda: is_whole(folder) or None, partial(draw_sample, folder, seed))
     return folder
 
 
@@ -85,7 +63,8 @@ def has_its_checksums(folder: Path, state: tuple[str, ...]) -> bool:
 
 
 def draw_sample(folder: Path, seed: int) -> None:
-    """Draw the sample aside, and rename it when it is whole."""
+    """Draw the sample aside, and rename it when it is whole; an earlier one is removed."""
+    shutil.rmtree(folder, ignore_errors=True)
     with workspace(folder.parent) as aside:
         check_room(aside, SIZE)
         made = aside / "sample"
@@ -94,11 +73,7 @@ def draw_sample(folder: Path, seed: int) -> None:
         files = [made / TABLE, *sorted((made / "images").iterdir())]
         checksums = {file.relative_to(made).as_posix(): sha256(file) for file in files}
         write_note(made / CHECKSUMS, checksums)
-        try:
-            os.replace(made, folder)
-        except OSError:
-            if not (folder / TABLE).is_file():  # else another process was faster
-                raise
+        os.replace(made, folder)
 
 
 @dataclass(frozen=True)
