@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from lesionfast.report.page import (
     count_drawn,
     draw_picture,
     drawn_classes,
+    new_axes,
     new_figure,
     save,
     style_axis,
@@ -181,14 +183,14 @@ def draw_class_reliability(test: Interpretation, calibrator: Calibrator, folder:
     The bins are few, because a rare class has few images of a high probability.
     """
     names = drawn_classes(test)
-    columns, rows = min(COLUMNS, len(names) + 1), -(-(len(names) + 1) // COLUMNS)
+    columns = min(COLUMNS, len(names) + 1)
     notes = "6 bins of equal width", "bars: 95 % intervals", count_drawn(test)
     title = f"Reliability of each class {describe_scaling(calibrator)}"
-    size = max(2.9 * columns, 6.5), 3.0 * rows + 1.0
+    size = max(2.9 * columns, 6.5), 3.0 * ceil((len(names) + 1) / columns) + 1.0
     figure = new_figure(*size, title, subtitle(test, *notes, rule=False))
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    *axes, beside = new_axes(figure, len(names) + 1, columns)
     calibrated = calibrator.apply(test.probabilities)
-    for axis, name in zip(axes, names, strict=False):
+    for axis, name in zip(axes, names, strict=True):
         number = test.classes.index(name)
         positive, lesions = test.truth == number, test.lesions
         axis.plot([0, 1], [0, 1], **PERFECT)
@@ -201,10 +203,9 @@ def draw_class_reliability(test: Interpretation, calibrator: Calibrator, folder:
         style_axis(axis, xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
         axis.set_xlabel("probability of the class", fontsize=8.5)
         axis.set_title(f"{full_name(name)}, n {positive.sum()}", loc="left", fontsize=8.5)
-    for axis in axes[len(names) :]:
-        axis.axis("off")
+    beside.set_axis_off()
     handles = axes[0].get_legend_handles_labels()
-    axes[len(names)].legend(*handles, loc="center", frameon=False, handlelength=3.5)
+    beside.legend(*handles, loc="center", frameon=False, handlelength=3.5)
     figure.supylabel("frequency of the class")
     return save(figure, folder / "reliability_by_class.png", test)
 

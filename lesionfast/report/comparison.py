@@ -24,6 +24,7 @@ from lesionfast.report.page import (
     Section,
     count_drawn,
     drawn_classes,
+    new_axes,
     new_figure,
     save,
     style_axis,
@@ -197,17 +198,14 @@ def draw_confusions(comparison: Comparison, folder: Path) -> Path:
     size = max(columns * (side + 0.25) + 1.0, 5.5), lines * (side + 1.0) + 1.3
     figure = new_figure(*size, "Confusion matrices", text)
     figure.get_layout_engine().set(h_pad=0.14)
-    axes = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
-    for place, axis in enumerate(axes.flat):
-        if place >= len(read):
-            axis.set_axis_off()
-            continue
+    axes = new_axes(figure, len(read), columns, sharex=True, sharey=True)
+    for place, axis in enumerate(axes):
         draw_confusion(axis, read[place], comparison)
         if place + columns >= len(read):  # nothing is below that names the classes
             axis.tick_params(labelbottom=True)
             axis.set_xlabel("decision")
-    for axis in axes[:, 0]:
-        axis.set_ylabel("truth")
+        if place % columns == 0:
+            axis.set_ylabel("truth")
     return save(figure, folder / "confusion.png", f"split sha256 {comparison.split_sha256[:12]}")
 
 

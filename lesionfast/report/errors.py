@@ -200,31 +200,22 @@ def taken_for_table(
 def labels_table(doubted: pd.DataFrame) -> Table:
     """Return the images whose label is doubted, the least likely first."""
     shown = f"the {min(len(doubted), MOST_ROWS)} least likely of {len(doubted)}"
-    table = Table(
-        "Doubtful labels",
-        ["image", "lesion", "label", "p(label)", "suggested", "p"],
-        note=f"{shown}; not proof that they are wrong; {UNCALIBRATED}",
-    )
-    for row in doubted.head(MOST_ROWS).itertuples():
-        label, suggested = (row.target, row.self_confidence), (row.suggested, row.probability)
-        table.add(row.image_id, row.group, *label, *suggested)
-    return table
+    note = f"{shown}; not proof that they are wrong; {UNCALIBRATED}"
+    names = {"image_id": "image", "group": "lesion", "target": "label"}
+    names |= {"self_confidence": "p(label)", "suggested": "suggested", "probability": "p"}
+    return Table.from_frame(doubted.head(MOST_ROWS), "Doubtful labels", names, note)
 
 
 def contradictions_table(pairs: pd.DataFrame) -> Table:
     """Return pairs of images of the same thing that were decided differently."""
     kinds = ", ".join(f"{n} {kind}" for kind, n in pairs["kind"].value_counts().items())
-    shown = f"{min(len(pairs), MOST_ROWS)} of {len(pairs)} pairs ({kinds}); "
-    other = ("other\nimage", "other\ntruth", "other\ndecision")
-    table = Table(
-        "Same lesion or near-duplicate, different decisions",
-        ["kind", "image", "truth", "decision", *other, "differs\nby"],
-        note=f"{shown if len(pairs) else ''}differs by: half the sum of absolute differences of "
-        "probabilities",
-    )
-    for row in pairs.head(MOST_ROWS).itertuples():
-        first = row.image_a, row.truth_a, row.decision_a
-        table.add(row.kind, *first, row.image_b, row.truth_b, row.decision_b, row.difference)
+    shown = f"{min(len(pairs), MOST_ROWS)} of {len(pairs)} pairs ({kinds}); " if len(pairs) else ""
+    note = f"{shown}differs by: half the sum of absolute differences of probabilities"
+    about = ("image", "truth", "decision")
+    names = {"kind": "kind", **{f"{name}_a": name for name in about}}
+    names |= {f"{name}_b": f"other\n{name}" for name in about} | {"difference": "differs\nby"}
+    title = "Same lesion or near-duplicate, different decisions"
+    table = Table.from_frame(pairs.head(MOST_ROWS), title, names, note)
     if pairs.empty:
         table.add("none")
     return table

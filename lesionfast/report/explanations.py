@@ -31,6 +31,7 @@ from lesionfast.report.page import (
     class_styles,
     draw_picture,
     drawn_classes,
+    new_axes,
     new_figure,
     save,
     subtitle,
@@ -165,27 +166,23 @@ def draw_maps(explanation: Explanation, rows: pd.DataFrame, title: str, subtitle
     more = 0.16 * len(explanation.metadata.columns)
     figure = new_figure(columns * CELL[0], lines * (CELL[1] + more) + 1.7, title, subtitle)
     figure.get_layout_engine().set(h_pad=0.12)
-    axes = list(figure.subplots(lines, columns, squeeze=False).flat)
-    for i, axis in enumerate(axes):
-        if i >= n:
-            axis.set_axis_off()
-            continue
+    for i, axis in enumerate(new_axes(figure, n, columns)):
         row = captions.loc[explanation.rows["image_id"].iloc[i]]
         added = explanation.describe(i) if explanation.metadata.to_numpy().any() else []
         text = "\n".join([decision_caption(row), *added])
         draw_pair(axis, pictures[i], explanation.maps[i])
         axis.set_title(str(row.name), loc="left", fontsize=7.5, color=GREY, pad=3)
         axis.set_xlabel(text, loc="left", fontsize=9, linespacing=1.3)
-    add_heat_bar(figure, axes)
+    add_heat_bar(figure)
     return figure
 
 
-def add_heat_bar(figure: Figure, axes: list[Axes]) -> None:
+def add_heat_bar(figure: Figure) -> None:
     """Add what the colours of the maps mean, above them."""
     from matplotlib.cm import ScalarMappable
 
     place = {"location": "top", "shrink": 0.25, "aspect": 30, "pad": 0.01, "anchor": (0, 0)}
-    bar = figure.colorbar(ScalarMappable(cmap=HEAT), ax=axes, **place)
+    bar = figure.colorbar(ScalarMappable(cmap=HEAT), ax=figure.axes, **place)
     bar.set_label("heat, as a share of the image's maximum; contour at one half", fontsize=8)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8)

@@ -24,6 +24,7 @@ from lesionfast.report.page import (
     GREY,
     Picture,
     class_styles,
+    new_axes,
     new_figure,
     save,
     subtitle,
@@ -102,14 +103,12 @@ def draw_grid(
     more = max(0, max(text.count("\n") for text in captions) + 1 - LINES) * LINE
     size = columns * CELL[0], lines * (CELL[1] + more) + 0.9
     figure = new_figure(*size, title, f"{subtitle}\n{PER_CENT}")
-    axes = figure.subplots(lines, columns, squeeze=False).flat
+    axes = new_axes(figure, len(rows), columns)
     with FileReader() as reader:
         reasons = [
             draw_cell(axis, row, text, reader)
-            for axis, (_, row), text in zip(axes, rows.iterrows(), captions, strict=False)
+            for axis, (_, row), text in zip(axes, rows.iterrows(), captions, strict=True)
         ]
-    for axis in axes[len(rows) :]:
-        axis.set_axis_off()
     bad = [reason for reason in reasons if reason]
     if bad:
         logger.warning("%s: %d of %d images not drawn; %s", title, len(bad), len(rows), bad[0])
@@ -204,18 +203,15 @@ def draw_nearest(run: Run, table: pd.DataFrame, folder: Path | None = None) -> P
     """Draw the image beside its nearest training lesions as PNG; return the path."""
     name = Path(str(table["image_id"].iloc[0])).stem
     columns = min(len(table), 6)
-    lines = -(-len(table) // columns)
     title = f"The training lesions most similar to {table['image_id'].iloc[0]}"
-    size = 2.5 * columns, 2.9 * lines + 0.8
+    size = 2.5 * columns, 2.9 * ceil(len(table) / columns) + 0.8
     figure = new_figure(*size, title, "similarity: cosine of the centred image features")
-    axes = list(figure.subplots(lines, columns, squeeze=False).flat)
-    for place, (axis, (_, row)) in enumerate(zip(axes, table.iterrows(), strict=False)):
+    axes = new_axes(figure, len(table), columns)
+    for place, (axis, (_, row)) in enumerate(zip(axes, table.iterrows(), strict=True)):
         likeness = f"similarity {row['similarity']:.3f}" if place else "this image"
         target = full_name(row["target"]) if row["target"] else ""
         draw_cell(axis, row, "\n".join(filter(None, [target, patient(row), likeness])))
         axis.spines[:].set(color="0.8" if place else "black", linewidth=1 if place else 2)
-    for axis in axes[len(table) :]:
-        axis.set_axis_off()
     return save(figure, (folder or run.path / "figures") / f"nearest_{name}.png")
 
 
@@ -248,9 +244,11 @@ def draw_atlas(interpretation: Interpretation, folder: Path, most: int = 6) -> l
             f"has: {', '.join(interpretation.classes)}. Name a run with both."
         )
     melanoma, nevus = interpretation.classes.costliest
-    pairs = {"atlas_melanoma_as_nevus": (melanoma, nevus)}
-    pairs |= {"atlas_nevus_as_melanoma": (nevus, melanoma)}
-    pairs |= {"atlas_melanoma_right": (melanoma, melanoma)}
+    pairs = {
+        "atlas_melanoma_as_nevus": (melanoma, nevus),
+        "atlas_nevus_as_melanoma": (nevus, melanoma),
+        "atlas_melanoma_right": (melanoma, melanoma),
+    }
     tables = {name: interpretation.taken_for(*pair) for name, pair in pairs.items()}
     shown = pd.concat([table.head(most) for table in tables.values()], ignore_index=True)
     nearest = dict(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import resources
 from io import BytesIO
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,6 +133,15 @@ def new_figure(width: float, height: float, title: str, subtitle: str = "") -> "
     text = f"{title}\n{subtitle}" if subtitle else title
     figure.suptitle(text, x=0.012, ha="left", fontsize=12, linespacing=1.4)
     return figure
+
+
+def new_axes(figure: "Figure", count: int, columns: int, **shared: bool) -> "list[Axes]":
+    """Return `count` axes in lines of so many columns; what is left of the last line is empty."""
+    lines = max(ceil(count / columns), 1)
+    axes = list(figure.subplots(lines, columns, squeeze=False, **shared).flat)
+    for axis in axes[count:]:
+        axis.set_axis_off()
+    return axes[:count]
 
 
 def style_axis(axis: "Axes", legend: str = "", **settings: Any) -> None:

@@ -262,9 +262,8 @@ def labels(findings: Findings) -> Section | None:
         "differences of their probabilities. The command lesionfast labels lists labels that may "
         "be wrong.",
     ]
-    columns = ["image", "decision", "other image", "other decision", "truth", "difference"]
-    table = Table("Pairs", columns)
-    for row in pd.concat([pairs[grave], pairs[~grave]]).head(MOST_ROWS).itertuples():
-        pair = row.image_a, row.decision_a, row.image_b, row.decision_b
-        table.add(*pair, full_name(row.truth_a), row.difference)
-    return Section("One lesion, two decisions", words, [table])
+    rows = pd.concat([pairs[grave], pairs[~grave]]).head(MOST_ROWS)
+    rows["truth"] = rows["truth_a"].map(full_name)
+    names = {"image_a": "image", "decision_a": "decision", "image_b": "other image"}
+    names |= {"decision_b": "other decision", "truth": "truth", "difference": "difference"}
+    return Section("One lesion, two decisions", words, [Table.from_frame(rows, "Pairs", names)])
