@@ -264,9 +264,6 @@ def without_metadata(run: Run, split: str, rule: str | None = None) -> Interpret
 def contribution_table(
     whole: Interpretation,
     others: Mapping[str, Interpretation],
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Return the metrics of a run and of others by name, and their paired differences from it.
 
@@ -292,7 +289,7 @@ def contribution_table(
             if key in wanted
         }
 
-    values, drawn = resampled(find, truth, lesions, resamples=resamples, seed=seed)
+    values, drawn = resampled(find, truth, lesions)
     is_melanoma = whole.rows["truth"].to_numpy() == whole.classes.melanoma
     melanomas, rows = len(np.unique(whole.lesions[is_melanoma])), []
     for (name, *key), value in values.items():

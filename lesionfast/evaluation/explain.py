@@ -19,7 +19,7 @@ from lesionfast.errors import LesionfastError, did_you_mean
 from lesionfast.models.fusion import FusionModel, load_model
 from lesionfast.models.inference import as_images, in_eval_mode
 from lesionfast.runs import Run
-from lesionfast.stats.bootstrap import RESAMPLES, drawn_rows, interval, wilson
+from lesionfast.stats.bootstrap import Found, interval, resampled, wilson
 
 logger = logging.getLogger("lesionfast")
 
@@ -299,9 +299,7 @@ def read_mask(file: Path | None, size: int, resize: str) -> np.ndarray:
     return mask
 
 
-def score_maps(
-    maps: np.ndarray, masks: np.ndarray, lesions: Sequence, *, resamples: int = RESAMPLES, seed=0
-) -> pd.DataFrame:
+def score_maps(maps: np.ndarray, masks: np.ndarray, lesions: Sequence) -> pd.DataFrame:
     """Return the share of heat inside the lesion and the pointing game, of maps and of a blob.
 
     Maps are (n, H, W) from 0, masks bool (n, H, W). Columns: measure ('share inside' or 'pointing
@@ -312,17 +310,23 @@ def score_maps(
     used = maps.reshape(len(maps), -1).any(axis=1)
     if not used.any():
         raise LesionfastError("every map is 0: no image supports its class. Explain another class.")
-    maps, masks = maps[used], masks[used]
-    codes = np.unique(np.asarray(lesions)[used], return_inverse=True)[1]
+    maps, masks, lesions = maps[used], masks[used], np.asarray(lesions)[used]
     blob = np.broadcast_to(centred_blob(*masks.shape[1:]), masks.shape)
-    rows = []
+    scores = {}
     for measure, score in (("share inside", share_inside), ("pointing game", pointing_game)):
         own, other = score(maps, masks), score(blob, masks)
-        for of, values in (("map", own), ("centred blob", other), ("difference", own - other)):
-            low, high = mean_interval(values, codes, resamples, seed)
-            if low == high and of != "difference":
-                low, high = wilson(values.mean(), len(np.unique(codes)))
-            rows.append((measure, of, len(values), float(values.mean()), low, high))
+        scores |= {(measure, "map"): own, (measure, "centred blob"): other}
+        scores[measure, "difference"] = own - other
+
+    def find(weights: np.ndarray) -> Found:
+        return {key: weights @ values / weights.sum(axis=1) for key, values in scores.items()}
+
+    drawn, rows = resampled(find, np.zeros(len(maps), np.int64), lesions)[1], []
+    for (measure, of), values in scores.items():
+        low, high = interval(drawn[measure, of])
+        if low == high and of != "difference":
+            low, high = wilson(values.mean(), len(np.unique(lesions)))
+        rows.append((measure, of, len(values), float(values.mean()), low, high))
     return pd.DataFrame(rows, columns=["measure", "of", "n", "value", "low", "high"])
 
 
@@ -341,13 +345,3 @@ def centred_blob(height: int, width: int) -> np.ndarray:
     """Return a Gaussian (height, width) in the centre, where most photographs have the lesion."""
     y, x = (np.arange(n) / n - (n - 1) / (2 * n) for n in (height, width))
     return np.exp(-(y[:, None] ** 2 + x[None] ** 2) / (2 * SPREAD**2))
-
-
-def mean_interval(
-    values: np.ndarray, lesions: np.ndarray, resamples: int, seed: int
-) -> tuple[float, float]:
-    """Return the 95 % interval of the mean of values (n,) when lesions (n,) are resampled."""
-    same_class = np.zeros(len(values), np.int64)
-    drawn = drawn_rows(same_class, lesions, resamples, seed)
-    means = [weights @ values / weights.sum(axis=1) for weights in drawn]
-    return interval(np.concatenate(means))

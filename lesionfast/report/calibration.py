@@ -27,7 +27,7 @@ from lesionfast.report.page import (
     style_axis,
     subtitle,
 )
-from lesionfast.stats.bootstrap import RESAMPLES, Found, interval, resampled
+from lesionfast.stats.bootstrap import Found, interval, resampled
 from lesionfast.stats.calibration import (
     NOISE,
     Calibrator,
@@ -73,9 +73,7 @@ def calibration(findings: Findings) -> Section | None:
     return Section("Calibration", words, [table], pictures)
 
 
-def before_and_after(
-    valid: Interpretation, test: Interpretation, *, resamples: int = RESAMPLES, seed: int = 0
-) -> pd.DataFrame:
+def before_and_after(valid: Interpretation, test: Interpretation) -> pd.DataFrame:
     """Return what each method, fitted on validation, does to the metrics of test.
 
     Columns method, chosen (by validation), metric, of, value, low, high, and the paired difference
@@ -86,21 +84,21 @@ def before_and_after(
     """
     require_unseen(test)
     methods = choose_methods(valid.probabilities)
-    fitted = {name: CALIBRATION.fit(valid, method=name, seed=seed) for name in methods}
+    fitted = {name: CALIBRATION.fit(valid, method=name) for name in methods}
     scores = {name: calibrator.scores[name] for name, calibrator in fitted.items()}
     chosen = min(scores, key=scores.get)
     shares = np.bincount(valid.truth, minlength=len(valid.classes)) / len(valid.truth)
     rows, first = [], None
     for name, calibrator in fitted.items():
         prior = test.run.model["prior"] if name == "none" else shares
-        metrics = resample_calibrated(test, calibrator, prior, resamples, seed)
+        metrics = resample_calibrated(test, calibrator, prior)
         first = first or metrics
         rows += [(name, name == chosen, *row) for row in compare_with_first(metrics, first)]
     return pd.DataFrame(rows, columns=["method", "chosen", "metric", "of", *ENDS])
 
 
 def resample_calibrated(
-    test: Interpretation, calibrator: Calibrator, prior: ArrayLike, resamples: int, seed: int
+    test: Interpretation, calibrator: Calibrator, prior: ArrayLike
 ) -> tuple[dict, Found]:
     """Return the metrics of calibrated probabilities, and of each resample."""
     after = calibrator.apply(test.probabilities)
@@ -116,7 +114,7 @@ def resample_calibrated(
         found = measured(weights) | calibrated(weights)
         return {key: found[key] for key in wanted}
 
-    return resampled(find, test.truth, test.lesions, resamples=resamples, seed=seed)
+    return resampled(find, test.truth, test.lesions)
 
 
 def compare_with_first(found: tuple[dict, Found], first: tuple[dict, Found]) -> list[tuple]:

@@ -29,7 +29,6 @@ from lesionfast.report.page import (
     style_axis,
     subtitle,
 )
-from lesionfast.stats.bootstrap import RESAMPLES
 from lesionfast.stats.conformal import BY_CLASS, KINDS, MARGINAL, Conformal, coverage_table
 from lesionfast.stats.selective import Referral, aurc_table, referral_table, risk_coverage
 from lesionfast.stats.thresholds import OperatingPoint, decision_curve, positive_and_score
@@ -298,13 +297,11 @@ def draw_coverage(test: Interpretation, conformal: Conformal, folder: Path) -> P
     return save(figure, folder / "coverage.png", test)
 
 
-def run_coverage(
-    test: Interpretation, conformal: Conformal, *, resamples: int = RESAMPLES, seed: int = 0
-) -> pd.DataFrame:
+def run_coverage(test: Interpretation, conformal: Conformal) -> pd.DataFrame:
     """Return `coverage_table` of a run's predictions; without a column `age`, without age bands."""
     arrays = test.truth, test.probabilities, test.lesions, test.classes
     age = test.rows.get("age")
-    return coverage_table(*arrays, conformal, age, resamples=resamples, seed=seed)
+    return coverage_table(*arrays, conformal, age)
 
 
 def referral(findings: Findings) -> Section | None:
@@ -349,9 +346,7 @@ def draw_risk_coverage(test: Interpretation, referral: Referral, folder: Path) -
     return save(figure, folder / "risk_coverage.png", test)
 
 
-def run_referral(
-    test: Interpretation, referral: Referral, *, resamples: int = RESAMPLES, seed: int = 0
-) -> pd.DataFrame:
+def run_referral(test: Interpretation, referral: Referral) -> pd.DataFrame:
     """Return `referral_table` of a run's predictions.
 
     Raises `LesionfastError` if their rule is not the one that the threshold was chosen for.
@@ -362,4 +357,4 @@ def run_referral(
             f"'{test.rule}'. Pass Decisions(run).referral_by('{test.rule}')."
         )
     arrays = test.truth, test.decision, referral.referred(test.confidence), test.lesions
-    return referral_table(*arrays, test.classes, resamples=resamples, seed=seed)
+    return referral_table(*arrays, test.classes)

@@ -172,15 +172,10 @@ def most_confused_table(interpretation: Interpretation, most: int = 12) -> Table
     return table
 
 
-def taken_for_table(
-    interpretation: Interpretation, truth: str | None = None, decision: str | None = None
-) -> Table:
-    """Return the images of one class that were decided another, the most confident first.
-
-    Unless they are named, these are melanomas taken for nevi.
-    """
-    truth, decision = interpretation.name_error(truth, decision)
-    rows = interpretation.taken_for(truth, decision)
+def taken_for_table(interpretation: Interpretation) -> Table:
+    """Return the melanomas taken for nevi, the most confident first."""
+    truth, decision = interpretation.name_error(None, None)
+    rows = interpretation.taken_for()
     total = int((interpretation.rows["truth"] == truth).sum())
     more = f"the {MOST_ROWS} most confident of {len(rows)}; " if len(rows) > MOST_ROWS else ""
     about = [name for name in ("age", "sex", "localization") if name in rows]

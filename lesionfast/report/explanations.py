@@ -249,7 +249,7 @@ def draw_feature_map(interpretation: Interpretation, folder: Path) -> Path:
     return save(figure, folder / "feature_map.png", interpretation)
 
 
-def project(features: np.ndarray, seed: int = 0, perplexity: float = PERPLEXITY) -> np.ndarray:
+def project(features: np.ndarray) -> np.ndarray:
     """Return features (n, F) in the plane, (n, 2), by PCA to 50 numbers and then t-SNE.
 
     (van der Maaten and Hinton 2008, J. Mach. Learn. Res. 9:2579.) Neighbours mean something, the
@@ -264,10 +264,10 @@ def project(features: np.ndarray, seed: int = 0, perplexity: float = PERPLEXITY)
         raise LesionfastError(
             f"{n} images are too few for a map. Choose a split of {FEWEST} or more with --split."
         )
-    reduced = PCA(min(50, n, features.shape[1]), random_state=seed).fit_transform(features)
-    perplexity = min(perplexity, (n - 1) / 3)
+    reduced = PCA(min(50, n, features.shape[1]), random_state=0).fit_transform(features)
+    perplexity = min(PERPLEXITY, (n - 1) / 3)
     how = {"perplexity": perplexity, "init": "pca", "max_iter": ITERATIONS, "n_jobs": -1}
-    return TSNE(2, random_state=seed, **how).fit_transform(reduced)
+    return TSNE(2, random_state=0, **how).fit_transform(reduced)
 
 
 def draw_classes(

@@ -9,6 +9,7 @@ from lesionfast.errors import LesionfastError
 
 RESAMPLES = 2000
 FEWEST = 1000
+LEVEL = 0.95
 BLOCK = 200_000  # drawn rows at a time, which stay in a processor's cache
 Found = dict[Hashable, np.ndarray]  # a statistic's name, and its value under each set of weights
 
@@ -33,7 +34,7 @@ def resampled(
     codes = np.unique(np.asarray(lesions), return_inverse=True)[1]
     check_resampling(truth, [], codes, resamples)
     values = {key: float(each[0]) for key, each in find(np.ones((1, len(truth)))).items()}
-    parts = [find(weights) for weights in drawn_rows(truth, codes, resamples, seed)]
+    parts = [find(counts[:, codes]) for counts in drawn_lesions(truth, codes, resamples, seed)]
     return values, {key: np.concatenate([part[key] for part in parts]) for key in values}
 
 
@@ -82,14 +83,6 @@ def drawn_lesions(
         yield counts
 
 
-def drawn_rows(
-    truth: np.ndarray, lesions: np.ndarray, resamples: int, seed: int
-) -> Iterator[np.ndarray]:
-    """Yield blocks of resamples: how often each row is drawn, float64 (block, n)."""
-    for counts in drawn_lesions(truth, lesions, resamples, seed):
-        yield counts[:, lesions]
-
-
 def draws(lesions: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
     """Return how often each lesion is drawn in each resample, (resamples, lesions)."""
     drawn = rng.integers(0, lesions, (resamples, lesions))
@@ -98,15 +91,15 @@ def draws(lesions: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
     return np.bincount(drawn.ravel(), minlength=size).reshape(resamples, -1).astype(np.float64)
 
 
-def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Return the percentile interval of the resampled values (resamples,); NaN if undefined.
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % percentile interval of the resampled values (resamples,); NaN if undefined.
 
     (Efron and Tibshirani 1993, section 13.3.) Of a class with a single lesion it has no width:
     nothing is known of how lesions of that class differ.
     """
     if np.isnan(values).all():
         return float("nan"), float("nan")
-    tail = (1 - level) / 2
+    tail = (1 - LEVEL) / 2
     low, high = np.nanquantile(values, [tail, 1 - tail])
     return float(low), float(high)
 
@@ -130,7 +123,7 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     return float(max(0.0, middle - half)), float(min(1.0, middle + half))
 
 
-def centred_interval(value: float, drawn: np.ndarray, floor: float = 0.0) -> tuple[float, float]:
+def centred_interval(value: float, drawn: np.ndarray) -> tuple[float, float]:
     """Return the basic interval of a statistic that noise makes larger, such as an ECE.
 
     A resample adds to such a statistic what the sample added to the truth, so percentiles would
@@ -138,4 +131,4 @@ def centred_interval(value: float, drawn: np.ndarray, floor: float = 0.0) -> tup
     ISBN 978-0521574716, eq. 2.10). The upper end is never below `value`.
     """
     low, high = interval(drawn)
-    return max(floor, 2 * value - high), max(value, 2 * value - low)
+    return max(0.0, 2 * value - high), max(value, 2 * value - low)

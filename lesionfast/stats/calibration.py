@@ -245,9 +245,7 @@ def choose_methods(probabilities: np.ndarray) -> tuple[str, ...]:
     return tuple(each for each in METHODS if each != "dirichlet" or k * (k + 1) <= n)
 
 
-def assign_folds(
-    truth: np.ndarray, lesions: ArrayLike, seed: int, folds: int = FOLDS
-) -> np.ndarray:
+def assign_folds(truth: np.ndarray, lesions: ArrayLike, seed: int) -> np.ndarray:
     """Return the fold of each image (n,): the lesions of each class dealt out in random order.
 
     Unlike scikit-learn's StratifiedGroupKFold it takes a class of fewer lesions than folds.
@@ -261,7 +259,7 @@ def assign_folds(
         )
     rng, fold = np.random.default_rng(seed), np.zeros(many, np.int64)
     dealt = np.concatenate([rng.permutation(members) for members in strata(truth, codes)])
-    fold[dealt] = np.arange(many) % min(folds, many)
+    fold[dealt] = np.arange(many) % min(FOLDS, many)
     return fold[codes]
 
 
@@ -318,8 +316,6 @@ def reliability_bins(
     *,
     bins: int = BINS,
     adaptive: bool = False,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Return one row a bin that is not empty: from, to, images, score, value, low, high.
 
@@ -334,7 +330,7 @@ def reliability_bins(
         shares = ratio(weights @ (member * happened[:, None]), weights @ member)
         return dict(enumerate(shares.T))
 
-    values, drawn = resampled(find, truth, lesions, resamples=resamples, seed=seed)
+    values, drawn = resampled(find, truth, lesions)
     rows = []
     for each in np.unique(number):
         inside = number == each

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from lesionfast.diagnoses import Classes
 from lesionfast.errors import LesionfastError
-from lesionfast.stats.bootstrap import RESAMPLES, Found, interval, resampled, share_interval
+from lesionfast.stats.bootstrap import Found, interval, resampled, share_interval
 from lesionfast.stats.metrics import (
     ALL,
     as_probabilities,
@@ -135,9 +135,6 @@ def coverage_table(
     classes: Sequence[str],
     conformal: Conformal,
     age: ArrayLike | None = None,
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Return kind, of, images, lesions, metric, value, low, high, both kinds of set beside it.
 
@@ -162,7 +159,7 @@ def coverage_table(
             )
         }
 
-    values, drawn = resampled(find, truth, lesions, resamples=resamples, seed=seed)
+    values, drawn = resampled(find, truth, lesions)
     counts = {of: (int(m.sum()), len(np.unique(lesions[m]))) for of, m in groups.items()}
     rows = []
     for (kind, of, metric), value in values.items():

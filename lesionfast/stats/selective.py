@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from lesionfast.diagnoses import Classes
 from lesionfast.errors import LesionfastError
-from lesionfast.stats.bootstrap import RESAMPLES, Found, interval, resampled, share_interval
+from lesionfast.stats.bootstrap import Found, interval, resampled, share_interval
 from lesionfast.stats.metrics import (
     ALL,
     as_prior,
@@ -71,9 +71,6 @@ def risk_coverage(
     confidence: np.ndarray,
     lesions: ArrayLike,
     classes: Sequence[str],
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Return kept, images, lesions, metric, value, low, high: the risk of the most confident.
 
@@ -93,7 +90,7 @@ def risk_coverage(
             for metric, value in risks(weights * mask).items()
         }
 
-    values, drawn = resampled(find, truth, lesions, resamples=resamples, seed=seed)
+    values, drawn = resampled(find, truth, lesions)
     melanoma, rows = np.isin(classes, Classes.of(classes).melanoma), []
     for (share, metric), value in values.items():
         kept, draws = masks[share], drawn[share, metric]
@@ -142,13 +139,10 @@ def aurc_table(
     decision: np.ndarray,
     confidence: np.ndarray,
     lesions: ArrayLike,
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Return AURC and excess AURC of the error with intervals: metric, value, low, high."""
     find = weighted_aurc(decision != truth, confidence)
-    values, drawn = resampled(find, truth, lesions, resamples=resamples, seed=seed)
+    values, drawn = resampled(find, truth, lesions)
     rows = [(metric, value, *interval(drawn[metric])) for metric, value in values.items()]
     return pd.DataFrame(rows, columns=["metric", "value", "low", "high"])
 
@@ -191,9 +185,6 @@ def referral_table(
     referred: np.ndarray,
     lesions: ArrayLike,
     classes: Sequence[str],
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Return metric, of, among, value, low, high: the share referred, and what is left.
 
@@ -221,7 +212,7 @@ def referral_table(
                 found[KEPT_RIGHT[risk], of, among] = 1 - value
         return found
 
-    values, drawn = resampled(find, truth, lesions, resamples=resamples, seed=seed)
+    values, drawn = resampled(find, truth, lesions)
     rows = []
     for (metric, of, among), value in values.items():
         n = len(np.unique(np.asarray(lesions)[members[of] & sides[among]]))

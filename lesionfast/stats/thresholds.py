@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from lesionfast.diagnoses import Classes
 from lesionfast.errors import LesionfastError
-from lesionfast.stats.bootstrap import RESAMPLES, Found, interval, resampled, share_interval
+from lesionfast.stats.bootstrap import Found, interval, resampled, share_interval
 from lesionfast.stats.metrics import as_codes, as_probabilities, check_predictions, ratio
 
 logger = logging.getLogger("lesionfast")
@@ -95,8 +95,6 @@ def apply_points(
     probabilities: ArrayLike,
     lesions: ArrayLike,
     classes: Sequence[str],
-    resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Return what each point reaches: one row a point, each share with its 95 % interval.
 
@@ -111,7 +109,7 @@ def apply_points(
         row = {name: getattr(point, name) for name in ("of", "goal", "level", "threshold")}
         row |= {"n_positive": int(positive.sum()), "n_negative": int((~positive).sum())}
         flagged = score >= point.threshold
-        rows.append(row | measure_shares(positive, flagged, truth, lesions, resamples, seed))
+        rows.append(row | measure_shares(positive, flagged, truth, lesions))
     shares = [f"{name}{end}" for name in SHARES for end in ("", "_low", "_high")]
     columns = ["of", "goal", "level", "threshold", "n_positive", "n_negative", *shares]
     return pd.DataFrame(rows, columns=columns)
@@ -122,8 +120,6 @@ def measure_shares(
     flagged: np.ndarray,
     truth: np.ndarray,
     lesions: np.ndarray,
-    resamples: int,
-    seed: int,
 ) -> dict[str, float]:
     """Return sensitivity, specificity, precision and the share flagged, with intervals."""
     over = {
@@ -138,7 +134,7 @@ def measure_shares(
             name: ratio(weights @ part, weights @ whole) for name, (part, whole) in over.items()
         }
 
-    values, drawn = resampled(find, truth, lesions, resamples=resamples, seed=seed)
+    values, drawn = resampled(find, truth, lesions)
     found = {}
     for name, (_, whole) in over.items():
         ends = share_interval(values[name], drawn[name], len(np.unique(lesions[whole])))
@@ -177,10 +173,6 @@ def decision_curve(
     lesions: ArrayLike,
     classes: Sequence[str],
     of: str,
-    *,
-    thresholds: ArrayLike = THRESHOLDS,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Return the decision curve of one of `Classes.targets`: one row a threshold.
 
@@ -190,18 +182,18 @@ def decision_curve(
     all (everyone flagged) and none (nobody, 0), in true positives an image.
     """
     positive, score = positive_and_score(of, truth, probabilities, classes)
-    each = gains(positive, score, thresholds)
+    each = gains(positive, score, THRESHOLDS)
 
     def find(weights: np.ndarray) -> Found:
         shares = weights @ each / weights.sum(axis=1, keepdims=True)
         return dict(enumerate(shares.T))
 
     codes = as_codes(truth, len(classes))
-    values, drawn = resampled(find, codes, lesions, resamples=resamples, seed=seed)
+    values, drawn = resampled(find, codes, lesions)
     ends = np.array([interval(drawn[number]) for number in values])
-    table = {"threshold": np.asarray(thresholds, np.float64), "net_benefit": list(values.values())}
+    table = {"threshold": THRESHOLDS, "net_benefit": list(values.values())}
     table |= {"low": ends[:, 0], "high": ends[:, 1]}
-    all_flagged = net_benefit(positive, np.ones(len(positive)), thresholds)
+    all_flagged = net_benefit(positive, np.ones(len(positive)), THRESHOLDS)
     return pd.DataFrame(table | {"all": all_flagged, "none": 0.0})
 
 
@@ -233,9 +225,6 @@ def cost_table(
     decisions: Mapping[str, ArrayLike],
     costs: ArrayLike,
     lesions: ArrayLike,
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Return the mean cost an image of each rule's decisions (n,): rule, value, low, high."""
     k = len(np.asarray(costs))
@@ -245,6 +234,6 @@ def cost_table(
     def find(weights: np.ndarray) -> Found:
         return {name: weights @ each / weights.sum(axis=1) for name, each in paid.items()}
 
-    values, drawn = resampled(find, truth, lesions, resamples=resamples, seed=seed)
+    values, drawn = resampled(find, truth, lesions)
     rows = [(name, value, *interval(drawn[name])) for name, value in values.items()]
     return pd.DataFrame(rows, columns=["rule", "value", "low", "high"])

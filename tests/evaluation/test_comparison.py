@@ -24,7 +24,7 @@ from lesionfast.files import write_text
 from lesionfast.report.subgroups import contribution_table as terminal_table
 from lesionfast.report.subgroups import metadata
 from lesionfast.runs import WITHOUT_METADATA, Run
-from lesionfast.stats.bootstrap import drawn_rows, interval, resampled
+from lesionfast.stats.bootstrap import RESAMPLES, drawn_lesions, interval, resampled
 from lesionfast.stats.metrics import mean_defined, weighted_recall
 
 
@@ -163,14 +163,14 @@ def row_of(table: pd.DataFrame, system: str, metric: str) -> pd.Series:
 
 
 def test_a_run_does_not_differ_from_itself(pair):
-    table = contribution_table(pair[0], {"same": pair[0]}, resamples=1000)
+    table = contribution_table(pair[0], {"same": pair[0]})
     same = table[table["system"] == "same"]
     assert (same[["difference", "difference_low", "difference_high"]] == 0).all(None)
 
 
 def test_the_differences_are_those_of_a_loop_over_the_same_lesions(pair):
     whole, worse = pair
-    table = contribution_table(whole, {"worse": worse}, resamples=1000)
+    table = contribution_table(whole, {"worse": worse})
     order = np.argsort(whole.rows["image_id"].to_numpy(str))
     other = np.argsort(worse.rows["image_id"].to_numpy(str))
     truth = whole.truth[order]
@@ -179,7 +179,7 @@ def test_the_differences_are_those_of_a_loop_over_the_same_lesions(pair):
     drawn = [
         balanced_accuracy_score(truth, second, sample_weight=weights)
         - balanced_accuracy_score(truth, first, sample_weight=weights)
-        for block in drawn_rows(truth, codes, 1000, 0)
+        for block in drawn_lesions(truth, codes, RESAMPLES, 0)
         for weights in block
     ]
     found = row_of(table, "worse", "balanced_accuracy")
@@ -190,7 +190,7 @@ def test_the_differences_are_those_of_a_loop_over_the_same_lesions(pair):
 
 
 def test_the_pairing_narrows_the_interval(pair):
-    table = contribution_table(pair[0], {"worse": pair[1]}, resamples=1000)
+    table = contribution_table(pair[0], {"worse": pair[1]})
     whole, worse = (row_of(table, name, "macro_auc") for name in ("whole", "worse"))
     unpaired = np.hypot(whole["high"] - whole["low"], worse["high"] - worse["low"])
     assert worse["difference_high"] - worse["difference_low"] < unpaired
@@ -235,7 +235,7 @@ def test_runs_of_other_images_are_refused(pair, make_run):
 
 
 def test_the_terminal_shows_every_difference(pair):
-    table = contribution_table(pair[0], {"worse": pair[1]}, resamples=1000)
+    table = contribution_table(pair[0], {"worse": pair[1]})
     metrics = [metric for metric, _ in contribution_metrics(pair[0].classes)]
     whole, worse, paired = terminal_table(table, pair[0].classes).rows
     for place, metric in enumerate(metrics, 1):

@@ -94,7 +94,6 @@ def test_bins_against_scikit_learn(strategy):
         np.arange(900),
         bins=10,
         adaptive=strategy == "quantile",
-        resamples=1000,
     )
     share, mean = calibration_curve(happened, scores, n_bins=10, strategy=strategy)
     assert table["score"].to_numpy() == pytest.approx(mean)
@@ -105,9 +104,7 @@ def test_bins_against_scikit_learn(strategy):
 
 def test_equal_scores_share_a_bin_and_one_class_has_no_images():
     truth, p = np.array([0, 0, 1, 1]), np.tile([0.5, 0.3, 0.2, 0.0], (4, 1))
-    table = reliability_bins(
-        p[:, 0], truth == 0, truth, np.arange(4), adaptive=True, resamples=1000
-    )
+    table = reliability_bins(p[:, 0], truth == 0, truth, np.arange(4), adaptive=True)
     assert table["images"].tolist() == [4] and table["value"].tolist() == [0.5]
     found = calibration_table(truth, p, np.arange(4), CLASSES, resamples=1000)
     value = found.set_index(["metric", "of"])["value"]
@@ -281,7 +278,7 @@ def test_nothing_of_test_reaches_a_calibration(make_run):
 def test_before_and_after_against_each_metric_alone(make_run):
     run = make_run(n=300)
     valid, test = Interpretation.of(run, "valid"), Interpretation.of(run)
-    table = before_and_after(valid, test, resamples=1000)
+    table = before_and_after(valid, test)
     rows = table.set_index(["method", "metric"])
     assert set(table["method"]) == set(METHODS) and table.groupby("method").size().eq(7).all()
     assert (rows.loc["none", ["difference", "difference_low", "difference_high"]] == 0).all(None)
@@ -303,9 +300,7 @@ def test_before_and_after_against_each_metric_alone(make_run):
 
 def test_without_melanomas_their_sensitivity_is_left_out(make_run):
     run = make_run(classes=("benign", "malignant"), n=120)
-    table = before_and_after(
-        Interpretation.of(run, "valid"), Interpretation.of(run), resamples=1000
-    )
+    table = before_and_after(Interpretation.of(run, "valid"), Interpretation.of(run))
     assert "sensitivity" not in set(table["metric"]) and len(table) == 4 * 6
 
 

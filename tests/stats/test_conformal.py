@@ -174,7 +174,7 @@ def test_coverage_table_against_a_loop():
     age = rng.integers(20, 90, 120).astype(float)[lesions]
     age[lesions < 8] = np.nan
     fitted = fit_conformal(*draw(200, 4), CLASSES)
-    table = coverage_table(truth, p, lesions, CLASSES, fitted, age, resamples=1000)
+    table = coverage_table(truth, p, lesions, CLASSES, fitted, age)
     rows = table.set_index(["kind", "of", "metric"])
     mel = truth == 0
     groups = {
@@ -206,7 +206,7 @@ def test_coverage_table_against_a_loop():
 def test_certain_shares_have_an_interval_with_width_and_no_group_is_nan():
     truth, p, lesions = np.repeat([0, 1], 10), np.tile([0.5, 0.4, 0.1], (20, 1)), np.arange(20)
     fitted = fit_conformal(truth, p, lesions, CLASSES)
-    rows = coverage_table(truth, p, lesions, CLASSES, fitted, resamples=1000)
+    rows = coverage_table(truth, p, lesions, CLASSES, fitted)
     rows = rows.set_index(["kind", "of", "metric"])
     row = rows.loc[BY_CLASS, "mel", "coverage"]
     assert row["value"] == 1 and 0.6 < row["low"] < 0.8

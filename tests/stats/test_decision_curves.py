@@ -20,7 +20,7 @@ def simulate(n=400, seed=0):
 
 def test_net_benefit_is_that_of_a_loop():
     truth, probabilities, lesions = simulate()
-    table = decision_curve(truth, probabilities, lesions, CLASSES, "mel", resamples=1000)
+    table = decision_curve(truth, probabilities, lesions, CLASSES, "mel")
     for _, row in table.iterrows():
         t, hits, alarms = row["threshold"], 0, 0
         for label, score in zip(truth, probabilities[:, 1], strict=True):
@@ -69,7 +69,7 @@ def test_the_table_has_the_mean_cost_of_each_rule():
     truth, probabilities, lesions = simulate()
     costs = read_cost_matrix("mel:nv=10", CLASSES)
     rules = {"argmax": probabilities.argmax(axis=1), "cost": cost_decision(probabilities, costs)}
-    table = cost_table(truth, rules, costs, lesions, resamples=1000).set_index("rule")
+    table = cost_table(truth, rules, costs, lesions).set_index("rule")
     for name, decision in rules.items():
         paid = [costs[i, j] for i, j in zip(truth, decision, strict=True)]
         assert table.loc[name, "value"] == pytest.approx(np.mean(paid))

@@ -42,7 +42,7 @@ def loop_aurc(wrong, confidence):
 def test_aurc_against_a_loop(digits):
     truth, decision, confidence, lesions = draw(digits=digits)
     wrong = decision != truth
-    table = aurc_table(truth, decision, confidence, lesions, resamples=1000).set_index("metric")
+    table = aurc_table(truth, decision, confidence, lesions).set_index("metric")
     area = loop_aurc(wrong, confidence)
     best = loop_aurc(np.sort(wrong), -np.arange(len(wrong)))
     assert table.loc["aurc", "value"] == pytest.approx(area)
@@ -76,7 +76,7 @@ def test_aurc_of_known_orders():
 
 def test_risk_coverage_against_scikit_learn():
     truth, decision, confidence, lesions = draw(digits=2)
-    table = risk_coverage(truth, decision, confidence, lesions, CLASSES, resamples=1000)
+    table = risk_coverage(truth, decision, confidence, lesions, CLASSES)
     for (share, metric), row in table.set_index(["kept", "metric"]).iterrows():
         least = sorted(confidence, reverse=True)[round(share * 400) - 1]
         mask = confidence >= least
@@ -114,7 +114,7 @@ def test_the_threshold_refers_the_share(share):
 def test_referral_table_against_a_loop():
     truth, decision, confidence, lesions = draw()
     referred = confidence < 0.3
-    table = referral_table(truth, decision, referred, lesions, CLASSES, resamples=1000)
+    table = referral_table(truth, decision, referred, lesions, CLASSES)
     value = table.set_index(["metric", "of", "among"])["value"]
     kept, mel = ~referred, truth == 0
     missed = mel & (decision != 0)
@@ -139,7 +139,7 @@ def test_referral_table_against_a_loop():
 def test_a_share_that_is_certain_has_width_and_none_missed_is_nan():
     truth = np.repeat([0, 1], 20)
     referred = np.arange(40) % 2 == 0
-    table = referral_table(truth, truth, referred, np.arange(40), CLASSES, resamples=1000)
+    table = referral_table(truth, truth, referred, np.arange(40), CLASSES)
     rows = table.set_index(["metric", "of", "among"])
     assert np.isnan(rows.loc["referred", "mel", "missed"].to_numpy(float)[1:]).all()
     row = rows.loc["sensitivity", "mel", "kept"]
@@ -154,7 +154,7 @@ def test_a_run_keeps_its_threshold_and_test_does_not_move_it(make_run):
     kept = REFERRAL.read(run)
     assert kept == REFERRAL.fit(valid, share=0.25) and kept.rule == "balanced"
     assert kept.referred(valid.confidence).mean() == pytest.approx(0.25, abs=1 / 600)
-    table = run_referral(test, kept, resamples=1000)
+    table = run_referral(test, kept)
     assert table["value"][0] == kept.referred(test.confidence).mean()
     before = path.read_text()
     changed = run.predictions
@@ -184,11 +184,9 @@ def test_errors_say_what_to_type(make_run):
 def test_without_melanomas_what_is_about_them_is_left_out(make_run):
     run = make_run(classes=("benign", "malignant"), n=100)
     test, valid = Interpretation.of(run), Interpretation.of(run, "valid")
-    table = run_referral(test, REFERRAL.fit(valid), resamples=1000)
+    table = run_referral(test, REFERRAL.fit(valid))
     assert set(table["metric"]) == {"referred", "accuracy", "balanced_accuracy"}
     confidence = test.confidence
     names = np.arange(100)
-    curve = risk_coverage(
-        test.truth, test.decision, confidence, names, test.classes, resamples=1000
-    )
+    curve = risk_coverage(test.truth, test.decision, confidence, names, test.classes)
     assert set(curve["metric"]) == {"error", "balanced_error"}

@@ -78,7 +78,7 @@ def test_what_is_missing_is_left_out_and_said(caplog):
 def test_applied_points_are_scikit_learns_with_intervals():
     points = choose_points(*simulate(seed=1)[:2], CLASSES)
     truth, probabilities, lesions = simulate(seed=2)
-    table = apply_points(points, truth, probabilities, lesions, CLASSES, resamples=1000)
+    table = apply_points(points, truth, probabilities, lesions, CLASSES)
     for point, (_, row) in zip(points, table.iterrows(), strict=True):
         positive, score = positive_and_score(point.of, truth, probabilities, CLASSES)
         flagged = score >= point.threshold
