@@ -3,12 +3,11 @@
 import hashlib
 import json
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from lesionfast.errors import DamageError
-from lesionfast.files import damage_explained, sha256, write_atomically, write_json
+from lesionfast.files import damage_explained, sha256, sha256_once, write_atomically, write_json
 
 FILE = "manifest.json"
 LOCK = ".manifest.lock"
@@ -123,7 +122,7 @@ class Manifest:
             right = {entry and entry["sha256"] for entry in entries}
             if name not in listed:
                 right.add(None)
-            if hash_file(self.folder / name) in right:
+            if sha256_once(self.folder / name) in right:
                 schema = listed[name]["schema"] if name in listed else 0
                 newer = schema > SCHEMAS.get(name, 1)
                 return f"it has the schema {schema} of a newer lesionfast" if newer else None
@@ -189,21 +188,6 @@ def describe_file(path: Path, name: str) -> Entry:
     """Return what the manifest says of a file that is, or will be, called `name`."""
     size = path.stat().st_size
     return {"sha256": sha256(path), "bytes": size, "schema": SCHEMAS.get(name, 1)}
-
-
-def hash_file(path: Path) -> str | None:
-    """Return the SHA-256 of a file, read once while it stays the same; None if it is missing."""
-    try:
-        state = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return hash_version(path, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
-
-
-@lru_cache(maxsize=4096)
-def hash_version(path: Path, *version: int) -> str:
-    """Return the SHA-256 of a version of a file."""
-    return sha256(path)
 
 
 def explain_difference(path: Path, entry: Entry | None) -> str:

@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 from lesionfast.cache import cache_folder, check_room, find_or_build, read_note, write_note
-from lesionfast.files import disk_errors, sha256, stamps, workspace
+from lesionfast.files import disk_errors, sha256, sha256_once, workspace
 
 logger = logging.getLogger("lesionfast")
 
@@ -45,19 +45,11 @@ def make_sample(seed: int = 0) -> Path:
 
 
 def is_whole(folder: Path) -> bool:
-    """Return whether a folder of the cache holds the sample as it was drawn."""
-    files = [folder / CHECKSUMS, *folder.rglob("*.*")]
-    return has_its_checksums(folder, tuple(stamps([str(file) for file in files])))
-
-
-@cache
-def has_its_checksums(folder: Path, state: tuple[str, ...]) -> bool:
-    """Return whether all files of a sample have the checksums in its note; if not, it is logged."""
+    """Return whether a folder holds the sample as it was drawn; damage is logged."""
     checksums = read_note(folder / CHECKSUMS)
     for name, checksum in (checksums or {}).items():
-        file = folder / name
-        if not (file.is_file() and sha256(file) == checksum):
-            logger.warning("%s is damaged. The sample will be drawn again", file)
+        if sha256_once(folder / name) != checksum:
+            logger.warning("%s is damaged. The sample will be drawn again", folder / name)
             return False
     return checksums is not None
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastai.callback.core import CancelFitException
 
@@ -17,9 +17,6 @@ from lesionfast.console import progress_bar
 from lesionfast.training.callbacks.cached_features import FeatureLoader
 from lesionfast.training.callbacks.inference import Borrowing
 from lesionfast.training.callbacks.tracking import Resumable, history_columns
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
 
 logger = logging.getLogger("lesionfast")
 
@@ -30,7 +27,7 @@ class EpochBar(Borrowing):
     order, part = 70, "epoch"
 
     def __init__(self) -> None:
-        self.bar: Progress | None = None
+        self.bar = None
 
     def before_epoch(self) -> None:
         self.bar = progress_bar()
