@@ -105,9 +105,9 @@ def push(source: Source, name: Repository, public: Public = False, onnx: Onnx = 
 
     Example: lesionfast push runs/20260102-030405-densenet121 clinic/lesions
     """
-    from lesionfast.serving import hub
+    from lesionfast.serving import export
 
-    address = hub.push(source, name, public=public, onnx=onnx)
+    address = export.push(source, name, public=public, onnx=onnx)
     print(f"if the repository is new, it is {'public' if public else 'private'}", file=sys.stderr)
     print(address)
 

@@ -173,7 +173,7 @@ class Predictor:
 def locate(source: str | Path | Run) -> Path:
     """Return where a source is on this disk; what is on the hub is fetched."""
     if isinstance(source, str) and source.startswith("hf://"):
-        from lesionfast.serving.hub import fetch
+        from lesionfast.serving.export import fetch
 
         return fetch(source)
     return source.path if isinstance(source, Run) else Path(source).expanduser()

@@ -21,8 +21,7 @@ from lesionfast.models.lineage import check_weights
 from lesionfast.models.weights import read_weights
 from lesionfast.runs import Run
 from lesionfast.serving.bundle import SCHEMA, Bundle
-from lesionfast.serving.export import export, write_card
-from lesionfast.serving.hub import list_files_to_share
+from lesionfast.serving.export import export, list_files_to_share, write_card
 from lesionfast.serving.predictor import Predictor
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from lesionfast.errors import LesionfastError
 from lesionfast.files import sha256
-from lesionfast.serving.hub import fetch, push, split_address
+from lesionfast.serving.export import fetch, push, split_address
 from lesionfast.serving.predictor import Predictor
 
 TOKEN = "hf_right"
@@ -248,7 +248,7 @@ def test_predict_from_the_hub_then_without_it(shared, exported, photos, tmp_path
 
 def test_the_cache_is_used_where_there_is_no_network(shared, photos):
     home = shared[2]  # filled by the test above
-    code = f"from lesionfast.serving.hub import fetch; print(fetch('hf://{NAME}'))"
+    code = f"from lesionfast.serving.export import fetch; print(fetch('hf://{NAME}'))"
     names = {"HF_HOME": str(home), "HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": TOKEN}
     command = [sys.executable, "-c", code]
     found = subprocess.run(
