@@ -1,7 +1,6 @@
 """Metrics in groups of patients by sex, age and site, and how far the groups are apart."""
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -14,6 +13,7 @@ from lesionfast.stats.metrics import ALL, mean_defined, ratio, weighted_recall
 
 COLUMNS = ("sex", "age", "localization")
 AGE_BANDS = (40, 60)  # years at which a band ends and the next begins
+BAND_NAMES = ("<40", "40-59", "60+")
 UNKNOWN = "unknown"
 FEWEST = 20  # lesions on either side of a question, below which a group is not ranked
 Labels = dict[str, np.ndarray]  # a column, and the group of each image
@@ -23,17 +23,11 @@ def group_labels(values: pd.Series, column: str) -> np.ndarray:
     """Return the group of each value (n,): an age's band, any other value as text, or 'unknown'."""
     if column == "age":
         years = pd.to_numeric(values, errors="coerce").to_numpy(np.float64)
-        names = np.array([*age_bands(), UNKNOWN], dtype=object)
+        names = np.array([*BAND_NAMES, UNKNOWN], dtype=object)
         place = np.digitize(years, AGE_BANDS)
         return names[np.where(np.isnan(years), len(names) - 1, place)]
     text = values.astype(object).where(values.notna(), UNKNOWN).astype(str)
     return text.replace("", UNKNOWN).to_numpy(object)
-
-
-def age_bands() -> list[str]:
-    """Return the names of the age bands: '<40', '40-59', '60+'."""
-    between = [f"{low}-{high - 1}" for low, high in pairwise(AGE_BANDS)]
-    return [f"<{AGE_BANDS[0]}", *between, f"{AGE_BANDS[-1]}+"]
 
 
 def measure_subgroups(
@@ -85,7 +79,7 @@ TABLE += ["value", "low", "high", "few"]
 def order_groups(labels: np.ndarray, column: str) -> list[str]:
     """Return the groups: age bands by age, others by their number of images, 'unknown' last."""
     names, counts = np.unique(labels.astype(str), return_counts=True)
-    bands = age_bands() if column == "age" else []
+    bands = BAND_NAMES if column == "age" else ()
     place = {
         name: bands.index(name) if name in bands else -count
         for name, count in zip(names, counts, strict=True)
