@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from textwrap import fill
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -17,9 +16,9 @@ from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.labels import describe_coverage, suspicious_labels
 from lesionfast.report.decisions import costs_table
 from lesionfast.report.images import (
+    describe_image,
     draw_grid,
     draw_melanomas_taken_for_nevi,
-    patient,
     rounded_percent,
 )
 from lesionfast.report.metrics import class_table
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 MOST_IN_TERMINAL = 12  # classes of a confusion matrix; the figure shows more
 IN_TERMINAL = ("sensitivity", "precision", "specificity", "auc")
 UNCALIBRATED = "p: probability of the model, uncalibrated"
-LINE = 42  # letters of a caption
 
 
 def melanoma(findings: Findings) -> Section | None:
@@ -236,11 +234,7 @@ def draw_suspicious_labels(
 
 def label_caption(row: pd.Series) -> str:
     """Return label and suggestion with their probabilities, the patient, and how it was found."""
-    lines = [
-        f"label: {full_name(row['target'])}, {rounded_percent(row['self_confidence'])}",
-        f"suggested: {full_name(row['suggested'])}, {rounded_percent(row['probability'])}",
-        patient(row),
-    ]
-    if "dx_type" in row and pd.notna(row["dx_type"]):
-        lines.append(f"diagnosed by: {row['dx_type']}")
-    return "\n".join(fill(line, LINE) for line in lines if line)
+    method = row.get("dx_type")
+    diagnosed = "" if pd.isna(method) else f"diagnosed by: {method}"
+    label, suggested = ("target", "self_confidence"), ("suggested", "probability")
+    return describe_image(row, diagnosed, label=label, suggested=suggested)

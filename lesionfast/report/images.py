@@ -156,12 +156,17 @@ def read_pixels(path: Any, reader: FileReader | None = None) -> np.ndarray:
 
 def decision_caption(row: pd.Series) -> str:
     """Return truth and decision with their probabilities, then age, sex and site if there are."""
+    decision, truth = ("decision", "probability"), ("truth", "probability_of_truth")
+    return describe_image(row, truth=truth, decision=decision)
+
+
+def describe_image(row: pd.Series, *more: str, **classes: tuple[str, str]) -> str:
+    """Return classes with their probabilities, named by their columns, the patient and more."""
     lines = [
-        f"truth: {full_name(row['truth'])}, {rounded_percent(row['probability_of_truth'])}",
-        f"decision: {full_name(row['decision'])}, {rounded_percent(row['probability'])}",
-        patient(row),
+        f"{what}: {full_name(row[name])}, {rounded_percent(row[share])}"
+        for what, (name, share) in classes.items()
     ]
-    return "\n".join(fill(line, LETTERS) for line in lines if line)
+    return "\n".join(fill(line, LETTERS) for line in [*lines, patient(row), *more] if line)
 
 
 def patient(row: pd.Series) -> str:

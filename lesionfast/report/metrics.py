@@ -109,8 +109,9 @@ def draw_roc(interpretation: Interpretation, measures: pd.DataFrame, folder: Pat
     table = interpretation.sensitivity_table()
     figure, axis = draw_curves(
         interpretation,
+        measures,
         "ROC curve of each class against the rest",
-        class_labels(interpretation, measures, "auc", "AUC"),
+        ("auc", "AUC"),
         lambda positive, scores: roc_curve(positive, scores)[:2],
         (1 - table["specificity"], table["sensitivity"]),
     )
@@ -131,8 +132,9 @@ def draw_precision_recall(
     table = interpretation.sensitivity_table()
     figure, axis = draw_curves(
         interpretation,
+        measures,
         "Precision and sensitivity of each class against the rest",
-        class_labels(interpretation, measures, "average_precision", "AP"),
+        ("average_precision", "AP"),
         lambda positive, scores: precision_recall_curve(positive, scores)[1::-1],
         (table["sensitivity"], table["precision"]),
         "steps-post",
@@ -143,13 +145,18 @@ def draw_precision_recall(
 
 def draw_curves(
     interpretation: Interpretation,
+    measures: pd.DataFrame,
     title: str,
-    labels: dict[str, str],
+    metric: tuple[str, str],
     curve: Curve,
     marks: tuple[pd.Series, pd.Series],
     drawstyle: str = "default",
 ) -> tuple[Figure, Axes]:
-    """Return a figure with one curve a class and its mark, the legend beside in their order."""
+    """Return a figure with one curve a class and its mark, the legend beside in their order.
+
+    The legend has the images of each class, and a metric, by its name and abbreviation.
+    """
+    rows, short = measures[measures["metric"] == metric[0]].set_index("of"), metric[1]
     names, styles = drawn_classes(interpretation), class_styles(interpretation.classes)
     notes = "marks: where the rule decides", count_drawn(interpretation)
     height = max(5.6, 0.45 * len(names))
@@ -158,35 +165,19 @@ def draw_curves(
     for name in names:
         number, look = interpretation.classes.index(name), styles[name]
         positive = interpretation.truth == number
-        points: tuple = ([], [])
-        if has_both(positive):
+        points, value = ([], []), "undefined"
+        if positive.any() and not positive.all():
             points = curve(positive, interpretation.probabilities[:, number])
+            value = f"{short} {estimate(rows.loc[name])}"
+        label = f"{full_name(name)}, n {rows.loc[name, 'n']}\n{value}"
         width = 2.8 if name == interpretation.classes.melanoma else 1.6
-        line = {"label": labels[name], "linewidth": width, "markevery": [], "markersize": 7}
+        line = {"label": label, "linewidth": width, "markevery": [], "markersize": 7}
         axis.plot(*points, drawstyle=drawstyle, **line, **look)
         mark = {"color": look["color"], "marker": look["marker"], "edgecolor": "black"}
         axis.scatter(marks[0][name], marks[1][name], s=60, zorder=5, clip_on=False, **mark)
     limits = {"xlim": (-0.01, 1.01), "ylim": (-0.01, 1.01)}
     style_axis(axis, "right", **limits, aspect="equal", anchor="W")
     return figure, axis
-
-
-def class_labels(
-    interpretation: Interpretation, measures: pd.DataFrame, metric: str, label: str
-) -> dict[str, str]:
-    """Return the legend of each class: its images, and a metric with its interval."""
-    rows = measures[measures["metric"] == metric].set_index("of")
-    labels = {}
-    for number, name in enumerate(interpretation.classes):
-        defined = has_both(interpretation.truth == number)
-        value = f"{label} {estimate(rows.loc[name])}" if defined else "undefined"
-        labels[name] = f"{full_name(name)}, n {rows.loc[name, 'n']}\n{value}"
-    return labels
-
-
-def has_both(positive: np.ndarray) -> bool:
-    """Return whether there are images of a class and of others, so that it has a curve."""
-    return bool(positive.any() and not positive.all())
 
 
 def training(findings: Findings) -> Section | None:
