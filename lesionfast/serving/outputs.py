@@ -342,12 +342,7 @@ def describe_origin(predictor: Predictor, kind: str, options: dict[str, Any]) ->
 
 
 def begin_or_resume(
-    predictor: Predictor,
-    items: Iterator[Item],
-    out: Path,
-    kind: str,
-    count: Count,
-    note: dict[str, Any],
+    predictor: Predictor, items: Iterator[Item], out: Path, kind: str, count: Count, note: dict
 ) -> Iterator[Item]:
     """Return the images that a file lacks; a new one gets its note.
 

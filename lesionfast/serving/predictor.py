@@ -104,10 +104,9 @@ class Predictor:
             )
         names = df["image_id" if "image_id" in df else "path"].astype(str)
         rows = zip(names, df["path"].astype(str), df.to_dict("records"), strict=True)
-        tables = list(self.stream(Item(*row) for row in rows)) or [
-            pd.DataFrame(columns=self.columns)
-        ]
-        return pd.concat(tables, ignore_index=True).set_index(df.index)
+        tables = list(self.stream(Item(*row) for row in rows))
+        empty = pd.DataFrame(columns=self.columns)
+        return pd.concat(tables or [empty], ignore_index=True).set_index(df.index)
 
     def stream(self, items: Iterable[Item]) -> Iterator[pd.DataFrame]:
         """Yield the rows of many images, a chunk at a time, in order.
