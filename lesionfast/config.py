@@ -2,13 +2,16 @@
 
 import json
 import math
+import os
+from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any, get_args
 
-from lesionfast.diagnoses import split_names
+from lesionfast.diagnoses import join_names, split_names
 from lesionfast.errors import LesionfastError, did_you_mean
 
 WHERE = ("data", "csv", "images")  # the options that say where the data is
+IN_MEMORY = "(DataFrame)"  # --data of a run on a table from Python
 EARLIER = {"metadata_dropout": 0.0}  # defaults of runs from before the option existed
 INF = math.inf
 TYPES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
@@ -77,6 +80,9 @@ class SplitConfig(DataConfig):
         42,
         "Seed of everything drawn: split, new weights, batches, augmentation.",
         limits=(0, 2**32 - 2),
+    )
+    split_seed: int | None = option(
+        None, "Seed of the split alone (default: --seed).", limits=(0, 2**32 - 2)
     )
     val: float = option(0.15, "Share of the images used for validation, without --folds.")
     test: float = option(0.15, "Share of the images used for testing.")
@@ -280,6 +286,30 @@ class TrainConfig(SplitConfig):
                     f"{did_you_mean(name, names)} Remove it from the file."
                 )
         return cls(**values)
+
+
+def read_options(config_class: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options given by keyword as `config_class` takes them; paths and lists become text.
+
+    Raises `LesionfastError` for a name that is not an option.
+    """
+    names = [setting.name for setting in fields(config_class)]
+    for name in options:
+        if name not in names:
+            raise LesionfastError(
+                f"there is no option '{name}' here.{did_you_mean(name, names)} The options are "
+                f"the fields of {config_class.__name__}; lesionfast train --help explains them."
+            )
+    return {name: read_option(value) for name, value in options.items()}
+
+
+def read_option(value: Any) -> Any:
+    """Return the value of an option from Python: a path or a list of names as text."""
+    if isinstance(value, list | tuple):
+        return join_names(value).replace(", ", ",") or "none"
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.item() if hasattr(value, "item") else value
 
 
 def check_field(setting: Field, value: Any) -> None:

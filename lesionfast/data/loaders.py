@@ -1,7 +1,9 @@
 """DataBlock -> DataLoaders: (image, metadata) -> class, a whole batch with one index."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -9,23 +11,25 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.data.block import DataBlock, TransformBlock
-from fastai.data.core import DataLoaders, TfmdDL
-from fastai.data.transforms import CategoryMap, IntToFloatTensor
+from fastai.data.core import DataLoaders, Datasets, TfmdDL
+from fastai.data.transforms import CategoryMap, IntToFloatTensor, Normalize, ToTensor
 from fastai.torch_core import TensorBase, TensorCategory, show_image
-from fastai.vision.core import TensorImage
+from fastai.vision.core import PILImage, TensorImage, image2tensor
 from fastai.vision.data import get_grid
 from fastcore.basics import chunked
 from fasttransform import DisplayedTransform
 
-from lesionfast.config import TrainConfig
+from lesionfast.config import SplitConfig, TrainConfig
 from lesionfast.data.augment import BatchAugment, augmentations
 from lesionfast.data.encoder import MetadataEncoder
-from lesionfast.data.images import open_dataset_images
-from lesionfast.data.split import PARTS
+from lesionfast.data.images import check_bad, fill, open_dataset_images
+from lesionfast.data.sources import FileReader
+from lesionfast.data.split import PARTS, configure, load_data
 from lesionfast.errors import LesionfastError
 
 Sampler = Callable[[Random], list[int]]
 Batch = tuple[TensorBase, ...]
+Progress = Callable[[int, int], None]
 
 
 class TensorMetadata(TensorBase):
@@ -81,7 +85,24 @@ class BatchLoader(TfmdDL):
         numbers = self.dataset.items["row"].to_numpy()
         for positions in chunked(samples, self.bs, self.drop_last):
             rows = {"row": numbers[positions]}
-            yield tuple(read.tfms(rows) for read in self.dataset.tls)
+            image, *others = (read.tfms(rows) for read in self.dataset.tls)
+            yield (self.change_items(image), *others)
+
+    def change_items(self, image: TensorImage) -> TensorImage:
+        """Return images uint8 (B, 3, H, W) after the item transforms, if there are any."""
+        tfms = [tfm for tfm in self.after_item.fs if not isinstance(tfm, ToTensor)]
+        if not tfms:
+            return image
+        pictures = (PILImage.create(one) for one in image.movedim(1, -1).numpy())
+        changed = [TensorImage(image2tensor(self.after_item(picture))) for picture in pictures]
+        return TensorImage(torch.stack(changed))
+
+    def empty(self) -> "BatchLoader":
+        """Return a loader of the same transforms without data."""
+        kinds = ((TensorImage, np.uint8), (TensorMetadata, np.float32))
+        tfms: list[Any] = [[ReadRows(np.zeros((0, 1), kind), of)] for of, kind in kinds]
+        tfms.append([ReadTarget(np.zeros(0, np.int64), list(self.vocab))])
+        return self.new(Datasets(self.dataset.items.iloc[:0], tfms=tfms, n_inp=2))
 
     def get_idxs(self) -> list[int]:
         """Return the positions of one epoch in order."""
@@ -142,70 +163,240 @@ def draw_pictures(images: torch.Tensor, captions: list[str]) -> None:
         show_image(image, ctx=axis, title=caption)
 
 
+class LesionDataLoaders(DataLoaders):
+    """fastai DataLoaders (train, valid, test) of (image, metadata) -> class.
+
+    A batch is (image float32 (B, 3, H, W) in 0..1, metadata float32 (B, width), class number (B,)).
+    Make them with `from_df`, `from_csv` or `from_folder`. They keep `config` (the options),
+    `encoder` (of the metadata), `rows` (of the images that can be read), `split` (all rows),
+    `pixels` (the decoded images, uint8 (n, H, W, 3), at the positions of the column "row") and
+    `bad` (why images were skipped, by image id).
+
+    >>> dls = lf.LesionDataLoaders.from_df(df, size=64, bs=16)
+    >>> image, metadata, target = dls.one_batch()
+    >>> image.shape
+    torch.Size([16, 3, 64, 64])
+    """
+
+    config: TrainConfig
+    encoder: MetadataEncoder
+    rows: pd.DataFrame
+    split: pd.DataFrame
+    pixels: np.ndarray
+    bad: dict[str, str]
+
+    @classmethod
+    def from_df(
+        cls,
+        df: pd.DataFrame,
+        config: TrainConfig | None = None,
+        *,
+        size: int | None = None,
+        bs: int | None = None,
+        item_tfms: Any = None,
+        batch_tfms: Any = None,
+        encoder: MetadataEncoder | None = None,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> "LesionDataLoaders":
+        """Return the DataLoaders of a table from `load_data`.
+
+        `size` is the side of the square images in pixels, `bs` the images per batch; `options`, such
+        as `metadata` and `augment`, are those of `lesionfast train`. `batch_tfms` replace the
+        augmentation recipe; `item_tfms` see one PIL image of that size at a time, and are slow.
+        The metadata encoder is fitted on the training rows unless it is given; `progress(done,
+        total)` is called while images are decoded. Raises `LesionfastError` if the split or an
+        image is missing or bad.
+        """
+        named = {"size": size, "batch_size": bs}
+        options |= {name: value for name, value in named.items() if value is not None}
+        config = configure(df, config, **options)
+        check_split(df)
+        images = open_dataset_images(df, config, progress)
+        df = df.assign(row=np.arange(len(df)))
+        rows = df[~df["row"].isin(images.bad)].reset_index(drop=True)
+        if encoder is None:
+            encoder = MetadataEncoder(config.metadata_columns).fit(rows[rows["split"] == "train"])
+        tfms = item_tfms, read_batch_tfms(batch_tfms, config)
+        block = lesion_block(images.pixels, encoder, df, *tfms)
+        device = pick_device(config.device)
+        loaders = block.dataloaders(
+            rows,
+            bs=min(config.batch_size, int((rows["split"] == "train").sum())),
+            val_bs=images_at_once(device),
+            num_workers=config.workers,
+            device=device,
+        ).loaders
+        for loader in loaders:
+            loader.encoder = encoder
+        dls = cls(*loaders, device=device)
+        dls.config, dls.encoder, dls.rows, dls.split = config, encoder, rows, df
+        dls.pixels = images.pixels
+        dls.bad = {df["image_id"].iloc[row]: reason for row, reason in images.bad.items()}
+        return dls
+
+    @classmethod
+    def from_csv(cls, csv: str | Path, images: str | Path, **kwargs: Any) -> "LesionDataLoaders":
+        """Return the DataLoaders of a metadata CSV file and a folder or zip file of its images.
+
+        The keywords are those of `load_data` and `from_df`.
+
+        >>> lf.LesionDataLoaders.from_csv(csv, folder, size=32).vocab  # doctest: +ELLIPSIS
+        ['akiec', 'bcc', ...]
+        """
+        return cls._load(str(csv), {"images": images, **kwargs})
+
+    @classmethod
+    def from_folder(cls, path: str | Path, **kwargs: Any) -> "LesionDataLoaders":
+        """Return the DataLoaders of a dataset folder as downloaded.
+
+        The keywords are those of `load_data` and `from_df`.
+        """
+        return cls._load(path, kwargs)
+
+    @classmethod
+    def _load(cls, data: str | Path, kwargs: dict[str, Any]) -> "LesionDataLoaders":
+        names = [setting.name for setting in fields(SplitConfig)]
+        given = {name: kwargs.pop(name) for name in names if name in kwargs}
+        return cls.from_df(load_data(data, **given), **kwargs)
+
+    def test_dl(
+        self, test_items: Any, rm_type_tfms: Any = None, with_labels: bool = False, **kwargs: Any
+    ) -> BatchLoader:
+        """Return a loader of other images, as fastai's `test_dl`.
+
+        `test_items` is a table with the columns `path` and the model's metadata, such as age in
+        years, or a list of paths, PIL images, uint8 arrays (H, W, 3), or rows of a table (dicts or
+        Series). What is missing of the metadata counts as unknown. `with_labels` takes the column
+        `target`. Raises `LesionfastError` for images that can't be read.
+        """
+        rows = as_table(test_items)
+        if self.has(rows):
+            pixels, encoded = self.pixels, self.encoder.transform(self.split)
+        else:
+            pixels, rows = self.decode_images(rows), rows.assign(row=np.arange(len(rows)))
+            encoded = self.encoder.transform(self.encoder.read(rows))
+        tfms: list[Any] = [[ReadRows(pixels, TensorImage)], [ReadRows(encoded, TensorMetadata)]]
+        if with_labels:
+            codes = encode_targets(rows, list(self.vocab))
+            by_row = np.zeros(len(pixels), np.int64)
+            by_row[rows["row"].to_numpy()] = codes
+            tfms.append([ReadTarget(by_row, list(self.vocab))])
+        loader = self.valid.new(Datasets(rows, tfms=tfms, n_inp=2), **kwargs)
+        loader.encoder = self.encoder
+        return loader
+
+    def has(self, rows: pd.DataFrame) -> bool:
+        """Return whether all rows are of these DataLoaders, whose images are decoded."""
+        if "row" not in rows or "image_id" not in rows or not len(self.split):
+            return False
+        known = self.split["image_id"].reindex(rows["row"])
+        return bool((known.to_numpy() == rows["image_id"].to_numpy()).all())
+
+    def decode_images(self, rows: pd.DataFrame) -> np.ndarray:
+        """Return the images of a table, uint8 (n, size, size, 3)."""
+        size, resize = self.config.size, self.config.resize
+        pixels = np.zeros((len(rows), size, size, 3), np.uint8)
+        with FileReader() as reader:
+            bad = {
+                i: why
+                for i, source in enumerate(rows["path"])
+                if (why := fill(pixels[i], source, resize, reader))
+            }
+        check_bad([str(source) for source in rows["path"]], bad, skip_bad=False)
+        return pixels
+
+    def new_empty(self) -> "LesionDataLoaders":
+        """Return DataLoaders without data, which `learn.export()` keeps."""
+        empty = LesionDataLoaders(*(loader.empty() for loader in self.loaders), device=self.device)
+        empty.config, empty.encoder = self.config, self.encoder
+        empty.rows, empty.split = self.rows.iloc[:0], self.split.iloc[:0]
+        empty.pixels, empty.bad = self.pixels[:0].copy(), {}
+        return empty
+
+
+def as_table(items: Any) -> pd.DataFrame:
+    """Return images to predict as a table with the column `path`: a path or the picture itself."""
+    if isinstance(items, pd.DataFrame):
+        table = items
+    else:
+        listed = [items] if isinstance(items, str | Path) else list(items)
+        table = pd.DataFrame([as_row(item) for item in listed])
+    if "path" not in table:
+        raise LesionfastError(
+            f"the items have no 'path'; they have: {', '.join(map(str, table))}. Add the path of "
+            "each image."
+        )
+    return table.reset_index(drop=True)
+
+
+def as_row(item: Any) -> dict[str, Any]:
+    """Return one image to predict as a row."""
+    if isinstance(item, Mapping | pd.Series):
+        return dict(item)
+    return {"path": str(item) if isinstance(item, Path) else item}
+
+
+def read_batch_tfms(batch_tfms: Any, config: TrainConfig) -> list[Any]:
+    """Return the transforms of a batch: the recipe of the options, or those of the user."""
+    if batch_tfms is None:
+        return [BatchAugment(augmentations[config.augment](), config.seed)]
+    tfms = list(batch_tfms) if isinstance(batch_tfms, Iterable) else [batch_tfms]
+    check_not_normalized(tfms)
+    return tfms
+
+
+def check_not_normalized(tfms: Iterable[Any]) -> None:
+    """Raise `LesionfastError` if transforms of a batch normalise the images."""
+    if any(isinstance(tfm, Normalize) for tfm in tfms):
+        raise LesionfastError(
+            "the batches are normalised (Normalize), but the model normalises the images itself. "
+            "Leave Normalize out."
+        )
+
+
 def lesion_block(
-    pixels: np.ndarray, encoder: MetadataEncoder, df: pd.DataFrame, config: TrainConfig
+    pixels: np.ndarray,
+    encoder: MetadataEncoder,
+    df: pd.DataFrame,
+    item_tfms: Any,
+    batch_tfms: list[Any],
 ) -> DataBlock:
     """Return the DataBlock (image, metadata) -> class over the rows of `df`.
 
     `pixels` is uint8 (n, H, W, 3), aligned with the column "row" of `df`.
     """
     classes = sorted(df["target"].unique())
-    codes = pd.Categorical(df["target"], categories=classes).codes.astype(np.int64)
     return DataBlock(
         blocks=(
             TransformBlock(
                 type_tfms=[ReadRows(pixels, TensorImage)], batch_tfms=[IntToFloatTensor()]
             ),
             TransformBlock(type_tfms=[ReadRows(encoder.transform(df), TensorMetadata)]),
-            TransformBlock(type_tfms=[ReadTarget(codes, classes)]),
+            TransformBlock(type_tfms=[ReadTarget(encode_targets(df, classes), classes)]),
         ),
         n_inp=2,
         dl_type=BatchLoader,
         splitter=split_positions,
-        batch_tfms=[BatchAugment(augmentations[config.augment](), config.seed)],
+        item_tfms=item_tfms,
+        batch_tfms=batch_tfms,
     )
+
+
+def encode_targets(df: pd.DataFrame, classes: list[str]) -> np.ndarray:
+    """Return the class numbers (n,) of the column `target`; raises `LesionfastError`."""
+    codes = pd.Categorical(df.get("target", pd.Series(dtype=str)), categories=classes).codes
+    if len(codes) != len(df) or (codes < 0).any():
+        raise LesionfastError(
+            f"labels need a column 'target' with these classes: {', '.join(classes)}. Add it, or "
+            "leave with_labels out."
+        )
+    return codes.astype(np.int64)
 
 
 def split_positions(df: pd.DataFrame) -> list[list[int]]:
     """Return the positions of the train, valid and test rows."""
     return [np.flatnonzero(df["split"] == name).tolist() for name in PARTS]
-
-
-def build_dls(
-    df: pd.DataFrame,
-    config: TrainConfig | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    encoder: MetadataEncoder | None = None,
-) -> DataLoaders:
-    """Return fastai DataLoaders (train, valid, test) over a split table.
-
-    A batch is (image float32 (B, 3, H, W) in 0..1, metadata float32 (B, width), class number
-    (B,)). The metadata encoder is fitted on the training rows unless it is given. Kept are
-    `dls.encoder`, `dls.rows`, `dls.split` (all rows, with skipped bad images), `dls.pixels` (the
-    decoded images, uint8 (n, H, W, 3), at the positions of the column "row") and `dls.bad` (why
-    images were skipped, by image id). Raises `LesionfastError` if the split or an image is missing
-    or bad.
-    """
-    config = config or TrainConfig()
-    check_split(df)
-    images = open_dataset_images(df, config, progress)
-    df = df.assign(row=np.arange(len(df)))
-    rows = df[~df["row"].isin(images.bad)].reset_index(drop=True)
-    device = pick_device(config.device)
-    if encoder is None:
-        encoder = MetadataEncoder(config.metadata_columns).fit(rows[rows["split"] == "train"])
-    dls = lesion_block(images.pixels, encoder, df, config).dataloaders(
-        rows,
-        bs=min(config.batch_size, int((rows["split"] == "train").sum())),
-        val_bs=images_at_once(device),
-        num_workers=config.workers,
-        device=device,
-    )
-    dls.encoder, dls.rows, dls.split, dls.pixels = encoder, rows, df, images.pixels
-    dls.bad = {df["image_id"].iloc[row]: reason for row, reason in images.bad.items()}
-    for loader in dls:
-        loader.encoder = encoder
-    return dls
 
 
 def pick_device(name: str) -> torch.device:
@@ -234,9 +425,9 @@ def images_at_once(device: torch.device) -> int:
 def check_split(df: pd.DataFrame) -> None:
     """Raise `LesionfastError` unless `df` has training and validation rows."""
     if "split" not in df:
-        raise LesionfastError("the table has no column 'split'. Call assign_split(df) first.")
+        raise LesionfastError("the table has no column 'split'. Load it with lesionfast.load_data.")
     for name in PARTS[:2]:
         if not (df["split"] == name).any():
             raise LesionfastError(
-                f"the table has no row in '{name}'. Split it again with assign_split(df)."
+                f"the table has no row in '{name}'. Split it again with lesionfast.load_data."
             )

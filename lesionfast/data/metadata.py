@@ -4,6 +4,7 @@ Columns that give the label away are refused as inputs.
 """
 
 import logging
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -63,9 +64,47 @@ def read_metadata(
     return clean(csv, read_rows(csv, config), list_images(images), config)
 
 
+def read_frame(df: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
+    """Return a table from Python as `read_metadata` returns that of a CSV.
+
+    The images are those of its column `path`, or lie under --images; its index does not matter.
+    Without a column of image ids they are the names of the files. A column `split` is kept.
+    """
+    df = df.set_axis(df.columns.astype(str), axis=1).set_axis(range(2, len(df) + 2), axis=0)
+    if config.image not in df and "path" in df:
+        df = df.assign(**{config.image: [Path(path).stem for path in df["path"]]})
+    if missing := [name for name in required_columns(config) if name not in df]:
+        how = ", ".join(f"{name} ({required_columns(config)[name]})" for name in missing)
+        raise LesionfastError(
+            f"the table has no column {how}; it has: {list_first(df, 20)}. Name yours, such as "
+            'target="diagnosis".'
+        )
+    if "path" not in df and config.images is None:
+        raise LesionfastError(
+            "the table does not say where the images are. Add a column 'path', or type "
+            'images="FOLDER".'
+        )
+    text = df.astype(object).where(df.notna(), "").astype(str)
+    rows = name_columns(text.drop(columns=["path", "split"], errors="ignore"), config)
+    if config.images is not None:
+        files = list_images(config.images)
+    else:
+        paths = [os.path.abspath(os.path.expanduser(path)) for path in df["path"]]
+        files = pd.DataFrame({"path": paths, "stem": rows["image_id"].to_list()}, dtype="str")
+    table = clean(Path("the table"), rows, files, config)
+    if "split" in df:
+        parts = pd.Series(text["split"].to_list(), rows["image_id"].to_list())
+        table["split"] = table["image_id"].map(parts)
+    return table
+
+
 def read_rows(csv: Path, config: DataConfig) -> pd.DataFrame:
     """Return the CSV as text, with image_id, target and group first, under these names."""
-    raw = read_table(csv, required_columns(config), config.separator)
+    return name_columns(read_table(csv, required_columns(config), config.separator), config)
+
+
+def name_columns(raw: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
+    """Return a table of text with image_id, target and group first, under these names."""
     image_id = remove_suffixes(raw[config.image])
     group = image_id if config.group == "none" else raw[config.group]
     keys = {"image_id": image_id, "target": raw[config.target], "group": group}

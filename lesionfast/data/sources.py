@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lesionfast.config import DataConfig
+from lesionfast.config import IN_MEMORY, DataConfig
 from lesionfast.data.sample import make_sample
 from lesionfast.errors import LesionfastError, list_first, pluralize
 from lesionfast.files import readable_name, split_path, stamp
@@ -44,6 +44,11 @@ def find_source(config: DataConfig) -> Source:
     for name in ("data", "csv", "images"):
         if getattr(config, name) == "":
             raise LesionfastError(f"--{name} is empty. Type a path, or leave the option out.")
+    if config.data == IN_MEMORY:
+        raise LesionfastError(
+            "this run was trained on a DataFrame, so its images can't be found again. Type --data, "
+            "or --csv and --images."
+        )
     if config.data:
         if config.csv or config.images:
             raise LesionfastError(

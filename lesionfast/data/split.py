@@ -8,15 +8,19 @@ seconds for a million images, and rests on no more than NumPy's frozen `RandomSt
 
 import logging
 from collections.abc import Iterable
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lesionfast.config import SplitConfig
+from lesionfast.config import IN_MEMORY, WHERE, SplitConfig, TrainConfig, read_options
 from lesionfast.console import counting_bar
-from lesionfast.data.metadata import find_conflicts, load_metadata
+from lesionfast.data.metadata import find_conflicts, load_metadata, read_frame
+from lesionfast.data.sources import TABLE_SUFFIXES
 from lesionfast.data.table import read_table
+from lesionfast.diagnoses import split_names
 from lesionfast.errors import LesionfastError, did_you_mean, pluralize
 from lesionfast.files import sha256, write_text
 from lesionfast.manifest import Manifest
@@ -24,6 +28,33 @@ from lesionfast.manifest import Manifest
 logger = logging.getLogger("lesionfast")
 
 PARTS = ("train", "valid", "test")
+OPTIONS = "lesionfast"  # in the attrs of a table: how it was loaded
+AFTER_LOADING = ("seed", "split_seed", "cache", "skip_bad", "metadata")  # may change for a training
+
+
+def load_data(data: str | Path | pd.DataFrame | None = None, **options: Any) -> pd.DataFrame:
+    """Return a dataset as a checked table, one row per image, split into train, valid and test.
+
+    `data` is a folder as downloaded, a metadata CSV file (with `images`), or a DataFrame with the
+    columns of one and either a column `path` or `images`; by default it is the synthetic sample.
+    `options` are those of `lesionfast data split`, by keyword: `val`, `test`, `folds`, `seed`,
+    `join_duplicates`, `metadata`, the names of the columns. A DataFrame with a column `split` keeps
+    its own.
+
+    The columns: image_id, path, target (class name), group (lesion id), split (train, valid or
+    test), then all others, such as age in years. The options are kept in `df.attrs`. Raises
+    `LesionfastError` for whatever has to be settled first.
+
+    >>> df = lf.load_data(val=0.2)
+    >>> bool((df.groupby("group")["split"].nunique() == 1).all())
+    True
+    """
+    if isinstance(data, pd.DataFrame):
+        config = SplitConfig(**read_options(SplitConfig, {"data": IN_MEMORY, **options}))
+        return split_metadata(read_frame(data, config), config)
+    where = "csv" if data is not None and str(data).lower().endswith(TABLE_SUFFIXES) else "data"
+    given = {} if data is None else {where: data}
+    return load_dataset(SplitConfig(**read_options(SplitConfig, {**given, **options})))
 
 
 def load_dataset(config: SplitConfig, split: Path | None = None) -> pd.DataFrame:
@@ -34,22 +65,76 @@ def load_dataset(config: SplitConfig, split: Path | None = None) -> pd.DataFrame
     """
     df = load_metadata(config)
     if split is not None:
-        return read_split(df, split, with_groups=True)
+        return keep_options(read_split(df, split, with_groups=True), config)
+    return split_metadata(df, config)
+
+
+def split_metadata(df: pd.DataFrame, config: SplitConfig) -> pd.DataFrame:
+    """Join near-duplicates and add the column `split`, as the options say.
+
+    It comes from the file --split, else it is the one that is there, else from seed and shares.
+    """
     if config.join_duplicates:
         from lesionfast.data.duplicates import find_near_duplicates
 
         with counting_bar("comparing images") as progress:
             pairs = find_near_duplicates(df, progress, cache=config.cache)
         df = join_groups(df, zip(pairs["image_a"], pairs["image_b"], strict=True))
-    return split_metadata(df, config)
-
-
-def split_metadata(df: pd.DataFrame, config: SplitConfig) -> pd.DataFrame:
-    """Add the column `split`: from the file --split if given, else from seed and shares."""
     if config.split:
-        return read_split(df, Path(config.split).expanduser())
-    names = ("seed", "val", "test", "folds", "fold")
-    return assign_split(df, **{name: getattr(config, name) for name in names})
+        df = read_split(df, Path(config.split).expanduser())
+    elif "split" in df:
+        check_rows("the table", df)
+        check_parts("the table", df)
+    else:
+        seed = config.seed if config.split_seed is None else config.split_seed
+        names = ("val", "test", "folds", "fold")
+        df = assign_split(df, seed=seed, **{name: getattr(config, name) for name in names})
+    return keep_options(df, config)
+
+
+def keep_options(df: pd.DataFrame, config: SplitConfig) -> pd.DataFrame:
+    """Note in a table how it was loaded, for the training on it."""
+    names = [setting.name for setting in fields(SplitConfig)]
+    df.attrs[OPTIONS] = {name: getattr(config, name) for name in names}
+    return df
+
+
+def configure(df: pd.DataFrame, config: TrainConfig | None = None, **options: Any) -> TrainConfig:
+    """Return the options of a training on a table: how it was loaded, and `options` on top.
+
+    Another seed than that of the loading keeps the split, which `split_seed` then names. A
+    `config` decides instead of the table. Raises `LesionfastError` for unknown options, and for
+    those of the data and the split, which `load_data` takes.
+    """
+    options = read_options(TrainConfig, options)
+    if config is not None:
+        return replace(config, **options)
+    loaded = df.attrs.get(OPTIONS)
+    if loaded is None:
+        where = {} if any(name in options for name in WHERE) else {"data": IN_MEMORY}
+        return TrainConfig(**where, **options)
+    columns = options.get("metadata", "none")
+    for name, value in options.items():
+        settled = name in loaded and name not in AFTER_LOADING
+        if settled and value != loaded[name]:
+            raise LesionfastError(
+                f"the table was loaded with {name}={loaded[name]!r}, so {name}={value!r} comes too "
+                f"late. Type it there: load_data(…, {name}={value!r})."
+            )
+    check_loaded_columns(loaded, columns)
+    if options.get("seed", loaded["seed"]) != loaded["seed"] and loaded["split_seed"] is None:
+        options.setdefault("split_seed", loaded["seed"])
+    return TrainConfig(**{**loaded, **options})
+
+
+def check_loaded_columns(loaded: dict[str, Any], columns: str) -> None:
+    """Raise `LesionfastError` for metadata that was not checked when the table was loaded."""
+    late = [name for name in split_names(columns) if name not in split_names(loaded["metadata"])]
+    if late not in ([], ["none"]):
+        raise LesionfastError(
+            f"the table was loaded with metadata='{loaded['metadata']}', so {', '.join(late)} was "
+            f"not checked as an input. Type it there: load_data(…, metadata='{columns}')."
+        )
 
 
 def assign_split(
@@ -189,7 +274,7 @@ def read_split(df: pd.DataFrame, file: str | Path, with_groups: bool = False) ->
     return df
 
 
-def check_rows(file: Path, table: pd.DataFrame) -> None:
+def check_rows(file: str | Path, table: pd.DataFrame) -> None:
     """Raise `LesionfastError` for an unknown part or an image that comes twice."""
     wrong = table.loc[~table["split"].isin(PARTS), "split"]
     if len(wrong):
@@ -206,7 +291,7 @@ def check_rows(file: Path, table: pd.DataFrame) -> None:
         )
 
 
-def check_parts(file: Path, df: pd.DataFrame) -> None:
+def check_parts(file: str | Path, df: pd.DataFrame) -> None:
     """Raise `LesionfastError` for a lesion in two parts, or a part that has no image."""
     count, lesion, parts = find_conflicts(df, "split")
     if count:
