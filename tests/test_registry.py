@@ -1,7 +1,7 @@
 import pytest
 
 from lesionfast.errors import LesionfastError
-from lesionfast.registry import Registry
+from lesionfast.registry import Registry, calling_module
 
 
 def test_a_miss_names_the_option_the_nearest_and_the_known():
@@ -27,5 +27,22 @@ def test_a_builder_is_described_and_the_last_of_a_name_counts():
     builders = [type("Builder", (), {"__doc__": text}) for text in ("Old.", "New.")]
     assert [registry.register("mine")(builder) for builder in builders] == builders
     assert registry.describe() == {"mine": "New."}
-    with pytest.raises(AssertionError, match="no docstring"):
-        registry.register("bare")(lambda: None)
+    registry.register("bare", module="notebook")(lambda: None)
+    assert registry.describe()["bare"] == "Registered by notebook."
+
+
+def test_a_name_must_be_one_that_can_be_typed():
+    for name in ("", "my loss", "a:b", "../x", 3):
+        with pytest.raises(LesionfastError, match="can't name a loss"):
+            Registry("loss", "--loss").register(name)
+
+
+def test_a_replacement_is_logged_once_and_only_modules_of_others_are_kept(caplog):
+    registry = Registry("loss", "--loss")
+    with caplog.at_level("INFO", logger="lesionfast"):
+        for module in (None, "mine", "mine"):
+            registry.register("a", module=module)(lambda: None)
+    assert caplog.messages == ["the loss 'a' is replaced"]
+    assert registry.modules == {"a": "mine"}
+    registry.register("a")(lambda: None)
+    assert registry.modules == {} and calling_module() == __name__

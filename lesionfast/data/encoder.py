@@ -147,6 +147,48 @@ class MetadataEncoder:
         self.learned = [learn(require(df, name)) for name in self.columns]
         return self
 
+    def read(self, df: pd.DataFrame) -> pd.DataFrame:
+        """Return the columns of a table from a user as `transform` takes them; absent ones are NaN.
+
+        Raises `LesionfastError` for what a column can't have, such as an age of 999 years.
+        """
+        columns = {}
+        for learned in self.learned:
+            name = learned["name"]
+            values = df[name].tolist() if name in df else [np.nan] * len(df)
+            try:
+                read = [read_value(name, value) for value in values]
+                kind = float if learned["kind"] == "number" else object
+                columns[name] = pd.Series(read, df.index, dtype=kind)
+            except BadValue as bad:
+                raise LesionfastError(f"{bad}. Correct it, or leave it empty.") from None
+            except ValueError as error:
+                raise LesionfastError(
+                    f"column '{name}' should contain numbers: {error}. Correct it."
+                ) from None
+            if missing := int(columns[name].isna().sum()):
+                logger.info("%s", describe_missing(name, missing, len(df)))
+        return pd.DataFrame(columns, df.index)
+
+    def check(self, metadata: Mapping[str, Any]) -> None:
+        """Raise `LesionfastError` for what a person has typed that the model does not take.
+
+        One image of a table may have a value that training never saw; a person who types it has
+        made a mistake.
+        """
+        if unknown := sorted(set(metadata) - set(self.columns)):
+            takes = ", ".join(self.columns) or "no metadata"
+            raise LesionfastError(
+                f"the model does not take {', '.join(unknown)}; it takes {takes}. "
+                "Leave it out, or correct the name."
+            )
+        for learned in self.learned:
+            value = metadata.get(learned["name"])
+            try:
+                read_value(learned["name"], value, learned)
+            except BadValue as bad:
+                raise LesionfastError(f"{bad}.{suggest_value(learned, value)}") from None
+
     def transform(self, df: pd.DataFrame) -> np.ndarray:
         """Return the rows as float32 of shape (n, width)."""
         blocks = [ENCODERS[c["kind"]](require(df, c["name"]), c) for c in self.learned]
@@ -287,3 +329,12 @@ def name_value(learned: dict[str, Any], numbers: np.ndarray) -> str:
     if learned["kind"] == "number":
         return f"{learned['name']} {numbers[0] * learned['scale'] + learned['mean']:.4g}"
     return learned["values"][int(numbers.argmax())]
+
+
+def suggest_value(learned: dict[str, Any], value: Any) -> str:
+    """Return what a column takes instead of a value."""
+    if learned["kind"] == "number":
+        digits = 0 if learned["scale"] > 1 else 2
+        return f" Type for example {learned['name']}={learned['mean']:.{digits}f}."
+    near = did_you_mean(str(value), learned["values"])
+    return f"{near} Type one of: {', '.join([*learned['values'], 'unknown'])}."

@@ -13,8 +13,9 @@ import torch
 from fastai.data.block import DataBlock, TransformBlock
 from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fastai.data.transforms import CategoryMap, IntToFloatTensor, Normalize, ToTensor
+from fastai.imports import dispatch
 from fastai.torch_core import TensorBase, TensorCategory, show_image
-from fastai.vision.core import PILImage, TensorImage, image2tensor
+from fastai.vision.core import PILImage, TensorImage
 from fastai.vision.data import get_grid
 from fastcore.basics import chunked
 from fasttransform import DisplayedTransform
@@ -34,6 +35,20 @@ Progress = Callable[[int, int], None]
 
 class TensorMetadata(TensorBase):
     """Encoded metadata: float32 (B, width)."""
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Mix rows with weights that have the dimensions of an image, as fastai's MixUp does."""
+        kwargs = dict(kwargs or {})
+        if func is torch.lerp and isinstance(kwargs.get("weight"), torch.Tensor):
+            kwargs["weight"] = kwargs["weight"].reshape(-1, 1)
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+class LesionImages(TensorImage):
+    """Images that come with metadata, as fastai's interpretation shows them."""
 
 
 class ReadRows(DisplayedTransform):
@@ -90,19 +105,17 @@ class BatchLoader(TfmdDL):
 
     def change_items(self, image: TensorImage) -> TensorImage:
         """Return images uint8 (B, 3, H, W) after the item transforms, if there are any."""
-        tfms = [tfm for tfm in self.after_item.fs if not isinstance(tfm, ToTensor)]
-        if not tfms:
+        if all(isinstance(tfm, ToTensor) for tfm in self.after_item.fs):
             return image
         pictures = (PILImage.create(one) for one in image.movedim(1, -1).numpy())
-        changed = [TensorImage(image2tensor(self.after_item(picture))) for picture in pictures]
-        return TensorImage(torch.stack(changed))
+        return TensorImage(torch.stack([self.after_item(picture) for picture in pictures]))
 
     def empty(self) -> "BatchLoader":
         """Return a loader of the same transforms without data."""
         kinds = ((TensorImage, np.uint8), (TensorMetadata, np.float32))
         tfms: list[Any] = [[ReadRows(np.zeros((0, 1), kind), of)] for of, kind in kinds]
         tfms.append([ReadTarget(np.zeros(0, np.int64), list(self.vocab))])
-        return self.new(Datasets(self.dataset.items.iloc[:0], tfms=tfms, n_inp=2))
+        return self.new(Datasets(self.dataset.items.iloc[:0], tfms=tfms, n_inp=2, do_setup=False))
 
     def get_idxs(self) -> list[int]:
         """Return the positions of one epoch in order."""
@@ -134,6 +147,11 @@ class BatchLoader(TfmdDL):
         draw_pictures(images[:max_n], captions)
         return None
 
+    def _pre_show_batch(self, b: Any, max_n: int = 9) -> tuple[Any, Any, Any]:
+        """Return images, targets and samples; the type of the images chooses `plot_top_losses`."""
+        images, targets, samples = super()._pre_show_batch(b, max_n=len(b[0]))
+        return LesionImages(images[0]), targets, samples
+
     def show_results(
         self, b: Any, out: Any, max_n: int = 9, show: bool = True, **kwargs: Any
     ) -> Any:
@@ -155,6 +173,28 @@ def read_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
         while (batch := coming.result()) is not None:
             coming = thread.submit(next, batches, None)
             yield batch
+
+
+@dispatch
+def plot_top_losses(
+    x: LesionImages,
+    y: TensorCategory,
+    samples: Any,
+    outs: Any,
+    raws: Any,
+    losses: Any,
+    nrows: int | None = None,
+    ncols: int | None = None,
+    figsize: Any = None,
+    **kwargs: Any,
+) -> None:
+    """Draw the images of the largest losses, for fastai's `Interpretation.plot_top_losses`."""
+    title = "Decision / truth / loss / probability of the decision"
+    axes = get_grid(len(samples), nrows=nrows, ncols=ncols, figsize=figsize, title=title)
+    for axis, sample, out, raw, loss in zip(axes, samples, outs, raws, losses, strict=False):
+        decision, truth = out[0], sample[-1]
+        words = f"{decision} / {truth} / {float(loss):.2f} / {float(raw.max()):.2f}"
+        show_image(sample[0], ctx=axis, title=words, **kwargs)
 
 
 def draw_pictures(images: torch.Tensor, captions: list[str]) -> None:
@@ -201,8 +241,8 @@ class LesionDataLoaders(DataLoaders):
     ) -> "LesionDataLoaders":
         """Return the DataLoaders of a table from `load_data`.
 
-        `size` is the side of the square images in pixels, `bs` the images per batch; `options`, such
-        as `metadata` and `augment`, are those of `lesionfast train`. `batch_tfms` replace the
+        `size` is the side of the square images in pixels, `bs` the images per batch; `options` are
+        those of `lesionfast train`, such as `metadata` and `augment`. `batch_tfms` replace the
         augmentation recipe; `item_tfms` see one PIL image of that size at a time, and are slow.
         The metadata encoder is fitted on the training rows unless it is given; `progress(done,
         total)` is called while images are decoded. Raises `LesionfastError` if the split or an

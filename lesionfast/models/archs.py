@@ -1,6 +1,8 @@
 """Architectures by name: this project's own, torchvision's and timm's."""
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import timm
 import torch
@@ -10,18 +12,60 @@ from torch import Tensor, nn
 from torchvision.models.densenet import DenseNet
 
 from lesionfast.errors import LesionfastError, did_you_mean
-from lesionfast.registry import Registry
+from lesionfast.registry import Builder, Registry, calling_module
 
 archs = Registry("architecture", "--arch")
 LIBRARIES = ("lesionfast", "torchvision", "timm")  # the first that has a name counts
 SMALLEST = 32  # pixels that an architecture of this project needs: five halvings
 
 
-@lru_cache
+def register_backbone(name: str) -> Callable[[Builder], Builder]:
+    """Return a decorator that makes a function or class a backbone: `arch=name`, `--arch NAME`.
+
+    Called without arguments it returns a `torch.nn.Module` that turns images float32 (B, 3, H, W)
+    into a feature map (B, C, h, w), tokens (B, N, C) or features (B, C). The images are normalised
+    with its attributes `mean` and `std`, by default 0.5 of each channel. If its attribute
+    `pretrained` is true, the head trains first. A second registration replaces the first. Raises
+    `LesionfastError` for a name that torchvision or timm has.
+
+    >>> @lf.register_backbone("tiny")
+    ... def tiny():
+    ...     return torch.nn.Conv2d(3, 8, 3, stride=4)
+    """
+    if library := next((lib for lib in LIBRARIES[1:] if name in list_names(lib)), None):
+        raise LesionfastError(f"'{name}' is a backbone of {library}. Type another name.")
+    return archs.register(name, calling_module())
+
+
+def name_backbone(arch: Any) -> str:
+    """Return the name of an architecture: a text as it is; a module or function is registered.
+
+    A function of torchvision or timm, such as `resnet34`, has its name there. Any other is known
+    by its own name from now on, a module by that of its class. Raises `LesionfastError` for what
+    is no architecture.
+    """
+    if isinstance(arch, str):
+        return arch
+    if not isinstance(arch, nn.Module) and not callable(arch):
+        raise LesionfastError(
+            f"arch is {arch!r}; it takes a name, a torch.nn.Module, or a function that returns one."
+        )
+    name = getattr(arch, "__name__", type(arch).__name__)
+    library = (getattr(arch, "__module__", None) or "").split(".")[0]
+    if not isinstance(arch, nn.Module) and library in LIBRARIES and name in list_names(library):
+        return f"{library}:{name}"
+    if name not in archs or archs[name] is not arch:
+        register_backbone(name)(arch)
+    return name
+
+
 def list_names(library: str) -> tuple[str, ...]:
     """Return the names of a library's classification architectures."""
-    if library == "lesionfast":
-        return tuple(archs)
+    return tuple(archs) if library == "lesionfast" else list_names_of_others(library)
+
+
+@lru_cache
+def list_names_of_others(library: str) -> tuple[str, ...]:
     if library == "timm":
         return tuple(timm.list_models())
     return tuple(torchvision.models.list_models(module=torchvision.models))

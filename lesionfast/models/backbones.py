@@ -3,6 +3,7 @@
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from lesionfast.config import TrainConfig
 from lesionfast.errors import LesionfastError
 from lesionfast.models.archs import SMALLEST, archs, find_arch
 from lesionfast.models.weights import load_weights
@@ -58,18 +60,46 @@ def create_backbone(arch: str, *, size: int, weights: str = "auto") -> Backbone:
     an unknown name, a size that the backbone can't take, and weights that can't be had.
     """
     library, name = find_arch(arch)
-    if library == "lesionfast":
+    if name in archs.modules:
+        backbone = registered_backbone(name)
+    elif library == "lesionfast":
         check_size(name, size, SMALLEST)
         backbone = Backbone(archs[name](), HALVES, HALVES)
     else:
         backbone = (timm_backbone if library == "timm" else torchvision_backbone)(name, size)
     measure(backbone, arch, size)
     if library == "lesionfast" and weights == "auto":
+        if backbone.pretrained:
+            return backbone
         backbone.origin = f"random weights, trained from scratch: {name} has no pretrained ones"
     elif weights != "none":
         net = getattr(backbone.body, "net", backbone.body)
         backbone.origin = load_weights(net, arch, size, weights)
         backbone.pretrained = True
+    return backbone
+
+
+def registered_backbone(name: str) -> Backbone:
+    """Return the module that a user's registration builds; see `register_backbone`.
+
+    A classifier of torchvision or timm is cut where it pools.
+    """
+    build = archs[name]
+    net = deepcopy(build) if isinstance(build, nn.Module) else build()
+    if not isinstance(net, nn.Module):
+        raise LesionfastError(
+            f"the backbone '{name}' gives {type(net).__name__}, not a torch.nn.Module. Return one."
+        )
+    config = getattr(net, "pretrained_cfg", None) or {}
+    mean, std = (getattr(net, key, config.get(key)) or HALVES for key in ("mean", "std"))
+    pretrained = bool(getattr(net, "pretrained", False))
+    if type(net).__module__.startswith("torchvision.models."):
+        body = cut(net, type(net).__name__.lower())
+    else:
+        body = TimmBody(net) if hasattr(net, "forward_features") else AnyBody(net)
+    backbone = Backbone(body, mean, std)
+    if pretrained:
+        backbone.pretrained, backbone.origin = True, f"the weights that {name} comes with"
     return backbone
 
 
@@ -160,6 +190,27 @@ class TimmBody(nn.Module):
         return features.movedim(-1, 1) if last else features
 
 
+class AnyBody(nn.Module):
+    """A module of a user: its features as (B, C, h, w)."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the feature map; tokens (B, N, C) become a grid, features (B, C) one cell."""
+        features = self.net(image)
+        if not isinstance(features, Tensor) or not 2 <= features.ndim <= 4:
+            what = f"a tensor {tuple(features.shape)}" if isinstance(features, Tensor) else features
+            raise TypeError(
+                f"it returns {what if isinstance(what, str) else type(what).__name__}, not "
+                "features (B, C), tokens (B, N, C) or a map (B, C, h, w)"
+            )
+        if features.ndim == 2:
+            return features[:, :, None, None]
+        return as_grid(features) if features.ndim == 3 else features
+
+
 class VisionTransformerBody(nn.Module):
     """torchvision's vision transformer up to its last tokens, as (B, C, h, w)."""
 
@@ -189,11 +240,14 @@ def measure(backbone: Backbone, arch: str, size: int) -> None:
     fewer than four such sizes, such as a vision transformer, is cut into four runs of blocks.
     """
     blocks, strides = find_blocks(backbone.body), {}
+    if not blocks:
+        raise LesionfastError(f"--arch {arch} has no parameters, so there is nothing to train.")
 
     def note_stride(block: nn.Module, _: Any, output: Any) -> None:
         output = output[0] if isinstance(output, list | tuple) else output
-        side = output.shape[2] if output.ndim == 4 else math.sqrt(output.shape[1])  # of tokens
-        strides.setdefault(block, size / side)
+        if isinstance(output, Tensor):
+            tokens = math.sqrt(output.shape[1]) if output.ndim == 3 else 1
+            strides.setdefault(block, size / (output.shape[2] if output.ndim == 4 else tokens))
 
     hooks = [block.register_forward_hook(note_stride) for block in blocks]
     try:
@@ -219,7 +273,7 @@ def native_size(arch: str) -> int:
     """Return the size in pixels that a backbone was made for; of this project's own the least."""
     library, name = find_arch(arch)
     if library == "lesionfast":
-        return SMALLEST
+        return TrainConfig().size if name in archs.modules else SMALLEST
     if library == "timm":
         return timm.get_pretrained_cfg(name).input_size[-1]
     return torchvision.models.get_model_weights(name).DEFAULT.transforms().crop_size[0]
@@ -250,10 +304,9 @@ def count_parameters(module: nn.Module) -> int:
 
 def drop_unused(body: nn.Module, used: set[nn.Module]) -> None:
     """Replace the parts of a timm model that its features do not need, such as its head."""
-    net = getattr(body, "net", None)
-    for name, child in net.named_children() if net is not None else ():
+    for name, child in body.net.named_children() if isinstance(body, TimmBody) else ():
         if count_parameters(child) and used.isdisjoint(child.modules()):
-            setattr(net, name, nn.Identity())
+            setattr(body.net, name, nn.Identity())
 
 
 def group_blocks(strides: dict[nn.Module, float]) -> list[list[nn.Module]]:

@@ -12,15 +12,34 @@ from torch import Tensor, nn
 
 from lesionfast.config import TrainConfig, check_choice
 from lesionfast.errors import DamageError, LesionfastError
-from lesionfast.models.archs import find_arch
+from lesionfast.models.archs import archs, find_arch
 from lesionfast.models.backbones import Backbone, create_backbone
 from lesionfast.models.posterior import Posterior, Undo
 from lesionfast.models.weights import Fit, Tensors
-from lesionfast.registry import Registry
+from lesionfast.registry import Builder, Registry, calling_module
 from lesionfast.runs import Run
 
 fusions = Registry("fusion", "--fusion")
 WIDTH = 64  # of the metadata branch
+
+
+def register_fusion(name: str) -> Callable[[Builder], Builder]:
+    """Return a decorator that makes a class a fusion of image and metadata: `fusion=name`.
+
+    It is a `torch.nn.Module` that is built with the widths of the image features and the metadata,
+    and called with both, (B, n_image) and (B, n_metadata); it returns (B, width), and `width` is an
+    attribute. A second registration replaces the first. Raises `LesionfastError` for a name that
+    can't be typed as an option.
+
+    >>> @lf.register_fusion("side_by_side")
+    ... class SideBySide(torch.nn.Module):
+    ...     def __init__(self, n_image, n_metadata):
+    ...         super().__init__()
+    ...         self.width = n_image + n_metadata
+    ...     def forward(self, features, metadata):
+    ...         return torch.cat([features, metadata], dim=1)
+    """
+    return fusions.register(name, calling_module())
 
 
 def average(features: Tensor) -> Tensor:
@@ -161,6 +180,11 @@ class FusionModel(nn.Module):
         self.pool_name, (self.pool, factor) = pool, POOLS[pool]
         self.n_features = 0 if backbone is None else backbone.num_features * factor
         self.fusion = build(self.n_features, n_metadata)
+        if not isinstance(getattr(self.fusion, "width", None), int):
+            raise LesionfastError(
+                f"the fusion '{fusion}' has no attribute width: how many features it returns for "
+                "each image. Set self.width in it."
+            )
         self.parents = parents or list(range(n_classes))
         outputs = nn.Linear(self.fusion.width, len(self.parents))
         self.head = nn.Sequential(nn.Dropout(dropout), outputs)
@@ -215,7 +239,8 @@ def build_model(
     backbone, pool = None, "avg" if config.pool == "auto" else config.pool
     if config.fusion != "metadata":
         backbone = create_backbone(config.arch, size=config.size, weights=config.weights)
-        if config.pool == "auto" and find_arch(config.arch)[0] == "lesionfast":
+        own = find_arch(config.arch)[0] == "lesionfast" and config.arch not in archs.modules
+        if config.pool == "auto" and own:
             pool = "max"
     return FusionModel(
         backbone,

@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 
 from lesionfast.data.encoder import (
-    BadValue,
     MetadataEncoder,
     UnseenValue,
     describe_missing,
@@ -222,18 +221,6 @@ class MetadataReader:
             self.missing.update(name for name, value in row.items() if pd.isna(value))
         return row
 
-    def check(self, metadata: dict[str, Any]) -> None:
-        """Raise `LesionfastError` for what a column can't have, and for what training never saw.
-
-        One image of a table may have such a value; a person who types it has made a mistake.
-        """
-        for learned in self.encoder.learned:
-            value = metadata.get(learned["name"])
-            try:
-                read_value(learned["name"], value, learned)
-            except BadValue as bad:
-                raise LesionfastError(f"{bad}.{suggest_value(learned, value)}") from None
-
     def encode(self, rows: Sequence[dict[str, Any]]) -> np.ndarray:
         """Return rows that were read as float32 (n, width)."""
         table = pd.DataFrame(list(rows), columns=self.encoder.columns)
@@ -260,12 +247,3 @@ class MetadataReader:
         if self.unseen:
             values = ", ".join(f"{value} ({n})" for value, n in self.unseen.most_common(5))
             logger.warning("values that training never saw count as missing: %s", values)
-
-
-def suggest_value(learned: dict[str, Any], value: Any) -> str:
-    """Return what a column takes instead of a value."""
-    if learned["kind"] == "number":
-        digits = 0 if learned["scale"] > 1 else 2
-        return f" Type for example {learned['name']}={learned['mean']:.{digits}f}."
-    near = did_you_mean(str(value), learned["values"])
-    return f"{near} Type one of: {', '.join([*learned['values'], 'unknown'])}."

@@ -81,14 +81,7 @@ class Predictor:
 
     def check(self, metadata: dict[str, Any]) -> None:
         """Raise `LesionfastError` for a column or a value that the model does not take."""
-        unknown = sorted(set(metadata) - set(self.bundle.encoder.columns))
-        if unknown:
-            takes = ", ".join(self.bundle.encoder.columns) or "no metadata"
-            raise LesionfastError(
-                f"the model does not take {', '.join(unknown)}; it takes {takes}. "
-                "Leave it out, or correct the name."
-            )
-        self.metadata.check(metadata)
+        self.bundle.encoder.check(metadata)
 
     def predict(self, df: pd.DataFrame) -> pd.DataFrame:
         """Return one row for each row of a table with `path` and the model's metadata columns.

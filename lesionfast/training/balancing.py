@@ -10,7 +10,7 @@ import pandas as pd
 from fastai.data.core import DataLoaders
 
 from lesionfast.console import counting_bar
-from lesionfast.data.loaders import ReadTarget
+from lesionfast.data.loaders import LesionDataLoaders, ReadTarget
 from lesionfast.errors import LesionfastError
 from lesionfast.models.features import Features
 from lesionfast.models.fusion import FusionModel
@@ -203,11 +203,20 @@ def find_targets(dls: DataLoaders) -> np.ndarray:
 
 def output_codes(dls: DataLoaders) -> np.ndarray:
     """Return the model's output that is the target of each training row, int64 (n,)."""
+    if not isinstance(dls, LesionDataLoaders):
+        return class_codes(dls)
     return find_targets(dls)[dls.rows.loc[dls.rows["split"] == "train", "row"].to_numpy()]
 
 
 def class_codes(dls: DataLoaders, split: str = "train") -> np.ndarray:
-    """Return the class number of each row of a split, int64 (n,)."""
-    names = list(dls.vocab)
-    targets = dls.rows.loc[dls.rows["split"] == split, "target"]
-    return targets.map(names.index).to_numpy(np.int64, copy=True)
+    """Return the class number of each row of a split, int64 (n,); of other DataLoaders of training.
+
+    Their images are read only if there is no other way to the targets.
+    """
+    if isinstance(dls, LesionDataLoaders):
+        targets = dls.rows.loc[dls.rows["split"] == split, "target"]
+        return targets.map(list(dls.vocab).index).to_numpy(np.int64, copy=True)
+    if hasattr(dls.train_ds, "tls"):
+        return np.array([int(code) for code in dls.train_ds.tls[-1]], np.int64)
+    batches = dls.train.new(shuffle=False, drop_last=False)
+    return np.concatenate([np.asarray(batch[-1].cpu(), np.int64) for batch in batches])

@@ -12,13 +12,13 @@ from lesionfast.diagnoses import Classes, join_names
 from lesionfast.models.backbones import count_parameters
 from lesionfast.models.precision import choose_precision, describe_precision
 from lesionfast.runs import Run, describe_software
-from lesionfast.training.learner import FusionLearner
+from lesionfast.training.learner import LesionLearner
 from lesionfast.training.objective import default_cost, shifting_options
 
 logger = logging.getLogger("lesionfast")
 
 
-def describe_model(learn: FusionLearner, config: TrainConfig) -> dict[str, Any]:
+def describe_model(learn: LesionLearner, config: TrainConfig) -> dict[str, Any]:
     """Return what another program needs to build the model and to decide as this run does."""
     names = ("arch", "size", "resize", "fusion", "dropout", "rule", "tta", "metadata_dropout")
     backbone = learn.model.backbone
@@ -41,7 +41,7 @@ def describe_model(learn: FusionLearner, config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def describe_environment(learn: FusionLearner, config: TrainConfig) -> dict[str, Any]:
+def describe_environment(learn: LesionLearner, config: TrainConfig) -> dict[str, Any]:
     """Return start time, versions, device and precision."""
     device = learn.dls.device
     packages = ("lesionfast", "fastai", "torch", "torchvision", "timm", "numpy", "pandas")
@@ -53,7 +53,7 @@ def describe_environment(learn: FusionLearner, config: TrainConfig) -> dict[str,
     }
 
 
-def announce(learn: FusionLearner, run: Run) -> None:
+def announce(learn: LesionLearner, run: Run) -> None:
     """Log what is about to be trained: images, classes, model, device and objective."""
     config, device = run.config, learn.dls.device
     logger.info("run %s", run.path)
@@ -81,7 +81,7 @@ def announce(learn: FusionLearner, run: Run) -> None:
         )
 
 
-def count_images(learn: FusionLearner) -> str:
+def count_images(learn: LesionLearner) -> str:
     """Return how many images each split has, as "train 350, valid 75, test 75"."""
     counts = learn.dls.rows["split"].value_counts()
     return ", ".join(f"{name} {counts.get(name, 0)}" for name in PARTS)
@@ -105,7 +105,7 @@ def announce_classes(classes: Classes, config: TrainConfig) -> None:
         )
 
 
-def announce_balance(learn: FusionLearner, config: TrainConfig) -> None:
+def announce_balance(learn: LesionLearner, config: TrainConfig) -> None:
     """Log the rows, rows per epoch and weight of each class where balancing changes them."""
     counts, drawn = learn.objective.counts, learn.objective.drawn
     weight = learn.loss_func.weight

@@ -15,7 +15,7 @@ from lesionfast.config import WHERE, SplitConfig, TrainConfig, check_choice, fla
 from lesionfast.console import counting_bar
 from lesionfast.data.augment import augmentations
 from lesionfast.data.encoder import MetadataEncoder
-from lesionfast.data.loaders import build_dls, pick_device
+from lesionfast.data.loaders import LesionDataLoaders, pick_device
 from lesionfast.data.split import format_split, load_dataset
 from lesionfast.diagnoses import Classes
 from lesionfast.errors import LesionfastError
@@ -29,7 +29,7 @@ from lesionfast.training.callbacks.progress import logging_to
 from lesionfast.training.description import announce, describe_environment, describe_model
 from lesionfast.training.fitting import CHECKPOINT, best_epoch, evaluate, fit, plan_training
 from lesionfast.training.heads import heads, solve_head
-from lesionfast.training.learner import FusionLearner, fusion_learner, history_names
+from lesionfast.training.learner import LesionLearner, history_names, lesion_learner
 from lesionfast.training.objective import check_objective
 
 logger = logging.getLogger("lesionfast")
@@ -151,7 +151,7 @@ def resume(run: Run, **moved: str) -> Run:
 
 
 def finish(
-    learn: FusionLearner, run: Run, training: dict[str, Any] | None = None, resume: bool = False
+    learn: LesionLearner, run: Run, training: dict[str, Any] | None = None, resume: bool = False
 ) -> None:
     """Train, or solve a head that is solved, unless there is a `training`; then predict.
 
@@ -183,7 +183,7 @@ def predict_again(run: Run, df: pd.DataFrame, config: TrainConfig, root: Path, n
 
 def trained_learner(
     run: Run, df: pd.DataFrame | None = None, config: TrainConfig | None = None
-) -> FusionLearner:
+) -> LesionLearner:
     """Return an ordinary fastai Learner over a run's data, with its weights and its encoder.
 
     `df` and `config` replace the run's own. Raises `LesionfastError` if the data is missing.
@@ -192,13 +192,13 @@ def trained_learner(
     plain = replace(config or run.config, weights="none")
     if df is None:
         df = load_dataset(plain, split=run.file("split.csv"))
-    learn = fusion_learner(build_dls(df, plain, encoder=encoder), plain)
+    learn = lesion_learner(LesionDataLoaders.from_df(df, plain, encoder=encoder), config=plain)
     learn.model = load_model(run).to(learn.dls.device)
     learn.prior = np.array(run.model["prior"])
     return learn
 
 
-def prepare_learner(df: pd.DataFrame, config: TrainConfig) -> FusionLearner:
+def prepare_learner(df: pd.DataFrame, config: TrainConfig) -> LesionLearner:
     """Return the Learner of an experiment; wrong options are reported before images are decoded."""
     find_arch(config.arch)
     check_options(config)
@@ -212,15 +212,15 @@ def prepare_learner(df: pd.DataFrame, config: TrainConfig) -> FusionLearner:
         check_choice("monitor", config.monitor, history_names(named))
     choose_precision(config.precision, pick_device(config.device))
     with counting_bar("decoding images") as progress:
-        dls = build_dls(df, config, progress)
-    learn = fusion_learner(dls, config)
+        dls = LesionDataLoaders.from_df(df, config, progress=progress)
+    learn = lesion_learner(dls, config=config)
     if config.compile:
         learn.model.compile()
     plan_training(learn.model, config)
     return learn
 
 
-def write_preparation(learn: FusionLearner, run: Run) -> None:
+def write_preparation(learn: LesionLearner, run: Run) -> None:
     """Write what is fixed before the first step: split, encoder, environment and model."""
     run.write_text("split.csv", format_split(learn.dls.split))
     run.write_text("encoder.json", learn.dls.encoder.to_json())
@@ -290,7 +290,7 @@ def forget_weights(run: Run) -> None:
     run.manifest.release(*WEIGHTS)  # each epoch writes them
 
 
-def check_same_data(learn: FusionLearner, run: Run) -> None:
+def check_same_data(learn: LesionLearner, run: Run) -> None:
     """Raise `LesionfastError` unless the data is that of the beginning of the run."""
     rows = learn.dls.rows
     encoder = MetadataEncoder(run.config.metadata_columns).fit(rows[rows["split"] == "train"])

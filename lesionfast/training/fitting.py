@@ -46,7 +46,7 @@ from lesionfast.training.callbacks.tracking import (
     StopOnNaN,
     WriteHistory,
 )
-from lesionfast.training.learner import FusionLearner, find_lr
+from lesionfast.training.learner import LesionLearner, find_lr
 
 logger = logging.getLogger("lesionfast")
 
@@ -86,7 +86,7 @@ def plan_training(model: FusionModel, config: TrainConfig) -> Plan:
     return Plan(how, plan_phases(how, n_groups, epochs, config.head_epochs), n_groups)
 
 
-def fit(learn: FusionLearner, run: Run, resume: bool = False) -> dict[str, Any]:
+def fit(learn: LesionLearner, run: Run, resume: bool = False) -> dict[str, Any]:
     """Train in phases, with `resume` from the run's checkpoint; return what metrics.json records.
 
     Writes history.csv and weights.safetensors: the weights of the last epoch, or of the best one
@@ -110,7 +110,7 @@ def fit(learn: FusionLearner, run: Run, resume: bool = False) -> dict[str, Any]:
 
 
 def run_epochs(
-    learn: FusionLearner,
+    learn: LesionLearner,
     run: Run,
     config: TrainConfig,
     epochs: int,
@@ -145,7 +145,7 @@ def run_epochs(
     }
 
 
-def optional_callbacks(learn: FusionLearner, config: TrainConfig) -> list[Callback]:
+def optional_callbacks(learn: LesionLearner, config: TrainConfig) -> list[Callback]:
     """Return the callbacks that options ask for."""
     cbs: list[Callback] = []
     if config.ema:
@@ -168,7 +168,7 @@ def caches_features(model: FusionModel, config: TrainConfig) -> bool:
     return model.backbone is not None and not changes
 
 
-def highest_lr(learn: FusionLearner, run: Run) -> float:
+def highest_lr(learn: LesionLearner, run: Run) -> float:
     """Return the peak learning rate of the head; a resumed run keeps the one that was found."""
     if run.config.lr != "auto":
         return run.config.lr
@@ -179,7 +179,7 @@ def highest_lr(learn: FusionLearner, run: Run) -> float:
 
 
 def announce_phases(
-    learn: FusionLearner, plan: Plan, lrs: list[float], head_lr: float | None
+    learn: LesionLearner, plan: Plan, lrs: list[float], head_lr: float | None
 ) -> None:
     """Log the epochs, learning rates and trainable parameters of each phase."""
     sizes = [sum(p.numel() for p in group) for group in learn.splitter(learn.model)]
@@ -229,7 +229,7 @@ def memory_error_explained(config: TrainConfig) -> Iterator[None]:
         ) from None
 
 
-def evaluate(learn: FusionLearner, run: Run, training: dict[str, Any]) -> None:
+def evaluate(learn: LesionLearner, run: Run, training: dict[str, Any]) -> None:
     """Predict validation and test with the weights that were kept.
 
     Writes predictions, features and metrics. `training` is what `fit` returned.
@@ -255,7 +255,7 @@ def evaluate(learn: FusionLearner, run: Run, training: dict[str, Any]) -> None:
         shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
 
 
-def predict_splits(learn: FusionLearner, config: TrainConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
+def predict_splits(learn: LesionLearner, config: TrainConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return one row per image of validation and test, with a column `p_<class>` for each class.
 
     The second table has the probabilities of the same views with all metadata withheld.
@@ -285,7 +285,7 @@ def with_scores(
     return pd.concat([rows, scores], axis=1)
 
 
-def keep_features(learn: FusionLearner, run: Run) -> None:
+def keep_features(learn: LesionLearner, run: Run) -> None:
     """Keep the image features of all splits, for similar images and OOD scores later."""
     if learn.model.backbone is None:
         return
@@ -296,7 +296,7 @@ def keep_features(learn: FusionLearner, run: Run) -> None:
     write_features(run, rows["image_id"].tolist(), features)
 
 
-def summary(learn: FusionLearner, predictions: pd.DataFrame) -> dict[str, Any]:
+def summary(learn: LesionLearner, predictions: pd.DataFrame) -> dict[str, Any]:
     """Return the metrics of one split's predictions."""
     classes = learn.classes
     truth = predictions["target"].map(classes.index).to_numpy()

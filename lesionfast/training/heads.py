@@ -21,7 +21,7 @@ from lesionfast.training.callbacks.tracking import (
     history_line,
     save_tensors,
 )
-from lesionfast.training.learner import FusionLearner
+from lesionfast.training.learner import LesionLearner
 
 logger = logging.getLogger("lesionfast")
 
@@ -62,7 +62,7 @@ def svm(features: np.ndarray, codes: np.ndarray) -> Linear:
     return model.coef_, model.intercept_
 
 
-def solve_head(learn: FusionLearner, run: Run) -> dict[str, Any]:
+def solve_head(learn: LesionLearner, run: Run) -> dict[str, Any]:
     """Solve the head of a run and put it into the model; write weights and history.
 
     Returns the entries of metrics.json about the training. The features are standardised, and the
@@ -92,7 +92,7 @@ def solve_head(learn: FusionLearner, run: Run) -> dict[str, Any]:
     }
 
 
-def head_inputs(learn: FusionLearner, split: str) -> tuple[np.ndarray, np.ndarray]:
+def head_inputs(learn: LesionLearner, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the inputs of the head for one split, float64 (n, W), and its class numbers (n,).
 
     Of the training rows metadata is withheld once, as a trained head's is in every batch.
@@ -118,7 +118,7 @@ def best_scale(logits: np.ndarray, codes: np.ndarray) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=(-15, 10), method="bounded").x))
 
 
-def write_history(learn: FusionLearner, run: Run, x: np.ndarray, codes: np.ndarray) -> None:
+def write_history(learn: LesionLearner, run: Run, x: np.ndarray, codes: np.ndarray) -> None:
     """Write history.csv, which has one line, and log it."""
     layer = learn.model.head[-1].to("cpu")
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,21 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.metrics import AccumMetric
 from fastai.optimizer import OptimWrapper
-from fastcore.basics import noop
+from fastcore.basics import listify, noop
 from matplotlib.figure import Figure
+from torch import nn
 
-from lesionfast.config import TrainConfig
+from lesionfast.config import IN_MEMORY, SplitConfig, TrainConfig, read_options
+from lesionfast.data.loaders import (
+    LesionDataLoaders,
+    TensorMetadata,
+    as_row,
+    check_not_normalized,
+)
 from lesionfast.diagnoses import Classes, read_subclasses
+from lesionfast.errors import LesionfastError
 from lesionfast.files import temporary_folder, write_atomically
+from lesionfast.models.archs import name_backbone
 from lesionfast.models.fusion import build_model, stage_groups
 from lesionfast.models.precision import choose_precision
 from lesionfast.stats.metrics import decide, decision_metrics, macro_auc
@@ -40,17 +50,78 @@ from lesionfast.training.callbacks.inference import (
 )
 from lesionfast.training.callbacks.regularization import MetadataDropout
 from lesionfast.training.callbacks.schedule import FrozenEval, SeedEpochs
-from lesionfast.training.objective import build_objective
+from lesionfast.training.callbacks.tracking import BY_RULE
+from lesionfast.training.losses import name_loss
+from lesionfast.training.objective import Objective, build_objective
 
 logger = logging.getLogger("lesionfast")
 
 ADAMW = partial(OptimWrapper, opt=torch.optim.AdamW, fused=True)
+OF_THE_LOADERS = {  # options that the DataLoaders have used
+    *(setting.name for setting in fields(SplitConfig)),
+    *("size", "resize", "batch_size", "augment", "workers", "device"),
+} - {"seed"}
 
 
-class FusionLearner(Learner):
-    """A fastai Learner that can resume a fit, and is whole again after one that failed."""
+class LesionLearner(Learner):
+    """A fastai Learner of an image and its metadata: `lesion_learner` makes it.
+
+    It can resume a fit, and is whole again after one that failed. `config` has its options,
+    `classes` names its classes, `objective` is what it minimises.
+    """
 
     first_epoch = 0
+    config: TrainConfig
+    classes: Classes
+    objective: Objective
+
+    @property
+    def x(self) -> torch.Tensor:
+        """The images of the batch, whose device and shape fastai's MixUp and CutMix ask for."""
+        return self.xb[0]
+
+    @property
+    def prior(self) -> np.ndarray:
+        """The class shares (K,) that the decision rule 'balanced' divides by."""
+        return self._prior
+
+    @prior.setter
+    def prior(self, prior: np.ndarray) -> None:
+        self._prior = prior
+        balanced = self.config.rule == "balanced"
+        self.objective.valid_loss.decide_by = prior if balanced else None
+
+    def predict(
+        self, item: Any, rm_type_tfms: Any = None, with_input: bool = False, **metadata: Any
+    ) -> tuple:
+        """Return (class name, class number, probabilities (K,)) of one image, as fastai does.
+
+        `item` is a path, a PIL image, uint8 (H, W, 3), or a row of a table; `metadata` is what is
+        known of the person, such as `age=55, sex="female"`. The class is that of the decision rule
+        in use. Raises `LesionfastError` for an image that can't be read, and for metadata that the
+        model does not take.
+        """
+        with self.no_bar():
+            if not isinstance(self.dls, LesionDataLoaders):
+                return super().predict(item, rm_type_tfms, with_input)
+            self.dls.encoder.check(metadata)
+            row = as_row(item) | metadata
+            *inputs, _, number, p = super().predict(row, rm_type_tfms, with_input)
+        return (*inputs, self.dls.vocab[int(number)], number, p)
+
+    def export(self, *args: Any, **kwargs: Any) -> None:
+        """Pickle the Learner without its data, as fastai does; keep the data, also on an error."""
+        dls, opt = self.dls, self.opt
+        try:
+            super().export(*args, **kwargs)
+        finally:
+            self.dls, self.opt = dls, self.opt or opt
+
+    def _split(self, b: Any) -> None:
+        super()._split(b)
+        image, *vector = self.xb
+        metadata = vector[0] if vector else image.new_zeros(len(image), 0)
+        self.xb = (image, TensorMetadata(metadata))
 
     def _with_events(
         self, f: Callable[[], Any], event_type: str, ex: type, final: Callable[[], Any] = noop
@@ -64,58 +135,147 @@ class FusionLearner(Learner):
                     cb.end(event_type)
             raise
 
-    def export(self, *args: Any, **kwargs: Any) -> None:
-        """Pickle the Learner without its data, as fastai does; keep the data, also on an error."""
-        dls, opt = self.dls, self.opt
-        try:
-            super().export(*args, **kwargs)
-        finally:
-            self.dls, self.opt = dls, self.opt or opt
-
     def _do_fit(self) -> None:
         for epoch in range(self.first_epoch, self.n_epoch):
             self.epoch = epoch
             self._with_events(self._do_epoch, "epoch", CancelEpochException)
 
 
-def fusion_learner(dls: DataLoaders, config: TrainConfig | None = None) -> FusionLearner:
-    """Return a Learner over `dls` (from `build_dls`) for the model that `config` describes.
+def lesion_learner(
+    dls: DataLoaders,
+    arch: str | nn.Module | Callable[[], nn.Module] | None = None,
+    *,
+    config: TrainConfig | None = None,
+    fusion: str | None = None,
+    loss_func: str | Callable | None = None,
+    metrics: Any = None,
+    cbs: Any = None,
+    opt_func: Callable = ADAMW,
+    splitter: Callable = stage_groups,
+    lr: float | None = None,
+    path: str | Path | None = None,
+    model_dir: str | Path = "models",
+    **options: Any,
+) -> LesionLearner:
+    """Return a fastai Learner for images with metadata, as `vision_learner` for images.
 
-    Its parameter groups are the backbone's stages and the head, so `freeze`, `fine_tune`,
-    `lr_find` and `fit_one_cycle` work as with any fastai Learner. Raises `LesionfastError` for
-    unknown names and weights that cannot be had.
+    `dls` are `LesionDataLoaders`, or any DataLoaders of (image float32 (B, 3, H, W) in 0..1, vector
+    float32 (B, width)) -> class, or of images alone. `arch` is a name, a module, or a function that
+    returns one: images (B, 3, H, W) to a map (B, C, h, w) or features (B, C). `fusion` is a name,
+    `loss_func` a name, or any module or function of logits (B, K) and class numbers (B,). `options`
+    are those of `lesionfast train`, such as `balance="weights"`; all else is as in fastai. The
+    parameter groups are the stages of the backbone and the head. `seed` (42 by default) decides the
+    first weights, the order of the images and the augmentation, whatever fastai's `set_seed` says.
+    Raises `LesionfastError` for unknown names and weights that can't be had.
+
+    >>> learn = lf.lesion_learner(dls, "test_resnet", weights="none", fusion="film")
+    >>> learn.fit_one_cycle(1, 1e-3)  # doctest: +SKIP
     """
-    config = config or TrainConfig()
-    classes = Classes.chosen(list(dls.vocab), config.melanoma, config.malignant)
+    named = {"fusion": fusion, "lr": lr, "arch": arch if arch is None else name_backbone(arch)}
+    named["loss"] = None if loss_func is None else name_loss(loss_func)
+    options |= {name: value for name, value in named.items() if value is not None}
+    config = configure_learner(dls, config, options)
+    classes = Classes.chosen(read_vocab(dls), config.melanoma, config.malignant)
     parents = find_parents(read_subclasses(config.subclass, classes), classes)
     torch.manual_seed(config.seed)  # the head's first weights
-    model = build_model(config, dls.encoder.width, len(classes), parents)
+    model = build_model(config, metadata_width(dls), len(classes), parents)
     if len(parents) > len(classes):
         assign_subclasses(dls, model, config.seed)
     objective = build_objective(config, class_codes(dls), output_codes(dls), classes, parents)
     model.posterior.set_undo(objective.loss.undo())
     model.to(dls.device)
-    dls.train.set_sampler(objective.sampler)
-    cbs = [*learner_callbacks(dls.device, config), *objective.callbacks]
-    if config.metadata_dropout and config.metadata_columns and config.fusion != "none":
-        encoded = dls.encoder.transform(dls.rows[dls.rows["split"] == "train"])
-        given = (encoded, class_codes(dls), parents, config.metadata_dropout, config.seed)
-        cbs.append(MetadataDropout(dls.encoder, *given))
-    learn = FusionLearner(
+    if isinstance(dls, LesionDataLoaders):
+        dls.train.set_sampler(objective.sampler)
+    callbacks = [*learner_callbacks(dls.device, config), *objective.callbacks]
+    callbacks += withhold_metadata(dls, config, parents)
+    if metrics is None:
+        metrics = validation_metrics(classes, lambda: learn.prior, config.rule)
+    learn = LesionLearner(
         dls,
         model,
         loss_func=objective.valid_loss,
-        opt_func=ADAMW,
+        opt_func=opt_func,
         lr=config.lr if isinstance(config.lr, float) else 1e-3,
-        splitter=stage_groups,
-        cbs=cbs,
-        metrics=validation_metrics(classes, lambda: learn.prior, config.rule),
+        splitter=splitter,
+        cbs=[*callbacks, *listify(cbs)],
+        metrics=metrics,
+        path=path,
+        model_dir=model_dir,
         wd=config.weight_decay,
         wd_bn_bias=True,
         train_bn=False,
     )
-    learn.objective, learn.prior, learn.classes = objective, objective.prior, classes
+    learn.config, learn.classes, learn.objective = config, classes, objective
+    learn.prior = objective.prior
     return learn
+
+
+def configure_learner(
+    dls: DataLoaders, config: TrainConfig | None, options: dict[str, Any]
+) -> TrainConfig:
+    """Return the options of a Learner: those of its DataLoaders, and `options` on top.
+
+    Raises `LesionfastError` for options that come too late, as the DataLoaders have used them.
+    """
+    options = read_options(TrainConfig, options)
+    if not isinstance(dls, LesionDataLoaders):
+        image, vector = check_batch(dls)
+        plain = {"size": image.shape[-1], "metadata_dropout": 0.0, "data": IN_MEMORY}
+        plain |= {"batch_size": len(image), "fusion": "concat" if vector.shape[1] else "none"}
+        return replace(config or TrainConfig(**plain), **options)
+    base = config or dls.config
+    late = [name for name in options if name in OF_THE_LOADERS]
+    for name in late:
+        if options[name] != getattr(base, name):
+            raise LesionfastError(
+                f"the DataLoaders have {name}={getattr(base, name)!r}, so {name}="
+                f"{options[name]!r} comes too late. Type it there: LesionDataLoaders.from_df(df, "
+                f"{name}={options[name]!r})."
+            )
+    return replace(base, **options)
+
+
+def check_batch(dls: DataLoaders) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the images and vectors of a training batch; raises `LesionfastError` for others."""
+    *inputs, _ = dls.one_batch()
+    if [x.ndim for x in inputs] not in ([4], [4, 2]):
+        shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+        raise LesionfastError(
+            f"the inputs of a batch are {shapes or 'none'}; they have to be images (B, 3, H, W) "
+            "and vectors (B, width). Make the DataLoaders with n_inp=2, or with LesionDataLoaders."
+        )
+    check_not_normalized(dls.train.after_batch.fs)
+    image, *vector = inputs
+    return image, vector[0] if vector else image.new_zeros(len(image), 0)
+
+
+def metadata_width(dls: DataLoaders) -> int:
+    """Return how many numbers of metadata a row has."""
+    if isinstance(dls, LesionDataLoaders):
+        return dls.encoder.width
+    return check_batch(dls)[1].shape[1]
+
+
+def read_vocab(dls: DataLoaders) -> list[str]:
+    """Return the class names; raises `LesionfastError` if the targets are not classes."""
+    vocab = getattr(dls, "vocab", None)
+    if vocab is None:
+        raise LesionfastError(
+            "the DataLoaders have no vocab, so their targets are not classes. Use a CategoryBlock."
+        )
+    return [str(name) for name in vocab]
+
+
+def withhold_metadata(
+    dls: DataLoaders, config: TrainConfig, parents: list[int]
+) -> list[MetadataDropout]:
+    """Return the callback that withholds metadata of training rows, if options ask for it."""
+    wanted = config.metadata_dropout and config.metadata_columns and config.fusion != "none"
+    if not wanted or not isinstance(dls, LesionDataLoaders):
+        return []
+    encoded = dls.encoder.transform(dls.rows[dls.rows["split"] == "train"])
+    given = (encoded, class_codes(dls), parents, config.metadata_dropout, config.seed)
+    return [MetadataDropout(dls.encoder, *given)]
 
 
 def learner_callbacks(device: torch.device, config: TrainConfig) -> list[Callback]:
@@ -161,7 +321,8 @@ def validation_metrics(
 ) -> list[AccumMetric]:
     """Return the metrics of the history, over all validation rows, by the decision rule in use.
 
-    `prior` returns that of the probabilities, which may change between epochs.
+    `prior` returns that of the probabilities, which may change between epochs. What another rule
+    than argmax decides is named so.
     """
 
     def of_decisions(name: str, p: np.ndarray, truth: np.ndarray) -> float:
@@ -175,7 +336,11 @@ def validation_metrics(
         columns["mel_sensitivity"] = partial(of_decisions, "mel_sensitivity")
     columns["accuracy"] = partial(of_decisions, "accuracy")
     as_arrays = {"activation": "softmax", "dim_argmax": -1, "to_np": True, "flatten": False}
-    return [AccumMetric(metric, name=name, **as_arrays) for name, metric in columns.items()]
+    by = "" if rule == "argmax" else f"{BY_RULE} {rule})"
+    return [
+        AccumMetric(metric, name=name if name == "macro_auc" else name + by, **as_arrays)
+        for name, metric in columns.items()
+    ]
 
 
 def history_names(classes: Classes) -> tuple[str, ...]:
@@ -184,7 +349,7 @@ def history_names(classes: Classes) -> tuple[str, ...]:
     return ("train_loss", "valid_loss", *(metric.name for metric in metrics))
 
 
-def find_lr(learn: FusionLearner, freeze: bool) -> float:
+def find_lr(learn: LesionLearner, freeze: bool) -> float:
     """Return fastai's "valley" suggestion, for the head alone if the rest will be frozen.
 
     Afterwards the weights, and what learns, are as before, also after an error; fastai's own files
@@ -208,7 +373,7 @@ def find_lr(learn: FusionLearner, freeze: bool) -> float:
     return lr
 
 
-def draw_lr_curve(learn: FusionLearner, lr: float, path: Path) -> Path:
+def draw_lr_curve(learn: LesionLearner, lr: float, path: Path) -> Path:
     """Draw what the LR finder has just tried, with its suggestion, as PNG; return the path."""
     axis = (figure := Figure(figsize=(6, 4), layout="constrained")).subplots()
     axis.plot(learn.recorder.lrs, [float(loss) for loss in learn.recorder.losses], color="black")

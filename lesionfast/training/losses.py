@@ -1,6 +1,8 @@
 """Losses by name: logits (B, K) and class numbers (B,) -> a scalar, computed in float32 or more."""
 
+from collections.abc import Callable
 from copy import deepcopy
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -9,10 +11,44 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lesionfast.errors import LesionfastError
-from lesionfast.registry import Registry
+from lesionfast.registry import Builder, Registry, calling_module
 
 losses = Registry("loss", "--loss")
 NEGLIGIBLE = 0.01  # times the class's share: a posterior that no rule decides for
+
+
+def register_loss(name: str) -> Callable[[Builder], Builder]:
+    """Return a decorator that makes a loss an option: `loss=name`, `--loss NAME`.
+
+    It is a `torch.nn.Module` class, built without arguments (or with `weight`, the class weights
+    (K,), if it takes that), or a function. Called with logits (B, K) and class numbers (B,) it
+    returns a scalar, or one number per image if its `reduction` is "none". What it does to the
+    probabilities is not undone. A second registration replaces the first. Raises `LesionfastError`
+    for a name that can't be typed as an option.
+
+    >>> @lf.register_loss("squared")
+    ... def squared(logits, target):
+    ...     return (1 - logits.softmax(1).gather(1, target[:, None])).square().mean()
+    """
+    return losses.register(name, calling_module())
+
+
+def name_loss(loss: Any) -> str:
+    """Return the name of a loss: a text as it is; a module or function is registered by its own.
+
+    Raises `LesionfastError` for what is no loss.
+    """
+    if isinstance(loss, str):
+        return loss
+    if not callable(loss):
+        raise LesionfastError(
+            f"loss_func is {loss!r}; it takes a name, a torch.nn.Module, or a function of logits "
+            "and class numbers."
+        )
+    name = getattr(loss, "__name__", type(loss).__name__).replace("<lambda>", "lambda")
+    if name not in losses or losses[name] is not loss:
+        register_loss(name)(loss)
+    return name
 
 
 class ClassificationLoss(nn.Module):
@@ -27,6 +63,8 @@ class ClassificationLoss(nn.Module):
     """
 
     smooths = False
+    y_int = True  # so that fastai's MixUp and CutMix mix its losses, not the class numbers
+    decide_by: np.ndarray | None = None  # the prior that the rule 'balanced' divides by
 
     def __init__(
         self,
@@ -88,8 +126,11 @@ class ClassificationLoss(nn.Module):
         return logits.softmax(dim=-1)
 
     def decodes(self, probabilities: Tensor) -> Tensor:
-        """Return the most probable class numbers (B,)."""
-        return probabilities.argmax(dim=-1)
+        """Return the class numbers (B,) that the decision rule in use decides for."""
+        if self.decide_by is None:
+            return probabilities.argmax(dim=-1)
+        prior = torch.as_tensor(self.decide_by).to(probabilities)
+        return (probabilities / prior.where(prior > 0, torch.inf)).argmax(dim=-1)
 
 
 @losses.register("cross_entropy")
@@ -209,3 +250,44 @@ class LDAM(ClassificationLoss):
     def compute(self, logits: Tensor, target: Tensor) -> Tensor:
         margin = F.one_hot(target, logits.shape[1]) * self.offset.to(logits)
         return super().compute(logits - margin, target)
+
+
+class UserLoss(ClassificationLoss):
+    """A loss that a user registered; see `register_loss`. Nothing of it is undone."""
+
+    def __init__(self, loss: Any, weight: Tensor | None = None, **unused: Any) -> None:
+        super().__init__(weight, counts=unused.get("counts"))
+        self.loss = build_user_loss(loss, weight)
+
+    def undo(self) -> dict[str, list[float]]:
+        return {}
+
+    def for_validation(self) -> ClassificationLoss:
+        return self
+
+    def compute(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the loss; one that only returns means is called for one image at a time."""
+        if self.reduction == "none" and not hasattr(self.loss, "reduction"):
+            pairs = zip(logits.split(1), target.split(1), strict=True)
+            return torch.stack([self.loss(*pair) for pair in pairs]).reshape(-1)
+        if hasattr(self.loss, "reduction"):
+            self.loss.reduction = self.reduction
+        value = self.loss(logits, target)
+        return value.mean() if value.ndim and self.reduction == "mean" else value
+
+
+def build_user_loss(loss: Any, weight: Tensor | None) -> Any:
+    """Return the module or function that computes a registered loss.
+
+    Raises `LesionfastError` if class weights are asked for and it takes none.
+    """
+    if isinstance(loss, type):
+        takes_weight = "weight" in signature(loss).parameters
+        if takes_weight or weight is None:
+            return loss(weight=weight) if takes_weight else loss()
+    elif weight is None:
+        return deepcopy(loss) if isinstance(loss, nn.Module) else loss
+    raise LesionfastError(
+        f"the loss {getattr(loss, '__name__', type(loss).__name__)} takes no class weights. Leave "
+        "--balance and --class-weight out, or give it a parameter weight."
+    )

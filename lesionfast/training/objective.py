@@ -11,6 +11,7 @@ things move the probabilities at its minimum away from the class frequencies of 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
 import numpy as np
@@ -23,7 +24,7 @@ from lesionfast.errors import LesionfastError
 from lesionfast.training.balancing import Balance, balances, shares
 from lesionfast.training.callbacks.inference import Borrowing
 from lesionfast.training.callbacks.regularization import mixes
-from lesionfast.training.losses import ClassificationLoss, losses
+from lesionfast.training.losses import ClassificationLoss, UserLoss, losses
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ def check_objective(config: TrainConfig, classes: list[str]) -> None:
     read_class_weights(config.class_weight, classes)
     read_subclasses(config.subclass, classes)
     read_costs(default_cost(config, classes), classes)
-    if config.label_smoothing and not losses[config.loss].smooths:
-        able = ", ".join(name for name in losses if losses[name].smooths)
+    if config.label_smoothing and not getattr(losses[config.loss], "smooths", False):
+        able = ", ".join(name for name in losses if getattr(losses[name], "smooths", False))
         raise LesionfastError(
             f"--label-smoothing is not defined for --loss {config.loss}. Leave it out, or type "
             f"--loss with one of: {able}."
@@ -103,7 +104,10 @@ def build_loss(
     weights = emphasis if balance.weights is None else balance.weights * emphasis
     plain = balance.weights is None and config.class_weight is None
     costs = read_costs(default_cost(config, classes), classes)
-    return losses[config.loss](
+    build = losses[config.loss]
+    if not (isinstance(build, type) and issubclass(build, ClassificationLoss)):
+        build = partial(UserLoss, build)
+    return build(
         None if plain else torch.tensor(weights[parents]).float(),
         label_smoothing=config.label_smoothing,
         prior=balance.prior[parents],
@@ -136,6 +140,7 @@ def shifting_options(config: TrainConfig) -> list[str]:
     Mixing is not among them: a picture that is hardly mixed keeps its own label.
     """
     typed = {
+        "--loss": config.loss in losses.modules and config.loss,
         "--class-weight": config.class_weight,
         "--cost": config.loss == "asymmetric" and (config.cost or "by default"),
         "--hardest": config.hardest < 1 and f"{config.hardest:g}",

@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate, mse_loss
 from lesionfast.config import TrainConfig
 from lesionfast.console import counting_bar
 from lesionfast.data.augment import augmentations
-from lesionfast.data.loaders import build_dls
+from lesionfast.data.loaders import LesionDataLoaders
 from lesionfast.data.split import format_split
 from lesionfast.models.archs import conv, find_arch
 from lesionfast.models.backbones import Backbone, count_parameters, create_backbone
@@ -28,7 +28,7 @@ from lesionfast.training.callbacks.schedule import OneCycle, ProgressiveUnfreezi
 from lesionfast.training.callbacks.tracking import save_tensors
 from lesionfast.training.description import count_images, describe_environment
 from lesionfast.training.fitting import run_epochs
-from lesionfast.training.learner import ADAMW, FusionLearner, find_lr, learner_callbacks
+from lesionfast.training.learner import ADAMW, LesionLearner, find_lr, learner_callbacks
 
 logger = logging.getLogger("lesionfast")
 
@@ -65,16 +65,16 @@ def pretrain(
     return folder
 
 
-def autoencoder_learner(df: pd.DataFrame, config: TrainConfig) -> FusionLearner:
+def autoencoder_learner(df: pd.DataFrame, config: TrainConfig) -> LesionLearner:
     """Return the Learner of a pretraining; wrong names are reported before images are decoded."""
     find_arch(config.arch)
     augmentations[config.augment]
     check_weights(df, config.weights, config.arch)
     with counting_bar("decoding images") as progress:
-        dls = build_dls(df, config, progress)
+        dls = LesionDataLoaders.from_df(df, config, progress=progress)
     torch.manual_seed(config.seed)  # the first weights
     backbone = create_backbone(config.arch, size=config.size, weights=config.weights)
-    return FusionLearner(
+    return LesionLearner(
         dls,
         Autoencoder(backbone, config.size),
         loss_func=mse_loss,
@@ -131,7 +131,7 @@ class ImageIsTarget(Callback):
         self.learn.xb = self.learn.yb = self.xb[:1]
 
 
-def fit(learn: FusionLearner, config: TrainConfig, run: Run) -> None:
+def fit(learn: LesionLearner, config: TrainConfig, run: Run) -> None:
     """Train with one cycle; write history.csv, and weights.safetensors of the best encoder alone.
 
     Raises `TrainingInterrupted` if it is stopped before its first epoch ended.
@@ -146,7 +146,7 @@ def fit(learn: FusionLearner, config: TrainConfig, run: Run) -> None:
     run.manifest.record("history.csv")
 
 
-def draw_reconstructions(learn: FusionLearner, config: TrainConfig, path: Path) -> Path:
+def draw_reconstructions(learn: LesionLearner, config: TrainConfig, path: Path) -> Path:
     """Draw some validation images above their reconstructions, as PNG."""
     images = learn.dls.valid.one_batch()[0].as_subclass(torch.Tensor)[:SHOWN]
     with torch.no_grad(), in_eval_mode(learn.model):

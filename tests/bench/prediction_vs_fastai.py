@@ -17,9 +17,9 @@ from side_by_side import extract_images
 from vs_fastai import plain_learner
 
 from lesionfast.config import TrainConfig
-from lesionfast.data.loaders import build_dls
+from lesionfast.data.loaders import LesionDataLoaders
 from lesionfast.data.split import load_dataset
-from lesionfast.training.learner import fusion_learner
+from lesionfast.training.learner import lesion_learner
 
 TEST = 2  # the place of the test images among the loaders
 
@@ -38,7 +38,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         extract_images(Path(given.data), Path(folder))
         plain = plain_learner(df, config, Path(folder), "")
-        ours = fusion_learner(build_dls(df, config), config)
+        ours = lesion_learner(LesionDataLoaders.from_df(df, config), config=config)
         files = plain.dls.test_dl(test)
         with plain.no_bar(), ours.no_bar():
             ours.get_preds(ds_idx=TEST)

@@ -9,7 +9,7 @@ import torch
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.images import open_images
-from lesionfast.data.loaders import build_dls, read_ahead
+from lesionfast.data.loaders import LesionDataLoaders, read_ahead
 from lesionfast.data.split import load_dataset
 
 TINY = TrainConfig(arch="test_resnet", weights="none", size=64, batch_size=32)
@@ -21,7 +21,7 @@ def df():
 
 
 def test_a_batch_is_image_metadata_and_class(df):
-    dls = build_dls(df, TINY)
+    dls = LesionDataLoaders.from_df(df, TINY)
     image, metadata, target = dls.one_batch()
     assert image.shape == (32, 3, 64, 64) and image.dtype == torch.float32
     assert image.min() >= 0 and image.max() <= 1
@@ -31,7 +31,7 @@ def test_a_batch_is_image_metadata_and_class(df):
 
 
 def test_every_loader_reads_its_own_rows_unaugmented_but_the_training_one(df):
-    dls = build_dls(df, replace(TINY, augment="none"))
+    dls = LesionDataLoaders.from_df(df, replace(TINY, augment="none"))
     for index, name in enumerate(("train", "valid", "test")):
         rows = dls.rows[dls.rows["split"] == name]
         loader = dls[index].new(shuffle=False, drop_last=False)
@@ -43,7 +43,7 @@ def test_every_loader_reads_its_own_rows_unaugmented_but_the_training_one(df):
 
 
 def test_batches_hold_the_pixels_of_the_files(df):
-    dls = build_dls(df, TINY)
+    dls = LesionDataLoaders.from_df(df, TINY)
     rows = dls.rows[dls.rows["split"] == "valid"]
     pixels = open_images(rows["path"].tolist(), 64, resize=TINY.resize, cache=False).pixels
     image = torch.cat([batch[0] for batch in dls.valid])
@@ -52,7 +52,7 @@ def test_batches_hold_the_pixels_of_the_files(df):
 
 def test_fewer_rows_than_the_batch_size_still_make_a_batch(df):
     small = df.groupby(["split", "target"]).head(2).reset_index(drop=True)
-    dls = build_dls(small, replace(TINY, batch_size=512))
+    dls = LesionDataLoaders.from_df(small, replace(TINY, batch_size=512))
     assert len(dls.train) == 1 and len(dls.one_batch()[0]) == (small["split"] == "train").sum()
 
 
@@ -60,14 +60,14 @@ def test_reading_ahead_gives_the_same_batches_one_of_them_early(df):
     made = threading.Semaphore(0)
 
     def counted():
-        for batch in build_dls(df, TINY).valid.read_batches(iter(range(50))):
+        for batch in LesionDataLoaders.from_df(df, TINY).valid.read_batches(iter(range(50))):
             made.release()
             yield batch
 
     ahead = read_ahead(counted())
     first = next(ahead)
     assert made.acquire(timeout=60) and made.acquire(timeout=60)  # the second was not asked for
-    plain = list(build_dls(df, TINY).valid.read_batches(iter(range(50))))
+    plain = list(LesionDataLoaders.from_df(df, TINY).valid.read_batches(iter(range(50))))
     for ours, own in zip([first, *ahead], plain, strict=True):
         for one, other in zip(ours, own, strict=True):
             assert torch.equal(one, other) and type(one) is type(other)

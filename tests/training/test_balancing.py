@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from lesionfast.config import SplitConfig, TrainConfig
-from lesionfast.data.loaders import build_dls
+from lesionfast.data.loaders import LesionDataLoaders
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
 from lesionfast.models.fusion import FusionModel, load_model
 from lesionfast.training.balancing import balances, class_codes, find_targets, output_codes
 from lesionfast.training.experiment import train
-from lesionfast.training.learner import fusion_learner
+from lesionfast.training.learner import lesion_learner
 
 COUNTS = [5, 100, 30]
 
@@ -124,7 +124,7 @@ def df():
 
 @pytest.fixture(scope="module")
 def learn(df):
-    return fusion_learner(build_dls(df, CONFIG), CONFIG)
+    return lesion_learner(LesionDataLoaders.from_df(df, CONFIG), config=CONFIG)
 
 
 def test_outputs_are_parts_of_their_classes_and_whole_lesions(learn):
@@ -171,4 +171,4 @@ def test_random_weights_and_too_few_lesions_say_what_to_type(df):
     ):
         config = replace(CONFIG, **changes)
         with pytest.raises(LesionfastError, match=message):
-            fusion_learner(build_dls(df, config), config)
+            lesion_learner(LesionDataLoaders.from_df(df, config), config=config)

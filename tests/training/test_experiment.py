@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from lesionfast.config import TrainConfig
-from lesionfast.data.loaders import build_dls, images_at_once
+from lesionfast.data.loaders import LesionDataLoaders, images_at_once
 from lesionfast.data.sample import make_sample
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
@@ -35,7 +35,7 @@ from lesionfast.training.experiment import (
     trained_learner,
 )
 from lesionfast.training.fitting import highest_lr
-from lesionfast.training.learner import fusion_learner
+from lesionfast.training.learner import lesion_learner
 from lesionfast.training.losses import losses
 
 TINY = TrainConfig(  # a model of half a million parameters
@@ -127,7 +127,7 @@ def test_a_melanoma_class_of_any_name_can_be_monitored(df, monkeypatch):
     def stop(*given):
         raise KeyboardInterrupt  # all options were accepted
 
-    monkeypatch.setattr("lesionfast.training.experiment.build_dls", stop)
+    monkeypatch.setattr("lesionfast.training.experiment.LesionDataLoaders.from_df", stop)
     with pytest.raises(KeyboardInterrupt):
         prepare_learner(named, options)
     with pytest.raises(LesionfastError, match="--monitor is 'mel_sensitivity'"):
@@ -448,7 +448,7 @@ def test_a_wrong_name_is_found_before_a_run_is_made(df, tmp_path, changes, messa
 def test_every_loss_and_balance_take_a_step(dls, loss, balance):
     """Of one epoch of 32 rows a class at most, so that all pairs take seconds."""
     config = replace(TINY, balance=balance, loss=loss, size=32, batch_size=128)
-    learn = fusion_learner(dls, config)
+    learn = lesion_learner(dls, config=config)
     before = learn.model.head[-1].weight.clone()
     with learn.no_bar(), learn.no_logging():
         learn.fit(1)
@@ -458,7 +458,7 @@ def test_every_loss_and_balance_take_a_step(dls, loss, balance):
 
 @pytest.fixture(scope="module")
 def dls(df):
-    return build_dls(df, replace(TINY, size=32, batch_size=128))
+    return LesionDataLoaders.from_df(df, replace(TINY, size=32, batch_size=128))
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ from fastai.callback.fp16 import MixedPrecision
 from safetensors.torch import load_file
 
 from lesionfast.config import TrainConfig
-from lesionfast.data.loaders import build_dls
+from lesionfast.data.loaders import LesionDataLoaders
 from lesionfast.data.split import load_dataset
 from lesionfast.training.callbacks.inference import Autocast
-from lesionfast.training.callbacks.tracking import save_tensors
+from lesionfast.training.callbacks.tracking import history_columns, save_tensors
 from lesionfast.training.fitting import summary
-from lesionfast.training.learner import fusion_learner, precision_callbacks
+from lesionfast.training.learner import history_names, lesion_learner, precision_callbacks
 
 TINY = TrainConfig(arch="test_resnet", weights="none", size=64, batch_size=32)
 
@@ -28,7 +28,7 @@ def df():
 
 @pytest.fixture
 def learn(df, tmp_path):
-    learn = fusion_learner(build_dls(df, TINY), TINY)
+    learn = lesion_learner(LesionDataLoaders.from_df(df, TINY), config=TINY)
     learn.path = tmp_path
     with learn.no_bar(), learn.no_logging():
         yield learn
@@ -36,7 +36,7 @@ def learn(df, tmp_path):
 
 def test_a_sampler_that_draws_fewer_rows_than_the_batch_size_still_makes_a_batch(df):
     config = replace(TINY, balance="downsample", batch_size=280)
-    learn = fusion_learner(build_dls(df, config), config)
+    learn = lesion_learner(LesionDataLoaders.from_df(df, config), config=config)
     assert len(learn.dls.train) == 1 and learn.dls.train.n < 280
 
 
@@ -66,14 +66,16 @@ def test_freeze_leaves_only_the_head_learning_batch_norm_included(learn):
 
 def test_the_history_has_the_metrics_of_the_field(learn):
     names = list(learn.metrics.attrgot("name"))
-    assert names == ["balanced_accuracy", "macro_auc", "mel_sensitivity", "accuracy"]
+    by = " (rule balanced)"
+    assert names == [f"balanced_accuracy{by}", "macro_auc", f"mel_sensitivity{by}", f"accuracy{by}"]
+    assert history_columns(learn)[2:] == list(history_names(learn.classes))[2:]
 
 
 def test_bfloat16_agrees_with_float32(df):
     outputs = []
     for name in ("float32", "bfloat16"):
         config = replace(TINY, precision=name)
-        learn = fusion_learner(build_dls(df, config), config)
+        learn = lesion_learner(LesionDataLoaders.from_df(df, config), config=config)
         with learn.no_bar(), learn.no_logging():
             outputs.append(learn.get_preds()[0])
     torch.testing.assert_close(*outputs, atol=0.02, rtol=0)
@@ -84,8 +86,8 @@ def test_the_loss_with_a_frozen_backbone_is_that_of_the_saved_weights(df, arch, 
     """Batch norm that follows the batches while it is frozen would give another loss once saved."""
     few = df.groupby(["split", "target"]).head(2).reset_index(drop=True)
     config = replace(TINY, arch=arch, size=size, batch_size=7)
-    dls = build_dls(few, config)
-    learn = fusion_learner(dls, config)
+    dls = LesionDataLoaders.from_df(few, config)
+    learn = lesion_learner(dls, config=config)
     norms = [m for m in learn.model.modules() if hasattr(m, "running_mean")]
     first = [norm.running_mean.clone() for norm in norms]
     with learn.no_bar(), learn.no_logging():
@@ -102,7 +104,7 @@ def test_the_loss_with_a_frozen_backbone_is_that_of_the_saved_weights(df, arch, 
 
 def loss_of(dls, config, folder):
     """The validation loss of a new model with the weights in a folder."""
-    learn = fusion_learner(dls, replace(config, seed=1))
+    learn = lesion_learner(dls, config=replace(config, seed=1))
     learn.model.load_state_dict(load_file(folder / "weights.safetensors"))
     with learn.no_bar(), learn.no_logging():
         return learn.validate()[0]
@@ -110,7 +112,7 @@ def loss_of(dls, config, folder):
 
 def test_the_melanoma_that_was_named_is_the_one_that_is_measured(df):
     config = replace(TINY, melanoma="nv")
-    learn = fusion_learner(build_dls(df, config), config)
+    learn = lesion_learner(LesionDataLoaders.from_df(df, config), config=config)
     rows = df[df["split"] == "test"]
     chances = pd.DataFrame(0.0, rows.index, [f"p_{name}" for name in learn.dls.vocab])
     found = summary(learn, pd.concat([rows, chances.assign(p_nv=1.0)], axis=1))

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from lesionfast.config import TrainConfig
-from lesionfast.data.loaders import build_dls
+from lesionfast.data.loaders import LesionDataLoaders
 from lesionfast.data.split import load_dataset
 from lesionfast.training.callbacks.inference import Borrowing
 from lesionfast.training.callbacks.regularization import EMA
 from lesionfast.training.callbacks.schedule import ProgressiveUnfreezing
-from lesionfast.training.learner import fusion_learner
+from lesionfast.training.learner import lesion_learner
 from lesionfast.training.losses import losses
 
 ELSEWHERE = torch.device("meta")  # it holds no numbers, but refuses those of the CPU beside its own
@@ -25,7 +25,9 @@ EPOCHS = 4
 @pytest.fixture(scope="module")
 def dls():
     df = load_dataset(TINY)
-    dls = build_dls(df.groupby(["split", "target"]).head(4).reset_index(drop=True), TINY)
+    dls = LesionDataLoaders.from_df(
+        df.groupby(["split", "target"]).head(4).reset_index(drop=True), TINY
+    )
     dls.device = ELSEWHERE
     return dls
 
@@ -35,7 +37,7 @@ def learner(dls):
     made = []
 
     def make(**changes):
-        made.append(fusion_learner(dls, replace(TINY, **changes)))
+        made.append(lesion_learner(dls, config=replace(TINY, **changes)))
         return made[-1]
 
     yield make

@@ -17,7 +17,7 @@ from fastai.callback.core import (
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.augment import augmentations
-from lesionfast.data.loaders import build_dls
+from lesionfast.data.loaders import LesionDataLoaders
 from lesionfast.data.split import load_dataset
 from lesionfast.training.callbacks.cached_features import CachedFeatures
 from lesionfast.training.callbacks.progress import EpochBar, EpochLines, StopOnInterrupt
@@ -34,7 +34,7 @@ from lesionfast.training.callbacks.tracking import (
     StopOnNaN,
     WriteHistory,
 )
-from lesionfast.training.learner import HalfPrecision, fusion_learner
+from lesionfast.training.learner import HalfPrecision, lesion_learner
 from lesionfast.training.objective import OHEM, ApplyObjective
 
 TINY = TrainConfig(
@@ -84,12 +84,12 @@ class Broken(Callback):
 def dls():
     df = load_dataset(TINY)
     few = df.groupby(["split", "target"]).head(8).reset_index(drop=True)
-    return build_dls(few, TINY)
+    return LesionDataLoaders.from_df(few, TINY)
 
 
 @pytest.fixture
 def learn(dls, tmp_path):
-    learn = fusion_learner(dls, TINY)
+    learn = lesion_learner(dls, config=TINY)
     learn.path = tmp_path
     with learn.no_bar(), learn.no_logging():
         yield learn
@@ -239,7 +239,7 @@ def test_the_lr_finder_gives_weights_and_folder_back_after_an_error(learn):
 
 
 def test_float16_switches_autocast_off_after_an_error(dls, tmp_path):
-    learn = fusion_learner(dls, replace(TINY, precision="float32"))
+    learn = lesion_learner(dls, config=replace(TINY, precision="float32"))
     half = HalfPrecision()
     learn.add_cb(half)
     learn.path = tmp_path

@@ -21,7 +21,7 @@ class Borrowing(Callback):
     """Base of callbacks that change what others see, for as long as a `part` of the loop runs.
 
     `clean_up` gives back what was changed; it may be called at any time, and twice. Any Learner
-    calls it when the part ends or is cancelled, or one around it; a `FusionLearner` also after an
+    calls it when the part ends or is cancelled, or one around it; a `LesionLearner` also after an
     error or Ctrl-C, where fastai calls no event.
     """
 

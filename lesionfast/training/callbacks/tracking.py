@@ -38,9 +38,15 @@ class Resumable(Callback):
             setattr(self, name, state[name])
 
 
+BY_RULE = " (rule"  # in the name of a metric, before that of the decision rule
+
+
 def history_columns(learn: Learner) -> list[str]:
-    """Return the names of what fastai records each epoch: losses and metrics, not the time."""
-    names = list(learn.recorder.metric_names)[1:]
+    """Return the columns of what fastai records each epoch: losses and metrics, not the time.
+
+    The decision rule, which is one of the options, is not in their names.
+    """
+    names = [name.split(BY_RULE)[0] for name in learn.recorder.metric_names][1:]
     return names[:-1] if learn.recorder.add_time else names
 
 

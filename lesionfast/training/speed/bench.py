@@ -22,7 +22,7 @@ from lesionfast.config import TrainConfig
 from lesionfast.console import Table, cell
 from lesionfast.data.augment import augment, augmentations
 from lesionfast.data.images import Task, decode_blocks
-from lesionfast.data.loaders import build_dls, images_at_once
+from lesionfast.data.loaders import LesionDataLoaders, images_at_once
 from lesionfast.files import temporary_folder
 from lesionfast.models.features import Features
 from lesionfast.models.precision import autocast
@@ -34,7 +34,7 @@ from lesionfast.training.callbacks.inference import freed_memory_kept
 from lesionfast.training.callbacks.regularization import EMA
 from lesionfast.training.callbacks.schedule import OneCycle
 from lesionfast.training.description import describe_environment, describe_model
-from lesionfast.training.learner import FusionLearner, fusion_learner
+from lesionfast.training.learner import LesionLearner, lesion_learner
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Batch = Sequence[Tensor]  # images, metadata and targets
@@ -70,8 +70,8 @@ def bench(config: TrainConfig, df: pd.DataFrame) -> dict[str, Any]:
     """
     config = replace(config, patience=0)
     decode = 1 / time_decoding(df["path"].tolist()[:DECODED], config)
-    dls = build_dls(df, config)
-    learn = fusion_learner(dls, config)
+    dls = LesionDataLoaders.from_df(df, config)
+    learn = lesion_learner(dls, config=config)
     learn.model.to(dls.device, memory_format=torch.channels_last)
 
     def predict(n: int) -> None:
@@ -165,12 +165,12 @@ def inference_step(
     return step, len(image)
 
 
-def take_batch(learn: FusionLearner) -> tuple[Tensor, Tensor, Tensor]:
+def take_batch(learn: LesionLearner) -> tuple[Tensor, Tensor, Tensor]:
     """Return one training batch in memory: image, metadata and target."""
     return tuple(part.as_subclass(Tensor) for part in learn.dls.one_batch())
 
 
-def batch_rates(learn: FusionLearner, config: TrainConfig) -> dict[str, float]:
+def batch_rates(learn: LesionLearner, config: TrainConfig) -> dict[str, float]:
     """Return the images per second of what is done with a batch, and of frozen features."""
     pixels, batch = learn.dls.pixels, take_batch(learn)
     image, device, n = batch[0], batch[0].device, len(batch[0])
@@ -195,7 +195,7 @@ def batch_rates(learn: FusionLearner, config: TrainConfig) -> dict[str, float]:
     }
 
 
-def training_rates(learn: FusionLearner, config: TrainConfig) -> dict[str, float]:
+def training_rates(learn: LesionLearner, config: TrainConfig) -> dict[str, float]:
     """Return the images per second of the bare and of the whole step, and their ratio."""
     bare, device, n = bare_step(learn, config, learn.model), learn.dls.device, learn.dls.train.bs
     epochs, rounds = ceil((STEPS + 1) / len(learn.dls.train)), []
@@ -207,7 +207,7 @@ def training_rates(learn: FusionLearner, config: TrainConfig) -> dict[str, float
     return name_medians(rounds, "bare step", "step", "step_share")
 
 
-def bare_step(learn: FusionLearner, config: TrainConfig, model: nn.Module) -> Callable[[], None]:
+def bare_step(learn: LesionLearner, config: TrainConfig, model: nn.Module) -> Callable[[], None]:
     """Return the step of a bare, unfrozen model, after a first one."""
     learn.unfreeze()
     step = training_step(model, take_batch(learn), learn.loss_func, config.precision)
@@ -264,7 +264,7 @@ class StepClock(Callback):
 
 
 def prediction_rates(
-    learn: FusionLearner, config: TrainConfig, predict: Callable[[int], None], most: int
+    learn: LesionLearner, config: TrainConfig, predict: Callable[[int], None], most: int
 ) -> dict[str, float]:
     """Return the images per second of `predict` and of the bare forward pass, and their ratio.
 
@@ -282,7 +282,7 @@ def prediction_rates(
     return name_medians(rounds, "bare forward", "prediction", "prediction_share")
 
 
-def file_rates(learn: FusionLearner, config: TrainConfig, df: pd.DataFrame) -> dict[str, float]:
+def file_rates(learn: LesionLearner, config: TrainConfig, df: pd.DataFrame) -> dict[str, float]:
     """Return the images per second of `lesionfast predict` on files, and their share of the bare.
 
     That is decoding, one view of each, and all output columns, as from an exported model.
@@ -299,7 +299,7 @@ def file_rates(learn: FusionLearner, config: TrainConfig, df: pd.DataFrame) -> d
     return {"files": rates["prediction"], "file_share": rates["prediction_share"]}
 
 
-def export_predictor(learn: FusionLearner, config: TrainConfig, folder: Path) -> Predictor:
+def export_predictor(learn: LesionLearner, config: TrainConfig, folder: Path) -> Predictor:
     """Return a predictor of the model as it is, by one view."""
     weights = {name: w.cpu().contiguous() for name, w in learn.model.state_dict().items()}
     save_file(weights, folder / WEIGHTS)
@@ -314,7 +314,7 @@ def export_predictor(learn: FusionLearner, config: TrainConfig, folder: Path) ->
     return Predictor(folder, views=1, device=config.device)
 
 
-def time_feature_epoch(learn: FusionLearner) -> float:
+def time_feature_epoch(learn: LesionLearner) -> float:
     """Return the seconds of an epoch of the head over 8,500 rows of cached features."""
     draw = np.random.default_rng(0)
     loaders = [
@@ -335,7 +335,7 @@ def time_feature_epoch(learn: FusionLearner) -> float:
         learn.unfreeze()
 
 
-def compile_rates(learn: FusionLearner, config: TrainConfig) -> dict[str, float]:
+def compile_rates(learn: LesionLearner, config: TrainConfig) -> dict[str, float]:
     """Return the gain of torch.compile for the bare step, and the seconds of its first step."""
     device, started = learn.dls.device, time.perf_counter()
     compiled = bare_step(learn, config, torch.compile(learn.model))

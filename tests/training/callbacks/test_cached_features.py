@@ -9,11 +9,11 @@ from fastai.callback.core import Callback
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.augment import augmentations
-from lesionfast.data.loaders import build_dls
+from lesionfast.data.loaders import LesionDataLoaders
 from lesionfast.data.split import load_dataset
 from lesionfast.training.callbacks import cached_features as module
 from lesionfast.training.callbacks.cached_features import CachedFeatures, FeatureLoader
-from lesionfast.training.learner import fusion_learner
+from lesionfast.training.learner import lesion_learner
 
 TINY = TrainConfig(arch="test_resnet", weights="none", size=32, batch_size=32, precision="float32")
 STANDARD = augmentations["standard"]()
@@ -27,7 +27,7 @@ def df():
 @pytest.fixture
 def learn(df):
     """A Learner with a frozen backbone, as the head's phase has it."""
-    learn = fusion_learner(build_dls(df, TINY), TINY)
+    learn = lesion_learner(LesionDataLoaders.from_df(df, TINY), config=TINY)
     learn.freeze()
     with learn.no_bar(), learn.no_logging():
         yield learn
@@ -62,7 +62,7 @@ def test_the_backbone_sees_each_view_once_however_many_epochs(learn, runs_of):
 def test_another_run_of_the_same_backbone_finds_its_features(df, runs_of):
     seen = []
     for _ in range(2):
-        learn = fusion_learner(build_dls(df, TINY), TINY)
+        learn = lesion_learner(LesionDataLoaders.from_df(df, TINY), config=TINY)
         learn.freeze()
         seen.append(runs_of(learn))
         with learn.no_bar(), learn.no_logging():
@@ -152,7 +152,7 @@ def test_no_views_are_made_where_nothing_is_augmented():
 
 def test_class_balancing_holds_for_features_too(df):
     config = replace(TINY, balance="downsample")
-    learn = fusion_learner(build_dls(df, config), config)
+    learn = lesion_learner(LesionDataLoaders.from_df(df, config), config=config)
     cached = CachedFeatures(STANDARD, 1, 0)
     cached.learn, n_stages = learn, len(learn.model.backbone.stages)
     targets = torch.cat([batch[2] for batch in cached.feature_loaders(n_stages).train])
@@ -174,7 +174,7 @@ def test_epochs_of_the_last_stage_read_the_maps_below_it(df):
     histories = []
     for cached in (True, False):
         config = replace(TINY, augment="none", arch="vanilla_cnn", dropout=0.0)
-        learn = fusion_learner(build_dls(df, config), config)
+        learn = lesion_learner(LesionDataLoaders.from_df(df, config), config=config)
         stages = len(learn.model.backbone.stages) - 1
         learn.freeze_to(stages)
         first = learn.model.backbone.blocks[0][0]
@@ -221,7 +221,7 @@ def history_of(df):
 
     def train(**options):
         config = replace(TINY, views=2, **options)
-        learn = fusion_learner(build_dls(df, config), config)
+        learn = lesion_learner(LesionDataLoaders.from_df(df, config), config=config)
         learn.freeze_to(len(learn.model.backbone.stages) - 1)
         sides = NoteSides()
         with learn.no_bar(), learn.no_logging():

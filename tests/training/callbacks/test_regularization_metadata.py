@@ -11,7 +11,7 @@ from fastai.callback.core import Callback
 from lesionfast.config import TrainConfig
 from lesionfast.data.augment import augmentations
 from lesionfast.data.encoder import MetadataEncoder
-from lesionfast.data.loaders import build_dls
+from lesionfast.data.loaders import LesionDataLoaders
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
 from lesionfast.runs import Run
@@ -20,7 +20,7 @@ from lesionfast.training.callbacks.regularization import MetadataDropout, withhe
 from lesionfast.training.callbacks.schedule import OneCycle
 from lesionfast.training.experiment import check_options
 from lesionfast.training.heads import head_inputs
-from lesionfast.training.learner import fusion_learner
+from lesionfast.training.learner import lesion_learner
 
 TINY = TrainConfig(
     arch="test_resnet",
@@ -50,7 +50,7 @@ def df():
 
 def mean_change(df: pd.DataFrame, config: TrainConfig) -> np.ndarray:
     """Return by how much each class's mean probability changes when nothing is known, (k,)."""
-    learn = fusion_learner(build_dls(df, config), config)
+    learn = lesion_learner(LesionDataLoaders.from_df(df, config), config=config)
     with learn.no_bar(), learn.no_logging():
         learn.fit(8, 5e-3, cbs=OneCycle(5e-3))
     model, encoder = learn.model.eval().cpu(), learn.dls.encoder
@@ -159,7 +159,7 @@ class NoteMetadata(Callback):
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["images", "cached features"])
 def test_batches_of_images_and_of_features_lack_it_and_validation_never_does(df, frozen):
-    learn = fusion_learner(build_dls(df, TINY), TINY)
+    learn = lesion_learner(LesionDataLoaders.from_df(df, TINY), config=TINY)
     cbs = [NoteMetadata()]
     if frozen:
         learn.freeze()
@@ -176,7 +176,7 @@ def test_batches_of_images_and_of_features_lack_it_and_validation_never_does(df,
 
 
 def test_the_seed_and_the_epoch_decide_what_is_withheld(df):
-    learn = fusion_learner(build_dls(df, TINY), TINY)
+    learn = lesion_learner(LesionDataLoaders.from_df(df, TINY), config=TINY)
     cb, drawn = learn.metadata_dropout, []
     for epoch in (0, 1, 0):
         learn.epoch = epoch
@@ -191,11 +191,13 @@ def test_the_seed_and_the_epoch_decide_what_is_withheld(df):
 )
 def test_nothing_is_withheld_where_that_is_asked_or_there_is_nothing(df, options):
     config = replace(TINY, **options)
-    assert not hasattr(fusion_learner(build_dls(df, config), config), "metadata_dropout")
+    assert not hasattr(
+        lesion_learner(LesionDataLoaders.from_df(df, config), config=config), "metadata_dropout"
+    )
 
 
 def test_a_solved_head_learns_from_withheld_metadata_too(df):
-    learn = fusion_learner(build_dls(df, TINY), TINY)
+    learn = lesion_learner(LesionDataLoaders.from_df(df, TINY), config=TINY)
     encoder, fusion = learn.dls.encoder, learn.model.fusion
     with torch.inference_mode():
         unknown = fusion.branch(torch.from_numpy(encoder.unknown)[None]).numpy()

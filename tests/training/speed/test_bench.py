@@ -9,9 +9,9 @@ import torch
 from fastai.callback.core import Callback
 
 from lesionfast.config import TrainConfig
-from lesionfast.data.loaders import build_dls
+from lesionfast.data.loaders import LesionDataLoaders
 from lesionfast.data.split import load_dataset
-from lesionfast.training.learner import fusion_learner
+from lesionfast.training.learner import lesion_learner
 from lesionfast.training.speed import bench as module
 from lesionfast.training.speed.bench import (
     PARTS,
@@ -57,7 +57,7 @@ def test_the_table_has_a_row_for_each(found):
 
 def test_compiling_is_measured_where_it_is_asked_for(found, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # no C++
-    learn = fusion_learner(build_dls(load_dataset(TINY), TINY), TINY)
+    learn = lesion_learner(LesionDataLoaders.from_df(load_dataset(TINY), TINY), config=TINY)
     gain = compile_rates(learn, TINY)
     assert 0 < gain["compile_gain"] < 10 and gain["compile_seconds"] > 0
     assert len(bench_table(found | gain).rows) == len(bench_table(found).rows) + 1
