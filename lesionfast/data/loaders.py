@@ -242,11 +242,11 @@ class LesionDataLoaders(DataLoaders):
         """Return the DataLoaders of a table from `load_data`.
 
         `size` is the side of the square images in pixels, `bs` the images per batch; `options` are
-        those of `lesionfast train`, such as `metadata` and `augment`. `batch_tfms` replace the
-        augmentation recipe; `item_tfms` see one PIL image of that size at a time, and are slow.
-        The metadata encoder is fitted on the training rows unless it is given; `progress(done,
-        total)` is called while images are decoded. Raises `LesionfastError` if the split or an
-        image is missing or bad.
+        those of `lesionfast train`, such as `metadata`. `batch_tfms` replace the augmentation
+        recipe; `item_tfms` see one PIL image of that size at a time, and are slow. The metadata
+        encoder is fitted on the training rows unless it is given; `progress(done, total)` is called
+        while images are decoded. Raises `LesionfastError` if the split or an image is missing or
+        bad.
         """
         named = {"size": size, "batch_size": bs}
         options |= {name: value for name, value in named.items() if value is not None}
@@ -259,6 +259,19 @@ class LesionDataLoaders(DataLoaders):
             encoder = MetadataEncoder(config.metadata_columns).fit(rows[rows["split"] == "train"])
         tfms = item_tfms, read_batch_tfms(batch_tfms, config)
         block = lesion_block(images.pixels, encoder, df, *tfms)
+        dls = cls.from_block(block, rows, config)
+        dls.config, dls.encoder, dls.rows, dls.split = config, encoder, rows, df
+        dls.pixels = images.pixels
+        dls.bad = {df["image_id"].iloc[row]: reason for row, reason in images.bad.items()}
+        for loader in dls:
+            loader.encoder = encoder
+        return dls
+
+    @classmethod
+    def from_block(
+        cls, block: DataBlock, rows: pd.DataFrame, config: TrainConfig
+    ) -> "LesionDataLoaders":
+        """Return the loaders of a block over rows, for the device of the options."""
         device = pick_device(config.device)
         loaders = block.dataloaders(
             rows,
@@ -267,13 +280,7 @@ class LesionDataLoaders(DataLoaders):
             num_workers=config.workers,
             device=device,
         ).loaders
-        for loader in loaders:
-            loader.encoder = encoder
-        dls = cls(*loaders, device=device)
-        dls.config, dls.encoder, dls.rows, dls.split = config, encoder, rows, df
-        dls.pixels = images.pixels
-        dls.bad = {df["image_id"].iloc[row]: reason for row, reason in images.bad.items()}
-        return dls
+        return cls(*loaders, device=device)
 
     @classmethod
     def from_csv(cls, csv: str | Path, images: str | Path, **kwargs: Any) -> "LesionDataLoaders":

@@ -30,7 +30,7 @@ from lesionfast.diagnoses import Classes, read_subclasses
 from lesionfast.errors import LesionfastError
 from lesionfast.files import temporary_folder, write_atomically
 from lesionfast.models.archs import name_backbone
-from lesionfast.models.fusion import build_model, stage_groups
+from lesionfast.models.fusion import FusionModel, build_model, stage_groups
 from lesionfast.models.precision import choose_precision
 from lesionfast.stats.metrics import decide, decision_metrics, macro_auc
 from lesionfast.training.balancing import (
@@ -71,9 +71,26 @@ class LesionLearner(Learner):
     """
 
     first_epoch = 0
-    config: TrainConfig
-    classes: Classes
-    objective: Objective
+
+    def __init__(
+        self,
+        dls: DataLoaders,
+        model: FusionModel,
+        *,
+        config: TrainConfig,
+        classes: Classes,
+        objective: Objective,
+        metrics: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self.config, self.classes, self.objective = config, classes, objective
+        if metrics is None:
+            metrics = validation_metrics(classes, lambda: self.prior, config.rule)
+        lr = config.lr if isinstance(config.lr, float) else 1e-3
+        fixed = {"wd": config.weight_decay, "wd_bn_bias": True, "train_bn": False, "lr": lr}
+        loss = objective.valid_loss
+        super().__init__(dls, model, loss_func=loss, metrics=metrics, **fixed, **kwargs)
+        self.prior = objective.prior
 
     @property
     def x(self) -> torch.Tensor:
@@ -171,11 +188,32 @@ def lesion_learner(
     >>> learn = lf.lesion_learner(dls, "test_resnet", weights="none", fusion="film")
     >>> learn.fit_one_cycle(1, 1e-3)  # doctest: +SKIP
     """
-    named = {"fusion": fusion, "lr": lr, "arch": arch if arch is None else name_backbone(arch)}
-    named["loss"] = None if loss_func is None else name_loss(loss_func)
-    options |= {name: value for name, value in named.items() if value is not None}
-    config = configure_learner(dls, config, options)
+    choices = name_choices(arch, fusion, loss_func, lr)
+    config = configure_learner(dls, config, options | choices)
     classes = Classes.chosen(read_vocab(dls), config.melanoma, config.malignant)
+    model, objective = build_parts(dls, config, classes)
+    callbacks = [*learner_callbacks(dls.device, config), *objective.callbacks]
+    callbacks += [*withhold_metadata(dls, config, model.parents), *listify(cbs)]
+    about = {"config": config, "classes": classes, "objective": objective}
+    how = {"opt_func": opt_func, "splitter": splitter, "path": path, "model_dir": model_dir}
+    return LesionLearner(dls, model, metrics=metrics, cbs=callbacks, **about, **how)
+
+
+def name_choices(arch: Any, fusion: Any, loss_func: Any, lr: Any) -> dict[str, Any]:
+    """Return the options of these parameters of `lesion_learner`, without those that are None."""
+    choices = {
+        "arch": arch if arch is None else name_backbone(arch),
+        "fusion": fusion,
+        "loss": loss_func if loss_func is None else name_loss(loss_func),
+        "lr": lr,
+    }
+    return {name: value for name, value in choices.items() if value is not None}
+
+
+def build_parts(
+    dls: DataLoaders, config: TrainConfig, classes: Classes
+) -> tuple[FusionModel, Objective]:
+    """Return the model, on the device of the DataLoaders, and what a fit of it minimises."""
     parents = find_parents(read_subclasses(config.subclass, classes), classes)
     torch.manual_seed(config.seed)  # the head's first weights
     model = build_model(config, metadata_width(dls), len(classes), parents)
@@ -183,31 +221,9 @@ def lesion_learner(
         assign_subclasses(dls, model, config.seed)
     objective = build_objective(config, class_codes(dls), output_codes(dls), classes, parents)
     model.posterior.set_undo(objective.loss.undo())
-    model.to(dls.device)
     if isinstance(dls, LesionDataLoaders):
         dls.train.set_sampler(objective.sampler)
-    callbacks = [*learner_callbacks(dls.device, config), *objective.callbacks]
-    callbacks += withhold_metadata(dls, config, parents)
-    if metrics is None:
-        metrics = validation_metrics(classes, lambda: learn.prior, config.rule)
-    learn = LesionLearner(
-        dls,
-        model,
-        loss_func=objective.valid_loss,
-        opt_func=opt_func,
-        lr=config.lr if isinstance(config.lr, float) else 1e-3,
-        splitter=splitter,
-        cbs=[*callbacks, *listify(cbs)],
-        metrics=metrics,
-        path=path,
-        model_dir=model_dir,
-        wd=config.weight_decay,
-        wd_bn_bias=True,
-        train_bn=False,
-    )
-    learn.config, learn.classes, learn.objective = config, classes, objective
-    learn.prior = objective.prior
-    return learn
+    return model.to(dls.device), objective
 
 
 def configure_learner(

@@ -173,5 +173,5 @@ def test_what_a_column_can_not_have_is_an_error_in_a_table_too(reader, told):
 )
 def test_what_a_person_types_is_refused(reader, told, message):
     with pytest.raises(LesionfastError, match=message):
-        reader.check(told)
-    reader.check({"sex": "unknown", "age": None, "thickness": " 2.5 "})
+        reader.encoder.check(told)
+    reader.encoder.check({"sex": "unknown", "age": None, "thickness": " 2.5 "})

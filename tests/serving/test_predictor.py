@@ -104,9 +104,9 @@ def test_wrong_metadata_is_an_error(predictor, photos, metadata, message):
 )
 def test_what_is_said_of_all_images_is_checked_before_the_first(predictor, told, message):
     with pytest.raises(LesionfastError, match=message):
-        predictor.metadata.check(told)
-    predictor.metadata.check({"age": "unknown", "sex": "female"})
-    predictor.metadata.check({})
+        predictor.check(told)
+    predictor.check({"age": "unknown", "sex": "female"})
+    predictor.check({})
     assert not predictor.metadata.unseen
 
 

@@ -124,7 +124,7 @@ def test_a_melanoma_class_of_any_name_can_be_monitored(df, monkeypatch):
     named = df.assign(target=df["target"].replace({"mel": "dark"}))
     options = replace(TINY, melanoma="dark", monitor="mel_sensitivity")
 
-    def stop(*given):
+    def stop(*given, progress):
         raise KeyboardInterrupt  # all options were accepted
 
     monkeypatch.setattr("lesionfast.training.experiment.LesionDataLoaders.from_df", stop)
