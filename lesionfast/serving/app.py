@@ -32,12 +32,12 @@ try:
     from starlette.datastructures import Headers
     from starlette.requests import cookie_parser
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-    from lesionfast.serving.api import MOST_BYTES, MOST_PIXELS, Answer, Service, Uploads, build_api
 except ImportError as error:
     raise LesionfastError(
         f"the page needs {error.name}. Type: pip install 'lesionfast[app]'"
     ) from None
+
+from lesionfast.serving.api import MOST_BYTES, MOST_PIXELS, Answer, Service, Uploads, build_api
 
 logger = logging.getLogger("lesionfast")
 
