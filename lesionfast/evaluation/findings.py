@@ -17,6 +17,7 @@ from lesionfast.evaluation.decisions import Decisions, discard_damaged
 from lesionfast.evaluation.features import dataset_features, read_features
 from lesionfast.evaluation.interpretation import Interpretation, records
 from lesionfast.runs import FEATURES, Run
+from lesionfast.stats.calibration import Calibrator
 from lesionfast.stats.measures import by_lesion, measure
 from lesionfast.stats.metrics import RULES, decide
 from lesionfast.stats.selective import Referral
@@ -80,14 +81,19 @@ class Findings:
         return Interpretation.of(self.run, "valid", self.interpretation.rule)
 
     @cached_property
+    def calibrator(self) -> Calibrator | None:
+        """The calibration that validation chose; None, with a warning, if it can't be used."""
+        try:
+            return self.decisions.calibrator
+        except LesionfastError as error:
+            logger.warning("Costs and decision curves use uncalibrated probabilities: %s", error)
+            return None
+
+    @cached_property
     def chances(self) -> np.ndarray:
         """The probabilities (n, k) to be read as chances: calibrated, if there is validation."""
         probabilities = self.interpretation.probabilities
-        try:
-            return self.decisions.calibrator.apply(probabilities)
-        except LesionfastError as error:
-            logger.warning("Costs and decision curves use uncalibrated probabilities: %s", error)
-            return probabilities
+        return self.calibrator.apply(probabilities) if self.calibrator else probabilities
 
     @cached_property
     def referral(self) -> Referral:

@@ -176,10 +176,7 @@ def draw_reliability(test: Interpretation, calibrator: Calibrator, folder: Path)
 
 
 def draw_class_reliability(test: Interpretation, calibrator: Calibrator, folder: Path) -> Path:
-    """Draw, for each class, its frequency against its probability, before and after.
-
-    The bins are few, because a rare class has few images of a high probability.
-    """
+    """Draw, for each class, its frequency against its probability, before and after."""
     names = drawn_classes(test)
     columns = min(COLUMNS, len(names) + 1)
     notes = "6 bins of equal width", "bars: 95 % intervals", count_drawn(test)
@@ -196,6 +193,7 @@ def draw_class_reliability(test: Interpretation, calibrator: Calibrator, folder:
             ("before", test.probabilities[:, number], BEFORE),
             ("after", calibrated[:, number], AFTER),
         ):
+            # Few bins, because a rare class has few images of a high probability.
             bins = reliability_bins(scores, positive, test.truth, lesions, bins=6)
             draw_bins(axis, bins, side, look, size=4)
         style_axis(axis, xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")

@@ -46,7 +46,7 @@ def operating(findings: Findings) -> Section | None:
     read = findings.interpretation
     if not findings.on_test or not read.classes.targets:
         return None
-    kind = chances_kind(findings)
+    kind = "calibrated" if findings.calibrator else "uncalibrated"
     words = [
         "The thresholds are chosen on validation, to reach the named specificity or sensitivity "
         "there, and reported on these images. The run keeps them in operating.json.",
@@ -66,15 +66,6 @@ def operating(findings: Findings) -> Section | None:
         draw_picture(findings, draw_decision_curves, curves, findings.chances, kind),
     ]
     return Section("Operating points", words, tables, pictures)
-
-
-def chances_kind(findings: Findings) -> str:
-    """Return 'calibrated', or 'uncalibrated' for a run whose calibration can't be used."""
-    try:
-        _ = findings.decisions.calibrator
-    except LesionfastError:
-        return "uncalibrated"
-    return "calibrated"
 
 
 def operating_table(points: pd.DataFrame) -> Table:

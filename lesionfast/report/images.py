@@ -60,9 +60,9 @@ BESIDE = (
 ATLAS = "The most confident cases, each beside the training lesions that the model finds most alike"
 
 
-def draw_top_losses(interpretation: Interpretation, folder: Path, k: int = 12) -> Path:
-    """Draw the k images whose truth was given the least probability; return the path."""
-    rows = interpretation.top_losses(k)
+def draw_top_losses(interpretation: Interpretation, folder: Path) -> Path:
+    """Draw the images whose truth was given the least probability; return the path."""
+    rows = interpretation.top_losses()
     title = "Highest losses: images whose true class got the lowest probability"
     text = subtitle(interpretation, f"the worst {len(rows)} shown")
     figure = draw_grid(rows, title, text, "there are no images")

@@ -100,10 +100,7 @@ def class_table(
 
 
 def draw_roc(interpretation: Interpretation, measures: pd.DataFrame, folder: Path) -> Path:
-    """Draw one ROC curve a class, with a mark where the rule decides.
-
-    `measures` are the metrics of the same predictions, as `stats.measures.measure` gives them.
-    """
+    """Draw one ROC curve a class, with `measures` in the legend and marks of the rule."""
     from sklearn.metrics import roc_curve
 
     table = interpretation.sensitivity_table()
@@ -123,10 +120,7 @@ def draw_roc(interpretation: Interpretation, measures: pd.DataFrame, folder: Pat
 def draw_precision_recall(
     interpretation: Interpretation, measures: pd.DataFrame, folder: Path
 ) -> Path:
-    """Draw one precision-recall curve a class, with a mark where the rule decides.
-
-    `measures` are the metrics of the same predictions, as `stats.measures.measure` gives them.
-    """
+    """Draw one precision-recall curve a class, with the same legend and marks as the ROC curves."""
     from sklearn.metrics import precision_recall_curve
 
     table = interpretation.sensitivity_table()

@@ -102,15 +102,9 @@ def gaps_table(gaps: pd.DataFrame, groups: pd.DataFrame) -> Table:
     return Table.from_frame(rows, "Gaps", names)
 
 
-def draw_subgroups(
-    interpretation: Interpretation, folder: Path, table: pd.DataFrame | None = None
-) -> Path:
-    """Draw the metrics of each group as dots with 95 % intervals; return the path.
-
-    Groups with few cases are hollow and grey. `table` is that of `Interpretation.subgroups`, if
-    it is there already.
-    """
-    table = interpretation.subgroups() if table is None else table
+def draw_subgroups(interpretation: Interpretation, folder: Path) -> Path:
+    """Draw the metrics of each group as dots with 95 % intervals, few cases hollow and grey."""
+    table = interpretation.subgroups()
     title = "Sensitivity and AUC by subgroup"
     path = folder / "subgroups.png"
     if table.empty:

@@ -346,7 +346,6 @@ def weighted_gap(
     scores: np.ndarray,
     happened: np.ndarray,
     adaptive: bool = False,
-    bins: int = BINS,
     noise: bool = False,
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Return a function of weights (b, n) that gives the expected calibration error (b,).
@@ -355,7 +354,7 @@ def weighted_gap(
     eq. 3). Adaptive bins are those of all rows, for every set of weights. With `noise` the gap of
     each bin is taken off: what is left is what chance alone makes of probabilities that are right.
     """
-    edges = bin_edges(scores, bins, adaptive)
+    edges = bin_edges(scores, adaptive=adaptive)
     member = np.eye(max(len(edges) - 1, 1))[assign_bins(scores, edges)]
     excess = member * (scores - happened)[:, None]
     if noise:

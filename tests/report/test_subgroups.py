@@ -9,7 +9,7 @@ from lesionfast.report.subgroups import draw_subgroups
 def test_dots_and_bars_are_the_tables(make_run, tmp_path, drawn):
     interpretation = Interpretation.of(make_run())
     table = interpretation.subgroups()
-    path = draw_subgroups(interpretation, tmp_path, table)
+    path = draw_subgroups(interpretation, tmp_path)
     assert path.name == "subgroups.png" and path.with_suffix(".svg").is_file()
     panels = list(dict.fromkeys(zip(table["metric"], table["of"], strict=True)))
     assert len(next(iter(drawn.values())).axes) == len(panels) == 5
