@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from fastai.data.block import DataBlock, TransformBlock
 from fastai.data.core import DataLoaders, Datasets, TfmdDL
-from fastai.data.transforms import CategoryMap, IntToFloatTensor, Normalize, ToTensor
+from fastai.data.transforms import Category, CategoryMap, IntToFloatTensor, Normalize, ToTensor
 from fastai.imports import dispatch
 from fastai.torch_core import TensorBase, TensorCategory, show_image
 from fastai.vision.core import PILImage, TensorImage
@@ -72,6 +72,10 @@ class ReadTarget(ReadRows):
     def __init__(self, codes: np.ndarray, classes: list[str]) -> None:
         super().__init__(codes, TensorCategory)
         self.vocab, self.c = CategoryMap(classes, sort=False), len(classes)
+
+    def decodes(self, code: TensorCategory) -> Category:
+        """Return the name of a class number."""
+        return Category(self.vocab[int(code)])
 
 
 class BatchLoader(TfmdDL):
