@@ -1,9 +1,11 @@
 """Named augmentation recipes, applied to whole batches: one resample, then one colour change."""
 
 import math
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
+from inspect import signature
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +14,10 @@ from fasttransform import DisplayedTransform
 from torch import Tensor
 
 from lesionfast.data.images import LUMA
-from lesionfast.registry import Registry
+from lesionfast.errors import LesionfastError
+from lesionfast.registry import Builder, Registry, calling_module
 
+PROCESS = os.urandom(8).hex()
 VERSION = 1  # part of the key of kept views: raise it when a seed gives other changes
 Draws = torch.Generator | Sequence[torch.Generator]  # one for a batch, or one for each image
 augmentations = Registry("augmentation", "--augment")
@@ -21,7 +25,10 @@ augmentations = Registry("augmentation", "--augment")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How far each picture of a batch may be changed; all changes are drawn uniformly."""
+    """How far each picture of a batch may be changed; all changes are drawn uniformly.
+
+    `change` is a function of a user, from images (B, 3, H, W) to such images.
+    """
 
     degrees: float = 0.0
     flip: bool = False
@@ -31,6 +38,13 @@ class Recipe:
     contrast: float = 0.0
     saturation: float = 0.0
     dihedral: bool = False
+    change: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def key(self) -> tuple:
+        """What names it in a cache; a function of a user has another name in each process."""
+        values = tuple(getattr(self, setting.name) for setting in fields(self))
+        return values[:-1] if self.change is None else (*values[:-1], PROCESS, id(self.change))
 
     @property
     def moves(self) -> bool:
@@ -41,6 +55,40 @@ class Recipe:
     def recolours(self) -> bool:
         """Whether pixels change value."""
         return bool(self.brightness or self.contrast or self.saturation)
+
+
+def register_augmentation(name: str) -> Callable[[Builder], Builder]:
+    """Return a decorator that makes a function an augmentation: `augment=name`, `--augment NAME`.
+
+    It changes a batch of training images, float32 (B, 3, H, W) in 0..1, and returns the same shape.
+    It should draw with torch alone, which is seeded for each call, so that a training can be
+    repeated. A second registration replaces the first. Raises `LesionfastError` for a name that
+    can't be typed as an option.
+
+    >>> @lf.register_augmentation("noise")
+    ... def noise(images):
+    ...     return (images + 0.02 * torch.randn_like(images)).clamp(0, 1)
+    """
+    return augmentations.register(name, calling_module())
+
+
+def build_recipe(name: str) -> Recipe:
+    """Return the recipe of that name; raises `LesionfastError` if there is none."""
+    build = augmentations[name]
+    if name not in augmentations.modules:
+        return build()
+    parameters = () if isinstance(build, type) else signature(build).parameters.values()
+    if any(parameter.default is parameter.empty for parameter in parameters):
+        return Recipe(change=build)
+    made = build()
+    if isinstance(made, Recipe):
+        return made
+    if not callable(made):
+        raise LesionfastError(
+            f"the augmentation '{name}' gives {type(made).__name__}; it has to be a function of "
+            "images (B, 3, H, W), or to return one."
+        )
+    return Recipe(change=made)
 
 
 @augmentations.register("none")
@@ -110,7 +158,26 @@ def augment(image: Tensor, recipe: Recipe, generator: Draws) -> Tensor:
         image = F.grid_sample(image, grid, padding_mode="reflection", align_corners=False)
     if recipe.recolours:
         image = recolour(image, recipe, generator).clamp(0, 1)
-    return image
+    return image if recipe.change is None else change(image, recipe.change, generator)
+
+
+def change(image: Tensor, function: Callable[[Tensor], Tensor], generator: Draws) -> Tensor:
+    """Return images (B, 3, H, W) changed by a user's function, with torch seeded for each call.
+
+    Raises `LesionfastError` if it returns another shape.
+    """
+    generators = [generator] if isinstance(generator, torch.Generator) else generator
+    changed = []
+    for part, one in zip(image.chunk(len(generators)), generators, strict=True):
+        with torch.random.fork_rng():
+            torch.manual_seed(int(torch.randint(2**62, (1,), generator=one)))
+            changed.append(function(part))
+        if getattr(changed[-1], "shape", None) != part.shape:
+            got = tuple(getattr(changed[-1], "shape", ())) or type(changed[-1]).__name__
+            raise LesionfastError(
+                f"the augmentation made {got} of images {tuple(part.shape)}. Return the same shape."
+            )
+    return torch.cat(changed)
 
 
 def affine_grid(matrices: Tensor, height: int, width: int) -> Tensor:

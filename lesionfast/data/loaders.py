@@ -21,7 +21,7 @@ from fastcore.basics import chunked
 from fasttransform import DisplayedTransform
 
 from lesionfast.config import SplitConfig, TrainConfig
-from lesionfast.data.augment import BatchAugment, augmentations
+from lesionfast.data.augment import BatchAugment, build_recipe
 from lesionfast.data.encoder import MetadataEncoder
 from lesionfast.data.images import check_bad, fill, open_dataset_images
 from lesionfast.data.sources import FileReader
@@ -391,7 +391,7 @@ def as_row(item: Any) -> dict[str, Any]:
 def read_batch_tfms(batch_tfms: Any, config: TrainConfig) -> list[Any]:
     """Return the transforms of a batch: the recipe of the options, or those of the user."""
     if batch_tfms is None:
-        return [BatchAugment(augmentations[config.augment](), config.seed)]
+        return [BatchAugment(build_recipe(config.augment), config.seed)]
     tfms = list(batch_tfms) if isinstance(batch_tfms, Iterable) else [batch_tfms]
     check_not_normalized(tfms)
     return tfms

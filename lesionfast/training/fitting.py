@@ -15,7 +15,7 @@ from fastai.callback.core import Callback
 
 from lesionfast.config import TrainConfig
 from lesionfast.console import counting_bar
-from lesionfast.data.augment import augmentations
+from lesionfast.data.augment import build_recipe
 from lesionfast.data.split import PARTS
 from lesionfast.diagnoses import probability_columns
 from lesionfast.errors import LesionfastError, TrainingInterrupted
@@ -152,11 +152,11 @@ def optional_callbacks(learn: LesionLearner, config: TrainConfig) -> list[Callba
         cbs.append(EMA(config.ema))
     if caches_features(learn.model, config):
         grows = config.start_size is not None  # then no feature map can be computed once
-        recipe = augmentations[config.augment]()
+        recipe = build_recipe(config.augment)
         how = (config.views, config.seed, config.precision)
         cbs.append(CachedFeatures(recipe, *how, maps=not grows))
     if config.augment_valid is not None:
-        cbs.append(AugmentValid(augmentations[config.augment](), config.augment_valid))
+        cbs.append(AugmentValid(build_recipe(config.augment), config.augment_valid))
     if config.start_size:
         cbs.append(ProgressiveResizing(config.start_size))
     return cbs

@@ -6,7 +6,6 @@ maps below them.
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import astuple
 from functools import partial
 from math import ceil, prod
 from pathlib import Path
@@ -111,7 +110,7 @@ class CachedFeatures(Borrowing):
 
         View 0 is the picture itself.
         """
-        about = (AUGMENTATION, astuple(self.recipe), self.seed, view) if view else ()
+        about = (AUGMENTATION, self.recipe.key, self.seed, view) if view else ()
         change = partial(self.augment, view=view)
         source = Features(self.model, self.dls.pixels, self.precision, stages, change, about)
         if stages is not None:

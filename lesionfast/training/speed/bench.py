@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lesionfast.config import TrainConfig
 from lesionfast.console import Table, cell
-from lesionfast.data.augment import augment, augmentations
+from lesionfast.data.augment import augment, build_recipe
 from lesionfast.data.images import Task, decode_blocks
 from lesionfast.data.loaders import LesionDataLoaders, images_at_once
 from lesionfast.files import temporary_folder
@@ -175,7 +175,7 @@ def batch_rates(learn: LesionLearner, config: TrainConfig) -> dict[str, float]:
     pixels, batch = learn.dls.pixels, take_batch(learn)
     image, device, n = batch[0], batch[0].device, len(batch[0])
     rows = np.random.default_rng(0).permutation(len(pixels))[:n]
-    recipe, generator = augmentations[config.augment](), torch.Generator().manual_seed(0)
+    recipe, generator = build_recipe(config.augment), torch.Generator().manual_seed(0)
 
     def loss() -> Tensor:
         return compute_loss(learn.model, batch, learn.loss_func, config.precision)
