@@ -26,11 +26,17 @@ from lesionfast.models.lineage import check_weights
 from lesionfast.models.precision import choose_precision
 from lesionfast.runs import LEARNED, OF_THE_WEIGHTS, WEIGHTS, Run, check_name
 from lesionfast.training.callbacks.progress import logging_to
-from lesionfast.training.description import announce, describe_environment, describe_model
-from lesionfast.training.fitting import CHECKPOINT, best_epoch, evaluate, fit, plan_training
+from lesionfast.training.fitting import best_epoch, fit, plan_training
 from lesionfast.training.heads import heads, solve_head
 from lesionfast.training.learner import LesionLearner, history_names, lesion_learner
 from lesionfast.training.objective import check_objective
+from lesionfast.training.record import (
+    CHECKPOINT,
+    announce,
+    describe_model,
+    evaluate,
+    write_preparation,
+)
 
 logger = logging.getLogger("lesionfast")
 
@@ -218,14 +224,6 @@ def prepare_learner(df: pd.DataFrame, config: TrainConfig) -> LesionLearner:
         learn.model.compile()
     plan_training(learn.model, config)
     return learn
-
-
-def write_preparation(learn: LesionLearner, run: Run) -> None:
-    """Write what is fixed before the first step: split, encoder, environment and model."""
-    run.write_text("split.csv", format_split(learn.dls.split))
-    run.write_text("encoder.json", learn.dls.encoder.to_json())
-    run.write_json("environment.json", describe_environment(learn, run.config))
-    run.write_json("model.json", describe_model(learn, run.config))
 
 
 def check_resumable(run: Run) -> None:

@@ -1,32 +1,19 @@
 """The fit of a run, in phases, and the predictions that follow it."""
 
 import logging
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import torch
 from fastai.callback.core import Callback
 
 from lesionfast.config import TrainConfig
-from lesionfast.console import counting_bar
 from lesionfast.data.augment import build_recipe
-from lesionfast.data.split import PARTS
-from lesionfast.diagnoses import probability_columns
-from lesionfast.errors import LesionfastError, TrainingInterrupted
-from lesionfast.evaluation.features import write_features
-from lesionfast.files import read_json, sha256
-from lesionfast.models.features import Features
+from lesionfast.errors import TrainingInterrupted
+from lesionfast.files import read_json
 from lesionfast.models.fusion import FusionModel, stage_groups
-from lesionfast.models.inference import TorchEngine
 from lesionfast.models.lineage import lineage_header
-from lesionfast.runs import WITHOUT_METADATA, Run
-from lesionfast.stats.metrics import summarize
+from lesionfast.runs import Run
 from lesionfast.training.callbacks.cached_features import CachedFeatures
 from lesionfast.training.callbacks.inference import AugmentValid
 from lesionfast.training.callbacks.progress import EpochBar, EpochLines, StopOnInterrupt
@@ -47,12 +34,11 @@ from lesionfast.training.callbacks.tracking import (
     WriteHistory,
 )
 from lesionfast.training.learner import LesionLearner, find_lr
+from lesionfast.training.record import CHECKPOINT, LR, memory_error_explained
 
 logger = logging.getLogger("lesionfast")
 
 FAR = 0.05  # in balanced accuracy, between the best epoch and the one that was kept
-CHECKPOINT = "checkpoints/last.safetensors"
-LR = "checkpoints/lr.json"  # of --lr auto, for a resumed training
 
 
 @dataclass(frozen=True)
@@ -215,90 +201,3 @@ def best_epoch(history: pd.DataFrame, monitor: str | None) -> int:
     column = history[monitor]
     best = column.idxmin() if monitor.endswith("loss") else column.idxmax()
     return int(history["epoch"][best])
-
-
-@contextmanager
-def memory_error_explained(config: TrainConfig) -> Iterator[None]:
-    """Turn the GPU's out-of-memory error into one that suggests a batch size."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise LesionfastError(
-            f"the device ran out of memory with {config.batch_size} images of {config.size} pixels "
-            f"per step. Type --batch-size {max(1, config.batch_size // 2)}, or a smaller --size."
-        ) from None
-
-
-def evaluate(learn: LesionLearner, run: Run, training: dict[str, Any]) -> None:
-    """Predict validation and test with the weights that were kept.
-
-    Writes predictions, features and metrics. `training` is what `fit` returned.
-    """
-    logger.info("predicting validation and test images, %d views of each", run.config.tta)
-    with memory_error_explained(run.config):
-        predictions, without = predict_splits(learn, run.config)
-        keep_features(learn, run)
-    run.write("predictions.csv", partial(predictions.to_csv, index=False))
-    if run.model["metadata"] and run.model["fusion"] != "none":
-        run.write(WITHOUT_METADATA, partial(without.to_csv, index=False))
-    run.manifest.record("history.csv", "weights.safetensors")  # the epochs wrote them
-    run.write_json(
-        "metrics.json",
-        {
-            "split_sha256": sha256(run.path / "split.csv"),
-            **training,
-            **{name: summary(learn, table) for name, table in predictions.groupby("split")},
-        },
-    )
-    if training["status"] == "finished":
-        run.remove(LR)
-        shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
-
-
-def predict_splits(learn: LesionLearner, config: TrainConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return one row per image of validation and test, with a column `p_<class>` for each class.
-
-    The second table has the probabilities of the same views with all metadata withheld.
-    """
-    dls, complete, withheld = learn.dls, [], []
-    engine = TorchEngine(learn.model, views=config.tta, precision=config.precision)
-    for split in PARTS[1:]:
-        rows = dls.rows[dls.rows["split"] == split].copy()
-        if rows.empty:
-            continue
-        metadata = dls.encoder.transform(rows)
-        unknown = np.tile(dls.encoder.unknown, (len(rows), 1))
-        positions = rows.pop("row").to_numpy()
-        (first, second), _ = engine.run(dls.pixels, positions, metadata, unknown)
-        complete.append(with_scores(rows, first, dls.vocab))
-        keys = rows[["image_id", "target", "group", "split"]]
-        withheld.append(with_scores(keys, second, dls.vocab))
-    return pd.concat(complete, ignore_index=True), pd.concat(withheld, ignore_index=True)
-
-
-def with_scores(
-    rows: pd.DataFrame, probabilities: np.ndarray, classes: Sequence[str]
-) -> pd.DataFrame:
-    """Return rows (n) with their probabilities (n, k) as columns."""
-    columns = probability_columns(classes)
-    scores = pd.DataFrame(probabilities.astype(float), rows.index, columns)
-    return pd.concat([rows, scores], axis=1)
-
-
-def keep_features(learn: LesionLearner, run: Run) -> None:
-    """Keep the image features of all splits, for similar images and OOD scores later."""
-    if learn.model.backbone is None:
-        return
-    rows = learn.dls.rows
-    with counting_bar("features of the images") as progress:
-        source = Features(learn.model, learn.dls.pixels, run.config.precision)
-        features = source.compute(rows["row"].to_numpy(), progress)
-    write_features(run, rows["image_id"].tolist(), features)
-
-
-def summary(learn: LesionLearner, predictions: pd.DataFrame) -> dict[str, Any]:
-    """Return the metrics of one split's predictions."""
-    classes = learn.classes
-    truth = predictions["target"].map(classes.index).to_numpy()
-    probabilities = predictions[probability_columns(classes)].to_numpy()
-    return summarize(truth, probabilities, classes, learn.prior)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from lesionfast.files import temporary_folder, write_atomically
 from lesionfast.models.archs import name_backbone
 from lesionfast.models.fusion import FusionModel, build_model, stage_groups
 from lesionfast.models.precision import choose_precision
+from lesionfast.runs import Run
 from lesionfast.stats.metrics import decide, decision_metrics, macro_auc
 from lesionfast.training.balancing import (
     assign_subclasses,
@@ -49,10 +51,11 @@ from lesionfast.training.callbacks.inference import (
     PlainTensors,
 )
 from lesionfast.training.callbacks.regularization import MetadataDropout
-from lesionfast.training.callbacks.schedule import FrozenEval, SeedEpochs
-from lesionfast.training.callbacks.tracking import BY_RULE
+from lesionfast.training.callbacks.schedule import FrozenEval, SeedEpochs, current_phase
+from lesionfast.training.callbacks.tracking import BY_RULE, history_line
 from lesionfast.training.losses import name_loss
 from lesionfast.training.objective import Objective, build_objective
+from lesionfast.training.record import write_run
 
 logger = logging.getLogger("lesionfast")
 
@@ -84,6 +87,7 @@ class LesionLearner(Learner):
         **kwargs: Any,
     ) -> None:
         self.config, self.classes, self.objective = config, classes, objective
+        self.epochs, self.seconds = [], 0.0  # the lines of history.csv of all fits so far
         if metrics is None:
             metrics = validation_metrics(classes, lambda: self.prior, config.rule)
         lr = config.lr if isinstance(config.lr, float) else 1e-3
@@ -134,6 +138,10 @@ class LesionLearner(Learner):
         finally:
             self.dls, self.opt = dls, self.opt or opt
 
+    def to_run(self, path: str | Path) -> Run:
+        """Return a new run at `path` of this Learner as it is now; see `Run.from_learner`."""
+        return write_run(self, path, self.epochs, self.seconds)
+
     def _split(self, b: Any) -> None:
         super()._split(b)
         image, *vector = self.xb
@@ -154,8 +162,13 @@ class LesionLearner(Learner):
 
     def _do_fit(self) -> None:
         for epoch in range(self.first_epoch, self.n_epoch):
-            self.epoch = epoch
+            self.epoch, begun = epoch, perf_counter()
             self._with_events(self._do_epoch, "epoch", CancelEpochException)
+            self.seconds += perf_counter() - begun
+            if hasattr(self, "recorder") and self.recorder.values:
+                lr = max(self.recorder.lrs[-self.n_iter :], default=None)
+                phase, values = current_phase(self).name, self.recorder.values[-1]
+                self.epochs.append(history_line(len(self.epochs) + 1, phase, lr, values))
 
 
 def lesion_learner(

@@ -26,9 +26,9 @@ from lesionfast.runs import Run, create_directory
 from lesionfast.training.callbacks.progress import logging_to
 from lesionfast.training.callbacks.schedule import OneCycle, ProgressiveUnfreezing
 from lesionfast.training.callbacks.tracking import save_tensors
-from lesionfast.training.description import count_images, describe_environment
 from lesionfast.training.fitting import run_epochs
 from lesionfast.training.learner import ADAMW, LesionLearner, find_lr, learner_callbacks
+from lesionfast.training.record import count_images, describe_environment
 
 logger = logging.getLogger("lesionfast")
 

@@ -171,7 +171,8 @@ def run_lesionfast(arguments: argparse.Namespace) -> dict[str, float | None]:
     from lesionfast.data.split import load_dataset
     from lesionfast.runs import Run
     from lesionfast.training import experiment
-    from lesionfast.training.fitting import evaluate, fit
+    from lesionfast.training.fitting import fit
+    from lesionfast.training.record import evaluate
     from lesionfast.training.speed.budget import fit_to_budget
 
     config = configuration(arguments)

@@ -15,8 +15,8 @@ from lesionfast.data.loaders import LesionDataLoaders
 from lesionfast.data.split import load_dataset
 from lesionfast.training.callbacks.inference import Autocast
 from lesionfast.training.callbacks.tracking import history_columns, save_tensors
-from lesionfast.training.fitting import summary
 from lesionfast.training.learner import history_names, lesion_learner, precision_callbacks
+from lesionfast.training.record import summary
 
 TINY = TrainConfig(arch="test_resnet", weights="none", size=64, batch_size=32)
 

@@ -33,8 +33,8 @@ from lesionfast.training.callbacks.cached_features import FeatureLoader
 from lesionfast.training.callbacks.inference import freed_memory_kept
 from lesionfast.training.callbacks.regularization import EMA
 from lesionfast.training.callbacks.schedule import OneCycle
-from lesionfast.training.description import describe_environment, describe_model
 from lesionfast.training.learner import LesionLearner, lesion_learner
+from lesionfast.training.record import describe_environment, describe_model
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Batch = Sequence[Tensor]  # images, metadata and targets

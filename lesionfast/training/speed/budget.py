@@ -22,7 +22,8 @@ from lesionfast.models.fusion import FusionModel, build_model, stage_groups
 from lesionfast.training.balancing import balances
 from lesionfast.training.callbacks.inference import freed_memory_kept
 from lesionfast.training.callbacks.schedule import Phase
-from lesionfast.training.fitting import caches_features, memory_error_explained, plan_training
+from lesionfast.training.fitting import caches_features, plan_training
+from lesionfast.training.record import memory_error_explained
 from lesionfast.training.speed.bench import inference_step, time_decoding, time_step, training_step
 
 logger = logging.getLogger("lesionfast")

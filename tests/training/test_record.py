@@ -6,7 +6,7 @@ import pytest
 
 from lesionfast.config import TrainConfig
 from lesionfast.diagnoses import Classes
-from lesionfast.training.description import announce_classes
+from lesionfast.training.record import announce_classes
 
 CONFIG = TrainConfig()
 

@@ -1,0 +1,277 @@
+"""What a Learner writes into a run, and says about it: model, environment, predictions, metrics."""
+
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from fastai.learner import Learner
+
+from lesionfast.config import TrainConfig
+from lesionfast.console import counting_bar
+from lesionfast.data.augment import augmentations
+from lesionfast.data.encoder import describe_missing
+from lesionfast.data.loaders import LesionDataLoaders
+from lesionfast.data.split import PARTS, format_split
+from lesionfast.diagnoses import Classes, join_names, probability_columns
+from lesionfast.errors import LesionfastError
+from lesionfast.evaluation.features import write_features
+from lesionfast.files import sha256
+from lesionfast.models.archs import archs
+from lesionfast.models.backbones import count_parameters
+from lesionfast.models.features import Features
+from lesionfast.models.fusion import fusions
+from lesionfast.models.inference import TorchEngine
+from lesionfast.models.lineage import lineage_header
+from lesionfast.models.precision import choose_precision, describe_precision
+from lesionfast.runs import WITHOUT_METADATA, Run, describe_software
+from lesionfast.stats.metrics import summarize
+from lesionfast.training.callbacks.tracking import history_header, history_line, save_tensors
+from lesionfast.training.losses import losses
+from lesionfast.training.objective import default_cost, shifting_options
+
+logger = logging.getLogger("lesionfast")
+
+CHECKPOINT = "checkpoints/last.safetensors"
+LR = "checkpoints/lr.json"  # of --lr auto, for a resumed training
+REGISTRIES = {"arch": archs, "fusion": fusions, "loss": losses, "augment": augmentations}
+
+
+def write_run(learn: Learner, path: str | Path, epochs: Sequence[str], seconds: float) -> Run:
+    """Return a new run of a Learner that was trained by hand; see `Run.from_learner`.
+
+    `epochs` are the lines of its history, `seconds` is how long they took.
+    """
+    if not isinstance(learn.dls, LesionDataLoaders):
+        raise LesionfastError(
+            "a run keeps the split and the metadata of its data, which only LesionDataLoaders "
+            "know. Make them with LesionDataLoaders.from_df(df)."
+        )
+    path = Path(path)
+    run = Run.create(path.parent, learn.config, path.name)
+    write_preparation(learn, run)
+    header = lineage_header(learn.dls.split, learn.config.arch, learn.config.weights)
+    run.write(
+        "weights.safetensors",
+        lambda aside: save_tensors(learn.model.state_dict(), aside, header),
+    )
+    if not epochs:
+        with learn.no_bar():
+            values = [float("nan"), *learn.validate()]
+        epochs = [history_line(0, "not trained by fit", None, values)]
+    run.write_text("history.csv", "\n".join([history_header(learn), *epochs]) + "\n")
+    training = {"train_seconds": round(seconds, 2), "best_epoch": len(epochs), "status": "finished"}
+    evaluate(learn, run, training)
+    return Run(run.path)
+
+
+def write_preparation(learn: Learner, run: Run) -> None:
+    """Write what is fixed before the first step: split, encoder, environment and model."""
+    run.write_text("split.csv", format_split(learn.dls.split))
+    run.write_text("encoder.json", learn.dls.encoder.to_json())
+    run.write_json("environment.json", describe_environment(learn, run.config))
+    run.write_json("model.json", describe_model(learn, run.config))
+
+
+def describe_model(learn: Learner, config: TrainConfig) -> dict[str, Any]:
+    """Return what another program needs to build the model and to decide as this run does."""
+    names = ("arch", "size", "resize", "fusion", "dropout", "rule", "tta", "metadata_dropout")
+    backbone = learn.model.backbone
+    classes = Classes.chosen(list(learn.dls.vocab), config.melanoma, config.malignant)
+    return {
+        "schema": 1,
+        **{name: getattr(config, name) for name in names},
+        "pool": learn.model.pool_name,
+        "metadata": config.metadata_columns,
+        "n_metadata": learn.dls.encoder.width,
+        "parameters": count_parameters(learn.model),
+        "classes": list(classes),
+        "melanoma": classes.melanoma,
+        "malignant": classes.malignant,
+        "parents": learn.model.parents,
+        "prior": learn.prior.tolist(),
+        "undo": learn.model.posterior.undo,
+        "not_undone": shifting_options(config),
+        "weights_origin": "no backbone" if backbone is None else backbone.origin,
+        **describe_registered(config),
+    }
+
+
+def describe_registered(config: TrainConfig) -> dict[str, Any]:
+    """Return the modules that registered what the options name, other than lesionfast itself."""
+    names = {option: getattr(config, option) for option in REGISTRIES}
+    modules = {option: REGISTRIES[option].modules.get(name) for option, name in names.items()}
+    registered = {option: module for option, module in modules.items() if module}
+    return {"registered": registered} if registered else {}
+
+
+def describe_environment(learn: Learner, config: TrainConfig) -> dict[str, Any]:
+    """Return start time, versions, device and precision."""
+    device = learn.dls.device
+    packages = ("lesionfast", "fastai", "torch", "torchvision", "timm", "numpy", "pandas")
+    return {
+        **describe_software(*packages),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "precision": choose_precision(config.precision, device),
+    }
+
+
+def announce(learn: Learner, run: Run) -> None:
+    """Log what is about to be trained: images, classes, model, device and objective."""
+    config, device = run.config, learn.dls.device
+    logger.info("run %s", run.path)
+    logger.info("images: %s", count_images(learn))
+    for name, reason in learn.dls.bad.items():
+        logger.info("skipped image %s: %s", name, reason)
+    for name in config.metadata_columns:
+        if missing := int(learn.dls.rows[name].isna().sum()):
+            logger.info("%s", describe_missing(name, missing, len(learn.dls.rows)))
+    announce_classes(run.classes, config)
+    logger.info(
+        "model: %s, %d pixels, fusion %s; %s",
+        *(config.arch, config.size, config.fusion, run.model["weights_origin"]),
+    )
+    logger.info("device %s: %s", device, describe_precision(config.precision, device))
+    announce_balance(learn, config)
+    if config.loss == "asymmetric":
+        logger.info("costs (truth:decision): %s", default_cost(config, list(learn.dls.vocab)))
+    if shifting := shifting_options(config):
+        logger.info("these options shift probabilities and decisions: %s", " and ".join(shifting))
+    if config.head != "linear":
+        logger.info(
+            "head %s: solved in one step; epochs, learning rates and augmentation have no effect",
+            config.head,
+        )
+
+
+def count_images(learn: Learner) -> str:
+    """Return how many images each split has, as "train 350, valid 75, test 75"."""
+    counts = learn.dls.rows["split"].value_counts()
+    return ", ".join(f"{name} {counts.get(name, 0)}" for name in PARTS)
+
+
+def announce_classes(classes: Classes, config: TrainConfig) -> None:
+    """Log which classes count as melanoma and as malignant; warn where that looks wrong."""
+    malignant = join_names(classes.malignant) or "none"
+    logger.info("melanoma: %s; malignant: %s", classes.melanoma or "none", malignant)
+    if config.malignant is None and classes.doubtful:
+        logger.warning(
+            "these classes count as benign: %s. If one of them is malignant, list all malignant "
+            "classes with --malignant, and name the class of melanoma with --melanoma",
+            join_names(classes.doubtful),
+        )
+    elif config.malignant is None and not classes.malignant:
+        logger.warning(
+            "no class counts as malignant: %s. If one is malignant, name it with --malignant or "
+            "--melanoma",
+            join_names(classes),
+        )
+
+
+def announce_balance(learn: Learner, config: TrainConfig) -> None:
+    """Log the rows, rows per epoch and weight of each class where balancing changes them."""
+    counts, drawn = learn.objective.counts, learn.objective.drawn
+    weight = learn.loss_func.weight
+    if weight is None and (drawn == counts).all():
+        return
+    weights = [""] * len(counts) if weight is None else [f", weight {w:.3g}" for w in weight]
+    classes = zip(learn.dls.vocab, counts, drawn, weights, strict=True)
+    logger.info(
+        "balance %s, training rows and rows per epoch: %s",
+        config.balance,
+        "; ".join(f"{name} {count} to {n}{weight}" for name, count, n, weight in classes),
+    )
+
+
+@contextmanager
+def memory_error_explained(config: TrainConfig) -> Iterator[None]:
+    """Turn the GPU's out-of-memory error into one that suggests a batch size."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise LesionfastError(
+            f"the device ran out of memory with {config.batch_size} images of {config.size} pixels "
+            f"per step. Type --batch-size {max(1, config.batch_size // 2)}, or a smaller --size."
+        ) from None
+
+
+def evaluate(learn: Learner, run: Run, training: dict[str, Any]) -> None:
+    """Predict validation and test with the weights that were kept.
+
+    Writes predictions, features and metrics. `training` is what `fit` returned.
+    """
+    logger.info("predicting validation and test images, %d views of each", run.config.tta)
+    with memory_error_explained(run.config):
+        predictions, without = predict_splits(learn, run.config)
+        keep_features(learn, run)
+    run.write("predictions.csv", partial(predictions.to_csv, index=False))
+    if run.model["metadata"] and run.model["fusion"] != "none":
+        run.write(WITHOUT_METADATA, partial(without.to_csv, index=False))
+    run.manifest.record("history.csv", "weights.safetensors")  # the epochs wrote them
+    run.write_json(
+        "metrics.json",
+        {
+            "split_sha256": sha256(run.path / "split.csv"),
+            **training,
+            **{name: summary(learn, table) for name, table in predictions.groupby("split")},
+        },
+    )
+    if training["status"] == "finished":
+        run.remove(LR)
+        shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+
+
+def predict_splits(learn: Learner, config: TrainConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return one row per image of validation and test, with a column `p_<class>` for each class.
+
+    The second table has the probabilities of the same views with all metadata withheld.
+    """
+    dls, complete, withheld = learn.dls, [], []
+    engine = TorchEngine(learn.model, views=config.tta, precision=config.precision)
+    for split in PARTS[1:]:
+        rows = dls.rows[dls.rows["split"] == split].copy()
+        if rows.empty:
+            continue
+        metadata = dls.encoder.transform(rows)
+        unknown = np.tile(dls.encoder.unknown, (len(rows), 1))
+        positions = rows.pop("row").to_numpy()
+        (first, second), _ = engine.run(dls.pixels, positions, metadata, unknown)
+        complete.append(with_scores(rows, first, dls.vocab))
+        keys = rows[["image_id", "target", "group", "split"]]
+        withheld.append(with_scores(keys, second, dls.vocab))
+    return pd.concat(complete, ignore_index=True), pd.concat(withheld, ignore_index=True)
+
+
+def with_scores(
+    rows: pd.DataFrame, probabilities: np.ndarray, classes: Sequence[str]
+) -> pd.DataFrame:
+    """Return rows (n) with their probabilities (n, k) as columns."""
+    columns = probability_columns(classes)
+    scores = pd.DataFrame(probabilities.astype(float), rows.index, columns)
+    return pd.concat([rows, scores], axis=1)
+
+
+def keep_features(learn: Learner, run: Run) -> None:
+    """Keep the image features of all splits, for similar images and OOD scores later."""
+    if learn.model.backbone is None:
+        return
+    rows = learn.dls.rows
+    with counting_bar("features of the images") as progress:
+        source = Features(learn.model, learn.dls.pixels, run.config.precision)
+        features = source.compute(rows["row"].to_numpy(), progress)
+    write_features(run, rows["image_id"].tolist(), features)
+
+
+def summary(learn: Learner, predictions: pd.DataFrame) -> dict[str, Any]:
+    """Return the metrics of one split's predictions."""
+    classes = learn.classes
+    truth = predictions["target"].map(classes.index).to_numpy()
+    probabilities = predictions[probability_columns(classes)].to_numpy()
+    return summarize(truth, probabilities, classes, learn.prior)
