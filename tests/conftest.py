@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from lesionfast.config import TrainConfig
-from lesionfast.runs import Run
+from lesionfast.run import Run
 from lesionfast.stats.metrics import summarize
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # must be set before torch is imported
@@ -87,7 +87,7 @@ def blank_figures(monkeypatch) -> None:
 
     monkeypatch.setattr(FigureCanvasAgg, "print_png", write_dot)
     monkeypatch.setattr(FigureCanvasSVG, "print_svg", write_nothing)
-    monkeypatch.setattr("lesionfast.report.overview.second_process", AtOnce)
+    monkeypatch.setattr("lesionfast.reporting.overview.second_process", AtOnce)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lesionfast"
 FLOOR = {"errors", "registry", "diagnoses", "config", "console"}
-FLOOR |= {"files", "manifest", "cache", "runs"}
+FLOOR |= {"files", "manifest", "cache", "run"}
 BELOW = {  # a room -> what it may import, besides itself
     "errors": set(),
     "registry": {"errors"},
@@ -24,26 +24,26 @@ BELOW = {  # a room -> what it may import, besides itself
     "files": {"errors"},
     "manifest": {"errors", "files"},
     "cache": {"errors", "files"},
-    "runs": {"errors", "diagnoses", "config", "files", "manifest"},
+    "run": {"errors", "diagnoses", "config", "files", "manifest"},
     "data": FLOOR,
     "models": {*FLOOR, "data"},
     "stats": {"errors", "diagnoses"},
     "evaluation": {*FLOOR, "data", "models", "stats"},
-    "report": {*FLOOR, "data", "stats", "evaluation"},
-    "serving": {*FLOOR, "data", "models", "stats", "evaluation", "report"},
-    "training": {*FLOOR, "data", "models", "stats", "evaluation", "report", "serving"},
-    "cli": {*FLOOR, "data", "models", "stats", "evaluation", "report", "serving", "training"},
+    "reporting": {*FLOOR, "data", "stats", "evaluation"},
+    "serving": {*FLOOR, "data", "models", "stats", "evaluation", "reporting"},
+    "training": {*FLOOR, "data", "models", "stats", "evaluation", "reporting", "serving"},
+    "cli": {*FLOOR, "data", "models", "stats", "evaluation", "reporting", "serving", "training"},
 }
 MOST_MODULES = 12  # Python files in a folder
 MOST_LINES = 45  # of a function
 TORCH_FREE = [
-    *("config", "runs", "cli", "console", "cache", "data.metadata", "data.images", "data.audit"),
+    *("config", "run", "cli", "console", "cache", "data.metadata", "data.images", "data.audit"),
     *("data.split", "data.sample", "stats.bootstrap", "stats.metrics", "stats.measures"),
     *("stats.calibration", "stats.conformal", "stats.thresholds", "stats.selective"),
     *("stats.subgroups", "stats.ood", "evaluation.interpretation", "evaluation.findings"),
     *("evaluation.decisions", "evaluation.comparison", "evaluation.features"),
-    *("evaluation.labels", "evaluation.isic", "report.overview"),
-    *("report.comparison", "training.ensemble", "training.study"),
+    *("evaluation.labels", "evaluation.isic", "reporting.overview"),
+    *("reporting.comparison", "training.ensemble", "training.study"),
     *("serving.predictor", "serving.outputs", "serving.onnx", "serving.app"),
 ]
 OPTIONS_OF_OTHERS = {  # of pip, uv, apt and timm; between the processes of the benchmarks

@@ -21,7 +21,7 @@ from lesionfast.cli.base import app, data_app
 from lesionfast.config import TrainConfig
 from lesionfast.data.sample import make_sample
 from lesionfast.errors import LesionfastError
-from lesionfast.runs import Run
+from lesionfast.run import Run
 
 TINY = [
     *("--arch", "test_resnet", "--weights", "none", "--size", "32"),

@@ -23,7 +23,7 @@ from lesionfast.data.split import load_dataset
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.evaluation.features import read_features
 from lesionfast.evaluation.findings import renew_damaged
-from lesionfast.runs import FITTED, GIVEN, LEARNED, WITHOUT_METADATA, Run
+from lesionfast.run import FITTED, GIVEN, LEARNED, WITHOUT_METADATA, Run
 
 TINY = TrainConfig(arch="test_resnet", weights="none", size=32, epochs=2, tta=1)
 FILES = [name for name in (*GIVEN, *LEARNED, *FITTED) if name != "pretrain.json"]
@@ -171,8 +171,8 @@ def trial(tmp_path_factory, cache_folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logging.getLogger("lesionfast"), "disabled", True)  # thousands of lines
         patch.setattr("lesionfast.evaluation.findings.Findings.drawn", draw)
-        patch.setattr("lesionfast.report.images.draw_atlas", lambda *given: [])
-        patch.setattr("lesionfast.report.comparison.draw_comparison", lambda *given: [])
+        patch.setattr("lesionfast.reporting.images.draw_atlas", lambda *given: [])
+        patch.setattr("lesionfast.reporting.comparison.draw_comparison", lambda *given: [])
         yield Trial(tmp_path_factory.mktemp("damage"))
 
 

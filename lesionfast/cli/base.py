@@ -13,7 +13,7 @@ import typer
 
 from lesionfast.config import Columns, DataConfig, SplitConfig, TrainConfig, flag_name
 from lesionfast.console import print_table
-from lesionfast.runs import Run, installed_version, newest_run
+from lesionfast.run import Run, installed_version, newest_run
 
 if TYPE_CHECKING:
     from lesionfast.evaluation.comparison import Comparison
@@ -123,7 +123,7 @@ def print_json(value: Any) -> None:
 
 def print_run(run: Run, as_json: bool) -> None:
     """Print the metrics of a run to stderr and its path, or JSON, to stdout."""
-    from lesionfast.report.metrics import metrics_table
+    from lesionfast.reporting.metrics import metrics_table
 
     for split in ("valid", "test"):
         if split in run.metrics:
@@ -140,7 +140,7 @@ def print_comparison(
     comparison: "Comparison", folder: Path, as_json: bool = False, files: Iterable[Path] = ()
 ) -> None:
     """Draw a comparison to a folder; print it as a table or JSON, and the files, to stdout."""
-    from lesionfast.report.comparison import comparison_table, draw_comparison
+    from lesionfast.reporting.comparison import comparison_table, draw_comparison
 
     figures = draw_comparison(comparison, folder)
     if as_json:

@@ -23,7 +23,7 @@ from lesionfast.cli.base import (
 from lesionfast.console import print_table
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.files import check_target, write_atomically
-from lesionfast.runs import Run, empty_folders, list_runs
+from lesionfast.run import Run, empty_folders, list_runs
 
 if TYPE_CHECKING:
     from lesionfast.evaluation.findings import Findings
@@ -92,7 +92,7 @@ def print_nearest(run: Run, image: str, k: int, as_json: bool) -> None:
     """Print the training lesions most similar to an image, and the path of their figure."""
     from lesionfast.evaluation.features import nearest_lesions
     from lesionfast.evaluation.interpretation import records
-    from lesionfast.report.images import draw_nearest, nearest_table
+    from lesionfast.reporting.images import draw_nearest, nearest_table
 
     lesions = nearest_lesions(run, image, k)
     figure = draw_nearest(run, lesions)
@@ -105,7 +105,7 @@ def print_nearest(run: Run, image: str, k: int, as_json: bool) -> None:
 
 def print_findings(findings: "Findings", submission: Path | None, as_json: bool) -> None:
     """Write the report and the submission; print the tables and the files, or JSON."""
-    from lesionfast.report.overview import write_report
+    from lesionfast.reporting.overview import write_report
 
     page = write_report(findings)
     if submission:
@@ -120,7 +120,7 @@ def print_findings(findings: "Findings", submission: Path | None, as_json: bool)
     if as_json:
         print_json(findings.to_dict() | {"figures": figures, "report": str(page)})
         return
-    from lesionfast.report.errors import interpretation_tables
+    from lesionfast.reporting.errors import interpretation_tables
 
     for table in interpretation_tables(findings):
         print_table(table)
@@ -140,8 +140,8 @@ def report(
     Example: lesionfast report runs/20260102-030405-densenet121
     """
     from lesionfast.evaluation.findings import Findings
-    from lesionfast.report.comparison import write_comparison
-    from lesionfast.report.overview import write_report
+    from lesionfast.reporting.comparison import write_comparison
+    from lesionfast.reporting.overview import write_report
 
     if to:
         check_target(to)
@@ -169,7 +169,11 @@ def labels(runs: FoldRuns = None, csv: CsvFile = None, out: Root = "runs") -> No
     Example: lesionfast labels runs/fold0 runs/fold1 runs/fold2 runs/fold3 runs/fold4
     """
     from lesionfast.evaluation.labels import contradictions, find_duplicates, suspicious_labels
-    from lesionfast.report.errors import contradictions_table, draw_suspicious_labels, labels_table
+    from lesionfast.reporting.errors import (
+        contradictions_table,
+        draw_suspicious_labels,
+        labels_table,
+    )
 
     if csv:
         check_target(csv)
@@ -219,7 +223,7 @@ def print_runs(runs: list[Run], root: str, as_json: bool) -> None:
     if as_json:
         print_json(rows)
     else:
-        from lesionfast.report.comparison import runs_table
+        from lesionfast.reporting.comparison import runs_table
 
         print_table(runs_table(runs))
     if damages := [row["damaged"] for row in rows if "damaged" in row]:
@@ -249,7 +253,7 @@ def print_verified(runs: list[Run], as_json: bool) -> None:
             ]
         )
     else:
-        from lesionfast.report.comparison import verified_table
+        from lesionfast.reporting.comparison import verified_table
 
         print_table(verified_table(conditions))
     if damaged := [(run, wrong) for run, (_, wrong) in conditions.items() if wrong]:

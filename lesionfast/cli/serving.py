@@ -6,7 +6,7 @@ from pathlib import Path
 from lesionfast.cli.base import USE, Device, app, argument, option
 from lesionfast.diagnoses import split_unquoted, unquote
 from lesionfast.errors import LesionfastError, pluralize
-from lesionfast.runs import Run
+from lesionfast.run import Run
 
 Model = argument(str, "A run, an exported folder, a model.onnx file or hf://user/name.")
 Inputs = argument(list[str], "Images, folders, globs, zip files, or a CSV file.")

@@ -24,7 +24,7 @@ from lesionfast.console import print_table
 from lesionfast.errors import LesionfastError
 from lesionfast.files import damage_explained
 from lesionfast.manifest import Manifest
-from lesionfast.runs import CONFIGS, Run
+from lesionfast.run import CONFIGS, Run
 
 if TYPE_CHECKING:
     from lesionfast.training.study import Outcome
@@ -212,7 +212,7 @@ def ablate(
     Example: lesionfast ablate runs/20260102-030405-densenet121
     """
     from lesionfast.evaluation.interpretation import records
-    from lesionfast.report.subgroups import contribution_table
+    from lesionfast.reporting.subgroups import contribution_table
     from lesionfast.training import study
 
     contribution = study.ablate(open_run(run, out), to)
@@ -260,7 +260,7 @@ def study(
     settings = study.read_study(file or systems, given)
     folder = out or Path("runs") / settings.name
     if dry_run:
-        from lesionfast.report.comparison import plan_table
+        from lesionfast.reporting.comparison import plan_table
 
         print_table(plan_table(study.plan_study(settings, folder)))
     else:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from lesionfast.errors import LesionfastError, did_you_mean, pluralize
 from lesionfast.files import read_json
-from lesionfast.runs import Run
+from lesionfast.run import Run
 
 logger = logging.getLogger("lesionfast")
 

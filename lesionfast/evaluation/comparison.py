@@ -14,7 +14,7 @@ from lesionfast.diagnoses import Classes
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.interpretation import Interpretation, records
 from lesionfast.files import write_atomically
-from lesionfast.runs import Run, list_runs, newest_run
+from lesionfast.run import Run, list_runs, newest_run
 from lesionfast.stats.bootstrap import (
     RESAMPLES,
     Found,

@@ -22,7 +22,7 @@ from lesionfast.errors import DamageError, DiskError, LesionfastError, list_firs
 from lesionfast.evaluation.features import read_features
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.files import check_shape, damage_explained, disk_errors, read_json
-from lesionfast.runs import FEATURES, FITTED, Run
+from lesionfast.run import FEATURES, FITTED, Run
 from lesionfast.stats.calibration import Calibrator, fit_calibrator
 from lesionfast.stats.conformal import COVERAGE, Conformal, check_coverage, fit_conformal
 from lesionfast.stats.metrics import json_safe

@@ -18,7 +18,7 @@ from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError, did_you_mean
 from lesionfast.models.fusion import FusionModel, load_model
 from lesionfast.models.inference import as_images, in_eval_mode
-from lesionfast.runs import Run
+from lesionfast.run import Run
 from lesionfast.stats.bootstrap import Found, interval, resampled, wilson
 
 logger = logging.getLogger("lesionfast")

@@ -17,7 +17,7 @@ from lesionfast.data.images import open_dataset_images, open_images
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError, did_you_mean
 from lesionfast.files import damage_explained
-from lesionfast.runs import FEATURES, Run
+from lesionfast.run import FEATURES, Run
 from lesionfast.stats.ood import unit
 
 COLUMNS = ["image_id", "group", "target", "similarity", "path", "age", "sex", "localization"]

@@ -16,7 +16,7 @@ from lesionfast.evaluation.comparison import WITHHELD, contribution_table, witho
 from lesionfast.evaluation.decisions import Decisions, discard_damaged
 from lesionfast.evaluation.features import dataset_features, read_features
 from lesionfast.evaluation.interpretation import Interpretation, records
-from lesionfast.runs import FEATURES, Run
+from lesionfast.run import FEATURES, Run
 from lesionfast.stats.calibration import Calibrator
 from lesionfast.stats.measures import by_lesion, measure
 from lesionfast.stats.metrics import RULES, decide

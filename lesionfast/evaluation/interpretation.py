@@ -11,7 +11,7 @@ import pandas as pd
 
 from lesionfast.diagnoses import Classes, probability_columns
 from lesionfast.errors import LesionfastError, did_you_mean
-from lesionfast.runs import Run
+from lesionfast.run import Run
 from lesionfast.stats.metrics import confusion_counts, decide, json_safe, losses, summarize
 from lesionfast.stats.selective import rule_confidence
 from lesionfast.stats.subgroups import COLUMNS, group_labels, measure_gaps, measure_subgroups

@@ -13,7 +13,7 @@ from lesionfast.data.split import load_dataset
 from lesionfast.diagnoses import probability_columns
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.evaluation.interpretation import Interpretation, read_probabilities
-from lesionfast.runs import Run
+from lesionfast.run import Run
 
 logger = logging.getLogger("lesionfast")
 

@@ -17,7 +17,7 @@ from lesionfast.models.backbones import Backbone, create_backbone
 from lesionfast.models.posterior import Posterior, Undo
 from lesionfast.models.weights import Fit, Tensors
 from lesionfast.registry import Builder, Registry, calling_module
-from lesionfast.runs import Run
+from lesionfast.run import Run
 
 fusions = Registry("fusion", "--fusion")
 WIDTH = 64  # of the metadata branch

@@ -23,7 +23,7 @@ from lesionfast.data.table import read_table
 from lesionfast.errors import LesionfastError
 from lesionfast.files import read_json
 from lesionfast.manifest import Manifest
-from lesionfast.runs import CONFIGS
+from lesionfast.run import CONFIGS
 
 logger = logging.getLogger("lesionfast")
 

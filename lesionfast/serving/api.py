@@ -24,7 +24,7 @@ from starlette.requests import ClientDisconnect
 from lesionfast.data.images import FORMATS, NOT_A_PICTURE, decode, fit_square
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.features import rank_by_features, read_features
-from lesionfast.runs import Run
+from lesionfast.run import Run
 from lesionfast.serving.bundle import Bundle, flag_column
 from lesionfast.serving.predictor import Predictor, locate
 

@@ -20,8 +20,8 @@ from PIL import Image
 from lesionfast.data.images import FORMATS
 from lesionfast.diagnoses import full_name
 from lesionfast.errors import LesionfastError
-from lesionfast.report.images import patient, read_pixels, rounded_percent
-from lesionfast.report.page import Picture, read_template, render
+from lesionfast.reporting.images import patient, read_pixels, rounded_percent
+from lesionfast.reporting.page import Picture, read_template, render
 from lesionfast.serving.bundle import Bundle, flag_column
 
 try:

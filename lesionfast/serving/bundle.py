@@ -27,8 +27,8 @@ from lesionfast.evaluation.decisions import (
     load_ood,
 )
 from lesionfast.files import check_shape, sha256, write_json
-from lesionfast.runs import SHAPES as RUN_SHAPES
-from lesionfast.runs import Run, installed_version
+from lesionfast.run import SHAPES as RUN_SHAPES
+from lesionfast.run import Run, installed_version
 from lesionfast.stats.calibration import Calibrator
 from lesionfast.stats.conformal import Conformal
 from lesionfast.stats.metrics import decide, json_safe

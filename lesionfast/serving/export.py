@@ -23,9 +23,9 @@ from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.files import disk_errors, format_bytes, free_bytes, workspace, write_text
 from lesionfast.models.lineage import KEY, read_lineage
-from lesionfast.report.overview import data_card, model_card
-from lesionfast.report.page import NOT_A_DEVICE
-from lesionfast.runs import Run
+from lesionfast.reporting.overview import data_card, model_card
+from lesionfast.reporting.page import NOT_A_DEVICE
+from lesionfast.run import Run
 from lesionfast.serving.bundle import (
     CARD,
     FILE,

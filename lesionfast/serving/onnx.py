@@ -16,7 +16,7 @@ from lesionfast.data.sources import count_threads
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.evaluation.decisions import OOD, load_ood
 from lesionfast.files import sha256
-from lesionfast.runs import Run
+from lesionfast.run import Run
 from lesionfast.serving.bundle import FILE, Bundle, check_file, read_description
 from lesionfast.stats.calibration import TINY
 from lesionfast.stats.metrics import balanced_accuracy, decide, sensitivity

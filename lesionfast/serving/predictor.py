@@ -20,7 +20,7 @@ from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.comparison import without_metadata
 from lesionfast.evaluation.features import read_features
 from lesionfast.evaluation.interpretation import Interpretation, read_split, records
-from lesionfast.runs import Run
+from lesionfast.run import Run
 from lesionfast.serving.bundle import FILE, ONNX, WEIGHTS, Bundle
 from lesionfast.serving.inputs import Item, MetadataReader
 

@@ -26,7 +26,7 @@ from lesionfast.errors import LesionfastError, did_you_mean
 from lesionfast.evaluation.comparison import align_images, check_split
 from lesionfast.evaluation.interpretation import Interpretation, read_split
 from lesionfast.files import write_text
-from lesionfast.runs import Run, describe_software
+from lesionfast.run import Run, describe_software
 from lesionfast.stats.metrics import as_prior, ratio, summarize
 
 logger = logging.getLogger("lesionfast")

@@ -24,7 +24,7 @@ from lesionfast.models.archs import find_arch
 from lesionfast.models.fusion import check_metadata, fusions, load_model
 from lesionfast.models.lineage import check_weights
 from lesionfast.models.precision import choose_precision
-from lesionfast.runs import LEARNED, OF_THE_WEIGHTS, WEIGHTS, Run, check_name
+from lesionfast.run import LEARNED, OF_THE_WEIGHTS, WEIGHTS, Run, check_name
 from lesionfast.training.callbacks.progress import logging_to
 from lesionfast.training.fitting import best_epoch, fit, plan_training
 from lesionfast.training.heads import heads, solve_head

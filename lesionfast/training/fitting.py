@@ -13,7 +13,7 @@ from lesionfast.errors import TrainingInterrupted
 from lesionfast.files import read_json
 from lesionfast.models.fusion import FusionModel, stage_groups
 from lesionfast.models.lineage import lineage_header
-from lesionfast.runs import Run
+from lesionfast.run import Run
 from lesionfast.training.callbacks.cached_features import CachedFeatures
 from lesionfast.training.callbacks.inference import AugmentValid
 from lesionfast.training.callbacks.progress import EpochBar, EpochLines, StopOnInterrupt

@@ -13,7 +13,7 @@ from lesionfast.console import counting_bar
 from lesionfast.models.features import Features, fused_features
 from lesionfast.models.lineage import lineage_header
 from lesionfast.registry import Registry
-from lesionfast.runs import Run
+from lesionfast.run import Run
 from lesionfast.training.balancing import class_codes
 from lesionfast.training.callbacks.tracking import (
     history_columns,

@@ -1,7 +1,8 @@
 """DataLoaders + model -> an ordinary fastai Learner. The one file that imports fastai's patches."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,7 @@ from lesionfast.files import temporary_folder, write_atomically
 from lesionfast.models.archs import name_backbone
 from lesionfast.models.fusion import FusionModel, build_model, stage_groups
 from lesionfast.models.precision import choose_precision
-from lesionfast.runs import Run
+from lesionfast.run import Run
 from lesionfast.stats.metrics import decide, decision_metrics, macro_auc
 from lesionfast.training.balancing import (
     assign_subclasses,
@@ -162,13 +163,22 @@ class LesionLearner(Learner):
 
     def _do_fit(self) -> None:
         for epoch in range(self.first_epoch, self.n_epoch):
-            self.epoch, begun = epoch, perf_counter()
-            self._with_events(self._do_epoch, "epoch", CancelEpochException)
-            self.seconds += perf_counter() - begun
-            if hasattr(self, "recorder") and self.recorder.values:
-                lr = max(self.recorder.lrs[-self.n_iter :], default=None)
-                phase, values = current_phase(self).name, self.recorder.values[-1]
-                self.epochs.append(history_line(len(self.epochs) + 1, phase, lr, values))
+            self.epoch = epoch
+            with self.noted():
+                self._with_events(self._do_epoch, "epoch", CancelEpochException)
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note the line of the history of an epoch, and its seconds, when it has ended."""
+        begun, recorder = perf_counter(), getattr(self, "recorder", None)
+        steps = 0 if recorder is None else len(recorder.lrs)
+        yield
+        self.seconds += perf_counter() - begun
+        if recorder is not None and recorder.values:
+            lr = max(recorder.lrs[steps:], default=None)
+            name = current_phase(self).name
+            line = history_line(len(self.epochs) + 1, name, lr, recorder.values[-1])
+            self.epochs.append(line)
 
 
 def lesion_learner(

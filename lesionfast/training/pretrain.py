@@ -21,8 +21,8 @@ from lesionfast.models.archs import conv, find_arch
 from lesionfast.models.backbones import Backbone, count_parameters, create_backbone
 from lesionfast.models.inference import in_eval_mode
 from lesionfast.models.lineage import check_weights
-from lesionfast.report.page import new_figure, save
-from lesionfast.runs import Run, create_directory
+from lesionfast.reporting.page import new_figure, save
+from lesionfast.run import Run, create_directory
 from lesionfast.training.callbacks.progress import logging_to
 from lesionfast.training.callbacks.schedule import OneCycle, ProgressiveUnfreezing
 from lesionfast.training.callbacks.tracking import save_tensors

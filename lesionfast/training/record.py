@@ -30,7 +30,7 @@ from lesionfast.models.fusion import fusions
 from lesionfast.models.inference import TorchEngine
 from lesionfast.models.lineage import lineage_header
 from lesionfast.models.precision import choose_precision, describe_precision
-from lesionfast.runs import WITHOUT_METADATA, Run, describe_software
+from lesionfast.run import WITHOUT_METADATA, Run, describe_software
 from lesionfast.stats.metrics import summarize
 from lesionfast.training.callbacks.tracking import history_header, history_line, save_tensors
 from lesionfast.training.losses import losses

@@ -26,7 +26,7 @@ from lesionfast.evaluation.comparison import (
 )
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.files import sha256
-from lesionfast.runs import Run
+from lesionfast.run import Run
 
 logger = logging.getLogger("lesionfast")
 

@@ -22,7 +22,7 @@ from lesionfast.config import TrainConfig
 from lesionfast.data.split import load_dataset
 from lesionfast.evaluation.comparison import align_images, resample_runs
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.runs import Run
+from lesionfast.run import Run
 from lesionfast.stats.bootstrap import RESAMPLES, interval
 
 RECIPE = "the recipe, 1 view"

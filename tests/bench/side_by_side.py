@@ -169,7 +169,7 @@ def figures(
 def run_lesionfast(arguments: argparse.Namespace) -> dict[str, float | None]:
     """Train with lesionfast's defaults, and note when validation reached `--reach`."""
     from lesionfast.data.split import load_dataset
-    from lesionfast.runs import Run
+    from lesionfast.run import Run
     from lesionfast.training import experiment
     from lesionfast.training.fitting import fit
     from lesionfast.training.record import evaluate

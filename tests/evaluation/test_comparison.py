@@ -21,9 +21,9 @@ from lesionfast.evaluation.comparison import (
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.files import write_text
-from lesionfast.report.subgroups import contribution_table as terminal_table
-from lesionfast.report.subgroups import metadata
-from lesionfast.runs import WITHOUT_METADATA, Run
+from lesionfast.reporting.subgroups import contribution_table as terminal_table
+from lesionfast.reporting.subgroups import metadata
+from lesionfast.run import WITHOUT_METADATA, Run
 from lesionfast.stats.bootstrap import RESAMPLES, drawn_lesions, interval, resampled
 from lesionfast.stats.metrics import mean_defined, weighted_recall
 

@@ -13,7 +13,7 @@ from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.decisions import OOD, Decisions, load_ood, save_ood
 from lesionfast.evaluation.features import read_features, run_backbone
-from lesionfast.runs import Run
+from lesionfast.run import Run
 from lesionfast.stats.ood import OODScorer
 from lesionfast.training.experiment import train
 

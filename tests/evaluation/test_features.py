@@ -10,8 +10,8 @@ from lesionfast.config import TrainConfig
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.features import nearest_lesions, read_features, write_features
-from lesionfast.report.images import draw_nearest
-from lesionfast.runs import Run
+from lesionfast.reporting.images import draw_nearest
+from lesionfast.run import Run
 from lesionfast.training.experiment import train
 
 CONFIG = TrainConfig(arch="test_resnet", weights="none", size=32, head="prototype", fusion="none")

@@ -20,10 +20,10 @@ from lesionfast.evaluation.features import write_features
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.manifest import Manifest
-from lesionfast.report.calibration import calibration
-from lesionfast.report.decisions import operating, prediction_sets
-from lesionfast.report.overview import write_report
-from lesionfast.runs import OF_THE_WEIGHTS, Run
+from lesionfast.reporting.calibration import calibration
+from lesionfast.reporting.decisions import operating, prediction_sets
+from lesionfast.reporting.overview import write_report
+from lesionfast.run import OF_THE_WEIGHTS, Run
 from lesionfast.stats.measures import measure
 
 pytestmark = pytest.mark.usefixtures("blank_figures")

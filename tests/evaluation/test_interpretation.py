@@ -10,7 +10,7 @@ import pytest
 
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.runs import Run
+from lesionfast.run import Run
 from lesionfast.stats.metrics import decide
 
 

@@ -16,8 +16,8 @@ from lesionfast.evaluation.labels import (
     out_of_sample,
     suspicious_labels,
 )
-from lesionfast.report.errors import draw_suspicious_labels
-from lesionfast.runs import Run
+from lesionfast.reporting.errors import draw_suspicious_labels
+from lesionfast.run import Run
 
 
 def write_predictions(run: Run, table: pd.DataFrame) -> Run:

@@ -16,7 +16,7 @@ from lesionfast.models.fusion import (
     load_model,
     stage_groups,
 )
-from lesionfast.runs import Run
+from lesionfast.run import Run
 
 
 @pytest.fixture(scope="module")

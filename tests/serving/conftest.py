@@ -9,7 +9,7 @@ import pytest
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.split import load_dataset
-from lesionfast.runs import Run
+from lesionfast.run import Run
 from lesionfast.serving.bundle import hash_description
 from lesionfast.serving.export import export
 

@@ -19,7 +19,7 @@ from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.files import UNFINISHED, sha256, sweep_once, workspace
 from lesionfast.models.lineage import check_weights
 from lesionfast.models.weights import read_weights
-from lesionfast.runs import Run
+from lesionfast.run import Run
 from lesionfast.serving.bundle import SCHEMA, Bundle
 from lesionfast.serving.export import export, list_files_to_share, write_card
 from lesionfast.serving.predictor import Predictor
@@ -376,7 +376,7 @@ def test_an_ensemble_names_its_members(make_ensemble):
 
 @pytest.fixture
 def make_ensemble(trained, tmp_path):
-    from lesionfast.runs import Run
+    from lesionfast.run import Run
 
     run = Run(shutil.copytree(trained.path, tmp_path / "ensemble"))
     run.write_json("model.json", trained.model | {"members": ["a", "b"]})

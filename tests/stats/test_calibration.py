@@ -13,8 +13,8 @@ from sklearn.metrics import brier_score_loss, log_loss
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.decisions import CALIBRATION, Decisions
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.report.calibration import before_and_after
-from lesionfast.runs import Run
+from lesionfast.reporting.calibration import before_and_after
+from lesionfast.run import Run
 from lesionfast.stats.calibration import (
     METHODS,
     Calibrator,

@@ -11,8 +11,8 @@ from scipy.special import softmax
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.decisions import SETS, Decisions
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.report.decisions import run_coverage
-from lesionfast.runs import Run
+from lesionfast.reporting.decisions import run_coverage
+from lesionfast.run import Run
 from lesionfast.stats.conformal import (
     BY_CLASS,
     KINDS,

@@ -9,8 +9,8 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.decisions import REFERRAL, Decisions
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.report.decisions import run_referral
-from lesionfast.runs import Run
+from lesionfast.reporting.decisions import run_referral
+from lesionfast.run import Run
 from lesionfast.stats.metrics import decide
 from lesionfast.stats.selective import (
     aurc_table,

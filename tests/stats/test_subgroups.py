@@ -7,7 +7,7 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.report.subgroups import gaps_table
+from lesionfast.reporting.subgroups import gaps_table
 from lesionfast.stats.bootstrap import wilson
 from lesionfast.stats.subgroups import group_labels, measure_gaps, measure_subgroups, permute_gaps
 

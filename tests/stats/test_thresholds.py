@@ -11,7 +11,7 @@ from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.decisions import Decisions, points_table
 from lesionfast.evaluation.findings import Findings, read_cost_matrix
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.runs import Run
+from lesionfast.run import Run
 from lesionfast.stats.thresholds import (
     apply_points,
     choose_point,

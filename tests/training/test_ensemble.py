@@ -12,9 +12,9 @@ from lesionfast.evaluation.comparison import Comparison
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.files import sha256
-from lesionfast.report.comparison import runs_table
-from lesionfast.report.metrics import training
-from lesionfast.runs import Run, list_runs, newest_run
+from lesionfast.reporting.comparison import runs_table
+from lesionfast.reporting.metrics import training
+from lesionfast.run import Run, list_runs, newest_run
 from lesionfast.stats.metrics import losses
 from lesionfast.training.ensemble import average, best_weights, combine
 

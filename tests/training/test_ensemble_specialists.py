@@ -10,7 +10,7 @@ from lesionfast.diagnoses import read_weights
 from lesionfast.errors import LesionfastError
 from lesionfast.files import sha256
 from lesionfast.models.fusion import load_model
-from lesionfast.runs import Run
+from lesionfast.run import Run
 from lesionfast.training.ensemble import TIMES, add_specialists, combine
 from lesionfast.training.experiment import resume, train
 

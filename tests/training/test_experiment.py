@@ -23,7 +23,7 @@ from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.features import read_features
 from lesionfast.files import UNFINISHED, sha256
 from lesionfast.models.fusion import load_model
-from lesionfast.runs import Run, list_runs
+from lesionfast.run import Run, list_runs
 from lesionfast.training.balancing import balances
 from lesionfast.training.callbacks.cached_features import BATCH as HEAD_BATCH
 from lesionfast.training.callbacks.progress import StopOnInterrupt

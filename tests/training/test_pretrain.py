@@ -18,7 +18,7 @@ from lesionfast.models.backbones import create_backbone
 from lesionfast.models.fusion import load_model
 from lesionfast.models.lineage import read_lineage
 from lesionfast.models.weights import read_weights
-from lesionfast.runs import Run, list_runs
+from lesionfast.run import Run, list_runs
 from lesionfast.training.experiment import prepare_learner, train
 from lesionfast.training.fitting import plan_training
 from lesionfast.training.pretrain import Autoencoder, ImageIsTarget, pretrain

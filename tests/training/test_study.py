@@ -11,7 +11,7 @@ import pytest
 from lesionfast.config import TrainConfig
 from lesionfast.errors import LesionfastError, TrainingInterrupted
 from lesionfast.files import sha256
-from lesionfast.runs import Run, list_runs
+from lesionfast.run import Run, list_runs
 from lesionfast.training import study as module
 from lesionfast.training.experiment import only_trainer
 from lesionfast.training.study import AUTHOR, AUTHOR_FROM_SCRATCH, plan_study, read_study, run_study

@@ -16,7 +16,7 @@ from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.comparison import WITHHELD
 from lesionfast.models.fusion import load_model
-from lesionfast.runs import WITHOUT_METADATA, Run
+from lesionfast.run import WITHOUT_METADATA, Run
 from lesionfast.serving.predictor import Predictor, find_caution
 from lesionfast.training.experiment import train
 from lesionfast.training.study import IMAGE, METADATA, ablate

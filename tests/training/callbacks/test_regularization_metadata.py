@@ -14,7 +14,7 @@ from lesionfast.data.encoder import MetadataEncoder
 from lesionfast.data.loaders import LesionDataLoaders
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
-from lesionfast.runs import Run
+from lesionfast.run import Run
 from lesionfast.training.callbacks.cached_features import CachedFeatures
 from lesionfast.training.callbacks.regularization import MetadataDropout, withheld_patterns
 from lesionfast.training.callbacks.schedule import OneCycle

@@ -17,14 +17,14 @@ from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.features import read_features
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.report.images import (
+from lesionfast.reporting.images import (
     PER_CENT,
     atlas,
     decision_caption,
     draw_top_losses,
     draw_words,
 )
-from lesionfast.report.page import (
+from lesionfast.reporting.page import (
     GREY,
     Picture,
     Section,

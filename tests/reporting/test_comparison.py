@@ -7,7 +7,7 @@ from rich.console import Console
 
 from lesionfast.console import print_table
 from lesionfast.evaluation.comparison import Comparison
-from lesionfast.report.comparison import (
+from lesionfast.reporting.comparison import (
     comparison_table,
     draw_comparison,
     push_apart,

@@ -19,7 +19,7 @@ from lesionfast.diagnoses import NAMES, Classes
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.files import write_atomically, write_text
-from lesionfast.runs import installed_version
+from lesionfast.run import installed_version
 from lesionfast.stats.metrics import ALL
 
 if TYPE_CHECKING:
@@ -263,5 +263,5 @@ def render(template: str, **values: Any) -> str:
 
 def read_template(name: str) -> str:
     """Return the text of a template, style or script of this package."""
-    folder = resources.files("lesionfast.report") / "templates"
+    folder = resources.files("lesionfast.reporting") / "templates"
     return (folder / name).read_text(encoding="utf-8")

@@ -10,9 +10,9 @@ import pytest
 
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.findings import Findings
-from lesionfast.report.comparison import write_comparison
-from lesionfast.report.overview import data_card, model_card, write_report
-from lesionfast.runs import Run
+from lesionfast.reporting.comparison import write_comparison
+from lesionfast.reporting.overview import data_card, model_card, write_report
+from lesionfast.run import Run
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_a_browser_sorts_a_table(report, chromium):
 
 def test_the_second_process_ends_when_the_first_is_killed():
     code = (
-        "import os, time; from lesionfast.report.overview import second_process\n"
+        "import os, time; from lesionfast.reporting.overview import second_process\n"
         "print(second_process().submit(os.getpid).result(), flush=True); time.sleep(600)"
     )
     first = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

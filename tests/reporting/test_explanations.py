@@ -14,8 +14,8 @@ from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.explain import explain_images
 from lesionfast.evaluation.features import write_features
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.report import explanations
-from lesionfast.report.explanations import (
+from lesionfast.reporting import explanations
+from lesionfast.reporting.explanations import (
     GAP,
     describe_maps,
     draw_attribution,
@@ -25,7 +25,7 @@ from lesionfast.report.explanations import (
     overlay,
     project,
 )
-from lesionfast.report.page import new_figure
+from lesionfast.reporting.page import new_figure
 from lesionfast.training.experiment import train
 
 CONFIG = TrainConfig(

@@ -8,9 +8,9 @@ from PIL import Image
 
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.report import images as module
-from lesionfast.report.comparison import runs_table
-from lesionfast.report.errors import (
+from lesionfast.reporting import images as module
+from lesionfast.reporting.comparison import runs_table
+from lesionfast.reporting.errors import (
     confusion,
     confusion_table,
     draw_confusion,
@@ -19,13 +19,13 @@ from lesionfast.report.errors import (
     most_confused_table,
     taken_for_table,
 )
-from lesionfast.report.images import rounded_percent
-from lesionfast.report.metrics import (
+from lesionfast.reporting.images import rounded_percent
+from lesionfast.reporting.metrics import (
     metrics,
     metrics_table,
     training,
 )
-from lesionfast.report.page import drawn_classes
+from lesionfast.reporting.page import drawn_classes
 
 NAMES = [
     "confusion.png",

@@ -20,8 +20,8 @@ from lesionfast.evaluation.comparison import (
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.labels import disagreeing_duplicates
-from lesionfast.report.images import draw_words
-from lesionfast.report.page import (
+from lesionfast.reporting.images import draw_words
+from lesionfast.reporting.page import (
     GREY,
     Section,
     draw_picture,

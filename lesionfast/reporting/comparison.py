@@ -15,8 +15,8 @@ from lesionfast.console import Cell, Table, cell, count, duration, estimate
 from lesionfast.errors import DamageError
 from lesionfast.evaluation.comparison import Comparison
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.report.errors import draw_shares
-from lesionfast.report.page import (
+from lesionfast.reporting.errors import draw_shares
+from lesionfast.reporting.page import (
     COLOURS,
     DASHES,
     MARKERS,
@@ -30,7 +30,7 @@ from lesionfast.report.page import (
     style_axis,
     write_page,
 )
-from lesionfast.runs import Run
+from lesionfast.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,13 +7,13 @@ from lesionfast.console import print_table
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.report.metrics import (
+from lesionfast.reporting.metrics import (
     draw_precision_recall,
     draw_roc,
     draw_training,
     metrics_table,
 )
-from lesionfast.runs import Run
+from lesionfast.run import Run
 
 
 def test_curves_name_every_class_with_its_number(make_run, tmp_path, drawn):

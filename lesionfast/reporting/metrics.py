@@ -14,7 +14,7 @@ from lesionfast.diagnoses import full_name
 from lesionfast.errors import LesionfastError, did_you_mean
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.report.page import (
+from lesionfast.reporting.page import (
     GREY,
     METRIC_NAMES,
     Section,
@@ -27,7 +27,7 @@ from lesionfast.report.page import (
     style_axis,
     subtitle,
 )
-from lesionfast.runs import Run
+from lesionfast.run import Run
 from lesionfast.stats.metrics import ALL, RULES
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from lesionfast.diagnoses import Classes
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.features import nearest_lesions, nearest_to_each
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.report import images
-from lesionfast.report import images as module
-from lesionfast.report.images import (
+from lesionfast.reporting import images
+from lesionfast.reporting import images as module
+from lesionfast.reporting.images import (
     ATLAS_TITLES,
     NEAREST,
     decision_caption,
@@ -26,7 +26,7 @@ from lesionfast.report.images import (
     draw_grid,
     rounded_percent,
 )
-from lesionfast.runs import Run
+from lesionfast.run import Run
 from lesionfast.training.experiment import train
 
 CONFIG = TrainConfig(

@@ -6,7 +6,7 @@ from PIL import Image
 
 from lesionfast.evaluation.decisions import REFERRAL, SETS, Decisions, points_table
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.report.decisions import (
+from lesionfast.reporting.decisions import (
     NOTHING,
     draw_coverage,
     draw_decision_curves,

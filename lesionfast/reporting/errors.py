@@ -14,15 +14,15 @@ from lesionfast.diagnoses import NAMES, full_name
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.labels import describe_coverage, suspicious_labels
-from lesionfast.report.decisions import costs_table
-from lesionfast.report.images import (
+from lesionfast.reporting.decisions import costs_table
+from lesionfast.reporting.images import (
     describe_image,
     draw_grid,
     draw_melanomas_taken_for_nevi,
     rounded_percent,
 )
-from lesionfast.report.metrics import class_table
-from lesionfast.report.page import (
+from lesionfast.reporting.metrics import class_table
+from lesionfast.reporting.page import (
     Section,
     count_drawn,
     draw_picture,
@@ -31,7 +31,7 @@ from lesionfast.report.page import (
     save,
     subtitle,
 )
-from lesionfast.runs import Run
+from lesionfast.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from lesionfast.config import TrainConfig
 from lesionfast.data.split import read_split
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.files import UNFINISHED, write_atomically, write_json
-from lesionfast.runs import Run, empty_folders, list_runs, newest_run
+from lesionfast.run import Run, empty_folders, list_runs, newest_run
 
 
 def test_create_never_shares_a_directory(tmp_path):
@@ -94,7 +94,7 @@ def test_a_run_appears_with_its_config_or_not_at_all(tmp_path, monkeypatch):
     def stop(*paths):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lesionfast.runs.rename_to_new", stop)
+    monkeypatch.setattr("lesionfast.run.rename_to_new", stop)
     with pytest.raises(KeyboardInterrupt):
         Run.create(tmp_path, TrainConfig(), "first")
     assert list(tmp_path.iterdir()) == []

@@ -20,7 +20,7 @@ from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.features import nearest_to_each
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.report.page import (
+from lesionfast.reporting.page import (
     GREY,
     Picture,
     class_styles,
@@ -29,7 +29,7 @@ from lesionfast.report.page import (
     save,
     subtitle,
 )
-from lesionfast.runs import Run
+from lesionfast.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

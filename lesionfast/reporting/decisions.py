@@ -16,8 +16,8 @@ from lesionfast.evaluation.decisions import Decisions, few_lesions_warning, poin
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.isic import COLUMNS, isic_score
-from lesionfast.report.calibration import AFTER, BEFORE, error_bars
-from lesionfast.report.page import (
+from lesionfast.reporting.calibration import AFTER, BEFORE, error_bars
+from lesionfast.reporting.page import (
     GREY,
     METRIC_NAMES,
     Section,

@@ -18,14 +18,14 @@ from lesionfast.data.split import PARTS
 from lesionfast.diagnoses import full_name
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.evaluation.findings import Findings
-from lesionfast.report.calibration import calibration
-from lesionfast.report.decisions import challenge, operating, prediction_sets, referral
-from lesionfast.report.errors import confusion, melanoma
-from lesionfast.report.explanations import attribution, pictures
-from lesionfast.report.metrics import metrics, training
-from lesionfast.report.page import Section, write_page
-from lesionfast.report.subgroups import labels, metadata, out_of_distribution, subgroups
-from lesionfast.runs import Run
+from lesionfast.reporting.calibration import calibration
+from lesionfast.reporting.decisions import challenge, operating, prediction_sets, referral
+from lesionfast.reporting.errors import confusion, melanoma
+from lesionfast.reporting.explanations import attribution, pictures
+from lesionfast.reporting.metrics import metrics, training
+from lesionfast.reporting.page import Section, write_page
+from lesionfast.reporting.subgroups import labels, metadata, out_of_distribution, subgroups
+from lesionfast.run import Run
 
 SECTIONS: list[Callable[[Findings], Section | None]] = [
     *(melanoma, confusion, metrics, operating, challenge, calibration, prediction_sets, referral),

@@ -5,7 +5,7 @@ import pytest
 
 from lesionfast.evaluation.decisions import CALIBRATION
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.report.calibration import draw_class_reliability, draw_reliability
+from lesionfast.reporting.calibration import draw_class_reliability, draw_reliability
 from lesionfast.stats.calibration import Calibrator
 
 

@@ -3,7 +3,7 @@
 import base64
 
 from lesionfast.console import Table
-from lesionfast.report.page import Picture, Section, class_styles, write_page
+from lesionfast.reporting.page import Picture, Section, class_styles, write_page
 
 
 def test_a_picture_carries_its_file(tmp_path):

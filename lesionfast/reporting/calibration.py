@@ -15,7 +15,7 @@ from lesionfast.diagnoses import full_name
 from lesionfast.evaluation.decisions import CALIBRATION, few_lesions_warning, require_unseen
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.report.page import (
+from lesionfast.reporting.page import (
     METRIC_NAMES,
     Section,
     count_drawn,

@@ -3,7 +3,7 @@
 import numpy as np
 
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.report.subgroups import draw_subgroups
+from lesionfast.reporting.subgroups import draw_subgroups
 
 
 def test_dots_and_bars_are_the_tables(make_run, tmp_path, drawn):
