@@ -4,7 +4,7 @@ import html
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("lesionfast")
 
 
-def log_to_console() -> None:
+def show_log() -> None:
+    """Send the library's log to stderr, as a notebook shows it, unless logging is set up."""
+    if not logger.hasHandlers():
+        log_to_console(logging.INFO)
+
+
+def log_to_console(level: int | None = None) -> None:
     """Send the library's log to stderr, each line once: all of it on a terminal, else warnings."""
     shown: set[str] = set()
 
@@ -29,7 +35,7 @@ def log_to_console() -> None:
         return not seen
 
     handler = logging.StreamHandler(sys.stderr)
-    handler.setLevel(logging.INFO if sys.stderr.isatty() else logging.WARNING)
+    handler.setLevel(level or (logging.INFO if sys.stderr.isatty() else logging.WARNING))
     handler.setFormatter(logging.Formatter("%(message)s"))
     handler.addFilter(is_new)
     logger.addHandler(handler)
@@ -214,6 +220,23 @@ class Table:
         head = [*map(escape_markdown, self.columns)]
         lines = [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows] if row]
         return "\n".join([f"{escape_markdown(self.title)}:\n", *lines, ""])
+
+    def to_html(self) -> str:
+        """Return it as an HTML table with its title, numbers to the right."""
+        sides = ["right" if numeric else "left" for numeric in self.numeric]
+
+        def row(tag: str, texts: Iterable[str]) -> str:
+            cells = zip(texts, sides, strict=False)
+            return "".join(
+                f'<{tag} style="text-align: {side}">{html.escape(text)}</{tag}>'
+                for text, side in cells
+            )
+
+        body = [row("td", map(str, cells)) for cells in self.rows if cells]
+        note = f"<p>{html.escape(self.note)}</p>" if self.note else ""
+        lines = "".join(f"<tr>{line}</tr>" for line in [row("th", self.columns), *body])
+        caption = f'<caption style="text-align: left">{html.escape(self.title)}</caption>'
+        return f"<table>{caption}{lines}</table>{note}".replace("\n", "<br>")
 
 
 def escape_markdown(text: str) -> str:

@@ -9,13 +9,14 @@ import re
 from collections.abc import Callable
 from datetime import datetime
 from functools import cached_property
+from html import escape
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lesionfast.config import TrainConfig
-from lesionfast.diagnoses import Classes
-from lesionfast.errors import DamageError, LesionfastError
+from lesionfast.diagnoses import Classes, probability_columns
+from lesionfast.errors import DamageError, LesionfastError, did_you_mean
 from lesionfast.files import (
     damage_explained,
     disk_errors,
@@ -27,8 +28,10 @@ from lesionfast.files import (
 )
 from lesionfast.manifest import SCHEMA as MANIFEST_SCHEMA
 from lesionfast.manifest import SCHEMAS, UPGRADE, Manifest
+from lesionfast.notebook import predictions_html
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 WITHOUT_METADATA = "predictions_without_metadata.csv"
@@ -91,7 +94,15 @@ TEXTS = ("image_id", "group", "target", "phase", "split")
 
 
 class Run:
-    """A run directory. Tables and JSON are read on first use and kept."""
+    """A run directory: what a training kept. Tables and JSON are read on first use.
+
+    `config` holds its options, `metrics` the metrics of each split, `predictions` one row per image
+    of validation and test with the probabilities `p_<class>`, `history` one row per epoch. In a
+    notebook it shows its headline metrics. Raises `LesionfastError` for what is missing or damaged.
+
+    >>> lf.Run(run.path).predictions.filter(like="p_").shape[1]
+    7
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -198,6 +209,68 @@ class Run:
     def predictions_without_metadata(self) -> "pd.DataFrame | None":
         """The same with all metadata withheld; None if the run has none, or is an old one."""
         return self._csv(WITHOUT_METADATA) if self.holds(WITHOUT_METADATA) else None
+
+    def predictions_of(self, split: str) -> "pd.DataFrame":
+        """Return the predictions of one split; raises `LesionfastError` if there are none."""
+        predictions = self.predictions
+        rows = predictions[predictions["split"] == split].reset_index(drop=True)
+        if rows.empty:
+            splits = sorted(predictions["split"].unique())
+            raise LesionfastError(
+                f"{self.path} has no predictions of the split '{split}'; it has: "
+                f"{', '.join(splits)}.{did_you_mean(split, splits)} Choose one with --split."
+            )
+        return rows
+
+    def read_probabilities(self, predictions: "pd.DataFrame") -> "tuple[np.ndarray, np.ndarray]":
+        """Return class numbers (n,) and probabilities (n, k) in the order of the classes.
+
+        Raises `LesionfastError` for predictions of other classes.
+        """
+        columns = probability_columns(self.classes)
+        missing = [name for name in columns if name not in predictions]
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        truth = predictions["target"].astype(str).map(numbers)
+        if missing or truth.isna().any():
+            unknown = predictions.loc[truth.isna(), "target"].astype(str).unique().tolist()
+            raise LesionfastError(
+                f"predictions.csv and model.json of {self.path} do not match: missing columns "
+                f"{missing}, unknown classes {unknown}. Use both as the training wrote them."
+            )
+        return truth.to_numpy("int64"), predictions[columns].to_numpy("float64")
+
+    def _repr_html_(self) -> str:
+        """Return the headline metrics with their intervals and the confusion matrix."""
+        if not self.finished:
+            return f"<p>{escape(str(self.path))}: not finished</p>"
+        from lesionfast.stats.metrics import decide
+
+        split = "test" if "test" in self.metrics else "valid"
+        rows, rule = self.predictions_of(split), self.model["rule"]
+        truth, probabilities = self.read_probabilities(rows)
+        decision = decide(probabilities, rule, self.model["prior"])
+        lesions = rows["group" if "group" in rows else "image_id"].to_numpy(str)
+        title = f"{self.path}: {split}, {len(rows)} images, rule {rule}"
+        return predictions_html(title, truth, probabilities, decision, lesions, self.classes)
+
+    @classmethod
+    def from_learner(cls, learn: Any, path: str | Path) -> "Run":
+        """Return a new run at `path` of a Learner that was trained by hand, as it is now.
+
+        `learn` comes from `lesion_learner` over `LesionDataLoaders`. Its weights predict validation
+        and test, and all that works on a run works on this one: interpret, compare, predict,
+        export. Optimizer, callbacks and own transforms are not kept. Raises `LesionfastError` if
+        the directory exists, or for another Learner.
+
+        >>> lf.Run.from_learner(learn, "runs/by-hand").metrics["status"]
+        'finished'
+        """
+        if not hasattr(learn, "to_run"):
+            raise LesionfastError(
+                f"a run takes a Learner of lesion_learner, not {type(learn).__name__}. Make one "
+                "with lesion_learner(dls, arch)."
+            )
+        return learn.to_run(path)
 
     @property
     def finished(self) -> bool:

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lesionfast"
 FLOOR = {"errors", "registry", "diagnoses", "config", "console"}
-FLOOR |= {"files", "manifest", "cache", "run"}
+FLOOR |= {"files", "manifest", "cache", "notebook", "run"}
 BELOW = {  # a room -> what it may import, besides itself
     "errors": set(),
     "registry": {"errors"},
@@ -24,7 +24,8 @@ BELOW = {  # a room -> what it may import, besides itself
     "files": {"errors"},
     "manifest": {"errors", "files"},
     "cache": {"errors", "files"},
-    "run": {"errors", "diagnoses", "config", "files", "manifest"},
+    "notebook": {"errors", "diagnoses", "console", "stats"},
+    "run": {"errors", "diagnoses", "config", "files", "manifest", "notebook", "stats"},
     "data": FLOOR,
     "models": {*FLOOR, "data"},
     "stats": {"errors", "diagnoses"},

@@ -140,11 +140,13 @@ def print_comparison(
     comparison: "Comparison", folder: Path, as_json: bool = False, files: Iterable[Path] = ()
 ) -> None:
     """Draw a comparison to a folder; print it as a table or JSON, and the files, to stdout."""
-    from lesionfast.reporting.comparison import comparison_table, draw_comparison
+    from lesionfast.evaluation.comparison import comparison_tables
+    from lesionfast.reporting.comparison import draw_comparison
 
     figures = draw_comparison(comparison, folder)
     if as_json:
         print_json(comparison.to_dict() | {"figures": [str(figure) for figure in figures]})
         return
-    print_table(comparison_table(comparison))
+    for table in comparison_tables(comparison):
+        print_table(table)
     print(*files, *figures, sep="\n")

@@ -82,7 +82,7 @@ def interpret(
         print_nearest(opened, nearest, k, json)
         return
     choices = {"cost": cost, "coverage": coverage, "refer": refer}
-    findings = Findings.of(opened, split, rule, **choices, explain=explain, masks=masks)
+    findings = Findings.from_run(opened, split, rule, **choices, explain=explain, masks=masks)
     for choice in findings.decisions.kept_choices():
         print(f"kept in {opened.path}: {choice}", file=sys.stderr)
     print_findings(findings, submission, json)
@@ -147,7 +147,7 @@ def report(
         check_target(to)
     opened = open_runs(runs, out)
     if len(opened) == 1:
-        print(write_report(Findings.of(opened[0], split), to))
+        print(write_report(Findings.from_run(opened[0], split), to))
     else:
         print(write_comparison(opened, to or Path(out) / "comparison" / "report.html", split))
 
@@ -283,6 +283,6 @@ def compare(
     from lesionfast.evaluation.comparison import Comparison, comparable_runs
 
     opened = open_runs(runs, out) if runs else comparable_runs(out)
-    comparison = Comparison.of(opened, split)
+    comparison = Comparison.from_runs(opened, split)
     files = [comparison.write_csv(csv)] if csv else []
     print_comparison(comparison, Path(out) / "comparison", json, files)

@@ -273,7 +273,7 @@ def print_outcome(outcome: "Outcome", folder: Path) -> None:
 
     if outcome.runs:
         split = "test" if "test" in outcome.runs[0].metrics else "valid"
-        print_comparison(Comparison.of(outcome.runs, split), folder / "comparison")
+        print_comparison(Comparison.from_runs(outcome.runs, split), folder / "comparison")
     if outcome.failures:
         reasons = "; ".join(f"'{name}': {why}" for name, why in outcome.failures.items())
         raise LesionfastError(f"{len(outcome.failures)} runs failed. {reasons}")

@@ -1,15 +1,19 @@
 """Comparison: runs side by side, and what an input contributes, over the same resampled lesions."""
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from lesionfast.config import SplitConfig, TrainConfig
+from lesionfast.console import Cell, Table, cell, count, duration, estimate
 from lesionfast.diagnoses import Classes
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.interpretation import Interpretation, records
@@ -27,10 +31,13 @@ from lesionfast.stats.metrics import ALL, mean_defined, ratio, weighted_recall
 
 logger = logging.getLogger("lesionfast")
 
+LABEL_WIDTH = 34  # characters
 ALIKE = (  # options that do not make a difference between models
     *("arch", "fusion", "split", "cache", "device", "precision", "workers", "compile"),
-    *(field.name for field in fields(SplitConfig)),
+    *(field.name for field in fields(SplitConfig) if field.name != "seed"),
 )
+SEEDS = ("seed", "split_seed", "split", "cache", "device", "workers")  # not of a repetition
+REPEATED = ("balanced_accuracy", "macro_auc", "macro_f1", "mel_to_nv")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -51,7 +58,7 @@ class Comparison:
     table: pd.DataFrame
 
     @classmethod
-    def of(
+    def from_runs(
         cls, runs: Sequence[Run], split: str = "test", *, resamples: int = RESAMPLES, seed: int = 0
     ) -> "Comparison":
         """Compare finished runs, each under its own rule, on one split's predictions.
@@ -60,13 +67,13 @@ class Comparison:
         diagnoses or classes.
         """
         check_split(runs)
-        read = [Interpretation.of(run, split) for run in runs]
+        read = [Interpretation.from_run(run, split) for run in runs]
         drawn = resample_runs(read, align_images(read), resamples, seed)
         accuracy = [one.metrics["rules"][one.rule]["balanced_accuracy"] for one in read]
         ranking = sorted(range(len(read)), key=lambda i: (-accuracy[i], read[i].run.path.name))
         options = describe_options(runs)
         table = pd.DataFrame(
-            build_row(read[i], options[i]) | estimate(read[i], drawn, i, ranking[0])
+            build_row(read[i], options[i]) | estimate_metrics(read[i], drawn, i, ranking[0])
             for i in ranking
         )
         table["difference"] = table["balanced_accuracy"] - table["balanced_accuracy"].iloc[0]
@@ -82,15 +89,133 @@ class Comparison:
         """The runs, the best first."""
         return [read.run for read in self.interpretations]
 
+    def _repr_html_(self) -> str:
+        return "".join(table.to_html() for table in comparison_tables(self))
+
+    @cached_property
+    def seeds(self) -> pd.DataFrame:
+        """The mean and the standard deviation of runs that differ in nothing but their seed.
+
+        One row per such group of two or more: name (of its best run), runs (how many), and for
+        balanced_accuracy, macro_auc, macro_f1, mel_to_nv and sensitivity_<class> the mean, and
+        under `_sd` the standard deviation of a sample.
+        """
+        runs = {run.path.name: run for run in self.runs if not run.model.get("members")}
+        kept = self.table[self.table["name"].isin(runs)]
+        keys = [repeated_options(runs[name]) for name in kept["name"]]
+        shown = [*REPEATED, *(f"sensitivity_{name}" for name in self.interpretations[0].classes)]
+        rows = []
+        for _, group in kept.groupby(keys, sort=False):
+            if len(group) > 1:
+                numbers = group[[name for name in shown if name in group]].astype(float)
+                spread = numbers.std(ddof=1).add_suffix("_sd")
+                about = {"name": group["name"].iloc[0], "runs": len(group)}
+                rows.append({**about, **numbers.mean(), **spread})
+        return pd.DataFrame(rows)
+
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON-safe values; what is missing or undefined is None."""
         names = ("split", "split_sha256", "resamples", "seed")
         about = {name: getattr(self, name) for name in names}
-        return {**about, "images": len(self.interpretations[0].rows), "runs": records(self.table)}
+        tables = {"runs": records(self.table), "seeds": records(self.seeds)}
+        return {**about, "images": len(self.interpretations[0].rows), **tables}
 
     def write_csv(self, path: Path) -> Path:
         """Write the table as CSV, atomically, and return its path."""
         return write_atomically(path, lambda aside: self.table.to_csv(aside, index=False))
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Return one row a run, the best first, with 95 % intervals."""
+    melanoma = comparison.interpretations[0].classes.melanoma
+    table = Table(
+        f"{comparison.split}: {len(comparison.interpretations[0].rows)} images, the best run first",
+        ["run", "balanced accuracy", "macro AUC, F1", "difference to the best"],
+        note=f"in brackets: 95 % intervals of {comparison.resamples:,} resamples of the lesions, "
+        "the same for all runs; time: of the training; "
+        f"split sha256 {comparison.split_sha256[:12]}",
+    )
+    of_melanoma = {
+        f"sensitivity_{melanoma}": "melanoma sensitivity",
+        "mel_to_nv": "melanomas taken for nevi",
+    }
+    of_melanoma = {key: name for key, name in of_melanoma.items() if key in comparison.table}
+    table.columns[3:3] = of_melanoma.values()
+    table.columns.append("parameters, time")
+    for place, row in enumerate(comparison.table.to_dict("records")):
+        ranking = cell(row["macro_auc"]), cell(row["macro_f1"])
+        size = count(row["parameters"]), duration(row["train_seconds"])
+        table.add(
+            describe_run(row),
+            estimate(row, "balanced_accuracy"),
+            stack(*ranking),
+            *(estimate(row, key) for key in of_melanoma),
+            estimate(row, "difference", "+.3f") if place else "best",
+            stack(*size),
+        )
+        table.add_line()
+    return table
+
+
+def seeds_table(comparison: Comparison) -> Table:
+    """Return the means of runs that differ in seed alone, and how far they spread."""
+    melanoma = comparison.interpretations[0].classes.melanoma
+    names = {
+        "balanced_accuracy": "balanced accuracy",
+        "macro_auc": "macro AUC",
+        f"sensitivity_{melanoma}": "melanoma sensitivity",
+        "mel_to_nv": "melanomas taken for nevi",
+    }
+    names = {key: name for key, name in names.items() if key in comparison.seeds}
+    title = f"{comparison.split}: mean ± standard deviation of runs that differ in seed alone"
+    table = Table(title, ["the best of them", "runs", *names.values()])
+    for row in comparison.seeds.to_dict("records"):
+        spread = [f"{cell(row[key])} ± {cell(row[f'{key}_sd'])}" for key in names]
+        table.add(row["name"], row["runs"], *spread)
+    return table
+
+
+def comparison_tables(comparison: Comparison) -> list[Table]:
+    """Return the table of the runs and, if some differ in seed alone, that of their means."""
+    tables = [comparison_table(comparison)]
+    return [*tables, seeds_table(comparison)] if len(comparison.seeds) else tables
+
+
+def stack(first: Cell, second: Cell) -> Cell:
+    """Return two cells as one of two lines, sorted by the first."""
+    return Cell(f"{first.text}\n{second.text}", first.number)
+
+
+def describe_run(row: dict[str, Any]) -> str:
+    """Return name, architecture, fusion, rule and options of a run, some lines."""
+    built = f"{cell(row['arch'])}, {cell(row['fusion'])}, rule {row['rule']}"
+    status = "" if row["status"] in ("finished", None) else f" ({row['status']})"
+    lines = (f"{row['name']}{status}", built, fill(row["options"], LABEL_WIDTH))
+    return "\n".join(filter(None, lines))
+
+
+def repeated_options(run: Run) -> str:
+    """Return the options of a run without its seed, as text."""
+    return json.dumps({k: v for k, v in asdict(run.config).items() if k not in SEEDS})
+
+
+def compare(
+    runs: Sequence[Run | str | Path] | None = None,
+    split: str = "test",
+    out: str | Path = "runs",
+) -> Comparison:
+    """Compare runs of one split, each metric with its interval; the best run comes first.
+
+    `runs` are runs or their paths, by default all under `out` with the split of the newest. The
+    intervals hold 95 % of 2,000 bootstrap resamples of the lesions, the same for all runs, so the
+    differences are paired. Raises `LesionfastError` for runs that can't be compared.
+
+    >>> lf.compare([run, other]).table[["name", "balanced_accuracy"]].shape
+    (2, 2)
+    """
+    if runs is None:
+        return Comparison.from_runs(comparable_runs(out), split)
+    return Comparison.from_runs([Run.open(run) for run in runs], split)
 
 
 def comparable_runs(root: str | Path) -> list[Run]:
@@ -105,9 +230,9 @@ def comparable_runs(root: str | Path) -> list[Run]:
         "they have another split than the newest run": len(finished) - len(comparable),
         "they did not finish": len(runs) - len(finished),
     }
-    for reason, count in reasons.items():
-        if count:
-            logger.warning("%d of %d runs in %s are left out: %s", count, len(runs), root, reason)
+    for reason, n in reasons.items():
+        if n:
+            logger.warning("%d of %d runs in %s are left out: %s", n, len(runs), root, reason)
     return comparable
 
 
@@ -221,7 +346,7 @@ def build_row(read: Interpretation, options: str) -> dict[str, Any]:
     }
 
 
-def estimate(read: Interpretation, drawn: Found, number: int, best: int) -> dict[str, Any]:
+def estimate_metrics(read: Interpretation, drawn: Found, number: int, best: int) -> dict[str, Any]:
     """Return each metric of a run with an interval, as NAME, NAME_low and NAME_high.
 
     The difference is that to run number `best`.
@@ -258,7 +383,7 @@ def without_metadata(run: Run, split: str, rule: str | None = None) -> Interpret
     if table is None:
         return None
     rows = table[table["split"] == split].reset_index(drop=True)
-    return None if rows.empty else Interpretation.of_table(run, rows, split, rule)
+    return None if rows.empty else Interpretation.from_table(run, rows, split, rule)
 
 
 def contribution_table(

@@ -57,7 +57,7 @@ class Kept(Generic[Value]):
         if valid.split != "valid":
             raise LesionfastError(
                 f"fit the {self.name} on the split 'valid'; found '{valid.split}'. "
-                "Pass Interpretation.of(run, 'valid')."
+                "Pass Interpretation.from_run(run, 'valid')."
             )
         return self.fit_on(valid, **options)
 
@@ -247,7 +247,7 @@ class Decisions:
     @cached_property
     def valid(self) -> Interpretation:
         """The validation predictions under the run's own rule."""
-        valid = Interpretation.of(self.run, "valid")
+        valid = Interpretation.from_run(self.run, "valid")
         if warning := few_lesions_warning(valid):
             logger.warning("%s", warning)
         return valid
@@ -283,7 +283,7 @@ class Decisions:
         """Return which images to refer under another rule, of the same share; it is not kept."""
         if rule == self.run.model["rule"]:
             return self.referral
-        valid = Interpretation.of(self.run, "valid", rule)
+        valid = Interpretation.from_run(self.run, "valid", rule)
         return REFERRAL.fit(valid, share=self.referral.share)
 
     @cached_property
@@ -332,7 +332,7 @@ def require_unseen(test: Interpretation) -> None:
     if test.split == "valid":
         raise LesionfastError(
             "report results on a split that nothing was fitted on; found 'valid'. "
-            "Pass Interpretation.of(run, 'test')."
+            "Pass Interpretation.from_run(run, 'test')."
         )
 
 

@@ -48,7 +48,7 @@ class Findings:
         self.files: dict[str, Path] = {}  # the figures that were drawn, by name
 
     @classmethod
-    def of(
+    def from_run(
         cls, run: Run, split: str = "test", rule: str | None = None, **chosen: Any
     ) -> "Findings":
         """Read a run's predictions; `rule` is the run's own unless given.
@@ -57,9 +57,9 @@ class Findings:
         which the run keeps from then on; without them what it keeps holds. And, for these findings
         alone, as `rule` is: `cost` (of errors, such as mel:nv=10), `explain` (run the model for
         heat maps) and `masks` (a folder of lesion masks to compare those with). Raises
-        `LesionfastError` as `Interpretation.of` does, and for values out of range.
+        `LesionfastError` as `Interpretation.from_run` does, and for values out of range.
         """
-        findings = cls(Interpretation.of(run, split, rule), **chosen)
+        findings = cls(Interpretation.from_run(run, split, rule), **chosen)
         findings.decisions.choose()
         return findings
 
@@ -78,7 +78,7 @@ class Findings:
     @cached_property
     def validation(self) -> Interpretation:
         """The validation predictions under the same rule, on which everything is chosen."""
-        return Interpretation.of(self.run, "valid", self.interpretation.rule)
+        return Interpretation.from_run(self.run, "valid", self.interpretation.rule)
 
     @cached_property
     def calibrator(self) -> Calibrator | None:

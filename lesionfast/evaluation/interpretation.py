@@ -4,13 +4,17 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
-from lesionfast.diagnoses import Classes, probability_columns
+from lesionfast.data.split import PARTS
+from lesionfast.diagnoses import Classes
 from lesionfast.errors import LesionfastError, did_you_mean
+from lesionfast.notebook import predictions_html
 from lesionfast.run import Run
 from lesionfast.stats.metrics import confusion_counts, decide, json_safe, losses, summarize
 from lesionfast.stats.selective import rule_confidence
@@ -25,42 +29,95 @@ ABOUT = ("age", "sex", "localization", "path")  # what a row shows of an image, 
 class Interpretation:
     """The predictions of one split of a run, decided by one rule: where every table starts.
 
-    `truth` and `decision` (n,) are class numbers, `probabilities` is (n, k); `rows` has one row an
-    image: image_id, group, truth, decision, probability (of the decision), probability_of_truth,
-    loss (-log of it, in nats), and age, sex, localization and path where the dataset has them.
+    `truth` and `decision` (n,) are class numbers, `probabilities` is (n, k), `prior` (k,) what the
+    rule 'balanced' divides by; `rows` has one row an image: image_id, group, truth, decision,
+    probability (of the decision), probability_of_truth, loss (-log of it, in nats), and age, sex,
+    localization and path where the dataset has them. `table` are the predictions as they were read.
+    `run` is None for the predictions of a learner.
+
+    >>> list(lf.Interpretation.from_run(run).most_confused())
+    ['truth', 'decision', 'count', 'share']
     """
 
-    run: Run
+    run: Run | None
     split: str
     rule: str
     classes: Classes
     truth: np.ndarray
     decision: np.ndarray
     probabilities: np.ndarray
+    prior: np.ndarray
     rows: pd.DataFrame
+    table: pd.DataFrame
 
     @classmethod
-    def of(cls, run: Run, split: str = "test", rule: str | None = None) -> "Interpretation":
+    def from_run(
+        cls, run: Run | str | Path, split: str = "test", rule: str | None = None
+    ) -> "Interpretation":
         """Read a run's predictions; `rule` is the run's own unless given.
 
         Never runs the model. Raises `LesionfastError` for an unknown rule, a split that the run
         has no predictions of, and predictions that do not match the run's classes.
         """
-        return cls.of_table(run, read_split(run, split), split, rule)
+        run = run if isinstance(run, Run) else Run.open(run)
+        return cls.from_table(run, run.predictions_of(split), split, rule)
 
     @classmethod
-    def of_table(
+    def from_table(
         cls, run: Run, predictions: pd.DataFrame, split: str, rule: str | None = None
     ) -> "Interpretation":
         """Read rows of predictions.csv, of this run or of others of the same classes.
 
-        Raises `LesionfastError` as `of` does.
+        Raises `LesionfastError` as `from_run` does.
         """
-        rule = rule or run.model["rule"]
-        truth, probabilities = read_probabilities(run, predictions)
-        decision = decide(probabilities, rule, run.model["prior"])
-        names, images = np.asarray(run.classes, dtype=object), np.arange(len(truth))
-        keys = {name: predictions[name] for name in ("image_id", "group") if name in predictions}
+        truth, probabilities = run.read_probabilities(predictions)
+        about = (run, split, rule or run.model["rule"], run.classes)
+        return cls.build(about, truth, probabilities, run.model["prior"], predictions)
+
+    @classmethod
+    def from_learner(
+        cls, learn: Any, split: str = "valid", rule: str | None = None
+    ) -> "Interpretation":
+        """Predict a split with a Learner as it is now, one view of each image.
+
+        `learn` comes from `lesion_learner`; `rule` is its own unless given. Raises
+        `LesionfastError` for a split that its DataLoaders do not have.
+
+        >>> lf.Interpretation.from_learner(learn).confusion().shape
+        (7, 7)
+        """
+        splits = PARTS[: len(learn.dls.loaders)]
+        if split not in splits:
+            raise LesionfastError(
+                f"the learner has no split '{split}'.{did_you_mean(split, splits)} Type one of: "
+                f"{', '.join(splits)}."
+            )
+        loader = learn.dls.loaders[splits.index(split)].new(shuffle=False, drop_last=False)
+        with learn.no_bar():
+            probabilities, truth = learn.get_preds(dl=loader)
+        images = getattr(loader.dataset, "items", None)
+        if not isinstance(images, pd.DataFrame) or "image_id" not in images:
+            images = pd.DataFrame({"image_id": np.arange(len(truth)).astype(str)})
+        about = (None, split, rule or learn.config.rule, learn.classes)
+        predicted = truth.numpy().astype(np.int64), probabilities.numpy().astype(np.float64)
+        return cls.build(about, *predicted, learn.prior, images.reset_index(drop=True))
+
+    @classmethod
+    def build(
+        cls,
+        about: tuple[Run | None, str, str, Classes],
+        truth: np.ndarray,
+        probabilities: np.ndarray,
+        prior: ArrayLike,
+        table: pd.DataFrame,
+    ) -> "Interpretation":
+        """Return the interpretation of probabilities (n, k) of the images of a table (n rows).
+
+        `about` is run, split, rule and classes.
+        """
+        _, _, rule, classes = about
+        decision = decide(probabilities, rule, prior)
+        names, images = np.asarray(classes, dtype=object), np.arange(len(truth))
         values = {
             "truth": names[truth],
             "decision": names[decision],
@@ -68,12 +125,22 @@ class Interpretation:
             "probability_of_truth": probabilities[images, truth],
             "loss": losses(truth, probabilities),
         }
-        about = {name: predictions[name] for name in ABOUT if name in predictions}
-        rows = pd.DataFrame({**keys, **values, **about})
-        return cls(run, split, rule, run.classes, truth, decision, probabilities, rows)
+        keys = {name: table[name] for name in ("image_id", "group") if name in table}
+        more = {name: table[name] for name in ABOUT if name in table}
+        rows = pd.DataFrame({**keys, **values, **more})
+        return cls(*about, truth, decision, probabilities, np.asarray(prior), rows, table)
 
     def __repr__(self) -> str:
         return f"Interpretation({self.run!r}, {self.split!r}, {self.rule!r}, {len(self.rows)} rows)"
+
+    def _repr_html_(self) -> str:
+        decided = self.truth, self.probabilities, self.decision, self.lesions
+        return predictions_html(f"{self.source}: {self.caption}", *decided, self.classes)
+
+    @property
+    def source(self) -> str:
+        """What predicted: the path of the run, or "the learner"."""
+        return "the learner" if self.run is None else str(self.run.path)
 
     @property
     def caption(self) -> str:
@@ -88,12 +155,12 @@ class Interpretation:
     @cached_property
     def confidence(self) -> np.ndarray:
         """How sure the rule is of each decision (n,), 0 to 1; see `rule_confidence`."""
-        return rule_confidence(self.probabilities, self.rule, self.run.model["prior"])
+        return rule_confidence(self.probabilities, self.rule, self.prior)
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """The metrics of `summarize`, for both rules."""
-        return summarize(self.truth, self.probabilities, self.classes, self.run.model["prior"])
+        return summarize(self.truth, self.probabilities, self.classes, self.prior)
 
     def confusion(self, normalize: bool = False) -> pd.DataFrame:
         """Return truth (rows) by decision (columns): counts, or shares of the truth.
@@ -147,12 +214,12 @@ class Interpretation:
         for what, name in zip(("melanoma", "nevus"), names, strict=True):
             if name is None:
                 raise LesionfastError(
-                    f"{self.run.path} has no class for {what}; it has: {', '.join(classes)}. "
+                    f"{self.source} has no class for {what}; it has: {', '.join(classes)}. "
                     "Name the truth and the decision."
                 )
             if name not in classes:
                 raise LesionfastError(
-                    f"there is no class '{name}' in {self.run.path}.{did_you_mean(name, classes)} "
+                    f"there is no class '{name}' in {self.source}.{did_you_mean(name, classes)} "
                     f"Name one of: {', '.join(classes)}."
                 )
         return names
@@ -184,7 +251,7 @@ class Interpretation:
         return measure_gaps(*self._grouped(columns))
 
     def _grouped(self, columns: Sequence[str] | None) -> tuple[Any, ...]:
-        table = read_split(self.run, self.split)
+        table = self.table
         if columns is None:
             missing = [name for name in COLUMNS if name not in table]
             if missing:
@@ -193,7 +260,7 @@ class Interpretation:
         for name in columns:
             if name not in table:
                 raise LesionfastError(
-                    f"column '{name}' is not in the predictions of {self.run.path}; they have: "
+                    f"column '{name}' is not in the predictions of {self.source}; they have: "
                     f"{', '.join(table)}.{did_you_mean(name, list(table))} Name one of those."
                 )
         groups = {name: group_labels(table[name], name) for name in columns}
@@ -204,7 +271,7 @@ class Interpretation:
         """Return all of it as JSON-safe values; what is missing or undefined is None."""
         taken = records(self.taken_for()) if self.classes.costliest else None
         return {
-            "run": str(self.run.path),
+            "run": self.source,
             "split": self.split,
             "rule": self.rule,
             "classes": list(self.classes),
@@ -214,34 +281,6 @@ class Interpretation:
             "top_losses": records(self.top_losses()),
             "melanomas_taken_for_nevi": taken,
         }
-
-
-def read_split(run: Run, split: str) -> pd.DataFrame:
-    """Return the predictions of one split; raises `LesionfastError` if there are none."""
-    predictions = run.predictions
-    rows = predictions[predictions["split"] == split].reset_index(drop=True)
-    if rows.empty:
-        splits = sorted(predictions["split"].unique())
-        raise LesionfastError(
-            f"{run.path} has no predictions of the split '{split}'; it has: {', '.join(splits)}."
-            f"{did_you_mean(split, splits)} Choose one with --split."
-        )
-    return rows
-
-
-def read_probabilities(run: Run, predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Return class numbers (n,) and probabilities (n, k) in the run's class order."""
-    columns = probability_columns(run.classes)
-    missing = [name for name in columns if name not in predictions]
-    numbers = {name: number for number, name in enumerate(run.classes)}
-    truth = predictions["target"].astype(str).map(numbers)
-    if missing or truth.isna().any():
-        unknown = predictions.loc[truth.isna(), "target"].astype(str).unique().tolist()
-        raise LesionfastError(
-            f"predictions.csv and model.json of {run.path} do not match: missing columns "
-            f"{missing}, unknown classes {unknown}. Use both as the training wrote them."
-        )
-    return truth.to_numpy(np.int64), predictions[columns].to_numpy(np.float64)
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:

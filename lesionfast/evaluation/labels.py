@@ -12,7 +12,7 @@ from lesionfast.data.duplicates import find_near_duplicates
 from lesionfast.data.split import load_dataset
 from lesionfast.diagnoses import probability_columns
 from lesionfast.errors import DamageError, LesionfastError
-from lesionfast.evaluation.interpretation import Interpretation, read_probabilities
+from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.run import Run
 
 logger = logging.getLogger("lesionfast")
@@ -40,7 +40,7 @@ def suspicious_labels(runs: Sequence[Run]) -> pd.DataFrame:
 
     table = out_of_sample(runs)
     logger.info("label check: %s", describe_coverage(runs))
-    truth, probabilities = read_probabilities(runs[0], table)
+    truth, probabilities = runs[0].read_probabilities(table)
     present, codes = np.unique(truth, return_inverse=True)  # no threshold without images
     shares = probabilities[:, present]
     shares = shares / np.maximum(shares.sum(axis=1, keepdims=True), 1e-12)
@@ -142,7 +142,7 @@ def contradictions(runs: Sequence[Run], pairs: pd.DataFrame | None = None) -> pd
 
     The first run's rule decides. Raises `LesionfastError` as `suspicious_labels` does.
     """
-    read = Interpretation.of_table(runs[0], out_of_sample(runs), "unseen")
+    read = Interpretation.from_table(runs[0], out_of_sample(runs), "unseen")
     return disagreeing_duplicates(read, pairs)
 
 

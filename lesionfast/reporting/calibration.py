@@ -16,7 +16,6 @@ from lesionfast.evaluation.decisions import CALIBRATION, few_lesions_warning, re
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.reporting.page import (
-    METRIC_NAMES,
     Section,
     count_drawn,
     draw_picture,
@@ -38,7 +37,7 @@ from lesionfast.stats.calibration import (
     weighted_calibration,
 )
 from lesionfast.stats.measures import weighted_metrics
-from lesionfast.stats.metrics import ALL, decide
+from lesionfast.stats.metrics import ALL, METRIC_NAMES, decide
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import ceil
 from pathlib import Path
-from textwrap import fill, wrap
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from lesionfast.console import Cell, Table, cell, count, duration, estimate
+from lesionfast.console import Table, cell, count, duration, estimate
 from lesionfast.errors import DamageError
-from lesionfast.evaluation.comparison import Comparison
+from lesionfast.evaluation.comparison import LABEL_WIDTH, Comparison, comparison_tables
+from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.reporting.errors import draw_shares
+from lesionfast.reporting.overview import write_report
 from lesionfast.reporting.page import (
     COLOURS,
     DASHES,
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
 
 COLUMNS = 4  # confusion matrices in a line
 MOST_NUMBERED = 12  # classes: the cells of more hold no number that can be read
-LABEL_WIDTH = 34  # characters
 PAIRED = (
     "The differences are paired: the same resamples of lesions for every run. If an interval holds "
     "0, these images can't tell the two runs apart."
@@ -48,12 +49,35 @@ CAPTIONS = {
 }
 
 
+def report(
+    runs: Run | str | Path | Sequence[Run | str | Path],
+    to: str | Path | None = None,
+    split: str = "test",
+) -> Path:
+    """Write a report of a run, or of several side by side, as one HTML file; return its path.
+
+    `to` is the file: by default report.html of the run, or runs/comparison/report.html. It needs no
+    network to be read. Raises `LesionfastError` for runs that did not finish, or, of several, that
+    can't be compared.
+
+    >>> lf.report(run).name
+    'report.html'
+    """
+    several = not isinstance(runs, Run | str | Path)
+    opened = [
+        run if isinstance(run, Run) else Run.open(run) for run in (runs if several else [runs])
+    ]
+    if len(opened) == 1:
+        return write_report(Findings.from_run(opened[0], split), None if to is None else Path(to))
+    return write_comparison(opened, Path(to or "runs/comparison/report.html"), split)
+
+
 def write_comparison(runs: Sequence[Run], to: Path, split: str = "test") -> Path:
     """Write the comparison of runs over one split as one HTML file and return its path.
 
     Raises `LesionfastError` for runs that can't be compared.
     """
-    comparison = Comparison.of(runs, split)
+    comparison = Comparison.from_runs(runs, split)
     figures = draw_comparison(comparison, to.parent / f"{to.stem}_figures")
     best = comparison.table.iloc[0]
     headline = {
@@ -64,55 +88,10 @@ def write_comparison(runs: Sequence[Run], to: Path, split: str = "test") -> Path
     }
     pictures = [Picture.from_file(file, CAPTIONS[file.stem]) for file in figures]
     sections = [
-        Section("Runs", [PAIRED], [comparison_table(comparison)]),
+        Section("Runs", [PAIRED], comparison_tables(comparison)),
         Section("Pictures", pictures=pictures),
     ]
     return write_page(to, f"{len(runs)} runs compared", sections, headline)
-
-
-def comparison_table(comparison: Comparison) -> Table:
-    """Return one row a run, the best first, with 95 % intervals."""
-    melanoma = comparison.interpretations[0].classes.melanoma
-    table = Table(
-        f"{comparison.split}: {len(comparison.interpretations[0].rows)} images, the best run first",
-        ["run", "balanced accuracy", "macro AUC, F1", "difference to the best"],
-        note=f"in brackets: 95 % intervals of {comparison.resamples:,} resamples of the lesions, "
-        "the same for all runs; time: of the training; "
-        f"split sha256 {comparison.split_sha256[:12]}",
-    )
-    of_melanoma = {
-        f"sensitivity_{melanoma}": "melanoma sensitivity",
-        "mel_to_nv": "melanomas taken for nevi",
-    }
-    of_melanoma = {key: name for key, name in of_melanoma.items() if key in comparison.table}
-    table.columns[3:3] = of_melanoma.values()
-    table.columns.append("parameters, time")
-    for place, row in enumerate(comparison.table.to_dict("records")):
-        ranking = cell(row["macro_auc"]), cell(row["macro_f1"])
-        size = count(row["parameters"]), duration(row["train_seconds"])
-        table.add(
-            describe_run(row),
-            estimate(row, "balanced_accuracy"),
-            stack(*ranking),
-            *(estimate(row, key) for key in of_melanoma),
-            estimate(row, "difference", "+.3f") if place else "best",
-            stack(*size),
-        )
-        table.add_line()
-    return table
-
-
-def stack(first: Cell, second: Cell) -> Cell:
-    """Return two cells as one of two lines, sorted by the first."""
-    return Cell(f"{first.text}\n{second.text}", first.number)
-
-
-def describe_run(row: dict[str, Any]) -> str:
-    """Return name, architecture, fusion, rule and options of a run, some lines."""
-    built = f"{cell(row['arch'])}, {cell(row['fusion'])}, rule {row['rule']}"
-    status = "" if row["status"] in ("finished", None) else f" ({row['status']})"
-    lines = (f"{row['name']}{status}", built, fill(row["options"], LABEL_WIDTH))
-    return "\n".join(filter(None, lines))
 
 
 def draw_comparison(comparison: Comparison, folder: Path) -> list[Path]:

@@ -19,7 +19,6 @@ from lesionfast.evaluation.isic import COLUMNS, isic_score
 from lesionfast.reporting.calibration import AFTER, BEFORE, error_bars
 from lesionfast.reporting.page import (
     GREY,
-    METRIC_NAMES,
     Section,
     count_drawn,
     draw_picture,
@@ -30,6 +29,7 @@ from lesionfast.reporting.page import (
     subtitle,
 )
 from lesionfast.stats.conformal import BY_CLASS, KINDS, MARGINAL, Conformal, coverage_table
+from lesionfast.stats.metrics import METRIC_NAMES
 from lesionfast.stats.selective import Referral, aurc_table, referral_table, risk_coverage
 from lesionfast.stats.thresholds import OperatingPoint, decision_curve, positive_and_score
 
@@ -86,7 +86,7 @@ def draw_operating(test: Interpretation, folder: Path) -> Path:
     """Draw the ROC curves of validation and test, the points of validation, where they land."""
     points = Decisions(test.run).points
     table = points_table(test, points)
-    valid = Interpretation.of(test.run, "valid")
+    valid = Interpretation.from_run(test.run, "valid")
     text = (
         f"{subtitle(test, rule=False)} (filled marks, with 95 % intervals over lesions)\n"
         f"thresholds chosen on {subtitle(valid, rule=False)} (open marks)"

@@ -16,7 +16,6 @@ from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.reporting.page import (
     GREY,
-    METRIC_NAMES,
     Section,
     class_styles,
     count_drawn,
@@ -28,7 +27,7 @@ from lesionfast.reporting.page import (
     subtitle,
 )
 from lesionfast.run import Run
-from lesionfast.stats.metrics import ALL, RULES
+from lesionfast.stats.metrics import ALL, METRIC_NAMES, RULES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,12 +15,11 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from PIL import Image
 
 from lesionfast.console import Cell, Table
-from lesionfast.diagnoses import NAMES, Classes
+from lesionfast.diagnoses import NAMES
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.files import write_atomically, write_text
 from lesionfast.run import installed_version
-from lesionfast.stats.metrics import ALL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,41 +43,11 @@ DASHES = (
     (0, (4, 1.5, 1.2, 1.5, 1.2, 1.5)),
 )
 MARKERS = "osD^Pv*Xph<>"
-METRIC_NAMES = {
-    "balanced_accuracy": "balanced accuracy",
-    "macro_auc": "macro AUC",
-    "macro_f1": "macro F1",
-    "macro_average_precision": "macro average precision",
-    "macro_precision": "macro precision",
-    "macro_specificity": "macro specificity",
-    "kappa": "Cohen's kappa",
-    "log_loss": "log loss, nats",
-    "brier": "Brier score",
-    "ece": "ECE, 15 bins",
-    "adaptive_ece": "ECE, 15 bins of equal numbers",
-    "accuracy": "accuracy",
-    "sensitivity": "sensitivity",
-    "specificity": "specificity",
-    "precision": "precision",
-    "f1": "F1",
-    "auc": "AUC",
-    "average_precision": "average precision",
-    "mel_sensitivity": "melanoma sensitivity",
-    "train_loss": "training loss",
-    "valid_loss": "validation loss",
-}
 NOT_A_DEVICE = "Not a medical device: for research, not for diagnosis."
 INTERVALS = (
     "Brackets hold 95 % intervals: percentiles of a bootstrap over lesions within each class, or "
     "Wilson's interval where all resamples agree."
 )
-
-
-def metric_name(metric: str, of: str = ALL, classes: Classes | None = None) -> str:
-    """Return "balanced accuracy", or "melanoma AUC" for the AUC of one class."""
-    name = METRIC_NAMES.get(metric, metric.replace("_", " "))
-    melanoma = classes is not None and of == classes.melanoma
-    return name if of == ALL else f"{'melanoma' if melanoma else of} {name}"
 
 
 def subtitle(interpretation: Interpretation, *notes: str, rule: bool = True) -> str:

@@ -25,13 +25,12 @@ from lesionfast.reporting.page import (
     GREY,
     Section,
     draw_picture,
-    metric_name,
     new_figure,
     save,
     style_axis,
     subtitle,
 )
-from lesionfast.stats.metrics import ALL
+from lesionfast.stats.metrics import ALL, metric_name
 from lesionfast.stats.subgroups import FEWEST
 
 if TYPE_CHECKING:

@@ -143,7 +143,7 @@ def write_files(run: Run, bundle: Bundle, folder: Path, onnx: bool, int8: bool) 
     names = sorted(path.name for path in folder.iterdir())
     bundle.write(folder)
     split = "test" if "test" in set(run.predictions["split"]) else "valid"
-    findings = Findings(Interpretation.of(run, split))
+    findings = Findings(Interpretation.from_run(run, split))
     write_text(folder / CARD, write_card(findings, bundle, names, change))
 
 

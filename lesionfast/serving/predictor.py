@@ -19,7 +19,7 @@ from lesionfast.diagnoses import probability_columns
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.comparison import without_metadata
 from lesionfast.evaluation.features import read_features
-from lesionfast.evaluation.interpretation import Interpretation, read_split, records
+from lesionfast.evaluation.interpretation import Interpretation, records
 from lesionfast.run import Run
 from lesionfast.serving.bundle import FILE, ONNX, WEIGHTS, Bundle
 from lesionfast.serving.inputs import Item, MetadataReader
@@ -216,7 +216,9 @@ def describe_effect(run: Run) -> str:
     """Return how withholding all metadata changes the validation predictions; '' if unknown."""
     try:
         kept = without_metadata(run, "valid")
-        given, withheld = (Interpretation.of(run, "valid"), kept) if kept else from_features(run)
+        given, withheld = (
+            (Interpretation.from_run(run, "valid"), kept) if kept else from_features(run)
+        )
     except (LesionfastError, OSError, KeyError):  # the run lacks what it takes
         return ""
     with_it, without = (read.probabilities.mean(axis=0) for read in (given, withheld))
@@ -244,7 +246,7 @@ def from_features(run: Run) -> tuple[Interpretation, Interpretation]:
 
     from lesionfast.models.fusion import load_model
 
-    rows = read_split(run, "valid")
+    rows = run.predictions_of("valid")
     features = torch.tensor(read_features(run).loc[rows["image_id"]].to_numpy())
     encoder, model = MetadataEncoder.from_run(run), load_model(run)
     given = torch.from_numpy(encoder.transform(rows))
@@ -255,6 +257,6 @@ def from_features(run: Run) -> tuple[Interpretation, Interpretation]:
         with torch.inference_mode():
             probabilities = model.classify(features, metadata).softmax(dim=1).numpy()
         scores = pd.DataFrame(probabilities.astype(float), rows.index, columns)
-        return Interpretation.of_table(run, rows.assign(**scores), "valid")
+        return Interpretation.from_table(run, rows.assign(**scores), "valid")
 
     return predict(given), predict(withheld)

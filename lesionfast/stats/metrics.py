@@ -18,6 +18,29 @@ MACRO = {
     "macro_precision": "precision",
     "macro_f1": "f1",
 }
+METRIC_NAMES = {
+    "balanced_accuracy": "balanced accuracy",
+    "macro_auc": "macro AUC",
+    "macro_f1": "macro F1",
+    "macro_average_precision": "macro average precision",
+    "macro_precision": "macro precision",
+    "macro_specificity": "macro specificity",
+    "kappa": "Cohen's kappa",
+    "log_loss": "log loss, nats",
+    "brier": "Brier score",
+    "ece": "ECE, 15 bins",
+    "adaptive_ece": "ECE, 15 bins of equal numbers",
+    "accuracy": "accuracy",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "precision": "precision",
+    "f1": "F1",
+    "auc": "AUC",
+    "average_precision": "average precision",
+    "mel_sensitivity": "melanoma sensitivity",
+    "train_loss": "training loss",
+    "valid_loss": "validation loss",
+}
 
 
 def decide(probabilities: ArrayLike, rule: str, prior: ArrayLike) -> np.ndarray:
@@ -293,3 +316,10 @@ def check_shapes(truth: np.ndarray, probabilities: np.ndarray, classes: Sequence
             f"and columns; found {probabilities.shape[0]} by {probabilities.shape[1]}. "
             "Pass one row per image, one column per class."
         )
+
+
+def metric_name(metric: str, of: str = ALL, classes: Classes | None = None) -> str:
+    """Return "balanced accuracy", or "melanoma AUC" for the AUC of one class."""
+    name = METRIC_NAMES.get(metric, metric.replace("_", " "))
+    melanoma = classes is not None and of == classes.melanoma
+    return name if of == ALL else f"{'melanoma' if melanoma else of} {name}"

@@ -24,7 +24,7 @@ from lesionfast.diagnoses import (
 )
 from lesionfast.errors import LesionfastError, did_you_mean
 from lesionfast.evaluation.comparison import align_images, check_split
-from lesionfast.evaluation.interpretation import Interpretation, read_split
+from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.files import write_text
 from lesionfast.run import Run, describe_software
 from lesionfast.stats.metrics import as_prior, ratio, summarize
@@ -96,10 +96,10 @@ def combine(
 
 def collect_votes(members: Sequence[Run], split: str) -> Votes:
     """Return the members' predictions; raises `LesionfastError` if their images differ."""
-    read = [Interpretation.of(run, split) for run in members]
+    read = [Interpretation.from_run(run, split) for run in members]
     orders = align_images(read)
     probabilities = [one.probabilities[order] for one, order in zip(read, orders, strict=True)]
-    rows = read_split(members[0], split).iloc[orders[0]].reset_index(drop=True)
+    rows = members[0].predictions_of(split).iloc[orders[0]].reset_index(drop=True)
     return Votes(np.stack(probabilities), read[0].truth[orders[0]], rows)
 
 

@@ -10,17 +10,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from fastcore.basics import noop
 
 from lesionfast.config import WHERE, SplitConfig, TrainConfig, check_choice, flag_name
-from lesionfast.console import counting_bar
+from lesionfast.console import counting_bar, show_log
 from lesionfast.data.augment import augmentations
 from lesionfast.data.encoder import MetadataEncoder
 from lesionfast.data.loaders import LesionDataLoaders, pick_device
-from lesionfast.data.split import format_split, load_dataset
+from lesionfast.data.split import configure, format_split, load_dataset
 from lesionfast.diagnoses import Classes
 from lesionfast.errors import LesionfastError
 from lesionfast.files import LOCKED, disk_errors, only_process
-from lesionfast.models.archs import find_arch
+from lesionfast.models.archs import find_arch, name_backbone
 from lesionfast.models.fusion import check_metadata, fusions, load_model
 from lesionfast.models.lineage import check_weights
 from lesionfast.models.precision import choose_precision
@@ -29,6 +30,7 @@ from lesionfast.training.callbacks.progress import logging_to
 from lesionfast.training.fitting import best_epoch, fit, plan_training
 from lesionfast.training.heads import heads, solve_head
 from lesionfast.training.learner import LesionLearner, history_names, lesion_learner
+from lesionfast.training.losses import name_loss
 from lesionfast.training.objective import check_objective
 from lesionfast.training.record import (
     CHECKPOINT,
@@ -108,16 +110,51 @@ def check_conflicts(config: TrainConfig) -> None:
 def train(
     df: pd.DataFrame,
     config: TrainConfig | None = None,
-    root: str | Path = "runs",
+    out: str | Path = "runs",
     name: str | None = None,
-) -> Run:
-    """Train on a split table and return the run, a new directory under `root`.
+    *,
+    seeds: int = 1,
+    **options: Any,
+) -> Run | list[Run]:
+    """Train on a table from `load_data` and return the run, a new directory under `out`.
 
-    `df` comes from `load_dataset(config)`, or from `read_metadata` and `assign_split`; `name` is
-    that of the directory, by default time and architecture. Raises `LesionfastError` for whatever
-    the user can fix, and `TrainingInterrupted` if it is stopped before its first epoch ended.
+    `options` are those of `lesionfast train`, by keyword: `arch="densenet121"`, `epochs=10`; `arch`
+    and `loss` may be modules or functions as well. They come on top of `config`, or of the options
+    that the table was loaded with. `name` is that of the directory, by default time and
+    architecture. With `seeds` there are as many runs on one split, from `seed` on; then the list of
+    them is returned. Raises `LesionfastError` for whatever the user can fix, and
+    `TrainingInterrupted` if it is stopped before its first epoch ended.
+
+    >>> lf.train(df, arch="test_resnet", weights="none", size=32, epochs=1, tta=1).finished
+    True
     """
-    config = config or TrainConfig()
+    show_log()
+    named = {"arch": name_backbone, "loss": name_loss}
+    options = {key: named.get(key, noop)(value) for key, value in options.items()}
+    config = configure(df, config, **options)
+    if seeds == 1:
+        return train_once(df, config, out, name)
+    return train_seeds(df, config, out, name, seeds)
+
+
+def train_seeds(
+    df: pd.DataFrame, config: TrainConfig, root: str | Path, name: str | None, seeds: int
+) -> list[Run]:
+    """Return the runs of several seeds on one split; an interruption ends the series."""
+    if not isinstance(seeds, int) or seeds < 1:
+        raise LesionfastError(f"--seeds is {seeds!r}; type a whole number from 1, such as 3.")
+    split_seed = config.seed if config.split_seed is None else config.split_seed
+    runs: list[Run] = []
+    for seed in range(config.seed, config.seed + seeds):
+        one = replace(config, seed=seed, split_seed=split_seed)
+        runs.append(train_once(df, one, root, f"{name}-seed{seed}" if name else None))
+        if runs[-1].metrics["status"] != "finished":
+            break
+    return runs
+
+
+def train_once(df: pd.DataFrame, config: TrainConfig, root: str | Path, name: str | None) -> Run:
+    """Train with one seed and return the run."""
     check_options(config)
     if name:
         check_name(name)

@@ -307,8 +307,8 @@ class Contribution:
     def table(self) -> pd.DataFrame:
         """Metrics and paired differences from the fused run; see `contribution_table`."""
         split = "test" if "test" in self.run.metrics else "valid"
-        others = {name: Interpretation.of(run, split) for name, run in self.others.items()}
-        return contribution_table(Interpretation.of(self.run, split), others)
+        others = {name: Interpretation.from_run(run, split) for name, run in self.others.items()}
+        return contribution_table(Interpretation.from_run(self.run, split), others)
 
     def words(self) -> list[str]:
         """Return a sentence for each of the others, and one about melanoma sensitivity."""

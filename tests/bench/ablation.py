@@ -119,7 +119,7 @@ def table(out: Path, seeds: int) -> pd.DataFrame:
         for name in ROWS
     }
     whole = {name: runs for name, runs in ended.items() if len(runs) == seeds}
-    read = [Interpretation.of(run, "valid") for runs in whole.values() for run in runs]
+    read = [Interpretation.from_run(run, "valid") for runs in whole.values() for run in runs]
     drawn = resample_runs(read, align_images(read), RESAMPLES, seed=0)
     drawn = np.stack([drawn["balanced_accuracy", number] for number in range(len(read))])
     drawn = drawn.reshape(len(whole), seeds, RESAMPLES)

@@ -36,11 +36,11 @@ def runs(make_run, make_worse):
 
 
 def test_the_best_comes_first_with_the_numbers_of_its_own_rule(runs):
-    comparison = Comparison.of(runs[::-1])
+    comparison = Comparison.from_runs(runs[::-1])
     assert [run.path for run in comparison.runs] == [run.path for run in runs]
     table = comparison.table
     for row, run in zip(table.to_dict("records"), runs, strict=True):
-        read = Interpretation.of(run)
+        read = Interpretation.from_run(run)
         metrics = read.metrics["rules"]["balanced"]
         assert row["balanced_accuracy"] == metrics["balanced_accuracy"]
         assert row["sensitivity_mel"] == metrics["mel_sensitivity"]
@@ -53,8 +53,8 @@ def test_the_best_comes_first_with_the_numbers_of_its_own_rule(runs):
 
 
 def test_the_intervals_are_those_of_the_same_lesions_for_all(runs):
-    table = Comparison.of(runs, resamples=1000, seed=5).table
-    read = [Interpretation.of(run) for run in runs]
+    table = Comparison.from_runs(runs, resamples=1000, seed=5).table
+    read = [Interpretation.from_run(run) for run in runs]
     rows = [
         each.rows.assign(n=each.decision, t=each.truth).sort_values("image_id") for each in read
     ]
@@ -86,12 +86,14 @@ def test_the_options_in_which_runs_differ_are_told(runs):
 
 
 def test_valid_is_another_table(runs):
-    valid = Comparison.of(runs, "valid").table
-    assert (valid["balanced_accuracy"] != Comparison.of(runs).table["balanced_accuracy"]).all()
+    valid = Comparison.from_runs(runs, "valid").table
+    assert (
+        valid["balanced_accuracy"] != Comparison.from_runs(runs).table["balanced_accuracy"]
+    ).all()
 
 
 def test_it_is_json_and_csv(runs, tmp_path):
-    comparison = Comparison.of(runs)
+    comparison = Comparison.from_runs(runs)
     told = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))
     assert told["images"] == 600 and told["runs"][0]["parameters"] is None
     assert told["runs"][1]["parameters"] == 3_400_000
@@ -123,25 +125,25 @@ def test_what_can_not_be_compared_is_refused(runs, make_run):
     other = json.loads((runs[1].path / "metrics.json").read_text()) | {"split_sha256": "e" * 64}
     (runs[2].path / "metrics.json").write_text(json.dumps(other))
     with pytest.raises(LesionfastError, match=r"different splits.*0123456789ab.*a{70} \(eeeeee"):
-        Comparison.of(runs)
+        Comparison.from_runs(runs)
     with pytest.raises(LesionfastError, match="named twice"):
-        Comparison.of([runs[0], runs[0]])
+        Comparison.from_runs([runs[0], runs[0]])
     with pytest.raises(LesionfastError, match="no run to compare"):
-        Comparison.of([])
+        Comparison.from_runs([])
     with pytest.raises(LesionfastError, match="different classes"):
-        Comparison.of([runs[0], make_run(("mel", "nv"))])
+        Comparison.from_runs([runs[0], make_run(("mel", "nv"))])
     with pytest.raises(LesionfastError, match="different test images: 600 and 300"):
-        Comparison.of([runs[0], make_run(n=300)])
+        Comparison.from_runs([runs[0], make_run(n=300)])
     with pytest.raises(LesionfastError, match="Choose one with --split"):
-        Comparison.of(runs[:2], "tset")
+        Comparison.from_runs(runs[:2], "tset")
     swapped = rewrite(runs[1], target=runs[1].predictions["target"].replace("mel", "nv"))
     with pytest.raises(LesionfastError, match="different diagnoses"):
-        Comparison.of([runs[0], swapped])
+        Comparison.from_runs([runs[0], swapped])
 
 
 def test_a_run_has_the_same_intervals_alone_and_beside_others(make_run):
     runs = [make_run(), make_run(rule="argmax")]
-    comparison = Comparison.of(runs)
+    comparison = Comparison.from_runs(runs)
     for read, row in zip(comparison.interpretations, comparison.table.itertuples(), strict=True):
         measures = Findings(read).measures.set_index(["metric", "of"])
         alone = measures.loc[("balanced_accuracy", "all")]
@@ -155,7 +157,7 @@ def test_a_run_has_the_same_intervals_alone_and_beside_others(make_run):
 @pytest.fixture
 def pair(make_run, make_worse):
     run = make_run(n=300)
-    return Interpretation.of(run), Interpretation.of(make_worse(run, "worse", 3.0))
+    return Interpretation.from_run(run), Interpretation.from_run(make_worse(run, "worse", 3.0))
 
 
 def row_of(table: pd.DataFrame, system: str, metric: str) -> pd.Series:
@@ -231,7 +233,7 @@ def test_a_change_of_melanoma_sensitivity_is_told_with_it(low, high, told):
 
 def test_runs_of_other_images_are_refused(pair, make_run):
     with pytest.raises(LesionfastError, match="different test images"):
-        contribution_table(pair[0], {"other": Interpretation.of(make_run(n=200))})
+        contribution_table(pair[0], {"other": Interpretation.from_run(make_run(n=200))})
 
 
 def test_the_terminal_shows_every_difference(pair):
@@ -261,7 +263,7 @@ def withheld(pair):
 
 
 def test_the_report_says_that_melanomas_are_missed_without_metadata(withheld):
-    findings = Findings.of(withheld)
+    findings = Findings.from_run(withheld)
     section = metadata(findings)
     row = row_of(findings.contribution, WITHHELD, "sensitivity")
     assert section.title == "Without metadata" and row["difference_high"] < 0
@@ -273,7 +275,7 @@ def test_the_report_says_that_melanomas_are_missed_without_metadata(withheld):
 
 def test_no_warning_where_no_melanoma_is_missed(withheld):
     withheld.predictions.to_csv(withheld.path / WITHOUT_METADATA, index=False)
-    words = metadata(Findings.of(Run(withheld.path))).words
+    words = metadata(Findings.from_run(Run(withheld.path))).words
     assert "+0.0 points [0.0, 0.0], paired." in words[1] and "Warning" not in " ".join(words)
 
 

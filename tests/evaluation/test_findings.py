@@ -50,26 +50,26 @@ def with_another_test(run: Run) -> Run:
 
 
 def test_what_is_chosen_does_not_depend_on_the_test_images(run):
-    write_report(Findings.of(run))
+    write_report(Findings.from_run(run))
     before = {name: (run.path / name).read_bytes() for name in CHOSEN}
     other = with_another_test(run)
-    write_report(Findings.of(other))
+    write_report(Findings.from_run(other))
     assert {name: (run.path / name).read_bytes() for name in CHOSEN} == before
 
 
 @pytest.mark.parametrize("kept", [CALIBRATION, SETS, REFERRAL], ids=lambda kept: kept.name)
 def test_choosing_on_test_is_refused(run, kept):
     with pytest.raises(LesionfastError, match="'valid'; found 'test'"):
-        kept.fit(Interpretation.of(run, "test"))
+        kept.fit(Interpretation.from_run(run, "test"))
 
 
 def test_reporting_on_what_was_chosen_on_is_refused(run):
     with pytest.raises(LesionfastError, match="nothing was fitted on; found 'valid'"):
-        points_table(Interpretation.of(run, "valid"))
+        points_table(Interpretation.from_run(run, "valid"))
 
 
 def test_the_report_of_validation_leaves_out_what_was_chosen_on_it(run):
-    text = write_report(Findings.of(run, "valid")).read_text()
+    text = write_report(Findings.from_run(run, "valid")).read_text()
     for part in ("operating-points", "calibration", "prediction-sets", "referral"):
         assert f'id="{part}"' not in text
     assert (run.path / "report-valid.html").is_file() and not (run.path / CHOSEN[0]).exists()
@@ -78,56 +78,56 @@ def test_the_report_of_validation_leaves_out_what_was_chosen_on_it(run):
 def test_a_run_without_validation_chooses_nothing(run):
     table = run.predictions
     table[table["split"] == "test"].to_csv(run.path / "predictions.csv", index=False)
-    text = write_report(Findings.of(Run(run.path))).read_text()
+    text = write_report(Findings.from_run(Run(run.path))).read_text()
     assert 'id="metrics"' in text and 'id="calibration"' not in text
 
 
 def test_another_coverage_or_share_is_chosen_anew_and_kept(run):
-    assert Findings.of(run).decisions.conformal.coverage == 0.9
-    assert Findings.of(run, coverage=0.8).decisions.conformal.coverage == 0.8
+    assert Findings.from_run(run).decisions.conformal.coverage == 0.9
+    assert Findings.from_run(run, coverage=0.8).decisions.conformal.coverage == 0.8
     assert json.loads((run.path / "conformal.json").read_text())["coverage"] == 0.8
-    assert Findings.of(run, refer=0.3).referral.share == 0.3
+    assert Findings.from_run(run, refer=0.3).referral.share == 0.3
     assert json.loads((run.path / "referral.json").read_text())["share"] == 0.3
 
 
 @pytest.mark.parametrize("split", ["test", "valid"])
 def test_a_coverage_and_share_that_were_chosen_hold_until_others_are(run, split):
-    Findings.of(run, split, coverage=0.7, refer=0.4)
+    Findings.from_run(run, split, coverage=0.7, refer=0.4)
     kept = [(run.path / name).read_bytes() for name in ("conformal.json", "referral.json")]
-    findings = Findings.of(Run(run.path))
+    findings = Findings.from_run(Run(run.path))
     write_report(findings)
     assert findings.decisions.conformal.coverage == 0.7 and findings.referral.share == 0.4
     assert [(run.path / name).read_bytes() for name in ("conformal.json", "referral.json")] == kept
     told = findings.decisions.kept_choices()
     assert len(told) == 2 and "coverage of 0.7" in told[0] and "share of 0.4" in told[1]
-    assert not Findings.of(run, coverage=0.9, refer=0.2).decisions.kept_choices()
+    assert not Findings.from_run(run, coverage=0.9, refer=0.2).decisions.kept_choices()
     assert (
-        Findings.of(run).decisions.conformal.coverage == 0.9
-        and Findings.of(run).referral.share == 0.2
+        Findings.from_run(run).decisions.conformal.coverage == 0.9
+        and Findings.from_run(run).referral.share == 0.2
     )
 
 
 def test_a_look_by_another_rule_changes_nothing_that_the_run_keeps(run):
-    Findings.of(run, refer=0.4)
+    Findings.from_run(run, refer=0.4)
     kept = (run.path / "referral.json").read_bytes()
-    other = Findings.of(Run(run.path), rule="argmax")
+    other = Findings.from_run(Run(run.path), rule="argmax")
     write_report(other)
     assert (other.referral.rule, other.referral.share) == ("argmax", 0.4)
     assert (run.path / "referral.json").read_bytes() == kept
-    assert Findings.of(Run(run.path)).referral.rule == "balanced"
+    assert Findings.from_run(Run(run.path)).referral.rule == "balanced"
 
 
 def test_the_share_of_a_referral_by_another_rule_that_an_old_run_keeps_is_not_lost(run):
-    REFERRAL.write(run, REFERRAL.fit(Interpretation.of(run, "valid", "argmax"), share=0.4))
+    REFERRAL.write(run, REFERRAL.fit(Interpretation.from_run(run, "valid", "argmax"), share=0.4))
     found = Decisions(Run(run.path)).referral
     assert (found.rule, found.share) == ("balanced", 0.4)
     assert json.loads((run.path / "referral.json").read_text())["rule"] == "balanced"
 
 
 def test_a_calibration_that_was_chosen_by_hand_holds(run):
-    fitted = CALIBRATION.fit(Interpretation.of(run, "valid"), method="dirichlet")
+    fitted = CALIBRATION.fit(Interpretation.from_run(run, "valid"), method="dirichlet")
     kept = CALIBRATION.write(run, fitted).read_bytes()
-    write_report(Findings.of(run))
+    write_report(Findings.from_run(run))
     assert Decisions(Run(run.path)).calibrator.method == "dirichlet"
     assert (run.path / "calibration.json").read_bytes() == kept
 
@@ -136,7 +136,7 @@ def test_a_choice_without_validation_says_what_is_missing(run):
     table = run.predictions
     table[table["split"] == "test"].to_csv(run.path / "predictions.csv", index=False)
     with pytest.raises(LesionfastError, match="no predictions of the split 'valid'"):
-        Findings.of(Run(run.path), coverage=0.7)
+        Findings.from_run(Run(run.path), coverage=0.7)
 
 
 @pytest.mark.parametrize("manifest", [True, False])
@@ -155,7 +155,7 @@ def test_what_a_read_only_run_chooses_is_used_and_said_once(run, read_only, capl
 
 
 def test_the_measures_are_those_of_the_rows(run):
-    findings = Findings.of(run)
+    findings = Findings.from_run(run)
     read = findings.interpretation
     again = measure(read.truth, read.probabilities, read.decision, read.lesions, read.classes)
     assert findings.measures.equals(again)
@@ -163,7 +163,7 @@ def test_the_measures_are_those_of_the_rows(run):
 
 
 def test_costs_are_in_the_report(run):
-    text = write_report(Findings.of(run, cost="mel:nv=10")).read_text()
+    text = write_report(Findings.from_run(run, cost="mel:nv=10")).read_text()
     assert "mel:nv=10" in text and "least expected cost" in text
 
 
@@ -178,7 +178,7 @@ def test_costs_are_in_the_report(run):
 def test_what_can_not_be_chosen_is_said_before_anything_is_written(run, chosen, message):
     before = sorted(run.path.rglob("*"))
     with pytest.raises(LesionfastError, match=message):
-        Findings.of(run, **chosen)
+        Findings.from_run(run, **chosen)
     assert sorted(run.path.rglob("*")) == before
 
 
@@ -186,13 +186,13 @@ def test_features_that_are_kept_give_the_feature_map(run):
     rng = np.random.default_rng(0)
     ids = run.predictions["image_id"].tolist()
     write_features(run, ids, rng.normal(size=(len(ids), 12)))
-    findings = Findings.of(run)
+    findings = Findings.from_run(run)
     text = write_report(findings).read_text()
     assert "feature_map" in findings.files and "t-SNE of the image features" in text
 
 
 def test_figures_are_drawn_once(run):
-    findings = Findings.of(run)
+    findings = Findings.from_run(run)
     write_report(findings)
     stamps = {file: file.stat().st_mtime_ns for file in findings.files.values()}
     write_report(findings)
@@ -217,7 +217,7 @@ def test_what_is_chosen_is_of_the_weights_and_goes_with_them():
 def test_classes_of_few_validation_lesions_are_named_beside_what_is_fitted_on_them(
     make_run, caplog
 ):
-    few = Findings.of(make_run(n=120))
+    few = Findings.from_run(make_run(n=120))
     sections = [operating(few), calibration(few), prediction_sets(few)]
     counts = few.validation.rows.groupby("truth")["group"].nunique()
     named = [name for name in few.run.classes if counts[name] < 10]
@@ -226,5 +226,5 @@ def test_classes_of_few_validation_lesions_are_named_beside_what_is_fitted_on_th
         (told,) = [words for words in section.words if words.startswith("Warning")]
         assert all(f"{name} ({counts[name]})" in told for name in named) and "nv (" not in told
     assert "fewer than 10 lesions of" in caplog.text
-    many = Findings.of(make_run(n=3000))
+    many = Findings.from_run(make_run(n=3000))
     assert not [words for words in operating(many).words if words.startswith("Warning")]

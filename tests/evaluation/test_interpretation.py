@@ -21,7 +21,7 @@ def run(make_run):
 
 @pytest.fixture
 def interpretation(run):
-    return Interpretation.of(run)
+    return Interpretation.from_run(run)
 
 
 def edit_predictions(run: Run, change) -> Run:
@@ -45,8 +45,8 @@ def test_rows_are_those_of_the_split_decided_by_the_rule(run, interpretation):
 
 def test_the_rule_can_be_chosen_and_is_the_runs_own_otherwise(make_run):
     run = make_run(rule="argmax")
-    assert Interpretation.of(run).rule == "argmax"
-    other = Interpretation.of(run, split="valid", rule="balanced")
+    assert Interpretation.from_run(run).rule == "argmax"
+    other = Interpretation.from_run(run, split="valid", rule="balanced")
     assert (other.split, other.rule) == ("valid", "balanced")
     assert other.metrics["rules"]["balanced"] == run.metrics["valid"]["rules"]["balanced"]
 
@@ -54,20 +54,20 @@ def test_the_rule_can_be_chosen_and_is_the_runs_own_otherwise(make_run):
 def test_it_reads_predictions_and_model_only(run):
     for name in ("history.csv", "metrics.json", "config.json"):
         (run.path / name).unlink()
-    assert len(Interpretation.of(Run(run.path)).to_dict()["top_losses"]) == 12
+    assert len(Interpretation.from_run(Run(run.path)).to_dict()["top_losses"]) == 12
 
 
 def test_unknown_split_and_rule_are_named(run):
     with pytest.raises(LesionfastError, match="'train'; it has: test, valid.*--split"):
-        Interpretation.of(run, split="train")
+        Interpretation.from_run(run, split="train")
     with pytest.raises(LesionfastError, match="Did you mean 'argmax'"):
-        Interpretation.of(run, rule="argmx")
+        Interpretation.from_run(run, rule="argmx")
 
 
 def test_predictions_that_do_not_fit_the_model_are_refused(run):
     renamed = edit_predictions(run, lambda df: df.rename(columns={"p_nv": "p_nevus"}))
     with pytest.raises(LesionfastError, match=r"missing columns \['p_nv'\]"):
-        Interpretation.of(renamed)
+        Interpretation.from_run(renamed)
 
 
 def test_confusion_counts_truth_by_decision_in_class_order(run, interpretation):
@@ -84,7 +84,7 @@ def test_confusion_counts_truth_by_decision_in_class_order(run, interpretation):
 
 def test_a_class_without_images_has_no_shares(run):
     absent = edit_predictions(run, lambda df: df[df["target"] != "df"])
-    shares = Interpretation.of(absent).confusion(normalize=True)
+    shares = Interpretation.from_run(absent).confusion(normalize=True)
     assert shares.loc["df"].isna().all()
     assert shares.drop("df").notna().all(axis=None)
 
@@ -146,7 +146,7 @@ def test_to_dict_is_json_without_nan(interpretation):
 
 def test_missing_values_are_none_in_json(run):
     unknown = edit_predictions(run, lambda df: df.assign(age=np.nan, sex=np.nan))
-    worst = Interpretation.of(unknown).to_dict()["top_losses"][0]
+    worst = Interpretation.from_run(unknown).to_dict()["top_losses"][0]
     assert worst["age"] is None and worst["sex"] is None
 
 
@@ -154,7 +154,7 @@ def test_other_classes_without_age_and_sex(make_run):
     run = edit_predictions(
         make_run(classes=("benign", "malignant"), n=50), lambda df: df.drop(columns=["age", "sex"])
     )
-    interpretation = Interpretation.of(run)
+    interpretation = Interpretation.from_run(run)
     assert interpretation.to_dict()["melanomas_taken_for_nevi"] is None
     assert set(interpretation.most_confused()["truth"]) == {"benign", "malignant"}
     assert "age" not in interpretation.top_losses()
@@ -163,7 +163,7 @@ def test_other_classes_without_age_and_sex(make_run):
 
 
 def test_class_names_that_are_numbers_stay_names(make_run):
-    interpretation = Interpretation.of(make_run(classes=("0", "1", "2"), n=40))
+    interpretation = Interpretation.from_run(make_run(classes=("0", "1", "2"), n=40))
     assert interpretation.confusion().to_numpy().sum() == 40
     assert set(interpretation.rows["truth"]) == {"0", "1", "2"}
 
@@ -172,7 +172,7 @@ def test_no_errors_give_empty_tables(run):
     def perfect(df: pd.DataFrame) -> pd.DataFrame:
         return df.assign(**{f"p_{c}": (df["target"] == c).astype(float) for c in run.classes})
 
-    interpretation = Interpretation.of(edit_predictions(run, perfect))
+    interpretation = Interpretation.from_run(edit_predictions(run, perfect))
     assert interpretation.most_confused().empty
     assert interpretation.taken_for().empty
     assert list(interpretation.most_confused()) == ["truth", "decision", "count", "share"]

@@ -167,7 +167,7 @@ def test_pairs_of_one_lesion_and_near_duplicates_that_disagree(make_run, caplog)
     table.loc[[a, b], "group"] = "one"
     table.loc[b, ["p_nv", "p_mel"]] = [0.0, 1.0]
     table.loc[d, ["p_nv", "p_mel"]] = [0.4, 0.6]
-    interpretation = Interpretation.of(write_predictions(run, table), rule="argmax")
+    interpretation = Interpretation.from_run(write_predictions(run, table), rule="argmax")
     ids = table["image_id"]
     alone = disagreeing_duplicates(interpretation)
     assert alone[["kind", "image_a", "image_b"]].to_numpy().tolist() == [

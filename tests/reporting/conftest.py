@@ -15,7 +15,7 @@ from lesionfast.evaluation.interpretation import Interpretation
 def splits(make_run):
     """Test and validation of a run."""
     run = make_run(n=400)
-    return Interpretation.of(run), Interpretation.of(run, "valid")
+    return Interpretation.from_run(run), Interpretation.from_run(run, "valid")
 
 
 @pytest.fixture

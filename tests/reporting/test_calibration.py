@@ -41,8 +41,8 @@ def test_a_run_that_needs_no_scaling_says_so(splits, tmp_path, drawn):
 @pytest.mark.parametrize("classes", [("benign", "other"), ("akiec", "bcc", "mel", "nv")])
 def test_each_class_has_its_panel(make_run, classes, tmp_path, drawn, legend, check_figure):
     run = make_run(classes=classes, n=150)
-    calibrator = CALIBRATION.fit(Interpretation.of(run, "valid"), method="vector")
-    test = Interpretation.of(run)
+    calibrator = CALIBRATION.fit(Interpretation.from_run(run, "valid"), method="vector")
+    test = Interpretation.from_run(run)
     check_figure(draw_class_reliability(test, calibrator, tmp_path), "reliability_by_class.png")
     titles = [axis.get_title(loc="left") for axis in drawn["reliability_by_class"].axes]
     counts = np.bincount(test.truth, minlength=len(classes))

@@ -24,35 +24,35 @@ def runs(make_run, make_worse):
 
 
 def test_the_table_shows_a_dash_for_what_is_not_known(runs, capsys):
-    print_table(comparison_table(Comparison.of(runs)))
+    print_table(comparison_table(Comparison.from_runs(runs)))
     shown = capsys.readouterr().out
     assert "…" not in shown and "a" * 70 in shown
     lines = shown.splitlines()
     first = next(line for line in lines if line.startswith(runs[0].path.name))
     assert " best " in first and first.endswith(" -")
     assert "3.4 M" in shown and "resnet18" in shown
-    for value in Comparison.of(runs).table["balanced_accuracy"]:
+    for value in Comparison.from_runs(runs).table["balanced_accuracy"]:
         assert f"{value:.3f}" in shown
 
 
 def test_a_terminal_of_80_columns_loses_no_number(runs):
     console = Console(width=80, force_terminal=True, color_system=None)
     with console.capture() as shown:
-        console.print(comparison_table(Comparison.of(runs)).to_rich(narrow=True))
+        console.print(comparison_table(Comparison.from_runs(runs)).to_rich(narrow=True))
     assert "…" not in shown.get() and "3.4" in shown.get() and "2 min" in shown.get()
-    for value in Comparison.of(runs).table["balanced_accuracy"]:
+    for value in Comparison.from_runs(runs).table["balanced_accuracy"]:
         assert f"{value:.3f}" in shown.get()
 
 
 def test_classes_without_melanoma_are_compared_without_it(make_run, make_worse):
     first = make_run(("bcc", "df", "vasc"))
-    comparison = Comparison.of([first, make_worse(first, "other", 1)])
+    comparison = Comparison.from_runs([first, make_worse(first, "other", 1)])
     assert "mel_to_nv" not in comparison.table
     assert len(list(filter(None, comparison_table(comparison).rows))) == 2
 
 
 def test_a_run_in_a_picture_has_its_balanced_accuracy_and_the_interval(runs):
-    comparison = Comparison.of(runs)
+    comparison = Comparison.from_runs(runs)
     for run, row in zip(comparison.runs, comparison.table.to_dict("records"), strict=True):
         ends = f"[{row['balanced_accuracy_low']:.3f}, {row['balanced_accuracy_high']:.3f}]"
         assert run_label(run, comparison).endswith(f"test {row['balanced_accuracy']:.3f} {ends}")
@@ -60,13 +60,13 @@ def test_a_run_in_a_picture_has_its_balanced_accuracy_and_the_interval(runs):
 
 def test_pictures_are_drawn_and_a_run_without_history_is_no_trouble(runs, tmp_path):
     (runs[1].path / "history.csv").unlink()
-    files = draw_comparison(Comparison.of(runs), tmp_path / "comparison")
+    files = draw_comparison(Comparison.from_runs(runs), tmp_path / "comparison")
     assert [file.name for file in files] == ["training.png", "confusion.png"]
     for file in files:
         assert np.asarray(Image.open(file).convert("L")).std() > 10
     for run in runs:
         (run.path / "history.csv").unlink(missing_ok=True)
-    alone = draw_comparison(Comparison.of(runs[:1]), tmp_path / "one")
+    alone = draw_comparison(Comparison.from_runs(runs[:1]), tmp_path / "one")
     assert [file.name for file in alone] == ["confusion.png"]
 
 

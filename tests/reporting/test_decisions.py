@@ -19,7 +19,7 @@ from lesionfast.stats.selective import risk_coverage
 
 
 def test_points_sit_where_the_table_says(make_run, tmp_path, drawn):
-    test = Interpretation.of(make_run())
+    test = Interpretation.from_run(make_run())
     path = draw_operating(test, tmp_path)
     with Image.open(path) as picture:
         assert picture.format == "PNG" and picture.width > 900
@@ -38,7 +38,7 @@ def test_points_sit_where_the_table_says(make_run, tmp_path, drawn):
 
 
 def test_decision_curves_have_three_lines_and_a_band(make_run, tmp_path, drawn):
-    test = Interpretation.of(make_run())
+    test = Interpretation.from_run(make_run())
     draw_decision_curves(test, test.probabilities, "uncalibrated", tmp_path)
     for axis in next(iter(drawn.values())).axes:
         assert len(axis.lines) == 3 and len(axis.collections) == 1
@@ -46,7 +46,7 @@ def test_decision_curves_have_three_lines_and_a_band(make_run, tmp_path, drawn):
 
 
 def test_other_classes_say_that_there_is_nothing(make_run, tmp_path, drawn):
-    test = Interpretation.of(make_run(classes=("nv", "df"), n=40))
+    test = Interpretation.from_run(make_run(classes=("nv", "df"), n=40))
     draw_operating(test, tmp_path)
     draw_decision_curves(test, test.probabilities, "uncalibrated", tmp_path)
     for figure in drawn.values():

@@ -38,7 +38,7 @@ NAMES = [
 
 
 def test_every_figure_is_a_picture_with_something_on_it(make_run, images):
-    interpretation = Interpretation.of(make_run())
+    interpretation = Interpretation.from_run(make_run())
     images(interpretation.top_losses())
     images(interpretation.taken_for())
     findings = Findings(interpretation)
@@ -61,7 +61,7 @@ def test_every_figure_is_a_picture_with_something_on_it(make_run, images):
 
 
 def test_other_classes_have_no_grid_of_melanomas(make_run, images):
-    findings = Findings(Interpretation.of(make_run(classes=("benign", "malignant"), n=30)))
+    findings = Findings(Interpretation.from_run(make_run(classes=("benign", "malignant"), n=30)))
     assert melanoma(findings) is None
     for build in (confusion, metrics, training):
         build(findings)
@@ -71,7 +71,7 @@ def test_other_classes_have_no_grid_of_melanomas(make_run, images):
 
 
 def test_confusion_has_every_count_and_share(make_run, tmp_path, drawn, words):
-    interpretation = Interpretation.of(make_run(), rule="argmax")
+    interpretation = Interpretation.from_run(make_run(), rule="argmax")
     draw_confusion(interpretation, tmp_path)
     counts, text = interpretation.confusion(), words(drawn["confusion"])
     for truth in counts.index:
@@ -86,7 +86,7 @@ def test_confusion_has_every_count_and_share(make_run, tmp_path, drawn, words):
 
 def test_of_hundreds_of_classes_thirty_are_drawn_melanoma_first(make_run, tmp_path, drawn):
     names = ("mel", *(f"class {number}" for number in range(60)))
-    interpretation = Interpretation.of(make_run(classes=names, n=300))
+    interpretation = Interpretation.from_run(make_run(classes=names, n=300))
     shown = drawn_classes(interpretation)
     assert len(shown) == 30 and shown[0] == "mel"
     draw_confusion(interpretation, tmp_path)
@@ -99,7 +99,7 @@ def test_of_hundreds_of_classes_thirty_are_drawn_melanoma_first(make_run, tmp_pa
 
 
 def test_the_same_figure_is_the_same_file(make_run, tmp_path):
-    interpretation = Interpretation.of(make_run(n=60))
+    interpretation = Interpretation.from_run(make_run(n=60))
     files = [draw_confusion(interpretation, tmp_path / name) for name in "ab"]
     for suffix in (".png", ".svg"):
         first, second = (file.with_suffix(suffix).read_bytes() for file in files)
@@ -108,7 +108,7 @@ def test_the_same_figure_is_the_same_file(make_run, tmp_path):
 
 def test_everything_fits_80_columns(make_run, render):
     run = make_run(localization="lower extremity")
-    tables = [*interpretation_tables(Findings.of(run)), metrics_table(run), runs_table([run])]
+    tables = [*interpretation_tables(Findings.from_run(run)), metrics_table(run), runs_table([run])]
     for table in tables:
         natural = render(table, 200)
         assert max(map(len, natural)) <= 80
@@ -116,7 +116,7 @@ def test_everything_fits_80_columns(make_run, render):
 
 
 def test_confusion_table_has_the_counts(make_run, render, line_of):
-    interpretation = Interpretation.of(make_run())
+    interpretation = Interpretation.from_run(make_run())
     lines, confusion = render(confusion_table(interpretation)), interpretation.confusion()
     for name in interpretation.classes:
         expected = [*confusion.loc[name], confusion.loc[name].sum()]
@@ -128,20 +128,20 @@ def test_confusion_table_has_the_counts(make_run, render, line_of):
 
 def test_many_long_names_get_numbered_columns(make_run, render, line_of):
     classes = tuple(f"some rare diagnosis {letter}" for letter in "abcdefghij")
-    lines = render(confusion_table(Interpretation.of(make_run(classes=classes, n=80))))
+    lines = render(confusion_table(Interpretation.from_run(make_run(classes=classes, n=80))))
     assert line_of(lines, "truth")[-11:] == [*map(str, range(1, 11)), "all"]
     assert any(line.startswith("10 some rare diagnosis j") for line in lines)
 
 
 def test_a_matrix_of_too_many_classes_is_left_to_the_figure(make_run):
-    many = Findings.of(make_run(classes=tuple(f"class {i}" for i in range(13)), n=100))
+    many = Findings.from_run(make_run(classes=tuple(f"class {i}" for i in range(13)), n=100))
     titles = [table.title for table in interpretation_tables(many)]
     assert not any(title.startswith("Confusion") for title in titles)
     assert any(title.startswith("Most confused") for title in titles)
 
 
 def test_most_confused_table_starts_with_melanoma(make_run, render):
-    interpretation = Interpretation.of(make_run())
+    interpretation = Interpretation.from_run(make_run())
     lines = render(most_confused_table(interpretation))
     first = interpretation.most_confused().iloc[0]
     assert lines[3].startswith("mel (melanoma)")
@@ -149,7 +149,7 @@ def test_most_confused_table_starts_with_melanoma(make_run, render):
 
 
 def test_the_pair_with_the_most_images_is_shown_whatever_its_class(make_run, monkeypatch, render):
-    interpretation = Interpretation.of(make_run())
+    interpretation = Interpretation.from_run(make_run())
     rows = [("mel", "nv", 3, 0.1), ("bcc", "akiec", 5, 0.2), ("nv", "mel", 181, 0.2)]
     pairs = pd.DataFrame(rows, columns=["truth", "decision", "count", "share"])
     monkeypatch.setattr(type(interpretation), "most_confused", lambda self: pairs)
@@ -159,7 +159,7 @@ def test_the_pair_with_the_most_images_is_shown_whatever_its_class(make_run, mon
 
 
 def test_taken_for_table_counts_and_lists(make_run, render):
-    interpretation = Interpretation.of(make_run(rule="argmax"))
+    interpretation = Interpretation.from_run(make_run(rule="argmax"))
     taken = interpretation.taken_for()
     lines = render(taken_for_table(interpretation), 100)
     assert len(taken) > 10

@@ -43,7 +43,7 @@ def captions(figure) -> list[str]:
 
 
 def test_top_losses_and_missed_melanomas_are_drawn_beside_their_maps(run, tmp_path, drawn):
-    interpretation = Interpretation.of(run)
+    interpretation = Interpretation.from_run(run)
     paths = draw_attribution(interpretation, tmp_path, losses=4, most=2)
     names = ["attribution_top_losses", "attribution_melanomas_taken_for_nevi"]
     assert [path.name for path in paths] == [f"{name}.png" for name in names]
@@ -73,7 +73,7 @@ def test_top_losses_and_missed_melanomas_are_drawn_beside_their_maps(run, tmp_pa
 def test_without_melanomas_taken_for_nevi_the_figure_says_so(run, tmp_path, drawn, monkeypatch):
     empty = pd.DataFrame(columns=["image_id", "decision"])
     monkeypatch.setattr(Interpretation, "taken_for", lambda *_: empty)
-    draw_attribution(Interpretation.of(run), tmp_path, losses=1)
+    draw_attribution(Interpretation.from_run(run), tmp_path, losses=1)
     figure = drawn["attribution_melanomas_taken_for_nevi"]
     assert figure.axes[0].texts[0].get_text() == "no melanoma was taken for a nevus"
 
@@ -83,7 +83,7 @@ def test_a_run_without_metadata_is_told_of_the_map_alone(run):
     assert "log-odds" in describe_maps(explanation)
     explanation.metadata.loc[:] = 0.0
     assert "log-odds" not in describe_maps(explanation)
-    rows = Interpretation.of(run, run.predictions["split"].iloc[0]).rows
+    rows = Interpretation.from_run(run, run.predictions["split"].iloc[0]).rows
     figure = draw_maps(explanation, rows, "title", "")
     assert not any("towards" in each for each in captions(figure))
 
@@ -152,7 +152,7 @@ def test_every_image_is_drawn_by_its_truth_and_missed_melanomas_ringed(
     run = make_run(n=200, rule="argmax")
     ids = run.predictions["image_id"].tolist()
     write_features(run, ids, np.random.default_rng(0).normal(size=(len(ids), 4)))
-    interpretation = Interpretation.of(run)
+    interpretation = Interpretation.from_run(run)
     path = draw_feature_map(interpretation, tmp_path)
     with Image.open(path) as picture:
         assert min(picture.size) > 500
@@ -169,11 +169,11 @@ def test_other_classes_and_missing_features_are_said(make_run, tmp_path, fast, d
     run = make_run(classes=("wart", "scar"), n=40)
     ids = run.predictions["image_id"].tolist()[:-3]  # three of test have none
     write_features(run, ids, np.random.default_rng(0).normal(size=(len(ids), 4)))
-    draw_feature_map(Interpretation.of(run), tmp_path)
+    draw_feature_map(Interpretation.from_run(run), tmp_path)
     assert "3 images without features left out" in drawn["feature_map"].get_suptitle()
     assert not [each for each in labels_of(drawn["feature_map"]) if "melanoma" in each]
 
 
 def test_a_run_without_features_says_what_to_do(make_run, tmp_path):
     with pytest.raises(LesionfastError, match="has no features.safetensors.*Train it again"):
-        draw_feature_map(Interpretation.of(make_run(n=20)), tmp_path)
+        draw_feature_map(Interpretation.from_run(make_run(n=20)), tmp_path)

@@ -40,7 +40,7 @@ CONFIG = TrainConfig(
 
 
 def test_grid_shows_the_pictures_and_says_how_many_of_how_many(make_run, images, tmp_path, drawn):
-    interpretation = Interpretation.of(make_run(rule="argmax"))
+    interpretation = Interpretation.from_run(make_run(rule="argmax"))
     taken = interpretation.taken_for()
     images(taken)
     module.draw_melanomas_taken_for_nevi(interpretation, tmp_path, most=6)
@@ -62,13 +62,13 @@ def test_no_rows_become_a_figure_that_says_so(make_run, tmp_path, drawn, words):
     table.loc[table["target"] == "mel", [f"p_{c}" for c in run.classes]] = 0.0
     table.loc[table["target"] == "mel", "p_mel"] = 1.0
     table.to_csv(run.path / "predictions.csv", index=False)
-    path = module.draw_melanomas_taken_for_nevi(Interpretation.of(Run(run.path)), tmp_path)
+    path = module.draw_melanomas_taken_for_nevi(Interpretation.from_run(Run(run.path)), tmp_path)
     assert path.is_file()
     assert "no melanoma was taken for a nevus" in words(drawn["melanomas_taken_for_nevi"])
 
 
 def test_a_missing_image_is_a_grey_box_and_is_counted_in_the_log(make_run, images, caplog, words):
-    rows = Interpretation.of(make_run()).top_losses(5)
+    rows = Interpretation.from_run(make_run()).top_losses(5)
     images(rows.iloc[:3])
     Path(rows["path"][2]).write_bytes(b"")
     rows.loc[4, "path"] = None
@@ -92,7 +92,7 @@ def test_a_zip_member_is_drawn(tmp_path):
 
 
 def test_captions_are_plain_words(make_run):
-    row = Interpretation.of(make_run()).top_losses(1).iloc[0].copy()
+    row = Interpretation.from_run(make_run()).top_losses(1).iloc[0].copy()
     row["truth"], row["decision"], row["age"], row["sex"] = "mel", "nv", 65.0, None
     row["probability"], row["probability_of_truth"] = 0.934, 0.0004
     assert (
@@ -114,7 +114,7 @@ def run(tmp_path_factory):
 
 
 def test_many_at_once_find_what_one_at_a_time_does(run):
-    rows = Interpretation.of(run).rows.head(3)
+    rows = Interpretation.from_run(run).rows.head(3)
     for (_, row), table in zip(rows.iterrows(), nearest_to_each(run, rows, k=4), strict=True):
         one = nearest_lesions(run, row["image_id"], k=4).iloc[1:].reset_index(drop=True)
         assert one["image_id"].tolist() == table["image_id"].tolist()
@@ -122,7 +122,7 @@ def test_many_at_once_find_what_one_at_a_time_does(run):
 
 
 def test_images_whose_features_are_not_kept_are_computed(run, tmp_path):
-    rows = Interpretation.of(run).rows.head(2)
+    rows = Interpretation.from_run(run).rows.head(2)
     strangers = rows.assign(image_id=["x", "y"])
     for known, computed in zip(
         nearest_to_each(run, rows), nearest_to_each(run, strangers), strict=True
@@ -132,13 +132,13 @@ def test_images_whose_features_are_not_kept_are_computed(run, tmp_path):
 
 
 def test_of_no_image_nothing_is_near(run):
-    assert nearest_to_each(run, Interpretation.of(run).rows.head(0)) == []
+    assert nearest_to_each(run, Interpretation.from_run(run).rows.head(0)) == []
     with pytest.raises(LesionfastError, match="--k is 0"):
-        nearest_to_each(run, Interpretation.of(run).rows, k=0)
+        nearest_to_each(run, Interpretation.from_run(run).rows, k=0)
 
 
 def test_each_kind_of_case_is_a_figure_in_the_order_of_confidence(run, tmp_path, drawn):
-    interpretation = Interpretation.of(run)
+    interpretation = Interpretation.from_run(run)
     paths = draw_atlas(interpretation, tmp_path, most=2)
     assert [path.stem for path in paths] == list(ATLAS_TITLES)
     for path in paths:
@@ -159,9 +159,9 @@ def test_each_kind_of_case_is_a_figure_in_the_order_of_confidence(run, tmp_path,
 
 
 def test_no_case_of_a_kind_is_said(run, tmp_path, drawn, monkeypatch):
-    empty = Interpretation.of(run).rows.head(0)
+    empty = Interpretation.from_run(run).rows.head(0)
     monkeypatch.setattr(Interpretation, "taken_for", lambda *_: empty)
-    draw_atlas(Interpretation.of(run), tmp_path)
+    draw_atlas(Interpretation.from_run(run), tmp_path)
     said = [figure.axes[0].texts[0].get_text() for figure in drawn.values()]
     assert said == [nothing for _, nothing in ATLAS_TITLES.values()]
 

@@ -17,7 +17,7 @@ from lesionfast.run import Run
 
 
 def test_curves_name_every_class_with_its_number(make_run, tmp_path, drawn):
-    interpretation = Interpretation.of(make_run())
+    interpretation = Interpretation.from_run(make_run())
     measures = Findings(interpretation).measures
     draw_roc(interpretation, measures, tmp_path)
     draw_precision_recall(interpretation, measures, tmp_path)
@@ -34,7 +34,7 @@ def test_curves_name_every_class_with_its_number(make_run, tmp_path, drawn):
 
 
 def test_marks_sit_where_the_rule_decides(make_run, tmp_path, drawn):
-    interpretation = Interpretation.of(make_run())
+    interpretation = Interpretation.from_run(make_run())
     draw_precision_recall(interpretation, Findings(interpretation).measures, tmp_path)
     marks = drawn["precision_recall"].axes[0].collections
     found = np.array([each.get_offsets()[0] for each in marks])
@@ -43,7 +43,7 @@ def test_marks_sit_where_the_rule_decides(make_run, tmp_path, drawn):
 
 
 def test_a_class_named_malignant_has_its_own_images_in_the_legend(make_run, tmp_path, drawn):
-    interpretation = Interpretation.of(make_run(classes=("benign", "malignant"), n=60))
+    interpretation = Interpretation.from_run(make_run(classes=("benign", "malignant"), n=60))
     draw_roc(interpretation, Findings(interpretation).measures, tmp_path)
     legend = [text.get_text() for text in drawn["roc"].axes[0].get_legend().get_texts()]
     count = int((interpretation.truth == 1).sum())
@@ -54,7 +54,7 @@ def test_a_class_without_others_has_neither_curve_nor_number(make_run, tmp_path,
     run = make_run()
     table = run.predictions[run.predictions["target"] == "nv"]
     table.to_csv(run.path / "predictions.csv", index=False)
-    interpretation = Interpretation.of(Run(run.path))
+    interpretation = Interpretation.from_run(Run(run.path))
     draw_precision_recall(interpretation, Findings(interpretation).measures, tmp_path)
     axis = drawn["precision_recall"].axes[0]
     assert all(t.get_text().endswith("\nundefined") for t in axis.get_legend().get_texts())
@@ -65,7 +65,7 @@ def test_a_class_without_images_keeps_its_place_in_the_legend(make_run, tmp_path
     run = make_run()
     table = run.predictions[run.predictions["target"] != "df"]
     table.to_csv(run.path / "predictions.csv", index=False)
-    interpretation = Interpretation.of(Run(run.path))
+    interpretation = Interpretation.from_run(Run(run.path))
     draw_roc(interpretation, Findings(interpretation).measures, tmp_path)
     legend = drawn["roc"].axes[0].get_legend().get_texts()
     assert legend[3].get_text() == "df (dermatofibroma), n 0\nundefined"
@@ -73,7 +73,7 @@ def test_a_class_without_images_keeps_its_place_in_the_legend(make_run, tmp_path
 
 def test_training_shows_phases_and_the_epoch_that_was_kept(make_run, tmp_path, drawn, words):
     run = make_run()
-    draw_training(Interpretation.of(run), tmp_path)
+    draw_training(Interpretation.from_run(run), tmp_path)
     figure = drawn["training"]
     text = words(figure)
     assert "epoch 5: its weights are kept" in text and "balanced accuracy" in text
@@ -86,7 +86,7 @@ def test_one_epoch_is_drawn(make_run, tmp_path, drawn):
     run = make_run()
     lines = (run.path / "history.csv").read_text().splitlines()
     (run.path / "history.csv").write_text("\n".join(lines[:2]) + "\n")
-    draw_training(Interpretation.of(Run(run.path)), tmp_path)
+    draw_training(Interpretation.from_run(Run(run.path)), tmp_path)
     assert drawn["training"].axes[0].lines[0].get_ydata().tolist() == [1.52]
 
 

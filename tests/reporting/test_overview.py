@@ -29,14 +29,14 @@ WRITTEN: list[bytes] = []
 def report(run):
     """The report of a run, which is the same for every test, and so is written once."""
     if not WRITTEN:
-        WRITTEN.append(write_report(Findings.of(run)).read_bytes())
+        WRITTEN.append(write_report(Findings.from_run(run)).read_bytes())
     path = run.path / "report.html"
     path.write_bytes(WRITTEN[0])
     return path
 
 
 def test_the_headline_comes_first_with_interval_n_and_split(run, report):
-    text, found = report.read_text(), Findings.of(run).measure("balanced_accuracy", "all")
+    text, found = report.read_text(), Findings.from_run(run).measure("balanced_accuracy", "all")
     start = text[text.index("<header>") : text.index("</header>")]
     assert f"{found['value']:.3f}" in start
     assert f"[{found['low']:.3f}, {found['high']:.3f}]" in start
@@ -56,7 +56,7 @@ def test_nothing_is_fetched(report):
 
 
 def test_estimates_have_intervals(run):
-    measures = Findings.of(run).measures
+    measures = Findings.from_run(run).measures
     estimated = measures[measures["value"].notna()]
     assert estimated[["low", "high"]].notna().all().all()
 
@@ -64,19 +64,19 @@ def test_estimates_have_intervals(run):
 @pytest.mark.usefixtures("blank_figures")
 def test_an_ensemble_or_an_old_run_has_no_history_and_no_environment(run):
     (run.path / "history.csv").unlink()
-    assert 'id="training"' not in write_report(Findings.of(Run(run.path))).read_text()
+    assert 'id="training"' not in write_report(Findings.from_run(Run(run.path))).read_text()
 
 
 @pytest.mark.usefixtures("blank_figures")
 def test_classes_that_are_not_those_of_ham10000(make_run, images):
     run = make_run(classes=("benign", "malign"), n=60)
     images(run.predictions)
-    text = write_report(Findings.of(run)).read_text()
+    text = write_report(Findings.from_run(run)).read_text()
     assert 'id="melanoma"' not in text and "malign" in text
 
 
 def test_the_data_card_says_where_the_data_is_not(run):
-    words, tables = data_card(Findings.of(run))
+    words, tables = data_card(Findings.from_run(run))
     assert any("The data is not here" in each for each in words)
     assert any("No lesion has images in two parts" in each for each in words)
     assert tables[0].rows[-1][0].text == "all"
@@ -85,7 +85,7 @@ def test_the_data_card_says_where_the_data_is_not(run):
 def test_a_split_that_leaks_is_said(run):
     split = run.split.assign(group="one")
     split.to_csv(run.path / "split.csv", index=False)
-    words, _ = data_card(Findings.of(Run(run.path)))
+    words, _ = data_card(Findings.from_run(Run(run.path)))
     assert any("estimates are too optimistic" in each for each in words)
 
 

@@ -7,7 +7,7 @@ from lesionfast.reporting.subgroups import draw_subgroups
 
 
 def test_dots_and_bars_are_the_tables(make_run, tmp_path, drawn):
-    interpretation = Interpretation.of(make_run())
+    interpretation = Interpretation.from_run(make_run())
     table = interpretation.subgroups()
     path = draw_subgroups(interpretation, tmp_path)
     assert path.name == "subgroups.png" and path.with_suffix(".svg").is_file()
@@ -29,6 +29,6 @@ def test_dots_and_bars_are_the_tables(make_run, tmp_path, drawn):
 def test_a_dataset_without_such_columns_says_so(make_run, tmp_path, drawn):
     run = make_run(n=50)
     run.predictions.drop(columns=["age", "sex"], inplace=True)
-    draw_subgroups(Interpretation.of(run), tmp_path)
+    draw_subgroups(Interpretation.from_run(run), tmp_path)
     words = [text.get_text() for text in next(iter(drawn.values())).axes[0].texts]
     assert words == ["the dataset has no column sex, age or localization"]

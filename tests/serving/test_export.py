@@ -56,7 +56,7 @@ def test_the_card_shows_class_names_letter_by_letter(trained):
     run.__dict__["model"] = trained.model | {"classes": classes}
     run.__dict__["predictions"] = table.assign(target=table["target"].replace(names))
     bundle = replace(Bundle.from_run(trained), name="<b>run")
-    card = write_card(Findings(Interpretation.of(run)), bundle, [])
+    card = write_card(Findings(Interpretation.from_run(run)), bundle, [])
     assert "<script" not in card and "<b>" not in card and "[nv](" not in card
     assert "&lt;script&gt;\\|bkl" in card and "&lt;b&gt;run" in card
 
@@ -189,7 +189,7 @@ def test_what_a_killed_export_left_is_removed_by_the_next_one(trained, tmp_path)
 
 def test_what_interpret_chose_is_exported_and_predicted_with(trained, tmp_path):
     run = Path(shutil.copytree(trained.path, tmp_path / "run"))
-    Findings.of(Run(run), coverage=0.7, refer=0.4)
+    Findings.from_run(Run(run), coverage=0.7, refer=0.4)
     names = ("operating.json", "calibration.json", "conformal.json", "referral.json")
     kept = {name: (run / name).read_bytes() for name in names if (run / name).is_file()}
     made = Bundle.read(export(Run(run), tmp_path / "model"))

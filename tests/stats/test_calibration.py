@@ -245,10 +245,10 @@ def test_errors_say_what_to_type():
 def test_a_run_keeps_its_calibration_and_refuses_another(make_run):
     run = make_run()
     assert CALIBRATION.read(run) is None
-    fitted = CALIBRATION.fit(Interpretation.of(run, "valid"), method="dirichlet")
+    fitted = CALIBRATION.fit(Interpretation.from_run(run, "valid"), method="dirichlet")
     path = CALIBRATION.write(run, fitted)
     kept = CALIBRATION.read(run)
-    p = Interpretation.of(run).probabilities
+    p = Interpretation.from_run(run).probabilities
     assert kept == fitted and (kept.apply(p) == fitted.apply(p)).all()
     told = json.loads(path.read_text())
     for wrong in ({"fitted_on": "test"}, {"classes": ["a", "b"]}):
@@ -269,15 +269,15 @@ def test_nothing_of_test_reaches_a_calibration(make_run):
     path.unlink()
     assert Decisions(Run(run.path)).calibrator and path.read_text() == before
     with pytest.raises(LesionfastError, match="calibration on the split 'valid'; found 'test'"):
-        CALIBRATION.fit(Interpretation.of(run, "test"))
-    valid = Interpretation.of(run, "valid")
+        CALIBRATION.fit(Interpretation.from_run(run, "test"))
+    valid = Interpretation.from_run(run, "valid")
     with pytest.raises(LesionfastError, match="nothing was fitted on; found 'valid'"):
         before_and_after(valid, valid)
 
 
 def test_before_and_after_against_each_metric_alone(make_run):
     run = make_run(n=300)
-    valid, test = Interpretation.of(run, "valid"), Interpretation.of(run)
+    valid, test = Interpretation.from_run(run, "valid"), Interpretation.from_run(run)
     table = before_and_after(valid, test)
     rows = table.set_index(["method", "metric"])
     assert set(table["method"]) == set(METHODS) and table.groupby("method").size().eq(7).all()
@@ -300,7 +300,7 @@ def test_before_and_after_against_each_metric_alone(make_run):
 
 def test_without_melanomas_their_sensitivity_is_left_out(make_run):
     run = make_run(classes=("benign", "malignant"), n=120)
-    table = before_and_after(Interpretation.of(run, "valid"), Interpretation.of(run))
+    table = before_and_after(Interpretation.from_run(run, "valid"), Interpretation.from_run(run))
     assert "sensitivity" not in set(table["metric"]) and len(table) == 4 * 6
 
 

@@ -135,12 +135,12 @@ def test_a_class_of_few_lesions_is_always_in_the_set_and_said(make_run, caplog):
     with caplog.at_level(logging.WARNING, logger="lesionfast"):
         assert Decisions(run).conformal
     path = run.path / "conformal.json"
-    kept, valid = SETS.read(run), Interpretation.of(run, "valid")
+    kept, valid = SETS.read(run), Interpretation.from_run(run, "valid")
     counts = np.bincount(valid.truth, minlength=7)
     few = [name for name, n in zip(run.classes, counts, strict=True) if n < 9]
     assert few and kept.unbounded == few and json.loads(path.read_text())["unbounded"] == few
     assert all(f"{name} ({counts[run.classes.index(name)]})" in caplog.text for name in few)
-    sets = kept.sets(Interpretation.of(run).probabilities)
+    sets = kept.sets(Interpretation.from_run(run).probabilities)
     assert sets[:, [run.classes.index(name) for name in few]].all()
     assert kept == SETS.fit(valid)
 
@@ -156,7 +156,7 @@ def test_nothing_of_test_reaches_the_sets(make_run):
     path.unlink()
     assert Decisions(Run(run.path)).conformal and path.read_text() == before
     with pytest.raises(LesionfastError, match="prediction set on the split 'valid'"):
-        SETS.fit(Interpretation.of(run))
+        SETS.fit(Interpretation.from_run(run))
 
 
 def test_errors_say_what_to_type():
@@ -217,10 +217,12 @@ def test_certain_shares_have_an_interval_with_width_and_no_group_is_nan():
 
 def test_other_classes_and_no_ages(make_run):
     run = make_run(classes=("benign", "other"), n=100)
-    table = run_coverage(Interpretation.of(run), SETS.fit(Interpretation.of(run, "valid")))
+    table = run_coverage(
+        Interpretation.from_run(run), SETS.fit(Interpretation.from_run(run, "valid"))
+    )
     assert list(dict.fromkeys(table["of"])) == ["all", "benign", "other"]
     run = make_run(n=200)
     run.predictions.drop(columns="age").to_csv(run.path / "predictions.csv", index=False)
-    test, valid = (Interpretation.of(Run(run.path), split) for split in ("test", "valid"))
+    test, valid = (Interpretation.from_run(Run(run.path), split) for split in ("test", "valid"))
     groups = list(dict.fromkeys(run_coverage(test, SETS.fit(valid))["of"]))
     assert groups == ["all", *run.classes, "malignant"]

@@ -150,7 +150,7 @@ def test_a_run_keeps_its_threshold_and_test_does_not_move_it(make_run):
     run = make_run()
     assert REFERRAL.read(run) is None and Decisions(run, refer=0.25).referral
     path = run.path / "referral.json"
-    valid, test = Interpretation.of(run, "valid"), Interpretation.of(run)
+    valid, test = Interpretation.from_run(run, "valid"), Interpretation.from_run(run)
     kept = REFERRAL.read(run)
     assert kept == REFERRAL.fit(valid, share=0.25) and kept.rule == "balanced"
     assert kept.referred(valid.confidence).mean() == pytest.approx(0.25, abs=1 / 600)
@@ -169,7 +169,7 @@ def test_a_run_keeps_its_threshold_and_test_does_not_move_it(make_run):
 
 def test_errors_say_what_to_type(make_run):
     run = make_run(n=100)
-    test, valid = Interpretation.of(run), Interpretation.of(run, "valid")
+    test, valid = Interpretation.from_run(run), Interpretation.from_run(run, "valid")
     with pytest.raises(LesionfastError, match="referral on the split 'valid'"):
         REFERRAL.fit(test)
     for wrong in (0, 1, 20):
@@ -178,12 +178,12 @@ def test_errors_say_what_to_type(make_run):
     with pytest.raises(
         LesionfastError, match="for the rule 'balanced'; found decisions by 'argmax'"
     ):
-        run_referral(Interpretation.of(run, "test", "argmax"), REFERRAL.fit(valid))
+        run_referral(Interpretation.from_run(run, "test", "argmax"), REFERRAL.fit(valid))
 
 
 def test_without_melanomas_what_is_about_them_is_left_out(make_run):
     run = make_run(classes=("benign", "malignant"), n=100)
-    test, valid = Interpretation.of(run), Interpretation.of(run, "valid")
+    test, valid = Interpretation.from_run(run), Interpretation.from_run(run, "valid")
     table = run_referral(test, REFERRAL.fit(valid))
     assert set(table["metric"]) == {"referred", "accuracy", "balanced_accuracy"}
     confidence = test.confidence

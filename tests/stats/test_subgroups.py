@@ -175,7 +175,7 @@ def test_ages_are_cut_into_bands_and_what_is_not_known_is_a_group():
 
 
 def test_the_table_of_a_run_has_its_columns_and_says_what_is_missing(make_run, caplog):
-    interpretation = Interpretation.of(make_run())
+    interpretation = Interpretation.from_run(make_run())
     with caplog.at_level("INFO", logger="lesionfast"):
         table = interpretation.subgroups()
     assert "No subgroups by localization" in caplog.text
@@ -189,7 +189,7 @@ def test_the_table_of_a_run_has_its_columns_and_says_what_is_missing(make_run, c
 
 
 def test_other_classes_have_balanced_accuracy_alone(make_run):
-    interpretation = Interpretation.of(make_run(classes=("rash", "scar"), n=200))
+    interpretation = Interpretation.from_run(make_run(classes=("rash", "scar"), n=200))
     table = interpretation.subgroups(["sex"])
     assert set(table["metric"]) == {"balanced_accuracy"} and not table["few"].any()
     assert interpretation.gaps(["sex"])["groups"].tolist() == [3]
@@ -198,7 +198,7 @@ def test_other_classes_have_balanced_accuracy_alone(make_run):
 def test_a_dataset_without_such_columns_has_empty_tables(make_run):
     run = make_run(n=50)
     run.predictions.drop(columns=["age", "sex"], inplace=True)
-    interpretation = Interpretation.of(run)
+    interpretation = Interpretation.from_run(run)
     assert interpretation.subgroups().empty and interpretation.gaps().empty
     with pytest.raises(LesionfastError, match="column 'sex' is not in the predictions.*Name one"):
         interpretation.subgroups(["sex"])
@@ -215,7 +215,7 @@ def test_a_group_of_one_lesion_and_fewer_than_two_ranked_groups_have_no_gap():
 
 
 def test_the_table_of_gaps_names_the_groups_that_are_too_few(make_run):
-    read = Interpretation.of(make_run(n=300))
+    read = Interpretation.from_run(make_run(n=300))
     found, gaps = read.subgroups(), read.gaps()
     gaps = gaps[gaps["value"].notna()]
     shown = gaps_table(gaps, found)

@@ -119,7 +119,7 @@ def test_the_file_is_of_validation_whatever_the_test_rows_say(make_run):
     path.unlink()
     assert Decisions(Run(run.path)).points and path.read_bytes() == before
     assert json.loads(before)["fitted_on"] == "valid"
-    valid = Interpretation.of(run, "valid")
+    valid = Interpretation.from_run(run, "valid")
     assert Decisions(run).points == choose_points(valid.truth, valid.probabilities, valid.classes)
 
 
@@ -127,11 +127,11 @@ def test_points_are_read_or_chosen_and_never_reported_on_validation(make_run):
     run = make_run()
     points = Decisions(run).points
     assert (run.path / "operating.json").is_file() and len(points) == 4
-    assert points_table(Interpretation.of(run))["threshold"].tolist() == [
+    assert points_table(Interpretation.from_run(run))["threshold"].tolist() == [
         point.threshold for point in points
     ]
     with pytest.raises(LesionfastError, match="nothing was fitted on; found 'valid'"):
-        points_table(Interpretation.of(run, "valid"))
+        points_table(Interpretation.from_run(run, "valid"))
 
 
 def test_without_validation_there_is_nothing_to_choose_on(make_run):
@@ -218,7 +218,7 @@ def test_expected_costs_and_decision_curves_are_of_calibrated_probabilities(make
     skewed = table[columns].to_numpy() * np.where(np.array(run.classes) == "nv", 0.02, 1)
     table[columns] = skewed / skewed.sum(axis=1, keepdims=True)  # as class weights leave them
     run.write("predictions.csv", lambda path: table.to_csv(path, index=False))
-    findings = Findings.of(Run(run.path), cost="mel:nv=10")
+    findings = Findings.from_run(Run(run.path), cost="mel:nv=10")
     read = findings.interpretation
     np.testing.assert_array_equal(
         findings.chances, findings.decisions.calibrator.apply(read.probabilities)

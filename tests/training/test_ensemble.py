@@ -119,10 +119,10 @@ def test_an_ensemble_is_a_run_like_any_other(members, tmp_path):
     ]
     assert run.model["parameters"] is None  # the first member is an old run
     assert combine(members[1:], root).model["parameters"] == 6_800_000
-    read = Interpretation.of(run)
+    read = Interpretation.from_run(run)
     assert read.metrics == run.metrics["test"] and read.rows["group"].notna().all()
     assert training(Findings(read)) is None
-    assert run.path in [each.path for each in Comparison.of([*members, run]).runs]
+    assert run.path in [each.path for each in Comparison.from_runs([*members, run]).runs]
     nested = combine([run, members[2]], root)
     assert nested.config.arch == "ensemble"
 

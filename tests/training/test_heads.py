@@ -79,7 +79,7 @@ def test_a_solved_run_is_like_any_other(head, tmp_path):
         rules["argmax"]["balanced_accuracy"], abs=1e-5
     )
     assert not load_model(run).training
-    assert len(Interpretation.of(run).rows) == run.metrics["test"]["n"]
+    assert len(Interpretation.from_run(run).rows) == run.metrics["test"]["n"]
 
 
 @pytest.mark.parametrize("name", [each.name for each in fields(TrainConfig)])
