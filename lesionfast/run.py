@@ -118,11 +118,13 @@ class Run:
         return cls(create_directory(root, config.arch, name, **first))
 
     @classmethod
-    def open(cls, path: str | Path) -> "Run":
-        """Return the run at `path`; raises `LesionfastError` if there is none.
+    def open(cls, path: "str | Path | Run") -> "Run":
+        """Return the run at `path`, or a run as it is; raises `LesionfastError` if there is none.
 
         Its files are checked as they are read.
         """
+        if isinstance(path, Run):
+            return path
         run = cls(path)
         if not run.path.is_dir():
             raise LesionfastError(f"there is no run {path}. `lesionfast runs` lists the runs here.")
@@ -438,8 +440,14 @@ def rename_to_new(made: Path, path: Path) -> bool:
     return True
 
 
-def list_runs(root: str | Path) -> list[Run]:
-    """Return all runs under `root`, oldest first, also those that lost their config.json."""
+def list_runs(root: str | Path = "runs") -> list[Run]:
+    """Return all runs under the folder `root`, oldest first; a broken run is among them.
+
+    Raises `LesionfastError` only when a run is read.
+
+    >>> [run.path.name for run in lf.runs("runs")]  # doctest: +SKIP
+    ['20260102-030405-densenet121']
+    """
     return sorted(
         (Run(path) for path in sorted(Path(root).glob("*")) if is_run(path)), key=begun_at
     )

@@ -2,10 +2,12 @@
 
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import Field, fields
 from functools import wraps
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +15,7 @@ import typer
 
 from lesionfast.config import Columns, DataConfig, SplitConfig, TrainConfig, flag_name
 from lesionfast.console import print_table
+from lesionfast.errors import LesionfastError
 from lesionfast.run import Run, installed_version, newest_run
 
 if TYPE_CHECKING:
@@ -63,8 +66,25 @@ def set_global_options(
             "--version", callback=print_version, is_eager=True, help="Print the version and exit."
         ),
     ] = False,
+    modules: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--import", help="Import a Python module first that registers backbones, losses, …"
+        ),
+    ] = None,
 ) -> None:
     """Global options."""
+    sys.path.insert(0, os.getcwd())
+    for name in modules or []:
+        try:
+            import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name != name.split(".")[0] and error.name != name:
+                raise
+            raise LesionfastError(
+                f"there is no Python module '{name}' here. Type --import MODULE for MODULE.py in "
+                "this folder, or for an installed one."
+            ) from None
 
 
 def config_options(config_class: type, *left_out: str) -> Callable[[Callable], Callable]:

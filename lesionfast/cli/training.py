@@ -40,6 +40,7 @@ NOT_IN_PRETRAIN = (  # what an autoencoder has no use for
 Config = option(Path | None, "Take the options of this config.json or pretrain.json.")
 Resume = option(Path | None, "Continue this interrupted run, or repair a damaged one.")
 Name = option(str | None, "Name of the run (default: time and architecture).")
+Seeds = option(int, "Number of runs, with one seed each, on the same split.")
 
 
 @app.command(rich_help_panel=TRAIN)
@@ -50,6 +51,7 @@ def train(
     resume: Resume = None,
     out: Root = "runs",
     name: Name = None,
+    seeds: Seeds = 1,
     json: Json = False,
 ) -> None:
     """Train a classifier and print the path of its run.
@@ -60,6 +62,7 @@ def train(
     """
     if resume is not None:
         typed = [*given, *(["config"] if config else []), *(["name"] if name else [])]
+        typed += ["seeds"] if seeds != 1 else []
         if others := [flag_name(field) for field in typed if field not in WHERE]:
             raise LesionfastError(
                 f"--resume continues {resume} with the options of that run, but "
@@ -69,7 +72,7 @@ def train(
         earlier = Run.open(resume)
         from lesionfast.training import experiment
 
-        run = experiment.resume(earlier, **given)
+        runs = [experiment.resume(earlier, **given)]
     else:
         from lesionfast.data.split import load_dataset
 
@@ -77,8 +80,19 @@ def train(
         df = load_dataset(settings)
         from lesionfast.training import experiment
 
-        run = experiment.train(df, settings, out, name)
-    print_run(run, json)
+        runs = experiment.train_seeds(df, settings, out, name, seeds)
+    for run in runs:
+        print_run(run, json)
+    if len(runs) > 1:
+        print_spread(runs)
+
+
+def print_spread(runs: list[Run]) -> None:
+    """Print the mean and the standard deviation of runs that differ in seed alone to stderr."""
+    from lesionfast.evaluation.comparison import Comparison, seeds_table
+
+    split = "test" if "test" in runs[0].metrics else "valid"
+    print_table(seeds_table(Comparison.from_runs(runs, split)), stderr=True)
 
 
 def read_settings(given: dict[str, Any], file: Path | None) -> TrainConfig:

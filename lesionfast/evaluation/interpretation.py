@@ -59,7 +59,7 @@ class Interpretation:
         Never runs the model. Raises `LesionfastError` for an unknown rule, a split that the run
         has no predictions of, and predictions that do not match the run's classes.
         """
-        run = run if isinstance(run, Run) else Run.open(run)
+        run = Run.open(run)
         return cls.from_table(run, run.predictions_of(split), split, rule)
 
     @classmethod

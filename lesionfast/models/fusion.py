@@ -283,6 +283,7 @@ def read_model(about: dict[str, Any], path: Path, advice: str) -> FusionModel:
         raise DamageError(
             f"the description of the model in {path.parent} has no {', '.join(missing)}. {advice}"
         )
+    check_registered(about)
     config = TrainConfig(weights="none", **{name: about[name] for name in names})
     more = {name: about.get(name) for name in ("parents", "undo")}  # not in the oldest runs
     model = build_model(config, about["n_metadata"], len(about["classes"]), **more)
@@ -295,6 +296,20 @@ def read_model(about: dict[str, Any], path: Path, advice: str) -> FusionModel:
             f"{path} is not the whole model: {str(error).splitlines()[0].rstrip('.')}. {advice}"
         ) from None
     return model.eval()
+
+
+def check_registered(about: dict[str, Any]) -> None:
+    """Raise `LesionfastError` if a module that registered a part of the model is not imported."""
+    parts = {"arch": ("backbone", archs), "fusion": ("fusion", fusions)}
+    for option, module in about.get("registered", {}).items():
+        kind, registry = parts.get(option, (option, {about.get(option): None}))
+        name = about.get(option)
+        if name in registry:
+            continue
+        how = f"Import it first: import {module}, or lesionfast --import {module} …"
+        if module == "__main__":
+            how = "Run the cell or the script that registers it first."
+        raise LesionfastError(f"the model's {kind} '{name}' is registered by {module}. {how}")
 
 
 def check_tensors(own: Tensors, tensors: Tensors, arch: str) -> None:

@@ -63,10 +63,8 @@ def report(
     >>> lf.report(run).name
     'report.html'
     """
-    several = not isinstance(runs, Run | str | Path)
-    opened = [
-        run if isinstance(run, Run) else Run.open(run) for run in (runs if several else [runs])
-    ]
+    named = [runs] if isinstance(runs, Run | str | Path) else runs
+    opened = [Run.open(run) for run in named]
     if len(opened) == 1:
         return write_report(Findings.from_run(opened[0], split), None if to is None else Path(to))
     return write_comparison(opened, Path(to or "runs/comparison/report.html"), split)

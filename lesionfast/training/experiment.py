@@ -132,9 +132,8 @@ def train(
     named = {"arch": name_backbone, "loss": name_loss}
     options = {key: named.get(key, noop)(value) for key, value in options.items()}
     config = configure(df, config, **options)
-    if seeds == 1:
-        return train_once(df, config, out, name)
-    return train_seeds(df, config, out, name, seeds)
+    runs = train_seeds(df, config, out, name, seeds)
+    return runs if seeds > 1 else runs[0]
 
 
 def train_seeds(
@@ -143,6 +142,8 @@ def train_seeds(
     """Return the runs of several seeds on one split; an interruption ends the series."""
     if not isinstance(seeds, int) or seeds < 1:
         raise LesionfastError(f"--seeds is {seeds!r}; type a whole number from 1, such as 3.")
+    if seeds == 1:
+        return [train_once(df, config, root, name)]
     split_seed = config.seed if config.split_seed is None else config.split_seed
     runs: list[Run] = []
     for seed in range(config.seed, config.seed + seeds):
