@@ -46,7 +46,8 @@ __all__ = [
     "runs",
     "train",
 ]
-WHERE = {  # the module of each public name, imported when it is asked for
+WHERE = {  # the module of each public name, imported when it is first used
+    "__version__": "run:installed_version",
     "Interpretation": "evaluation.interpretation",
     "LesionDataLoaders": "data.loaders",
     "Predictor": "serving.predictor",
@@ -60,20 +61,18 @@ WHERE = {  # the module of each public name, imported when it is asked for
     "register_fusion": "models.fusion",
     "register_loss": "training.losses",
     "report": "reporting.comparison",
-    "runs": "run",
+    "runs": "run:list_runs",
     "train": "training.experiment",
 }
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that importing lesionfast costs nothing."""
-    if name == "__version__":
-        value = import_module("lesionfast.run").installed_version()
-    elif name in WHERE:
-        module = import_module("lesionfast." + WHERE[name])
-        value = getattr(module, "list_runs" if name == "runs" else name)
-    else:
+    if name not in WHERE:
         raise AttributeError(f"module 'lesionfast' has no attribute '{name}'")
+    module, _, other = WHERE[name].partition(":")
+    value = getattr(import_module("lesionfast." + module), other or name)
+    value = value() if name == "__version__" else value
     globals()[name] = value
     return value
 

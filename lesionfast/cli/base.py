@@ -74,7 +74,8 @@ def set_global_options(
     ] = None,
 ) -> None:
     """Global options."""
-    sys.path.insert(0, os.getcwd())
+    if modules:
+        sys.path.append(os.getcwd())  # last, and only then: a folder is not to be trusted
     for name in modules or []:
         try:
             import_module(name)

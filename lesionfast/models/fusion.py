@@ -1,7 +1,7 @@
 """The model of an image and its metadata: built from a configuration, or read from a file."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lesionfast.config import TrainConfig, check_choice
+from lesionfast.data.augment import augmentations
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.models.archs import archs, find_arch
 from lesionfast.models.backbones import Backbone, create_backbone
@@ -20,6 +21,7 @@ from lesionfast.registry import Builder, Registry, calling_module
 from lesionfast.run import Run
 
 fusions = Registry("fusion", "--fusion")
+REGISTRIES = {"arch": archs, "fusion": fusions, "augment": augmentations}  # and losses
 WIDTH = 64  # of the metadata branch
 
 
@@ -283,7 +285,7 @@ def read_model(about: dict[str, Any], path: Path, advice: str) -> FusionModel:
         raise DamageError(
             f"the description of the model in {path.parent} has no {', '.join(missing)}. {advice}"
         )
-    check_registered(about)
+    check_registered(about, {name: about[name] for name in ("arch", "fusion")})
     config = TrainConfig(weights="none", **{name: about[name] for name in names})
     more = {name: about.get(name) for name in ("parents", "undo")}  # not in the oldest runs
     model = build_model(config, about["n_metadata"], len(about["classes"]), **more)
@@ -298,18 +300,20 @@ def read_model(about: dict[str, Any], path: Path, advice: str) -> FusionModel:
     return model.eval()
 
 
-def check_registered(about: dict[str, Any]) -> None:
-    """Raise `LesionfastError` if a module that registered a part of the model is not imported."""
-    parts = {"arch": ("backbone", archs), "fusion": ("fusion", fusions)}
-    for option, module in about.get("registered", {}).items():
-        kind, registry = parts.get(option, (option, {about.get(option): None}))
-        name = about.get(option)
-        if name in registry:
+def check_registered(about: dict[str, Any], names: Mapping[str, Any]) -> None:
+    """Raise `LesionfastError` if what a model.json says a module registered is not there.
+
+    `names` are the options whose names are needed, such as {"arch": "mine"}.
+    """
+    for option, name in names.items():
+        module = about.get("registered", {}).get(option)
+        if module is None or name in REGISTRIES[option]:
             continue
         how = f"Import it first: import {module}, or lesionfast --import {module} …"
         if module == "__main__":
-            how = "Run the cell or the script that registers it first."
-        raise LesionfastError(f"the model's {kind} '{name}' is registered by {module}. {how}")
+            how = "First run the cell or the script that registers it."
+        what = REGISTRIES[option].kind
+        raise LesionfastError(f"the {what} '{name}' was registered by {module}. {how}")
 
 
 def check_tensors(own: Tensors, tensors: Tensors, arch: str) -> None:

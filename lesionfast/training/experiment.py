@@ -22,7 +22,13 @@ from lesionfast.diagnoses import Classes
 from lesionfast.errors import LesionfastError
 from lesionfast.files import LOCKED, disk_errors, only_process
 from lesionfast.models.archs import find_arch, name_backbone
-from lesionfast.models.fusion import check_metadata, fusions, load_model
+from lesionfast.models.fusion import (
+    REGISTRIES,
+    check_metadata,
+    check_registered,
+    fusions,
+    load_model,
+)
 from lesionfast.models.lineage import check_weights
 from lesionfast.models.precision import choose_precision
 from lesionfast.run import LEARNED, OF_THE_WEIGHTS, WEIGHTS, Run, check_name
@@ -178,6 +184,7 @@ def resume(run: Run, **moved: str) -> Run:
     `LesionfastError` if the run is finished and whole, or its data is missing or has changed.
     """
     check_resumable(run)
+    check_registered(run.model, {name: getattr(run.config, name) for name in REGISTRIES})
     with only_trainer(run):
         run = Run(run.path)
         check_resumable(run)  # again, as another process may have ended it

@@ -1,8 +1,7 @@
 """DataLoaders + model -> an ordinary fastai Learner. The one file that imports fastai's patches."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -67,14 +66,46 @@ OF_THE_LOADERS = {  # options that the DataLoaders have used
 } - {"seed"}
 
 
-class LesionLearner(Learner):
-    """A fastai Learner of an image and its metadata: `lesion_learner` makes it.
-
-    It can resume a fit, and is whole again after one that failed. `config` has its options,
-    `classes` names its classes, `objective` is what it minimises.
-    """
+class ResumableLearner(Learner):
+    """A fastai Learner that can resume a fit, and is whole again after one that failed."""
 
     first_epoch = 0
+
+    def export(self, *args: Any, **kwargs: Any) -> None:
+        """Pickle the Learner without its data, as fastai does; keep the data, also on an error."""
+        dls, opt = self.dls, self.opt
+        try:
+            super().export(*args, **kwargs)
+        finally:
+            self.dls, self.opt = dls, self.opt or opt
+
+    def _with_events(
+        self, f: Callable[[], Any], event_type: str, ex: type, final: Callable[[], Any] = noop
+    ) -> None:
+        """Run a part of the loop; after an error the callbacks give back what they have changed."""
+        try:
+            super()._with_events(f, event_type, ex, final)
+        except BaseException:
+            for cb in self.cbs:
+                if isinstance(cb, Borrowing):
+                    cb.end(event_type)
+            raise
+
+    def _do_fit(self) -> None:
+        for epoch in range(self.first_epoch, self.n_epoch):
+            self.epoch = epoch
+            self.run_epoch()
+
+    def run_epoch(self) -> None:
+        """Run one epoch with its events."""
+        self._with_events(self._do_epoch, "epoch", CancelEpochException)
+
+
+class LesionLearner(ResumableLearner):
+    """A fastai Learner of an image and its metadata: `lesion_learner` makes it.
+
+    `config` has its options, `classes` names its classes, `objective` is what it minimises.
+    """
 
     def __init__(
         self,
@@ -88,7 +119,10 @@ class LesionLearner(Learner):
         **kwargs: Any,
     ) -> None:
         self.config, self.classes, self.objective = config, classes, objective
-        self.epochs, self.seconds = [], 0.0  # the lines of history.csv of all fits so far
+        self.history_lines, self.train_seconds = (
+            [],
+            0.0,
+        )  # the lines of history.csv of all fits so far
         if metrics is None:
             metrics = validation_metrics(classes, lambda: self.prior, config.rule)
         lr = config.lr if isinstance(config.lr, float) else 1e-3
@@ -131,17 +165,9 @@ class LesionLearner(Learner):
             *inputs, _, number, p = super().predict(row, rm_type_tfms, with_input)
         return (*inputs, self.dls.vocab[int(number)], number, p)
 
-    def export(self, *args: Any, **kwargs: Any) -> None:
-        """Pickle the Learner without its data, as fastai does; keep the data, also on an error."""
-        dls, opt = self.dls, self.opt
-        try:
-            super().export(*args, **kwargs)
-        finally:
-            self.dls, self.opt = dls, self.opt or opt
-
     def to_run(self, path: str | Path) -> Run:
         """Return a new run at `path` of this Learner as it is now; see `Run.from_learner`."""
-        return write_run(self, path, self.epochs, self.seconds)
+        return write_run(self, path, self.history_lines, self.train_seconds)
 
     def _split(self, b: Any) -> None:
         super()._split(b)
@@ -149,36 +175,16 @@ class LesionLearner(Learner):
         metadata = vector[0] if vector else image.new_zeros(len(image), 0)
         self.xb = (image, TensorMetadata(metadata))
 
-    def _with_events(
-        self, f: Callable[[], Any], event_type: str, ex: type, final: Callable[[], Any] = noop
-    ) -> None:
-        """Run a part of the loop; after an error the callbacks give back what they have changed."""
-        try:
-            super()._with_events(f, event_type, ex, final)
-        except BaseException:
-            for cb in self.cbs:
-                if isinstance(cb, Borrowing):
-                    cb.end(event_type)
-            raise
-
-    def _do_fit(self) -> None:
-        for epoch in range(self.first_epoch, self.n_epoch):
-            self.epoch = epoch
-            with self.noted():
-                self._with_events(self._do_epoch, "epoch", CancelEpochException)
-
-    @contextmanager
-    def noted(self) -> Iterator[None]:
-        """Note the line of the history of an epoch, and its seconds, when it has ended."""
+    def run_epoch(self) -> None:
+        """Run one epoch with its events; note its line of the history and its seconds."""
         begun, recorder = perf_counter(), getattr(self, "recorder", None)
         steps = 0 if recorder is None else len(recorder.lrs)
-        yield
-        self.seconds += perf_counter() - begun
+        super().run_epoch()
+        self.train_seconds += perf_counter() - begun
         if recorder is not None and recorder.values:
             lr = max(recorder.lrs[steps:], default=None)
-            name = current_phase(self).name
-            line = history_line(len(self.epochs) + 1, name, lr, recorder.values[-1])
-            self.epochs.append(line)
+            name, number = current_phase(self).name, len(self.history_lines) + 1
+            self.history_lines.append(history_line(number, name, lr, recorder.values[-1]))
 
 
 def lesion_learner(

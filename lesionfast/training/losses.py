@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lesionfast.errors import LesionfastError
+from lesionfast.models.fusion import REGISTRIES
 from lesionfast.registry import Builder, Registry, calling_module
 
-losses = Registry("loss", "--loss")
+losses = REGISTRIES["loss"] = Registry("loss", "--loss")
 NEGLIGIBLE = 0.01  # times the class's share: a posterior that no rule decides for
 
 

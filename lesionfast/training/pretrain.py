@@ -27,7 +27,7 @@ from lesionfast.training.callbacks.progress import logging_to
 from lesionfast.training.callbacks.schedule import OneCycle, ProgressiveUnfreezing
 from lesionfast.training.callbacks.tracking import save_tensors
 from lesionfast.training.fitting import run_epochs
-from lesionfast.training.learner import ADAMW, LesionLearner, find_lr, learner_callbacks
+from lesionfast.training.learner import ADAMW, ResumableLearner, find_lr, learner_callbacks
 from lesionfast.training.record import count_images, describe_environment
 
 logger = logging.getLogger("lesionfast")
@@ -65,7 +65,7 @@ def pretrain(
     return folder
 
 
-def autoencoder_learner(df: pd.DataFrame, config: TrainConfig) -> LesionLearner:
+def autoencoder_learner(df: pd.DataFrame, config: TrainConfig) -> ResumableLearner:
     """Return the Learner of a pretraining; wrong names are reported before images are decoded."""
     find_arch(config.arch)
     augmentations[config.augment]
@@ -74,7 +74,7 @@ def autoencoder_learner(df: pd.DataFrame, config: TrainConfig) -> LesionLearner:
         dls = LesionDataLoaders.from_df(df, config, progress=progress)
     torch.manual_seed(config.seed)  # the first weights
     backbone = create_backbone(config.arch, size=config.size, weights=config.weights)
-    return LesionLearner(
+    return ResumableLearner(
         dls,
         Autoencoder(backbone, config.size),
         loss_func=mse_loss,
@@ -131,7 +131,7 @@ class ImageIsTarget(Callback):
         self.learn.xb = self.learn.yb = self.xb[:1]
 
 
-def fit(learn: LesionLearner, config: TrainConfig, run: Run) -> None:
+def fit(learn: ResumableLearner, config: TrainConfig, run: Run) -> None:
     """Train with one cycle; write history.csv, and weights.safetensors of the best encoder alone.
 
     Raises `TrainingInterrupted` if it is stopped before its first epoch ended.
@@ -146,7 +146,7 @@ def fit(learn: LesionLearner, config: TrainConfig, run: Run) -> None:
     run.manifest.record("history.csv")
 
 
-def draw_reconstructions(learn: LesionLearner, config: TrainConfig, path: Path) -> Path:
+def draw_reconstructions(learn: ResumableLearner, config: TrainConfig, path: Path) -> Path:
     """Draw some validation images above their reconstructions, as PNG."""
     images = learn.dls.valid.one_batch()[0].as_subclass(torch.Tensor)[:SHOWN]
     with torch.no_grad(), in_eval_mode(learn.model):

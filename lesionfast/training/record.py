@@ -15,7 +15,6 @@ from fastai.learner import Learner
 
 from lesionfast.config import TrainConfig
 from lesionfast.console import counting_bar
-from lesionfast.data.augment import augmentations
 from lesionfast.data.encoder import describe_missing
 from lesionfast.data.loaders import LesionDataLoaders
 from lesionfast.data.split import PARTS, format_split
@@ -23,24 +22,21 @@ from lesionfast.diagnoses import Classes, join_names, probability_columns
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.features import write_features
 from lesionfast.files import sha256
-from lesionfast.models.archs import archs
 from lesionfast.models.backbones import count_parameters
 from lesionfast.models.features import Features
-from lesionfast.models.fusion import fusions
+from lesionfast.models.fusion import REGISTRIES
 from lesionfast.models.inference import TorchEngine
 from lesionfast.models.lineage import lineage_header
 from lesionfast.models.precision import choose_precision, describe_precision
 from lesionfast.run import WITHOUT_METADATA, Run, describe_software
 from lesionfast.stats.metrics import summarize
 from lesionfast.training.callbacks.tracking import history_header, history_line, save_tensors
-from lesionfast.training.losses import losses
 from lesionfast.training.objective import default_cost, shifting_options
 
 logger = logging.getLogger("lesionfast")
 
 CHECKPOINT = "checkpoints/last.safetensors"
 LR = "checkpoints/lr.json"  # of --lr auto, for a resumed training
-REGISTRIES = {"arch": archs, "fusion": fusions, "loss": losses, "augment": augmentations}
 
 
 def write_run(learn: Learner, path: str | Path, epochs: Sequence[str], seconds: float) -> Run:

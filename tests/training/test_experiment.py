@@ -267,7 +267,7 @@ def test_a_resumed_run_keeps_its_joined_lesions_and_skipped_images(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("lesionfast.training.fitting.predict_splits", power_cut)
+        patch.setattr("lesionfast.training.record.predict_splits", power_cut)
         train(joined, config, tmp_path / "runs")
     stopped = Run.open(next((tmp_path / "runs").iterdir()))
     log = (stopped.path / "log.txt").read_text()
@@ -342,7 +342,7 @@ def test_a_resumed_run_does_not_show_metrics_of_other_weights(stopped, monkeypat
     def power_cut(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lesionfast.training.fitting.predict_splits", power_cut)
+    monkeypatch.setattr("lesionfast.training.record.predict_splits", power_cut)
     with pytest.raises(KeyboardInterrupt):
         resume(Run.open(stopped.path))
     assert not Run.open(stopped.path).finished
