@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -153,6 +154,7 @@ class BatchLoader(TfmdDL):
 
     def _pre_show_batch(self, b: Any, max_n: int = 9) -> tuple[Any, Any, Any]:
         """Return images, targets and samples; the type of the images chooses `plot_top_losses`."""
+        register_top_losses()
         images, targets, samples = super()._pre_show_batch(b, max_n=len(b[0]))
         return LesionImages(images[0]), targets, samples
 
@@ -179,7 +181,6 @@ def read_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
             yield batch
 
 
-@dispatch
 def plot_top_losses(
     x: LesionImages,
     y: TensorCategory,
@@ -193,12 +194,20 @@ def plot_top_losses(
     **kwargs: Any,
 ) -> None:
     """Draw the images of the largest losses, for fastai's `Interpretation.plot_top_losses`."""
-    title = "Decision / truth / loss / probability of the decision"
+    title = "Decision / truth / loss / highest probability"
     axes = get_grid(len(samples), nrows=nrows, ncols=ncols, figsize=figsize, title=title)
     for axis, sample, out, raw, loss in zip(axes, samples, outs, raws, losses, strict=False):
         decision, truth = out[0], sample[-1]
         words = f"{decision} / {truth} / {float(loss):.2f} / {float(raw.max()):.2f}"
         show_image(sample[0], ctx=axis, title=words, **kwargs)
+
+
+@cache
+def register_top_losses() -> None:
+    """Make fastai draw with `plot_top_losses`; registered before fastai's own it would lose."""
+    import fastai.interpret  # noqa: F401
+
+    dispatch(plot_top_losses)
 
 
 def draw_pictures(images: torch.Tensor, captions: list[str]) -> None:

@@ -119,10 +119,8 @@ class LesionLearner(ResumableLearner):
         **kwargs: Any,
     ) -> None:
         self.config, self.classes, self.objective = config, classes, objective
-        self.history_lines, self.train_seconds = (
-            [],
-            0.0,
-        )  # the lines of history.csv of all fits so far
+        self.history_lines: list[str] = []  # of history.csv, of all fits so far
+        self.seconds_trained = 0.0
         if metrics is None:
             metrics = validation_metrics(classes, lambda: self.prior, config.rule)
         lr = config.lr if isinstance(config.lr, float) else 1e-3
@@ -167,7 +165,7 @@ class LesionLearner(ResumableLearner):
 
     def to_run(self, path: str | Path) -> Run:
         """Return a new run at `path` of this Learner as it is now; see `Run.from_learner`."""
-        return write_run(self, path, self.history_lines, self.train_seconds)
+        return write_run(self, path, self.history_lines, self.seconds_trained)
 
     def _split(self, b: Any) -> None:
         super()._split(b)
@@ -180,7 +178,7 @@ class LesionLearner(ResumableLearner):
         begun, recorder = perf_counter(), getattr(self, "recorder", None)
         steps = 0 if recorder is None else len(recorder.lrs)
         super().run_epoch()
-        self.train_seconds += perf_counter() - begun
+        self.seconds_trained += perf_counter() - begun
         if recorder is not None and recorder.values:
             lr = max(recorder.lrs[steps:], default=None)
             name, number = current_phase(self).name, len(self.history_lines) + 1
