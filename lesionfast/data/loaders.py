@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -26,8 +26,9 @@ from lesionfast.data.augment import BatchAugment, build_recipe
 from lesionfast.data.encoder import MetadataEncoder
 from lesionfast.data.images import check_bad, fill, open_dataset_images
 from lesionfast.data.sources import FileReader
-from lesionfast.data.split import PARTS, configure, load_data
+from lesionfast.data.split import PARTS, configure, load_data, load_dataset
 from lesionfast.errors import LesionfastError
+from lesionfast.run import Run
 
 Sampler = Callable[[Random], list[int]]
 Batch = tuple[TensorBase, ...]
@@ -294,6 +295,22 @@ class LesionDataLoaders(DataLoaders):
             device=device,
         ).loaders
         return cls(*loaders, device=device)
+
+    @classmethod
+    def from_run(
+        cls, run: Run, df: pd.DataFrame | None = None, config: TrainConfig | None = None
+    ) -> "LesionDataLoaders":
+        """Return the DataLoaders of a run: its data, split, options and metadata encoder.
+
+        `df` and `config` replace the run's own. Raises `LesionfastError` if the data is missing.
+
+        >>> lf.LesionDataLoaders.from_run(run).n_inp
+        2
+        """
+        config = replace(config or run.config, weights="none")
+        if df is None:
+            df = load_dataset(config, split=run.file("split.csv"))
+        return cls.from_df(df, config, encoder=MetadataEncoder.from_run(run))
 
     @classmethod
     def from_csv(cls, csv: str | Path, images: str | Path, **kwargs: Any) -> "LesionDataLoaders":

@@ -18,7 +18,6 @@ from lesionfast.evaluation.features import dataset_features, read_features
 from lesionfast.evaluation.interpretation import Interpretation, records
 from lesionfast.run import FEATURES, Run
 from lesionfast.stats.calibration import Calibrator
-from lesionfast.stats.measures import by_lesion, measure
 from lesionfast.stats.metrics import RULES, decide
 from lesionfast.stats.selective import Referral
 from lesionfast.stats.thresholds import cost_decision, cost_table
@@ -116,20 +115,6 @@ class Findings:
         return read_features(self.run)
 
     @cached_property
-    def measures(self) -> pd.DataFrame:
-        """Every metric over the images: metric, of, n, value, low, high."""
-        read = self.interpretation
-        return measure(read.truth, read.probabilities, read.decision, read.lesions, read.classes)
-
-    @cached_property
-    def lesion_measures(self) -> pd.DataFrame:
-        """Every metric over the lesions, the probabilities of whose images are averaged."""
-        read = self.interpretation
-        truth, probabilities, names = by_lesion(read.truth, read.probabilities, read.lesions)
-        decision = decide(probabilities, read.rule, self.run.model["prior"])
-        return measure(truth, probabilities, decision, names, read.classes)
-
-    @cached_property
     def mean_costs(self) -> pd.DataFrame:
         """The mean cost an image of each rule, and of the least expected cost.
 
@@ -163,14 +148,16 @@ class Findings:
 
     def measure(self, metric: str, of: str | None) -> pd.Series | None:
         """Return the row of one metric over the images; None if there is none."""
-        rows = self.measures[(self.measures["metric"] == metric) & (self.measures["of"] == of)]
+        table = self.interpretation.measures
+        rows = table[(table["metric"] == metric) & (table["of"] == of)]
         return None if rows.empty else rows.iloc[0]
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON-safe values; what is missing or undefined is None."""
-        tables = {"estimates": self.measures, "estimates_by_lesion": self.lesion_measures}
+        read = self.interpretation
+        tables = {"estimates": read.measures, "estimates_by_lesion": read.lesion_measures}
         estimates = {name: records(table) for name, table in tables.items()}
-        return self.interpretation.to_dict() | estimates
+        return read.to_dict() | estimates
 
 
 def read_cost_matrix(text: str | None, classes: list[str]) -> np.ndarray:

@@ -16,6 +16,7 @@ from lesionfast.diagnoses import Classes
 from lesionfast.errors import LesionfastError, did_you_mean
 from lesionfast.notebook import predictions_html
 from lesionfast.run import Run
+from lesionfast.stats.measures import by_lesion, measure
 from lesionfast.stats.metrics import confusion_counts, decide, json_safe, losses, summarize
 from lesionfast.stats.selective import rule_confidence
 from lesionfast.stats.subgroups import COLUMNS, group_labels, measure_gaps, measure_subgroups
@@ -161,6 +162,21 @@ class Interpretation:
     def metrics(self) -> dict[str, Any]:
         """The metrics of `summarize`, for both rules."""
         return summarize(self.truth, self.probabilities, self.classes, self.prior)
+
+    @cached_property
+    def measures(self) -> pd.DataFrame:
+        """Every metric over the images with its 95 % interval: metric, of, n, value, low, high.
+
+        `of` is a class, 'malignant' or 'all'; see `lesionfast interpret`.
+        """
+        return measure(self.truth, self.probabilities, self.decision, self.lesions, self.classes)
+
+    @cached_property
+    def lesion_measures(self) -> pd.DataFrame:
+        """Every metric over the lesions, the probabilities of whose images are averaged."""
+        truth, probabilities, names = by_lesion(self.truth, self.probabilities, self.lesions)
+        decision = decide(probabilities, self.rule, self.prior)
+        return measure(truth, probabilities, decision, names, self.classes)
 
     def confusion(self, normalize: bool = False) -> pd.DataFrame:
         """Return truth (rows) by decision (columns): counts, or shares of the truth.

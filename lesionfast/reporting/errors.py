@@ -55,7 +55,7 @@ def melanoma(findings: Findings) -> Section | None:
         words += f" {len(read.taken_for())} are taken for nevi, the costliest error."
         caption = "The melanomas taken for nevi, most confident first"
         pictures.append(draw_picture(findings, draw_melanomas_taken_for_nevi, caption))
-    table = class_table(findings.measures, [melanoma], "Against the rest, by image")
+    table = class_table(findings.interpretation.measures, [melanoma], "Against the rest, by image")
     return Section("Melanoma", [words], [table], pictures)
 
 
@@ -110,7 +110,14 @@ def interpretation_tables(findings: Findings) -> list[Table]:
     title = f"Classes: {subtitle(interpretation)}; balanced accuracy {overall}"
     names = list(dict.fromkeys([*classes, classes.cancer]))
     tables = [
-        class_table(findings.measures, names, title, IN_TERMINAL, classes.melanoma, short=True)
+        class_table(
+            interpretation.measures,
+            names,
+            title,
+            IN_TERMINAL,
+            classes.melanoma,
+            short=True,
+        )
     ]
     tables[0].note = "in brackets: 95 % intervals over lesions"
     if len(classes) <= MOST_IN_TERMINAL:

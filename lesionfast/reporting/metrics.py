@@ -54,9 +54,13 @@ Curve = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 def metrics(findings: Findings) -> Section:
     """Return every metric, over images and over lesions."""
-    classes = findings.interpretation.classes
+    read = findings.interpretation
+    classes = read.classes
     names = list(dict.fromkeys([*classes, classes.cancer]))
-    parts = {"by image": findings.measures, "by lesion": findings.lesion_measures}
+    parts = {
+        "by image": read.measures,
+        "by lesion": read.lesion_measures,
+    }
     tables = [overall_table(parts)]
     for part, measures in parts.items():
         title = f"Each class against the rest, {part}"
@@ -66,7 +70,7 @@ def metrics(findings: Findings) -> Section:
         draw_roc: "ROC curve of each class against the rest",
         draw_precision_recall: "Precision and sensitivity of each class against the rest",
     }
-    curves = [draw_picture(findings, *figure, findings.measures) for figure in captions.items()]
+    curves = [draw_picture(findings, *figure, read.measures) for figure in captions.items()]
     return Section("Metrics", words, tables, curves)
 
 

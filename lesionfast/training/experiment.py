@@ -8,7 +8,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from fastcore.basics import noop
 
@@ -27,7 +26,6 @@ from lesionfast.models.fusion import (
     check_metadata,
     check_registered,
     fusions,
-    load_model,
 )
 from lesionfast.models.lineage import check_weights
 from lesionfast.models.precision import choose_precision
@@ -191,7 +189,10 @@ def resume(run: Run, **moved: str) -> Run:
         config = replace(run.config, **(dict.fromkeys(WHERE) | moved if moved else {}))
         df = load_dataset(config, split=run.file("split.csv"))
         training = read_training(run)
-        learn = trained_learner(run, df, config) if training else prepare_learner(df, config)
+        if training:
+            learn = lesion_learner(LesionDataLoaders.from_run(run, df, config), run)
+        else:
+            learn = prepare_learner(df, config)
         check_same_data(learn, run)
         if training is None:
             forget_weights(run)
@@ -225,28 +226,11 @@ def predict_again(run: Run, df: pd.DataFrame, config: TrainConfig, root: Path, n
 
     `df` has the rows, `config` the options of the prediction, such as --tta.
     """
-    learn = trained_learner(run, df, config)
+    learn = lesion_learner(LesionDataLoaders.from_run(run, df, config), run)
     made = Run.create(root, config, name)
     write_preparation(learn, made)
     finish(learn, made, {"train_seconds": 0.0, "status": "finished"})
     return made
-
-
-def trained_learner(
-    run: Run, df: pd.DataFrame | None = None, config: TrainConfig | None = None
-) -> LesionLearner:
-    """Return an ordinary fastai Learner over a run's data, with its weights and its encoder.
-
-    `df` and `config` replace the run's own. Raises `LesionfastError` if the data is missing.
-    """
-    encoder = MetadataEncoder.from_run(run)
-    plain = replace(config or run.config, weights="none")
-    if df is None:
-        df = load_dataset(plain, split=run.file("split.csv"))
-    learn = lesion_learner(LesionDataLoaders.from_df(df, plain, encoder=encoder), config=plain)
-    learn.model = load_model(run).to(learn.dls.device)
-    learn.prior = np.array(run.model["prior"])
-    return learn
 
 
 def prepare_learner(df: pd.DataFrame, config: TrainConfig) -> LesionLearner:

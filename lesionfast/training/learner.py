@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from lesionfast.config import IN_MEMORY, SplitConfig, TrainConfig, read_options
+from lesionfast.data.encoder import MetadataEncoder
 from lesionfast.data.loaders import (
     LesionDataLoaders,
     TensorMetadata,
@@ -31,7 +32,7 @@ from lesionfast.diagnoses import Classes, read_subclasses
 from lesionfast.errors import LesionfastError
 from lesionfast.files import temporary_folder, write_atomically
 from lesionfast.models.archs import name_backbone
-from lesionfast.models.fusion import FusionModel, build_model, stage_groups
+from lesionfast.models.fusion import FusionModel, build_model, load_model, stage_groups
 from lesionfast.models.precision import choose_precision
 from lesionfast.run import Run
 from lesionfast.stats.metrics import decide, decision_metrics, macro_auc
@@ -187,7 +188,7 @@ class LesionLearner(ResumableLearner):
 
 def lesion_learner(
     dls: DataLoaders,
-    arch: str | nn.Module | Callable[[], nn.Module] | None = None,
+    arch: str | nn.Module | Callable[[], nn.Module] | Run | None = None,
     *,
     config: TrainConfig | None = None,
     fusion: str | None = None,
@@ -205,7 +206,8 @@ def lesion_learner(
 
     `dls` are `LesionDataLoaders`, or any DataLoaders of (image float32 (B, 3, H, W) in 0..1, vector
     float32 (B, width)) -> class, or of images alone. `arch` is a name, a module, or a function that
-    returns one: images (B, 3, H, W) to a map (B, C, h, w) or features (B, C). `fusion` is a name,
+    returns one: images (B, 3, H, W) to a map (B, C, h, w) or features (B, C); or a `Run`, whose
+    weights the Learner then has, over `LesionDataLoaders.from_run(run)`. `fusion` is a name,
     `loss_func` a name, or any module or function of logits (B, K) and class numbers (B,). `options`
     are those of `lesionfast train`, such as `balance="weights"`; all else is as in fastai. The
     parameter groups are the stages of the backbone and the head. `seed` (42 by default) decides the
@@ -215,7 +217,8 @@ def lesion_learner(
     >>> learn = lf.lesion_learner(dls, "test_resnet", weights="none", fusion="film")
     >>> learn.fit_one_cycle(1, 1e-3)  # doctest: +SKIP
     """
-    choices = name_choices(arch, fusion, loss_func, lr)
+    run = arch if isinstance(arch, Run) else None
+    choices = name_choices(None if run else arch, fusion, loss_func, lr)
     config = configure_learner(dls, config, options | choices)
     classes = Classes.chosen(read_vocab(dls), config.melanoma, config.malignant)
     model, objective = build_parts(dls, config, classes)
@@ -223,7 +226,25 @@ def lesion_learner(
     callbacks += [*withhold_metadata(dls, config, model.parents), *listify(cbs)]
     about = {"config": config, "classes": classes, "objective": objective}
     how = {"opt_func": opt_func, "splitter": splitter, "path": path, "model_dir": model_dir}
-    return LesionLearner(dls, model, metrics=metrics, cbs=callbacks, **about, **how)
+    learn = LesionLearner(dls, model, metrics=metrics, cbs=callbacks, **about, **how)
+    return learn if run is None else load_run(learn, run)
+
+
+def load_run(learn: LesionLearner, run: Run) -> LesionLearner:
+    """Return a Learner with the weights of a run, ready to predict or to train on.
+
+    Raises `LesionfastError` unless its DataLoaders have the run's metadata encoder.
+    """
+    if not isinstance(learn.dls, LesionDataLoaders) or (
+        learn.dls.encoder.learned != MetadataEncoder.from_run(run).learned
+    ):
+        raise LesionfastError(
+            f"the DataLoaders encode metadata otherwise than {run.path}. Make them with "
+            "LesionDataLoaders.from_run(run), or from_run(run, df) for another table."
+        )
+    learn.model = load_model(run).to(learn.dls.device)
+    learn.prior = np.array(run.model["prior"])
+    return learn
 
 
 def name_choices(arch: Any, fusion: Any, loss_func: Any, lr: Any) -> dict[str, Any]:

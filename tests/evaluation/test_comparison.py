@@ -80,7 +80,11 @@ def test_the_intervals_are_those_of_the_same_lesions_for_all(runs):
 def test_the_options_in_which_runs_differ_are_told(runs):
     for run, given in zip(runs, ({}, {"loss": "focal", "size": 64}, {"seed": 7}), strict=True):
         write_text(run.path / "config.json", replace(run.config, **given).to_json())
-    assert describe_options([Run(each.path) for each in runs]) == ["", "size 64, loss focal", ""]
+    assert describe_options([Run(each.path) for each in runs]) == [
+        "",
+        "size 64, loss focal",
+        "seed 7",
+    ]
     runs[2].model["members"] = ["../a", "../b"]
     assert describe_options(runs)[2] == "ensemble of 2"
 
@@ -145,7 +149,7 @@ def test_a_run_has_the_same_intervals_alone_and_beside_others(make_run):
     runs = [make_run(), make_run(rule="argmax")]
     comparison = Comparison.from_runs(runs)
     for read, row in zip(comparison.interpretations, comparison.table.itertuples(), strict=True):
-        measures = Findings(read).measures.set_index(["metric", "of"])
+        measures = read.measures.set_index(["metric", "of"])
         alone = measures.loc[("balanced_accuracy", "all")]
         assert (row.balanced_accuracy_low, row.balanced_accuracy_high) == (alone.low, alone.high)
         for name in read.classes:

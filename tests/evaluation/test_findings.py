@@ -158,7 +158,7 @@ def test_the_measures_are_those_of_the_rows(run):
     findings = Findings.from_run(run)
     read = findings.interpretation
     again = measure(read.truth, read.probabilities, read.decision, read.lesions, read.classes)
-    assert findings.measures.equals(again)
+    assert findings.interpretation.measures.equals(again)
     assert findings.measure("no such", "all") is None
 
 

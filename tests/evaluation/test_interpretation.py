@@ -179,7 +179,7 @@ def test_no_errors_give_empty_tables(run):
 
 
 @pytest.mark.parametrize(
-    "module", ["evaluation.interpretation", "report.overview", "report.comparison"]
+    "module", ["evaluation.interpretation", "reporting.overview", "reporting.comparison"]
 )
 def test_importing_it_imports_no_matplotlib_no_rich_and_no_scikit_learn(module):
     code = (

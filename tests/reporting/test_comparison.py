@@ -6,9 +6,8 @@ from PIL import Image
 from rich.console import Console
 
 from lesionfast.console import print_table
-from lesionfast.evaluation.comparison import Comparison
+from lesionfast.evaluation.comparison import Comparison, comparison_table
 from lesionfast.reporting.comparison import (
-    comparison_table,
     draw_comparison,
     push_apart,
     run_label,

@@ -5,7 +5,6 @@ import pytest
 
 from lesionfast.console import print_table
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.reporting.metrics import (
     draw_precision_recall,
@@ -18,7 +17,7 @@ from lesionfast.run import Run
 
 def test_curves_name_every_class_with_its_number(make_run, tmp_path, drawn):
     interpretation = Interpretation.from_run(make_run())
-    measures = Findings(interpretation).measures
+    measures = interpretation.measures
     draw_roc(interpretation, measures, tmp_path)
     draw_precision_recall(interpretation, measures, tmp_path)
     for name, metric in (("roc.png", "auc"), ("precision_recall.png", "average_precision")):
@@ -35,7 +34,7 @@ def test_curves_name_every_class_with_its_number(make_run, tmp_path, drawn):
 
 def test_marks_sit_where_the_rule_decides(make_run, tmp_path, drawn):
     interpretation = Interpretation.from_run(make_run())
-    draw_precision_recall(interpretation, Findings(interpretation).measures, tmp_path)
+    draw_precision_recall(interpretation, interpretation.measures, tmp_path)
     marks = drawn["precision_recall"].axes[0].collections
     found = np.array([each.get_offsets()[0] for each in marks])
     table = interpretation.sensitivity_table()
@@ -44,7 +43,7 @@ def test_marks_sit_where_the_rule_decides(make_run, tmp_path, drawn):
 
 def test_a_class_named_malignant_has_its_own_images_in_the_legend(make_run, tmp_path, drawn):
     interpretation = Interpretation.from_run(make_run(classes=("benign", "malignant"), n=60))
-    draw_roc(interpretation, Findings(interpretation).measures, tmp_path)
+    draw_roc(interpretation, interpretation.measures, tmp_path)
     legend = [text.get_text() for text in drawn["roc"].axes[0].get_legend().get_texts()]
     count = int((interpretation.truth == 1).sum())
     assert count > 0 and legend[1].startswith(f"malignant, n {count}\nAUC 0.")
@@ -55,7 +54,7 @@ def test_a_class_without_others_has_neither_curve_nor_number(make_run, tmp_path,
     table = run.predictions[run.predictions["target"] == "nv"]
     table.to_csv(run.path / "predictions.csv", index=False)
     interpretation = Interpretation.from_run(Run(run.path))
-    draw_precision_recall(interpretation, Findings(interpretation).measures, tmp_path)
+    draw_precision_recall(interpretation, interpretation.measures, tmp_path)
     axis = drawn["precision_recall"].axes[0]
     assert all(t.get_text().endswith("\nundefined") for t in axis.get_legend().get_texts())
     assert all(len(line.get_xdata()) == 0 for line in axis.lines)
@@ -66,7 +65,7 @@ def test_a_class_without_images_keeps_its_place_in_the_legend(make_run, tmp_path
     table = run.predictions[run.predictions["target"] != "df"]
     table.to_csv(run.path / "predictions.csv", index=False)
     interpretation = Interpretation.from_run(Run(run.path))
-    draw_roc(interpretation, Findings(interpretation).measures, tmp_path)
+    draw_roc(interpretation, interpretation.measures, tmp_path)
     legend = drawn["roc"].axes[0].get_legend().get_texts()
     assert legend[3].get_text() == "df (dermatofibroma), n 0\nundefined"
 

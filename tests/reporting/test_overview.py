@@ -56,7 +56,7 @@ def test_nothing_is_fetched(report):
 
 
 def test_estimates_have_intervals(run):
-    measures = Findings.from_run(run).measures
+    measures = Findings.from_run(run).interpretation.measures
     estimated = measures[measures["value"].notna()]
     assert estimated[["low", "high"]].notna().all().all()
 

@@ -6,12 +6,14 @@ import pytest
 from PIL import Image
 
 from lesionfast.config import TrainConfig
+from lesionfast.data.loaders import LesionDataLoaders
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
 from lesionfast.serving.export import export
 from lesionfast.serving.inputs import Item
 from lesionfast.serving.predictor import AHEAD, CHUNK, Predictor
-from lesionfast.training.experiment import train, trained_learner
+from lesionfast.training.experiment import train
+from lesionfast.training.learner import lesion_learner
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +179,7 @@ def test_a_table_without_paths_is_an_error(predictor):
 def test_a_run_gives_back_a_fastai_learner(trained):
     from fastai.learner import Learner
 
-    learn = trained_learner(trained)
+    learn = lesion_learner(LesionDataLoaders.from_run(trained), trained)
     assert isinstance(learn, Learner) and list(learn.dls.vocab) == trained.classes
     with learn.no_bar(), learn.no_logging():
         found = learn.get_preds(ds_idx=1)[0].numpy()

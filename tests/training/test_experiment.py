@@ -32,7 +32,6 @@ from lesionfast.training.experiment import (
     prepare_learner,
     resume,
     train,
-    trained_learner,
 )
 from lesionfast.training.fitting import highest_lr
 from lesionfast.training.learner import lesion_learner
@@ -325,7 +324,7 @@ def test_a_run_that_says_of_nothing_to_undo_predicts_as_it_did(run, tmp_path):
     Run(old).write_text("config.json", replace(run.config, label_smoothing=0.1).to_json())
     model = {k: v for k, v in run.model.items() if k not in ("undo", "not_undone")}
     Run(old).write_json("model.json", model | {"prior": [0.3, 0.2, *[0.1] * 5]})
-    learn = trained_learner(Run(old))
+    learn = lesion_learner(LesionDataLoaders.from_run(Run(old)), Run(old))
     with learn.no_bar():
         found = learn.get_preds(ds_idx=1)[0].numpy()
     valid = run.predictions.query("split == 'valid'")
