@@ -38,8 +38,8 @@ class Registry(Mapping[str, Callable[..., Any]]):
         """
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise LesionfastError(
-                f"{name!r} can't name a {self.kind}: type letters, digits, - and _, as in "
-                f'@register("my_{self.kind.replace(" ", "_")}").'
+                f"{name!r} can't be registered ({self.kind}): type a name of letters, digits, - "
+                'and _, such as "mine".'
             )
 
         def file(builder: Builder) -> Builder:
@@ -78,6 +78,12 @@ class Registry(Mapping[str, Callable[..., Any]]):
             name: text.splitlines()[0] if text else f"Registered by {self.modules.get(name)}."
             for name, text in texts.items()
         }
+
+
+def own_name(thing: Any) -> str:
+    """Return the name of a function or class, or that of a module's class."""
+    name = getattr(thing, "__name__", type(thing).__name__)
+    return "unnamed" if name == "<lambda>" else name
 
 
 def calling_module() -> str:

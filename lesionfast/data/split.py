@@ -244,9 +244,9 @@ def take(lesions: pd.DataFrame, share: float, seed: int, spare: int) -> np.ndarr
 def read_split(df: pd.DataFrame, file: str | Path, with_groups: bool = False) -> pd.DataFrame:
     """Add the column `split` from a CSV with the columns image_id and split.
 
-    `with_groups` takes the column `group` from there too, with its joined lesions. Raises
-    `LesionfastError` if an image is not in the file, for a word other than the three parts, and
-    for a lesion in two parts.
+    `with_groups`, for the split of a run, takes the column `group` from there too, with its joined
+    lesions, and leaves out images that the run did not have. Raises `LesionfastError` if an image
+    is not in the file, for a word other than the three parts, and for a lesion in two parts.
     """
     file = Path(file)
     if file.name == "split.csv":  # of a run, unless it has no manifest
@@ -261,7 +261,10 @@ def read_split(df: pd.DataFrame, file: str | Path, with_groups: bool = False) ->
         df = df.assign(group=df["image_id"].map(rows["group"]).fillna(df["group"]))
     part = df["image_id"].map(rows["split"])
     absent = df.loc[part.isna(), "image_id"]
-    if len(absent):
+    if len(absent) and with_groups and len(absent) < len(df):
+        logger.warning("Left out %s that %s does not have", pluralize(len(absent), "image"), file)
+        df, part = df[part.notna()].reset_index(drop=True), part.dropna().reset_index(drop=True)
+    elif len(absent):
         raise LesionfastError(
             f"{len(absent)} of {pluralize(len(df), 'image')} are not in the split {file}; the first"
             f" is '{absent.iloc[0]}'. Add them, or leave --split out for a new split."

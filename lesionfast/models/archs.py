@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.models.densenet import DenseNet
 
 from lesionfast.errors import LesionfastError, did_you_mean
-from lesionfast.registry import Builder, Registry, calling_module
+from lesionfast.registry import Builder, Registry, calling_module, own_name
 
 archs = Registry("architecture", "--arch")
 LIBRARIES = ("lesionfast", "torchvision", "timm")  # the first that has a name counts
@@ -50,7 +50,7 @@ def name_backbone(arch: Any) -> str:
         raise LesionfastError(
             f"arch is {arch!r}; it takes a name, a torch.nn.Module, or a function that returns one."
         )
-    name = getattr(arch, "__name__", type(arch).__name__)
+    name = own_name(arch)
     library = (getattr(arch, "__module__", None) or "").split(".")[0]
     if not isinstance(arch, nn.Module) and library in LIBRARIES and name in list_names(library):
         return f"{library}:{name}"

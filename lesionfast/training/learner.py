@@ -45,7 +45,7 @@ from lesionfast.training.balancing import (
 from lesionfast.training.callbacks.inference import (
     Autocast,
     Borrowing,
-    ChannelsLast,
+    ChannelsLastWeights,
     FastInference,
     InferenceMode,
     KeepFreedMemory,
@@ -345,7 +345,7 @@ def withhold_metadata(
 def learner_callbacks(device: torch.device, config: TrainConfig) -> list[Callback]:
     """Return the callbacks that every fit of a fusion learner runs with."""
     cbs = [
-        *(KeepFreedMemory(), FrozenEval(), PlainTensors(), ChannelsLast(), InferenceMode()),
+        *(KeepFreedMemory(), FrozenEval(), PlainTensors(), ChannelsLastWeights(), InferenceMode()),
         SeedEpochs(config.seed),
     ]
     if not config.compile:

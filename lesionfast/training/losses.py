@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lesionfast.errors import LesionfastError
 from lesionfast.models.fusion import REGISTRIES
-from lesionfast.registry import Builder, Registry, calling_module
+from lesionfast.registry import Builder, Registry, calling_module, own_name
 
 losses = REGISTRIES["loss"] = Registry("loss", "--loss")
 NEGLIGIBLE = 0.01  # times the class's share: a posterior that no rule decides for
@@ -46,7 +46,7 @@ def name_loss(loss: Any) -> str:
             f"loss_func is {loss!r}; it takes a name, a torch.nn.Module, or a function of logits "
             "and class numbers."
         )
-    name = getattr(loss, "__name__", type(loss).__name__).replace("<lambda>", "lambda")
+    name = own_name(loss)
     if name not in losses or losses[name] is not loss:
         register_loss(name)(loss)
     return name
@@ -289,6 +289,6 @@ def build_user_loss(loss: Any, weight: Tensor | None) -> Any:
     elif weight is None:
         return deepcopy(loss) if isinstance(loss, nn.Module) else loss
     raise LesionfastError(
-        f"the loss {getattr(loss, '__name__', type(loss).__name__)} takes no class weights. Leave "
+        f"the loss {own_name(loss)} takes no class weights. Leave "
         "--balance and --class-weight out, or give it a parameter weight."
     )

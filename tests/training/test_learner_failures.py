@@ -1,10 +1,12 @@
 """Whatever a fit, a validation or a prediction dies of, the Learner and the process are whole."""
 
 import signal
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 import torch
+from fastai.callback import mixup
 from fastai.callback.core import (
     Callback,
     CancelBatchException,
@@ -14,6 +16,7 @@ from fastai.callback.core import (
     CancelValidException,
     event,
 )
+from fastai.learner import load_learner
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.augment import augmentations
@@ -135,10 +138,15 @@ def state_of(learn):
 
 
 def assert_whole(learn, before):
+    """The learner is as before, and fits, predicts and exports."""
     assert state_of(learn) == before
     learn.fit(1)
     assert torch.isfinite(torch.tensor(learn.recorder.values[-1])).all()
     assert learn.recorder.values[-1][0] > 0  # it did train
+    probabilities = learn.predict(learn.dls.rows.iloc[0])[2]
+    learn.export()
+    again = load_learner(learn.path / "export.pkl").predict(learn.dls.rows.iloc[0])[2]
+    torch.testing.assert_close(again, probabilities)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "validation"])
@@ -201,6 +209,26 @@ def test_a_model_that_raises_leaves_a_learner_that_fits_again(learn, training):
     before = state_of(learn)
     with pytest.raises(RuntimeError):
         learn.fit(1, cbs=[MixUp(0.4), Broken(training)])
+    assert_whole(learn, before)
+
+
+@pytest.mark.parametrize("mix", [mixup.MixUp, mixup.CutMix])
+@pytest.mark.parametrize("name", ["before_train", "after_pred", "after_loss", "after_train"])
+def test_an_error_within_the_mixing_of_fastai_leaves_a_learner_that_fits_again(learn, mix, name):
+    before = state_of(learn)
+    with pytest.raises(RuntimeError, match="here"):
+        learn.fit(1, cbs=[mix(), Raiser(name, RuntimeError("here"), True, order=200)])
+    assert_whole(learn, before)
+
+
+@pytest.mark.parametrize("name", [e for e in EVENTS if "backward" not in e and "step" not in e])
+def test_an_error_in_any_event_of_a_validation_leaves_a_learner_that_fits_again(learn, name):
+    before = state_of(learn)
+    for run in (learn.validate, learn.get_preds, learn.tta):
+        raiser = Raiser(name, RuntimeError("here"), order=200)
+        with suppress(RuntimeError), learn.added_cbs(raiser):
+            run()
+        assert state_of(learn) == before
     assert_whole(learn, before)
 
 

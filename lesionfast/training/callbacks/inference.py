@@ -87,7 +87,7 @@ class PlainTensors(Callback):
         self.learn.yb = tuple(y.as_subclass(torch.Tensor) for y in self.yb)
 
 
-class ChannelsLast(Callback):
+class ChannelsLastWeights(Callback):
     """Keep convolution weights channels-last in memory, as the batches are."""
 
     order = -15

@@ -8,7 +8,7 @@ from fastai.callback.core import Callback
 
 from lesionfast.training.callbacks.inference import (
     Autocast,
-    ChannelsLast,
+    ChannelsLastWeights,
     FastInference,
     InferenceMode,
     PlainTensors,
@@ -56,7 +56,7 @@ def test_autocast_computes_in_bfloat16_and_gives_back_float32(plain_learner):
 @pytest.mark.parametrize("event", ["before_fit", "before_validate"])
 def test_convolutions_become_channels_last(event, plain_learner):
     plain_learner.model = torch.nn.Conv2d(3, 4, 3)
-    callback = ChannelsLast()
+    callback = ChannelsLastWeights()
     callback.learn = plain_learner
     getattr(callback, event)()
     assert plain_learner.model.weight.is_contiguous(memory_format=torch.channels_last)
