@@ -100,7 +100,15 @@ class SplitConfig(DataConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(SplitConfig):
-    """Every option of a training, with its default and its help."""
+    """Every option of a training, with its default: those of `lesionfast train --help`.
+
+    Sizes are in pixels, shares from 0 to 1. `train`, `load_data` and `LesionDataLoaders.from_df`
+    take the options by keyword as well. Raises `LesionfastError` for a value that an option can't
+    have.
+
+    >>> lf.TrainConfig(arch="densenet121", size=224).lr
+    0.001
+    """
 
     arch: str = option(
         "tf_efficientnet_lite0",

@@ -221,7 +221,8 @@ class LesionDataLoaders(DataLoaders):
     """fastai DataLoaders (train, valid, test) of (image, metadata) -> class.
 
     A batch is (image float32 (B, 3, H, W) in 0..1, metadata float32 (B, width), class number (B,)).
-    Make them with `from_df`, `from_csv` or `from_folder`. They keep `config` (the options),
+    Make them with `from_df`, `from_csv`, `from_folder` or `from_run`, which raise `LesionfastError`
+    for bad data and unknown options. They keep `config` (the options),
     `encoder` (of the metadata), `rows` (of the images that can be read), `split` (all rows),
     `pixels` (the decoded images, uint8 (n, H, W, 3), at the positions of the column "row") and
     `bad` (why images were skipped, by image id).

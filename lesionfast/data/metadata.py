@@ -73,16 +73,16 @@ def read_frame(df: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
     df = df.set_axis(df.columns.astype(str), axis=1).set_axis(range(2, len(df) + 2), axis=0)
     if config.image not in df and "path" in df:
         df = df.assign(**{config.image: [Path(path).stem for path in df["path"]]})
+    if "path" not in df and config.images is None:
+        raise LesionfastError(
+            "the table does not say where the images are. Add a column 'path', or type images="
+            '"FOLDER".'
+        )
     if missing := [name for name in required_columns(config) if name not in df]:
         how = ", ".join(f"{name} ({required_columns(config)[name]})" for name in missing)
         raise LesionfastError(
             f"the table has no column {how}; it has: {list_first(df, 20)}. Name yours, such as "
             'target="diagnosis".'
-        )
-    if "path" not in df and config.images is None:
-        raise LesionfastError(
-            "the table does not say where the images are. Add a column 'path', or type "
-            'images="FOLDER".'
         )
     text = df.astype(object).where(df.notna(), "").astype(str)
     rows = name_columns(text.drop(columns=["path", "split"], errors="ignore"), config)

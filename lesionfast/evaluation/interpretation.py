@@ -34,7 +34,8 @@ class Interpretation:
     rule 'balanced' divides by; `rows` has one row an image: image_id, group, truth, decision,
     probability (of the decision), probability_of_truth, loss (-log of it, in nats), and age, sex,
     localization and path where the dataset has them. `table` are the predictions as they were read.
-    `run` is None for the predictions of a learner.
+    `run` is None for the predictions of a learner. Make it with `from_run` or `from_learner`, which
+    raise `LesionfastError` for an unknown split or rule.
 
     >>> list(lf.Interpretation.from_run(run).most_confused())
     ['truth', 'decision', 'count', 'share']

@@ -46,6 +46,15 @@ class Predictor:
     `source` is a Run, the folder of a run or of an exported model, a model.onnx, or an address
     such as hf://user/name. `views` is the number of dihedral views that are averaged, the run's
     own unless given. Raises `LesionfastError` for anything else, and for files that are broken.
+
+    Call it with one image, a path, a PIL image or uint8 (H, W, 3), and what is known of the person,
+    age in years; `predict` takes a table with the column `path`.
+
+    >>> prediction = lf.Predictor(run)(df["path"].iloc[0], age=55, sex="female")
+    >>> prediction["decision"] in run.classes
+    True
+    >>> lf.Predictor(run).predict(df.head(3)).shape[0]
+    3
     """
 
     def __init__(

@@ -17,6 +17,7 @@ from fastai.learner import Learner
 from fastai.metrics import AccumMetric
 from fastai.optimizer import OptimWrapper
 from fastcore.basics import listify, noop
+from fastcore.xtras import ContextManagers
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -87,10 +88,19 @@ class ResumableLearner(Learner):
         try:
             super()._with_events(f, event_type, ex, final)
         except BaseException:
-            for cb in self.cbs:
-                if isinstance(cb, Borrowing):
-                    cb.end(event_type)
+            self.give_back(event_type)
             raise
+
+    def give_back(self, part: str) -> None:
+        """Let the callbacks give back what they have changed for a part of the loop."""
+        for cb in self.cbs:
+            if isinstance(cb, Borrowing):
+                cb.end(part)
+
+    def validation_context(self, cbs: Any = None, inner: bool = False) -> "WholeContexts":
+        """Return fastai's context of a validation, which an error on entering leaves as well."""
+        contexts = super().validation_context(cbs, inner).default
+        return WholeContexts(contexts, lambda: self.give_back("fit"))
 
     def _do_fit(self) -> None:
         for epoch in range(self.first_epoch, self.n_epoch):
@@ -100,6 +110,25 @@ class ResumableLearner(Learner):
     def run_epoch(self) -> None:
         """Run one epoch with its events."""
         self._with_events(self._do_epoch, "epoch", CancelEpochException)
+
+
+class WholeContexts(ContextManagers):
+    """Several contexts of which all that were entered are left if another can't be entered.
+
+    fastai's own would keep the lock of the Learner, so that the next prediction waits for ever.
+    """
+
+    def __init__(self, contexts: Any, give_back: Callable[[], None]) -> None:
+        super().__init__(contexts)
+        self.give_back = give_back
+
+    def __enter__(self) -> None:
+        try:
+            super().__enter__()
+        except BaseException:
+            self.give_back()
+            self.stack.close()
+            raise
 
 
 class LesionLearner(ResumableLearner):

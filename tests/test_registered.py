@@ -1,0 +1,198 @@
+"""Parts of a user's own: registered in a notebook or a module, and found again by name."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import lesionfast as lf
+from lesionfast.data.augment import augment, augmentations, build_recipe
+from lesionfast.errors import LesionfastError
+from lesionfast.models.archs import archs
+from lesionfast.models.fusion import fusions
+from lesionfast.training.losses import losses
+
+MODULE = '''
+import torch
+import lesionfast as lf
+
+@lf.register_backbone("tiny")
+class Tiny(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Conv2d(3, 8, 5, 4)
+    def forward(self, image):
+        return self.net(image)
+
+@lf.register_loss("hinge")
+class Hinge(torch.nn.MultiMarginLoss):
+    """A hinge loss."""
+
+@lf.register_fusion("beside")
+class Beside(torch.nn.Module):
+    def __init__(self, n_image, n_metadata):
+        super().__init__()
+        self.width = n_image + n_metadata
+    def forward(self, features, metadata):
+        return torch.cat([features, metadata], dim=1)
+
+@lf.register_augmentation("noise")
+def noise(images):
+    return (images + 0.1 * torch.rand_like(images)).clamp(0, 1)
+'''
+OPTIONS = [
+    *("--arch", "tiny", "--loss", "hinge", "--fusion", "beside", "--augment", "noise"),
+    *("--size", "32", "--epochs", "1", "--tta", "1", "--out", "runs", "--name", "mine"),
+]
+
+
+@pytest.fixture(autouse=True)
+def registries():
+    """The registries as they were."""
+    kept = [
+        (r, dict(r._builders), dict(r.modules)) for r in (archs, fusions, losses, augmentations)
+    ]
+    yield
+    for registry, builders, modules in kept:
+        registry._builders, registry.modules = builders, modules
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a module that registers, and a run of the command line that used it."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "parts.py").write_text(MODULE)
+    done = command(folder, "--import", "parts", "train", *OPTIONS)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """The command line, run in a folder."""
+    code = [sys.executable, "-m", "lesionfast.cli", *arguments]
+    return subprocess.run(code, cwd=folder, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def few():
+    return lf.load_data().groupby(["split", "target"]).head(6).reset_index(drop=True)
+
+
+def test_a_run_remembers_the_modules_that_registered_what_it_used(folder):
+    model = json.loads((folder / "runs" / "mine" / "model.json").read_text())
+    names = ("arch", "fusion", "loss", "augment")
+    assert model["registered"] == dict.fromkeys(names, "parts")
+
+
+def test_predict_says_which_import_is_missing_and_works_with_it(folder, few):
+    image = few["path"].iloc[0]
+    predict = ["predict", "runs/mine", image, "--out", "predictions.csv"]
+    done = command(folder, *predict)
+    assert done.returncode == 2 and not (folder / "predictions.csv").exists()
+    assert "'tiny' was registered by parts" in done.stderr and "--import parts" in done.stderr
+    assert command(folder, "--import", "parts", *predict).returncode == 0
+    with pytest.raises(LesionfastError, match="Import it first: import parts"):
+        lf.Predictor(folder / "runs" / "mine")
+
+
+def test_what_needs_no_model_needs_no_import(folder):
+    assert lf.Interpretation.from_run(folder / "runs" / "mine").rows.shape[0]
+    assert command(folder, "runs", "--verify").returncode == 0
+
+
+def test_a_module_that_is_not_there_is_named(folder):
+    done = command(folder, "--import", "prats", "runs")
+    assert done.returncode == 2 and "there is no Python module 'prats'" in done.stderr
+
+
+def test_no_folder_is_searched_for_modules_unless_one_is_asked_for(folder):
+    (folder / "rich.py").write_text("raise SystemExit(9)")
+    assert command(folder, "runs").returncode == 0
+    (folder / "rich.py").unlink()
+
+
+def test_running_a_cell_twice_replaces_the_entry_and_says_so_once(caplog):
+    with caplog.at_level("INFO", logger="lesionfast"):
+        for kind, register in (
+            ("loss", lf.register_loss),
+            ("fusion", lf.register_fusion),
+            ("augmentation", lf.register_augmentation),
+            ("architecture", lf.register_backbone),
+        ):
+            caplog.clear()
+            for _ in range(3):
+                register("cell")(lambda: None)
+            assert caplog.messages == [f"the {kind} 'cell' is replaced"]
+    assert losses.modules["cell"] == __name__
+
+
+def test_a_backbone_can_t_take_the_name_of_another_library():
+    with pytest.raises(LesionfastError, match="'resnet18' is a backbone of torchvision"):
+        lf.register_backbone("resnet18")
+
+
+def test_a_function_of_images_is_an_augmentation_that_the_seed_decides():
+    @lf.register_augmentation("noise")
+    def noise(images):
+        return images + torch.rand_like(images)
+
+    recipe, images = build_recipe("noise"), torch.rand(4, 3, 8, 8)
+
+    def changed(*seeds):
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return augment(images, recipe, generators if len(seeds) > 1 else generators[0])
+
+    state = torch.get_rng_state()
+    assert torch.equal(changed(1), changed(1)) and not torch.equal(changed(1), changed(2))
+    assert torch.equal(torch.get_rng_state(), state)  # the user's own draws go on undisturbed
+    assert not torch.equal(changed(1, 2), images)
+
+
+def test_an_augmentation_that_changes_the_shape_is_refused():
+    lf.register_augmentation("half")(lambda images: images[..., ::2])
+    with pytest.raises(LesionfastError, match=r"made \(4, 3, 8, 4\) of images \(4, 3, 8, 8\)"):
+        augment(torch.rand(4, 3, 8, 8), build_recipe("half"), torch.Generator())
+
+
+def test_a_transform_of_torchvision_is_an_augmentation():
+    from torchvision.transforms import v2
+
+    lf.register_augmentation("flip")(lambda: v2.RandomHorizontalFlip(1.0))
+    images = torch.rand(2, 3, 4, 4)
+    flipped = augment(images, build_recipe("flip"), torch.Generator())
+    assert torch.equal(flipped, images.flip(3))
+
+
+def test_a_loss_gets_the_class_weights_if_it_takes_them(few):
+    dls = lf.LesionDataLoaders.from_df(few, size=32, bs=16)
+    lf.register_loss("weighted")(nn.CrossEntropyLoss)
+    lf.register_loss("plain")(lambda logits, target: logits.mean())
+    learn = lf.lesion_learner(dls, "vanilla_cnn", loss_func="weighted", balance="weights")
+    assert learn.objective.loss.loss.weight is not None
+    with pytest.raises(LesionfastError, match="takes no class weights"):
+        lf.lesion_learner(dls, "vanilla_cnn", loss_func="plain", balance="weights")
+
+
+def test_a_fusion_without_a_width_is_refused(few):
+    class Bare(nn.Module):
+        def __init__(self, n_image, n_metadata):
+            super().__init__()
+
+    lf.register_fusion("bare")(Bare)
+    dls = lf.LesionDataLoaders.from_df(few, size=32, bs=16)
+    with pytest.raises(LesionfastError, match=r"no attribute width.*Set self.width"):
+        lf.lesion_learner(dls, "vanilla_cnn", fusion="bare")
+
+
+def test_a_backbone_says_how_its_images_are_normalised_and_whether_it_is_pretrained(few):
+    class Known(nn.Conv2d):
+        mean, std, pretrained = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), True
+
+    lf.register_backbone("known")(lambda: Known(3, 4, 8, 8))
+    dls = lf.LesionDataLoaders.from_df(few, size=32, bs=16)
+    backbone = lf.lesion_learner(dls, "known").model.backbone
+    assert (backbone.mean, backbone.std, backbone.pretrained) == (Known.mean, Known.std, True)
