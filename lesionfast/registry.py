@@ -5,6 +5,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from hashlib import sha1
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -81,9 +82,13 @@ class Registry(Mapping[str, Callable[..., Any]]):
 
 
 def own_name(thing: Any) -> str:
-    """Return the name of a function or class, or that of a module's class."""
-    name = getattr(thing, "__name__", type(thing).__name__)
-    return "unnamed" if name == "<lambda>" else name
+    """Return the name of a function or class; of an object its class's, with a digest of its text.
+
+    So two modules of one class, such as `nn.Sequential`, have two names.
+    """
+    if name := getattr(thing, "__name__", ""):
+        return "unnamed" if name == "<lambda>" else name
+    return f"{type(thing).__name__}-{sha1(repr(thing).encode()).hexdigest()[:8]}"
 
 
 def calling_module() -> str:

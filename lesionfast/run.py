@@ -125,6 +125,10 @@ class Run:
         """
         if isinstance(path, Run):
             return path
+        if not isinstance(path, str | Path):
+            raise LesionfastError(
+                f"{path!r} is not a run. Name one run: its path, or what train returned."
+            )
         run = cls(path)
         if not run.path.is_dir():
             raise LesionfastError(f"there is no run {path}. `lesionfast runs` lists the runs here.")

@@ -196,3 +196,33 @@ def test_a_backbone_says_how_its_images_are_normalised_and_whether_it_is_pretrai
     dls = lf.LesionDataLoaders.from_df(few, size=32, bs=16)
     backbone = lf.lesion_learner(dls, "known").model.backbone
     assert (backbone.mean, backbone.std, backbone.pretrained) == (Known.mean, Known.std, True)
+
+
+def test_two_modules_of_one_class_have_two_names_and_the_same_module_has_one(few):
+    dls = lf.LesionDataLoaders.from_df(few, size=32, bs=16)
+    nets = [nn.Sequential(nn.Conv2d(3, n, 8, 8), nn.ReLU()) for n in (4, 5, 4)]
+    names = [lf.lesion_learner(dls, net).config.arch for net in nets]
+    assert names[0] == names[2] != names[1] and names[0].startswith("Sequential-")
+
+
+def test_a_fusion_gets_both_inputs_in_one_number_format(few):
+    class Product(nn.Module):
+        def __init__(self, n_image, n_metadata):
+            super().__init__()
+            self.product, self.width = nn.Bilinear(n_image, n_metadata, 4), 4
+
+        def forward(self, features, metadata):
+            return self.product(features, metadata)
+
+    lf.register_fusion("product")(Product)
+    dls = lf.LesionDataLoaders.from_df(few, size=32, bs=16)
+    learn = lf.lesion_learner(dls, "vanilla_cnn", fusion="product", precision="bfloat16")
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+        assert learn.get_preds()[0].shape[1] == 7
+
+
+def test_what_is_no_run_is_refused():
+    for wrong in ([1, 2], None, 3):
+        with pytest.raises(LesionfastError, match="is not a run. Name one run"):
+            lf.Interpretation.from_run(wrong)

@@ -150,7 +150,7 @@ def fused_features(model: FusionModel, features: np.ndarray, metadata: np.ndarra
     device = next(model.parameters()).device
     with torch.inference_mode():
         both = [torch.from_numpy(array).to(device) for array in (features, metadata)]
-        return model.fusion(*both).float().cpu().numpy()
+        return model.fuse(*both).float().cpu().numpy()
 
 
 class _Reached(Exception):

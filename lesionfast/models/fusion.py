@@ -181,7 +181,7 @@ class FusionModel(nn.Module):
         self.backbone = backbone
         self.pool_name, (self.pool, factor) = pool, POOLS[pool]
         self.n_features = 0 if backbone is None else backbone.num_features * factor
-        self.fusion = build(self.n_features, n_metadata)
+        self.fusion_name, self.fusion = fusion, build(self.n_features, n_metadata)
         if not isinstance(getattr(self.fusion, "width", None), int):
             raise LesionfastError(
                 f"the fusion '{fusion}' has no attribute width: how many features it returns for "
@@ -207,12 +207,17 @@ class FusionModel(nn.Module):
 
     def classify(self, features: Tensor, metadata: Tensor) -> Tensor:
         """Return logits (B, n_classes) of pooled features (B, F) and metadata (B, width)."""
-        outputs = self.head(self.fusion(features, metadata))
+        outputs = self.head(self.fuse(features, metadata))
         return outputs if self.training else self.posterior(outputs)
 
     def scores(self, image: Tensor, metadata: Tensor) -> Tensor:
         """Return the outputs of each class (B, n_classes) as they are, for gradients of them."""
-        return self.posterior.merge(self.head(self.fusion(self.features(image), metadata)))
+        return self.posterior.merge(self.head(self.fuse(self.features(image), metadata)))
+
+    def fuse(self, features: Tensor, metadata: Tensor) -> Tensor:
+        """Return the fusion's features; one of a user gets both inputs in one number format."""
+        registered = self.fusion_name in fusions.modules
+        return self.fusion(features.to(metadata.dtype) if registered else features, metadata)
 
 
 def check_metadata(fusion: str, n_metadata: int) -> None:
