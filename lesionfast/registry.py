@@ -4,9 +4,10 @@ import inspect
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from hashlib import sha1
-from types import FrameType
+from itertools import count
+from types import FrameType, MethodType
 from typing import Any, TypeVar
 
 from lesionfast.errors import LesionfastError, did_you_mean
@@ -30,6 +31,7 @@ class Registry(Mapping[str, Callable[..., Any]]):
         self._builders: dict[str, Callable[..., Any]] = {}
         self._replaced: set[str] = set()
         self.modules: dict[str, str] = {}  # of the names that others registered
+        self._passed: dict[str, str] = {}  # where what was passed instead of a name is defined
 
     def register(self, name: str, module: str | None = None) -> Callable[[Builder], Builder]:
         """Return a decorator that files a function or class under `name`.
@@ -49,11 +51,31 @@ class Registry(Mapping[str, Callable[..., Any]]):
                 logger.info("the %s '%s' is replaced", self.kind, name)
             self._builders[name] = builder
             self.modules.pop(name, None)
+            self._passed.pop(name, None)
             if module is not None:
                 self.modules[name] = module
             return builder
 
         return file
+
+    def name_passed(self, thing: Any, reserved: Container[str] = ()) -> str:
+        """Return the name of what was passed instead of a name; it is registered if it is new.
+
+        The name is its own, as `own_name` returns it, with a number if it is in `reserved` or
+        another thing has it: a built-in or registered entry is never replaced. Only a function or
+        class that is defined again, such as in a notebook cell, replaces what was passed before.
+        """
+        for name, builder in self._builders.items():
+            if builder is thing or (isinstance(thing, MethodType) and builder == thing):
+                return name
+        own, place = own_name(thing), place_of_definition(thing)
+        for name in (own if n == 1 else f"{own}-{n}" for n in count(1)):
+            free = name not in self._builders or self._passed.get(name) == place
+            if free and name not in reserved:
+                break
+        self.register(name, calling_module())(thing)
+        self._passed[name] = place
+        return name
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
         if name not in self._builders:
@@ -88,7 +110,36 @@ def own_name(thing: Any) -> str:
     """
     if name := getattr(thing, "__name__", ""):
         return "unnamed" if name == "<lambda>" else name
-    return f"{type(thing).__name__}-{sha1(repr(thing).encode()).hexdigest()[:8]}"
+    return f"{type(thing).__name__}-{short_digest(describe_object(thing))}"
+
+
+def describe_object(thing: Any) -> str:
+    """Return the text of an object with its plain attributes, which a module's text may lack."""
+    plain = (bool, int, float, str, tuple)
+    settings = {
+        name: value
+        for name, value in getattr(thing, "__dict__", {}).items()
+        if isinstance(value, plain) and not name.startswith("_") and name != "training"
+    }
+    return f"{thing!r} {settings}" if settings else repr(thing)
+
+
+def place_of_definition(thing: Any) -> str:
+    """Return where a function, class or object's class is defined: the same if it is run again.
+
+    A lambda, and what a function defines, has a place of its own: it may differ from call to call.
+    So has a method of an object.
+    """
+    if isinstance(thing, MethodType):
+        return f"{place_of_definition(thing.__func__)} {id(thing.__self__)}"
+    named = thing if hasattr(thing, "__qualname__") else type(thing)
+    place = f"{named.__module__}.{named.__qualname__}"
+    return f"{place} {id(thing)}" if named is thing and "<" in place else place
+
+
+def short_digest(text: str) -> str:
+    """Return eight hexadecimal digits of the SHA-1 of a text."""
+    return sha1(text.encode()).hexdigest()[:8]
 
 
 def calling_module() -> str:

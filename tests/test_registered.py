@@ -3,18 +3,20 @@
 import json
 import subprocess
 import sys
+from copy import copy
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import lesionfast as lf
-from lesionfast.data.augment import augment, augmentations, build_recipe
+from lesionfast.data.augment import augment, build_recipe, name_augmentation
 from lesionfast.errors import LesionfastError
-from lesionfast.models.archs import archs
-from lesionfast.models.fusion import fusions
-from lesionfast.training.losses import losses
+from lesionfast.models.archs import archs, name_backbone
+from lesionfast.models.fusion import REGISTRIES, check_registered, name_fusion
+from lesionfast.training.losses import CrossEntropy, losses, name_loss
 
 MODULE = '''
 import torch
@@ -53,12 +55,15 @@ OPTIONS = [
 @pytest.fixture(autouse=True)
 def registries():
     """The registries as they were."""
-    kept = [
-        (r, dict(r._builders), dict(r.modules)) for r in (archs, fusions, losses, augmentations)
-    ]
+    kept = [(registry, copy_names(registry)) for registry in REGISTRIES.values()]
     yield
-    for registry, builders, modules in kept:
-        registry._builders, registry.modules = builders, modules
+    for registry, names in kept:
+        vars(registry).update(names)
+
+
+def copy_names(registry):
+    """All that a registry holds, in containers of their own."""
+    return {name: copy(value) for name, value in vars(registry).items()}
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +208,104 @@ def test_two_modules_of_one_class_have_two_names_and_the_same_module_has_one(few
     nets = [nn.Sequential(nn.Conv2d(3, n, 8, 8), nn.ReLU()) for n in (4, 5, 4)]
     names = [lf.lesion_learner(dls, net).config.arch for net in nets]
     assert names[0] == names[2] != names[1] and names[0].startswith("Sequential-")
+
+
+def test_what_is_passed_never_replaces_a_built_in_or_what_another_registered():
+    assert name_loss(F.cross_entropy) == name_loss(F.cross_entropy) == "cross_entropy-2"
+    assert losses["cross_entropy"] is CrossEntropy and "cross_entropy" not in losses.modules
+    assert name_loss(CrossEntropy) == "cross_entropy"
+
+    @lf.register_loss("hinge")
+    def hinge(logits, target):
+        return logits.mean()
+
+    def other(logits, target):
+        return logits.sum()
+
+    other.__name__ = "hinge"
+    assert (name_loss(hinge), name_loss(other)) == ("hinge", "hinge-2")
+    assert losses["hinge"] is hinge and losses["hinge-2"] is other
+
+
+def test_a_backbone_that_is_passed_gets_no_name_of_another_library():
+    def resnet18():
+        return nn.Conv2d(3, 4, 8, 8)
+
+    def vanilla_cnn():
+        return nn.Conv2d(3, 4, 8, 8)
+
+    before = archs["vanilla_cnn"]
+    assert name_backbone(resnet18) == "resnet18-2" and archs["resnet18-2"] is resnet18
+    assert name_backbone(vanilla_cnn) == "vanilla_cnn-2" and archs["vanilla_cnn"] is before
+
+
+def test_a_cell_that_runs_again_replaces_what_it_passed_but_another_function_does_not():
+    cell = "def mine(logits, target):\n    return logits.mean()"
+    defined = []
+    for module in ("notebook", "notebook", "elsewhere"):
+        exec(cell, names := {"__name__": module})
+        defined.append(names["mine"])
+    assert [name_loss(loss) for loss in defined] == ["mine", "mine", "mine-2"]
+    assert losses["mine"] is defined[1]
+    lf.register_loss("mine")(defined[2])
+    assert name_loss(defined[0]) == "mine-3"  # mine is registered now
+    lambdas = [lambda logits, target, k=k: k * logits.mean() for k in (1, 2)]
+    assert [name_loss(loss) for loss in (*lambdas, *lambdas)] == ["unnamed", "unnamed-2"] * 2
+
+
+def test_modules_that_differ_in_an_attribute_alone_have_two_names():
+    class Focus(nn.Module):
+        def __init__(self, gamma):
+            super().__init__()
+            self.gamma = gamma
+
+    names = [name_loss(Focus(gamma)) for gamma in (2, 3, 2)]
+    assert names[0] == names[2] != names[1]
+
+
+def test_a_built_in_is_not_taken_for_what_a_module_registered():
+    check_registered({"registered": {}}, {"fusion": "film"})
+    with pytest.raises(LesionfastError, match="'film' was registered by parts"):
+        check_registered({"registered": {"fusion": "parts"}}, {"fusion": "film"})
+    with pytest.raises(LesionfastError, match="First run the cell or the script"):
+        check_registered({"registered": {"fusion": "__main__"}}, {"fusion": "film"})
+    lf.register_fusion("film")(nn.Identity)
+    check_registered({"registered": {"fusion": "__main__"}}, {"fusion": "film"})
+    check_registered({"registered": {"fusion": __name__}}, {"fusion": "film"})
+    with pytest.raises(LesionfastError, match="was registered by parts"):
+        check_registered({"registered": {"fusion": "parts"}}, {"fusion": "film"})
+
+
+def test_train_takes_a_class_as_fusion_and_a_function_as_augmentation(few, tmp_path):
+    class Beside(nn.Module):
+        def __init__(self, n_image, n_metadata):
+            super().__init__()
+            self.width = n_image + n_metadata
+
+        def forward(self, features, metadata):
+            return torch.cat([features, metadata], dim=1)
+
+    def darker(images):
+        return images / 2
+
+    tiny = {"arch": "vanilla_cnn", "size": 32, "epochs": 1, "tta": 1}
+    run = lf.train(few, out=tmp_path, fusion=Beside, augment=darker, **tiny)
+    assert (run.config.fusion, run.config.augment) == ("Beside", "darker")
+    assert run.model["registered"] == dict.fromkeys(("fusion", "augment"), __name__)
+    assert lf.Predictor(run).bundle.model["fusion"] == "Beside"
+
+
+@pytest.mark.parametrize(
+    ("name_it", "wrong", "message"),
+    [
+        (name_fusion, nn.Identity(), "fusion is Identity.*a class of torch.nn.Module"),
+        (name_fusion, 3, "fusion is 3; it takes a name"),
+        (name_augmentation, None, "augment is None; it takes a name, or a function"),
+    ],
+)
+def test_what_can_t_be_a_part_is_refused_with_what_to_pass(name_it, wrong, message):
+    with pytest.raises(LesionfastError, match=message):
+        name_it(wrong)
 
 
 def test_a_fusion_gets_both_inputs_in_one_number_format(few):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from inspect import signature
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -70,6 +71,21 @@ def register_augmentation(name: str) -> Callable[[Builder], Builder]:
     ...     return (images + 0.02 * torch.randn_like(images)).clamp(0, 1)
     """
     return augmentations.register(name, calling_module())
+
+
+def name_augmentation(augmentation: Any) -> str:
+    """Return the name of an augmentation: a text as it is; a function is registered by its own.
+
+    Raises `LesionfastError` for what is no augmentation.
+    """
+    if isinstance(augmentation, str):
+        return augmentation
+    if not callable(augmentation):
+        raise LesionfastError(
+            f"augment is {augmentation!r}; it takes a name, or a function that changes images "
+            "(B, 3, H, W)."
+        )
+    return augmentations.name_passed(augmentation)
 
 
 def build_recipe(name: str) -> Recipe:

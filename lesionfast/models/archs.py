@@ -41,8 +41,8 @@ def name_backbone(arch: Any) -> str:
     """Return the name of an architecture: a text as it is; a module or function is registered.
 
     A function of torchvision or timm, such as `resnet34`, has its name there. Any other is known
-    by its own name from now on, a module by that of its class. Raises `LesionfastError` for what
-    is no architecture.
+    by its own name from now on, a module by that of its class; with a number if another
+    architecture has it. Raises `LesionfastError` for what is no architecture.
     """
     if isinstance(arch, str):
         return arch
@@ -54,9 +54,7 @@ def name_backbone(arch: Any) -> str:
     library = (getattr(arch, "__module__", None) or "").split(".")[0]
     if not isinstance(arch, nn.Module) and library in LIBRARIES and name in list_names(library):
         return f"{library}:{name}"
-    if name not in archs or archs[name] is not arch:
-        register_backbone(name)(arch)
-    return name
+    return archs.name_passed(arch, reserved=[*list_names("torchvision"), *list_names("timm")])
 
 
 def list_names(library: str) -> tuple[str, ...]:

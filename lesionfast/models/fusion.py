@@ -44,6 +44,21 @@ def register_fusion(name: str) -> Callable[[Builder], Builder]:
     return fusions.register(name, calling_module())
 
 
+def name_fusion(fusion: Any) -> str:
+    """Return the name of a fusion: a text as it is; a class or function is registered by its own.
+
+    Raises `LesionfastError` for what is no fusion.
+    """
+    if isinstance(fusion, str):
+        return fusion
+    if isinstance(fusion, nn.Module) or not callable(fusion):
+        raise LesionfastError(
+            f"fusion is {fusion!r}; it takes a name, or a class of torch.nn.Module that is built "
+            "with the widths of the image features and the metadata."
+        )
+    return fusions.name_passed(fusion)
+
+
 def average(features: Tensor) -> Tensor:
     """Return the mean of each channel, (B, C, h, w) -> (B, C)."""
     return features.mean((2, 3))
@@ -308,11 +323,13 @@ def read_model(about: dict[str, Any], path: Path, advice: str) -> FusionModel:
 def check_registered(about: dict[str, Any], names: Mapping[str, Any]) -> None:
     """Raise `LesionfastError` if what a model.json says a module registered is not there.
 
-    `names` are the options whose names are needed, such as {"arch": "mine"}.
+    `names` are the options whose names are needed, such as {"arch": "mine"}. What "__main__"
+    registered, a notebook or a script, may come from any module.
     """
     for option, name in names.items():
         module = about.get("registered", {}).get(option)
-        if module is None or name in REGISTRIES[option]:
+        present = REGISTRIES[option].modules.get(name)
+        if module is None or present == module or (present and module == "__main__"):
             continue
         how = f"Import it first: import {module}, or lesionfast --import {module} …"
         if module == "__main__":

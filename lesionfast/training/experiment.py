@@ -13,7 +13,7 @@ from fastcore.basics import noop
 
 from lesionfast.config import WHERE, SplitConfig, TrainConfig, check_choice, flag_name
 from lesionfast.console import counting_bar, show_log
-from lesionfast.data.augment import augmentations
+from lesionfast.data.augment import augmentations, name_augmentation
 from lesionfast.data.encoder import MetadataEncoder
 from lesionfast.data.loaders import LesionDataLoaders, pick_device
 from lesionfast.data.split import configure, format_split, load_dataset
@@ -26,6 +26,7 @@ from lesionfast.models.fusion import (
     check_metadata,
     check_registered,
     fusions,
+    name_fusion,
 )
 from lesionfast.models.lineage import check_weights
 from lesionfast.models.precision import choose_precision
@@ -122,18 +123,23 @@ def train(
 ) -> Run | list[Run]:
     """Train on a table from `load_data` and return the run, a new directory under `out`.
 
-    `options` are those of `lesionfast train`, by keyword: `arch="densenet121"`, `epochs=10`; `arch`
-    and `loss` may be modules or functions as well. They come on top of `config`, or of the options
-    that the table was loaded with. `name` is that of the directory, by default time and
-    architecture. With `seeds` there are as many runs on one split, from `seed` on; then the list of
-    them is returned. Raises `LesionfastError` for whatever the user can fix, and
+    `options` are those of `lesionfast train`, by keyword: `arch="densenet121"`, `epochs=10`;
+    `arch`, `fusion`, `loss` and `augment` may be classes or functions as well. They come on top of
+    `config`, or of the options that the table was loaded with. `name` is that of the directory, by
+    default time and architecture. With `seeds` there are as many runs on one split, from `seed` on;
+    then the list of them is returned. Raises `LesionfastError` for whatever the user can fix, and
     `TrainingInterrupted` if it is stopped before its first epoch ended.
 
     >>> lf.train(df, arch="test_resnet", weights="none", size=32, epochs=1, tta=1).finished
     True
     """
     show_log()
-    named = {"arch": name_backbone, "loss": name_loss}
+    named = {
+        "arch": name_backbone,
+        "augment": name_augmentation,
+        "fusion": name_fusion,
+        "loss": name_loss,
+    }
     options = {key: named.get(key, noop)(value) for key, value in options.items()}
     config = configure(df, config, **options)
     runs = train_seeds(df, config, out, name, seeds)

@@ -37,6 +37,7 @@ def register_loss(name: str) -> Callable[[Builder], Builder]:
 def name_loss(loss: Any) -> str:
     """Return the name of a loss: a text as it is; a module or function is registered by its own.
 
+    If another loss has that name, it gets a number: `F.cross_entropy` is "cross_entropy-2".
     Raises `LesionfastError` for what is no loss.
     """
     if isinstance(loss, str):
@@ -46,10 +47,7 @@ def name_loss(loss: Any) -> str:
             f"loss_func is {loss!r}; it takes a name, a torch.nn.Module, or a function of logits "
             "and class numbers."
         )
-    name = own_name(loss)
-    if name not in losses or losses[name] is not loss:
-        register_loss(name)(loss)
-    return name
+    return losses.name_passed(loss)
 
 
 class ClassificationLoss(nn.Module):
