@@ -3,9 +3,10 @@
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from inspect import signature
+from itertools import count
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from lesionfast.errors import LesionfastError
 from lesionfast.registry import Builder, Registry, calling_module
 
 PROCESS = os.urandom(8).hex()
+NUMBERS = count()  # of the recipes of this process
 VERSION = 1  # part of the key of kept views: raise it when a seed gives other changes
 Draws = torch.Generator | Sequence[torch.Generator]  # one for a batch, or one for each image
 augmentations = Registry("augmentation", "--augment")
@@ -40,12 +42,14 @@ class Recipe:
     saturation: float = 0.0
     dihedral: bool = False
     change: Callable[[Tensor], Tensor] | None = None
+    number: int = field(default_factory=NUMBERS.__next__, init=False, repr=False, compare=False)
 
     @property
     def key(self) -> tuple:
-        """What names it in a cache; a function of a user has another name in each process."""
-        values = tuple(getattr(self, setting.name) for setting in fields(self))
-        return values[:-1] if self.change is None else (*values[:-1], PROCESS, id(self.change))
+        """What names it in a cache; one with a function of a user is never named twice."""
+        own = ("change", "number")
+        values = tuple(getattr(self, one.name) for one in fields(self) if one.name not in own)
+        return values if self.change is None else (*values, PROCESS, self.number)
 
     @property
     def moves(self) -> bool:

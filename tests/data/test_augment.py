@@ -95,3 +95,11 @@ def test_saturation_keeps_grey_grey_and_changes_colours():
     spread = augment(red, recipe, generator())
     spread = spread[:, 0, 0, 0] - spread[:, 1, 0, 0]
     assert spread.min() < 0.45 and spread.max() > 0.55
+
+
+def test_a_recipe_with_a_function_is_never_taken_for_another_in_a_cache():
+    keys = [Recipe(change=lambda images, k=k: images * k).key for k in range(50)]
+    assert len(set(keys)) == 50  # though the ids of functions that are gone are used again
+    kept = Recipe(change=torch.sin)
+    assert kept.key == kept.key and Recipe(flip=True).key == Recipe(flip=True).key
+    assert Recipe() == Recipe() and kept == Recipe(change=torch.sin)
