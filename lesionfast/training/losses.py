@@ -252,11 +252,16 @@ class LDAM(ClassificationLoss):
 
 
 class UserLoss(ClassificationLoss):
-    """A loss that a user registered; see `register_loss`. Nothing of it is undone."""
+    """A loss that a user registered; see `register_loss`. Nothing of it is undone.
+
+    A class that takes class weights keeps them as `weight`, so that they can be deferred; an
+    object has its own.
+    """
 
     def __init__(self, loss: Any, weight: Tensor | None = None, **unused: Any) -> None:
         super().__init__(weight, counts=unused.get("counts"))
         self.loss = build_user_loss(loss, weight)
+        self.shares_weight = takes_weight(loss) and hasattr(self.loss, "weight")
 
     def undo(self) -> dict[str, list[float]]:
         return {}
@@ -266,6 +271,8 @@ class UserLoss(ClassificationLoss):
 
     def compute(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss; one that only returns means is called for one image at a time."""
+        if self.shares_weight:
+            self.loss.weight = self.weight
         if self.reduction == "none" and not hasattr(self.loss, "reduction"):
             pairs = zip(logits.split(1), target.split(1), strict=True)
             return torch.stack([self.loss(*pair) for pair in pairs]).reshape(-1)
@@ -280,13 +287,18 @@ def build_user_loss(loss: Any, weight: Tensor | None) -> Any:
 
     Raises `LesionfastError` if class weights are asked for and it takes none.
     """
-    if isinstance(loss, type):
-        takes_weight = "weight" in signature(loss).parameters
-        if takes_weight or weight is None:
-            return loss(weight=weight) if takes_weight else loss()
-    elif weight is None:
+    if takes_weight(loss):
+        return loss(weight=weight)
+    if weight is None and isinstance(loss, type):
+        return loss()
+    if weight is None:
         return deepcopy(loss) if isinstance(loss, nn.Module) else loss
     raise LesionfastError(
         f"the loss {own_name(loss)} takes no class weights. Leave "
         "--balance and --class-weight out, or give it a parameter weight."
     )
+
+
+def takes_weight(loss: Any) -> bool:
+    """Return whether a registered loss is a class that is built with class weights."""
+    return isinstance(loss, type) and "weight" in signature(loss).parameters

@@ -160,6 +160,11 @@ def build_callbacks(
             "--defer-weights needs class weights to defer. Add --balance weights, effective or "
             "author, or --class-weight, or leave it out."
         )
+    if config.defer_weights and isinstance(loss, UserLoss) and not loss.shares_weight:
+        raise LesionfastError(
+            f"--defer-weights can't change the class weights of the loss {config.loss}. Keep them "
+            "as self.weight in it, or leave --defer-weights out."
+        )
     callbacks = [ApplyObjective(loss, valid_loss, priors, config.defer_weights)]
     if config.hardest < 1:
         callbacks.append(OHEM(config.hardest))

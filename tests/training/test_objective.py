@@ -9,13 +9,15 @@ import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
 from scipy.optimize import minimize
+from torch import nn
 
 from lesionfast.config import TrainConfig
 from lesionfast.diagnoses import read_class_weights, read_costs
+from lesionfast.errors import LesionfastError
 from lesionfast.models.posterior import Posterior
 from lesionfast.stats.metrics import decide
 from lesionfast.training.balancing import balances
-from lesionfast.training.losses import losses
+from lesionfast.training.losses import UserLoss, losses
 from lesionfast.training.objective import (
     OHEM,
     ApplyObjective,
@@ -274,3 +276,38 @@ def test_deferred_weights_come_on_in_the_last_epochs(two_input_learner):
     for epoch, (_, (target,), predicted, loss) in enumerate(watch.steps):
         used = weight if epoch >= 2 else None
         assert loss == pytest.approx(F.cross_entropy(predicted, target, used).item(), rel=1e-6)
+
+
+@pytest.fixture
+def weighted_loss(monkeypatch):
+    """The name of PyTorch's cross entropy, registered as a user's loss."""
+    monkeypatch.setattr(losses, "_builders", {**losses._builders, "mine": nn.CrossEntropyLoss})
+    return "mine"
+
+
+def test_the_weights_of_a_registered_loss_are_deferred_as_well(weighted_loss, two_input_learner):
+    weight = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    loss, watch = UserLoss(losses[weighted_loss], weight), Watch()
+    two_input_learner.model.posterior = Posterior(WHOLE)
+    two_input_learner.fit(4, cbs=[ApplyObjective(loss, loss.for_validation(), (0, 1), 0.5), watch])
+    for epoch, (_, (target,), predicted, value) in enumerate(watch.steps):
+        used = weight if epoch >= 2 else None
+        assert value == pytest.approx(F.cross_entropy(predicted, target, used).item(), rel=1e-6)
+
+
+def test_an_object_keeps_weights_of_its_own():
+    logits, target, weight = torch.randn(8, 4), torch.arange(8) % 4, torch.tensor([1.0, 2, 3, 4])
+    own = UserLoss(nn.CrossEntropyLoss(weight))(logits, target)
+    assert own == F.cross_entropy(logits, target, weight)
+
+
+def test_weights_that_a_registered_loss_hides_can_t_be_deferred(weighted_loss, monkeypatch):
+    class Hidden(nn.Module):
+        def __init__(self, weight=None):
+            super().__init__()
+            self.hidden = weight
+
+    monkeypatch.setitem(losses._builders, weighted_loss, Hidden)
+    config = TrainConfig(loss=weighted_loss, balance="weights", defer_weights=0.5)
+    with pytest.raises(LesionfastError, match="Keep them as self.weight in it"):
+        objective(config)
