@@ -82,6 +82,7 @@ SHAPES = {
         "metadata?": [str],
         "parents?": ([int], None),
         "members?": [str],
+        **{f"{name}?": {str: str} for name in ("registered", "registered_digest")},
     },
     "environment.json": {str: object},
 }

@@ -13,7 +13,7 @@ from torch import nn
 
 import lesionfast as lf
 from lesionfast.data.augment import augment, build_recipe, name_augmentation
-from lesionfast.errors import LesionfastError
+from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.models.archs import archs, name_backbone
 from lesionfast.models.fusion import REGISTRIES, check_registered, name_fusion
 from lesionfast.training.losses import CrossEntropy, losses, name_loss
@@ -274,6 +274,26 @@ def test_a_built_in_is_not_taken_for_what_a_module_registered():
     check_registered({"registered": {"fusion": __name__}}, {"fusion": "film"})
     with pytest.raises(LesionfastError, match="was registered by parts"):
         check_registered({"registered": {"fusion": "parts"}}, {"fusion": "film"})
+
+
+@pytest.mark.parametrize("module", ["os; rm -rf ~", "\x1b[2J", "a..b", "", "a b", "x\n", "1a"])
+def test_only_the_name_of_a_module_is_told_of_a_model_json(module):
+    with pytest.raises(LesionfastError) as raised:
+        check_registered({"registered": {"arch": module}}, {"arch": "mine\x1b[2J"})
+    assert str(raised.value) == (
+        "the architecture 'mine\\x1b[2J' was registered by a module whose name is not a Python "
+        "identifier. First import the module that registers it."
+    )
+
+
+@pytest.mark.parametrize("wrong", [["parts"], {"arch": 1}, "parts", {"arch": ["parts"]}])
+@pytest.mark.parametrize("name", ["registered", "registered_digest"])
+def test_a_model_json_with_another_shape_is_damaged(name, wrong, make_run):
+    run = make_run()
+    model = json.loads((run.path / "model.json").read_text())
+    (run.path / "model.json").write_text(json.dumps(model | {name: wrong}))
+    with pytest.raises(DamageError, match=name):
+        lf.Run(run.path).model  # noqa: B018
 
 
 def test_train_takes_a_class_as_fusion_and_a_function_as_augmentation(few, tmp_path):

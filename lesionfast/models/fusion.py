@@ -334,8 +334,11 @@ def check_registered(about: dict[str, Any], names: Mapping[str, Any]) -> None:
         how = f"Import it first: import {module}, or lesionfast --import {module} …"
         if module == "__main__":
             how = "First run the cell or the script that registers it."
+        elif not all(part.isidentifier() for part in module.split(".")):
+            module = "a module whose name is not a Python identifier"
+            how = "First import the module that registers it."
         what = REGISTRIES[option].kind
-        raise LesionfastError(f"the {what} '{name}' was registered by {module}. {how}")
+        raise LesionfastError(f"the {what} {name!r} was registered by {module}. {how}")
 
 
 def check_tensors(own: Tensors, tensors: Tensors, arch: str) -> None:
