@@ -12,10 +12,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import lesionfast as lf
+from lesionfast.config import TrainConfig
 from lesionfast.data.augment import augment, build_recipe, name_augmentation
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.models.archs import archs, name_backbone
 from lesionfast.models.fusion import REGISTRIES, check_registered, name_fusion
+from lesionfast.training.experiment import check_seeds
 from lesionfast.training.losses import CrossEntropy, losses, name_loss
 
 MODULE = '''
@@ -349,3 +351,22 @@ def test_what_is_no_run_is_refused():
     for wrong in ([1, 2], None, 3):
         with pytest.raises(LesionfastError, match="is not a run. Name one run"):
             lf.Interpretation.from_run(wrong)
+
+
+def test_seeds_need_first_weights_of_their_own(few, tmp_path):
+    tiny = {"size": 32, "epochs": 1, "tta": 1, "seeds": 2, "out": tmp_path}
+    with pytest.raises(LesionfastError, match="2 seeds would start from the same.*Pass its class"):
+        lf.train(few, arch=nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.ReLU()), **tiny)
+    assert not any(tmp_path.iterdir())
+    runs = lf.train(few, arch=lambda: nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.ReLU()), **tiny)
+    assert len(runs) == 2
+    known = nn.Conv2d(3, 4, 8, 8)
+    known.pretrained = True
+    check_seeds(TrainConfig(arch=name_backbone(known)), tmp_path, None, 2)
+
+
+def test_the_names_of_all_seeds_are_checked_before_the_first_training(few, tmp_path):
+    (tmp_path / "s-seed43").mkdir()
+    with pytest.raises(LesionfastError, match="already has s-seed43. Type another --name"):
+        lf.train(few, name="s", seeds=3, out=tmp_path, size=32)
+    assert [path.name for path in tmp_path.iterdir()] == ["s-seed43"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 from fastcore.basics import noop
+from torch import nn
 
 from lesionfast.config import WHERE, SplitConfig, TrainConfig, check_choice, flag_name
 from lesionfast.console import counting_bar, show_log
@@ -20,7 +21,7 @@ from lesionfast.data.split import configure, format_split, load_dataset
 from lesionfast.diagnoses import Classes
 from lesionfast.errors import LesionfastError
 from lesionfast.files import LOCKED, disk_errors, only_process
-from lesionfast.models.archs import find_arch, name_backbone
+from lesionfast.models.archs import archs, find_arch, name_backbone
 from lesionfast.models.fusion import (
     REGISTRIES,
     check_metadata,
@@ -154,14 +155,42 @@ def train_seeds(
         raise LesionfastError(f"--seeds is {seeds!r}; type a whole number from 1, such as 3.")
     if seeds == 1:
         return [train_once(df, config, root, name)]
+    check_seeds(config, root, name, seeds)
     split_seed = config.seed if config.split_seed is None else config.split_seed
     runs: list[Run] = []
     for seed in range(config.seed, config.seed + seeds):
         one = replace(config, seed=seed, split_seed=split_seed)
-        runs.append(train_once(df, one, root, f"{name}-seed{seed}" if name else None))
+        runs.append(train_once(df, one, root, name and name_with_seed(name, seed)))
         if runs[-1].metrics["status"] != "finished":
             break
     return runs
+
+
+def name_with_seed(name: str, seed: int) -> str:
+    """Return the name of one run of several seeds."""
+    return f"{name}-seed{seed}"
+
+
+def check_seeds(config: TrainConfig, root: str | Path, name: str | None, seeds: int) -> None:
+    """Raise `LesionfastError` unless each seed has first weights and a directory of its own.
+
+    Pretrained weights are the same for all seeds.
+    """
+    library, arch = find_arch(config.arch)
+    net = archs[arch] if library == "lesionfast" else None
+    random = config.weights in ("auto", "none") and not getattr(net, "pretrained", False)
+    if isinstance(net, nn.Module) and random:
+        raise LesionfastError(
+            f"all {seeds} seeds would start from the same weights: the backbone '{arch}' is a "
+            "module that was built before. Pass its class or a function that builds it, or leave "
+            "--seeds out."
+        )
+    numbers = range(config.seed, config.seed + seeds) if name else ()
+    names = [name_with_seed(name, number) for number in numbers]
+    if taken := [one for one in names if os.path.lexists(Path(root) / one)]:
+        raise LesionfastError(
+            f"{root} already has {', '.join(taken)}. Type another --name, or another first --seed."
+        )
 
 
 def train_once(df: pd.DataFrame, config: TrainConfig, root: str | Path, name: str | None) -> Run:
