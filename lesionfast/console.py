@@ -18,20 +18,25 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("lesionfast")
 
+SHOWN: set[str] = set()  # lines of the log that are on the console
+
 
 def show_log() -> None:
-    """Send the library's log to stderr, as a notebook shows it, unless logging is set up."""
+    """Send the library's log to stderr, as a notebook shows it, unless logging is set up.
+
+    From now on each line is shown once more.
+    """
+    SHOWN.clear()
     if not logger.hasHandlers():
         log_to_console(logging.INFO)
 
 
 def log_to_console(level: int | None = None) -> None:
     """Send the library's log to stderr, each line once: all of it on a terminal, else warnings."""
-    shown: set[str] = set()
 
     def is_new(record: logging.LogRecord) -> bool:
-        seen = record.getMessage() in shown
-        shown.add(record.getMessage())
+        seen = record.getMessage() in SHOWN
+        SHOWN.add(record.getMessage())
         return not seen
 
     handler = logging.StreamHandler(sys.stderr)

@@ -1,7 +1,8 @@
 """DataBlock -> DataLoaders: (image, metadata) -> class, a whole batch with one index."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
@@ -19,15 +20,16 @@ from fastai.torch_core import TensorBase, TensorCategory, show_image
 from fastai.vision.core import PILImage, TensorImage
 from fastai.vision.data import get_grid
 from fastcore.basics import chunked
-from fasttransform import DisplayedTransform
+from fasttransform import DisplayedTransform, Pipeline
+from PIL import Image
 
 from lesionfast.config import SplitConfig, TrainConfig
 from lesionfast.data.augment import BatchAugment, build_recipe
 from lesionfast.data.encoder import MetadataEncoder
-from lesionfast.data.images import check_bad, fill, open_dataset_images
+from lesionfast.data.images import fill, open_dataset_images
 from lesionfast.data.sources import FileReader
 from lesionfast.data.split import PARTS, configure, load_data, load_dataset
-from lesionfast.errors import LesionfastError
+from lesionfast.errors import LesionfastError, list_first, pluralize
 from lesionfast.run import Run
 
 Sampler = Callable[[Random], list[int]]
@@ -144,12 +146,12 @@ class BatchLoader(TfmdDL):
         """Draw up to `max_n` pictures of a batch with class, age and sex of each in words."""
         if not show:
             return super().show_batch(b, max_n=max_n, show=False)
-        images, metadata, targets = self.decode(self.one_batch() if b is None else b)
-        targets = targets if self.parents is None else np.take(self.parents, targets)
-        captions = [
-            f"{self.vocab[target]}\n{self.encoder.in_words(vector)}"
-            for target, vector in zip(targets[:max_n].tolist(), metadata.numpy(), strict=False)
-        ]
+        images, metadata, *labels = self.decode(self.one_batch() if b is None else b)
+        captions = [self.encoder.in_words(vector) for vector in metadata.numpy()[:max_n]]
+        if labels:
+            targets = labels[0] if self.parents is None else np.take(self.parents, labels[0])
+            names = [self.vocab[target] for target in targets.tolist()]
+            captions = [f"{name}\n{words}" for name, words in zip(names, captions, strict=False)]
         draw_pictures(images[:max_n], captions)
         return None
 
@@ -162,10 +164,14 @@ class BatchLoader(TfmdDL):
     def show_results(
         self, b: Any, out: Any, max_n: int = 9, show: bool = True, **kwargs: Any
     ) -> Any:
-        """Draw up to `max_n` pictures of a batch with truth and decision."""
-        images, _, targets = self.decode(b)
-        pairs = zip(targets[:max_n].tolist(), out[:max_n].tolist(), strict=True)
-        draw_pictures(images[:max_n], [f"{self.vocab[t]}\n→ {self.vocab[d]}" for t, d in pairs])
+        """Draw up to `max_n` pictures of a batch with truth, if it is known, and decision."""
+        images, _, *labels = self.decode(b)
+        decisions = out[0] if isinstance(out, tuple) else out
+        captions = [f"→ {self.vocab[code]}" for code in decisions.tolist()]
+        if labels:
+            names = [self.vocab[code] for code in labels[0].tolist()]
+            captions = [f"{name}\n{words}" for name, words in zip(names, captions, strict=False)]
+        draw_pictures(images[:max_n], captions[:max_n])
 
 
 def copy_batch(batch: Batch, device: torch.device) -> Batch:
@@ -251,6 +257,7 @@ class LesionDataLoaders(DataLoaders):
         item_tfms: Any = None,
         batch_tfms: Any = None,
         encoder: MetadataEncoder | None = None,
+        classes: Sequence[str] | None = None,
         progress: Progress | None = None,
         **options: Any,
     ) -> "LesionDataLoaders":
@@ -259,21 +266,21 @@ class LesionDataLoaders(DataLoaders):
         `size` is the side of the square images in pixels, `bs` the images per batch; `options` are
         those of `lesionfast train`, such as `metadata`. `batch_tfms` replace the augmentation
         recipe; `item_tfms` see one PIL image of that size at a time, and are slow. The metadata
-        encoder is fitted on the training rows unless it is given; `progress(done, total)` is called
-        while images are decoded. Raises `LesionfastError` if the split or an image is missing or
-        bad.
+        encoder is fitted on the training rows and the `classes` are those of the table, unless they
+        are given; `progress(done, total)` is called while images are decoded. Raises
+        `LesionfastError` if the split or an image is missing or bad.
         """
         named = {"size": size, "batch_size": bs}
         options |= {name: value for name, value in named.items() if value is not None}
         config = configure(df, config, **options)
-        check_split(df)
         images = open_dataset_images(df, config, progress)
         df = df.assign(row=np.arange(len(df)))
         rows = df[~df["row"].isin(images.bad)].reset_index(drop=True)
         if encoder is None:
             encoder = MetadataEncoder(config.metadata_columns).fit(rows[rows["split"] == "train"])
         tfms = item_tfms, read_batch_tfms(batch_tfms, config)
-        block = lesion_block(images.pixels, encoder, df, *tfms)
+        classes = sorted(df["target"].unique()) if classes is None else list(classes)
+        block = lesion_block(images.pixels, encoder, df, classes, *tfms)
         dls = cls.from_block(block, rows, config)
         dls.config, dls.encoder, dls.rows, dls.split = config, encoder, rows, df
         dls.pixels = images.pixels
@@ -311,7 +318,8 @@ class LesionDataLoaders(DataLoaders):
         config = replace(config or run.config, weights="none")
         if df is None:
             df = load_dataset(config, split=run.file("split.csv"))
-        return cls.from_df(df, config, encoder=MetadataEncoder.from_run(run))
+        given = {"encoder": MetadataEncoder.from_run(run), "classes": run.classes}
+        return cls.from_df(df, config, **given)
 
     @classmethod
     def from_csv(cls, csv: str | Path, images: str | Path, **kwargs: Any) -> "LesionDataLoaders":
@@ -349,27 +357,29 @@ class LesionDataLoaders(DataLoaders):
         `target`. Raises `LesionfastError` for images that can't be read.
         """
         rows = as_table(test_items)
-        if self.has(rows):
-            pixels, encoded = self.pixels, self.encoder.transform(self.split)
-        else:
-            pixels, rows = self.decode_images(rows), rows.assign(row=np.arange(len(rows)))
-            encoded = self.encoder.transform(self.encoder.read(rows))
+        known = self.has(rows)
+        pixels = self.pixels[rows["row"].to_numpy()] if known else self.decode_images(rows)
+        encoded = self.encoder.transform(self.encoder.read(rows))
+        rows = rows.assign(row=np.arange(len(rows)))
         tfms: list[Any] = [[ReadRows(pixels, TensorImage)], [ReadRows(encoded, TensorMetadata)]]
         if with_labels:
             codes = encode_targets(rows, list(self.vocab))
-            by_row = np.zeros(len(pixels), np.int64)
-            by_row[rows["row"].to_numpy()] = codes
-            tfms.append([ReadTarget(by_row, list(self.vocab))])
+            tfms.append([ReadTarget(codes, list(self.vocab))])
         loader = self.valid.new(Datasets(rows, tfms=tfms, n_inp=2), **kwargs)
         loader.encoder = self.encoder
         return loader
 
     def has(self, rows: pd.DataFrame) -> bool:
-        """Return whether all rows are of these DataLoaders, whose images are decoded."""
-        if "row" not in rows or "image_id" not in rows or not len(self.split):
+        """Return whether all rows have images of these DataLoaders, which are decoded."""
+        if not {"row", "image_id", "path"} <= set(rows) or not len(self.split):
             return False
-        known = self.split["image_id"].reindex(rows["row"])
-        return bool((known.to_numpy() == rows["image_id"].to_numpy()).all())
+        if not rows["row"].between(0, len(self.split) - 1).all():
+            return False
+        keys = ["image_id", "path"]
+        own = self.split[keys].iloc[rows["row"].to_numpy(int)].to_numpy()
+        return bool(
+            (own == rows[keys].to_numpy()).all() and not rows["image_id"].isin(self.bad).any()
+        )
 
     def decode_images(self, rows: pd.DataFrame) -> np.ndarray:
         """Return the images of a table, uint8 (n, size, size, 3)."""
@@ -381,8 +391,26 @@ class LesionDataLoaders(DataLoaders):
                 for i, source in enumerate(rows["path"])
                 if (why := fill(pixels[i], source, resize, reader))
             }
-        check_bad([str(source) for source in rows["path"]], bad, skip_bad=False)
+        if bad:
+            reasons = list_first((f"{rows['path'][i]}: {why}" for i, why in bad.items()), 5)
+            problem = f"{len(bad)} of {pluralize(len(rows), 'image')} can't be read"
+            raise LesionfastError(f"{problem}: {reasons}. Replace them, or leave them out.")
         return pixels
+
+    def copy(self) -> "LesionDataLoaders":
+        """Return the same DataLoaders with training targets and order that may be changed."""
+        image, metadata, target = self.train.dataset.tls
+        target = copy(target)
+        target.tfms = Pipeline([copy(read) for read in target.tfms.fs])
+        for read in target.tfms.fs:
+            if isinstance(read, ReadTarget):
+                read.array = read.array.copy()
+        train = self.train.new(Datasets(tls=[image, metadata, target], n_inp=2))
+        train.encoder = self.encoder
+        other = type(self)(train, *self.loaders[1:], path=self.path, device=self.device)
+        for name in ("config", "encoder", "rows", "split", "pixels", "bad"):
+            setattr(other, name, getattr(self, name))
+        return other
 
     def new_empty(self) -> "LesionDataLoaders":
         """Return DataLoaders without data, which `learn.export()` keeps."""
@@ -398,8 +426,10 @@ def as_table(items: Any) -> pd.DataFrame:
     if isinstance(items, pd.DataFrame):
         table = items
     else:
-        listed = [items] if isinstance(items, str | Path) else list(items)
-        table = pd.DataFrame([as_row(item) for item in listed])
+        one = isinstance(items, str | Path | Mapping | pd.Series | Image.Image | np.ndarray)
+        table = pd.DataFrame([as_row(item) for item in ([items] if one else items)])
+    if not len(table):
+        raise LesionfastError("there are no items to predict. Pass a table, or a list of paths.")
     if "path" not in table:
         raise LesionfastError(
             f"the items have no 'path'; they have: {', '.join(map(str, table))}. Add the path of "
@@ -437,6 +467,7 @@ def lesion_block(
     pixels: np.ndarray,
     encoder: MetadataEncoder,
     df: pd.DataFrame,
+    classes: list[str],
     item_tfms: Any,
     batch_tfms: list[Any],
 ) -> DataBlock:
@@ -444,7 +475,6 @@ def lesion_block(
 
     `pixels` is uint8 (n, H, W, 3), aligned with the column "row" of `df`.
     """
-    classes = sorted(df["target"].unique())
     return DataBlock(
         blocks=(
             TransformBlock(
@@ -498,14 +528,3 @@ def images_at_once(device: torch.device) -> int:
     On a CPU few enough for the activations of a thread to stay in its cache: up to a third faster.
     """
     return 8 * torch.get_num_threads() if device.type == "cpu" else 128
-
-
-def check_split(df: pd.DataFrame) -> None:
-    """Raise `LesionfastError` unless `df` has training and validation rows."""
-    if "split" not in df:
-        raise LesionfastError("the table has no column 'split'. Load it with lesionfast.load_data.")
-    for name in PARTS[:2]:
-        if not (df["split"] == name).any():
-            raise LesionfastError(
-                f"the table has no row in '{name}'. Split it again with lesionfast.load_data."
-            )

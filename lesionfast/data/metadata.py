@@ -89,7 +89,12 @@ def read_frame(df: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
     if config.images is not None:
         files = list_images(config.images)
     else:
-        paths = [os.path.abspath(os.path.expanduser(path)) for path in df["path"]]
+        if len(empty := text.index[text["path"] == ""]):
+            raise LesionfastError(
+                f"column 'path' of the table is empty in {list_rows(empty)} (the first row counts "
+                "as row 2, as in a CSV file). Fill it in or remove these rows."
+            )
+        paths = [os.path.abspath(os.path.expanduser(path)) for path in text["path"]]
         files = pd.DataFrame({"path": paths, "stem": rows["image_id"].to_list()}, dtype="str")
     table = clean(Path("the table"), rows, files, config)
     if "split" in df:

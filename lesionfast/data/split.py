@@ -8,7 +8,7 @@ seconds for a million images, and rests on no more than NumPy's frozen `RandomSt
 
 import logging
 from collections.abc import Iterable
-from dataclasses import fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ import pandas as pd
 
 from lesionfast.config import IN_MEMORY, WHERE, SplitConfig, TrainConfig, read_options
 from lesionfast.console import counting_bar
-from lesionfast.data.metadata import find_conflicts, load_metadata, read_frame
+from lesionfast.data.metadata import check_inputs, find_conflicts, load_metadata, read_frame
 from lesionfast.data.sources import TABLE_SUFFIXES
 from lesionfast.data.table import read_table
 from lesionfast.diagnoses import split_names
-from lesionfast.errors import LesionfastError, did_you_mean, pluralize
+from lesionfast.errors import LesionfastError, did_you_mean, list_first, pluralize
 from lesionfast.files import sha256, write_text
 from lesionfast.manifest import Manifest
 
@@ -51,6 +51,9 @@ def load_data(data: str | Path | pd.DataFrame | None = None, **options: Any) -> 
     """
     if isinstance(data, pd.DataFrame):
         config = SplitConfig(**read_options(SplitConfig, {"data": IN_MEMORY, **options}))
+        if OPTIONS in data.attrs:  # it was loaded before, and has the names of lesionfast
+            names = {key: getattr(config, key) for key in ("target", "group")}
+            data = data.rename(columns={k: v for k, v in names.items() if v not in (*data, "none")})
         return split_metadata(read_frame(data, config), config)
     where = "csv" if data is not None and str(data).lower().endswith(TABLE_SUFFIXES) else "data"
     given = {} if data is None else {where: data}
@@ -100,31 +103,53 @@ def keep_options(df: pd.DataFrame, config: SplitConfig) -> pd.DataFrame:
 
 
 def configure(df: pd.DataFrame, config: TrainConfig | None = None, **options: Any) -> TrainConfig:
-    """Return the options of a training on a table: how it was loaded, and `options` on top.
+    """Return the options of a training: how its table was loaded, then `config`, then `options`.
 
-    Another seed than that of the loading keeps the split, which `split_seed` then names. A
-    `config` decides instead of the table. Raises `LesionfastError` for unknown options, and for
-    those of the data and the split, which `load_data` takes.
+    Another seed than that of the loading keeps the split, which `split_seed` then names. Raises
+    `LesionfastError` for unknown options, for those of the data and the split, which `load_data`
+    takes, and for metadata that gives the label away.
     """
+    check_loaded(df, config)
     options = read_options(TrainConfig, options)
-    if config is not None:
-        return replace(config, **options)
+    plain, config = TrainConfig(), config or TrainConfig()
+    typed = {name for name, value in asdict(config).items() if value != getattr(plain, name)}
+    given = {name: getattr(config, name) for name in typed} | options
     loaded = df.attrs.get(OPTIONS)
     if loaded is None:
-        where = {} if any(name in options for name in WHERE) else {"data": IN_MEMORY}
-        return TrainConfig(**where, **options)
-    columns = options.get("metadata", "none")
-    for name, value in options.items():
+        where = {} if any(name in given for name in WHERE) else {"data": IN_MEMORY}
+        config = TrainConfig(**where, **given)
+        check_inputs(Path("the table"), df, config)
+        return config
+    for name, value in given.items():
         settled = name in loaded and name not in AFTER_LOADING
         if settled and value != loaded[name]:
             raise LesionfastError(
                 f"the table was loaded with {name}={loaded[name]!r}, so {name}={value!r} comes too "
                 f"late. Type it there: load_data(…, {name}={value!r})."
             )
-    check_loaded_columns(loaded, columns)
-    if options.get("seed", loaded["seed"]) != loaded["seed"] and loaded["split_seed"] is None:
-        options.setdefault("split_seed", loaded["seed"])
-    return TrainConfig(**{**loaded, **options})
+    check_loaded_columns(loaded, given.get("metadata", "none"))
+    if given.get("seed", loaded["seed"]) != loaded["seed"] and loaded["split_seed"] is None:
+        given.setdefault("split_seed", loaded["seed"])
+    return TrainConfig(**{**loaded, **given})
+
+
+def check_loaded(df: Any, config: Any) -> None:
+    """Raise `LesionfastError` for what is no table of `load_data`, or no configuration."""
+    if not isinstance(df, pd.DataFrame):
+        raise LesionfastError(f"{df!r} is not a table. Load it: lesionfast.load_data({df!r}).")
+    needed = ("image_id", "path", "target", "group", "split")
+    if missing := [name for name in needed if name not in df]:
+        raise LesionfastError(
+            f"the table has no column {', '.join(missing)}; it has: {list_first(df, 20)}. Load it: "
+            'lesionfast.load_data(df, target="diagnosis", group="lesion_id").'
+        )
+    for name in PARTS[:2]:
+        if not (df["split"] == name).any():
+            raise LesionfastError(
+                f"the table has no row in '{name}'. Split it again: lesionfast.load_data(df)."
+            )
+    if config is not None and not isinstance(config, TrainConfig):
+        raise LesionfastError(f"config is {config!r}. Name options by keyword: arch={config!r}.")
 
 
 def check_loaded_columns(loaded: dict[str, Any], columns: str) -> None:

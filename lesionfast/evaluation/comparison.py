@@ -200,7 +200,7 @@ def repeated_options(run: Run) -> str:
 
 
 def compare(
-    runs: Sequence[Run | str | Path] | None = None,
+    runs: Run | str | Path | Sequence[Run | str | Path] | None = None,
     split: str = "test",
     out: str | Path = "runs",
 ) -> Comparison:
@@ -215,7 +215,8 @@ def compare(
     """
     if runs is None:
         return Comparison.from_runs(comparable_runs(out), split)
-    return Comparison.from_runs([Run.open(run) for run in runs], split)
+    named = [runs] if isinstance(runs, Run | str | Path) else runs
+    return Comparison.from_runs([Run.open(run) for run in named], split)
 
 
 def comparable_runs(root: str | Path) -> list[Run]:

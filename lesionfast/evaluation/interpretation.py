@@ -95,6 +95,8 @@ class Interpretation:
                 f"{', '.join(splits)}."
             )
         loader = learn.dls.loaders[splits.index(split)].new(shuffle=False, drop_last=False)
+        if split == "train":  # without its augmentation
+            loader = learn.dls.test_dl(loader.dataset.items, with_labels=True)
         with learn.no_bar():
             probabilities, truth = learn.get_preds(dl=loader)
         images = getattr(loader.dataset, "items", None)

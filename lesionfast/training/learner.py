@@ -34,6 +34,7 @@ from lesionfast.errors import LesionfastError
 from lesionfast.files import temporary_folder, write_atomically
 from lesionfast.models.archs import name_backbone
 from lesionfast.models.fusion import FusionModel, build_model, load_model, stage_groups
+from lesionfast.models.lineage import check_weights
 from lesionfast.models.precision import choose_precision
 from lesionfast.run import Run
 from lesionfast.stats.metrics import decide, decision_metrics, macro_auc
@@ -66,6 +67,11 @@ OF_THE_LOADERS = {  # options that the DataLoaders have used
     *(setting.name for setting in fields(SplitConfig)),
     *("size", "resize", "batch_size", "augment", "workers", "device"),
 } - {"seed"}
+OF_THE_MODEL = ("arch", "fusion", "pool", "head", "dropout", "subclass", "rule")
+OF_TRAIN = (  # options that a Learner has no use for
+    *("epochs", "head_epochs", "head_lr", "views", "start_size", "budget", "lr_decay", "ema"),
+    *("unfreeze", "augment_valid", "monitor", "patience", "compile", "head"),
+)
 
 
 class ResumableLearner(Learner):
@@ -208,8 +214,9 @@ class LesionLearner(ResumableLearner):
         begun, recorder = perf_counter(), getattr(self, "recorder", None)
         steps = 0 if recorder is None else len(recorder.lrs)
         super().run_epoch()
-        self.seconds_trained += perf_counter() - begun
-        if recorder is not None and recorder.values:
+        if not hasattr(self, "lr_finder"):
+            self.seconds_trained += perf_counter() - begun
+        if recorder is not None and recorder.values and not hasattr(self, "lr_finder"):
             lr = max(recorder.lrs[steps:], default=None)
             name, number = current_phase(self).name, len(self.history_lines) + 1
             self.history_lines.append(history_line(number, name, lr, recorder.values[-1]))
@@ -247,8 +254,11 @@ def lesion_learner(
     >>> learn.fit_one_cycle(1, 1e-3)  # doctest: +SKIP
     """
     run = arch if isinstance(arch, Run) else None
-    choices = name_choices(None if run else arch, fusion, loss_func, lr)
-    config = configure_learner(dls, config, options | choices)
+    options |= name_choices(None if run else arch, fusion, loss_func, lr)
+    config = configure_learner(dls, config, options)
+    if run is not None:
+        config = take_model(config, run, options)
+    dls = dls.copy() if isinstance(dls, LesionDataLoaders) else dls
     classes = Classes.chosen(read_vocab(dls), config.melanoma, config.malignant)
     model, objective = build_parts(dls, config, classes)
     callbacks = [*learner_callbacks(dls.device, config), *objective.callbacks]
@@ -259,18 +269,37 @@ def lesion_learner(
     return learn if run is None else load_run(learn, run)
 
 
+def take_model(config: TrainConfig, run: Run, options: dict[str, Any]) -> TrainConfig:
+    """Return the options of a Learner that has the model of a run.
+
+    Raises `LesionfastError` for options of the model, which the run has decided.
+    """
+    if decided := [name for name in options if name in OF_THE_MODEL]:
+        raise LesionfastError(
+            f"the model is that of {run.path}, so {', '.join(decided)} can't be chosen. Leave it "
+            "out, or pass the name of an architecture in place of the run."
+        )
+    return replace(config, **{name: getattr(run.config, name) for name in OF_THE_MODEL})
+
+
 def load_run(learn: LesionLearner, run: Run) -> LesionLearner:
     """Return a Learner with the weights of a run, ready to predict or to train on.
 
-    Raises `LesionfastError` unless its DataLoaders have the run's metadata encoder.
+    Raises `LesionfastError` unless its DataLoaders have the run's metadata encoder and classes, and
+    if its validation or test images were among those that the run was trained on.
     """
-    if not isinstance(learn.dls, LesionDataLoaders) or (
-        learn.dls.encoder.learned != MetadataEncoder.from_run(run).learned
+    dls = learn.dls
+    if not isinstance(dls, LesionDataLoaders) or (
+        (dls.encoder.learned, list(dls.vocab))
+        != (MetadataEncoder.from_run(run).learned, list(run.classes))
     ):
         raise LesionfastError(
-            f"the DataLoaders encode metadata otherwise than {run.path}. Make them with "
-            "LesionDataLoaders.from_run(run), or from_run(run, df) for another table."
+            f"the DataLoaders have other classes or another encoding of metadata than {run.path}. "
+            "Make them with LesionDataLoaders.from_run(run), or from_run(run, df) for another "
+            "table."
         )
+    check_weights(dls.split, str(run.path), run.config.arch)
+    learn.config = replace(learn.config, weights=str(run.path))
     learn.model = load_model(run).to(learn.dls.device)
     learn.prior = np.array(run.model["prior"])
     return learn
@@ -292,8 +321,10 @@ def build_parts(
 ) -> tuple[FusionModel, Objective]:
     """Return the model, on the device of the DataLoaders, and what a fit of it minimises."""
     parents = find_parents(read_subclasses(config.subclass, classes), classes)
-    torch.manual_seed(config.seed)  # the head's first weights
-    model = build_model(config, metadata_width(dls), len(classes), parents)
+    width = metadata_width(dls)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)  # the head's first weights
+        model = build_model(config, width, len(classes), parents)
     if len(parents) > len(classes):
         assign_subclasses(dls, model, config.seed)
     objective = build_objective(config, class_codes(dls), output_codes(dls), classes, parents)
@@ -317,6 +348,11 @@ def configure_learner(
         plain |= {"batch_size": len(image), "fusion": "concat" if vector.shape[1] else "none"}
         return replace(config or TrainConfig(**plain), **options)
     base = config or dls.config
+    if idle := [name for name in options if name in OF_TRAIN]:
+        raise LesionfastError(
+            f"{', '.join(idle)} would have no effect: fit, fit_one_cycle and callbacks decide that "
+            "for a Learner. Leave it out, or use lesionfast.train."
+        )
     late = [name for name in options if name in OF_THE_LOADERS]
     for name in late:
         if options[name] != getattr(base, name):

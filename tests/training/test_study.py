@@ -232,8 +232,8 @@ def test_a_run_killed_before_its_first_step_is_begun_anew(write, tmp_path, monke
 
 def test_runs_that_drop_other_rows_fail(write, tmp_path, monkeypatch):
     pretend(monkeypatch)
-    text = TINY.replace("lr = 1", 'missing = "drop"\nmetadata = "age,sex"')
-    text = text.replace('fusion = "none"', 'fusion = "none"\nmetadata = "age"')
+    text = TINY.replace("lr = 1", 'missing = "drop"\nmetadata = "age"')
+    text = text.replace('fusion = "none"', 'fusion = "none"\nmetadata = "age,sex"')
     outcome = run_study(read_study(write(text)), tmp_path / "out")
     assert "images" in json.dumps(outcome.failures["image alone"])
 

@@ -137,7 +137,8 @@ class FastInference(Borrowing):
 
     def before_batch(self) -> None:
         """Put the copy in the model's place for the images of this validation."""
-        if self.whole is None and self.xb[0].ndim == 4 and not resumes(self.model):
+        hooked = any(m._forward_hooks for m in self.model.modules())  # they ask for this model
+        if self.whole is None and self.xb[0].ndim == 4 and not (hooked or resumes(self.model)):
             fast = for_inference(self.model, *self.xb, precision=self.precision)
             self.whole, self.learn.model = self.model, fast
 
