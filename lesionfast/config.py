@@ -11,6 +11,7 @@ from lesionfast.diagnoses import join_names, split_names
 from lesionfast.errors import LesionfastError, did_you_mean
 
 WHERE = ("data", "csv", "images")  # the options that say where the data is
+ALIASES = {"bs": "batch_size", "valid_pct": "val", "pretrained": "weights"}  # of fastai
 IN_MEMORY = "(DataFrame)"  # --data of a run on a table from Python
 EARLIER = {"metadata_dropout": 0.0}  # defaults of runs from before the option existed
 INF = math.inf
@@ -304,9 +305,10 @@ def read_options(config_class: type, options: Mapping[str, Any]) -> dict[str, An
     names = [setting.name for setting in fields(config_class)]
     for name in options:
         if name not in names:
+            near = f" Did you mean '{ALIASES[name]}'?" if name in ALIASES else ""
             raise LesionfastError(
-                f"there is no option '{name}' here.{did_you_mean(name, names)} The options are "
-                f"the fields of {config_class.__name__}; lesionfast train --help explains them."
+                f"there is no option '{name}' here.{near or did_you_mean(name, names)} The options "
+                f"are the fields of {config_class.__name__}; lesionfast train --help explains them."
             )
     return {name: read_option(value) for name, value in options.items()}
 

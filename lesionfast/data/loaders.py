@@ -90,6 +90,7 @@ class BatchLoader(TfmdDL):
     """
 
     sampler: Sampler | None = None
+    classes: list[str] | None = None  # of rows without labels
     parents: list[int] | None = None  # the classes of targets that are sub-classes
     encoder: MetadataEncoder  # of the rows; not on copies made by `new`
 
@@ -125,6 +126,11 @@ class BatchLoader(TfmdDL):
         tfms.append([ReadTarget(np.zeros(0, np.int64), list(self.vocab))])
         return self.new(Datasets(self.dataset.items.iloc[:0], tfms=tfms, n_inp=2, do_setup=False))
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the classes, also without labels."""
+        return list(self.vocab if self.classes is None else self.classes)
+
     def get_idxs(self) -> list[int]:
         """Return the positions of one epoch in order."""
         return super().get_idxs() if self.sampler is None else self.sampler(self.rng)
@@ -150,7 +156,7 @@ class BatchLoader(TfmdDL):
         captions = [self.encoder.in_words(vector) for vector in metadata.numpy()[:max_n]]
         if labels:
             targets = labels[0] if self.parents is None else np.take(self.parents, labels[0])
-            names = [self.vocab[target] for target in targets.tolist()]
+            names = [self.names[target] for target in targets.tolist()]
             captions = [f"{name}\n{words}" for name, words in zip(names, captions, strict=False)]
         draw_pictures(images[:max_n], captions)
         return None
@@ -167,9 +173,9 @@ class BatchLoader(TfmdDL):
         """Draw up to `max_n` pictures of a batch with truth, if it is known, and decision."""
         images, _, *labels = self.decode(b)
         decisions = out[0] if isinstance(out, tuple) else out
-        captions = [f"→ {self.vocab[code]}" for code in decisions.tolist()]
+        captions = [f"→ {self.names[code]}" for code in decisions.tolist()]
         if labels:
-            names = [self.vocab[code] for code in labels[0].tolist()]
+            names = [self.names[code] for code in labels[0].tolist()]
             captions = [f"{name}\n{words}" for name, words in zip(names, captions, strict=False)]
         draw_pictures(images[:max_n], captions[:max_n])
 
@@ -366,7 +372,7 @@ class LesionDataLoaders(DataLoaders):
             codes = encode_targets(rows, list(self.vocab))
             tfms.append([ReadTarget(codes, list(self.vocab))])
         loader = self.valid.new(Datasets(rows, tfms=tfms, n_inp=2), **kwargs)
-        loader.encoder = self.encoder
+        loader.encoder, loader.classes = self.encoder, list(self.vocab)
         return loader
 
     def has(self, rows: pd.DataFrame) -> bool:

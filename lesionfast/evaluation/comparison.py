@@ -89,6 +89,9 @@ class Comparison:
         """The runs, the best first."""
         return [read.run for read in self.interpretations]
 
+    def __str__(self) -> str:
+        return "\n".join(table.to_markdown() for table in comparison_tables(self))
+
     def _repr_html_(self) -> str:
         return "".join(table.to_html() for table in comparison_tables(self))
 

@@ -100,7 +100,8 @@ def find_arch(arch: str) -> tuple[str, str]:
     known = list_names(library) if library else list_archs()
     raise LesionfastError(
         f"--arch is '{arch}', but {lack}.{did_you_mean(name, known)} "
-        f"List names with: lesionfast list archs"
+        f"List names with: lesionfast list archs. If a module of yours registers it, import that: "
+        "lesionfast --import MODULE …"
     )
 
 

@@ -69,7 +69,7 @@ def create_backbone(arch: str, *, size: int, weights: str = "auto") -> Backbone:
         backbone = (timm_backbone if library == "timm" else torchvision_backbone)(name, size)
     measure(backbone, arch, size)
     if library == "lesionfast" and weights == "auto":
-        if backbone.pretrained:
+        if name in archs.modules:
             return backbone
         backbone.origin = f"random weights, trained from scratch: {name} has no pretrained ones"
     elif weights != "none":
@@ -98,8 +98,7 @@ def registered_backbone(name: str) -> Backbone:
     else:
         body = TimmBody(net) if hasattr(net, "forward_features") else AnyBody(net)
     backbone = Backbone(body, mean, std)
-    if pretrained:
-        backbone.pretrained, backbone.origin = True, f"the weights that {name} comes with"
+    backbone.pretrained, backbone.origin = pretrained, f"the weights that {name} comes with"
     return backbone
 
 

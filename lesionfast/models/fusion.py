@@ -207,11 +207,12 @@ class FusionModel(nn.Module):
         self.head = nn.Sequential(nn.Dropout(dropout), outputs)
         self.posterior = Posterior(self.parents, undo)
 
-    def forward(self, image: Tensor, metadata: Tensor) -> Tensor:
+    def forward(self, image: Tensor, metadata: Tensor | None = None) -> Tensor:
         """Return logits (B, n_classes) of images (B, 3, H, W) in 0..1 and metadata (B, width).
 
-        Pooled features (B, F) may take the place of the images.
+        Pooled features (B, F) may take the place of the images; no metadata has the width 0.
         """
+        metadata = image.new_zeros(len(image), 0) if metadata is None else metadata
         return self.classify(image if image.ndim == 2 else self.features(image), metadata)
 
     def features(self, image: Tensor) -> Tensor:

@@ -99,6 +99,11 @@ class Predictor:
         not_known (the columns that were missing) and error (why there is no prediction), under the
         same index.
         """
+        if not isinstance(df, pd.DataFrame):
+            raise LesionfastError(
+                f"predict takes a table, not {type(df).__name__}. Pass a DataFrame with a column "
+                "'path', or call the predictor with one image: predictor(path)."
+            )
         if "path" not in df:
             raise LesionfastError(
                 f"the table has no column 'path'; it has: {', '.join(map(str, df))}. Add the path "

@@ -206,8 +206,7 @@ class LesionLearner(ResumableLearner):
     def _split(self, b: Any) -> None:
         super()._split(b)
         image, *vector = self.xb
-        metadata = vector[0] if vector else image.new_zeros(len(image), 0)
-        self.xb = (image, TensorMetadata(metadata))
+        self.xb = (image, *map(TensorMetadata, vector))
 
     def run_epoch(self) -> None:
         """Run one epoch with its events; note its line of the history and its seconds."""
@@ -279,7 +278,8 @@ def take_model(config: TrainConfig, run: Run, options: dict[str, Any]) -> TrainC
             f"the model is that of {run.path}, so {', '.join(decided)} can't be chosen. Leave it "
             "out, or pass the name of an architecture in place of the run."
         )
-    return replace(config, **{name: getattr(run.config, name) for name in OF_THE_MODEL})
+    model = {name: getattr(run.config, name) for name in OF_THE_MODEL}
+    return replace(config, weights="none", **model)
 
 
 def load_run(learn: LesionLearner, run: Run) -> LesionLearner:

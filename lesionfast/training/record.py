@@ -49,6 +49,11 @@ def write_run(learn: Learner, path: str | Path, epochs: Sequence[str], seconds: 
             "a run keeps the split and the metadata of its data, which only LesionDataLoaders "
             "know. Make them with LesionDataLoaders.from_df(df)."
         )
+    if not len(learn.dls.split):
+        raise LesionfastError(
+            "this Learner was exported without its data, and a run keeps predictions of it. Make "
+            "the run from the Learner that was trained."
+        )
     path = Path(path)
     run = Run.create(path.parent, learn.config, path.name)
     write_preparation(learn, run)

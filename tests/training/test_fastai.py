@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fastai.callback.hook import ActivationStats
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
 from fastai.data.transforms import ColReader, Normalize, RandomSplitter
@@ -372,3 +373,156 @@ def test_an_untrained_learner_becomes_a_run_that_says_so(learn, tmp_path):
     run = lf.Run.from_learner(learn, tmp_path / "raw")
     assert run.history["phase"].tolist() == ["not trained by fit"]
     assert lf.compare([run]).table["status"].tolist() == ["finished"]
+
+
+def test_what_was_changed_in_a_row_counts(learn):
+    fits(learn)
+    row = learn.dls.rows.iloc[0]
+    changed = row.copy()
+    changed["age"], changed["sex"] = 90.0, "male" if row["sex"] == "female" else "female"
+    old, new = learn.predict(row)[2], learn.predict(changed)[2]
+    assert not torch.equal(old, new)
+    about = {"age": changed["age"], "sex": changed["sex"]}
+    torch.testing.assert_close(learn.predict(row, **about)[2], new)
+    rows = learn.dls.rows.head(2)
+    with pytest.raises(LesionfastError, match="there is no such file"):
+        learn.dls.test_dl(rows.assign(path="/nowhere.jpg"))
+    assert len(learn.dls.test_dl(pd.concat([rows, rows])).items) == 4
+    for one in (row, dict(row), row["path"]):
+        assert len(learn.dls.test_dl(one).items) == 1
+    with pytest.raises(LesionfastError, match="no items to predict"):
+        learn.dls.test_dl([])
+
+
+def test_a_learner_changes_nothing_in_the_dataloaders_that_it_was_given(df):
+    few = df.groupby(["split", "target"]).head(8).reset_index(drop=True)
+    dls = lf.LesionDataLoaders.from_df(few, size=32, bs=16)
+    plain = lf.lesion_learner(dls, "test_resnet", weights="none")
+    balanced = lf.lesion_learner(dls, "test_resnet", weights="none", balance="sampler")
+    divided = lf.lesion_learner(dls, subclass="mel=2")
+    assert dls.train.sampler is None and plain.dls.train.sampler is None
+    assert balanced.dls.train.sampler is not None
+    again = lf.lesion_learner(dls, "test_resnet", weights="none", balance="sampler")
+    assert balanced.dls.train.sampler is not None and fits(balanced) and fits(plain)
+    assert max(int(batch[2].max()) for batch in dls.train) == 6
+    assert max(int(batch[2].max()) for batch in divided.dls.train) == 7
+    np.testing.assert_allclose(again.prior, 1 / 7)
+
+
+def test_making_a_learner_leaves_the_users_draws_alone(dls):
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    lf.lesion_learner(dls, "test_resnet", weights="none")
+    assert torch.equal(torch.rand(2), expected)
+
+
+@pytest.fixture(scope="module")
+def made(df, tmp_path_factory):
+    """A small run, and the table that it was trained on."""
+    few = df.groupby(["split", "target"]).head(6).reset_index(drop=True)
+    small = {"arch": "test_resnet", "weights": "none", "size": 32, "epochs": 1, "tta": 1}
+    return lf.train(few, out=tmp_path_factory.mktemp("made"), **small), few
+
+
+def test_a_learner_of_a_run_has_its_classes_and_its_model(made):
+    run, few = made
+    without = few[few["target"] != "vasc"].reset_index(drop=True)
+    learn = lf.lesion_learner(lf.LesionDataLoaders.from_run(run, without), run)
+    assert list(learn.dls.vocab) == run.classes
+    assert (lf.Interpretation.from_learner(learn).rows["truth"] != "vasc").all()
+    other = lf.LesionDataLoaders.from_df(without, size=32)
+    with pytest.raises(LesionfastError, match="other classes or another encoding of metadata"):
+        lf.lesion_learner(other, run)
+    with pytest.raises(LesionfastError, match=r"so fusion can't be chosen"):
+        lf.lesion_learner(lf.LesionDataLoaders.from_run(run), run, fusion="film")
+
+
+def test_a_learner_of_a_run_on_another_split_is_refused_where_it_would_leak(made, df):
+    run, few = made
+    mixed = lf.load_data(seed=7)
+    mixed = mixed[mixed["image_id"].isin(few["image_id"])]
+    with pytest.raises(LesionfastError, match=r"train"):
+        lf.lesion_learner(lf.LesionDataLoaders.from_run(run, mixed), run)
+    learn = lf.lesion_learner(lf.LesionDataLoaders.from_run(run), run)
+    assert learn.config.weights == str(run.path)  # what the run of it would say
+
+
+def test_options_without_an_effect_on_a_learner_are_refused(dls):
+    with pytest.raises(LesionfastError, match=r"epochs, patience would have no effect"):
+        lf.lesion_learner(dls, Small, epochs=9, patience=3)
+
+
+def test_the_learning_rate_finder_is_no_part_of_the_history(learn, tmp_path):
+    learn.lr_find(num_it=20, show_plot=False)
+    assert learn.history_lines == [] and learn.seconds_trained == 0
+    fits(learn)
+    assert len(lf.Run.from_learner(learn, tmp_path / "found").history) == 1
+
+
+def test_interpretation_of_training_images_sees_them_without_augmentation(learn):
+    read = lf.Interpretation.from_learner(learn, "train")
+    rows = learn.dls.rows[learn.dls.rows["split"] == "train"]
+    plain = learn.get_preds(dl=learn.dls.test_dl(rows))[0]
+    np.testing.assert_allclose(read.probabilities, plain, atol=1e-6)
+    assert read.rows["image_id"].tolist() == rows["image_id"].tolist()
+
+
+def test_batches_without_labels_and_several_samples_show_themselves(learn):
+    loader = learn.dls.test_dl(learn.dls.rows.head(4))
+    loader.show_batch()
+    learn.show_results(dl=loader)
+    assert all("→" in axis.get_title() for axis in plt.gcf().axes)
+    ClassificationInterpretation.from_learner(learn).show_results([0, 1])
+    plt.close("all")
+
+
+@pytest.mark.filterwarnings("ignore:You are shadowing an attribute")  # by fastai's own
+def test_callbacks_that_hook_the_model_see_it_in_validation(learn):
+    assert fits(learn, cbs=ActivationStats(with_hist=True))
+
+
+def test_a_learner_of_images_alone_predicts_and_shows(df):
+    import fastai.vision.learner  # noqa: F401 (draws the losses of images)
+
+    few = df.groupby("target").head(8)
+    about = {"fn_col": "path", "label_col": "target", "path": "/", "item_tfms": Resize(32)}
+    learn = lf.lesion_learner(ImageDataLoaders.from_df(few, bs=16, **about), Small)
+    assert learn.predict(few["path"].iloc[0])[0] in learn.dls.vocab
+    with quiet(learn):
+        ClassificationInterpretation.from_learner(learn).plot_top_losses(2)
+    plt.close("all")
+
+
+def test_a_table_without_its_options_is_checked_all_the_same(df):
+    hint = df.assign(hint=df["target"])
+    hint.attrs = {}
+    with pytest.raises(LesionfastError, match="column 'hint' of the table can't be an input"):
+        lf.train(hint, metadata="hint")
+    with pytest.raises(LesionfastError, match=r"the table was loaded with val=0.15, so val=0.3"):
+        lf.train(df, lf.TrainConfig(val=0.3))
+    for table, message in [
+        ("x.csv", r"load_data\('x.csv'\)"),
+        (df.drop(columns="split"), "has no column split"),
+        (df[df["split"] != "valid"], "no row in 'valid'"),
+    ]:
+        with pytest.raises(LesionfastError, match=message):
+            lf.train(table)
+    with pytest.raises(LesionfastError, match="Name options by keyword: arch='densenet121'"):
+        lf.train(df, "densenet121")
+    with pytest.raises(LesionfastError, match="Did you mean 'batch_size'"):
+        lf.train(df, bs=16)
+
+
+def test_an_exported_learner_does_not_become_a_run_for_lack_of_data(learn, tmp_path):
+    learn.export()
+    with pytest.raises(LesionfastError, match="exported without its data"):
+        lf.Run.from_learner(load_learner(learn.path / "export.pkl"), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_comparison_prints_as_the_command_shows_it(made):
+    run, _ = made
+    assert run.path.name in str(lf.compare(run)) and "balanced accuracy" in str(lf.compare(run))
+    with pytest.raises(LesionfastError, match=r"predict takes a table, not list"):
+        lf.Predictor(run).predict(["a.jpg"])
