@@ -4,7 +4,7 @@ import inspect
 import logging
 import re
 import sys
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from hashlib import sha1
 from itertools import count
 from types import FrameType, MethodType
@@ -31,6 +31,7 @@ class Registry(Mapping[str, Callable[..., Any]]):
         self._builders: dict[str, Callable[..., Any]] = {}
         self._replaced: set[str] = set()
         self.modules: dict[str, str] = {}  # of the names that others registered
+        self.digests: dict[str, str] = {}  # of their source when they were registered
         self._passed: dict[str, str] = {}  # where what was passed instead of a name is defined
 
     def register(self, name: str, module: str | None = None) -> Callable[[Builder], Builder]:
@@ -51,9 +52,11 @@ class Registry(Mapping[str, Callable[..., Any]]):
                 logger.info("the %s '%s' is replaced", self.kind, name)
             self._builders[name] = builder
             self.modules.pop(name, None)
+            self.digests.pop(name, None)
             self._passed.pop(name, None)
             if module is not None:
                 self.modules[name] = module
+                self.digests[name] = short_digest(source_text(builder))
             return builder
 
         return file
@@ -122,6 +125,20 @@ def describe_object(thing: Any) -> str:
         if isinstance(value, plain) and not name.startswith("_") and name != "training"
     }
     return f"{thing!r} {settings}" if settings else repr(thing)
+
+
+def source_text(thing: Any) -> str:
+    """Return the source of a function or class; of an object its class's, with its own text.
+
+    Python finds no source of a class in a notebook, but that of its methods.
+    """
+    try:
+        return inspect.getsource(thing)
+    except (OSError, TypeError):
+        parts: Iterable[Any] = [type(thing)]
+        if isinstance(thing, type):
+            parts = filter(inspect.isfunction, vars(thing).values())
+        return "\n".join([describe_object(thing), *map(source_text, parts)])
 
 
 def place_of_definition(thing: Any) -> str:

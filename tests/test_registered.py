@@ -93,6 +93,8 @@ def test_a_run_remembers_the_modules_that_registered_what_it_used(folder):
     model = json.loads((folder / "runs" / "mine" / "model.json").read_text())
     names = ("arch", "fusion", "loss", "augment")
     assert model["registered"] == dict.fromkeys(names, "parts")
+    assert set(model["registered_digest"]) == set(names)
+    assert all(len(digest) == 8 for digest in model["registered_digest"].values())
 
 
 def test_predict_says_which_import_is_missing_and_works_with_it(folder, few):

@@ -1,7 +1,11 @@
+import inspect
+import linecache
+import re
+
 import pytest
 
 from lesionfast.errors import LesionfastError
-from lesionfast.registry import Registry, calling_module
+from lesionfast.registry import Registry, calling_module, short_digest
 
 
 def test_a_miss_names_the_option_the_nearest_and_the_known():
@@ -46,3 +50,19 @@ def test_a_replacement_is_logged_once_and_only_modules_of_others_are_kept(caplog
     assert registry.modules == {"a": "mine"}
     registry.register("a")(lambda: None)
     assert registry.modules == {} and calling_module() == __name__
+
+
+def test_a_digest_tells_two_entries_of_one_name_apart():
+    registry, digests = Registry("loss", "--loss"), []
+    for text in ("return 1", "return 2", "return 1"):
+        source = f"class Mine:\n    def forward(self):\n        {text}\n"
+        linecache.cache["<cell>"] = len(source), None, source.splitlines(True), "<cell>"
+        exec(compile(source, "<cell>", "exec"), names := {"__name__": "__main__"})
+        registry.register("mine", "__main__")(names["Mine"])
+        digests.append(registry.digests["mine"])
+    del linecache.cache["<cell>"]
+    assert digests[0] == digests[2] != digests[1] and re.fullmatch("[0-9a-f]{8}", digests[0])
+    registry.register("class", "__main__")(Registry)
+    registry.register("object", "__main__")(Registry("a", "b"))
+    assert registry.digests["class"] == short_digest(inspect.getsource(Registry))
+    assert registry.digests["object"] != registry.digests["class"]

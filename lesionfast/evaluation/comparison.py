@@ -97,19 +97,20 @@ class Comparison:
 
     @cached_property
     def seeds(self) -> pd.DataFrame:
-        """The mean and the standard deviation of runs that differ in nothing but their seed.
+        """The mean and the standard deviation of runs that differ in their seed and nothing else.
 
-        One row per such group of two or more: name (of its best run), runs (how many), and for
-        balanced_accuracy, macro_auc, macro_f1, mel_to_nv and sensitivity_<class> the mean, and
-        under `_sd` the standard deviation of a sample.
+        One row per group of two or more, if no seed occurs twice in it: name (of its best run),
+        runs (how many), and for balanced_accuracy, macro_auc, macro_f1, mel_to_nv and
+        sensitivity_<class> the mean, and under `_sd` the standard deviation of a sample.
         """
-        runs = {run.path.name: run for run in self.runs if not run.model.get("members")}
-        kept = self.table[self.table["name"].isin(runs)]
-        keys = [repeated_options(runs[name]) for name in kept["name"]]
+        runs = {str(run.path): run for run in self.runs if not run.model.get("members")}
+        kept = self.table[self.table["path"].isin(runs)]
+        keys = [repeated_options(runs[path]) for path in kept["path"]]
         shown = [*REPEATED, *(f"sensitivity_{name}" for name in self.interpretations[0].classes)]
         rows = []
         for _, group in kept.groupby(keys, sort=False):
-            if len(group) > 1:
+            drawn = {runs[path].config.seed for path in group["path"]}
+            if len(drawn) == len(group) > 1:
                 numbers = group[[name for name in shown if name in group]].astype(float)
                 spread = numbers.std(ddof=1).add_suffix("_sd")
                 about = {"name": group["name"].iloc[0], "runs": len(group)}
@@ -198,8 +199,10 @@ def describe_run(row: dict[str, Any]) -> str:
 
 
 def repeated_options(run: Run) -> str:
-    """Return the options of a run without its seed, as text."""
-    return json.dumps({k: v for k, v in asdict(run.config).items() if k not in SEEDS})
+    """Return the options of a run without its seed, and what a user registered, as text."""
+    options = {k: v for k, v in asdict(run.config).items() if k not in SEEDS}
+    registered = run.model.get("registered_digest", run.model.get("registered"))
+    return json.dumps([options, registered])
 
 
 def compare(

@@ -105,11 +105,12 @@ def describe_model(learn: Learner, config: TrainConfig) -> dict[str, Any]:
 
 
 def describe_registered(config: TrainConfig) -> dict[str, Any]:
-    """Return the modules that registered what the options name, other than lesionfast itself."""
+    """Return the modules that registered what the options name, and digests of their source."""
     names = {option: getattr(config, option) for option in REGISTRIES}
     modules = {option: REGISTRIES[option].modules.get(name) for option, name in names.items()}
     registered = {option: module for option, module in modules.items() if module}
-    return {"registered": registered} if registered else {}
+    digests = {option: REGISTRIES[option].digests[names[option]] for option in registered}
+    return {"registered": registered, "registered_digest": digests} if registered else {}
 
 
 def describe_environment(learn: Learner, config: TrainConfig) -> dict[str, Any]:

@@ -285,3 +285,19 @@ def test_no_warning_where_no_melanoma_is_missed(withheld):
 
 def test_a_run_of_old_has_no_such_section(pair):
     assert metadata(Findings(pair[0])) is None
+
+
+def test_a_deviation_is_over_runs_that_differ_in_their_seed_and_nothing_else(runs):
+    def seeds(numbers, models):
+        for run, number, model in zip(runs, numbers, models, strict=True):
+            config = replace(run.config, seed=number)
+            (run.path / "config.json").write_text(config.to_json())
+            (run.path / "model.json").write_text(json.dumps(run.model | model))
+        read = Comparison.from_runs([Run(run.path) for run in runs]).seeds
+        return [] if read.empty else read["runs"].tolist()
+
+    plain = [{}] * 3
+    assert seeds((1, 2, 3), plain) == [3]
+    assert seeds((1, 1, 1), plain) == seeds((1, 2, 2), plain) == []
+    mine = [{"registered": {"loss": "parts"}, "registered_digest": {"loss": one}} for one in "aab"]
+    assert seeds((1, 2, 3), mine) == [2]
