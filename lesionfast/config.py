@@ -315,7 +315,7 @@ def read_options(config_class: type, options: Mapping[str, Any]) -> dict[str, An
 
 def read_option(value: Any) -> Any:
     """Return the value of an option from Python: a path or a list of names as text."""
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
         return join_names(value).replace(", ", ",") or "none"
     if isinstance(value, os.PathLike):
         return os.fspath(value)

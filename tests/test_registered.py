@@ -372,3 +372,20 @@ def test_the_names_of_all_seeds_are_checked_before_the_first_training(few, tmp_p
     with pytest.raises(LesionfastError, match="already has s-seed43. Type another --name"):
         lf.train(few, name="s", seeds=3, out=tmp_path, size=32)
     assert [path.name for path in tmp_path.iterdir()] == ["s-seed43"]
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.BCEWithLogitsLoss(),
+        lambda logits, target: (logits.argmax(1) != target).float().mean(),
+        lambda logits, target: 3.0,
+    ],
+    ids=["another shape", "no gradient", "no tensor"],
+)
+def test_a_loss_that_can_t_be_learned_from_is_refused_before_there_is_a_run(few, tmp_path, loss):
+    with pytest.raises(LesionfastError, match="can't be learned from.*one number with a gradient"):
+        lf.train(few, arch="vanilla_cnn", loss=loss, size=32, out=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(LesionfastError, match=r"--size is .32, 32.; it takes a whole number"):
+        lf.train(few, size=(32, 32))

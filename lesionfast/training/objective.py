@@ -61,6 +61,8 @@ def build_objective(
     beta = [config.beta] if config.balance == "effective" else []
     balance = balances[config.balance](codes, len(classes), *beta)
     loss = build_loss(config, balance, outputs, classes, parents)
+    if isinstance(loss, UserLoss):
+        check_loss(loss, config.loss, len(parents))
     over_classes = build_loss(config, balance, codes, classes, range(len(classes)))
     valid_loss = over_classes.for_validation()
     counts = drawn = np.bincount(codes, minlength=len(classes))
@@ -115,6 +117,19 @@ def build_loss(
         costs=costs[np.ix_(parents, parents)],
         tau=config.tau,
     )
+
+
+def check_loss(loss: ClassificationLoss, name: str, n: int) -> None:
+    """Raise `LesionfastError` unless a user's loss of n outputs is a number with a gradient."""
+    logits = torch.zeros(2, n, requires_grad=True)
+    try:
+        loss(logits, torch.tensor([0, n - 1])).backward()
+    except Exception as error:  # it is code of the user
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        raise LesionfastError(
+            f"the loss '{name}' can't be learned from: {reason}. Of logits (B, {n}) and class "
+            "numbers (B,) it has to return one number with a gradient."
+        ) from error
 
 
 def default_cost(config: TrainConfig, classes: list[str]) -> str | None:
