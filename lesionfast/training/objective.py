@@ -61,8 +61,6 @@ def build_objective(
     beta = [config.beta] if config.balance == "effective" else []
     balance = balances[config.balance](codes, len(classes), *beta)
     loss = build_loss(config, balance, outputs, classes, parents)
-    if isinstance(loss, UserLoss):
-        check_loss(loss, config.loss, len(parents))
     over_classes = build_loss(config, balance, codes, classes, range(len(classes)))
     valid_loss = over_classes.for_validation()
     counts = drawn = np.bincount(codes, minlength=len(classes))
@@ -71,6 +69,8 @@ def build_objective(
     unweighted = rule_prior(config, over_classes, shares(drawn))
     prior = rule_prior(config, over_classes, balance.prior)
     callbacks = build_callbacks(config, loss, valid_loss, (unweighted, prior))
+    if isinstance(loss, UserLoss):
+        check_loss(loss, config.loss, len(parents))
     return Objective(loss, valid_loss, prior, callbacks, balance.sampler, counts, drawn)
 
 
