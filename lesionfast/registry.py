@@ -112,7 +112,7 @@ def own_name(thing: Any) -> str:
     So two modules of one class, such as `nn.Sequential`, have two names.
     """
     if name := getattr(thing, "__name__", ""):
-        return "unnamed" if name == "<lambda>" else name
+        return "unnamed" if name == "<lambda>" else name.lstrip("_") or "unnamed"
     return f"{type(thing).__name__}-{short_digest(describe_object(thing))}"
 
 

@@ -33,7 +33,7 @@ from lesionfast.diagnoses import Classes, read_subclasses
 from lesionfast.errors import LesionfastError
 from lesionfast.files import temporary_folder, write_atomically
 from lesionfast.models.archs import name_backbone
-from lesionfast.models.fusion import FusionModel, build_model, load_model, stage_groups
+from lesionfast.models.fusion import FusionModel, build_model, load_model, name_fusion, stage_groups
 from lesionfast.models.lineage import check_weights
 from lesionfast.models.precision import choose_precision
 from lesionfast.run import Run
@@ -226,7 +226,7 @@ def lesion_learner(
     arch: str | nn.Module | Callable[[], nn.Module] | Run | None = None,
     *,
     config: TrainConfig | None = None,
-    fusion: str | None = None,
+    fusion: str | Callable | None = None,
     loss_func: str | Callable | None = None,
     metrics: Any = None,
     cbs: Any = None,
@@ -242,7 +242,7 @@ def lesion_learner(
     `dls` are `LesionDataLoaders`, or any DataLoaders of (image float32 (B, 3, H, W) in 0..1, vector
     float32 (B, width)) -> class, or of images alone. `arch` is a name, a module, or a function that
     returns one: images (B, 3, H, W) to a map (B, C, h, w) or features (B, C); or a `Run`, whose
-    weights the Learner then has, over `LesionDataLoaders.from_run(run)`. `fusion` is a name,
+    weights the Learner then has, over `LesionDataLoaders.from_run(run)`. `fusion` is a name or class,
     `loss_func` a name, or any module or function of logits (B, K) and class numbers (B,). `options`
     are those of `lesionfast train`, such as `balance="weights"`; all else is as in fastai. The
     parameter groups are the stages of the backbone and the head. `seed` (42 by default) decides the
@@ -309,7 +309,7 @@ def name_choices(arch: Any, fusion: Any, loss_func: Any, lr: Any) -> dict[str, A
     """Return the options of these parameters of `lesion_learner`, without those that are None."""
     choices = {
         "arch": arch if arch is None else name_backbone(arch),
-        "fusion": fusion,
+        "fusion": fusion if fusion is None else name_fusion(fusion),
         "loss": loss_func if loss_func is None else name_loss(loss_func),
         "lr": lr,
     }

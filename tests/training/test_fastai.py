@@ -526,3 +526,16 @@ def test_a_comparison_prints_as_the_command_shows_it(made):
     assert run.path.name in str(lf.compare(run)) and "balanced accuracy" in str(lf.compare(run))
     with pytest.raises(LesionfastError, match=r"predict takes a table, not list"):
         lf.Predictor(run).predict(["a.jpg"])
+
+
+def test_a_fusion_is_a_name_or_a_class(dls):
+    class _Beside(nn.Module):
+        def __init__(self, n_image, n_metadata):
+            super().__init__()
+            self.width = n_image + n_metadata
+
+        def forward(self, features, metadata):
+            return torch.cat([features, metadata], dim=1)
+
+    learn = lf.lesion_learner(dls, Small, fusion=_Beside)
+    assert fits(learn) and learn.config.fusion == "Beside"
