@@ -242,7 +242,7 @@ def lesion_learner(
     `dls` are `LesionDataLoaders`, or any DataLoaders of (image float32 (B, 3, H, W) in 0..1, vector
     float32 (B, width)) -> class, or of images alone. `arch` is a name, a module, or a function that
     returns one: images (B, 3, H, W) to a map (B, C, h, w) or features (B, C); or a `Run`, whose
-    weights the Learner then has, over `LesionDataLoaders.from_run(run)`. `fusion` is a name or class,
+    weights the Learner has, over `LesionDataLoaders.from_run(run)`. `fusion` is a name or class,
     `loss_func` a name, or any module or function of logits (B, K) and class numbers (B,). `options`
     are those of `lesionfast train`, such as `balance="weights"`; all else is as in fastai. The
     parameter groups are the stages of the backbone and the head. `seed` (42 by default) decides the
