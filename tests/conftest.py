@@ -5,8 +5,10 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +27,9 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 SLOWEST_FIRST = (  # so that no worker is left with minutes of work at the end
     *("test_notebooks.py", "test_cli.py", "training/test_experiment.py"),
-    *("evaluation/test_findings.py", "serving/test_hub.py", "serving/test_onnx.py"),
-    *("serving/test_export.py", "report/test_overview.py", "serving/test_predictor.py"),
+    *("evaluation/test_findings.py", "serving/test_export_hub.py", "serving/test_onnx.py"),
+    *("serving/test_export.py", "reporting/test_overview.py", "serving/test_predictor.py"),
+    *("training/test_learner_failures.py", "test_registered.py", "test_front_door.py"),
 )
 
 
@@ -39,6 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with the files that take longest."""
     folder = Path(__file__).parent
     places = {folder / name: place for place, name in enumerate(SLOWEST_FIRST)}
+    assert all(path.is_file() for path in places), "a file of SLOWEST_FIRST was renamed"
     items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
@@ -54,6 +58,17 @@ def cache_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     os.environ["LESIONFAST_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def registries() -> Iterator[None]:
+    """What a test registers is gone after it."""
+    fusion = sys.modules.get("lesionfast.models.fusion")  # a test without torch has no registries
+    kept = [] if fusion is None else list(fusion.REGISTRIES.values())
+    before = [{name: copy(value) for name, value in vars(registry).items()} for registry in kept]
+    yield
+    for registry, names in zip(kept, before, strict=True):
+        vars(registry).update(names)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from copy import copy
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from lesionfast.config import TrainConfig
 from lesionfast.data.augment import augment, build_recipe, name_augmentation
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.models.archs import archs, name_backbone
-from lesionfast.models.fusion import REGISTRIES, check_registered, name_fusion
+from lesionfast.models.fusion import check_registered, name_fusion
 from lesionfast.training.experiment import check_seeds
 from lesionfast.training.losses import CrossEntropy, losses, name_loss
 
@@ -52,20 +51,6 @@ OPTIONS = [
     *("--arch", "tiny", "--loss", "hinge", "--fusion", "beside", "--augment", "noise"),
     *("--size", "32", "--epochs", "1", "--tta", "1", "--out", "runs", "--name", "mine"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def registries():
-    """The registries as they were."""
-    kept = [(registry, copy_names(registry)) for registry in REGISTRIES.values()]
-    yield
-    for registry, names in kept:
-        vars(registry).update(names)
-
-
-def copy_names(registry):
-    """All that a registry holds, in containers of their own."""
-    return {name: copy(value) for name, value in vars(registry).items()}
 
 
 @pytest.fixture(scope="module")

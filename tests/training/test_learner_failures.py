@@ -244,7 +244,8 @@ def test_after_an_interrupted_prediction_a_notebook_goes_on(learn, error):
     assert_whole(learn, before)
 
 
-def test_an_export_that_fails_leaves_the_data(learn, dls):
+def test_an_export_that_fails_leaves_the_data(learn):
+    dls = learn.dls
     with pytest.raises(RuntimeError, match="no/such/folder"):
         learn.export("no/such/folder/model.pkl")
     assert learn.dls is dls
