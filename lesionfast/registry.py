@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from hashlib import sha1
 from itertools import count
-from types import FrameType, MethodType
+from types import CodeType, FrameType, MethodType
 from typing import Any, TypeVar
 
 from lesionfast.errors import LesionfastError, did_you_mean
@@ -135,10 +135,18 @@ def source_text(thing: Any) -> str:
     try:
         return inspect.getsource(thing)
     except (OSError, TypeError):
+        if inspect.isfunction(thing):
+            return code_text(thing.__code__)
         parts: Iterable[Any] = [type(thing)]
         if isinstance(thing, type):
             parts = filter(inspect.isfunction, vars(thing).values())
         return "\n".join([describe_object(thing), *map(source_text, parts)])
+
+
+def code_text(code: CodeType) -> str:
+    """Return what a function without source does, as text: its instructions, names and values."""
+    values = [code_text(v) if isinstance(v, CodeType) else repr(v) for v in code.co_consts]
+    return f"{code.co_code.hex()} {code.co_names} {values}"
 
 
 def place_of_definition(thing: Any) -> str:

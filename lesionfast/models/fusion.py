@@ -1,5 +1,6 @@
 """The model of an image and its metadata: built from a configuration, or read from a file."""
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ from lesionfast.models.posterior import Posterior, Undo
 from lesionfast.models.weights import Fit, Tensors
 from lesionfast.registry import Builder, Registry, calling_module
 from lesionfast.run import Run
+
+logger = logging.getLogger("lesionfast")
 
 fusions = Registry("fusion", "--fusion")
 REGISTRIES = {"arch": archs, "fusion": fusions, "augment": augmentations}  # and losses
@@ -325,21 +328,36 @@ def check_registered(about: dict[str, Any], names: Mapping[str, Any]) -> None:
     """Raise `LesionfastError` if what a model.json says a module registered is not there.
 
     `names` are the options whose names are needed, such as {"arch": "mine"}. What "__main__"
-    registered, a notebook or a script, may come from any module.
+    registered, a notebook or a script, may come from any module. Warns if its source has changed.
     """
     for option, name in names.items():
         module = about.get("registered", {}).get(option)
         present = REGISTRIES[option].modules.get(name)
         if module is None or present == module or (present and module == "__main__"):
+            warn_of_other_source(about, option, name)
             continue
         how = f"Import it first: import {module}, or lesionfast --import {module} …"
         if module == "__main__":
-            how = "First run the cell or the script that registers it."
+            how = (
+                "First run the cell or the script that registers it; to use it elsewhere, register "
+                "it under this name in a module, and import that."
+            )
         elif not all(part.isidentifier() for part in module.split(".")):
             module = "a module whose name is not a Python identifier"
             how = "First import the module that registers it."
         what = REGISTRIES[option].kind
         raise LesionfastError(f"the {what} {name!r} was registered by {module}. {how}")
+
+
+def warn_of_other_source(about: dict[str, Any], option: str, name: str) -> None:
+    """Warn if what is registered now is not what a model was trained with: it may compute other."""
+    before = about.get("registered_digest", {}).get(option)
+    if before is not None and REGISTRIES[option].digests.get(name) != before:
+        logger.warning(
+            "the %s '%s' has another source now than when the model was trained, so it may predict "
+            "otherwise. Register the earlier one again, or train again",
+            *(REGISTRIES[option].kind, name),
+        )
 
 
 def check_tensors(own: Tensors, tensors: Tensors, arch: str) -> None:
