@@ -49,7 +49,7 @@ SMALL = {  # instead of what takes minutes, or a folder that is not here
     '"densenet121", fusion="film"': '"test_resnet", fusion="film", weights="none"',
     'train(df, fusion="film")': 'train(df, arch="test_resnet", weights="none", size=32, epochs=1)',
     "train(df, seeds=3)": 'train(df, arch="small", size=32, epochs=1, tta=1, seeds=3)',
-    'augment="noise", seeds=3': 'augment="noise", size=32, epochs=1, tta=1, seeds=3',
+    'loss="brier", seeds=3': 'loss="brier", size=32, epochs=1, tta=1, seeds=3',
     "size=128": "size=32",
     "fine_tune(4)": "fine_tune(1)",
 }
