@@ -122,13 +122,18 @@ def check_bad(paths: Sequence[str], bad: dict[int, str], skip_bad: bool) -> None
     """Raise `LesionfastError` for bad images, or count them in the log if they may be skipped."""
     if not bad:
         return
-    reasons = list_first((f"{paths[i]}: {why}" for i, why in sorted(bad.items())), 5)
-    problem = f"{len(bad)} of {pluralize(len(paths), 'image')} can't be read: {reasons}"
+    problem = describe_bad(paths, bad)
     if not skip_bad:
         raise LesionfastError(f"{problem}. Replace them, or leave them out with --skip-bad.")
     if len(bad) == len(paths):
         raise LesionfastError(f"{problem}. Replace them.")
     logger.warning("%s. They are left out (--skip-bad)", problem)
+
+
+def describe_bad(paths: Sequence[object], bad: dict[int, str]) -> str:
+    """Return how many images can't be read, and why the first of them can't."""
+    reasons = list_first((f"{paths[i]}: {why}" for i, why in sorted(bad.items())), 5)
+    return f"{len(bad)} of {pluralize(len(paths), 'image')} can't be read: {reasons}"
 
 
 def decode_all(task: Task) -> Images:

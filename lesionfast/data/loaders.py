@@ -26,10 +26,10 @@ from PIL import Image
 from lesionfast.config import SplitConfig, TrainConfig
 from lesionfast.data.augment import BatchAugment, build_recipe
 from lesionfast.data.encoder import MetadataEncoder
-from lesionfast.data.images import fill, open_dataset_images
+from lesionfast.data.images import describe_bad, fill, open_dataset_images
 from lesionfast.data.sources import FileReader
 from lesionfast.data.split import PARTS, configure, load_data, load_dataset
-from lesionfast.errors import LesionfastError, list_first, pluralize
+from lesionfast.errors import LesionfastError
 from lesionfast.run import Run
 
 Sampler = Callable[[Random], list[int]]
@@ -398,9 +398,8 @@ class LesionDataLoaders(DataLoaders):
                 if (why := fill(pixels[i], source, resize, reader))
             }
         if bad:
-            reasons = list_first((f"{rows['path'][i]}: {why}" for i, why in bad.items()), 5)
-            problem = f"{len(bad)} of {pluralize(len(rows), 'image')} can't be read"
-            raise LesionfastError(f"{problem}: {reasons}. Replace them, or leave them out.")
+            problem = describe_bad(rows["path"].tolist(), bad)
+            raise LesionfastError(f"{problem}. Replace them, or leave them out.")
         return pixels
 
     def copy(self) -> "LesionDataLoaders":

@@ -254,12 +254,12 @@ def lesion_learner(
     """
     run = arch if isinstance(arch, Run) else None
     options |= name_choices(None if run else arch, fusion, loss_func, lr)
-    config = configure_learner(dls, config, options)
+    config, width = configure_learner(dls, config, options)
     if run is not None:
         config = take_model(config, run, options)
     dls = dls.copy() if isinstance(dls, LesionDataLoaders) else dls
     classes = Classes.chosen(read_vocab(dls), config.melanoma, config.malignant)
-    model, objective = build_parts(dls, config, classes)
+    model, objective = build_parts(dls, config, classes, width)
     callbacks = [*learner_callbacks(dls.device, config), *objective.callbacks]
     callbacks += [*withhold_metadata(dls, config, model.parents), *listify(cbs)]
     about = {"config": config, "classes": classes, "objective": objective}
@@ -317,11 +317,13 @@ def name_choices(arch: Any, fusion: Any, loss_func: Any, lr: Any) -> dict[str, A
 
 
 def build_parts(
-    dls: DataLoaders, config: TrainConfig, classes: Classes
+    dls: DataLoaders, config: TrainConfig, classes: Classes, width: int
 ) -> tuple[FusionModel, Objective]:
-    """Return the model, on the device of the DataLoaders, and what a fit of it minimises."""
+    """Return the model, on the device of the DataLoaders, and what a fit of it minimises.
+
+    `width` is how many numbers of metadata a row has.
+    """
     parents = find_parents(read_subclasses(config.subclass, classes), classes)
-    width = metadata_width(dls)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # the head's first weights
         model = build_model(config, width, len(classes), parents)
@@ -336,23 +338,24 @@ def build_parts(
 
 def configure_learner(
     dls: DataLoaders, config: TrainConfig | None, options: dict[str, Any]
-) -> TrainConfig:
-    """Return the options of a Learner: those of its DataLoaders, and `options` on top.
+) -> tuple[TrainConfig, int]:
+    """Return the options of a Learner, and how many numbers of metadata a row has.
 
-    Raises `LesionfastError` for options that come too late, as the DataLoaders have used them.
+    The options are those of its DataLoaders, and `options` on top. Raises `LesionfastError` for
+    those without an effect, and those that come too late, as the DataLoaders have used them.
     """
     options = read_options(TrainConfig, options)
-    if not isinstance(dls, LesionDataLoaders):
-        image, vector = check_batch(dls)
-        plain = {"size": image.shape[-1], "metadata_dropout": 0.0, "data": IN_MEMORY}
-        plain |= {"batch_size": len(image), "fusion": "concat" if vector.shape[1] else "none"}
-        return replace(config or TrainConfig(**plain), **options)
-    base = config or dls.config
     if idle := [name for name in options if name in OF_TRAIN]:
         raise LesionfastError(
             f"{', '.join(idle)} would have no effect: fit, fit_one_cycle and callbacks decide that "
             "for a Learner. Leave it out, or use lesionfast.train."
         )
+    if not isinstance(dls, LesionDataLoaders):
+        image, vector = check_batch(dls)
+        plain = {"size": image.shape[-1], "metadata_dropout": 0.0, "data": IN_MEMORY}
+        plain |= {"batch_size": len(image), "fusion": "concat" if vector.shape[1] else "none"}
+        return replace(config or TrainConfig(**plain), **options), vector.shape[1]
+    base = config or dls.config
     late = [name for name in options if name in OF_THE_LOADERS]
     for name in late:
         if options[name] != getattr(base, name):
@@ -361,7 +364,7 @@ def configure_learner(
                 f"{options[name]!r} comes too late. Type it there: LesionDataLoaders.from_df(df, "
                 f"{name}={options[name]!r})."
             )
-    return replace(base, **options)
+    return replace(base, **options), dls.encoder.width
 
 
 def check_batch(dls: DataLoaders) -> tuple[torch.Tensor, torch.Tensor]:
@@ -376,13 +379,6 @@ def check_batch(dls: DataLoaders) -> tuple[torch.Tensor, torch.Tensor]:
     check_not_normalized(dls.train.after_batch.fs)
     image, *vector = inputs
     return image, vector[0] if vector else image.new_zeros(len(image), 0)
-
-
-def metadata_width(dls: DataLoaders) -> int:
-    """Return how many numbers of metadata a row has."""
-    if isinstance(dls, LesionDataLoaders):
-        return dls.encoder.width
-    return check_batch(dls)[1].shape[1]
 
 
 def read_vocab(dls: DataLoaders) -> list[str]:
