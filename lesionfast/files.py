@@ -40,6 +40,7 @@ REASONS = {  # what a user can do something about, by the number of the system's
 ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ADVICE = dict.fromkeys(ROOM, "Free some space, or name another folder.")
 ADVICE[errno.ENAMETOOLONG] = "Type a shorter name."
+CONTAINER = re.compile(r"\.(?:zip|hdf5|h5|parquet|npz)/", re.IGNORECASE)  # holds many images
 KINDS = {
     stat.S_IFLNK: "a symbolic link",
     stat.S_IFDIR: "a folder",
@@ -367,16 +368,16 @@ def readable_name(name: str) -> str:
 
 
 def split_path(path: str) -> tuple[str, str | None]:
-    """Return a zip file and its member for "<zip>/<member>", else the file and None."""
-    for match in re.finditer(r"\.zip/", path, re.IGNORECASE):
-        archive = path[: match.end() - 1]
-        if os.path.isfile(archive):
-            return archive, path[match.end() :]
+    """Return a file that holds images and the member for "<file>/<member>", else path and None."""
+    for match in CONTAINER.finditer(path):
+        container = path[: match.end() - 1]
+        if os.path.isfile(container):
+            return container, path[match.end() :]
     return path, None
 
 
 def stamps(paths: Sequence[str]) -> list[str]:
-    """Return size and times of every file or zip file, which show a change without reading it."""
+    """Return size and times of every file or container, which show a change without reading it."""
     return [stamp(file) for file in sorted({split_path(path)[0] for path in paths})]
 
 

@@ -26,7 +26,8 @@ from lesionfast.cache import (
     write_note,
 )
 from lesionfast.config import TrainConfig
-from lesionfast.data.sources import FileReader, check_size, content_keys, count_threads
+from lesionfast.data.formats.containers import check_size
+from lesionfast.data.sources import FileReader, content_keys, count_threads
 from lesionfast.errors import LesionfastError, list_first, pluralize
 from lesionfast.files import stamps, workspace
 

@@ -2,10 +2,7 @@
 
 import logging
 import os
-import re
 import threading
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -15,16 +12,22 @@ from pathlib import Path
 import pandas as pd
 
 from lesionfast.config import IN_MEMORY, DataConfig
+from lesionfast.data.formats.containers import (
+    CONTAINERS,
+    HIDDEN_PART,
+    IMAGE_SUFFIXES,
+    Container,
+    check_size,
+    content_key,
+    open_container,
+)
 from lesionfast.data.sample import make_sample
 from lesionfast.errors import LesionfastError, list_first, pluralize
 from lesionfast.files import readable_name, split_path, stamp
 
 logger = logging.getLogger("lesionfast")
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab")
-HIDDEN_PART = re.compile(r"(?:^|/)(?:\.|__MACOSX(?:/|$))")  # of a path with forward slashes
-MOST_BYTES = 2**28  # more in one picture is an error or an attack
 
 
 @dataclass(frozen=True)
@@ -116,20 +119,36 @@ def list_images(images: str | Path | Sequence[str | Path]) -> pd.DataFrame:
             pluralize(len(unreadable), "image"), readable_name(unreadable[0]),
         )  # fmt: skip
         paths = sorted({*paths} - {*unreadable})
-    stems = [path[path.rfind("/") + 1 : path.rfind(".")] for path in paths]
+    stems = list(map(image_stem, paths))
     return pd.DataFrame(
         {"path": pd.Series(paths, dtype="str"), "stem": pd.Series(stems, dtype="str")}
     )
 
 
+def image_stem(path: str) -> str:
+    """Return the name of an image without folders and without the suffix of an image."""
+    name = path[path.rfind("/") + 1 :]
+    return name[: name.rfind(".")] if name.lower().endswith(IMAGE_SUFFIXES) else name
+
+
 def find_images(root: Path) -> Iterator[str]:
-    """Yield the path of every image in a folder or zip file."""
+    """Yield the path of every image in a folder, or in a file that holds images."""
     if root.is_dir():
         yield from find_images_in_folder(root)
     elif root.is_file():
-        yield from find_images_in_zip(root)
+        yield from list_members(root)
     else:
         raise LesionfastError(f"there is no folder or zip file {root}. Name it with --images.")
+
+
+def list_members(file: str | Path) -> list[str]:
+    """Return "<file>/<member>" of every image in a zip, HDF5, Parquet or .npz file.
+
+    Raises `LesionfastError` if the file is broken or holds no images.
+    """
+    path = Path(file)
+    with open_container(str(path)) as container:
+        return [f"{path.as_posix()}/{member}" for member in container.list_members()]
 
 
 def find_images_in_folder(
@@ -151,24 +170,9 @@ def find_images_in_folder(
             if name.lower().endswith(suffixes):
                 yield Path(parent, name).as_posix()
             elif name.lower().endswith(".zip"):
-                yield from find_images_in_zip(Path(parent, name))
+                yield from list_members(Path(parent, name))
             else:
                 others.append(name)
-
-
-def find_images_in_zip(path: Path) -> Iterator[str]:
-    """Yield "<zip>/<member>" for every image in a zip file; raises `LesionfastError` if broken."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.namelist()
-    except (zipfile.BadZipFile, OSError) as error:
-        raise LesionfastError(
-            f"{path} is not a complete zip file ({error}). Download it again, or name the folder "
-            "of images with --images."
-        ) from None
-    for member in members:
-        if member.lower().endswith(IMAGE_SUFFIXES) and not HIDDEN_PART.search(member):
-            yield f"{path.as_posix()}/{member}"
 
 
 def drop_copies(files: pd.DataFrame) -> pd.DataFrame:
@@ -200,55 +204,48 @@ def content_keys(paths: Sequence[str]) -> list[str]:
 
 
 class FileReader(AbstractContextManager):
-    """Reads files and zip members; each thread has zip files of its own, open until the end."""
+    """Reads images from files and from what holds many; those stay open until the end."""
 
     def __init__(self) -> None:
-        self._own = threading.local()
-        self._opened: list[zipfile.ZipFile] = []
+        self._shared: dict[str, Container] = {}
+        self._own, self._lock = threading.local(), threading.Lock()
+        self._opened: list[Container] = []
 
     def __exit__(self, *error: object) -> None:
         while self._opened:
             self._opened.pop().close()
 
     def read(self, path: str) -> bytes:
-        """Return the bytes of a file or zip member; raises `OSError`, `ValueError` and others."""
+        """Return an encoded image: the bytes of a file, or what a member of a container holds.
+
+        Raises `OSError`, `ValueError` and others.
+        """
         file, member = split_path(path)
         if member is None:
             check_size(os.path.getsize(file))
             return Path(file).read_bytes()
-        archive, info = self._find(file, member)
-        check_size(info.file_size)
-        return archive.read(info)
+        return self._open(file).read(member)
 
     def content_key(self, path: str) -> str:
-        """Return size and CRC-32, the same for a file and for a zip member of the same bytes.
+        """Return size and CRC-32, the same for a file and for a member of the same bytes.
 
         Of a zip file only the directory is read.
         """
         file, member = split_path(path)
         if member is None:
-            data = self.read(file)
-            return f"{len(data)}-{zlib.crc32(data):08x}"
-        _, info = self._find(file, member)
-        return f"{info.file_size}-{info.CRC:08x}"
+            return content_key(self.read(file))
+        return self._open(file).content_key(member)
 
-    def _find(self, file: str, member: str) -> tuple[zipfile.ZipFile, zipfile.ZipInfo]:
-        own = self._own.__dict__
-        if file not in own:
-            own[file] = zipfile.ZipFile(file)
-            self._opened.append(own[file])
-        try:
-            return own[file], own[file].getinfo(member)
-        except KeyError:
-            raise FileNotFoundError(f"{file} has no member {member}") from None
-
-
-def check_size(size: int) -> None:
-    """Raise `ValueError` for a number of bytes that no picture has."""
-    if size == 0:
-        raise ValueError("it is empty (0 bytes)")
-    if size > MOST_BYTES:
-        raise ValueError(f"it has {size / 2**20:.0f} MB; at most {MOST_BYTES >> 20} MB are read")
+    def _open(self, file: str) -> Container:
+        """Return the container of this thread, or of all threads if one serves them."""
+        per_thread = CONTAINERS[Path(file).suffix.lower()].per_thread
+        opened = self._own.__dict__ if per_thread else self._shared
+        if file not in opened:
+            with self._lock:
+                if file not in opened:
+                    opened[file] = open_container(file)
+                    self._opened.append(opened[file])
+        return opened[file]
 
 
 def count_threads() -> int:

@@ -21,13 +21,14 @@ from lesionfast.data.encoder import (
     describe_missing,
     read_value,
 )
+from lesionfast.data.formats.containers import CONTAINERS
 from lesionfast.data.sources import (
     IMAGE_SUFFIXES,
     TABLE_SUFFIXES,
     drop_copies,
     find_images_in_folder,
-    find_images_in_zip,
     list_images,
+    list_members,
 )
 from lesionfast.data.table import SEPARATORS, CsvFile, find_separator
 from lesionfast.errors import LesionfastError, did_you_mean, list_first
@@ -88,8 +89,8 @@ def read_input(root: Path, tables: "Tables") -> Iterator[Item]:
     suffix, others = root.suffix.lower(), []
     if root.is_dir():
         paths = find_images_in_folder(root, (*IMAGE_SUFFIXES, *FOREIGN), others)
-    elif suffix == ".zip":
-        paths = find_images_in_zip(root)
+    elif suffix in CONTAINERS:
+        paths = iter(list_members(root))
     elif suffix in TABLE_SUFFIXES:
         yield from tables.read(root)
         return

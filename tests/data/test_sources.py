@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from lesionfast.config import DataConfig
+from lesionfast.data.formats.containers import check_size
 from lesionfast.data.sources import (
     FileReader,
-    check_size,
     content_keys,
     drop_copies,
     find_source,

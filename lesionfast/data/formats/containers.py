@@ -1,0 +1,465 @@
+"""Files that hold many images: zip, HDF5, Parquet and .npz; listed and read, never unpacked.
+
+The path of an image in one is "<file>/<member>": the member of a zip file, the name of an HDF5
+dataset, the number of a Parquet row, the array and the position in it of an .npz file.
+"""
+
+import os
+import re
+import threading
+import zipfile
+import zlib
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from importlib import import_module
+from io import BytesIO
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from lesionfast.errors import LesionfastError, list_first
+from lesionfast.files import disk_errors, temporary_folder
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+HIDDEN_PART = re.compile(r"(?:^|/)(?:\.|__MACOSX(?:/|$))")  # of a path with forward slashes
+MOST_BYTES = 2**28  # more in one picture is an error or an attack
+IN_MEMORY_BYTES = 2**27  # of an array of an .npz file: a larger one is unpacked to a temporary file
+BATCH_ROWS = 16  # of a Parquet file, read together
+KEPT_BYTES = 2**25  # of a Parquet file, kept for threads that are a little behind
+
+
+def check_size(size: int) -> None:
+    """Raise `ValueError` for a number of bytes that no picture has."""
+    if size == 0:
+        raise ValueError("it is empty (0 bytes)")
+    if size > MOST_BYTES:
+        raise ValueError(f"it has {size / 2**20:.0f} MB; at most {MOST_BYTES >> 20} MB are read")
+
+
+def content_key(data: bytes) -> str:
+    """Return size and CRC-32 of an encoded image: the same wherever the same bytes lie."""
+    return f"{len(data)}-{zlib.crc32(data):08x}"
+
+
+def import_extra(module: str, extra: str, need: str) -> Any:
+    """Return a module of an optional package; `LesionfastError` says how to install it.
+
+    `need` begins the message, such as "a.hdf5 can't be read".
+    """
+    try:
+        return import_module(module)
+    except ImportError:
+        package = module.partition(".")[0].replace("_", "-")
+        raise LesionfastError(
+            f"{need}: {package} is not installed. Type: pip install 'lesionfast[{extra}]'"
+        ) from None
+
+
+def encode_pixels(pixels: np.ndarray) -> bytes:
+    """Return uint8 (H, W), (H, W, 1) or (H, W, 3) as PNG, not compressed."""
+    if pixels.dtype != np.uint8 or not is_picture(pixels.shape):
+        raise ValueError(
+            f"it is {pixels.dtype} of shape {pixels.shape}; uint8 of shape (height, width) or "
+            "(height, width, 3) is read"
+        )
+    check_size(pixels.size)
+    file = BytesIO()
+    pixels = pixels[..., 0] if pixels.shape[2:] == (1,) else pixels
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG", compress_level=0)
+    return file.getvalue()
+
+
+def is_picture(shape: tuple[int, ...]) -> bool:
+    """Return whether an array of this shape can be one grey or RGB picture."""
+    return 0 not in shape and (len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3)))
+
+
+class Container(AbstractContextManager):
+    """A file that holds images, each by the name of its member; `LesionfastError` if it is broken.
+
+    `read` may be called by several threads, unless `per_thread`: then each opens the file.
+    """
+
+    kind: ClassVar[str]
+    per_thread: ClassVar[bool] = False
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+
+    def list_members(self) -> list[str]:
+        """Return the members that are images, in the order of the file."""
+        raise NotImplementedError
+
+    def read(self, member: str) -> bytes:
+        """Return an encoded image; raises `OSError`, `ValueError` and others."""
+        raise NotImplementedError
+
+    def content_key(self, member: str) -> str:
+        """Return the `content_key` of an image."""
+        return content_key(self.read(member))
+
+    def missing(self, member: str) -> FileNotFoundError:
+        """Return the error about a member that is not there."""
+        return FileNotFoundError(f"{self.file} has no member {member}")
+
+    @contextmanager
+    def explained(self, *errors: type[Exception]) -> Iterator[None]:
+        """Turn errors of opening and listing into a `LesionfastError` that names the file."""
+        try:
+            yield
+        except LesionfastError:
+            raise
+        except (OSError, *errors) as error:
+            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise LesionfastError(
+                f"{self.file} is not a complete {self.kind} file ({why[:200].rstrip('.')}). "
+                "Download it again, or name the folder of images with --images."
+            ) from None
+
+
+class Zip(Container):
+    """A zip file; of its members, those with an image's suffix that are not hidden."""
+
+    kind, per_thread = "zip", True
+
+    def __init__(self, file: str) -> None:
+        super().__init__(file)
+        with self.explained(zipfile.BadZipFile, NotImplementedError, ValueError):
+            self._archive = zipfile.ZipFile(file)
+
+    def close(self) -> None:
+        self._archive.close()
+
+    def list_members(self) -> list[str]:
+        names = self._archive.namelist()
+        images = (name for name in names if name.lower().endswith(IMAGE_SUFFIXES))
+        return [name for name in images if not HIDDEN_PART.search(name)]
+
+    def read(self, member: str) -> bytes:
+        info = self._find(member)
+        check_size(info.file_size)
+        return self._archive.read(info)
+
+    def content_key(self, member: str) -> str:
+        info = self._find(member)
+        return f"{info.file_size}-{info.CRC:08x}"  # as `content_key`, from the directory alone
+
+    def _find(self, member: str) -> zipfile.ZipInfo:
+        try:
+            return self._archive.getinfo(member)
+        except KeyError:
+            raise self.missing(member) from None
+
+
+class Hdf5(Container):
+    """An HDF5 file with a dataset an image: the bytes of a file, or pixels uint8 (H, W[, 3])."""
+
+    kind = "HDF5"
+
+    def __init__(self, file: str) -> None:
+        super().__init__(file)
+        self._h5py = import_extra("h5py", "hdf5", f"{file} can't be read")
+        self._lock = threading.Lock()
+        with self.explained():
+            try:
+                self._file = self._h5py.File(file, "r")
+            except OSError as error:
+                if "lock" not in str(error):
+                    raise
+                self._file = self._h5py.File(file, "r", locking=False)  # as on some network disks
+        self._bytes = os.open(file, os.O_RDONLY)
+        self._at_once = hasattr(os, "pread") and not self._file.userblock_size
+
+    def close(self) -> None:
+        self._file.close()
+        os.close(self._bytes)
+
+    def list_members(self) -> list[str]:
+        found: list[bytes] = []
+        with self._lock, self.explained(RuntimeError, ValueError, SystemError):
+            self._file.id.links.visit(found.append)  # it opens no dataset: 2 s for 400,000
+        names = [name.decode(errors="surrogateescape") for name in found]
+        groups = {name.rpartition("/")[0] for name in names}
+        members = [name for name in names if name not in groups]
+        if not members:
+            raise LesionfastError(
+                f"{self.file} holds no images: it has no datasets. Name the file or folder of "
+                "images with --images."
+            )
+        return members
+
+    def read(self, member: str) -> bytes:
+        place = self._find(member) if self._at_once else None
+        if place:
+            check_size(place[0])
+            return os.pread(self._bytes, *place)
+        with self._lock:  # h5py has one lock for all; waiting for this one is faster
+            dataset = self._file.get(member)
+            if not isinstance(dataset, self._h5py.Dataset):
+                raise self.missing(member)
+            check_size(dataset.nbytes)
+            value = dataset[()]
+        return self._encode(value, dataset.shape)
+
+    def _find(self, member: str) -> tuple[int, int] | None:
+        """Return size and place in the file of a dataset of bytes that lie there as they are.
+
+        Reading them there lets threads read at once, about as fast as files.
+        """
+        h5d, h5t = self._h5py.h5d, self._h5py.h5t
+        try:
+            dataset = h5d.open(self._file.id, member.encode())
+        except (KeyError, TypeError):
+            return None
+        kind = dataset.get_type()
+        plain = kind.get_class() == h5t.OPAQUE or kind.equal(h5t.NATIVE_UINT8)
+        place = dataset.get_offset() if plain and dataset.rank < 2 else None
+        return None if place is None else (dataset.get_storage_size(), place)
+
+    @staticmethod
+    def _encode(value: Any, shape: tuple[int, ...]) -> bytes:
+        """Return the value of a dataset as an encoded image."""
+        if isinstance(value, np.ndarray) and value.dtype == object and value.size == 1:
+            value = value.item()
+        if isinstance(value, bytes):
+            data = value
+        elif isinstance(value, np.void) or (isinstance(value, np.ndarray) and value.ndim == 1):
+            if value.dtype.kind not in "VSui" or value.dtype.itemsize > 1 < value.size:
+                raise ValueError(f"its dataset holds {value.dtype}, not the bytes of an image")
+            data = value.tobytes()
+        elif isinstance(value, np.ndarray):
+            return encode_pixels(value)
+        else:
+            raise ValueError(
+                f"its dataset holds {type(value).__name__} of shape {shape}, not the bytes of an "
+                "image"
+            )
+        check_size(len(data))
+        return data
+
+
+class Parquet(Container):
+    """A Parquet file with the bytes of an image in each row, read a page at a time.
+
+    They are in a column of structs with a field `bytes` (as Hugging Face writes them) or of
+    bytes: the column `image` if it is one, else the only one.
+    """
+
+    kind = "Parquet"
+
+    def __init__(self, file: str) -> None:
+        super().__init__(file)
+        pyarrow = import_extra("pyarrow", "parquet", f"{file} can't be read")
+        parquet = import_extra("pyarrow.parquet", "parquet", f"{file} can't be read")
+        self._lock = threading.Lock()
+        with self.explained(pyarrow.ArrowException, ValueError):
+            self._file = parquet.ParquetFile(file, buffer_size=2**20, pre_buffer=False)
+            groups = self._file.metadata
+            sizes = [groups.row_group(i).num_rows for i in range(groups.num_row_groups)]
+        self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=int)]).tolist()
+        self._column, self._in_struct = self._find_column(pyarrow.types)
+        self._check_bytes()
+        self._kept: OrderedDict[int, Any] = OrderedDict()  # first row -> rows, from one batch
+        self._walk: Iterator[tuple[int, Any]] = iter(())
+        self._group, self._next = -1, 0  # of `_walk`: its row group, the first row not given yet
+
+    def close(self) -> None:
+        self._file.close()
+
+    def list_members(self) -> list[str]:
+        return list(map(str, range(self._starts[-1])))
+
+    def read(self, member: str) -> bytes:
+        row = int(member) if member.isdecimal() else -1
+        if not 0 <= row < self._starts[-1]:
+            raise self.missing(member)
+        with self._lock:
+            value = self._read_row(row)
+        if value is None:
+            raise ValueError(f"the row has no bytes in column '{self._column}'")
+        check_size(len(value))
+        return value
+
+    def _find_column(self, types: Any) -> tuple[str, bool]:
+        """Return the path of the column of images and whether it is in a struct: image.bytes."""
+
+        def is_bytes(kind: Any) -> bool:
+            return types.is_binary(kind) or types.is_large_binary(kind)
+
+        found, schema = {}, self._file.schema_arrow
+        for column in schema:
+            if is_bytes(column.type):
+                found[column.name] = (column.name, False)
+            elif types.is_struct(column.type):
+                field = column.type.get_field_index("bytes")
+                if field >= 0 and is_bytes(column.type.field(field).type):
+                    found[column.name] = (f"{column.name}.bytes", True)
+        if "image" in found:
+            return found["image"]
+        if len(found) == 1:
+            return next(iter(found.values()))
+        problem = f"{len(found)} columns of bytes: {list_first(found, 5)}" if found else "none"
+        columns = list_first((f"{column.name} {column.type}" for column in schema), 10)
+        raise LesionfastError(
+            f"{self.file} needs one column with the bytes of images; it has {problem}. Its columns "
+            f"are: {columns}. Rename the column of images to 'image'."
+        )
+
+    def _check_bytes(self) -> None:
+        """Raise `LesionfastError` if the file says that its column of images is empty."""
+        metadata, empty = self._file.metadata, 0
+        for group in map(metadata.row_group, range(metadata.num_row_groups)):
+            chunks = map(group.column, range(group.num_columns))
+            column = next(c for c in chunks if c.path_in_schema == self._column)
+            statistics = column.statistics
+            if statistics is not None and statistics.has_null_count:
+                empty += statistics.null_count
+        if empty == self._starts[-1]:
+            raise LesionfastError(
+                f"{self.file} holds no images: none of its {empty:,} rows has bytes in column "
+                f"'{self._column}'. Download the images too, and name their folder with --images."
+            )
+
+    def _read_row(self, row: int) -> bytes | None:
+        """Return the bytes of a row, from what is kept, or read on to it."""
+        for start, rows in self._kept.items():
+            if start <= row < start + len(rows):
+                self._kept.move_to_end(start)
+                return rows[row - start].as_py()
+        group = bisect_right(self._starts, row) - 1
+        if group != self._group or row < self._next:
+            self._group, self._walk = group, self._read_group(group)
+        for start, rows in self._walk:
+            self._next = start + len(rows)
+            self._kept[start] = rows
+            while len(self._kept) > 2 and sum(r.nbytes for r in self._kept.values()) > KEPT_BYTES:
+                self._kept.popitem(last=False)
+            if row < self._next:
+                return rows[row - start].as_py()
+        raise OSError(f"the file ends before row {row}")
+
+    def _read_group(self, group: int) -> Iterator[tuple[int, Any]]:
+        """Yield first row and bytes of each batch of a row group."""
+        start = self._starts[group]
+        for batch in self._file.iter_batches(BATCH_ROWS, [group], [self._column]):
+            column = batch.column(0)
+            yield start, column.field(0) if self._in_struct else column
+            start += batch.num_rows
+
+
+class Npz(Container):
+    """An .npz file with arrays of images, uint8 (n, H, W) or (n, H, W, 3), as MedMNIST has them.
+
+    The member "train_images/17" is the 18th of an array, encoded as PNG. Pickled objects are
+    never loaded.
+    """
+
+    kind = ".npz"
+
+    def __init__(self, file: str) -> None:
+        super().__init__(file)
+        self._lock, self._unpacked = threading.Lock(), ExitStack()
+        self._arrays: dict[str, np.ndarray] = {}
+        with self.explained(zipfile.BadZipFile, ValueError):
+            self._archive = zipfile.ZipFile(file)
+            names = [name for name in self._archive.namelist() if name.endswith(".npy")]
+            self.headers = {name.removesuffix(".npy"): self._read_header(name) for name in names}
+
+    def close(self) -> None:
+        self._arrays.clear()
+        self._archive.close()
+        self._unpacked.close()
+
+    def list_members(self) -> list[str]:
+        names = [name for name, header in self.headers.items() if self._holds_images(*header)]
+        wrong = [name for name in self.headers if "image" in name and name not in names]
+        if wrong or not names:
+            found = (f"{name} {kind} {shape}" for name, (shape, kind) in self.headers.items())
+            problem = f"'{wrong[0]}' is no array of images" if wrong else "it has no such array"
+            raise LesionfastError(
+                f"{self.file} needs images as uint8 (n, height, width) or (n, height, width, 3), "
+                f"but {problem}; it has: {list_first(found, 10)}. Write the array again with "
+                "numpy.savez_compressed."
+            )
+        return [f"{name}/{i}" for name in names for i in range(self.headers[name][0][0])]
+
+    def read(self, member: str) -> bytes:
+        name, _, row = member.rpartition("/")
+        shape, kind = self.headers.get(name, ((), None))
+        if not self._holds_images(shape, kind) or not row.isdecimal() or int(row) >= shape[0]:
+            raise self.missing(member)
+        with self._lock:
+            if name not in self._arrays:
+                self._arrays[name] = self.read_array(name)
+        return encode_pixels(self._arrays[name][int(row)])
+
+    def read_array(self, name: str) -> np.ndarray:
+        """Return an array, such as `train_labels`; one of more than 128 MB as a memory map."""
+        shape, kind = self.headers[name]
+        if kind.hasobject:
+            raise LesionfastError(
+                f"'{name}' in {self.file} holds pickled Python objects, which are never loaded. "
+                "Write it again as numbers or text with numpy.savez_compressed."
+            )
+        errors = (zipfile.BadZipFile, ValueError, zlib.error, EOFError)
+        with self.explained(*errors), self._archive.open(f"{name}.npy") as source:
+            if int(np.prod(shape)) * kind.itemsize <= IN_MEMORY_BYTES:
+                return np.lib.format.read_array(source, allow_pickle=False)
+            return self._unpack(name, source)
+
+    def _unpack(self, name: str, source: Any) -> np.ndarray:
+        """Return a memory map of an array, in a temporary file that is gone after closing."""
+        folder = self._unpacked.enter_context(temporary_folder())
+        target = Path(folder, f"{len(self._arrays)}.npy")
+        info = self._archive.getinfo(f"{name}.npy")
+        with disk_errors(target, info.file_size), target.open("wb") as file:
+            while block := source.read(2**22):
+                file.write(block)
+        return np.load(target, mmap_mode="r", allow_pickle=False)
+
+    def _read_header(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
+        """Return shape and type of an array."""
+        with self._archive.open(name) as file:
+            formats = np.lib.format
+            old = formats.read_magic(file) == (1, 0)
+            shape, _, kind = (
+                formats.read_array_header_1_0(file) if old else formats.read_array_header_2_0(file)
+            )
+        return shape, kind
+
+    @staticmethod
+    def _holds_images(shape: tuple[int, ...], kind: np.dtype | None) -> bool:
+        return kind == np.uint8 and len(shape) > 2 and is_picture(shape[1:])
+
+
+CONTAINERS: dict[str, type[Container]] = {
+    ".zip": Zip,
+    ".hdf5": Hdf5,
+    ".h5": Hdf5,
+    ".parquet": Parquet,
+    ".npz": Npz,
+}
+
+
+def open_container(file: str) -> Container:
+    """Open a file that holds images; raises `LesionfastError` if it is broken or of no such kind.
+
+    It is closed at the end of a `with` block.
+    """
+    kind = CONTAINERS.get(Path(file).suffix.lower())
+    if kind is None:
+        raise LesionfastError(
+            f"{file} is no file of images; these are read: {', '.join(CONTAINERS)}. Name one of "
+            "them, or a folder of images, with --images."
+        )
+    return kind(file)
