@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, get_args
 
 from lesionfast.diagnoses import join_names, split_names
@@ -23,21 +24,33 @@ def option(
     help: str,
     choices: tuple[str, ...] = (),
     limits: tuple[float, float] = (-INF, INF),
+    many: bool = False,
 ) -> Any:
-    """Return a dataclass field with its default, its help text, and its choices or limits."""
-    return field(default=default, metadata={"help": help, "choices": choices, "limits": limits})
+    """Return a dataclass field with its default, its help text, and its choices or limits.
+
+    An option with `many` may be typed several times; its values are joined as `join_names` does.
+    """
+    about = {"help": help, "choices": choices, "limits": limits, "many": many}
+    return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """The names of the columns that a metadata CSV file must have."""
+    """The names of the columns that decide: the image, its class, and what belongs together."""
 
-    image: str = option("image_id", "Column with the image id: the file name without its suffix.")
-    target: str = option("dx", "Column with the diagnosis, the class to predict.")
-    group: str = option(
-        "lesion_id",
-        "Column with the lesion id; all images of a lesion stay in one split. 'none': no such "
-        "column.",
+    image: str | None = option(
+        None, "Column with the image id, a file name or a path (default: as the layout has it)."
+    )
+    target: str | None = option(
+        None,
+        "Column with the diagnosis, the class to predict; or one-hot columns, such as MEL,NV,BCC "
+        "(default: as the layout has it).",
+    )
+    group: str | None = option(
+        None,
+        "Columns whose images stay in one split if they share a value, such as "
+        "lesion_id,patient_id; 'none': every image on its own (default: lesions and patients, as "
+        "far as the table has them).",
     )
 
     def __post_init__(self) -> None:
@@ -50,13 +63,43 @@ class DataConfig(Columns):
     """Where the data is and how it is read."""
 
     data: str | None = option(
-        None, "Dataset folder as downloaded: a metadata CSV file beside the images or zip files."
+        None,
+        "Dataset folder as downloaded, or a table (see lesionfast list layouts); several --data "
+        "become one dataset.",
+        many=True,
+    )
+    layout: str = option(
+        "auto", "How the dataset lies on disk; 'auto' recognises it (see lesionfast list layouts)."
     )
     csv: str | None = option(None, "Metadata CSV file, for other layouts; use it with --images.")
     images: str | None = option(None, "Folder or zip file of the images; use it with --csv.")
-    separator: str = option(",", "Character between the fields of the CSV file.")
+    separator: str | None = option(
+        None, "Character between the fields of the table, or 'tab' (default: it is found)."
+    )
+    images_of: str = option(
+        "dermoscopic",
+        "Which pictures to take where a dataset has several kinds.",
+        ("dermoscopic", "clinical", "all"),
+    )
     metadata: str = option(
-        "age,sex", "Columns that the model gets besides the image, separated by commas, or 'none'."
+        "auto",
+        "Columns that the model gets besides the image, separated by commas, or 'none'; 'auto': "
+        "age and sex, as far as the dataset has them.",
+    )
+    allow_leak: str | None = option(
+        None, "Metadata column to use although it gives the label away.", many=True
+    )
+    map: str | None = option(
+        None,
+        "Rename a class, such as 'Melanoma, NOS=mel', or drop it, such as scc=drop; or a CSV file "
+        "with two columns, from and to.",
+        many=True,
+    )
+    drop_class: str | None = option(None, "Leave out the images of a class.", many=True)
+    rare: str | None = option(
+        None,
+        "Classes with fewer than N lesions: N=drop leaves them out, N=other makes one class of "
+        "them.",
     )
     missing: str = option(
         "keep",
@@ -68,8 +111,8 @@ class DataConfig(Columns):
 
     @property
     def metadata_columns(self) -> list[str]:
-        """The names in `metadata` as a list, empty for 'none'."""
-        names = split_names(self.metadata)
+        """The names in `metadata` as a list, empty for 'none'; for 'auto' those it looks for."""
+        names = split_names("age,sex" if self.metadata == "auto" else self.metadata)
         return [] if names == ["none"] else names
 
 
@@ -92,7 +135,12 @@ class SplitConfig(DataConfig):
     )
     fold: int = option(0, "Which of the --folds is used for validation, counted from 0.")
     split: str | None = option(
-        None, "CSV file with an existing split (columns: the image id and 'split')."
+        None,
+        "CSV file with an existing split (columns: the image id and 'split'), or 'new' to draw one "
+        "although the dataset has its own.",
+    )
+    test_on: str | None = option(
+        None, "Hold out for testing all rows with a value of a column, such as source=bcn20000."
     )
     join_duplicates: bool = option(
         False, "Keep near-duplicate images with different lesion ids in the same split."
@@ -314,9 +362,11 @@ def read_options(config_class: type, options: Mapping[str, Any]) -> dict[str, An
 
 
 def read_option(value: Any) -> Any:
-    """Return the value of an option from Python: a path or a list of names as text."""
-    if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
-        return join_names(value).replace(", ", ",") or "none"
+    """Return the value of an option from Python: paths, lists and mappings of names as text."""
+    if isinstance(value, Mapping):
+        value = [f"{name}={other}" for name, other in value.items()]
+    if isinstance(value, list | tuple) and all(isinstance(name, str | Path) for name in value):
+        return join_names(map(str, value), ",") or "none"
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return value.item() if hasattr(value, "item") else value

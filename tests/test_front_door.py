@@ -116,8 +116,11 @@ def test_a_table_of_ones_own_is_loaded_with_its_split(tmp_path):
     assert (lf.load_data(turned)["split"] == turned["split"]).all()
     for table, message in [
         (own.drop(columns="path"), "Add a column 'path', or type images="),
-        (own.drop(columns="dx"), r"has no column dx \(--target\).*target=\"diagnosis\""),
-        (own.assign(split="val"), "'val' in row .* of the table is not a part of a split"),
+        (
+            own.drop(columns="dx"),
+            "known to hold the diagnosis; it has: .* Name yours with --target",
+        ),
+        (own.assign(split="vaild"), "'vaild' in row .* of the table is not a part of a split"),
         (own.assign(split="train"), "the table has no image in 'valid'"),
         (own.assign(path=str(tmp_path / "gone.jpg")), "repeats"),
     ]:

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lesionfast.config import Columns, DataConfig, SplitConfig, TrainConfig, flag_name
+from lesionfast.config import (
+    Columns,
+    DataConfig,
+    SplitConfig,
+    TrainConfig,
+    flag_name,
+    read_option,
+)
 from lesionfast.console import print_table
 from lesionfast.errors import LesionfastError
 from lesionfast.run import Run, installed_version, newest_run
@@ -99,7 +106,8 @@ def config_options(config_class: type, *left_out: str) -> Callable[[Callable], C
         @wraps(command)
         def wrapper(**values: Any) -> None:
             given = {field.name: values.pop(field.name) for field in chosen}
-            command({k: v for k, v in given.items() if v is not None}, **values)
+            given = {name: value for name, value in given.items() if value not in (None, [])}
+            command({name: read_option(value) for name, value in given.items()}, **values)
 
         _, *own = inspect.signature(command).parameters.values()
         parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in [*own, *map(make_option, chosen)]]
@@ -121,6 +129,7 @@ def make_option(field: Field) -> inspect.Parameter:
     panel = next(PANELS[owner] for owner in PANELS if field.name in owner.__annotations__)
     option = typer.Option(flags, help=text, rich_help_panel=panel)
     kind = str if field.type == float | str else field.type
+    kind = list[str] if field.metadata["many"] else kind
     keyword = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(
         field.name, keyword, default=None, annotation=Annotated[kind | None, option]

@@ -7,15 +7,15 @@ from typing import Any
 import typer
 
 from lesionfast.cli.base import DATA, Json, app, argument, config_options, data_app, option
-from lesionfast.config import DataConfig, SplitConfig
+from lesionfast.config import DataConfig, SplitConfig, read_option
 from lesionfast.console import counting_bar, print_table
 from lesionfast.errors import LesionfastError, did_you_mean
 
 app.add_typer(data_app, name="data", rich_help_panel=DATA)
 
-DataFolder = argument(str | None, "Dataset folder as downloaded.")
+DataFolder = argument(list[str] | None, "Dataset folder as downloaded, or several.")
 SplitFile = option(Path, "CSV file to write.", "--out")
-LISTS = ("archs", "augmentations", "balances", "fusions", "heads", "losses", "mixes")
+LISTS = ("archs", "augmentations", "balances", "fusions", "heads", "layouts", "losses", "mixes")
 Kind = argument(str, f"{', '.join(LISTS[:-1])} or {LISTS[-1]}.")
 Part = argument(str, "Show only names that contain this.")
 
@@ -32,10 +32,11 @@ def check(given: dict[str, Any], data: DataFolder = None, json: Json = False) ->
     from lesionfast.data.audit import audit, audit_table
 
     with counting_bar("comparing images") as progress:
-        report = audit(DataConfig(data=data, **given), progress)
+        report = audit(DataConfig(data=read_option(data or None), **given), progress)
     if json:
         print(report.to_json())
     else:
+        print(report.summary)
         for table in audit_table(report):
             print_table(table)
     raise typer.Exit(0 if report.ok else 2)
@@ -52,7 +53,7 @@ def split(
     """
     from lesionfast.data.split import load_dataset, write_split
 
-    df = load_dataset(SplitConfig(data=data, **given))
+    df = load_dataset(SplitConfig(data=read_option(data or None), **given))
     digest = write_split(df, out)
     print(df.groupby(["target", "split"]).size().unstack(fill_value=0), file=sys.stderr)
     print(f"sha256 {digest}", file=sys.stderr)
@@ -91,6 +92,8 @@ def describe_names(what: str) -> dict[str, str]:
             from lesionfast.models.fusion import fusions as registry
         case "heads":
             from lesionfast.training.heads import heads as registry
+        case "layouts":
+            from lesionfast.data.layouts.recognise import layouts as registry
         case "losses":
             from lesionfast.training.losses import losses as registry
         case "mixes":

@@ -13,8 +13,10 @@ from lesionfast.config import DataConfig
 from lesionfast.console import MOST_ROWS, Cell, Table
 from lesionfast.data.duplicates import find_near_duplicates, open_pictures
 from lesionfast.data.images import Images, read_image
-from lesionfast.data.metadata import KEYS, clean, read_rows
-from lesionfast.data.sources import find_source, list_images
+from lesionfast.data.layouts.base import Dataset
+from lesionfast.data.layouts.recognise import describe, find_dataset
+from lesionfast.data.metadata import KEYS, read_dataset
+from lesionfast.data.sources import name_without_suffix
 from lesionfast.data.split import assign_split
 from lesionfast.errors import LesionfastError, list_first, pluralize
 
@@ -33,8 +35,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found in a dataset, and the pairs of near-duplicates under different lesion ids."""
+    """What was found in a dataset, and the pairs of near-duplicates under different lesion ids.
 
+    `summary` says in one sentence what it was recognised as.
+    """
+
+    summary: str
     findings: list[Finding]
     near_duplicates: pd.DataFrame = field(default_factory=pd.DataFrame)
 
@@ -47,7 +53,8 @@ class Audit:
         """Return findings and pairs as JSON."""
         pairs = self.near_duplicates.to_dict(orient="records")
         findings = list(map(vars, self.findings))
-        return json.dumps({"ok": self.ok, "findings": findings, "near_duplicates": pairs}, indent=2)
+        report = {"ok": self.ok, "summary": self.summary, "findings": findings}
+        return json.dumps({**report, "near_duplicates": pairs}, indent=2)
 
 
 def audit(config: DataConfig, progress: Callable[[int, int], None] | None = None) -> Audit:
@@ -56,21 +63,20 @@ def audit(config: DataConfig, progress: Callable[[int, int], None] | None = None
     Every image is decoded. `progress(done, total)` is called during the search for
     near-duplicates. Raises `LesionfastError` if the table or its columns can't be read.
     """
-    source = find_source(config)
-    rows, files = read_rows(source.csv, config), list_images(source.images)
-    df = clean(source.csv, rows, files, config)
+    found = find_dataset(config)
+    df = read_dataset(found, config)
     images = open_pictures(df["path"].tolist())
     pairs = find_near_duplicates(df, progress, images=images, cache=config.cache)
     findings = [
         *count_classes(df),
         *check_lesions(df),
         *check_missing(df, config),
-        *check_files(rows, files),
+        *check_files(found),
         check_corrupt(df, images, config),
         *check_exact(df, find_exact_duplicates(df, images)),
         check_near(pairs),
     ]
-    return Audit(findings, pairs)
+    return Audit(describe(found, df), findings, pairs)
 
 
 def judge(check: str, count: int, verdict: str, detail: str) -> Finding:
@@ -112,9 +118,14 @@ def check_missing(df: pd.DataFrame, config: DataConfig) -> Iterator[Finding]:
         yield judge("images with age 0", int((df["age"] == 0).sum()), "note", "the age is kept")
 
 
-def check_files(rows: pd.DataFrame, files: pd.DataFrame) -> Iterator[Finding]:
+def check_files(found: Dataset) -> Iterator[Finding]:
     """Count rows without an image and images without a row."""
-    ids, stems = set(rows["image_id"]), set(files["stem"])
+    ids = set(found.rows[found.image])
+    if found.files is None:
+        lost = set(found.rows.loc[found.rows["path"] == "", found.image])
+        stems = ids - lost
+    else:
+        ids, stems = {name_without_suffix(name) for name in ids}, set(found.files["stem"])
     for check, names in {
         "rows without an image": sorted(ids - stems),
         "images without a row": sorted(stems - ids),

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lesionfast.data.table import EMPTY
 from lesionfast.errors import LesionfastError, did_you_mean, pluralize
 from lesionfast.files import read_json
 from lesionfast.run import Run
 
 logger = logging.getLogger("lesionfast")
 
-EMPTY = ("", "nan", "na", "n/a", "null")  # compared in lower case
 MISSING = (*EMPTY, "unknown")
 AGE = re.compile(r"(patient[ _]?)?age([ _](approx|years|in[ _]years|at[ _]\w+))?", re.IGNORECASE)
 OLDEST = 120  # years

@@ -5,33 +5,48 @@ Columns that give the label away are refused as inputs.
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from scipy.special import bdtrc, chdtri, entr
 
 from lesionfast.config import DataConfig
 from lesionfast.data.encoder import (
-    EMPTY,
     MISSING,
     describe_missing,
     is_age,
     is_possible,
     why_impossible,
 )
-from lesionfast.data.sources import IMAGE_SUFFIXES, drop_copies, find_source, list_images
-from lesionfast.data.table import read_table
-from lesionfast.diagnoses import probability_columns
+from lesionfast.data.layouts import tables
+from lesionfast.data.layouts.base import PART_NAMES, Dataset
+from lesionfast.data.layouts.recognise import check_columns, describe, find_dataset
+from lesionfast.data.sources import drop_copies, name_without_suffix
+from lesionfast.data.table import EMPTY
+from lesionfast.diagnoses import probability_columns, split_names
 from lesionfast.errors import LesionfastError, list_first, pluralize
 
 logger = logging.getLogger("lesionfast")
+Config = TypeVar("Config", bound=DataConfig)
 
 KEYS = ("image_id", "path", "target", "group")  # columns that every table of images has
 RESERVED = (*KEYS, "split", "row")  # columns that lesionfast adds
+USUAL = {  # columns of other data sets, in lower case, and what they are called here
+    "age": ("age_approx", "age_years", "age_at_diagnosis", "patient_age"),
+    "sex": ("gender", "patient_sex", "patient_gender"),
+    "localization": (
+        *("localisation", "anatom_site_general", "anatom_site_general_challenge", "anatom_site_1"),
+        *("anatomical_site", "anatomic_site", "anatomical_location", "body_site", "body_location"),
+    ),
+}
 FAR = 100  # times the range of the middle 90 %: a value that far off is worth a look
 ENOUGH_LESIONS = 5  # a value of fewer lesions can be of one class by chance
 LESIONS_A_BIN = 25
@@ -43,78 +58,83 @@ TELLING_NAMES = ("dx_type", "diagnosis_confirm_type")  # how the diagnosis was m
 
 
 def load_metadata(config: DataConfig) -> pd.DataFrame:
-    """Find the data that `config` names and read it; see `read_metadata`."""
-    source = find_source(config)
-    return read_metadata(source.csv, source.images, config)
+    """Find the data that `config` names and read it; see `read_dataset`."""
+    found = find_dataset(config)
+    df = read_dataset(found, config)
+    logger.info("%s", describe(found, df))
+    return df
 
 
-def read_metadata(
-    csv: str | Path,
-    images: str | Path | Sequence[str | Path],
-    config: DataConfig = DataConfig(),  # noqa: B008 (frozen)
-) -> pd.DataFrame:
+def read_dataset(found: Dataset, config: DataConfig) -> pd.DataFrame:
     """Return one row an image, checked, typed, cleaned and sorted by image id.
 
-    Columns: image_id, path (of a file, or "<zip>/<member>"), target (class name), group (lesion
-    id; the image id if `config.group` is 'none'), all text; then the other columns of the CSV,
-    numbers as float, text as str, missing values (empty, 'unknown', …) as NaN. Whatever is left
-    out is counted in the log. Raises `LesionfastError` for anything that the user has to settle.
+    Columns: image_id, path (of a file, or "<container>/<member>"), target (class name), group (what
+    stays in one split; the image id if there are no groups), all text; then the other columns of
+    the table, numbers as float, text as str, missing values (empty, 'unknown', …) as NaN, and
+    `split` if the dataset has parts of its own. Whatever is left out is counted in the log. Raises
+    `LesionfastError` for anything that the user has to settle.
     """
-    csv = Path(csv).expanduser()
-    return clean(csv, read_rows(csv, config), list_images(images), config)
+    rows = name_columns(found, config)
+    return clean(found, rows, config)
 
 
 def read_frame(df: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
-    """Return a table from Python as `read_metadata` returns that of a CSV.
+    """Return a table from Python as `read_dataset` returns that of a folder.
 
     The images are those of its column `path`, or lie under --images; its index does not matter.
     Without a column of image ids they are the names of the files. A column `split` is kept.
     """
     df = df.set_axis(df.columns.astype(str), axis=1).set_axis(range(2, len(df) + 2), axis=0)
-    if config.image not in df and "path" in df:
-        df = df.assign(**{config.image: [Path(path).stem for path in df["path"]]})
     if "path" not in df and config.images is None:
         raise LesionfastError(
             "the table does not say where the images are. Add a column 'path', or type images="
             '"FOLDER".'
         )
-    if missing := [name for name in required_columns(config) if name not in df]:
-        how = ", ".join(f"{name} ({required_columns(config)[name]})" for name in missing)
-        raise LesionfastError(
-            f"the table has no column {how}; it has: {list_first(df, 20)}. Name yours, such as "
-            'target="diagnosis".'
-        )
     text = df.astype(object).where(df.notna(), "").astype(str)
-    rows = name_columns(text.drop(columns=["path", "split"], errors="ignore"), config)
-    if config.images is not None:
-        files = list_images(config.images)
-    else:
+    if "path" in df and config.images is None:
         if len(empty := text.index[text["path"] == ""]):
             raise LesionfastError(
                 f"column 'path' of the table is empty in {list_rows(empty)} (the first row counts "
                 "as row 2, as in a CSV file). Fill it in or remove these rows."
             )
         paths = [os.path.abspath(os.path.expanduser(path)) for path in text["path"]]
-        files = pd.DataFrame({"path": paths, "stem": rows["image_id"].to_list()}, dtype="str")
-    table = clean(Path("the table"), rows, files, config)
-    if "split" in df:
-        parts = pd.Series(text["split"].to_list(), rows["image_id"].to_list())
-        table["split"] = table["image_id"].map(parts)
-    return table
+        text["path"] = pd.Series(paths, text.index, dtype="str")
+    else:
+        text = text.drop(columns="path", errors="ignore")
+    return read_dataset(tables.from_frame(text, config), config)
 
 
-def read_rows(csv: Path, config: DataConfig) -> pd.DataFrame:
-    """Return the CSV as text, with image_id, target and group first, under these names."""
-    return name_columns(read_table(csv, required_columns(config), config.separator), config)
+def name_columns(found: Dataset, config: DataConfig) -> pd.DataFrame:
+    """Return the rows of a dataset with image_id, path, target, group (and split) first.
 
-
-def name_columns(raw: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
-    """Return a table of text with image_id, target and group first, under these names."""
-    image_id = remove_suffixes(raw[config.image])
-    group = image_id if config.group == "none" else raw[config.group]
-    keys = {"image_id": image_id, "target": raw[config.target], "group": group}
-    others = [name for name in raw if name not in {config.image, config.target, config.group}]
-    reserved = {*RESERVED, *probability_columns(raw[config.target].unique())}
+    What else the options ask for gets its name there: an input that the table has under another
+    usual name, such as sex for gender.
+    """
+    raw = rename_usual(found, config)
+    if config.metadata != "auto":
+        inputs = "--metadata, or type --metadata none to use the image alone"
+        check_columns(replace(found, rows=raw), config.metadata_columns, inputs)
+    if not found.groups and config.group is None:
+        logger.warning(
+            "%s has no column of lesions or patients: every image counts as a lesion of its own, "
+            "and several images of one lesion can end up on both sides of the split. If the table "
+            "has such a column, name it with --group",
+            found.table.name,
+        )
+    image_id = remove_suffixes(raw[found.image])
+    keys = {"image_id": image_id, "target": raw[found.target]}
+    keys["group"] = chain_groups(raw[list(found.groups)], image_id)
+    if found.split:
+        words = raw[found.split]
+        keys["split"] = words.str.lower().map(PART_NAMES).fillna(words)
+    used = [
+        found.image,
+        found.target,
+        found.split,
+        *(found.groups if len(found.groups) < 2 else ()),
+    ]
+    others = raw.columns.difference(used, sort=False)
+    reserved = {*RESERVED, *probability_columns(raw[found.target].unique())} - {"path"}
     taken = [name for name in others if name in reserved]
     if taken:
         columns = pluralize(len(taken), "column")
@@ -122,39 +142,91 @@ def name_columns(raw: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
     return pd.DataFrame(keys).join(raw[[name for name in others if name not in reserved]])
 
 
-def clean(csv: Path, df: pd.DataFrame, files: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
-    """Return the rows of `read_rows` as `read_metadata` does; `files` is of `list_images`."""
-    check_ids(csv, df, config)
-    df = add_paths(csv, df, files)
-    inputs, others = config.metadata_columns, df.columns.difference(KEYS, sort=False)
+def rename_usual(found: Dataset, config: DataConfig) -> pd.DataFrame:
+    """Return the rows with the usual names of columns that the table has under another one."""
+    rows, names = found.rows, {}
+    header = [name for name in rows if name not in (found.image, found.target, *found.groups)]
+    for usual, others in USUAL.items():
+        known = {name.lower(): name for name in header}
+        other = next((known[name] for name in (usual, *others) if name in known), usual)
+        typed = other in config.metadata_columns
+        if usual not in rows and other in rows and not typed:
+            names[other] = usual
+    if names:
+        pairs = ", ".join(f"{other} as {usual}" for other, usual in names.items())
+        logger.info("Reading %s", pairs)
+    return rows.rename(columns=names)
+
+
+def chain_groups(ids: pd.DataFrame, image_id: pd.Series) -> pd.Series:
+    """Return the group of each row: rows that share an id of a column, over any number of steps.
+
+    `ids` has a column for each kind of id, the finest first (the lesion, then the patient). An
+    empty id joins nothing; a row without any is a group of its own, named like its image. A group
+    is named by its first id of the last column, in alphabetical order.
+    """
+    ids = ids.mask(ids.apply(lambda column: column.str.lower().isin(EMPTY)), "")
+    columns = [ids[name] for name in ids if (ids[name] != "").any()]
+    if not columns:
+        return image_id
+    if len(columns) == 1:
+        return columns[0].mask(columns[0] == "", image_id)
+    nodes, start = [], 0
+    for column in columns:
+        codes, values = pd.factorize(column.where(column != ""), use_na_sentinel=True)
+        nodes.append(np.where(codes < 0, -1, codes + start))
+        start += len(values)
+    rows = np.arange(len(ids)) + start
+    ends = np.concatenate([np.stack([rows, node])[:, node >= 0] for node in nodes], axis=1)
+    graph = coo_array((np.ones(ends.shape[1]), ends), (start + len(ids),) * 2)
+    component = connected_components(graph, directed=False)[1][start:]
+    named = columns[-1]
+    for column in reversed(columns[:-1]):
+        spare = column.where(~column.isin(columns[-1]), str(column.name) + " " + column)
+        named = named.mask(named == "", spare.mask(column == "", ""))
+    named = named.mask(named == "", image_id)
+    rank = pd.Series((~(columns[-1] != "")).astype(int), ids.index)
+    best = pd.DataFrame({"component": component, "rank": rank, "name": named})
+    first = best.sort_values(["rank", "name"]).drop_duplicates("component")
+    names = first.set_index("component")["name"]
+    return pd.Series(names.loc[component].to_numpy(), ids.index, dtype="str")
+
+
+def clean(found: Dataset, df: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
+    """Return the rows of `name_columns` as `read_dataset` does."""
+    csv = found.table
+    check_ids(found, df)
+    df = add_paths(csv, df, found.files)
+    inputs = config.metadata_columns
+    others = df.columns.difference([*KEYS, "split"], sort=False)
     typed = {name: convert(csv, df[name], is_input=name in inputs) for name in others}
-    df = pd.DataFrame({**df[list(KEYS)], **typed}, df.index)
-    check_inputs(csv, df, config)
+    keys = [name for name in (*KEYS, "split") if name in df]
+    df = pd.DataFrame({**df[keys], **typed}, df.index)
+    config = settle_inputs(df, config)
+    check_inputs(csv, df, config, {found.image, found.target, *found.groups}, found.leaks)
     return handle_missing(df, config).sort_values("image_id").reset_index(drop=True)
 
 
-def required_columns(config: DataConfig) -> dict[str, str]:
-    """Return the columns that the CSV must have, each with the option that names it."""
-    named = {config.image: "--image", config.target: "--target"}
-    if config.group != "none":
-        named[config.group] = "--group, or type --group none if every image is a lesion of its own"
-    inputs = "--metadata, or type --metadata none to use the image alone"
-    return named | {name: inputs for name in config.metadata_columns if name not in named}
+def settle_inputs(df: pd.DataFrame, config: Config) -> Config:
+    """Return the configuration with the columns that --metadata auto stands for in this table."""
+    if config.metadata != "auto":
+        return config
+    names = [name for name in config.metadata_columns if name in df and df[name].notna().any()]
+    return replace(config, metadata=",".join(names) or "none")
 
 
 def remove_suffixes(image_ids: pd.Series) -> pd.Series:
     """Return image ids without '.jpg' and the like, which some tables have; counted if so."""
-    with_suffix = np.array([name.lower().endswith(IMAGE_SUFFIXES) for name in image_ids.tolist()])
-    if not with_suffix.any():
-        return image_ids
-    logger.warning("Removed .jpg or the like from %s", pluralize(with_suffix.sum(), "image id"))
-    return image_ids.mask(with_suffix, image_ids.str.rsplit(".", n=1).str[0])
+    bare = pd.Series([name_without_suffix(name) for name in image_ids], image_ids.index, "str")
+    if changed := int((bare != image_ids).sum()):
+        logger.warning("Removed .jpg or the like from %s", pluralize(changed, "image id"))
+    return bare if changed else image_ids
 
 
-def check_ids(csv: Path, df: pd.DataFrame, config: DataConfig) -> None:
+def check_ids(found: Dataset, df: pd.DataFrame) -> None:
     """Raise `LesionfastError` for missing, repeated, unsafe or contradictory ids and labels."""
-    columns = {"image_id": config.image, "target": config.target, "group": config.group}
-    for key, column in columns.items():
+    csv = found.table
+    for key, column in {"image_id": found.image, "target": found.target}.items():
         empty = df.index[df[key].str.lower().isin(EMPTY)]
         if len(empty):
             raise LesionfastError(
@@ -176,11 +248,15 @@ def check_ids(csv: Path, df: pd.DataFrame, config: DataConfig) -> None:
             f"'{repeated.iloc[0]}' in {where}. Keep one row per image, or name the column of image "
             "ids with --image."
         )
-    count, lesion, names = find_conflicts(df, "target")
+    lesion = next((name for name in found.groups if "lesion" in name.lower()), None)
+    if lesion is None:
+        return
+    labels = pd.DataFrame({"group": found.rows[lesion], "target": df["target"]})
+    count, lesion, names = find_conflicts(labels[labels["group"] != ""], "target")
     if count:
         raise LesionfastError(
             f"{csv.name} gives {pluralize(count, 'lesion')} more than one label; the first is "
-            f"'{lesion}' with {names} ({list_rows(df.index[df['group'] == lesion])}). "
+            f"'{lesion}' with {names} ({list_rows(labels.index[labels['group'] == lesion])}). "
             "Correct them, or name the column of lesion ids with --group."
         )
 
@@ -198,8 +274,14 @@ def list_rows(numbers: pd.Index) -> str:
     return f"row{'s' * (len(numbers) > 1)} {list_first(numbers, 5)}"
 
 
-def add_paths(csv: Path, df: pd.DataFrame, files: pd.DataFrame) -> pd.DataFrame:
-    """Add the path of each row's image, found by its stem; rows without one are left out."""
+def add_paths(csv: Path, df: pd.DataFrame, files: pd.DataFrame | None) -> pd.DataFrame:
+    """Add the path of each row's image, found by its stem; rows without one are left out.
+
+    Without `files` the rows have a column `path`, "" where there is no image.
+    """
+    if files is None:
+        files = pd.DataFrame({"path": df["path"], "stem": df["image_id"]})[df["path"] != ""]
+    df = df.drop(columns="path", errors="ignore")
     has_row = pd.Index(df["image_id"]).get_indexer(files["stem"]) >= 0  # isin: 70 x the time
     path = df["image_id"].map(find_unique(files[has_row]).set_index("stem")["path"])
     if path.isna().all():
@@ -322,12 +404,20 @@ def handle_missing(df: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
     return df[~incomplete]
 
 
-def check_inputs(csv: Path, df: pd.DataFrame, config: DataConfig) -> None:
+def check_inputs(
+    csv: Path,
+    df: pd.DataFrame,
+    config: DataConfig,
+    keys: Collection[str] = (),
+    leaks: Collection[str] = (),
+) -> None:
     """Raise `LesionfastError` for an input column that gives the label away.
 
-    Refused are ids, the target, `dx_type` (how the diagnosis was made) and what `find_leak` finds.
+    Refused are `keys` (ids and the target), `leaks` (what the layout knows to give it away) and
+    what `find_leak` finds, unless --allow-leak names it.
     """
-    keys = {config.target, config.group, config.image, *RESERVED}
+    keys = {*keys, *RESERVED}
+    allowed = split_names(config.allow_leak or "")
     names = [name for name in config.metadata_columns if name in df]
     kept = df if config.missing == "keep" else df[df[names].notna().all(axis=1)]
     for name in config.metadata_columns:
@@ -335,8 +425,12 @@ def check_inputs(csv: Path, df: pd.DataFrame, config: DataConfig) -> None:
             reason = "it is the label, an id or a split"
         elif name not in df:
             reason = "its name is reserved for predictions"
+        elif name in allowed:
+            reason = ""
         else:
             reason = find_leak(kept, name)
+            if name in leaks and not reason:
+                reason = "it says what was diagnosed, or how"
         reason = reason or ("it is named twice" if config.metadata_columns.count(name) > 1 else "")
         if reason:
             raise LesionfastError(

@@ -1,4 +1,4 @@
-"""Where the CSV and the images are: folders and zip files, looked through but never unpacked."""
+"""Where the images are: folders and zip files, looked through but never unpacked."""
 
 import logging
 import os
@@ -6,12 +6,10 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from lesionfast.config import IN_MEMORY, DataConfig
 from lesionfast.data.formats.containers import (
     CONTAINERS,
     HIDDEN_PART,
@@ -21,80 +19,10 @@ from lesionfast.data.formats.containers import (
     content_key,
     open_container,
 )
-from lesionfast.data.sample import make_sample
-from lesionfast.errors import LesionfastError, list_first, pluralize
+from lesionfast.errors import LesionfastError, pluralize
 from lesionfast.files import readable_name, split_path, stamp
 
 logger = logging.getLogger("lesionfast")
-
-TABLE_SUFFIXES = (".csv", ".tsv", ".tab")
-
-
-@dataclass(frozen=True)
-class Source:
-    """The metadata CSV, and the folders and zip files that hold its images."""
-
-    csv: Path
-    images: list[Path]
-
-
-def find_source(config: DataConfig) -> Source:
-    """Return where the data of a configuration is: --data, --csv with --images, or the sample.
-
-    Raises `LesionfastError` if there is no such file or folder, or if it is unclear which file is
-    the metadata.
-    """
-    for name in ("data", "csv", "images"):
-        if getattr(config, name) == "":
-            raise LesionfastError(f"--{name} is empty. Type a path, or leave the option out.")
-    if config.data == IN_MEMORY:
-        raise LesionfastError(
-            "this run was trained on a DataFrame, so its images can't be found again. Type --data, "
-            "or --csv and --images."
-        )
-    if config.data:
-        if config.csv or config.images:
-            raise LesionfastError(
-                "--data can't be combined with --csv or --images. "
-                "Type either --data DIR, or --csv FILE and --images DIR."
-            )
-        return search_folder(Path(config.data).expanduser())
-    if config.csv and config.images:
-        return Source(Path(config.csv).expanduser(), [Path(config.images).expanduser()])
-    if config.csv or config.images:
-        alone, other = ("csv", "images") if config.csv else ("images", "csv")
-        raise LesionfastError(
-            f"--{alone} needs --{other}. Type both --csv FILE and --images DIR, or --data DIR for "
-            "a folder that holds both."
-        )
-    logger.warning("No --data given: using the built-in SYNTHETIC sample (drawn, not patients)")
-    return search_folder(make_sample())
-
-
-def search_folder(folder: Path) -> Source:
-    """Return the one metadata CSV in `folder`, or one level below, and `folder` for its images."""
-    if not folder.is_dir():
-        problem = "is a file" if folder.is_file() else "does not exist"
-        raise LesionfastError(
-            f"--data {folder} {problem}. Type the folder that holds the metadata CSV and the "
-            "images, or --csv FILE and --images DIR."
-        )
-    below = sorted(path for path in folder.iterdir() if path.is_dir() and is_visible(path.name))
-    tables = list_tables(folder) or [table for path in below for table in list_tables(path)]
-    named = [table for table in tables if "metadata" in table.name.lower()]
-    choice = named if len(named) == 1 else tables
-    if len(choice) != 1:
-        problem = f"there is no CSV file in {folder}"
-        if choice:
-            problem = f"{folder} holds {len(choice)} CSV files: {list_first(choice, 5)}"
-        raise LesionfastError(f"{problem}. Type --csv FILE --images DIR instead of --data.")
-    return Source(choice[0], [folder])
-
-
-def list_tables(folder: Path) -> list[Path]:
-    """Return the CSV files right in `folder`, sorted."""
-    files = (path for path in folder.iterdir() if path.suffix.lower() in TABLE_SUFFIXES)
-    return sorted(path for path in files if path.is_file() and is_visible(path.name))
 
 
 def is_visible(name: str) -> bool:
@@ -127,7 +55,11 @@ def list_images(images: str | Path | Sequence[str | Path]) -> pd.DataFrame:
 
 def image_stem(path: str) -> str:
     """Return the name of an image without folders and without the suffix of an image."""
-    name = path[path.rfind("/") + 1 :]
+    return name_without_suffix(path[path.rfind("/") + 1 :])
+
+
+def name_without_suffix(name: str) -> str:
+    """Return the name of an image without .jpg or the like."""
     return name[: name.rfind(".")] if name.lower().endswith(IMAGE_SUFFIXES) else name
 
 

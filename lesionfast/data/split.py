@@ -8,7 +8,7 @@ seconds for a million images, and rests on no more than NumPy's frozen `RandomSt
 
 import logging
 from collections.abc import Iterable
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,13 @@ import pandas as pd
 
 from lesionfast.config import IN_MEMORY, WHERE, SplitConfig, TrainConfig, read_options
 from lesionfast.console import counting_bar
-from lesionfast.data.metadata import check_inputs, find_conflicts, load_metadata, read_frame
-from lesionfast.data.sources import TABLE_SUFFIXES
+from lesionfast.data.metadata import (
+    check_inputs,
+    find_conflicts,
+    load_metadata,
+    read_frame,
+    settle_inputs,
+)
 from lesionfast.data.table import read_table
 from lesionfast.diagnoses import split_names
 from lesionfast.errors import LesionfastError, did_you_mean, list_first, pluralize
@@ -32,11 +37,14 @@ OPTIONS = "lesionfast"  # in the attrs of a table: how it was loaded
 AFTER_LOADING = ("seed", "split_seed", "cache", "skip_bad", "metadata")  # may change for a training
 
 
-def load_data(data: str | Path | pd.DataFrame | None = None, **options: Any) -> pd.DataFrame:
+def load_data(
+    data: str | Path | list[str | Path] | pd.DataFrame | None = None, **options: Any
+) -> pd.DataFrame:
     """Return a dataset as a checked table, one row per image, split into train, valid and test.
 
-    `data` is a folder as downloaded, a metadata CSV file (with `images`), or a DataFrame with the
-    columns of one and either a column `path` or `images`; by default it is the synthetic sample.
+    `data` is a folder as downloaded or a table beside its images, a list of such, a table with
+    `images`, or a DataFrame with the columns of one and either a column `path` or `images`; by
+    default it is the synthetic sample.
     `options` are those of `lesionfast data split`, by keyword: `val`, `test`, `folds`, `seed`,
     `join_duplicates`, `metadata`, the names of the columns. A DataFrame with a column `split` keeps
     its own.
@@ -55,7 +63,7 @@ def load_data(data: str | Path | pd.DataFrame | None = None, **options: Any) -> 
             names = {key: getattr(config, key) for key in ("target", "group")}
             data = data.rename(columns={k: v for k, v in names.items() if v not in (*data, "none")})
         return split_metadata(read_frame(data, config), config)
-    where = "csv" if data is not None and str(data).lower().endswith(TABLE_SUFFIXES) else "data"
+    where = "csv" if "images" in options else "data"
     given = {} if data is None else {where: data}
     return load_dataset(SplitConfig(**read_options(SplitConfig, {**given, **options})))
 
@@ -98,6 +106,7 @@ def split_metadata(df: pd.DataFrame, config: SplitConfig) -> pd.DataFrame:
 def keep_options(df: pd.DataFrame, config: SplitConfig) -> pd.DataFrame:
     """Note in a table how it was loaded, for the training on it."""
     names = [setting.name for setting in fields(SplitConfig)]
+    config = settle_inputs(df, config)
     df.attrs[OPTIONS] = {name: getattr(config, name) for name in names}
     return df
 
@@ -117,9 +126,9 @@ def configure(df: pd.DataFrame, config: TrainConfig | None = None, **options: An
     loaded = df.attrs.get(OPTIONS)
     if loaded is None:
         where = {} if any(name in given for name in WHERE) else {"data": IN_MEMORY}
-        config = TrainConfig(**where, **given)
+        config = settle_inputs(df, TrainConfig(**where, **given))
         check_inputs(Path("the table"), df, config)
-        return config
+        return settle_fusion(config)
     for name, value in given.items():
         settled = name in loaded and name not in AFTER_LOADING
         if settled and value != loaded[name]:
@@ -130,7 +139,15 @@ def configure(df: pd.DataFrame, config: TrainConfig | None = None, **options: An
     check_loaded_columns(loaded, given.get("metadata", "none"))
     if given.get("seed", loaded["seed"]) != loaded["seed"] and loaded["split_seed"] is None:
         given.setdefault("split_seed", loaded["seed"])
-    return TrainConfig(**{**loaded, **given})
+    return settle_fusion(TrainConfig(**{**loaded, **given}))
+
+
+def settle_fusion(config: TrainConfig) -> TrainConfig:
+    """Return the options with --fusion none if there is no metadata and no other was chosen."""
+    if config.metadata_columns or config.fusion != TrainConfig().fusion:
+        return config
+    logger.info("There is no metadata (--metadata), so the model gets the image alone")
+    return replace(config, fusion="none")
 
 
 def check_loaded(df: Any, config: Any) -> None:

@@ -27,21 +27,44 @@ ENCODINGS = {  # by byte order mark; that of UTF-32 begins like that of UTF-16
     b"\xff\xfe": "utf-16",
     b"\xfe\xff": "utf-16",
 }
+TABLE_SUFFIXES = (".csv", ".tsv", ".tab")
+EMPTY = ("", "nan", "na", "n/a", "null")  # compared in lower case
 MOST_COLUMNS = 5_000
 MOST_CHARACTERS = 2**25  # of a line: a longer one is not from a table
 CELLS = 400_000  # read together: bounds the memory
 
 
 def read_table(
-    path: Path, required: Mapping[str, str], separator: str = ",", *, option: str | None = "--csv"
+    path: Path,
+    required: Mapping[str, str],
+    separator: str | None = None,
+    *,
+    option: str | None = "--csv",
 ) -> pd.DataFrame:
-    """Read a CSV with a header; every value is text, as `CsvFile` reads it.
+    """Read a table with a header; every value is text, as `CsvFile` reads it.
 
     `required` maps each column that must be there to the option that names it (or to '').
     """
-    table = CsvFile(path, separator, option)
+    table = open_table(path, separator, option)
     table.require(required)
     return pd.concat(list(table.read_chunks()))
+
+
+def open_table(path: Path, separator: str | None = None, option: str | None = "--csv") -> "CsvFile":
+    """Open a table; the separator, unless it is given, is the one that finds the most columns."""
+    return CsvFile(path, guess_separator(path) if separator is None else separator, option)
+
+
+def guess_separator(path: Path) -> str:
+    """Return the separator that divides the first row into the most names, by default a comma."""
+
+    def count_fields(separator: str) -> int:
+        try:
+            return sum(any(set(name) - {*SEPARATORS}) for name in read_header(path, separator))
+        except LesionfastError:
+            return 0
+
+    return max(SEPARATORS, key=count_fields)
 
 
 class CsvFile:

@@ -117,7 +117,7 @@ class Bundle:
         return cls(
             name=run.path.resolve().name,
             model=run.model,
-            image_column=run.config.image,
+            image_column=run.config.image or "image_id",
             precision=run.config.precision,
             encoder=MetadataEncoder.from_run(run),
             **chosen | {"points": chosen["points"] or []},

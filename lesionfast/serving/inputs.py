@@ -24,13 +24,12 @@ from lesionfast.data.encoder import (
 from lesionfast.data.formats.containers import CONTAINERS
 from lesionfast.data.sources import (
     IMAGE_SUFFIXES,
-    TABLE_SUFFIXES,
     drop_copies,
     find_images_in_folder,
     list_images,
     list_members,
 )
-from lesionfast.data.table import SEPARATORS, CsvFile, find_separator
+from lesionfast.data.table import SEPARATORS, TABLE_SUFFIXES, CsvFile, find_separator
 from lesionfast.errors import LesionfastError, did_you_mean, list_first
 from lesionfast.files import readable_name, sha256
 

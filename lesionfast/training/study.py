@@ -227,10 +227,11 @@ def read_state(entry: Entry, out: Path) -> str:
     if not (run.path / "config.json").is_file():
         return "to do"
     stored, wanted = asdict(run.config), asdict(entry.config)
+    found_in_data = ("metadata", "fusion") if entry.config.metadata == "auto" else ()
     changes = [
         f"{name} is {stored[name]!r} there, but {wanted[name]!r} in the study"
         for name in wanted
-        if name != "split" and stored[name] != wanted[name]
+        if name not in ("split", *found_in_data) and stored[name] != wanted[name]
     ]
     own = run.path / "split.csv"
     if not changes and own.is_file() and split.is_file() and sha256(own) != sha256(split):

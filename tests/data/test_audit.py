@@ -164,7 +164,7 @@ def test_a_zip_file_is_audited_unopened(folder, tmp_path_factory):
 
 
 def test_a_missing_column_is_the_error_itself(folder):
-    change_table(folder, lambda table: table.rename(columns={"dx": "diagnosis"}))
+    change_table(folder, lambda table: table.rename(columns={"dx": "what"}))
     with pytest.raises(LesionfastError, match="--target"):
         run(folder)
 
@@ -177,12 +177,12 @@ def test_the_tables_show_verdicts_and_near_duplicates():
     pairs = pd.DataFrame(
         {"image_a": ["i1"], "image_b": ["i2"], "score": [0.98], "transform": ["turned by 90"]}
     )
-    first, second = audit_table(Audit(checks, pairs))
+    first, second = audit_table(Audit("", checks, pairs))
     assert first.columns == ["check", "count", "verdict", "detail"]
     assert [str(c) for c in first.rows[0]] == ["corrupt images", "2", "problem", "a.jpg, [b].jpg"]
     assert second.columns == ["image a", "image b", "score", "transform"]
     assert [str(c) for row in second.rows for c in row] == ["i1", "i2", "0.980", "turned by 90"]
-    assert len(audit_table(Audit(checks, pairs.head(0)))) == 1
+    assert len(audit_table(Audit("", checks, pairs.head(0)))) == 1
 
 
 def test_identical_pixels_are_found_in_other_formats_but_not_alike_ones(photograph, tmp_path):

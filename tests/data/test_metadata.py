@@ -1,11 +1,13 @@
 """The metadata CSV is checked, cleaned and counted, on real files."""
 
+import logging
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from lesionfast.config import DataConfig
-from lesionfast.data.metadata import load_metadata, read_metadata
+from lesionfast.data.metadata import load_metadata
 from lesionfast.errors import LesionfastError
 
 HEADER = "lesion_id,image_id,dx,dx_type,age,sex,localization\n"
@@ -28,7 +30,8 @@ def read(tmp_path):
         for name in names.split():
             (folder / name).with_suffix(".jpg").touch()
         (tmp_path / "cases.csv").write_text(text, encoding="utf-8")
-        return read_metadata(tmp_path / "cases.csv", folder, DataConfig(**options))
+        where = {"csv": str(tmp_path / "cases.csv"), "images": str(folder)}
+        return load_metadata(DataConfig(**where, **options))
 
     return read
 
@@ -74,7 +77,7 @@ def test_ham10000_as_downloaded(ham10000, caplog):
     }  # fmt: skip
     assert df[["age", "sex", "localization"]].isna().sum().tolist() == [57, 57, 234]
     assert df["path"].str.contains(r"_part_[12]\.zip/ISIC_\d+\.jpg$").all()
-    assert [each.getMessage() for each in caplog.records] == [
+    assert [each.getMessage() for each in caplog.records if each.levelno > logging.INFO] == [
         "Age is missing for 57 of 10,015 images",
         "Sex is missing for 57 of 10,015 images",
         "Age is 0 for 39 images; the value is kept",
@@ -169,7 +172,7 @@ def test_a_lesion_with_two_labels_is_named_with_both(refusal):
     assert "'L2' with mel and nv (rows 4, 6)" in message
 
 
-@pytest.mark.parametrize("field", ["lesion_id", "image_id", "dx"])
+@pytest.mark.parametrize("field", ["image_id", "dx"])
 @pytest.mark.parametrize("empty", ["", "NaN", "NA", "null", "  "])
 def test_missing_ids_and_labels_are_refused_with_their_rows(refusal, field, empty):
     row = {"lesion_id": "L9", "image_id": "ISIC_9", "dx": "nv", field: empty}
@@ -177,11 +180,44 @@ def test_missing_ids_and_labels_are_refused_with_their_rows(refusal, field, empt
     assert f"column '{field}' of cases.csv is empty in row 6" in message
 
 
+@pytest.mark.parametrize("empty", ["", "NaN", "NA", "null", "  "])
+def test_an_image_without_a_lesion_id_is_a_lesion_of_its_own(read, caplog, empty):
+    with caplog.at_level(logging.INFO):
+        df = read(HEADER + ROWS.replace("L1,", f"{empty},"))
+    assert df["group"].tolist() == ["ISIC_1", "L2", "ISIC_3", "L3"]
+    assert "2 without a lesion id (each counts as a lesion of its own)" in caplog.text
+
+
+def test_a_table_without_ids_of_lesions_is_warned_of(read, caplog):
+    df = read(HEADER.replace("lesion_id", "who") + ROWS)
+    assert df["group"].tolist() == df["image_id"].tolist()
+    assert "name it with --group" in caplog.text
+
+
+def test_rows_that_share_a_lesion_or_a_patient_stay_together(read):
+    """L1 is of P1 and P2 (once without), so both patients are one group; an empty id joins none."""
+    text = "image_id,lesion_id,patient_id,dx\n"
+    rows = [
+        "a,L1,P1,nv",
+        "b,L1,P2,nv",
+        "c,L2,P2,mel",
+        "d,L3,,nv",
+        "e,L3,,nv",
+        "f,,,mel",
+        "g,,P9,nv",
+    ]
+    df = read(text + "\n".join(rows), "a b c d e f g", metadata="none")
+    assert df["group"].tolist() == ["P1", "P1", "P1", "L3", "L3", "f", "P9"]
+    alone = read(text + "\n".join(rows), "a b c d e f g", metadata="none", group="patient_id")
+    assert alone["group"].tolist() == ["P1", "P2", "P2", "d", "e", "f", "P9"]
+
+
 def test_a_column_that_is_not_there_says_how_to_name_it(refusal):
-    message = refusal(HEADER.replace("dx,", "diagnosis,") + ROWS)
-    assert "column 'dx' is not in cases.csv; it has: lesion_id, image_id, diagnosis" in message
+    message = refusal(HEADER.replace("dx,", "what,") + ROWS)
+    assert "no column of cases.csv is known to hold the diagnosis; it has: lesion_id," in message
     assert message.endswith("Name yours with --target.")
-    assert "--group none" in refusal(HEADER.replace("lesion_id", "case") + ROWS)
+    assert "column 'dy' is not in cases.csv; it has: lesion_id" in refusal(target="dy")
+    assert "--group none" in refusal(group="case")
     assert "Did you mean 'age'? Name yours with --metadata" in refusal(metadata="ages,sex")
 
 
@@ -201,7 +237,7 @@ def test_without_a_lesion_column_every_image_is_its_own_group(read):
 def test_columns_whose_names_are_taken_are_left_out_aloud(read, caplog):
     text = (
         "lesion_id,image_id,dx,target,split,row,p_mel,p_53,age\n"
-        "L1,ISIC_1,nv,0,train,7,0.1,x,5\nL2,ISIC_2,mel,1,test,8,0.2,y,6\n"
+        "L1,ISIC_1,nv,0,a,7,0.1,x,5\nL2,ISIC_2,mel,1,b,8,0.2,y,6\n"
     )
     df = read(text, metadata="age")
     assert df["target"].tolist() == ["nv", "mel"]
@@ -256,8 +292,8 @@ def test_a_zip_file_is_looked_up_without_reading_its_members(tmp_path):
     with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
         archive.writestr("sub/ISIC_1.JPEG", b"not an image at all")
     (tmp_path / "m.csv").write_text("lesion_id,image_id,dx\nL1,ISIC_1,nv\n")
-    config = DataConfig(metadata="none")
-    df = read_metadata(tmp_path / "m.csv", [tmp_path / "images.zip"], config)
+    where = {"csv": str(tmp_path / "m.csv"), "images": str(tmp_path / "images.zip")}
+    df = load_metadata(DataConfig(**where, metadata="none"))
     assert df["path"].tolist() == [f"{tmp_path}/images.zip/sub/ISIC_1.JPEG"]
 
 

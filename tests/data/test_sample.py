@@ -15,8 +15,9 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from lesionfast.config import DataConfig
 from lesionfast.data import sample
-from lesionfast.data.metadata import read_metadata
+from lesionfast.data.metadata import load_metadata
 from lesionfast.data.sample import SIZE, make_sample
 from lesionfast.data.split import assign_split
 from lesionfast.errors import LesionfastError
@@ -44,7 +45,7 @@ def raw(folder) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def df(folder) -> pd.DataFrame:
     """The sample's metadata as the library reads it."""
-    return read_metadata(folder / "sample_metadata.csv", folder / "images")
+    return load_metadata(DataConfig(data=str(folder)))
 
 
 def colours(path: str) -> np.ndarray:

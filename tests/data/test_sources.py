@@ -1,4 +1,4 @@
-"""The CSV and the images are found in every layout, without unpacking anything."""
+"""The images are found in every folder, without unpacking anything."""
 
 import os
 import zipfile
@@ -7,13 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from lesionfast.config import DataConfig
 from lesionfast.data.formats.containers import check_size
 from lesionfast.data.sources import (
     FileReader,
     content_keys,
     drop_copies,
-    find_source,
     list_images,
 )
 from lesionfast.errors import LesionfastError
@@ -35,89 +33,15 @@ def write_zip(path: Path, *members: str) -> Path:
     return path
 
 
-def refusal(**options) -> str:
-    """Return the message with which a configuration is refused."""
-    with pytest.raises(LesionfastError) as error:
-        find_source(DataConfig(**options))
-    return str(error.value)
-
-
 def stems(*roots: Path) -> list[str]:
     """Return the sorted stems of the images found."""
     return sorted(list_images(roots)["stem"])
-
-
-def test_the_download_is_found_as_it_is(ham10000):
-    source = find_source(DataConfig(data=str(ham10000)))
-    assert source.csv.name == "HAM10000_metadata.csv"
-    files = list_images(source.images)
-    assert len(files) == 10015
-    assert files["stem"].is_unique
-
-
-def test_every_layout_below_data_is_found(tmp_path):
-    zipped, foldered, flat, below = (tmp_path / name for name in ("zip", "dirs", "flat", "up"))
-    touch(zipped / "meta.csv", foldered / "meta.csv", flat / "meta.csv", below / "in" / "meta.csv")
-    write_zip(zipped / "part_1.zip", "a.jpg")
-    write_zip(zipped / "part_2.zip", "deep/er/b.JPG")
-    touch(foldered / "part_1" / "a.jpg", foldered / "part_2" / "deep" / "b.png")
-    touch(flat / "a.jpg", flat / "b.jpeg", below / "in" / "a.jpg", below / "in" / "x" / "b.tiff")
-    for folder in (zipped, foldered, flat, below):
-        source = find_source(DataConfig(data=str(folder)))
-        assert source.csv.name == "meta.csv"
-        assert stems(*source.images) == ["a", "b"]
-
-
-def test_one_csv_named_metadata_wins_over_others(tmp_path):
-    touch(tmp_path / "HAM10000_metadata.csv", tmp_path / "hmnist_28_28_L.csv")
-    assert find_source(DataConfig(data=str(tmp_path))).csv.name == "HAM10000_metadata.csv"
-
-
-def test_several_csv_files_are_listed(tmp_path):
-    touch(tmp_path / "one.csv", tmp_path / "two.CSV")
-    message = refusal(data=str(tmp_path))
-    assert "one.csv" in message
-    assert "two.CSV" in message
-    assert "Type --csv FILE --images DIR" in message
-
-
-def test_hidden_files_are_no_metadata(tmp_path):
-    touch(tmp_path / "._meta.csv", tmp_path / ".~lock.csv", tmp_path / "__MACOSX" / "meta.csv")
-    assert "there is no CSV file in" in refusal(data=str(tmp_path))
-
-
-def test_a_folder_that_is_not_there_and_one_that_is_a_file(tmp_path):
-    assert "does not exist" in refusal(data=str(tmp_path / "none"))
-    file = write_zip(tmp_path / "all.zip", "a.jpg")
-    assert "is a file" in refusal(data=str(file))
-
-
-@pytest.mark.parametrize("name", ["data", "csv", "images"])
-def test_an_empty_path_is_not_the_sample(name):
-    assert f"--{name} is empty" in refusal(**{name: ""})
 
 
 def test_paths_hold_in_other_working_folders(tmp_path, monkeypatch):
     touch(tmp_path / "data" / "a.jpg")
     monkeypatch.chdir(tmp_path)
     assert list_images("data")["path"].tolist() == [f"{tmp_path}/data/a.jpg"]
-
-
-def test_options_that_do_not_go_together():
-    assert "--csv needs --images" in refusal(csv="a.csv")
-    assert "--images needs --csv" in refusal(images="x")
-    assert "Type either --data DIR" in refusal(data="x", csv="a.csv")
-
-
-def test_csv_and_images_are_taken_as_named(tmp_path):
-    source = find_source(DataConfig(csv="a.csv", images=str(tmp_path)))
-    assert (source.csv, source.images) == (Path("a.csv"), [tmp_path])
-
-
-def test_without_data_the_sample_is_used_and_called_synthetic(caplog):
-    source = find_source(DataConfig())
-    assert source.csv.is_file()
-    assert "SYNTHETIC" in caplog.text
 
 
 def test_only_pictures_that_are_not_hidden_are_listed(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from lesionfast.config import DataConfig
 from lesionfast.data import table
 from lesionfast.data.encoder import BadValue, MetadataEncoder
-from lesionfast.data.metadata import read_metadata
+from lesionfast.data.metadata import load_metadata
 from lesionfast.data.table import CsvFile, read_table
 from lesionfast.errors import LesionfastError
 from lesionfast.serving.inputs import MetadataReader, find_items
@@ -168,7 +168,6 @@ EMPTY = "is empty or starts with a blank line"
 NO_ROWS = "has a header but no rows"
 OPEN = "Look for a quote that is not closed there"
 IMPOSSIBLE = "not an age in years"
-SEPARATED = "Add --separator '"  # training asks for it, prediction finds it
 FILES = {  # the content, and what is read or the words of the refusal, for training and prediction
     "plain": (PLAIN, RIGHT),
     "UTF-8 with a mark": (PLAIN.encode("utf-8-sig"), RIGHT),
@@ -182,7 +181,7 @@ FILES = {  # the content, and what is read or the words of the refusal, for trai
     "Latin-1": (PLAIN.replace("male", "männlich").encode("latin-1"), NO_TEXT),
     "Latin-1 late": ((PLAIN + "x,L,nv,1,male\n" * 9000 + "é").encode("latin-1"), NO_TEXT),
     "Windows-1252": (PLAIN.replace("nv", "“nv”").encode("cp1252"), NO_TEXT),
-    "two marks": (b"\xef\xbb\xbf" + PLAIN.encode("utf-8-sig"), "'image_id'"),
+    "two marks": (b"\xef\xbb\xbf" + PLAIN.encode("utf-8-sig"), "image.id"),
     "a mark alone": (b"\xef\xbb\xbf", EMPTY),
     "a mark of UTF-16 alone": (b"\xff\xfe", EMPTY),
     "NUL in a field": (PLAIN.replace("45", "4\0005"), "row 2 has a NUL byte"),
@@ -191,15 +190,15 @@ FILES = {  # the content, and what is read or the words of the refusal, for trai
     "a spreadsheet": (b"PK\x03\x04\x14\x00\x06\x00\x08\x00\xff\xd8", NO_TEXT),
     "a picture": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", NO_TEXT),
     "random bytes": (bytes(range(255, 0, -1)) * 40, NO_TEXT),
-    "a web page": ("<!DOCTYPE html>\n<html>\n<p>404</p>\n</html>\n", "'image_id'"),
-    "JSON": ('[{"image_id": "a", "age": 45}]', "'image_id'"),
+    "a web page": ("<!DOCTYPE html>\n<html>\n<p>404</p>\n</html>\n", "image.id"),
+    "JSON": ('[{"image_id": "a", "age": 45}]', "image.id"),
     "an empty file": ("", EMPTY),
     "a blank line": ("\n", EMPTY),
     "blanks": ("   \n\t\n", EMPTY),
     "separators alone": (",,,\n,,,\n", EMPTY),
     "a blank line before the header": ("\n" + PLAIN, EMPTY),
-    "a title before the header": ("Cases of 2024\n\n" + PLAIN, "'image_id'"),
-    "no header": (A + B, "'image_id'"),
+    "a title before the header": ("Cases of 2024\n\n" + PLAIN, "image.id"),
+    "no header": (A + B, "image.id"),
     "a header alone": (HEADER, NO_ROWS),
     "a header without a line end": (HEADER.strip(), NO_ROWS),
     "a header and blank rows": (HEADER + "\n,,,,\n\n", NO_ROWS),
@@ -236,10 +235,10 @@ FILES = {  # the content, and what is read or the words of the refusal, for trai
     "two columns of one name": (PLAIN.replace("sex", "age"), "has two columns 'age'"),
     "three columns of one name": (PLAIN.replace("dx,age,sex", "dx,dx,dx"), "has 3 columns 'dx'"),
     "two of one name but for blanks": (PLAIN.replace("sex", " age "), "has two columns 'age'"),
-    "semicolons": (PLAIN.replace(",", ";"), (SEPARATED, RIGHT)),
-    "tabs": (PLAIN.replace(",", "\t"), (SEPARATED, RIGHT)),
-    "bars": (PLAIN.replace(",", "|"), (SEPARATED, RIGHT)),
-    "the separator on a line of its own": ("sep=;\n" + PLAIN.replace(",", ";"), "'image_id'"),
+    "semicolons": (PLAIN.replace(",", ";"), RIGHT),
+    "tabs": (PLAIN.replace(",", "\t"), RIGHT),
+    "bars": (PLAIN.replace(",", "|"), RIGHT),
+    "the separator on a line of its own": ("sep=;\n" + PLAIN.replace(",", ";"), "image.id"),
     "a decimal comma": (MORE.replace("45", '"45,5"'), ("mixes .*: '45,5'", IMPOSSIBLE)),
     "an age of 1e308": (PLAIN.replace("45", "1e308"), IMPOSSIBLE),
     "an age of 999": (PLAIN.replace("45", "999"), IMPOSSIBLE),
@@ -251,7 +250,10 @@ FILES = {  # the content, and what is read or the words of the refusal, for trai
     "an age and a sex that are unknown": (PLAIN.replace("45,male", "unknown,N/A"), NEITHER),
     "ids with a suffix": (PLAIN.replace("\na,", "\na.jpg,").replace("\nb,", "\nb.JPG,"), RIGHT),
     "an id of 5,000 characters": (PLAIN.replace("\na,", f"\n{'a' * 5000},"), {"b": (50, "female")}),
-    "another name of the id": (PLAIN.replace("image_id", "Image_ID"), "Did you mean 'Image_ID'"),
+    "another name of the id": (
+        PLAIN.replace("image_id", "Image_ID"),
+        (RIGHT, "Did you mean 'Image_ID'"),
+    ),
     "formulas": (PLAIN.replace("nv", "=cmd|' /C calc'!A0"), RIGHT),
     "escape sequences": (PLAIN.replace("nv", "\x1b[31mnv"), RIGHT),
     "a column more": (PLAIN.replace("sex\n", "sex,note\n").replace("male\n", "male,x\n"), RIGHT),
@@ -269,7 +271,7 @@ def folder(tmp_path_factory):
 
 def read_to_train(path, folder):
     """Return age and sex of each image, None if not known, as a training reads them."""
-    df = read_metadata(path, folder, DataConfig())
+    df = load_metadata(DataConfig(csv=str(path), images=str(folder)))
     values = df.set_index("image_id")[["age", "sex"]].T
     return {name: tuple(None if pd.isna(x) else x for x in row) for name, row in values.items()}
 

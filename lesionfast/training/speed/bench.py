@@ -306,7 +306,7 @@ def export_predictor(learn: LesionLearner, config: TrainConfig, folder: Path) ->
     bundle = Bundle(
         name="bench",
         model=describe_model(learn, config),
-        image_column=config.image,
+        image_column=config.image or "image_id",
         precision=config.precision,
         encoder=learn.dls.encoder,
     )

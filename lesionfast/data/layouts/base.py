@@ -1,0 +1,230 @@
+"""What every layout is built from: the folder that it looks at, and the dataset that it returns."""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pandas as pd
+
+from lesionfast.data.sources import is_visible, list_images
+from lesionfast.data.table import TABLE_SUFFIXES, list_columns, open_table
+from lesionfast.errors import LesionfastError, list_first, pluralize
+from lesionfast.registry import Registry
+
+logger = logging.getLogger("lesionfast")
+
+layouts = Registry("layout", "--layout")
+PART_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+PART_NAMES |= dict.fromkeys(("val", "valid", "validation", "dev"), "valid")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset as its layout reads it, nothing left out yet.
+
+    `rows` has one row an image, all text, "" where a value is missing; its index is the number of
+    the row in the file `table`, which errors name. `image`, `target` and `groups` are columns of
+    it: rows that share a value of a group belong together (the lesion first, then the patient). The
+    files are found by a column `path` ("" if there is none), else by their stem in `files` (columns
+    stem and path). `leaks` are columns known to give the label away, `split` the column of the
+    dataset's own parts (train, valid, test), `renamed` maps columns to the usual names.
+    """
+
+    name: str
+    table: Path
+    rows: pd.DataFrame
+    image: str
+    target: str
+    groups: tuple[str, ...] = ()
+    files: pd.DataFrame | None = None
+    leaks: tuple[str, ...] = ()
+    split: str | None = None
+    renamed: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def note(self, text: str) -> "Dataset":
+        """Return the dataset with one more sentence for the user."""
+        return replace(self, notes=(*self.notes, text))
+
+
+class Folder:
+    """A folder as a person downloaded it, looked through once; nothing is unpacked.
+
+    `files` are the visible files below it, as paths relative to `root` with forward slashes. A zip
+    file counts as one file here; the images in it are in `images`.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @cached_property
+    def files(self) -> list[str]:
+        """Every visible file below the folder, sorted."""
+        found, seen = [], set()
+        for parent, folders, names in os.walk(self.root, followlinks=True):
+            real = os.path.realpath(parent)
+            if real in seen:  # a link to a folder that was searched; it could go round for ever
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(filter(is_visible, folders))
+            beneath = os.path.relpath(parent, self.root)
+            start = "" if beneath == "." else PurePosixPath(Path(beneath)).as_posix() + "/"
+            found += [start + name for name in filter(is_visible, names)]
+        return sorted(found)
+
+    def find(self, *suffixes: str) -> list[Path]:
+        """Return the files with one of some lower-case suffixes, those near the top first."""
+        chosen = [name for name in self.files if name.lower().endswith(suffixes)]
+        return [self.root / name for name in sorted(chosen, key=lambda name: name.count("/"))]
+
+    @cached_property
+    def headers(self) -> dict[Path, list[str]]:
+        """The column names of each table, in lower case, tables near the top first.
+
+        Files without a suffix are tables if they are text with a separator in the first line.
+        """
+        return dict(read_headers(self))
+
+    def tables(self, *columns: str, without: Sequence[str] = ()) -> list[Path]:
+        """Return the tables that have all of some columns and none of others, in any case."""
+        wanted, unwanted = set(map(str.lower, columns)), set(map(str.lower, without))
+        return [
+            path
+            for path, header in self.headers.items()
+            if wanted <= set(header) and not unwanted & set(header)
+        ]
+
+    @cached_property
+    def images(self) -> pd.DataFrame:
+        """The images below the folder, those in zip files included: columns path and stem."""
+        return list_images(self.root)
+
+
+def read_headers(folder: Folder) -> Iterator[tuple[Path, list[str]]]:
+    """Yield each table of a folder with its column names in lower case."""
+    bare = [folder.root / name for name in folder.files if "." not in name.rsplit("/", 1)[-1]]
+    for path in [*folder.find(*TABLE_SUFFIXES), *filter(is_text, bare)]:
+        try:
+            yield path, [name.lower() for name in open_table(path).header]
+        except LesionfastError:
+            continue  # a layout that needs it says what is wrong with it
+
+
+def is_text(path: Path) -> bool:
+    """Return whether a file begins with a line of text with several fields."""
+    try:
+        with path.open("rb") as file:
+            line = file.read(4096).split(b"\n")[0].decode()
+    except (OSError, UnicodeError):
+        return False
+    return line.isprintable() or "\t" in line
+
+
+def read_rows(path: Path, *required: str, separator: str | None = None) -> pd.DataFrame:
+    """Return a table as text; the required columns get the names asked for, in any case."""
+    table = open_table(path, separator)
+    found = {name.lower(): name for name in table.header}
+    renamed = {found[name.lower()]: name for name in required if name.lower() in found}
+    table.require({found.get(name.lower(), name): "" for name in required})
+    return pd.concat(list(table.read_chunks())).rename(columns=renamed)
+
+
+def from_one_hot(rows: pd.DataFrame, columns: Sequence[str], table: Path) -> pd.Series:
+    """Return the class of each row from columns of 0 and 1, of which one must be 1.
+
+    Raises `LesionfastError` for a row with none or several, and for what is not a number.
+    """
+    numbers = rows[list(columns)].apply(pd.to_numeric, errors="coerce")
+    wrong = rows.index[numbers.isna().any(axis=1)]
+    if len(wrong):
+        column = next(name for name in columns if pd.isna(numbers.at[wrong[0], name]))
+        raise LesionfastError(
+            f"column '{column}' of {table.name} has '{rows.at[wrong[0], column]}' in row "
+            f"{wrong[0]}, but one-hot columns hold 0 and 1. Correct the row, or remove it."
+        )
+    chosen = numbers.to_numpy() > 0.5
+    count = chosen.sum(axis=1)
+    if (count != 1).any():
+        row = rows.index[count != 1][0]
+        names = [name for name, on in zip(columns, chosen[count != 1][0], strict=True) if on]
+        raise LesionfastError(
+            f"row {row} of {table.name} has {' and '.join(names) or 'none'} of the columns "
+            f"{list_columns(columns)} set, but exactly one is needed "
+            f"({pluralize(int((count != 1).sum()), 'such row')}). Correct or remove them."
+        )
+    return pd.Series(np.array(columns, object)[chosen.argmax(axis=1)], rows.index, dtype="str")
+
+
+def join_tables(
+    rows: pd.DataFrame, other: pd.DataFrame, key: str, tables: tuple[Path, Path]
+) -> pd.DataFrame:
+    """Return rows with the columns of another table beside them, matched by `key`.
+
+    Raises `LesionfastError` if a key is missing in `other`, or occurs there twice.
+    """
+    twice = other.loc[other[key].duplicated(), key]
+    if len(twice):
+        raise LesionfastError(
+            f"{tables[1].name} has {pluralize(len(twice), 'row')} too many: '{twice.iloc[0]}' "
+            f"occurs again in row {twice.index[0]}. Keep one row of each {key}."
+        )
+    place = pd.Index(other[key]).get_indexer(rows[key])
+    if (place < 0).any():
+        lost = rows.loc[place < 0, key]
+        raise LesionfastError(
+            f"{tables[1].name} has no row for {len(lost):,} of {pluralize(len(rows), 'row')} of "
+            f"{tables[0].name}; the first is '{lost.iloc[0]}'. Download both files again: they "
+            "belong to different versions or one of them is incomplete."
+        )
+    beside = other.drop(columns=[key, *other.columns.intersection(rows.columns)], errors="ignore")
+    return rows.join(beside.iloc[place].set_axis(rows.index))
+
+
+def find_paths(names: pd.Series, folder: Path) -> pd.Series:
+    """Return the file that each name of a table means, "" where there is none.
+
+    A name is a path under `folder`, or an absolute one, with / or \\, in any case, with or without
+    a suffix; of a path that lies elsewhere, such as one of the author's machine, the longest end
+    that fits one file counts.
+    """
+    files = list_images(folder)
+    return match_paths(names, files, folder)
+
+
+def match_paths(names: pd.Series, files: pd.DataFrame, folder: Path) -> pd.Series:
+    """Return the path in `files` (of `list_images`) that each name means; see `find_paths`."""
+    root = Path(os.path.abspath(folder)).as_posix()
+    by_end: dict[str, str | None] = {}  # None: it fits several files
+    for path in files["path"]:
+        for end in path_ends(path.removeprefix(f"{root}/")):
+            by_end[end] = None if end in by_end else path
+    return names.map({name: look_up(name, by_end) for name in names.unique()}).astype("str")
+
+
+def path_ends(path: str) -> Iterator[str]:
+    """Yield the ends of a path, the longest first, in lower case, each with and without suffix."""
+    parts = path.lower().split("/")
+    for start in range(len(parts)):
+        end = "/".join(parts[start:])
+        yield end
+        if "." in parts[-1]:
+            yield end[: end.rfind(".")]
+
+
+def look_up(name: str, by_end: dict[str, str | None]) -> str:
+    """Return the one file that a path of a table means, "" if there is none or several."""
+    for end in path_ends(name.strip().replace("\\", "/").removeprefix("./").lstrip("/")):
+        if end in by_end:
+            return by_end[end] or ""
+    return ""
+
+
+def list_candidates(folder: Folder) -> str:
+    """Return the tables and images of a folder in words, for an error."""
+    tables = list_first((path.relative_to(folder.root) for path in folder.headers), 5)
+    return f"tables: {tables}; {pluralize(len(folder.images), 'image')}"

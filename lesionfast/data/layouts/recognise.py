@@ -1,0 +1,145 @@
+"""From the options to a dataset: find the folders, recognise how they lie on disk, read them."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from lesionfast.config import IN_MEMORY, DataConfig
+from lesionfast.data.layouts import ham10000, tables
+from lesionfast.data.layouts.base import Dataset, Folder, from_one_hot, layouts
+from lesionfast.data.sample import make_sample
+from lesionfast.data.sources import name_without_suffix
+from lesionfast.data.table import EMPTY, TABLE_SUFFIXES, list_columns
+from lesionfast.diagnoses import split_names
+from lesionfast.errors import LesionfastError, did_you_mean, pluralize
+
+logger = logging.getLogger("lesionfast")
+
+KNOWN = (ham10000, tables)  # importing a module registers its layouts
+LAST = ("table",)  # what fits anything is tried after all others
+
+
+def find_dataset(config: DataConfig) -> Dataset:
+    """Return the dataset of a configuration: --data, --csv with --images, or the sample.
+
+    Raises `LesionfastError` if there is no such file or folder, if no layout fits, or if what fits
+    is broken.
+    """
+    for name in ("data", "csv", "images"):
+        if getattr(config, name) == "":
+            raise LesionfastError(f"--{name} is empty. Type a path, or leave the option out.")
+    if config.data == IN_MEMORY:
+        raise LesionfastError(
+            "this run was trained on a DataFrame, so its images can't be found again. Type --data, "
+            "or --csv and --images."
+        )
+    if config.data and (config.csv or config.images):
+        raise LesionfastError(
+            "--data can't be combined with --csv or --images. "
+            "Type either --data DIR, or --csv FILE and --images DIR."
+        )
+    if config.csv and config.images:
+        return apply_columns(tables.read_any_table(Path(config.csv).expanduser(), config), config)
+    if config.csv or config.images:
+        alone, other = ("csv", "images") if config.csv else ("images", "csv")
+        raise LesionfastError(
+            f"--{alone} needs --{other}. Type both --csv FILE and --images DIR, or --data DIR for "
+            "a folder that holds both."
+        )
+    if not config.data:
+        logger.warning("No --data given: using the built-in SYNTHETIC sample (drawn, not patients)")
+        return apply_columns(recognise(make_sample(), config), config)
+    found = [apply_columns(recognise(path, config), config) for path in list_paths(config.data)]
+    return found[0]
+
+
+def list_paths(data: str) -> list[Path]:
+    """Return the paths of --data, which may be one with a comma in it."""
+    whole = Path(data).expanduser()
+    names = [data] if whole.exists() else split_names(data)
+    return [Path(name).expanduser() for name in names]
+
+
+def recognise(path: Path, config: DataConfig) -> Dataset:
+    """Return the dataset in a folder, or of a table with its images beside it.
+
+    The first layout that fits reads it. Raises `LesionfastError` if there is no such folder or none
+    fits.
+    """
+    if path.is_file() and path.name.lower().endswith(TABLE_SUFFIXES):
+        return tables.read_any_table(path, replace(config, csv=str(path), images=str(path.parent)))
+    if not path.is_dir():
+        problem = "is a file" if path.is_file() else "does not exist"
+        raise LesionfastError(
+            f"--data {path} {problem}. Type the folder that holds the metadata CSV and the "
+            "images, or --csv FILE and --images DIR."
+        )
+    folder = Folder(path)
+    if config.layout != "auto":
+        if found := layouts[config.layout](folder, config):
+            return found
+        raise LesionfastError(
+            f"{path} is not laid out as --layout {config.layout}. Leave --layout out: it is "
+            "recognised."
+        )
+    names = [*(name for name in layouts if name not in LAST), *LAST]
+    found = next(filter(None, (layouts[name](folder, config) for name in names)), None)
+    if found is None:
+        raise tables.unknown_layout(folder)
+    return found
+
+
+def apply_columns(found: Dataset, config: DataConfig) -> Dataset:
+    """Return a dataset with the columns that --image, --target and --group name."""
+    rows = found.rows
+    if config.target and len(columns := split_names(config.target)) > 1:
+        check_columns(found, columns, "--target")
+        rows = rows.assign(target=from_one_hot(rows, columns, found.table))
+        found = replace(found, rows=rows, target="target", leaks=(*found.leaks, *columns))
+    elif config.target:
+        check_columns(found, [config.target], "--target")
+        found = replace(found, target=config.target, leaks=(*found.leaks, found.target))
+    if config.image:
+        check_columns(found, [config.image], "--image")
+        found = replace(found, image=config.image)
+    if config.group == "none":
+        return replace(found, groups=())
+    if config.group:
+        groups = split_names(config.group)
+        check_columns(
+            found, groups, "--group, or type --group none if every image is a lesion of its own"
+        )
+        found = replace(found, groups=tuple(groups))
+    return found
+
+
+def check_columns(found: Dataset, columns: Iterable[str], option: str) -> None:
+    """Raise `LesionfastError` for a column that the table does not have."""
+    for name in columns:
+        if name not in found.rows:
+            raise LesionfastError(
+                f"column '{name}' is not in {found.table.name}; it has: "
+                f"{list_columns(list(found.rows))}.{did_you_mean(name, list(found.rows))} "
+                f"Name yours with {option}."
+            )
+
+
+def describe(found: Dataset, df: pd.DataFrame) -> str:
+    """Return what was recognised in one sentence, with the images, classes and groups of a table.
+
+    `df` is the checked table of the dataset.
+    """
+    parts = [pluralize(len(df), "image"), f"{df['target'].nunique():,} classes"]
+    kept = pd.Index(df["image_id"])
+    rows = found.rows[[name_without_suffix(name) in kept for name in found.rows[found.image]]]
+    for name in found.groups:
+        noun = name.lower().removesuffix("_id").replace("_", " ")
+        known = rows[name][~rows[name].str.lower().isin(EMPTY)]
+        parts.append(pluralize(known.nunique(), noun))
+        if lone := len(rows) - len(known):
+            own = f"counts as a {noun} of its own" if name == found.groups[0] else ""
+            parts.append(f"{lone:,} without a {noun} id" + (f" (each {own})" if own else ""))
+    return " ".join([f"This looks like {found.name}: {', '.join(parts)}.", *found.notes])
