@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
 
 
 class LesionfastError(Exception):
@@ -32,6 +34,20 @@ class DamageError(LesionfastError):
 
 class TrainingInterrupted(LesionfastError):
     """The user stopped a training; the message says how to go on."""
+
+
+def import_extra(module: str, extra: str, need: str) -> Any:
+    """Return a module of an optional package; `LesionfastError` says how to install it.
+
+    `need` begins the message, such as "a.hdf5 can't be read".
+    """
+    try:
+        return import_module(module)
+    except ImportError:
+        package = module.partition(".")[0].replace("_", "-")
+        raise LesionfastError(
+            f"{need}: {package} is not installed. Type: pip install 'lesionfast[{extra}]'"
+        ) from None
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

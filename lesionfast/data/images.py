@@ -7,12 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL import Image, UnidentifiedImageError, features
 
 from lesionfast.cache import (
     Append,
@@ -26,7 +25,7 @@ from lesionfast.cache import (
     write_note,
 )
 from lesionfast.config import TrainConfig
-from lesionfast.data.formats.containers import check_size
+from lesionfast.data.formats.pictures import BITS, NOT_A_PICTURE, check_size, decode, to_rgb
 from lesionfast.data.sources import FileReader, content_keys, count_threads
 from lesionfast.errors import LesionfastError, list_first, pluralize
 from lesionfast.files import stamps, workspace
@@ -37,11 +36,7 @@ VERSION = 2  # part of every key: raise it when decoding or resizing changes
 RESIZES = ("squish", "crop")
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in luminance (ITU-R BT.601)
 BLOCK = 256  # images decoded before they are passed on: bounds the memory
-SPARE = 2.0  # how far above the wanted size a JPEG is decoded, so that resizing stays smooth
 CODECS = ("pil", "libjpeg_turbo", "jpg", "webp", "libtiff")  # what pixels depend on
-FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")  # no format that runs a program
-MOVING = ("GIF", "WEBP", "PNG")  # formats of animations
-NOT_A_PICTURE = f"not a picture in a supported format ({', '.join(FORMATS)})"
 
 Progress = Callable[[int, int], None]  # of how many images are done, and of how many
 
@@ -69,6 +64,7 @@ class Task:
     size: int
     resize: str = "squish"
     progress: Progress | None = None
+    stretched: list[str] = field(default_factory=list)  # those that use few of their 16 bits
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -200,7 +196,7 @@ def look_up(task: Task, note: Path) -> Images | None:
     contents = read_contents(task.paths, note)
     with FileReader() as reader:
         scratch = np.zeros(task.shape[1:], np.uint8)
-        tried = {i: fill(scratch, task.paths[i], task.resize, reader) for i in contents["bad"]}
+        tried = {i: fill(scratch, task.paths[i], task, reader) for i in contents["bad"]}
     bad = {i: why for i, why in tried.items() if why}
     pixels = open_array(find_array(task, note.parent, contents["digest"], bad))
     return None if pixels is None else Images(pixels, bad)
@@ -239,7 +235,7 @@ def decode_blocks(task: Task) -> Iterator[tuple[int, np.ndarray, dict[int, str]]
     """Decode in parallel; yield position, pixels (k, size, size, 3) and bad ones of each block."""
     total = len(task.paths)
     with FileReader() as reader, ThreadPoolExecutor(count_threads()) as threads:
-        decode_one = partial(fill, resize=task.resize, reader=reader)
+        decode_one = partial(fill, task=task, reader=reader)
         for start in range(0, total, BLOCK):
             paths = task.paths[start : start + BLOCK]
             block = np.zeros((len(paths), *task.shape[1:]), np.uint8)
@@ -247,14 +243,22 @@ def decode_blocks(task: Task) -> Iterator[tuple[int, np.ndarray, dict[int, str]]
             yield start, block, {start + i: why for i, why in enumerate(reasons) if why}
             if task.progress:
                 task.progress(start + len(paths), total)
+    if task.stretched:
+        logger.warning(
+            "%s of %d use only 8 or 12 of their 16 bits and were stretched to the full range: %s",
+            pluralize(len(task.stretched), "image"), total, list_first(sorted(task.stretched)),
+        )  # fmt: skip
 
 
-def fill(out: np.ndarray, path: str, resize: str, reader: FileReader) -> str:
+def fill(out: np.ndarray, path: str, task: Task, reader: FileReader) -> str:
     """Decode one image into uint8 (size, size, 3); return why it is bad, or ''."""
     try:
-        out[:] = np.asarray(fit_square(read_picture(path, len(out), reader), len(out), resize))
+        picture = read_picture(path, task.size, reader)
+        out[:] = np.asarray(fit_square(picture, task.size, task.resize))
     except BadImage as bad:
         return str(bad)
+    if BITS in picture.info:
+        task.stretched.append(path)
     return ""
 
 
@@ -270,10 +274,10 @@ def fit_square(image: Image.Image, size: int, resize: str) -> Image.Image:
 
 
 def read_image(path: str, reader: FileReader | None = None) -> Image.Image:
-    """Return the picture in a file or a zip member ("<zip>/<member>") as upright RGB, full size.
+    """Return the picture in a file or a container ("<file>/<member>") as upright RGB, full size.
 
     EXIF orientation is applied, transparency laid over white, 16 bits scaled to 8. Pass a `reader`
-    to read many: it keeps zip files open. Raises `LesionfastError` with the file and the reason if
+    to read many: it keeps containers open. Raises `LesionfastError` with the file and the reason if
     there is no picture in it.
     """
     try:
@@ -309,32 +313,4 @@ def read_picture(
         raise BadImage("there is no such file") from None
     except Exception as error:  # decoders raise anything on broken bytes
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise BadImage(reason.rstrip(".")) from error
-
-
-def decode(data: bytes, size: int | None = None) -> Image.Image:
-    """Return encoded bytes as upright RGB; a JPEG much larger than `size` at a half, quarter, …"""
-    image = Image.open(BytesIO(data), formats=FORMATS)
-    if image.format in MOVING and getattr(image, "is_animated", False):
-        raise ValueError(f"it is an animation of {image.n_frames} frames; save one of them")
-    if size is not None:
-        image.draft(None, (round(SPARE * size), round(SPARE * size)))
-    image.load()
-    ImageOps.exif_transpose(image, in_place=True)
-    return to_rgb(image)
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Return a picture of any mode as RGB, 8 bits a channel; 16 bits of grey are scaled."""
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError("its pixels have 32 bits; save it with 8 bits per channel")
-        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers; save it with 8 bits per channel")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+        raise BadImage(reason.strip().splitlines()[0].rstrip(".")) from error

@@ -5,7 +5,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pandas as pd
@@ -13,12 +13,13 @@ import pandas as pd
 from lesionfast.data.formats.containers import (
     CONTAINERS,
     HIDDEN_PART,
-    IMAGE_SUFFIXES,
     Container,
-    check_size,
     content_key,
+    is_image,
     open_container,
 )
+from lesionfast.data.formats.dicom import find_tags
+from lesionfast.data.formats.pictures import HEAD, IMAGE_SUFFIXES, check_size
 from lesionfast.errors import LesionfastError, pluralize
 from lesionfast.files import readable_name, split_path, stamp
 
@@ -88,7 +89,8 @@ def find_images_in_folder(
 ) -> Iterator[str]:
     """Yield the images in a folder and below, and those in its zip files, in order.
 
-    The names of other files are added to `others`.
+    Files without a suffix are images if they begin like one. The names of other files are added to
+    `others`.
     """
     seen, others = set(), [] if others is None else others
     for parent, folders, names in os.walk(folder, followlinks=True):
@@ -99,12 +101,40 @@ def find_images_in_folder(
         seen.add(real)
         folders[:] = sorted(filter(is_visible, folders))
         for name in sorted(filter(is_visible, names)):
-            if name.lower().endswith(suffixes):
-                yield Path(parent, name).as_posix()
+            path = Path(parent, name).as_posix()
+            if name.lower().endswith(suffixes) or is_image(path, read_head):
+                yield path
             elif name.lower().endswith(".zip"):
-                yield from list_members(Path(parent, name))
+                yield from list_members(path)
             else:
                 others.append(name)
+
+
+def read_head(path: str) -> bytes:
+    """Return the first bytes of a regular file, which tell its kind; nothing of a pipe."""
+    if not os.path.isfile(path):
+        return b""
+    with open(path, "rb") as file:
+        return file.read(HEAD)
+
+
+def read_dicom_tags(path: str, reader: "FileReader | None" = None) -> dict[str, str]:
+    """Return age (in years: "45", "1.5") and sex ("M", "F", "O") from the tags of a DICOM file.
+
+    What is not known is left out, and no other tag is read. Pass a `reader` to read many. Raises
+    `LesionfastError` if the file is no DICOM file, or pydicom is not installed.
+    """
+    try:
+        with nullcontext(reader) if reader else FileReader() as opened:
+            return find_tags(opened.read(path))
+    except LesionfastError:
+        raise
+    except Exception as error:  # broken bytes raise anything
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise LesionfastError(
+            f"{path} has no DICOM tags ({why[:200].rstrip('.')}). Replace the file, or name "
+            "a table of its age and sex with --csv."
+        ) from None
 
 
 def drop_copies(files: pd.DataFrame) -> pd.DataFrame:

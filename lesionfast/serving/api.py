@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
@@ -21,7 +20,8 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from lesionfast.data.images import FORMATS, NOT_A_PICTURE, decode, fit_square
+from lesionfast.data.formats.pictures import NOT_A_PICTURE, decode, picture_size
+from lesionfast.data.images import fit_square
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.features import rank_by_features, read_features
 from lesionfast.run import Run
@@ -158,7 +158,7 @@ def check_limits(data: bytes) -> None:
             "Save it smaller."
         )
     try:
-        width, height = Image.open(BytesIO(data), formats=FORMATS).size
+        width, height = picture_size(data)
     except Image.DecompressionBombError:
         width = height = MOST_PIXELS
     except UnidentifiedImageError:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lesionfast.data.images import FORMATS
+from lesionfast.data.formats.pictures import FORMATS
 from lesionfast.diagnoses import full_name
 from lesionfast.errors import LesionfastError
 from lesionfast.reporting.images import patient, read_pixels, rounded_percent

@@ -35,7 +35,7 @@ from lesionfast.files import readable_name, sha256
 
 logger = logging.getLogger("lesionfast")
 
-FOREIGN = (".gif", ".heic", ".heif", ".avif", ".jfif", ".jp2")  # images that may not be readable
+FOREIGN = (".gif", ".jp2")  # images that may not be readable
 ID_COLUMNS = ("image_id", "image", "path", "file")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lesionfast.data.formats.containers import check_size
+from lesionfast.data.formats.pictures import check_size
 from lesionfast.data.sources import (
     FileReader,
     content_keys,

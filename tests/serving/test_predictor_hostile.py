@@ -61,7 +61,7 @@ FILES = {  # what is in it, and how its error begins; None: it has an answer
     "postscript.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is not a picture"),
     "pickle.jpg": (b"\x80\x04cos\nsystem\n(S'true'\ntR.", "it is not a picture"),
     "moving.gif": (animation(), "it is an animation of 3 frames"),
-    "phone.heic": (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic", "it is not a picture"),
+    "phone.heic": (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic", "it is a HEIC picture"),
     "dot.png": (huge(1, 1), "it has 1 x 1 pixels, too few"),
     "bomb.png": (huge(20_000, 20_000), "Image size (400000000 pixels) exceeds limit"),
 }

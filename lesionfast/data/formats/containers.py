@@ -11,9 +11,8 @@ import zipfile
 import zlib
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,42 +20,19 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from lesionfast.errors import LesionfastError, list_first
+from lesionfast.data.formats.pictures import HEAD, IMAGE_SUFFIXES, check_size, find_kind
+from lesionfast.errors import LesionfastError, import_extra, list_first
 from lesionfast.files import disk_errors, temporary_folder
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 HIDDEN_PART = re.compile(r"(?:^|/)(?:\.|__MACOSX(?:/|$))")  # of a path with forward slashes
-MOST_BYTES = 2**28  # more in one picture is an error or an attack
 IN_MEMORY_BYTES = 2**27  # of an array of an .npz file: a larger one is unpacked to a temporary file
 BATCH_ROWS = 16  # of a Parquet file, read together
 KEPT_BYTES = 2**25  # of a Parquet file, kept for threads that are a little behind
 
 
-def check_size(size: int) -> None:
-    """Raise `ValueError` for a number of bytes that no picture has."""
-    if size == 0:
-        raise ValueError("it is empty (0 bytes)")
-    if size > MOST_BYTES:
-        raise ValueError(f"it has {size / 2**20:.0f} MB; at most {MOST_BYTES >> 20} MB are read")
-
-
 def content_key(data: bytes) -> str:
     """Return size and CRC-32 of an encoded image: the same wherever the same bytes lie."""
     return f"{len(data)}-{zlib.crc32(data):08x}"
-
-
-def import_extra(module: str, extra: str, need: str) -> Any:
-    """Return a module of an optional package; `LesionfastError` says how to install it.
-
-    `need` begins the message, such as "a.hdf5 can't be read".
-    """
-    try:
-        return import_module(module)
-    except ImportError:
-        package = module.partition(".")[0].replace("_", "-")
-        raise LesionfastError(
-            f"{need}: {package} is not installed. Type: pip install 'lesionfast[{extra}]'"
-        ) from None
 
 
 def encode_pixels(pixels: np.ndarray) -> bytes:
@@ -76,6 +52,19 @@ def encode_pixels(pixels: np.ndarray) -> bytes:
 def is_picture(shape: tuple[int, ...]) -> bool:
     """Return whether an array of this shape can be one grey or RGB picture."""
     return 0 not in shape and (len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3)))
+
+
+def is_image(path: str, read_head: Callable[[str], bytes]) -> bool:
+    """Return whether a path names an image: by its suffix, or if it has none by its first bytes."""
+    if path.lower().endswith(IMAGE_SUFFIXES):
+        return True
+    name = path[path.rfind("/") + 1 :]
+    if not name or name == "DICOMDIR" or ("." in name and not name.replace(".", "").isdecimal()):
+        return False  # numbers with dots are names of DICOM files, not suffixes
+    try:
+        return bool(find_kind(read_head(path)))
+    except Exception:  # a name without a suffix promises nothing
+        return False
 
 
 class Container(AbstractContextManager):
@@ -128,7 +117,7 @@ class Container(AbstractContextManager):
 
 
 class Zip(Container):
-    """A zip file; of its members, those with an image's suffix that are not hidden."""
+    """A zip file; of its members, those that `is_image` takes and that are not hidden."""
 
     kind, per_thread = "zip", True
 
@@ -141,9 +130,8 @@ class Zip(Container):
         self._archive.close()
 
     def list_members(self) -> list[str]:
-        names = self._archive.namelist()
-        images = (name for name in names if name.lower().endswith(IMAGE_SUFFIXES))
-        return [name for name in images if not HIDDEN_PART.search(name)]
+        names = (name for name in self._archive.namelist() if not HIDDEN_PART.search(name))
+        return [name for name in names if is_image(name, self._read_head)]
 
     def read(self, member: str) -> bytes:
         info = self._find(member)
@@ -153,6 +141,10 @@ class Zip(Container):
     def content_key(self, member: str) -> str:
         info = self._find(member)
         return f"{info.file_size}-{info.CRC:08x}"  # as `content_key`, from the directory alone
+
+    def _read_head(self, member: str) -> bytes:
+        with self._archive.open(member) as file:
+            return file.read(HEAD)
 
     def _find(self, member: str) -> zipfile.ZipInfo:
         try:

@@ -1,0 +1,92 @@
+"""DICOM files of visible light: their pixels, and age and sex from their tags, nothing else."""
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from lesionfast.errors import import_extra
+
+DAYS = {"D": 1.0, "W": 7.0, "M": 365.25 / 12, "Y": 365.25}  # in a unit of PatientAge
+
+
+def open_dicom(data: bytes) -> Image.Image:
+    """Return the picture in a DICOM file as 8-bit RGB or grey.
+
+    Colours may be RGB, YBR or a palette, also JPEG-compressed; grey of more than 8 bits is scaled.
+    Raises `ValueError` for files without pixels or with several frames.
+    """
+    pydicom, dataset = read_dataset(data)
+    check_pixels(*dicom_size(data, dataset))
+    colours = str(dataset.get("PhotometricInterpretation", ""))
+    bits = int(dataset.BitsStored)
+    with quiet():
+        try:
+            pixels = dataset.pixel_array
+        except RuntimeError:  # pydicom's own words are a list of packages
+            name = dataset.file_meta.TransferSyntaxUID.name
+            raise ValueError(f"pydicom can't decompress its pixels ({name})") from None
+        if colours == "PALETTE COLOR":
+            pixels = pydicom.pixels.apply_color_lut(pixels, dataset)
+            bits = 8 * pixels.dtype.itemsize
+    if pixels.min() < 0:
+        raise ValueError("its pixels are signed numbers; save it with 8 bits per channel")
+    if bits > 8:
+        most = 2**bits - 1
+        pixels = (pixels.astype(np.int64) * 255 + most // 2) // most
+    pixels = np.ascontiguousarray(pixels.clip(0, 255).astype(np.uint8))
+    return Image.fromarray(255 - pixels if colours == "MONOCHROME1" else pixels)
+
+
+def dicom_size(data: bytes, dataset: Any = None) -> tuple[int, int]:
+    """Return width and height in pixels; `ValueError` unless there is one picture."""
+    dataset = dataset or read_dataset(data)[1]
+    if "PixelData" not in dataset:
+        raise ValueError("it is a DICOM file without pixels")
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    if frames > 1:
+        raise ValueError(f"it is a DICOM file of {frames} frames; save one of them")
+    return int(dataset.Columns), int(dataset.Rows)
+
+
+def read_dataset(data: bytes, **options: Any) -> tuple[Any, Any]:
+    """Return the module `pydicom` and the dataset in a DICOM file."""
+    pydicom = import_extra("pydicom", "dicom", "it is a DICOM file")
+    with quiet():
+        return pydicom, pydicom.dcmread(BytesIO(data), **options)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Give no warnings, which are about tags that don't matter here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def check_pixels(width: int, height: int) -> None:
+    """Raise `ValueError` for a picture too large to decode, by the same limit as Pillow's."""
+    if Image.MAX_IMAGE_PIXELS and width * height > 2 * Image.MAX_IMAGE_PIXELS:
+        raise ValueError(f"it has {width:,} x {height:,} pixels, maybe a decompression bomb")
+
+
+def find_tags(data: bytes) -> dict[str, str]:
+    """Return age (in years, such as "45" or "1.5") and sex ("M", "F" or "O") where they are known.
+
+    No other tag is read. Raises what `pydicom` raises for bytes that are no DICOM file.
+    """
+    wanted = ["PatientAge", "PatientSex"]
+    _, dataset = read_dataset(data, stop_before_pixels=True, specific_tags=wanted)
+    with quiet():
+        age, sex = (str(dataset.get(name) or "").strip().upper() for name in wanted)
+    tags = {}
+    if match := re.fullmatch(r"(\d{1,4})([DWMY])", age):
+        tags["age"] = f"{round(int(match[1]) * DAYS[match[2]] / DAYS['Y'], 2):g}"
+    if sex in ("M", "F", "O"):
+        tags["sex"] = sex
+    return tags
