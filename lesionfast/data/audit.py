@@ -12,7 +12,7 @@ import pandas as pd
 from lesionfast.config import DataConfig
 from lesionfast.console import MOST_ROWS, Cell, Table
 from lesionfast.data.duplicates import find_near_duplicates, open_pictures
-from lesionfast.data.images import Images, read_image
+from lesionfast.data.images import Images, find_sizes, read_image
 from lesionfast.data.layouts.base import Dataset
 from lesionfast.data.layouts.recognise import describe, find_dataset
 from lesionfast.data.metadata import KEYS, read_dataset
@@ -20,6 +20,8 @@ from lesionfast.data.sources import name_without_suffix
 from lesionfast.data.split import assign_split
 from lesionfast.errors import LesionfastError, list_first, pluralize
 
+FLAT = 3  # levels of 256 between the pixels of an image of one colour
+TINY = 32  # pixels of a side
 COLOURS = {"ok": "green", "note": "yellow", "problem": "bold red"}
 
 
@@ -73,6 +75,7 @@ def audit(config: DataConfig, progress: Callable[[int, int], None] | None = None
         *check_missing(df, config),
         *check_files(found),
         check_corrupt(df, images, config),
+        *check_pictures(df, images),
         *check_exact(df, find_exact_duplicates(df, images)),
         check_near(pairs),
     ]
@@ -142,6 +145,30 @@ def check_corrupt(df: pd.DataFrame, images: Images, config: DataConfig) -> Findi
         return judge("corrupt images", len(images.bad), "note", detail)
     detail += ". Replace them, or type --skip-bad"
     return judge("corrupt images", len(images.bad), "problem", detail)
+
+
+def check_pictures(df: pd.DataFrame, images: Images) -> Iterator[Finding]:
+    """Name the images that show no lesion: of one colour, such as black, or tiny.
+
+    `images` are those of `open_pictures`; only those of one colour there are read at full size.
+    """
+    paths, names = df["path"].tolist(), df["image_id"].tolist()
+    flat = [i for i in range(len(df)) if i not in images.bad and is_flat(images.pixels[i])]
+    flat = [i for i in flat if is_flat(np.asarray(read_image(paths[i])))]
+    black = {i: " (black)" if images.pixels[i].max() <= FLAT else "" for i in flat}
+    advice = ". They show no lesion: replace them, or remove their rows"
+    detail = list_first((f"{names[i]}{black[i]}" for i in flat), 5) + advice
+    yield judge("images of one colour", len(flat), "note", detail)
+    sizes = find_sizes(paths)
+    tiny = np.flatnonzero((sizes.min(axis=1) < TINY) & (sizes.max(axis=1) > 0))
+    detail = list_first((f"{names[i]} ({sizes[i, 0]} x {sizes[i, 1]})" for i in tiny), 5)
+    detail += ". They are enlarged, but show little"
+    yield judge(f"images with a side below {TINY} pixels", len(tiny), "note", detail)
+
+
+def is_flat(pixels: np.ndarray) -> bool:
+    """Return whether pixels (H, W, 3) have one colour, but for what compression changes."""
+    return bool(np.ptp(pixels.reshape(-1, 3), axis=0).max() <= FLAT)
 
 
 def find_exact_duplicates(df: pd.DataFrame, images: Images) -> list[list[int]]:

@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,14 @@ from lesionfast.cache import (
     write_note,
 )
 from lesionfast.config import TrainConfig
-from lesionfast.data.formats.pictures import BITS, NOT_A_PICTURE, check_size, decode, to_rgb
+from lesionfast.data.formats.pictures import (
+    BITS,
+    NOT_A_PICTURE,
+    check_size,
+    decode,
+    picture_size,
+    to_rgb,
+)
 from lesionfast.data.sources import FileReader, content_keys, count_threads
 from lesionfast.errors import LesionfastError, list_first, pluralize
 from lesionfast.files import stamps, workspace
@@ -35,6 +42,7 @@ logger = logging.getLogger("lesionfast")
 VERSION = 2  # part of every key: raise it when decoding or resizing changes
 RESIZES = ("squish", "crop")
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in luminance (ITU-R BT.601)
+HEADER = 2**15  # bytes of a file that have the size of the picture in them, but for a few
 BLOCK = 256  # images decoded before they are passed on: bounds the memory
 CODECS = ("pil", "libjpeg_turbo", "jpg", "webp", "libtiff")  # what pixels depend on
 
@@ -271,6 +279,22 @@ def fit_square(image: Image.Image, size: int, resize: str) -> Image.Image:
         left, top = (width - side) / 2, (height - side) / 2
         box = (left, top, left + side, top + side)
     return image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+
+
+def find_sizes(paths: Sequence[str]) -> np.ndarray:
+    """Return width and height in pixels of each image, int (n, 2), by the header of its file.
+
+    They are 0 for an image that can't be read.
+    """
+
+    def find_size(path: str) -> tuple[int, int]:
+        for read in (partial(reader.read_start, most=HEADER), reader.read):
+            with suppress(Exception):  # the header is longer, or the bytes are broken
+                return picture_size(read(path))
+        return 0, 0
+
+    with FileReader() as reader, ThreadPoolExecutor(count_threads()) as threads:
+        return np.array(list(threads.map(find_size, paths)), int).reshape(-1, 2)
 
 
 def read_image(path: str, reader: FileReader | None = None) -> Image.Image:

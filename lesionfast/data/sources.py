@@ -188,6 +188,14 @@ class FileReader(AbstractContextManager):
             return Path(file).read_bytes()
         return self._open(file).read(member)
 
+    def read_start(self, path: str, most: int) -> bytes:
+        """Return the first bytes of an encoded image, `most` of them or more, as `read` does."""
+        file, member = split_path(path)
+        if member is not None:
+            return self._open(file).read_start(member, most)
+        with open(file, "rb") as opened:
+            return opened.read(most)
+
     def content_key(self, path: str) -> str:
         """Return size and CRC-32, the same for a file and for a member of the same bytes.
 

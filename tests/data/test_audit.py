@@ -114,6 +114,23 @@ def test_identical_images_in_one_lesion_are_a_note(folder):
     assert line[["count", "verdict", "detail"]].tolist() == [1, "note", "I00 = I18"]
 
 
+def test_images_of_one_colour_and_tiny_ones_are_named(folder):
+    Image.new("RGB", (40, 60), "black").save(folder / "images" / "I03.jpg")
+    Image.new("RGB", (300, 200), (240, 200, 190)).save(folder / "images" / "I10.jpg")
+    striped = Image.new("RGB", (300, 100), "white")  # the centre square is of one colour
+    striped.paste("brown", (0, 0, 90, 100))
+    striped.save(folder / "images" / "I12.jpg")
+    Image.open(folder / "images" / "I06.jpg").resize((40, 31)).save(folder / "images" / "I06.jpg")
+    report, lines = run(folder)
+    assert report.ok
+    flat = lines.loc["images of one colour"]
+    assert flat[["count", "verdict"]].tolist() == [2, "note"]
+    assert flat["detail"].startswith("I03 (black), I10. They show no lesion")
+    tiny = lines.loc["images with a side below 32 pixels"]
+    assert tiny[["count", "verdict"]].tolist() == [1, "note"]
+    assert tiny["detail"].startswith("I06 (40 x 31)")
+
+
 def test_identical_images_under_two_lesion_ids_are_a_problem(folder):
     copy_image(folder, "I05", "I08")
     report, lines = run(folder)

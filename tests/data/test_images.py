@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, features
 
 from lesionfast.cache import is_sound
-from lesionfast.data.images import open_images, read_image
+from lesionfast.data.images import find_sizes, open_images, read_image
 from lesionfast.errors import LesionfastError
 from lesionfast.files import UNFINISHED
 
@@ -423,6 +423,21 @@ def broken_files(folder):
         "bomb.png": "decompression bomb",
         "missing.jpg": "there is no such file",
     }
+
+
+def test_sizes_are_those_of_the_headers_in_files_and_zip_files(tmp_path):
+    exif = Image.Exif()
+    exif[0x9286] = b"-" * 50_000  # the size comes after it
+    Image.new("RGB", (31, 40)).save(tmp_path / "a.jpg", exif=exif)
+    Image.new("RGB", (300, 20)).save(tmp_path / "b.png")
+    (tmp_path / "c.jpg").write_text("no image")
+    names = ["a.jpg", "b.png", "c.jpg"]
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for name in names:
+            archive.write(tmp_path / name, name)
+    paths = [f"{tmp_path}/{part}{name}" for part in ("", "all.zip/") for name in names]
+    sizes = find_sizes([*paths, f"{tmp_path}/none.jpg"]).tolist()
+    assert sizes == [[31, 40], [300, 20], [0, 0]] * 2 + [[0, 0]]
 
 
 def test_each_kind_of_damage_is_named_with_its_reason(tmp_path):

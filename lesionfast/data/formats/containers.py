@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar
@@ -93,6 +94,10 @@ class Container(AbstractContextManager):
         """Return an encoded image; raises `OSError`, `ValueError` and others."""
         raise NotImplementedError
 
+    def read_start(self, member: str, most: int) -> bytes:
+        """Return the first bytes of an encoded image, `most` of them or more."""
+        return self.read(member)
+
     def content_key(self, member: str) -> str:
         """Return the `content_key` of an image."""
         return content_key(self.read(member))
@@ -131,7 +136,7 @@ class Zip(Container):
 
     def list_members(self) -> list[str]:
         names = (name for name in self._archive.namelist() if not HIDDEN_PART.search(name))
-        return [name for name in names if is_image(name, self._read_head)]
+        return [name for name in names if is_image(name, partial(self.read_start, most=HEAD))]
 
     def read(self, member: str) -> bytes:
         info = self._find(member)
@@ -142,9 +147,9 @@ class Zip(Container):
         info = self._find(member)
         return f"{info.file_size}-{info.CRC:08x}"  # as `content_key`, from the directory alone
 
-    def _read_head(self, member: str) -> bytes:
-        with self._archive.open(member) as file:
-            return file.read(HEAD)
+    def read_start(self, member: str, most: int) -> bytes:
+        with self._archive.open(self._find(member)) as file:
+            return file.read(most)
 
     def _find(self, member: str) -> zipfile.ZipInfo:
         try:
