@@ -451,12 +451,12 @@ def test_a_path_that_is_not_utf8_is_printed_as_it_is(folder, tmp_path):
 
 
 def test_what_is_set_may_have_equals_signs_in_quotes():
-    from lesionfast.cli.serving import read_metadata
+    from lesionfast.cli.serving import read_pairs
 
-    assert read_metadata(["age=55", "sex=a=b", '"x=y"=1']) == {
+    assert read_pairs("--set", ["age=55", "sex=a=b", '"x=y"=1'], "age=55") == {
         "age": "55",
         "sex": "a=b",
         "x=y": "1",
     }
     with pytest.raises(LesionfastError, match="--set age has no value"):
-        read_metadata(["age"])
+        read_pairs("--set", ["age"], "age=55")

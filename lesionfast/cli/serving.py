@@ -9,13 +9,17 @@ from lesionfast.errors import LesionfastError, pluralize
 from lesionfast.run import Run
 
 Model = argument(str, "A run, an exported folder, a model.onnx file or hf://user/name.")
-Inputs = argument(list[str], "Images, folders, globs, zip files, or a CSV file.")
+Inputs = argument(list[str], "Images, folders, globs, zip files, datasets or tables.")
 OutFile = option(Path | None, "File to write: .csv, .jsonl or .parquet (default: stdout).")
 Format = option(str | None, "csv, jsonl or parquet (default: from the suffix of --out).")
 Isic = option(bool, "Write a submission to the ISIC 2018 challenge.", "--isic")
 Images = option(Path | None, "Folder or zip file of a CSV file's images (default: its folder).")
 Separator = option(
     str | None, "Character between the fields of a CSV file (default: from its header)."
+)
+ImageColumn = option(str | None, "Column of a table with the image (default: by its name).")
+Renamed = option(
+    list[str] | None, "Column of a table with another name, such as gender=sex.", "--map"
 )
 Metadata = option(list[str] | None, "Metadata of all images, such as age=55.", "--set")
 Views = option(int | None, "Dihedral views to average, 1 to 8 (default: as many as the run).")
@@ -30,7 +34,9 @@ def predict(
     format: Format = None,
     isic: Isic = False,
     images: Images = None,
+    image: ImageColumn = None,
     separator: Separator = None,
+    renamed: Renamed = None,
     metadata: Metadata = None,
     tta: Views = None,
     resume: Resume = False,
@@ -52,7 +58,9 @@ def predict(
     from lesionfast.serving.outputs import choose_format, predict_inputs
 
     kind = "isic" if isic else choose_format(out, format)
-    table = {"metadata": read_metadata(metadata or []), "images": images, "separator": separator}
+    table = {"images": images, "image": image, "separator": separator}
+    table |= {"renamed": read_pairs("--map", renamed, "gender=sex")}
+    table |= {"metadata": read_pairs("--set", metadata, "age=55")}
     count = predict_inputs(
         model, inputs, out, kind, **table, views=tta, resume=resume, device=device
     )
@@ -66,15 +74,17 @@ def predict(
         )
 
 
-def read_metadata(typed: list[str]) -> dict[str, str]:
+def read_pairs(option: str, typed: list[str] | None, example: str) -> dict[str, str]:
     """Return {"age": "55"} for ["age=55"]; raises `LesionfastError` for anything else."""
-    metadata = {}
-    for pair in typed:
+    pairs = {}
+    for pair in typed or []:
         name, *value = split_unquoted(pair, "=")
         if not value:
-            raise LesionfastError(f"--set {pair} has no value. Type for example --set age=55")
-        metadata[unquote(name)] = "=".join(value)
-    return metadata
+            raise LesionfastError(
+                f"{option} {pair} has no value. Type for example {option} {example}"
+            )
+        pairs[unquote(name)] = "=".join(value)
+    return pairs
 
 
 RunFolder = argument(Path, "A run.")

@@ -5,7 +5,7 @@ Columns that give the label away are refused as inputs.
 
 import logging
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -143,19 +143,36 @@ def name_columns(found: Dataset, config: DataConfig) -> pd.DataFrame:
 
 
 def rename_usual(found: Dataset, config: DataConfig) -> pd.DataFrame:
-    """Return the rows with the usual names of columns that the table has under another one."""
-    rows, names = found.rows, {}
-    header = [name for name in rows if name not in (found.image, found.target, *found.groups)]
-    for usual, others in USUAL.items():
-        known = {name.lower(): name for name in header}
-        other = next((known[name] for name in (usual, *others) if name in known), usual)
-        typed = other in config.metadata_columns
-        if usual not in rows and other in rows and not typed:
+    """Return the rows with the usual names of columns that the table has under another one.
+
+    A column that --metadata names keeps its name.
+    """
+    kept = {found.image, found.target, *found.groups, *config.metadata_columns}
+    header = [name for name in found.rows if name not in kept]
+    names = {other: usual for other, usual in found.renamed.items() if other in header}
+    for usual in {*USUAL, *config.metadata_columns} - {*found.rows, *names.values()}:
+        if other := find_usual(usual, [name for name in header if name not in names]):
             names[other] = usual
     if names:
-        pairs = ", ".join(f"{other} as {usual}" for other, usual in names.items())
-        logger.info("Reading %s", pairs)
-    return rows.rename(columns=names)
+        logger.info("Reading %s", list_renamed(names))
+    return found.rows.rename(columns=names)
+
+
+def find_usual(wanted: str, header: Sequence[str]) -> str | None:
+    """Return the column of a table that holds what is wanted, None if none does.
+
+    It is the column of that name, in any case, or of another usual name, such as gender for sex.
+    """
+    families = [{usual, *others} for usual, others in USUAL.items()]
+    family = next((names for names in families if wanted.lower() in names), set())
+    known = {name.lower(): name for name in reversed(header)}
+    names = [wanted.lower(), *sorted(family)]
+    return wanted if wanted in header else next((known[n] for n in names if n in known), None)
+
+
+def list_renamed(names: dict[str, str]) -> str:
+    """Return renamed columns in words: "gender as sex, age_approx as age"."""
+    return ", ".join(f"{other} as {usual}" for other, usual in names.items())
 
 
 def chain_groups(ids: pd.DataFrame, image_id: pd.Series) -> pd.Series:

@@ -4,7 +4,7 @@ import glob
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,28 +15,35 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lesionfast.data.encoder import (
-    MetadataEncoder,
-    UnseenValue,
-    describe_missing,
-    read_value,
-)
+from lesionfast.config import DataConfig
+from lesionfast.data.encoder import MetadataEncoder, UnseenValue, describe_missing, read_value
 from lesionfast.data.formats.containers import CONTAINERS
+from lesionfast.data.layouts.base import Dataset, Folder
+from lesionfast.data.layouts.recognise import recognise
+from lesionfast.data.layouts.tables import IMAGES, first_of
+from lesionfast.data.metadata import find_unique, find_usual, list_renamed
 from lesionfast.data.sources import (
     IMAGE_SUFFIXES,
     drop_copies,
     find_images_in_folder,
+    image_stem,
     list_images,
     list_members,
+    name_without_suffix,
 )
-from lesionfast.data.table import SEPARATORS, TABLE_SUFFIXES, CsvFile, find_separator
-from lesionfast.errors import LesionfastError, did_you_mean, list_first
+from lesionfast.data.table import (
+    SEPARATORS,
+    TABLE_SUFFIXES,
+    CsvFile,
+    find_separator,
+    list_columns,
+)
+from lesionfast.errors import LesionfastError, did_you_mean, list_first, pluralize
 from lesionfast.files import readable_name, sha256
 
 logger = logging.getLogger("lesionfast")
 
 FOREIGN = (".gif", ".jp2")  # images that may not be readable
-ID_COLUMNS = ("image_id", "image", "path", "file")
 
 
 @dataclass(frozen=True)
@@ -57,14 +64,15 @@ def find_items(
     image_column: str = "image_id",
     columns: Sequence[str] = (),
     separator: str | None = None,
+    renamed: dict[str, str] | None = None,
 ) -> Iterator[Item]:
-    """Yield the images of files, folders, globs, zip files and tables, in order.
+    """Yield the images of files, folders, globs, zip files, datasets and tables, in order.
 
     `images` is the folder or zip file of the images that a table names, unless they are beside
     it; `metadata` holds for every image whose table does not say otherwise; a table should have
-    `columns`; its `separator` is found unless given. Raises `LesionfastError`, before the first
-    image, for an input that does not exist, and before the first image of a table that can't be
-    read.
+    `columns`; its `separator` is found unless given, and `renamed` maps columns of a table to
+    those. Raises `LesionfastError`, before the first image, for an input that does not exist, and
+    before the first image of a table that can't be read.
     """
     roots = [root for pattern in inputs for root in expand(pattern)]
     for root in roots:
@@ -73,7 +81,7 @@ def find_items(
                 f"there is no file, folder or pattern '{readable_name(root)}'. "
                 "Name images, a folder, a zip file or a CSV file."
             )
-    tables = Tables(images, metadata or {}, image_column, columns, separator)
+    tables = Tables(images, metadata or {}, image_column, columns, separator, renamed or {})
     return (item for root in roots for item in read_input(Path(root), tables))
 
 
@@ -86,6 +94,10 @@ def expand(pattern: str) -> list[str]:
 def read_input(root: Path, tables: "Tables") -> Iterator[Item]:
     """Yield the images of one input; the other files of a folder are counted."""
     suffix, others = root.suffix.lower(), []
+    found = find_known(root, tables) if root.is_dir() or suffix in CONTAINERS else None
+    if found:
+        yield from tables.read_dataset(found)
+        return
     if root.is_dir():
         paths = find_images_in_folder(root, (*IMAGE_SUFFIXES, *FOREIGN), others)
     elif suffix in CONTAINERS:
@@ -100,11 +112,28 @@ def read_input(root: Path, tables: "Tables") -> Iterator[Item]:
         logger.warning("%s: skipped %d other files: %s", root, len(others), list_first(others))
 
 
+def find_known(root: Path, tables: "Tables") -> Dataset | None:
+    """Return the dataset in a folder or file as a training reads it, None if no layout fits."""
+    column = tables.image_column if tables.image_column != IMAGES[0] else None
+    try:
+        found = recognise(root, DataConfig(image=column, separator=tables.separator))
+    except LesionfastError as error:
+        if root.is_dir() and Folder(root).headers:
+            logger.warning(
+                "%s: the images are read without metadata, because %s To read a table, name it "
+                "in place of the folder", root, error,
+            )  # fmt: skip
+        return None
+    logger.info("%s looks like %s", root, found.name)
+    return found
+
+
 def hash_tables(inputs: Sequence[str]) -> dict[str, str]:
     """Return the SHA-256 of the tables among the inputs, whose metadata the predictions need."""
     paths = [Path(path) for pattern in inputs for path in expand(pattern)]
+    below = [table for path in paths if path.is_dir() for table in Folder(path).headers]
     tables = [path for path in paths if path.suffix.lower() in TABLE_SUFFIXES and path.is_file()]
-    return {path.name: sha256(path)[:12] for path in tables}
+    return {path.name: sha256(path)[:12] for path in [*tables, *below]}
 
 
 @dataclass(frozen=True)
@@ -116,6 +145,7 @@ class Tables:
     image_column: str
     columns: Sequence[str]
     separator: str | None
+    renamed: dict[str, str]
 
     def read(self, path: Path) -> Iterator[Item]:
         """Yield the images that a table names, with the values of its other columns.
@@ -123,30 +153,79 @@ class Tables:
         All rows are read once before, so that an error is raised before the first image.
         """
         table = self._open(path)
-        names = (self.image_column, *ID_COLUMNS)
-        column = next((name for name in names if name in table.header), self.image_column)
-        table.require({column: ""})
-        for _ in table.read_chunks():
-            pass
-        for name in self.columns:
-            if name not in table.header and name not in self.metadata:
-                logger.warning(
-                    "%s has no column '%s', so it is missing for all images.%s",
-                    path.name, name, did_you_mean(name, table.header),
-                )  # fmt: skip
+        image = self._find_image(table)
+        names = self._name_columns(path.name, table.header)
         places = Places(self.images or path.parent)
+        for rows in table.read_chunks():
+            places.check(rows[image])
         for rows in table.read_chunks(report=False):
-            for row in rows.to_dict("records"):
-                name = row.pop(column)
-                values = {key: value for key, value in row.items() if value != ""}
-                yield places.find(name, self.metadata | values)
+            for row in rows.rename(columns=names).to_dict("records"):
+                yield places.find(row.pop(image), self._merge(row))
+
+    def read_dataset(self, found: Dataset) -> Iterator[Item]:
+        """Yield the images of a dataset with the values of its table, then those without a row."""
+        names = found.renamed | self._name_columns(found.table.name, list(found.rows))
+        ids = found.rows[found.image].map(name_without_suffix)
+        if found.files is None:
+            paths, others = found.rows["path"], []
+        else:
+            unique = find_unique(found.files).set_index("stem")["path"]
+            paths = ids.map(unique).fillna("")
+            others = unique[~unique.isin(paths)].tolist()
+        rows = found.rows.rename(columns=names).to_dict("records")
+        for path, row in zip(paths, rows, strict=True):
+            if path:
+                yield Item(readable_name(path), path, self._merge(row))
+        if lost := int((paths == "").sum()):
+            logger.warning("Left out %s without an image", pluralize(lost, "row"))
+        yield from (Item(readable_name(path), path, self.metadata) for path in others)
+
+    def _merge(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return the metadata of an image: that of its row where there is some, else of all."""
+        return self.metadata | {key: value for key, value in row.items() if value != ""}
+
+    def _find_image(self, table: CsvFile) -> str:
+        """Return the column of the images: the model's, or one of the usual names."""
+        if self.image_column in table.header:
+            return self.image_column
+        column = first_of(IMAGES, table.header) or self.image_column
+        table.require({column: "--image"})
+        return column
+
+    def _name_columns(self, table: str, header: Sequence[str]) -> dict[str, str]:
+        """Return the columns to rename, as said or by usual names; what is missing is warned of.
+
+        Raises `LesionfastError` for a column to rename that is not there.
+        """
+        for name in self.renamed:
+            if name not in header:
+                raise LesionfastError(
+                    f"--map names the column '{name}', which is not in {table}; it has: "
+                    f"{list_columns(header)}.{did_you_mean(name, header)} Correct the name."
+                )
+        names = dict(self.renamed)
+        for name in self.columns:
+            other = find_usual(name, [column for column in header if column not in names])
+            if name in names.values() or other == name:
+                continue
+            if other:
+                names[other] = name
+            elif name not in self.metadata:
+                logger.warning(
+                    "%s has no column '%s', so it is missing for all images.%s If it has another "
+                    "name there, type --map OTHER=%s",
+                    table, name, did_you_mean(name, header), name,
+                )  # fmt: skip
+        if found := {key: value for key, value in names.items() if key not in self.renamed}:
+            logger.info("%s: reading %s", table, list_renamed(found))
+        return names
 
     def _open(self, path: Path) -> CsvFile:
         """Return a table with its separator: as given, else the one that finds the columns."""
         if self.separator is not None:
             return CsvFile(path, self.separator, "")
         usual = "," if path.suffix.lower() == ".csv" else "\t"
-        found = find_separator(path, (self.image_column, *ID_COLUMNS, *self.columns), usual)
+        found = find_separator(path, (self.image_column, *IMAGES, *self.columns), usual)
         if found != usual:
             logger.warning("%s: the fields are separated by '%s'", path.name, SEPARATORS[found])
         return CsvFile(path, found, "")
@@ -159,24 +238,31 @@ class Places:
         self.root = root
 
     def find(self, name: str, metadata: dict[str, Any]) -> Item:
-        """Return the image of a row, without a path if there is none or there are two."""
-        try:
-            return Item(name, self._find_path(name), metadata)
-        except LesionfastError as error:
-            return Item(name, None, metadata, f"{error}. Remove one of them")
+        """Return the image of a row, without a path if there is none."""
+        return Item(name, self._find_path(name), metadata)
+
+    def check(self, names: Iterable[str]) -> None:
+        """Raise `LesionfastError` if a name is that of two files that differ."""
+        for name in names:
+            if len(self._paths_by_stem.get(image_stem(name.replace("\\", "/")), [])) > 1:
+                self._find_path(name)
 
     def _find_path(self, name: str) -> str | None:
+        name = name.replace("\\", "/")
         beside = self.root / name
         with suppress(OSError):  # the name is too long for a file
             if name and beside.suffix and beside.is_file():
                 return beside.as_posix()
-        stem = name.rsplit("/", 1)[-1]
-        if stem.lower().endswith((*IMAGE_SUFFIXES, *FOREIGN)):
+        stem = image_stem(name)
+        if stem.lower().endswith(FOREIGN):
             stem = stem.rsplit(".", 1)[0]
         paths = self._paths_by_stem.get(stem, [])
         if len(paths) < 2:
             return paths[0] if paths else None
-        return drop_copies(pd.DataFrame({"stem": stem, "path": paths}))["path"].iloc[0]
+        try:
+            return drop_copies(pd.DataFrame({"stem": stem, "path": paths}))["path"].iloc[0]
+        except LesionfastError as error:
+            raise LesionfastError(f"{error}. Remove one of them.") from None
 
     @cached_property
     def _paths_by_stem(self) -> dict[str, list[str]]:
@@ -186,8 +272,8 @@ class Places:
         twins = [paths[0] for paths in found.values() if len(paths) > 1]
         if twins:
             logger.warning(
-                "%d image names belong to several files; of identical files one is used: %s",
-                len(twins), list_first(twins, 1),
+                "%s belong to several files; of identical files one is used: %s",
+                pluralize(len(twins), "image name"), list_first(twins, 1),
             )  # fmt: skip
         return found
 

@@ -102,15 +102,17 @@ def predict_inputs(
     *,
     metadata: dict[str, str],
     images: Path | None = None,
+    image: str | None = None,
     separator: str | None = None,
+    renamed: dict[str, str] | None = None,
     views: int | None = None,
     resume: bool = False,
     device: str = "auto",
 ) -> Count:
     """Predict the images that a person named, with a progress bar; see `predict_to`.
 
-    `images` and `separator` say how a CSV file among the inputs is read, `metadata` holds for all
-    images. Wrong names are found before the model is loaded.
+    `images`, `image`, `separator` and `renamed` say how a table among the inputs is read,
+    `metadata` holds for all images. Wrong names are found before the model is loaded.
     """
     if out is not None:
         check_out(out, kind, resume)
@@ -118,12 +120,15 @@ def predict_inputs(
     predictor = Predictor(model, views=views, device=device)
     predictor.check(metadata)
     bundle = predictor.bundle
-    columns = {"image_column": bundle.image_column, "columns": bundle.encoder.columns}
-    items = find_items(inputs, images=images, metadata=metadata, separator=separator, **columns)
+    table = {"image_column": image or bundle.image_column, "columns": bundle.encoder.columns}
+    table |= {"images": images, "separator": separator, "renamed": renamed}
+    items = find_items(inputs, metadata=metadata, **table)
     options = {
         "--set": metadata,
         "--images": images and str(images.absolute()),
+        "--image": image,
         "--separator": separator,
+        "--map": renamed,
         "the table": hash_tables(inputs),
     }
     with counting_bar("images") as bar:

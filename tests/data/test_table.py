@@ -252,7 +252,7 @@ FILES = {  # the content, and what is read or the words of the refusal, for trai
     "an id of 5,000 characters": (PLAIN.replace("\na,", f"\n{'a' * 5000},"), {"b": (50, "female")}),
     "another name of the id": (
         PLAIN.replace("image_id", "Image_ID"),
-        (RIGHT, "Did you mean 'Image_ID'"),
+        RIGHT,
     ),
     "formulas": (PLAIN.replace("nv", "=cmd|' /C calc'!A0"), RIGHT),
     "escape sequences": (PLAIN.replace("nv", "\x1b[31mnv"), RIGHT),

@@ -1,5 +1,6 @@
 import os
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -70,19 +71,50 @@ def test_a_table_may_name_its_column_otherwise(folder, tmp_path):
     found = list(find_items([str(folder / "cases.tsv")], image_column="photo"))
     assert found[0].path == (folder / "b.jpg").as_posix()
     with pytest.raises(
-        LesionfastError, match="column 'image_id' is not in cases.tsv; it has: photo"
+        LesionfastError, match="column 'image_id' is not in cases.tsv; it has: photo, age"
     ):
         list(find_items([str(folder / "cases.tsv")]))
 
 
 def test_a_table_without_a_column_of_the_model_says_so_and_names_the_nearest(folder, caplog):
-    (folder / "cases.csv").write_text("image_id,Age\nb,55\n", "utf-8")
+    (folder / "cases.csv").write_text("image_id,ages\nb,55\n", "utf-8")
     list(find_items([str(folder / "cases.csv")], columns=["age", "sex"], metadata={"sex": "male"}))
     assert (
-        "cases.csv has no column 'age', so it is missing for all images. Did you mean 'Age'?"
-        in caplog.text
+        "cases.csv has no column 'age', so it is missing for all images. Did you mean 'ages'? "
+        "If it has another name there, type --map OTHER=age" in caplog.text
     )
     assert "'sex'" not in caplog.text
+
+
+def test_columns_are_found_by_their_usual_names_or_by_map(folder, caplog):
+    table = folder / "cases.csv"
+    table.write_text("IMAGE,Age_approx,gender,where\nb,55,male,back\n", "utf-8")
+    columns = ["age", "sex", "localization"]
+    with caplog.at_level("INFO"):
+        (item,) = find_items([str(table)], columns=columns, renamed={"where": "localization"})
+    assert item.metadata == {"age": "55", "sex": "male", "localization": "back"}
+    assert "cases.csv: reading Age_approx as age, gender as sex" in caplog.text
+    with pytest.raises(LesionfastError, match="--map names the column 'were', .* mean 'where'"):
+        list(find_items([str(table)], columns=columns, renamed={"were": "localization"}))
+
+
+def test_a_dataset_gives_its_images_with_what_its_table_says(tmp_path, caplog):
+    (tmp_path / "part").mkdir()
+    for name in ("a", "b", "extra"):
+        (tmp_path / "part" / f"{name}.jpg").write_bytes(name.encode())
+    rows = "lesion_id,image_id,dx,dx_type,age,sex\nL1,a,nv,histo,40,male\nL2,b,mel,histo,,\n"
+    (tmp_path / "metadata.csv").write_text(rows + "L3,gone,nv,histo,1,male\n")
+    found = list(find_items([str(tmp_path)], columns=["age", "sex"], metadata={"sex": "female"}))
+    assert [Path(item.path).stem for item in found] == ["a", "b", "extra"]
+    assert [item.metadata.get("age") for item in found] == ["40", None, None]
+    assert [item.metadata["sex"] for item in found] == ["male", "female", "female"]
+    assert "Left out 1 row without an image" in caplog.text
+
+
+def test_a_folder_of_images_with_a_table_that_nobody_knows_says_that_it_is_not_read(folder, caplog):
+    (folder / "prices.csv").write_text("what,price\nx,1\n")
+    assert len(list(find_items([str(folder)]))) == 7
+    assert "the images are read without metadata, because" in caplog.text
 
 
 def test_the_separator_is_found_and_said_or_typed(folder, caplog):
@@ -109,13 +141,15 @@ def test_of_two_files_of_one_stem_one_is_taken_only_if_their_bytes_are_the_same(
     (folder / "twin").mkdir()
     (folder / "twin" / "b.jpg").write_bytes(b"x")
     (folder / "twin" / "c.png").write_bytes(b"another")
-    (folder / "cases.csv").write_text("image_id\nb\nc\n", "utf-8")
-    same, different = find_items([str(folder / "cases.csv")])
+    (folder / "cases.csv").write_text("image_id\nb\n", "utf-8")
+    (same,) = find_items([str(folder / "cases.csv")])
     assert same.path == (folder / "b.jpg").as_posix() and "of identical files one" in caplog.text
-    assert different.path is None
-    assert different.problem == (
+    (folder / "cases.csv").write_text("image_id\nb\nc\n", "utf-8")
+    with pytest.raises(LesionfastError) as error:
+        next(find_items([str(folder / "cases.csv")]))
+    assert str(error.value) == (
         f"two different images are named 'c': {folder}/sub/c.jpg and {folder}/twin/c.png"
-        ". Remove one of them"
+        ". Remove one of them."
     )
 
 
