@@ -72,7 +72,6 @@ class Task:
     size: int
     resize: str = "squish"
     progress: Progress | None = None
-    stretched: list[str] = field(default_factory=list)  # those that use few of their 16 bits
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -204,7 +203,7 @@ def look_up(task: Task, note: Path) -> Images | None:
     contents = read_contents(task.paths, note)
     with FileReader() as reader:
         scratch = np.zeros(task.shape[1:], np.uint8)
-        tried = {i: fill(scratch, task.paths[i], task, reader) for i in contents["bad"]}
+        tried = {i: fill(scratch, task.paths[i], task.resize, reader) for i in contents["bad"]}
     bad = {i: why for i, why in tried.items() if why}
     pixels = open_array(find_array(task, note.parent, contents["digest"], bad))
     return None if pixels is None else Images(pixels, bad)
@@ -241,9 +240,9 @@ def build(task: Task, note: Path, skip_bad: bool) -> Images:
 
 def decode_blocks(task: Task) -> Iterator[tuple[int, np.ndarray, dict[int, str]]]:
     """Decode in parallel; yield position, pixels (k, size, size, 3) and bad ones of each block."""
-    total = len(task.paths)
+    total, stretched = len(task.paths), []
     with FileReader() as reader, ThreadPoolExecutor(count_threads()) as threads:
-        decode_one = partial(fill, task=task, reader=reader)
+        decode_one = partial(fill, resize=task.resize, reader=reader, stretched=stretched)
         for start in range(0, total, BLOCK):
             paths = task.paths[start : start + BLOCK]
             block = np.zeros((len(paths), *task.shape[1:]), np.uint8)
@@ -251,22 +250,27 @@ def decode_blocks(task: Task) -> Iterator[tuple[int, np.ndarray, dict[int, str]]
             yield start, block, {start + i: why for i, why in enumerate(reasons) if why}
             if task.progress:
                 task.progress(start + len(paths), total)
-    if task.stretched:
+    if stretched:
         logger.warning(
             "%s of %d use only 8 or 12 of their 16 bits and were stretched to the full range: %s",
-            pluralize(len(task.stretched), "image"), total, list_first(sorted(task.stretched)),
+            pluralize(len(stretched), "image"), total, list_first(sorted(stretched)),
         )  # fmt: skip
 
 
-def fill(out: np.ndarray, path: str, task: Task, reader: FileReader) -> str:
-    """Decode one image into uint8 (size, size, 3); return why it is bad, or ''."""
+def fill(
+    out: np.ndarray, path: str, resize: str, reader: FileReader, stretched: list[str] | None = None
+) -> str:
+    """Decode one image into uint8 (size, size, 3); return why it is bad, or ''.
+
+    The path of an image that uses few of its 16 bits is added to `stretched`.
+    """
     try:
-        picture = read_picture(path, task.size, reader)
-        out[:] = np.asarray(fit_square(picture, task.size, task.resize))
+        picture = read_picture(path, len(out), reader)
+        out[:] = np.asarray(fit_square(picture, len(out), resize))
     except BadImage as bad:
         return str(bad)
-    if BITS in picture.info:
-        task.stretched.append(path)
+    if BITS in picture.info and stretched is not None:
+        stretched.append(path)
     return ""
 
 
