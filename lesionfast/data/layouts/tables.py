@@ -142,6 +142,18 @@ def find_image_column(path: Path, config: DataConfig, folder: Folder) -> str | N
     return wanted if wanted in header else None
 
 
+def find_usable(folder: Folder, config: DataConfig) -> list[Path]:
+    """Return the tables of a folder with columns of images and classes that name images of it."""
+    stems = set(folder.images["stem"])
+    return [
+        path
+        for path, header in folder.headers.items()
+        if find_image_column(path, config, folder)
+        and (config.target or first_of(TARGETS, header))
+        and count_named(path, config.image, stems)
+    ]
+
+
 def choose_table(folder: Folder, candidates: list[Path], column: str | None) -> Path:
     """Return the table that names the most images of a folder.
 

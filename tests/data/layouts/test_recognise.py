@@ -1,6 +1,5 @@
 """A folder as downloaded is recognised, and what is missing is said."""
 
-import importlib.util
 import zipfile
 from pathlib import Path
 
@@ -112,30 +111,10 @@ def test_an_empty_path_is_not_the_sample(name):
     assert f"--{name} is empty" in refusal(**{name: ""})
 
 
-MAKE = Path(__file__).parents[4] / "shared" / "layouts" / "make.py"
 EXPECTED = {  # a layout of make.py -> its name, and its images, classes and groups
     "kaggle_ham": ("HAM10000", 88, 7, 56),
     "dataverse": ("HAM10000", 88, 7, 56),
 }
-
-
-@pytest.fixture(scope="session")
-def written(tmp_path_factory):
-    """Return a function that writes one of the public layouts, once, and returns its folder."""
-    if not MAKE.is_file():
-        pytest.skip("there is no ../shared/layouts/make.py, which writes public layouts")
-    spec = importlib.util.spec_from_file_location("make_layouts", MAKE)
-    make = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(make)
-    out = tmp_path_factory.mktemp("layouts")
-
-    def write(name: str) -> Path:
-        if not (out / name).exists():
-            (out / name).mkdir()
-            getattr(make, name)(out / name)
-        return out / name
-
-    return write
 
 
 @pytest.mark.parametrize("name", EXPECTED)

@@ -1,0 +1,87 @@
+"""Images with the same bytes are one image, whatever their names are and wherever they lie."""
+
+import logging
+import os
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+
+from lesionfast.data.sources import content_keys
+from lesionfast.errors import LesionfastError, pluralize
+from lesionfast.files import split_path
+
+logger = logging.getLogger("lesionfast")
+
+KEPT_FIRST = ("test", "valid", "train")  # of copies in several parts: a test set stays whole
+
+
+def find_content(paths: list[str]) -> pd.Series:
+    """Return a text for each image that is the same for images with the same bytes.
+
+    Of files on disk, only those of one size are read.
+    """
+    inside = [path for path in paths if split_path(path)[1] is not None]
+    known = dict(zip(inside, content_keys(inside), strict=True))
+    sizes = {path: size_on_disk(path) for path in paths if path not in known}
+    count = Counter([*sizes.values(), *(key.partition("-")[0] for key in known.values())])
+    alike = [path for path, size in sizes.items() if count[size] > 1]
+    known |= sizes | dict(zip(alike, content_keys(alike), strict=True))
+    return pd.Series([known[path] for path in paths], dtype="str")
+
+
+def size_on_disk(path: str) -> str:
+    """Return the bytes of a file as text; decoding says what is wrong with one without any."""
+    try:
+        return str(os.path.getsize(path))
+    except OSError:
+        return path
+
+
+def keep_one_of_copies(rows: pd.DataFrame, content: pd.Series, names: pd.Series) -> pd.DataFrame:
+    """Return rows (target, part, …) with one of those with the same content; counted in the log.
+
+    `names` says where each is, for messages. Raises `LesionfastError` for copies with different
+    targets.
+    """
+    rows = rows.assign(content=content.to_numpy(), at=names.to_numpy())
+    copied = rows[rows["content"].duplicated(keep=False)]
+    labels = copied.groupby("content")["target"].nunique()
+    if (labels > 1).any():
+        torn = copied[copied["content"] == labels.index[labels > 1][0]].drop_duplicates("target")
+        first, second = torn.iloc[0], torn.iloc[1]
+        raise LesionfastError(
+            f"{first['at']} and {second['at']} are the same image, but one is labelled "
+            f"'{first['target']}' and the other '{second['target']}' "
+            f"({pluralize(int((labels > 1).sum()), 'such image')}). Remove those with the wrong "
+            "label."
+        )
+    ranks = {part: rank for rank, part in enumerate(KEPT_FIRST)}
+    order = rows.assign(rank=rows["part"].map(ranks).fillna(len(ranks)))
+    kept = order.sort_values(["rank", "at"], kind="stable").drop_duplicates("content").index
+    report_copies(rows, copied)
+    return rows.loc[rows.index.isin(kept)].drop(columns=["content", "at"])
+
+
+def report_copies(rows: pd.DataFrame, copied: pd.DataFrame) -> None:
+    """Log how many images are copies of others, and how many of them lie in several parts."""
+    if copied.empty:
+        return
+    count = len(rows) - rows["content"].nunique()
+    parts = copied.groupby("content")["part"].nunique()
+    if crossing := int((parts > 1).sum()):
+        where = copied[copied["content"] == parts.index[parts > 1][0]].iloc[0]["at"]
+        logger.warning(
+            "%s %s in several parts of the dataset, such as %s: kept in the test part, or else in "
+            "the validation part",
+            pluralize(crossing, "image"), "lies" if crossing == 1 else "lie", where,
+        )  # fmt: skip
+    logger.warning(
+        "Ignored %s with the content of another, such as %s",
+        pluralize(count, "image file"), copied["at"].iloc[-1],
+    )  # fmt: skip
+
+
+def relative_names(paths: pd.Series, root: Path) -> pd.Series:
+    """Return paths as seen from a folder."""
+    return paths.str.removeprefix(Path(os.path.abspath(root)).as_posix().rstrip("/") + "/")
