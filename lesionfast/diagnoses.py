@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from lesionfast.errors import LesionfastError, did_you_mean
 if TYPE_CHECKING:
     import numpy as np
 
-NAMES = {
+NAMES = {  # short names of the public datasets in plain words; the order decides the colours
     "akiec": "actinic keratosis",
     "bcc": "basal cell carcinoma",
     "bkl": "benign keratosis",
@@ -20,15 +20,34 @@ NAMES = {
     "nv": "nevus",
     "vasc": "vascular lesion",
     "scc": "squamous cell carcinoma",
+    "sek": "seborrheic keratosis",
+    "ben oth": "other benign lesion",
+    "inf": "inflammation or infection",
+    "mal oth": "other malignant lesion",
+    "sccka": "squamous cell carcinoma or keratoacanthoma",
+    "unk": "unknown",
 }
-MELANOMA = ("mel", "melanoma", "malignant melanoma")
-NEVUS = ("nv", "nev", "nevus", "naevus", "melanocytic nevus", "melanocytic naevus")
+NAMES |= {"ak": NAMES["akiec"], "ack": NAMES["akiec"], "nev": NAMES["nv"], "sk": NAMES["sek"]}
 CANCER = "malignant"
-MALIGNANT = (  # akiec is counted with carcinoma in situ
-    *MELANOMA,
-    *("melanoma in situ", "bcc", "basal cell carcinoma", "scc", "squamous cell carcinoma"),
-    *("akiec", CANCER),
+MELANOMA = ("mel", "melanoma", "malignant melanoma", "melanoma nos", "melanoma malignant", "mm")
+MALIGNANT = ("mel", "mm", "bcc", "scc", "sccka", "sccis", "cscc", "nmsc", "mcc", "dfsp", "mal oth")
+MALIGNANT += ("ak", "ack", "akiec")  # as akiec, they are counted with carcinoma in situ
+NEVUS = ("nv", "nev", "nevus", "naevus", "nevi", "naevi", "melanocytic nevus", "melanocytic naevus")
+NEVUS += ("melanocytic nevi", "melanocytic naevi", "nevus nos", "nevocytic nevus", "common nevus")
+NEVUS += ("clark nevus", "benign melanocytic", "mole", "moles")
+IS_MELANOMA = re.compile(r"melanomas?\b|\blentigo maligna\b")
+IS_MALIGNANT = re.compile(
+    r"melanomas?\b|carcinomas?\b|sarcomas?\b|(?<!pseudo)lymphomas?\b|\bcancers?\b|\bleuka?emia"
+    r"|\bmalignan(t|cy|cies)\b|\blentigo maligna\b|\bmetasta(sis|ses|tic)\b|\bmerkel|\bkaposi"
+    r"|\bmycosis fungoides\b|\bs[eé]zary|\bctcl\b|\bpaget|\bbowen( s)?\b|\bkeratoacanthomas?\b"
+    r"|\berythroplasia\b|\bplasmacytoid\b|\b(actinic|solar) (or actinic )?keratos[ie]s\b"
 )
+IS_NEVUS = re.compile(r"\bn(a?evus|a?evi|v|ev)\b")
+NOT_MELANOCYTIC = re.compile(
+    r"sebac|epiderm|comedon|lipomat|flamm|an[ae]mic|depigment|becker|connective|verruc|araneus"
+)
+IS_DENIED = re.compile(r"\b(?:no|not|non|without|free of|other than) \w+|\bnon(?=[mcn])\w+")
+IS_BENIGN = re.compile(r"\b(benign|n(a?evus|a?evi)|moles?)\b")
 ALARMING = ("melanoma", "carcinoma", "sarcoma", "lymphoma", "cancer", "malignan")
 MARKS = ',:="'  # have a meaning in a list
 
@@ -37,7 +56,9 @@ class Classes(list[str]):
     """Class names in the order of the probabilities, and what they mean.
 
     `melanoma` is one of them or None, `malignant` the malignant ones, both recognised by their
-    names in any case unless they are given. A name that is given must be a class.
+    names in any case and spelling unless they are given. A name that is given must be a class. Of
+    several classes of melanoma the one with the plainest name is `melanoma`, none if all are kinds
+    of it (in situ, nodular, …); all count as malignant.
     """
 
     def __init__(
@@ -47,9 +68,9 @@ class Classes(list[str]):
         malignant: Sequence[str] | None = None,
     ) -> None:
         super().__init__(names)
-        self.melanoma = melanoma or find_first(self, MELANOMA)
+        self.melanoma = melanoma or find_first(self, MELANOMA, is_melanoma)
         if malignant is None:
-            malignant = [name for name in self if plain(name) in MALIGNANT or name == self.melanoma]
+            malignant = [name for name in self if is_malignant(name) or name == self.melanoma]
         self.malignant = list(malignant)
 
     @classmethod
@@ -60,7 +81,10 @@ class Classes(list[str]):
     @classmethod
     def of_model(cls, model: dict[str, Any]) -> "Classes":
         """Return the classes of a model.json, recognised by name where it has no more than that."""
-        return cls(model["classes"], model.get("melanoma"), model.get("malignant"))
+        classes = cls(model["classes"], model.get("melanoma"), model.get("malignant"))
+        if "melanoma" in model:  # None: it was none when the model was trained
+            classes.melanoma = model["melanoma"]
+        return classes
 
     @classmethod
     def chosen(cls, names: Sequence[str], melanoma: str | None, malignant: str | None) -> "Classes":
@@ -83,13 +107,18 @@ class Classes(list[str]):
     @cached_property
     def nevus(self) -> str | None:
         """The class of nevi, None if there is none."""
-        return find_first(self, NEVUS)
+        return find_first(self, NEVUS, is_nevus)
+
+    @property
+    def other_melanomas(self) -> list[str]:
+        """The classes that are melanoma by their names, but not `melanoma`."""
+        return [name for name in self if is_melanoma(name) and name != self.melanoma]
 
     @property
     def doubtful(self) -> list[str]:
         """The classes that count as benign although their names suggest cancer."""
         benign = [name for name in self if name not in self.malignant]
-        return [name for name in benign if any(word in plain(name) for word in ALARMING)]
+        return [name for name in benign if any(word in asserted(name) for word in ALARMING)]
 
     @property
     def costliest(self) -> tuple[str, str] | None:
@@ -103,7 +132,7 @@ class Classes(list[str]):
         It is 'malignant', or 'any malignant' beside a class of that name. A class of that name
         which is the only malignant one stands for itself.
         """
-        named = find_first(self, (CANCER,))
+        named = next((name for name in self if plain(name) == CANCER), None)
         if not self.malignant or self.malignant == [named]:
             return named if self.malignant else None
         return CANCER if named is None else f"any {CANCER}"
@@ -130,19 +159,48 @@ class Classes(list[str]):
 
 
 def plain(name: str) -> str:
-    """Return a name in lower case, with spaces between its words."""
-    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
+    """Return a name as words in lower case, without marks: "melanoma nos" for "Melanoma, NOS"."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", " ", name)  # BasalCellCarcinoma
+    return " ".join(re.sub(r"[\W_]+", " ", spaced.casefold()).split())
 
 
-def find_first(classes: Iterable[str], names: Sequence[str]) -> str | None:
-    """Return the class that has the first of these names, in any case; None if none has one."""
+def asserted(name: str) -> str:
+    """Return a name in plain words, without what it denies: "" for "Not melanoma"."""
+    return IS_DENIED.sub("", plain(name)).strip()
+
+
+def is_malignant(name: str) -> bool:
+    """Whether a class is malignant by its name; one of benign and malignant lesions is not."""
+    text = asserted(name)
+    return text in MALIGNANT or bool(IS_MALIGNANT.search(text) and not IS_BENIGN.search(text))
+
+
+def is_melanoma(name: str) -> bool:
+    """Whether a class is melanoma or a kind of it by its name."""
+    text = asserted(name)
+    return text in MELANOMA or (bool(IS_MELANOMA.search(text)) and is_malignant(name))
+
+
+def is_nevus(name: str) -> bool:
+    """Whether a class is melanocytic nevi or a kind of them by its name."""
+    text = asserted(name)
+    is_other = NOT_MELANOCYTIC.search(text) or any(word in text for word in ALARMING)
+    return text in NEVUS or bool(IS_NEVUS.search(text) and not is_other)
+
+
+def find_first(
+    classes: Iterable[str], names: Sequence[str], is_kind: Callable[[str], bool]
+) -> str | None:
+    """Return the class with the first of some plain names, else the only one that `is_kind`."""
+    classes = list(classes)
     ranked = sorted((names.index(plain(name)), name) for name in classes if plain(name) in names)
-    return ranked[0][1] if ranked else None
+    kinds = ranked[:1] or [(0, name) for name in classes if is_kind(name)]
+    return kinds[0][1] if len(kinds) == 1 else None
 
 
 def full_name(name: str) -> str:
     """Return "mel (melanoma)" for a usual short name, any other class as it is."""
-    return f"{name} ({NAMES[name.casefold()]})" if name.casefold() in NAMES else name
+    return f"{name} ({NAMES[plain(name)]})" if plain(name) in NAMES else name
 
 
 def probability_columns(classes: Iterable[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """What classes mean, whatever a dataset calls them, and lists of them as people type them."""
 
 import json
+import re
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -9,6 +10,9 @@ import pytest
 from lesionfast.diagnoses import (
     Classes,
     full_name,
+    is_malignant,
+    is_melanoma,
+    is_nevus,
     join_names,
     quote,
     read_class_weights,
@@ -26,9 +30,13 @@ from lesionfast.errors import LesionfastError
     ("names", "melanoma", "malignant", "cancer"),
     [
         (["akiec", "bcc", "mel", "nv"], "mel", ["akiec", "bcc", "mel"], "malignant"),
-        (["AK", "BCC", "MEL", "NV", "SCC"], "MEL", ["BCC", "MEL", "SCC"], "malignant"),
-        (["ACK", "Basal Cell_Carcinoma", "Melanoma"], "Melanoma",
-         ["Basal Cell_Carcinoma", "Melanoma"], "malignant"),
+        (["AK", "BCC", "MEL", "NV", "SCC"], "MEL", ["AK", "BCC", "MEL", "SCC"], "malignant"),
+        (["ACK", "Basal Cell_Carcinoma", "Melanoma", "NEV", "SEK"], "Melanoma",
+         ["ACK", "Basal Cell_Carcinoma", "Melanoma"], "malignant"),
+        (["BEN_OTH", "MAL_OTH", "SCCKA", "INF"], None, ["MAL_OTH", "SCCKA"], "malignant"),
+        (["Melanoma, NOS", "Nevus", "Solar or actinic keratosis"], "Melanoma, NOS",
+         ["Melanoma, NOS", "Solar or actinic keratosis"], "malignant"),
+        (["melanoma", "not melanoma"], "melanoma", ["melanoma"], "malignant"),
         (["benign", "malignant"], None, ["malignant"], "malignant"),
         (["benign", "Malignant", "mel"], "mel", ["Malignant", "mel"], "any malignant"),
         (["nevus", "wart"], None, [], None),
@@ -65,11 +73,72 @@ def test_a_name_that_is_no_class_is_an_error(melanoma, malignant, message):
 
 
 def test_a_class_whose_name_speaks_of_cancer_is_not_benign_in_silence():
-    names = ["Melanoma, invasive", "bcc", "Merkel cell carcinoma", "nv", "benign keratosis"]
+    mixed = "Melanoma Skin Cancer Nevi and Moles"
+    names = [mixed, "bcc", "Merkel cell carcinoma", "nv", "benign keratosis", "pseudolymphoma"]
     classes = Classes(names)
-    assert classes.melanoma is None and classes.malignant == ["bcc"]
-    assert classes.doubtful == ["Melanoma, invasive", "Merkel cell carcinoma"]
-    assert Classes(["mel", "bcc", "nv", "melanocytic nevus"]).doubtful == []
+    assert classes.melanoma is None and classes.malignant == ["bcc", "Merkel cell carcinoma"]
+    assert classes.doubtful == [mixed, "pseudolymphoma"]
+    assert Classes(["mel", "bcc", "nv", "melanocytic nevus", "not malignant"]).doubtful == []
+
+
+MELANOMAS = """
+MEL; mel; Melanoma; malignant melanoma; Melanoma, NOS; Melanoma Invasive; melanoma metastasis
+melanoma (in situ); melanoma (less than 0.76 mm); lentigo maligna
+superficial spreading melanoma ssm; melanoma-acral-lentiginous; nodular-melanoma-(nm)
+2. Melanoma 15.75k; Melanoma in situ
+"""
+CANCERS = """
+BCC; SCC; SCCKA; AK; ACK; akiec; MAL_OTH; malignant; Malignancy; cancer; actinic_keratoses
+basal_cell_carcinoma; BasalCellCarcinoma; Squamous cell carcinoma, NOS
+solid cystic basal cell carcinoma; Solar or actinic keratosis; mycosis-fungoides
+subcutaneous-t-cell-lymphoma; kaposi sarcoma; CTCL; cutaneous T-cell lymphoma
+Merkel cell carcinoma; dermatofibrosarcoma protuberans; leukemia-cutis
+squamous-cell-carcinoma-keratoacanthoma; Bowen's disease; malignant- ak
+malignant cutaneous lymphoma; malignant epidermal
+Collision - At least one malignant proliferation; nonmelanoma skin cancer
+"""
+NEVI = """
+NV; nev; Nevus; melanocytic_Nevi; clark nevus; reed or spitz nevus; nevocytic nevus; Nevus, NOS
+benign-melanocytic nevus; 5. Melanocytic Nevi (NV) - 7970; halo nevus; atypical nevus; naevi
+"""
+HARMLESS = """
+BKL; DF; VASC; SEK; BEN_OTH; INF; UNK; benign; Non-melanoma; not malignant; Nonmalignant
+nevus sebaceous of jadassohn; becker nevus; seborrheic keratosis; benign_keratosis-like_lesions
+normal; solar lentigo; porokeratosis actinic; lymphangioma; granuloma annulare; sarcoidosis
+unknown; other
+"""
+
+
+@pytest.mark.parametrize(
+    ("listed", "told"),
+    [
+        (MELANOMAS, (True, True, False)),
+        (CANCERS, (False, True, False)),
+        (NEVI, (False, False, True)),
+        (HARMLESS, (False, False, False)),
+    ],
+)
+def test_names_of_all_datasets_are_known_in_any_spelling(listed, told):
+    for name in filter(None, re.split("; ?|\n", listed)):
+        for spelling in (name, name.upper(), name.replace(" ", "_"), name.replace(" ", "-")):
+            assert (is_melanoma(spelling), is_malignant(spelling), is_nevus(spelling)) == told, name
+
+
+def test_of_kinds_of_melanoma_the_plainest_name_is_the_class():
+    kinds = ["melanoma (in situ)", "melanoma", "melanoma metastasis", "clark nevus", "blue nevus"]
+    classes = Classes(kinds)
+    assert (classes.melanoma, classes.nevus) == ("melanoma", "clark nevus")
+    assert classes.malignant == kinds[:3] and classes.other_melanomas == [kinds[0], kinds[2]]
+    classes = Classes(["lentigo maligna", "nodular melanoma", "nv"])
+    assert classes.melanoma is None and len(classes.malignant) == 2
+    assert Classes(["lentigo maligna", "halo nevus"]).costliest == ("lentigo maligna", "halo nevus")
+    assert Classes(["halo nevus", "blue nevus", "mel"]).costliest is None
+
+
+def test_a_run_keeps_what_it_says_of_its_classes():
+    told = {"classes": ["Melanoma, invasive", "nv"], "melanoma": None, "malignant": []}
+    classes = Classes.of_model(told)
+    assert (classes.melanoma, classes.malignant, classes.cancer) == (None, [], None)
 
 
 def test_melanoma_is_typed_with_or_without_quotes():
@@ -101,6 +170,8 @@ def test_names_stay_a_list():
 
 def test_full_names():
     assert full_name("MEL") == "MEL (melanoma)" and full_name("wart") == "wart"
+    assert full_name("MAL_OTH") == "MAL_OTH (other malignant lesion)"
+    assert full_name("AK") == "AK (actinic keratosis)" and full_name("NEV") == "NEV (nevus)"
 
 
 NAMES = ["mel", "basal cell", "a, b", "c=d", "e:f", 'the "best"', " edge ", '"', "nävus", ",,"]

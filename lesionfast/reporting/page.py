@@ -15,7 +15,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from PIL import Image
 
 from lesionfast.console import Cell, Table
-from lesionfast.diagnoses import NAMES
+from lesionfast.diagnoses import NAMES, plain
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.files import write_atomically, write_text
@@ -61,9 +61,13 @@ def subtitle(interpretation: Interpretation, *notes: str, rule: bool = True) -> 
 
 def class_styles(classes: Iterable[str]) -> dict[str, dict]:
     """Return the colour, line style and marker of each class, whichever others there are."""
-    classes = list(classes)
-    order = [*NAMES, *(name for name in classes if name not in NAMES)]
-    places = {name: order.index(name) for name in classes}
+    meanings: dict[str, str] = {}  # MEL, mel and Melanoma look alike, unless one table has several
+    for name in classes:
+        meaning = NAMES.get(plain(name), plain(name))
+        taken = meaning in meanings.values()
+        meanings[name] = f"{meaning} {name}" if taken else meaning
+    order = list(dict.fromkeys([*NAMES.values(), *meanings.values()]))
+    places = {name: order.index(meaning) for name, meaning in meanings.items()}
     return {
         name: {
             "color": COLOURS[place % len(COLOURS)],

@@ -1,6 +1,7 @@
 """What a Learner writes into a run, and says about it: model, environment, predictions, metrics."""
 
 import logging
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from lesionfast.console import counting_bar
 from lesionfast.data.encoder import describe_missing
 from lesionfast.data.loaders import LesionDataLoaders
 from lesionfast.data.split import PARTS, format_split
-from lesionfast.diagnoses import Classes, join_names, probability_columns
+from lesionfast.diagnoses import Classes, join_names, probability_columns, quote
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.features import write_features
 from lesionfast.files import sha256
@@ -163,6 +164,16 @@ def announce_classes(classes: Classes, config: TrainConfig) -> None:
     """Log which classes count as melanoma and as malignant; warn where that looks wrong."""
     malignant = join_names(classes.malignant) or "none"
     logger.info("melanoma: %s; malignant: %s", classes.melanoma or "none", malignant)
+    if config.melanoma is None and (others := classes.other_melanomas):
+        logger.warning(
+            "these classes are melanoma too: %s. They count as malignant, but %s. To make them one "
+            "class, type --map %s for each",
+            join_names(others),
+            f"the metrics of melanoma are those of '{classes.melanoma}' alone"
+            if classes.melanoma
+            else "without one of them in --melanoma there are no metrics of melanoma",
+            shlex.quote(f"{quote(others[0])}={quote(classes.melanoma or 'melanoma')}"),
+        )
     if config.malignant is None and classes.doubtful:
         logger.warning(
             "these classes count as benign: %s. If one of them is malignant, list all malignant "

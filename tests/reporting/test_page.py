@@ -31,3 +31,6 @@ def test_classes_keep_their_look_whichever_others_there_are():
     assert few["mel"] == many["mel"] and few["nv"] == many["nv"]
     looks = [tuple(map(str, each.values())) for each in class_styles(map(str, range(30))).values()]
     assert len(set(looks)) == 30
+    assert class_styles(["MEL"])["MEL"] == class_styles(["Melanoma"])["Melanoma"] == few["mel"]
+    two = class_styles(["mel", "melanoma"])
+    assert two["mel"] != two["melanoma"]

@@ -15,8 +15,8 @@ CONFIG = TrainConfig()
     ("names", "message"),
     [
         (
-            ["invasive melanoma", "bcc", "nv"],
-            "count as benign: invasive melanoma. If one",
+            ["melanoma or nevus", "bcc", "nv"],
+            "count as benign: melanoma or nevus. If one",
         ),
         (["deadly", "harmless"], "no class counts as malignant: deadly, harmless. If one"),
     ],
@@ -32,4 +32,19 @@ def test_cancers_that_would_be_counted_as_benign_are_a_warning(names, message, c
 
 def test_usual_names_are_no_warning(caplog):
     announce_classes(Classes(["mel", "bcc", "nv"]), CONFIG)
+    assert "WARNING" not in caplog.text
+
+
+def test_kinds_of_melanoma_are_one_class_by_map(caplog):
+    classes = Classes(["Melanoma, NOS", "Melanoma in situ", "Nevus"])
+    announce_classes(classes, CONFIG)
+    assert "are melanoma too: Melanoma in situ" in caplog.text
+    assert "are those of 'Melanoma, NOS' alone" in caplog.text
+    assert """--map 'Melanoma in situ="Melanoma, NOS"' for each""" in caplog.text
+    caplog.clear()
+    announce_classes(Classes(["Melanoma invasive", "Melanoma in situ", "Nevus"]), CONFIG)
+    assert "there are no metrics of melanoma" in caplog.text
+    assert "--map 'Melanoma invasive=melanoma'" in caplog.text
+    caplog.clear()
+    announce_classes(classes, replace(CONFIG, melanoma="Melanoma in situ"))
     assert "WARNING" not in caplog.text
