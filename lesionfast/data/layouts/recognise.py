@@ -8,7 +8,12 @@ from pathlib import Path
 import pandas as pd
 
 from lesionfast.config import IN_MEMORY, DataConfig
-from lesionfast.data.layouts import folders_by_class, ham10000, tables
+from lesionfast.data.layouts import (
+    folders_by_class,
+    ham10000,
+    pad_ufes_20,
+    tables,
+)
 from lesionfast.data.layouts.base import Dataset, Folder, from_one_hot, layouts
 from lesionfast.data.sample import make_sample
 from lesionfast.data.sources import name_without_suffix
@@ -18,7 +23,12 @@ from lesionfast.errors import LesionfastError, did_you_mean, pluralize
 
 logger = logging.getLogger("lesionfast")
 
-KNOWN = (ham10000, folders_by_class, tables)  # importing a module registers its layouts
+KNOWN = (  # importing a module registers its layouts
+    folders_by_class,
+    ham10000,
+    pad_ufes_20,
+    tables,
+)
 LAST = ("folders_by_class", "table")  # what fits anything is tried after all others
 
 
