@@ -55,7 +55,7 @@ app = typer.Typer(
     add_completion=False,
     help="Classify dermoscopic images of skin lesions, fast and honestly. Not a medical device.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Check a dataset, or split it.")
+data_app = typer.Typer(no_args_is_help=True, help="Check, split, convert or download a dataset.")
 
 
 def print_version(wanted: bool) -> None:

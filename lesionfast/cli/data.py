@@ -60,6 +60,39 @@ def split(
     print(out)
 
 
+Target = option(Path, "Folder to write to.", "--to")
+
+
+@data_app.command()
+@config_options(DataConfig, "data")
+def convert(given: dict[str, Any], to: Target, data: DataFolder = None) -> None:
+    """Write a dataset as one CSV file and one folder of images, and print the folder.
+
+    Example: lesionfast data convert ISIC2019 --to isic2019
+    """
+    from lesionfast.data.layouts.convert import convert
+
+    with counting_bar("images") as progress:
+        print(convert(DataConfig(data=read_option(data or None), **given), to, progress))
+
+
+Public = argument(str, "ham10000 or isic2018-test.")
+Server = option(str | None, "Address of a mirror (default: Harvard's Dataverse).")
+
+
+@data_app.command("download")
+def fetch(name: Public, to: Target, server: Server = None) -> None:
+    """Download a public dataset and print its folder; type it again to go on after a break.
+
+    Example: lesionfast data download ham10000 --to HAM10000
+    """
+    from lesionfast.data.layouts.download import SERVER, download
+
+    with counting_bar("bytes") as progress:
+        download(name, to, server or SERVER, progress)
+    print(to)
+
+
 @app.command("list", rich_help_panel=DATA)
 def list_names(what: Kind, containing: Part = "") -> None:
     """List the names that an option takes.

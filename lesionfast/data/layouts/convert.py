@@ -1,0 +1,91 @@
+"""Write any dataset in the normal form: one CSV file, and one folder of images."""
+
+import logging
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import pandas as pd
+from PIL import Image
+
+from lesionfast.config import DataConfig
+from lesionfast.data.images import BadImage, read_picture
+from lesionfast.data.metadata import KEYS, load_metadata
+from lesionfast.data.sources import FileReader
+from lesionfast.errors import LesionfastError, list_first, pluralize
+from lesionfast.files import disk_errors, workspace
+
+logger = logging.getLogger("lesionfast")
+
+TABLE, IMAGES = "metadata.csv", "images"
+SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "TIFF": ".tif", "BMP": ".bmp", "WEBP": ".webp"}
+
+
+def convert(
+    config: DataConfig, to: Path, progress: Callable[[int, int], None] | None = None
+) -> Path:
+    """Write the dataset that `config` names to a new folder, and return it.
+
+    metadata.csv has a row for each image: image_id, lesion_id (what stays in one split, empty for
+    an image on its own), dx, split if the dataset has its own, then all other columns. The images
+    keep their bytes; what other programs do not open (HEIC, DICOM, MPO) becomes PNG. Raises
+    `LesionfastError` if the folder is not empty, and for images that can't be read, unless
+    `config.skip_bad`.
+    """
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise LesionfastError(f"{to} exists already. Name another folder with --to.")
+    df, bad = load_metadata(config), {}
+    with disk_errors(to), workspace(to.absolute().parent) as aside, FileReader() as reader:
+        (aside / IMAGES).mkdir()
+        for done, (image_id, path) in enumerate(zip(df["image_id"], df["path"], strict=True), 1):
+            try:
+                data, suffix = read_for_all(path, reader)
+                (aside / IMAGES / f"{image_id}{suffix}").write_bytes(data)
+            except BadImage as error:
+                bad[image_id] = str(error)
+            if progress:
+                progress(done, len(df))
+        report_bad(bad, config)
+        table = as_table(df[~df["image_id"].isin(bad)])
+        table.to_csv(aside / TABLE, index=False, lineterminator="\n")
+        if to.exists():
+            to.rmdir()
+        aside.rename(to)
+    return to
+
+
+def read_for_all(path: str, reader: FileReader) -> tuple[bytes, str]:
+    """Return the bytes of an image that every program opens, and their suffix."""
+    picture = read_picture(path, reader=reader)  # raises BadImage, DICOM and HEIC included
+    data = reader.read(path)
+    try:
+        kind = Image.open(BytesIO(data), formats=list(SUFFIXES)).format
+        return data, SUFFIXES[kind or ""]
+    except (OSError, KeyError):
+        out = BytesIO()
+        picture.save(out, "PNG")
+        return out.getvalue(), ".png"
+
+
+def report_bad(bad: dict[str, str], config: DataConfig) -> None:
+    """Raise `LesionfastError` for unreadable images, or count them if they may be skipped."""
+    if not bad:
+        return
+    named = list_first((f"{name}: {why}" for name, why in bad.items()), 5)
+    problem = f"{pluralize(len(bad), 'image')} can't be read: {named}"
+    if not config.skip_bad:
+        raise LesionfastError(f"{problem}. Replace them, or leave them out with --skip-bad.")
+    logger.warning("%s. They are left out (--skip-bad)", problem)
+
+
+def as_table(df: pd.DataFrame) -> pd.DataFrame:
+    """Return a checked table with the column names that HAM10000 has."""
+    lesion = df["group"].mask(df["group"] == df["image_id"], "")
+    table = pd.DataFrame({"image_id": df["image_id"], "lesion_id": lesion, "dx": df["target"]})
+    others = df.drop(columns=[*KEYS, *table.columns], errors="ignore")
+    whole = {
+        name: column.astype("Int64")
+        for name, column in others.select_dtypes("number").items()
+        if (column.dropna() % 1 == 0).all()
+    }
+    return table.join(others.assign(**whole))
