@@ -140,10 +140,11 @@ def lr_find(given: dict[str, Any], figure: Figure = Path("lr_find.png")) -> None
 
     Example: lesionfast lr-find --data HAM10000 --arch densenet121
     """
-    from lesionfast.data.split import load_dataset
+    from lesionfast.data.split import configure, load_dataset
 
     settings = TrainConfig(**given)
     df = load_dataset(settings)
+    settings = configure(df, settings)
     from lesionfast.training.experiment import prepare_learner
     from lesionfast.training.fitting import plan_training
     from lesionfast.training.learner import draw_lr_curve, find_lr
@@ -161,10 +162,11 @@ def bench(given: dict[str, Any], json: Json = False) -> None:
 
     Example: lesionfast bench --data HAM10000 --arch densenet121
     """
-    from lesionfast.data.split import load_dataset
+    from lesionfast.data.split import configure, load_dataset
 
     settings = TrainConfig(**given)
     df = load_dataset(settings)
+    settings = configure(df, settings)
     from lesionfast.training.speed import bench
 
     measured = bench.bench(settings, df)

@@ -109,7 +109,7 @@ def check_lesions(df: pd.DataFrame) -> Iterator[Finding]:
 
 def check_missing(df: pd.DataFrame, config: DataConfig) -> Iterator[Finding]:
     """Count the missing values of each column, and ages of 0."""
-    for name in df.columns.difference(KEYS, sort=False):
+    for name in df.columns.difference([*KEYS, "split"], sort=False):
         is_input = name in config.metadata_columns
         detail = (
             "the rows are kept, with an indicator input; or type --missing drop"

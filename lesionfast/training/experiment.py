@@ -17,7 +17,8 @@ from lesionfast.console import counting_bar, show_log
 from lesionfast.data.augment import augmentations, name_augmentation
 from lesionfast.data.encoder import MetadataEncoder
 from lesionfast.data.loaders import LesionDataLoaders, pick_device
-from lesionfast.data.split import configure, format_split, load_dataset
+from lesionfast.data.metadata import settle_inputs
+from lesionfast.data.split import configure, format_split, load_dataset, settle_fusion
 from lesionfast.diagnoses import Classes
 from lesionfast.errors import LesionfastError
 from lesionfast.files import LOCKED, disk_errors, only_process
@@ -195,6 +196,7 @@ def check_seeds(config: TrainConfig, root: str | Path, name: str | None, seeds: 
 
 def train_once(df: pd.DataFrame, config: TrainConfig, root: str | Path, name: str | None) -> Run:
     """Train with one seed and return the run."""
+    config = settle_fusion(settle_inputs(df, config))
     check_options(config)
     if name:
         check_name(name)
