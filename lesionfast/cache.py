@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import cache, partial
@@ -35,7 +35,7 @@ logger = logging.getLogger("lesionfast")
 CHECKSUM = hashlib.sha256().digest_size  # bytes at the end of an array's file
 BLOCK = 2**23  # bytes that a thread checks at once
 UNSUPPORTED = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)  # by some file systems
-Append = Callable[[np.ndarray], None]
+Append = Callable[..., None]  # of a block of rows and, if it is not the next, their places
 
 
 def cache_folder() -> Path:
@@ -131,15 +131,25 @@ def checksum(file: Path, size: int) -> bytes:
 def write_array(file: Path, rows: int, build: Callable[[Append], Any]) -> None:
     """Write an array of `rows` rows as .npy with its checksum, on the disk when it returns.
 
-    `build(append)` calls `append` with block after block. The first one reserves the disk space
-    for all, so that a full disk is noticed at once.
+    `build(append)` calls `append` with block after block, or with the places of a block's rows,
+    which lie anywhere. The first one reserves the disk space for all, so that a full disk is
+    noticed at once.
     """
     with file.open("w+b") as out:
+        start = 0
 
-        def append(block: np.ndarray) -> None:
-            if not out.tell():
+        def append(block: np.ndarray, places: Sequence[int] | None = None) -> None:
+            nonlocal start
+            if not start:
                 begin_array(out, (rows, *block.shape[1:]), block.dtype)
-            out.write(np.ascontiguousarray(block).data)
+                start = out.tell()
+            if places is None:
+                out.write(np.ascontiguousarray(block).data)
+            else:
+                for place, row in zip(places, block, strict=True):
+                    out.seek(start + place * row.nbytes)
+                    out.write(np.ascontiguousarray(row).data)
+                out.seek(start + rows * block[0].nbytes)
 
         build(append)
         out.flush()

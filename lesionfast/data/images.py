@@ -33,7 +33,13 @@ from lesionfast.data.formats.pictures import (
     picture_size,
     to_rgb,
 )
-from lesionfast.data.sources import FileReader, content_keys, count_threads
+from lesionfast.data.sources import (
+    FileReader,
+    content_keys,
+    count_threads,
+    read_each,
+    storage_order,
+)
 from lesionfast.errors import LesionfastError, list_first, pluralize
 from lesionfast.files import stamps, workspace
 
@@ -143,8 +149,8 @@ def describe_bad(paths: Sequence[object], bad: dict[int, str]) -> str:
 def decode_all(task: Task) -> Images:
     """Decode all images into a plain array."""
     pixels, bad = np.zeros(task.shape, np.uint8), {}
-    for start, block, bad_of_block in decode_blocks(task):
-        pixels[start : start + len(block)] = block
+    for places, block, bad_of_block in decode_blocks(task):
+        pixels[places] = block
         bad.update(bad_of_block)
     return Images(pixels, bad)
 
@@ -216,8 +222,8 @@ def build(task: Task, note: Path, skip_bad: bool) -> Images:
     logger.info("Decoding %s to %d x %d pixels, once", images, task.size, task.size)
 
     def decode_to(append: Append) -> None:
-        for _, block, bad_of_block in decode_blocks(task):
-            append(block)
+        for places, block, bad_of_block in decode_blocks(task):
+            append(block, None if isinstance(places, range) else places)
             bad.update(bad_of_block)
 
     with workspace(note.parent) as folder:
@@ -238,18 +244,19 @@ def build(task: Task, note: Path, skip_bad: bool) -> Images:
     return Images(pixels, bad)
 
 
-def decode_blocks(task: Task) -> Iterator[tuple[int, np.ndarray, dict[int, str]]]:
-    """Decode in parallel; yield position, pixels (k, size, size, 3) and bad ones of each block."""
-    total, stretched = len(task.paths), []
+def decode_blocks(task: Task) -> Iterator[tuple[Sequence[int], np.ndarray, dict[int, str]]]:
+    """Decode in parallel; yield places, pixels (k, size, size, 3) and bad ones of each block."""
+    total, stretched, order = len(task.paths), [], storage_order(task.paths)
     with FileReader() as reader, ThreadPoolExecutor(count_threads()) as threads:
         decode_one = partial(fill, resize=task.resize, reader=reader, stretched=stretched)
         for start in range(0, total, BLOCK):
-            paths = task.paths[start : start + BLOCK]
-            block = np.zeros((len(paths), *task.shape[1:]), np.uint8)
-            reasons = threads.map(decode_one, block, paths)
-            yield start, block, {start + i: why for i, why in enumerate(reasons) if why}
+            places = order[start : start + BLOCK]
+            block = np.zeros((len(places), *task.shape[1:]), np.uint8)
+            reasons = threads.map(decode_one, block, [task.paths[i] for i in places])
+            bad = {i: why for i, why in zip(places, reasons, strict=True) if why}
+            yield places, block, bad
             if task.progress:
-                task.progress(start + len(paths), total)
+                task.progress(start + len(places), total)
     if stretched:
         logger.warning(
             "%s of %d use only 8 or 12 of their 16 bits and were stretched to the full range: %s",
@@ -291,14 +298,13 @@ def find_sizes(paths: Sequence[str]) -> np.ndarray:
     They are 0 for an image that can't be read.
     """
 
-    def find_size(path: str) -> tuple[int, int]:
+    def find_size(path: str, reader: FileReader) -> tuple[int, int]:
         for read in (partial(reader.read_start, most=HEADER), reader.read):
             with suppress(Exception):  # the header is longer, or the bytes are broken
                 return picture_size(read(path))
         return 0, 0
 
-    with FileReader() as reader, ThreadPoolExecutor(count_threads()) as threads:
-        return np.array(list(threads.map(find_size, paths)), int).reshape(-1, 2)
+    return np.array(read_each(paths, find_size), int).reshape(-1, 2)
 
 
 def read_image(path: str, reader: FileReader | None = None) -> Image.Image:

@@ -3,10 +3,11 @@
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -24,6 +25,8 @@ from lesionfast.errors import LesionfastError, pluralize
 from lesionfast.files import readable_name, split_path, stamp
 
 logger = logging.getLogger("lesionfast")
+
+PART = 8  # files that a thread reads one after the other
 
 
 def is_visible(name: str) -> bool:
@@ -155,14 +158,41 @@ def drop_copies(files: pd.DataFrame) -> pd.DataFrame:
 def content_keys(paths: Sequence[str]) -> list[str]:
     """Return the content key of each path, in order; a unique one if a file is unreadable."""
 
-    def find_key(path: str) -> str:
+    def find_key(path: str, reader: FileReader) -> str:
         try:
             return reader.content_key(path)
         except Exception:  # decoding says what is wrong with it
             return f"unreadable {stamp(split_path(path)[0])}"
 
+    return read_each(paths, find_key)
+
+
+def read_each(paths: Sequence[str], read: Callable[[str, "FileReader"], Any]) -> list[Any]:
+    """Return what `read(path, reader)` finds in each file, in the order of the paths."""
+    order = storage_order(paths)
+    parts = [order[start : start + PART] for start in range(0, len(paths), PART)]
+
+    def read_part(part: Sequence[int]) -> list[Any]:
+        return [read(paths[i], reader) for i in part]
+
+    found: list[Any] = [None] * len(paths)
     with FileReader() as reader, ThreadPoolExecutor(count_threads()) as threads:
-        return list(threads.map(find_key, paths))
+        for part, values in zip(parts, threads.map(read_part, parts), strict=True):
+            for i, value in zip(part, values, strict=True):
+                found[i] = value
+    return found
+
+
+def storage_order(paths: Sequence[str]) -> Sequence[int]:
+    """Return the positions of paths in the order in which their files are best read.
+
+    It is their own, unless some are rows of Parquet files, which are read a page at a time.
+    """
+    places = {i: split_path(path) for i, path in enumerate(paths) if ".parquet/" in path.lower()}
+    rows = {i: int(row) for i, (_, row) in places.items() if row and row.isdecimal()}
+    if not rows:
+        return range(len(paths))
+    return sorted(range(len(paths)), key=lambda i: (places.get(i, ("",))[0], rows.get(i, i)))
 
 
 class FileReader(AbstractContextManager):

@@ -28,7 +28,7 @@ from lesionfast.files import disk_errors, temporary_folder
 HIDDEN_PART = re.compile(r"(?:^|/)(?:\.|__MACOSX(?:/|$))")  # of a path with forward slashes
 IN_MEMORY_BYTES = 2**27  # of an array of an .npz file: a larger one is unpacked to a temporary file
 BATCH_ROWS = 16  # of a Parquet file, read together
-KEPT_BYTES = 2**25  # of a Parquet file, kept for threads that are a little behind
+KEPT_BYTES = 2**26  # of a Parquet file, kept for threads that are a little behind
 
 
 def content_key(data: bytes) -> str:

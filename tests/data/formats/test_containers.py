@@ -174,7 +174,8 @@ def test_the_arrays_of_an_npz_file_are_read_without_loss(
 
 
 @pytest.mark.parametrize("parts", [{"row_group_size": 40}, {"write_batch_size": 10}])
-def test_a_parquet_file_is_read_a_part_at_a_time(parts, tmp_path):
+def test_a_parquet_file_is_read_a_part_at_a_time(parts, tmp_path, monkeypatch):
+    monkeypatch.setattr(containers, "KEPT_BYTES", 2**24)
     rng = np.random.default_rng(2)
     pictures = {str(i): rng.bytes(200_000) for i in range(400)}
     path = str(write_parquet(tmp_path / "large.parquet", pictures, **parts))
@@ -186,6 +187,31 @@ def test_a_parquet_file_is_read_a_part_at_a_time(parts, tmp_path):
             assert container.read(str(i)) == data
             most = max(most, pa.total_allocated_bytes() - before)
     assert most < 60e6  # of 80 MB
+
+
+def test_rows_of_parquet_files_are_read_in_their_order_whatever_the_table_has(
+    pictures, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("LESIONFAST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(containers, "KEPT_BYTES", 0)
+    read, read_group = [], containers.Parquet._read_group
+    monkeypatch.setattr(
+        containers.Parquet,
+        "_read_group",
+        lambda self, group: read.append((self.file, group)) or read_group(self, group),
+    )
+    paths = []
+    for name in ("b.parquet", "a.parquet"):
+        paths += list_members(write_parquet(tmp_path / name, pictures, row_group_size=30))
+    (tmp_path / "c.jpg").write_bytes(pictures["ISIC_0000003"])
+    paths.append(f"{tmp_path}/c.jpg")
+    shuffled = np.random.default_rng(0).permutation(len(paths))
+    images = open_images([paths[i] for i in shuffled], 8)
+    read_of_keys_and_pixels = len(read)
+    assert read_of_keys_and_pixels <= 4 * 2 * 3  # of 240 images; threads overtake one another
+    assert (images.pixels == open_images(paths, 8, cache=False).pixels[shuffled]).all()
+    keys = content_keys(paths)
+    assert content_keys([paths[i] for i in shuffled]) == [keys[i] for i in shuffled]
 
 
 def test_pixels_in_an_hdf5_dataset_are_an_image(tmp_path):
