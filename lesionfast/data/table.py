@@ -1,14 +1,13 @@
-"""Read a CSV as text, a part at a time, and say what is wrong with it.
+"""Read a table as text, a part at a time, and say what is wrong with it.
 
 Training, prediction and everything else that reads a user's table reads it here; what its values
 may be is for `metadata` and `encoder` to say.
 """
 
-import csv
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from operator import ne
 from pathlib import Path
@@ -16,22 +15,24 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from lesionfast.data.formats.records import (
+    EXCEL,
+    PARQUET,
+    find_declared,
+    find_encoding,
+    is_text,
+    read_records,
+)
 from lesionfast.errors import LesionfastError, did_you_mean, list_first, pluralize
 
 logger = logging.getLogger("lesionfast")
 
 SEPARATORS = {",": ",", ";": ";", "|": "|", "\t": "tab"}  # as in the file -> as typed
-ENCODINGS = {  # by byte order mark; that of UTF-32 begins like that of UTF-16
-    b"\xff\xfe\0\0": "utf-32",
-    b"\0\0\xfe\xff": "utf-32",
-    b"\xff\xfe": "utf-16",
-    b"\xfe\xff": "utf-16",
-}
-TABLE_SUFFIXES = (".csv", ".tsv", ".tab")
+TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".txt", *EXCEL, *PARQUET)
 EMPTY = ("", "nan", "na", "n/a", "null")  # compared in lower case
 MOST_COLUMNS = 5_000
-MOST_CHARACTERS = 2**25  # of a line: a longer one is not from a table
 CELLS = 400_000  # read together: bounds the memory
+LOOK = 20  # rows that show what separates the fields, and whether the first one names them
 
 
 def read_table(
@@ -51,28 +52,75 @@ def read_table(
 
 
 def open_table(path: Path, separator: str | None = None, option: str | None = "--csv") -> "CsvFile":
-    """Open a table; the separator, unless it is given, is the one that finds the most columns."""
-    return CsvFile(path, guess_separator(path) if separator is None else separator, option)
+    """Open a table; the separator, unless it is given, is the one that divides it best.
+
+    Raises `LesionfastError` for a file that can't be read, or a text file without columns.
+    """
+    table = CsvFile(path, guess_separator(path) if separator is None else separator, option)
+    if path.suffix.lower() == ".txt" and len(table.header) < 2:
+        raise LesionfastError(
+            f"{path} is text without columns. Name a table such as a CSV file, or the character "
+            "between its fields with --separator."
+        )
+    return table
+
+
+def is_table(path: Path) -> bool:
+    """Return whether a file is a table by its suffix.
+
+    A Parquet file with pictures is none, nor is text without columns.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in (".txt", *PARQUET):
+        return suffix in TABLE_SUFFIXES
+    try:
+        return bool(open_table(path).header)
+    except LesionfastError:
+        return False
 
 
 def guess_separator(path: Path) -> str:
-    """Return the separator that divides the first row into the most names, by default a comma."""
+    """Return the separator that a CSV declares, else the one that divides it best.
 
-    def count_fields(separator: str) -> int:
-        try:
-            return sum(any(set(name) - {*SEPARATORS}) for name in read_header(path, separator))
-        except LesionfastError:
-            return 0
+    That is the one which finds the most names in the first row, of those by which most rows below
+    have as many fields; by default a comma.
+    """
+    if not is_text(path):
+        return ","
+    declared = None
+    with suppress(LesionfastError), readable(path, None):  # opening it says what is wrong
+        declared = find_declared(path)
+    return declared or max(SEPARATORS, key=lambda separator: count_fields(path, separator))
 
-    return max(SEPARATORS, key=count_fields)
+
+def count_fields(path: Path, separator: str) -> tuple[int, int, int]:
+    """Return the names if the rows below fit them, the names, and the fields of the rows below."""
+    first_rows = peek(path, separator)
+    if not first_rows:
+        return 0, 0, 0
+    header, *rows = first_rows
+    names = sum(any(set(name) - {*SEPARATORS}) for name in header)
+    rows = [row for row in rows if any(row)]
+    alike = sum(len(row) >= len(header) and not any(row[len(header) :]) for row in rows)
+    fits = names > 1 and 2 * alike >= len(rows)
+    return names if fits else 0, names, sum(map(len, rows)) if names else 0
+
+
+def peek(path: Path, separator: str) -> list[list[str]]:
+    """Return the first rows of a table, those before an error if there is one."""
+    rows: list[list[str]] = []
+    with suppress(LesionfastError), readable(path, None):
+        for row in islice(read_records(path, separator), LOOK):
+            rows.append([value.strip() for value in row])
+    return rows
 
 
 class CsvFile:
-    """A CSV whose first row names the columns; its values are text without spaces around them.
+    """A table whose first row names the columns; its values are text without spaces around them.
 
-    `separator` is one character, or 'tab'; `option` is the one that names the file, '' for an
-    argument of `predict`, None if none does. The encoding is UTF-8, or UTF-16 or UTF-32 with a byte
-    order mark. Raises `LesionfastError` for a file that can't be read so.
+    `separator` is one character, or 'tab', between the fields of a CSV; `option` is the one that
+    names the file, '' for an argument of `predict`, None if none does. Excel and Parquet files are
+    read alike. Raises `LesionfastError` for a file that can't be read so.
     """
 
     def __init__(self, path: Path, separator: str = ",", option: str | None = "--csv") -> None:
@@ -90,6 +138,18 @@ class CsvFile:
                 f"{path} has {'two' if count == 2 else count} columns '{name}'. Rename one of them "
                 "in the file."
             )
+        self._check_title()
+
+    def _check_title(self) -> None:
+        """Raise `LesionfastError` if the first row has one field and one below has several."""
+        (title, *names), rows = filter(None, self.header), peek(self.path, self.separator)
+        below = [number for number, row in enumerate(rows, 1) if sum(map(bool, row)) > 1]
+        if not names and below:
+            raise LesionfastError(
+                f"the first row of {self.path} does not name the columns: it is "
+                f"'{shorten(title)}' alone, and row {below[0]} has {len(rows[below[0] - 1])} "
+                "fields. Remove the rows above the column names."
+            )
 
     def require(self, columns: Mapping[str, str]) -> None:
         """Raise `LesionfastError` unless all columns are there; see `read_table`."""
@@ -97,7 +157,7 @@ class CsvFile:
         if missing is None:
             return
         best = find_separator(self.path, columns, self.separator)
-        if best != self.separator:
+        if is_text(self.path) and best != self.separator:
             typed = self.option in ("--csv", "")
             add = f"Add --separator '{SEPARATORS[best]}'." if typed else "Save it with commas."
             raise LesionfastError(
@@ -165,6 +225,13 @@ class CsvFile:
 
     def _report(self, counts: Counter[str]) -> None:
         unnamed = self.header.count("")
+        example = find_encoding(self.path)[1] if is_text(self.path) else ""
+        if example:
+            logger.warning(
+                "%s is not in UTF-8 and was read as Windows-1252, such as '%s'. If that is not "
+                "what it says, save it as 'CSV UTF-8'",
+                self.path.name, shorten(example),
+            )  # fmt: skip
         for count, sentence in [
             (counts["stripped"], f"removed spaces around {pluralize(counts['stripped'], 'value')}"),
             (counts["blank"], f"skipped {pluralize(counts['blank'], 'blank row')}"),
@@ -181,7 +248,7 @@ class CsvFile:
 
 @contextmanager
 def readable(path: Path, option: str | None) -> Iterator[None]:
-    """Turn what the system says of a file that can't be read as text into `LesionfastError`."""
+    """Turn what the system says of a file that can't be read into `LesionfastError`."""
     if not path.is_file():
         what_to_type = f" Name the CSV with {option}." if option else " Name a CSV file."
         raise LesionfastError(f"there is no file {path}.{what_to_type}")
@@ -221,7 +288,12 @@ def find_separator(path: Path, columns: Iterable[str], default: str = ",") -> st
 
 def list_columns(names: Sequence[str]) -> str:
     """Return column names for an error: the first thirty, long ones shortened."""
-    return list_first((name if len(name) <= 80 else f"{name[:80]}…" for name in names), 30)
+    return list_first(map(shorten, names), 30)
+
+
+def shorten(text: str) -> str:
+    """Return a text as it is, or its first 80 characters."""
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def read_header(path: Path, separator: str, option: str | None = None) -> list[str]:
@@ -233,35 +305,3 @@ def read_header(path: Path, separator: str, option: str | None = None) -> list[s
             f"{path} is empty or starts with a blank line. Its first line must name the columns."
         )
     return names
-
-
-def read_records(path: Path, separator: str) -> Iterator[list[str]]:
-    """Yield the fields of each row, [] for a blank line; raises `LesionfastError` if it is torn."""
-    row, ended = 0, False
-
-    def read_lines() -> Iterator[str]:
-        nonlocal ended
-        while line := file.readline(MOST_CHARACTERS):
-            if "\0" in line or len(line) == MOST_CHARACTERS:
-                what = "a NUL byte" if "\0" in line else "a line of more than 32 million characters"
-                raise LesionfastError(
-                    f"{path} is not a table: row {row + 1} has {what}. Save it as 'CSV UTF-8'."
-                )
-            yield line
-        ended = True
-
-    with path.open("rb") as file:
-        start = file.read(4)
-    encoding = next((ENCODINGS[mark] for mark in ENCODINGS if start.startswith(mark)), "utf-8-sig")
-    with path.open(encoding=encoding, newline="") as file:
-        try:
-            for fields in csv.reader(read_lines(), delimiter=separator, skipinitialspace=True):
-                row += 1
-                if ended:  # in the middle of a row, looking for the end of a quoted field
-                    raise csv.Error("a quote is open until the end of the file")
-                yield fields
-        except csv.Error as error:
-            raise LesionfastError(
-                f"{path} can't be read as CSV: row {row + (not ended)}: {error}. "
-                "Look for a quote that is not closed there, and correct it."
-            ) from None

@@ -36,6 +36,7 @@ from lesionfast.data.table import (
     TABLE_SUFFIXES,
     CsvFile,
     find_separator,
+    is_table,
     list_columns,
 )
 from lesionfast.errors import LesionfastError, did_you_mean, list_first, pluralize
@@ -94,6 +95,9 @@ def expand(pattern: str) -> list[str]:
 def read_input(root: Path, tables: "Tables") -> Iterator[Item]:
     """Yield the images of one input; the other files of a folder are counted."""
     suffix, others = root.suffix.lower(), []
+    if is_table(root):
+        yield from tables.read(root)
+        return
     found = find_known(root, tables) if root.is_dir() or suffix in CONTAINERS else None
     if found:
         yield from tables.read_dataset(found)
@@ -102,9 +106,6 @@ def read_input(root: Path, tables: "Tables") -> Iterator[Item]:
         paths = find_images_in_folder(root, (*IMAGE_SUFFIXES, *FOREIGN), others)
     elif suffix in CONTAINERS:
         paths = iter(list_members(root))
-    elif suffix in TABLE_SUFFIXES:
-        yield from tables.read(root)
-        return
     else:
         paths = iter([root.as_posix()])
     yield from (Item(readable_name(path), path, tables.metadata) for path in paths)

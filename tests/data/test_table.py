@@ -4,6 +4,8 @@ What is wrong ends in a sentence, never a traceback.
 """
 
 import logging
+import sys
+from datetime import datetime
 
 import pandas as pd
 import pytest
@@ -12,7 +14,7 @@ from lesionfast.config import DataConfig
 from lesionfast.data import table
 from lesionfast.data.encoder import BadValue, MetadataEncoder
 from lesionfast.data.metadata import load_metadata
-from lesionfast.data.table import CsvFile, read_table
+from lesionfast.data.table import CsvFile, open_table, read_table
 from lesionfast.errors import LesionfastError
 from lesionfast.serving.inputs import MetadataReader, find_items
 
@@ -55,10 +57,70 @@ def test_encodings_with_and_without_byte_order_mark(write, encoding):
     assert table["dx"].tolist() == ["nävus"]
 
 
-def test_latin_1_is_refused_with_the_way_out(write):
-    assert "Save it as 'CSV UTF-8'" in refusal(write("image_id,dx\na,nävus\n".encode("latin-1")))
-    late = "image_id,dx\n" + "a,nv\n" * 5000 + "b,nävus\n"
-    assert "Save it as 'CSV UTF-8'" in refusal(write(late.encode("latin-1")))
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_wide_encodings_without_a_mark_are_found(write, caplog, encoding):
+    table = read_table(write("image_id,dx\na,nävus\n".encode(encoding)), NAMES)
+    assert table["dx"].tolist() == ["nävus"] and not caplog.text
+
+
+@pytest.mark.parametrize("before", [0, 5000, 2**20 - 19, 2**20 - 18], ids=str)
+def test_windows_1252_is_read_where_utf_8_fails_and_said_with_an_example(write, caplog, before):
+    content = b"image_id,dx\n" + b"a,nv\n" * (before // 5) + "b,“nävus”\n".encode("cp1252")
+    table = read_table(write(content), NAMES)
+    assert table["dx"].iloc[-1] == "“nävus”"
+    assert (
+        "cases.csv is not in UTF-8 and was read as Windows-1252, such as '“nävus”'. If that is not "
+        "what it says, save it as 'CSV UTF-8'" in caplog.text
+    )
+    assert caplog.text.count("Windows-1252") == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "image_id,dx\na,nävus\n".encode() + b"b,n\xe4vus\n",
+        b"image_id,dx\na,n\x81vus\n",
+        b"image_id,dx\na,\xe4\x07\n",
+        "image_id,dx\na,nävus".encode()[:-5] + b"\xc3",
+    ],
+    ids=["UTF-8 with other bytes", "bytes without a meaning", "a bell", "UTF-8 cut off"],
+)
+def test_what_is_neither_utf_8_nor_windows_1252_is_refused(write, content):
+    if content.endswith(b"\xc3"):
+        content = content.replace(b"n\xc3", "nävus,n".encode() + b"\xc3")
+    assert "Save it as 'CSV UTF-8'" in refusal(write(content))
+
+
+def test_the_separator_is_the_one_by_which_the_rows_fit_the_header(write):
+    rows = "id;age (years, months, days);dx\na;45;nv\nb;50;mel\n"
+    assert open_table(write(rows)).header == ["id", "age (years, months, days)", "dx"]
+    assert open_table(write("a b,dx\nx | y,nv\nx | z,mel\n")).header == ["a b", "dx"]
+    assert open_table(write("sep=|\nid,1|dx\na|nv\n")).header == ["id,1", "dx"]
+    assert open_table(write("SEP=\t\r\nid\tdx\r\na\tnv\r\n")).header == ["id", "dx"]
+    assert open_table(write("id\na\n")).header == ["id"]
+
+
+def test_rows_count_from_the_header_although_a_line_declares_the_separator(write):
+    table = open_table(write("sep=;\nimage_id;dx\na;nv\n"))
+    assert next(table.read_chunks()).index.tolist() == [2]
+
+
+def test_a_title_before_the_header_is_refused_with_its_rows(write):
+    for separator in (",", ";", "\t"):
+        text = f"Cases of 2024\n\nimage_id{separator}dx{separator}age\na{separator}nv{separator}1\n"
+        with pytest.raises(LesionfastError) as error:
+            open_table(write(text))
+        assert "it is 'Cases of 2024' alone, and row 3 has 3 fields." in str(error.value)
+        assert str(error.value).endswith("Remove the rows above the column names.")
+
+
+def test_text_that_is_no_table_is_not_one(tmp_path):
+    path = tmp_path / "attribution.txt"
+    path.write_text("Images of the Department of Dermatology\nLicence: CC-BY\n")
+    with pytest.raises(LesionfastError, match="is text without columns"):
+        open_table(path)
+    path.write_text("image_id\tdx\na\tnv\n")
+    assert open_table(path).header == ["image_id", "dx"]
 
 
 def test_a_spreadsheet_that_is_only_named_csv_is_refused(write):
@@ -175,12 +237,15 @@ FILES = {  # the content, and what is read or the words of the refusal, for trai
     "UTF-16, the other way round": (b"\xfe\xff" + PLAIN.encode("utf-16-be"), RIGHT),
     "UTF-32": (PLAIN.encode("utf-32"), RIGHT),
     "UTF-32, the other way round": (b"\0\0\xfe\xff" + PLAIN.encode("utf-32-be"), RIGHT),
-    "UTF-16 without a mark": (PLAIN.encode("utf-16-le"), "row 1 has a NUL byte"),
-    "UTF-32 without a mark": (PLAIN.encode("utf-32-be"), "row 1 has a NUL byte"),
+    "UTF-16 without a mark": (PLAIN.encode("utf-16-le"), RIGHT),
+    "UTF-32 without a mark": (PLAIN.encode("utf-32-be"), RIGHT),
     "UTF-16 cut in a character": (PLAIN.encode("utf-16")[:-1], NO_TEXT),
-    "Latin-1": (PLAIN.replace("male", "männlich").encode("latin-1"), NO_TEXT),
-    "Latin-1 late": ((PLAIN + "x,L,nv,1,male\n" * 9000 + "é").encode("latin-1"), NO_TEXT),
-    "Windows-1252": (PLAIN.replace("nv", "“nv”").encode("cp1252"), NO_TEXT),
+    "Latin-1": (PLAIN.replace("nv", "nävus").encode("latin-1"), RIGHT),
+    "Latin-1 late": (
+        (PLAIN + "x,L,nv,1,male\n" * 9000 + "é,L,nv").encode("latin-1"), ("repeats", RIGHT)
+    ),
+    "Windows-1252": (PLAIN.replace("nv", "“nv”").encode("cp1252"), RIGHT),
+    "UTF-8 and Latin-1": (PLAIN.replace("nv", "nävus").encode() + b"c,L,n\xe4vus,,", NO_TEXT),
     "two marks": (b"\xef\xbb\xbf" + PLAIN.encode("utf-8-sig"), "image.id"),
     "a mark alone": (b"\xef\xbb\xbf", EMPTY),
     "a mark of UTF-16 alone": (b"\xff\xfe", EMPTY),
@@ -197,7 +262,7 @@ FILES = {  # the content, and what is read or the words of the refusal, for trai
     "blanks": ("   \n\t\n", EMPTY),
     "separators alone": (",,,\n,,,\n", EMPTY),
     "a blank line before the header": ("\n" + PLAIN, EMPTY),
-    "a title before the header": ("Cases of 2024\n\n" + PLAIN, "image.id"),
+    "a title before the header": ("Cases of 2024\n\n" + PLAIN, "row 3 has 5 fields"),
     "no header": (A + B, "image.id"),
     "a header alone": (HEADER, NO_ROWS),
     "a header without a line end": (HEADER.strip(), NO_ROWS),
@@ -238,7 +303,9 @@ FILES = {  # the content, and what is read or the words of the refusal, for trai
     "semicolons": (PLAIN.replace(",", ";"), RIGHT),
     "tabs": (PLAIN.replace(",", "\t"), RIGHT),
     "bars": (PLAIN.replace(",", "|"), RIGHT),
-    "the separator on a line of its own": ("sep=;\n" + PLAIN.replace(",", ";"), "image.id"),
+    "the separator on a line of its own": ("sep=;\n" + PLAIN.replace(",", ";"), RIGHT),
+    "the separator, and UTF-16": (("sep=\t\n" + PLAIN.replace(",", "\t")).encode("utf-16"), RIGHT),
+    "the separator on a line alone": ("sep=;\n", EMPTY),
     "a decimal comma": (MORE.replace("45", '"45,5"'), ("mixes .*: '45,5'", IMPOSSIBLE)),
     "an age of 1e308": (PLAIN.replace("45", "1e308"), IMPOSSIBLE),
     "an age of 999": (PLAIN.replace("45", "999"), IMPOSSIBLE),
@@ -305,3 +372,159 @@ def test_each_table_is_read_right_or_refused_in_a_sentence(tmp_path, folder, nam
         with pytest.raises(LesionfastError, match=f"(?s){expected}") as error:
             read(path, folder)
         assert len(str(error.value)) < 1000 and str(error.value)[-1] in ".)'"
+
+
+SHEET = [line.split(",") for line in PLAIN.splitlines()]
+CELLS = [SHEET[0], ["a", "L1", "nv", 45.0, "male"], ["b", "L2", "mel", 50, "female"]]
+
+
+def write_sheets(path, **sheets):
+    """Write an Excel file with a sheet of rows for each name."""
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    book.remove(book.active)
+    for name, rows in sheets.items():
+        sheet = book.create_sheet(name)
+        for row in rows:
+            sheet.append(row)
+    book.save(path)
+    return path
+
+
+SHEETS = {  # of an Excel file, and what is read or the words of the refusal
+    "numbers as numbers": ({"Cases": CELLS}, RIGHT),
+    "numbers as text": ({"Cases": SHEET}, RIGHT),
+    "an empty sheet first": ({"Sheet1": [], "Cases": CELLS}, RIGHT),
+    "a note on another sheet": ({"Cases": CELLS, "Note": [["Cases of"], ["2024"]]}, RIGHT),
+    "two sheets with tables": ({"A": CELLS, "B": CELLS}, "2 sheets that hold a table: 'A', 'B'"),
+    "no sheet with a table": ({"Sheet1": []}, EMPTY),
+    "a title above": ({"Cases": [["Cases"], [], *CELLS]}, "'Cases' alone, and row 3 has 5 fields"),
+    "blank rows between": ({"Cases": [CELLS[0], [], CELLS[1], [None] * 5, CELLS[2]]}, RIGHT),
+    "a blank row first": ({"Cases": [[], *CELLS]}, EMPTY),
+    "an empty cell": ({"Cases": [CELLS[0], ["a", "L1", "nv"], CELLS[2]]}, NEITHER),
+    "a value beside the table": ({"Cases": [*CELLS, ["c", "L", "nv", 1, "male", "x"]]}, "6 fields"),
+    "two columns of one name": ({"Cases": [["age", "age"], [1, 2]]}, "has two columns 'age'"),
+    "a header alone": ({"Cases": CELLS[:1]}, NO_ROWS),
+}
+
+
+@pytest.mark.parametrize("read", [read_to_train, read_to_predict], ids=["train", "predict"])
+@pytest.mark.parametrize("name", SHEETS)
+def test_each_sheet_is_read_right_or_refused_in_a_sentence(tmp_path, folder, name, read, caplog):
+    sheets, expected = SHEETS[name]
+    path = write_sheets(tmp_path / "cases.xlsx", **sheets)
+    if isinstance(expected, dict):
+        assert read(path, folder) == expected
+        assert "fewer fields" not in caplog.text
+    else:
+        with pytest.raises(LesionfastError, match=expected):
+            read(path, folder)
+
+
+def test_values_of_excel_are_text_as_a_csv_has_them(tmp_path):
+    day, moment = datetime(2024, 5, 1), datetime(2024, 5, 1, 9, 30)
+    values = ["0012", 60.0, 45.5, 12, True, day, moment, day.time(), 1e20, None, " x "]
+    names = [f"c{i}" for i in range(len(values))]
+    path = write_sheets(tmp_path / "a.XLSX", Cases=[names, values])
+    row = read_table(path, {}).iloc[0].tolist()
+    assert row[:6] == ["0012", "60", "45.5", "12", "True", "2024-05-01"]
+    assert row[6:] == ["2024-05-01 09:30:00", "00:00:00", "1e+20", "", "x"]
+
+
+def test_hidden_sheets_do_not_count(tmp_path):
+    openpyxl = pytest.importorskip("openpyxl")
+    path = write_sheets(tmp_path / "a.xlsx", Old=CELLS[::-1], Cases=CELLS)
+    book = openpyxl.load_workbook(path)
+    book["Old"].sheet_state = "hidden"
+    book.save(path)
+    assert open_table(path).header == SHEET[0]
+
+
+@pytest.mark.parametrize("keep", [100, 3000, -200])
+def test_a_damaged_excel_file_is_refused_with_what_to_do(tmp_path, keep):
+    path = write_sheets(tmp_path / "cases.xlsx", Cases=CELLS * 200)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(LesionfastError, match="can't be read as an Excel file .* save it again"):
+        read_table(path, {})
+
+
+def test_other_spreadsheets_are_refused_with_what_to_do(tmp_path):
+    path = tmp_path / "cases.xls"
+    path.write_bytes(b"\xd0\xcf\x11\xe0")
+    with pytest.raises(LesionfastError, match="of a kind that is not read. Save it as .xlsx"):
+        open_table(path)
+
+
+def write_parquet(path, **columns):
+    """Write a Parquet file."""
+    pytest.importorskip("pyarrow")
+    pd.DataFrame(columns).to_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("read", [read_to_train, read_to_predict], ids=["train", "predict"])
+def test_a_parquet_file_without_pictures_is_a_table(tmp_path, folder, read):
+    columns = dict(zip(SHEET[0], zip(*CELLS[1:], strict=True), strict=True))
+    path = write_parquet(tmp_path / "cases.parquet", **columns)
+    assert read(path, folder) == RIGHT
+
+
+def test_values_of_parquet_are_text_as_a_csv_has_them(tmp_path):
+    path = write_parquet(
+        tmp_path / "a.parquet",
+        id=["0012", None],
+        age=[60.0, None],
+        size=[4.5, 0.1],
+        n=[1, 2],
+        flag=[True, False],
+        day=pd.to_datetime(["2024-05-01", None]),
+        kind=pd.Categorical(["x", None]),
+    )
+    table = read_table(path, {"id": ""})
+    assert table.loc[2].tolist() == ["0012", "60", "4.5", "1", "True", "2024-05-01", "x"]
+    assert table.loc[3].tolist() == ["", "", "0.1", "2", "False", "", ""]
+
+
+def test_a_parquet_file_is_read_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "CELLS", 100)
+    path = write_parquet(tmp_path / "a.parquet", id=range(10_001), dx=["nv"] * 10_001)
+    parts = list(open_table(path).read_chunks())
+    assert len(parts) > 100
+    assert pd.concat(parts)["id"].tolist() == [str(i) for i in range(10_001)]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([b"x"], "holds pictures itself, in column 'image'"),
+        ([{"bytes": b"x", "path": "a"}], "holds pictures itself, in column 'image'"),
+        ([[1, 2]], "column 'image' of .* holds list<.*not one value a row"),
+    ],
+)
+def test_a_parquet_file_of_pictures_or_lists_is_no_table(tmp_path, values, words):
+    with pytest.raises(LesionfastError, match=words):
+        open_table(write_parquet(tmp_path / "a.parquet", image=values, dx=["nv"]))
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + bytes(100) + b"PAR1"])
+def test_a_damaged_parquet_file_is_refused_with_what_to_do(tmp_path, content):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "a.parquet").write_bytes(content)
+    with pytest.raises(LesionfastError, match="can't be read as a Parquet file .* again"):
+        open_table(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "extra", "module"),
+    [("xlsx", "excel", "openpyxl"), ("parquet", "parquet", "pyarrow")],
+)
+def test_without_the_extra_the_error_says_what_to_install(
+    tmp_path, monkeypatch, suffix, extra, module
+):
+    for name in [name for name in sys.modules if name.split(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    path = tmp_path / f"cases.{suffix}"
+    path.write_bytes(b"x")
+    with pytest.raises(LesionfastError, match=rf"pip install 'lesionfast\[{extra}\]'"):
+        open_table(path)
