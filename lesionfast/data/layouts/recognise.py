@@ -11,6 +11,9 @@ from lesionfast.config import IN_MEMORY, DataConfig
 from lesionfast.data.layouts import (
     folders_by_class,
     ham10000,
+    isic2018,
+    isic2019,
+    isic2020,
     pad_ufes_20,
     tables,
 )
@@ -26,6 +29,9 @@ logger = logging.getLogger("lesionfast")
 KNOWN = (  # importing a module registers its layouts
     folders_by_class,
     ham10000,
+    isic2018,
+    isic2019,
+    isic2020,
     pad_ufes_20,
     tables,
 )

@@ -114,6 +114,9 @@ def test_an_empty_path_is_not_the_sample(name):
 EXPECTED = {  # a layout of make.py -> its name, and its images, classes and groups
     "kaggle_ham": ("HAM10000", 88, 7, 56),
     "dataverse": ("HAM10000", 88, 7, 56),
+    "isic2018": ("ISIC 2018", 88, 7, 56),
+    "isic2019": ("ISIC 2019", 88, 7, 74),
+    "isic2020": ("ISIC 2020", 88, 2, 28),
 }
 
 

@@ -1,0 +1,242 @@
+"""What the datasets of the ISIC share: truth of 0 and 1, tables that belong together, leaks."""
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lesionfast.config import DataConfig
+from lesionfast.data.layouts.base import (
+    PART_NAMES,
+    Dataset,
+    Folder,
+    from_one_hot,
+    join_tables,
+    read_rows,
+)
+from lesionfast.data.layouts.tables import choose_table
+from lesionfast.data.sources import name_without_suffix
+from lesionfast.data.table import EMPTY
+from lesionfast.diagnoses import split_names
+from lesionfast.errors import LesionfastError, list_first, pluralize
+
+logger = logging.getLogger("lesionfast")
+
+LEAKS = re.compile(
+    r"diagnosis|iddx_|mel_|nevus_type|benign_malignant|concomitant_biopsy|melanocytic"
+    r"|tbp_lv_dnn_lesion_confidence"
+)
+BINARY = {"0": 0, "0.0": 0, "false": 0, "benign": 0, "1": 1, "1.0": 1, "true": 1, "malignant": 1}
+UNKNOWN = (*EMPTY, "unknown", "unk")
+DOWNSAMPLED = r"_downsampled$"
+
+
+def find_leaks(rows: pd.DataFrame, target: str) -> tuple[str, ...]:
+    """Return the columns that say what was diagnosed or how, the target left out."""
+    return tuple(name for name in rows if LEAKS.match(name) and name != target)
+
+
+def read_named(folder: Folder, table: Path, *columns: str) -> pd.DataFrame:
+    """Return a table as text with its column names in lower case, but `columns` as they are."""
+    return read_rows(table, *folder.headers[table], *columns)
+
+
+def distinct_tables(folder: Folder, tables: list[Path], column: str) -> list[Path]:
+    """Return the tables that name different images; of copies, that which `choose_table` returns.
+
+    Two tables are copies if more than half of the smaller one's images are in the other.
+    """
+    if len(tables) < 2:
+        return tables
+    ids = {path: set(read_rows(path, column)[column]) for path in tables}
+    kinds: list[list[Path]] = []
+    for path in tables:
+        copies = [kind for kind in kinds if any(overlap(ids[path], ids[k]) > 0.5 for k in kind)]
+        others = [kind for kind in kinds if kind not in copies]
+        kinds = [*others, [*(copy for kind in copies for copy in kind), path]]
+    return [choose_table(folder, kind, column) for kind in kinds]
+
+
+def overlap(one: set[str], other: set[str]) -> float:
+    """Return which share of the smaller of two sets is in the other."""
+    return len(one & other) / max(min(len(one), len(other)), 1)
+
+
+def read_truth(
+    folder: Folder, tables: list[Path], classes: Sequence[str], config: DataConfig
+) -> list[pd.DataFrame]:
+    """Return the rows of each table with one-hot columns, with their class as `target` instead.
+
+    Their `part` is train, valid, test, or "" if no name says it. A row of UNK has no target. The
+    one-hot columns stay if --target names some. Tables of predictions are left out if there are
+    others.
+    """
+    wanted = set(split_names(config.target or "")) & set(classes)
+    truths = [path for path in tables if len(tables) == 1 or not holds_shares(path, classes)]
+    parts = []
+    for path in distinct_tables(folder, truths or tables, "image"):
+        rows = read_named(folder, path, *classes)
+        one_hot = [name for name in classes if name in rows]
+        target = from_one_hot(rows, one_hot, path)
+        target = target.mask(target == "UNK", "")
+        rows = rows if wanted else rows.drop(columns=one_hot)
+        rows = rows.assign(target=target, part=name_part(folder, path, rows))
+        rows.attrs["table"] = path
+        parts.append(rows)
+    return parts
+
+
+def holds_shares(table: Path, classes: Sequence[str]) -> bool:
+    """Whether a table has numbers between 0 and 1 for the classes, as predictions are."""
+    rows = read_rows(table, *classes)
+    numbers = rows[[name for name in classes if name in rows]].apply(pd.to_numeric, errors="coerce")
+    found = bool(((numbers > 0) & (numbers < 1)).any(axis=None) or (numbers == 0).all(axis=None))
+    if found:
+        logger.warning("Ignored %s: it holds predictions, not the truth", table.name)
+    return found
+
+
+def name_part(folder: Folder, table: Path, rows: pd.DataFrame) -> str:
+    """Return which part a table is by its name, else by that of the folder of its images."""
+    if part := find_part(table.relative_to(folder.root).as_posix()):
+        return part
+    paths = folder.images["path"][folder.images["stem"].isin(rows["image"])]
+    root = folder.root.absolute().as_posix()
+    folders = paths.str.removeprefix(root).str.rpartition("/")[0]
+    return find_part(folders.mode().iloc[0]) if len(folders) else ""
+
+
+def find_part(path: str) -> str:
+    """Return train, valid or test for the last such word in a path, "" if there is none."""
+    words = re.findall("[a-z]+", path.lower())
+    return next((PART_NAMES[word] for word in reversed(words) if word in PART_NAMES), "")
+
+
+def stack_parts(parts: list[pd.DataFrame]) -> tuple[pd.DataFrame, str | None]:
+    """Return the rows of several tables and the column of the parts, None if there is only one.
+
+    The index goes on from table to table.
+    """
+    if len(parts) == 1:
+        return parts[0].drop(columns="part"), None
+    rows = pd.concat(parts).fillna("")
+    rows.index = pd.RangeIndex(2, len(rows) + 2)
+    named = rows["part"].ne("").all() and rows["part"].nunique() > 1
+    return (rows, "part") if named else (rows.drop(columns="part"), None)
+
+
+def join_each(
+    parts: list[pd.DataFrame], folder: Folder, tables: list[Path], key: str
+) -> list[pd.DataFrame]:
+    """Return the rows of each part with the columns of other tables, matched by the image.
+
+    A part none of whose images are there keeps its own columns. Raises `LesionfastError` if that is
+    so of all, or if only some images of a part are there.
+    """
+    chosen = distinct_tables(folder, tables, key)
+    others = pd.concat([read_named(folder, path) for path in chosen]).fillna("")
+    others = others.assign(key=bare_ids(others[key])).drop(columns=key)
+    keyed = [rows.assign(key=bare_ids(rows[key])) for rows in parts]
+    has_some = [rows["key"].isin(others["key"]).any() for rows in keyed]
+    joined = [
+        join_tables(rows, others, "key", (rows.attrs["table"], chosen[0]))
+        if some or not any(has_some)
+        else rows
+        for rows, some in zip(keyed, has_some, strict=True)
+    ]
+    return [rows.drop(columns="key") for rows in joined]
+
+
+def bare_ids(ids: pd.Series) -> pd.Series:
+    """Return image ids without '.jpg' or the like and without '_downsampled'."""
+    bare = pd.Series([name_without_suffix(name) for name in ids], ids.index, dtype="str")
+    return bare.str.replace(DOWNSAMPLED, "", regex=True)
+
+
+def match_downsampled(files: pd.DataFrame, ids: pd.Series) -> pd.DataFrame:
+    """Return image files, those named like an id but for '_downsampled' with the id as stem."""
+    stems = pd.Series([name_without_suffix(name) for name in ids], dtype="str")
+    spare = pd.Series(stems.to_numpy(), bare_ids(ids).to_numpy())[~stems.isin(files["stem"]).array]
+    spare = spare[~spare.index.duplicated()]
+    other = bare_ids(files["stem"]).map(spare).where(~files["stem"].isin(stems))
+    if count := int(other.notna().sum()):
+        logger.warning(
+            "Matched %s whose name differs from the table's by '_downsampled'",
+            pluralize(count, "image file"),
+        )
+    return files.assign(stem=other.fillna(files["stem"]).astype("str"))
+
+
+def name_classes(
+    rows: pd.DataFrame, column: str, table: Path, names: tuple[str, str] = ("benign", "malignant")
+) -> pd.Series:
+    """Return a column of 0 and 1 (false and true, benign and malignant) as two names, "" if empty.
+
+    Raises `LesionfastError` for anything else.
+    """
+    words = rows[column].str.lower()
+    number = words.map(BINARY)
+    wrong = rows.index[number.isna() & ~words.isin(UNKNOWN)]
+    if len(wrong):
+        raise LesionfastError(
+            f"column '{column}' of {table.name} has '{rows.at[wrong[0], column]}' in row "
+            f"{wrong[0]}, but it holds 0 for {names[0]} and 1 for {names[1]} "
+            f"({pluralize(len(wrong), 'such row')}). Correct them, or name another column with "
+            "--target."
+        )
+    return number.map(dict(enumerate(names))).fillna("").astype("str")
+
+
+def keep_labelled(found: Dataset, config: DataConfig, advice: str = "") -> Dataset:
+    """Return a dataset without the rows that have no label, and without their images; noted.
+
+    The label is what --target names if it names one column. Raises `LesionfastError` if no row has
+    one.
+    """
+    target = config.target if config.target in found.rows else found.target
+    empty = found.rows[target].str.lower().isin(UNKNOWN)
+    if not empty.any():
+        return found
+    if empty.all():
+        raise LesionfastError(
+            f"column '{target}' of {found.table.name} is empty in all {len(empty):,} rows; it has: "
+            f"{list_first(found.rows, 30)}. Name the column of the diagnosis with --target."
+        )
+    count = pluralize(int(empty.sum()), "row")
+    lost = found.rows.loc[empty, found.image]
+    found = replace(
+        found,
+        rows=found.rows[~empty],
+        files=drop_files(found.files, lost),
+        split=keep_split(found, found.rows[~empty]),
+    )
+    return found.note(f"Left out {count} without a label ({target}).{advice}")
+
+
+def keep_split(found: Dataset, rows: pd.DataFrame) -> str | None:
+    """Return the column of the parts, None if only one part is left."""
+    return found.split if found.split and rows[found.split].nunique() > 1 else None
+
+
+def leave_out_tests(found: Dataset, folder: Folder, tables: list[Path], column: str) -> Dataset:
+    """Return a dataset without the images that tables without labels name; noted."""
+    for path in tables:
+        ids = read_rows(path, column)[column]
+        lost = ids[~np.isin(bare_ids(ids), bare_ids(found.rows[found.image]))]
+        files = drop_files(found.files, lost)
+        if count := len(found.files) - len(files):
+            where = path.relative_to(folder.root)
+            images = pluralize(count, "image")
+            found = replace(found, files=files).note(
+                f"Left out {images} named in {where}, which has no labels."
+            )
+    return found
+
+
+def drop_files(files: pd.DataFrame | None, ids: pd.Series) -> pd.DataFrame | None:
+    """Return image files without those of some ids."""
+    return None if files is None else files[~bare_ids(files["stem"]).isin(bare_ids(ids))]
