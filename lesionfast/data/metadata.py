@@ -5,7 +5,7 @@ Columns that give the label away are refused as inputs.
 
 import logging
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,8 +14,6 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from scipy.special import bdtrc, chdtri, entr
 
 from lesionfast.config import DataConfig
@@ -28,8 +26,13 @@ from lesionfast.data.encoder import (
 )
 from lesionfast.data.layouts import tables
 from lesionfast.data.layouts.base import PART_NAMES, Dataset
+from lesionfast.data.layouts.columns import (
+    chain_groups,
+    find_unique,
+    remove_suffixes,
+    rename_usual,
+)
 from lesionfast.data.layouts.recognise import check_columns, describe, find_dataset
-from lesionfast.data.sources import drop_copies, name_without_suffix
 from lesionfast.data.table import EMPTY
 from lesionfast.diagnoses import probability_columns, split_names
 from lesionfast.errors import LesionfastError, list_first, pluralize
@@ -39,14 +42,6 @@ Config = TypeVar("Config", bound=DataConfig)
 
 KEYS = ("image_id", "path", "target", "group")  # columns that every table of images has
 RESERVED = (*KEYS, "split", "row")  # columns that lesionfast adds
-USUAL = {  # columns of other data sets, in lower case, and what they are called here
-    "age": ("age_approx", "age_years", "age_at_diagnosis", "patient_age"),
-    "sex": ("gender", "patient_sex", "patient_gender"),
-    "localization": (
-        *("localisation", "anatom_site_general", "anatom_site_general_challenge", "anatom_site_1"),
-        *("anatomical_site", "anatomic_site", "anatomical_location", "body_site", "body_location"),
-    ),
-}
 FAR = 100  # times the range of the middle 90 %: a value that far off is worth a look
 ENOUGH_LESIONS = 5  # a value of fewer lesions can be of one class by chance
 LESIONS_A_BIN = 25
@@ -110,7 +105,7 @@ def name_columns(found: Dataset, config: DataConfig) -> pd.DataFrame:
     What else the options ask for gets its name there: an input that the table has under another
     usual name, such as sex for gender.
     """
-    raw = rename_usual(found, config)
+    raw = rename_usual(found, config.metadata_columns)
     if config.metadata != "auto":
         inputs = "--metadata, or type --metadata none to use the image alone"
         check_columns(replace(found, rows=raw), config.metadata_columns, inputs)
@@ -142,73 +137,6 @@ def name_columns(found: Dataset, config: DataConfig) -> pd.DataFrame:
     return pd.DataFrame(keys).join(raw[[name for name in others if name not in reserved]])
 
 
-def rename_usual(found: Dataset, config: DataConfig) -> pd.DataFrame:
-    """Return the rows with the usual names of columns that the table has under another one.
-
-    A column that --metadata names keeps its name.
-    """
-    kept = {found.image, found.target, *found.groups, *config.metadata_columns}
-    header = [name for name in found.rows if name not in kept]
-    names = {other: usual for other, usual in found.renamed.items() if other in header}
-    for usual in {*USUAL, *config.metadata_columns} - {*found.rows, *names.values()}:
-        if other := find_usual(usual, [name for name in header if name not in names]):
-            names[other] = usual
-    if names:
-        logger.info("Reading %s", list_renamed(names))
-    return found.rows.rename(columns=names)
-
-
-def find_usual(wanted: str, header: Sequence[str]) -> str | None:
-    """Return the column of a table that holds what is wanted, None if none does.
-
-    It is the column of that name, in any case, or of another usual name, such as gender for sex.
-    """
-    families = [{usual, *others} for usual, others in USUAL.items()]
-    family = next((names for names in families if wanted.lower() in names), set())
-    known = {name.lower(): name for name in reversed(header)}
-    names = [wanted.lower(), *sorted(family)]
-    return wanted if wanted in header else next((known[n] for n in names if n in known), None)
-
-
-def list_renamed(names: dict[str, str]) -> str:
-    """Return renamed columns in words: "gender as sex, age_approx as age"."""
-    return ", ".join(f"{other} as {usual}" for other, usual in names.items())
-
-
-def chain_groups(ids: pd.DataFrame, image_id: pd.Series) -> pd.Series:
-    """Return the group of each row: rows that share an id of a column, over any number of steps.
-
-    `ids` has a column for each kind of id, the finest first (the lesion, then the patient). An
-    empty id joins nothing; a row without any is a group of its own, named like its image. A group
-    is named by its first id of the last column, in alphabetical order.
-    """
-    ids = ids.mask(ids.apply(lambda column: column.str.lower().isin(EMPTY)), "")
-    columns = [ids[name] for name in ids if (ids[name] != "").any()]
-    if not columns:
-        return image_id
-    if len(columns) == 1:
-        return columns[0].mask(columns[0] == "", image_id)
-    nodes, start = [], 0
-    for column in columns:
-        codes, values = pd.factorize(column.where(column != ""), use_na_sentinel=True)
-        nodes.append(np.where(codes < 0, -1, codes + start))
-        start += len(values)
-    rows = np.arange(len(ids)) + start
-    ends = np.concatenate([np.stack([rows, node])[:, node >= 0] for node in nodes], axis=1)
-    graph = coo_array((np.ones(ends.shape[1]), ends), (start + len(ids),) * 2)
-    component = connected_components(graph, directed=False)[1][start:]
-    named = columns[-1]
-    for column in reversed(columns[:-1]):
-        spare = column.where(~column.isin(columns[-1]), str(column.name) + " " + column)
-        named = named.mask(named == "", spare.mask(column == "", ""))
-    named = named.mask(named == "", image_id)
-    rank = pd.Series((~(columns[-1] != "")).astype(int), ids.index)
-    best = pd.DataFrame({"component": component, "rank": rank, "name": named})
-    first = best.sort_values(["rank", "name"]).drop_duplicates("component")
-    names = first.set_index("component")["name"]
-    return pd.Series(names.loc[component].to_numpy(), ids.index, dtype="str")
-
-
 def clean(found: Dataset, df: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
     """Return the rows of `name_columns` as `read_dataset` does."""
     csv = found.table
@@ -230,14 +158,6 @@ def settle_inputs(df: pd.DataFrame, config: Config) -> Config:
         return config
     names = [name for name in config.metadata_columns if name in df and df[name].notna().any()]
     return replace(config, metadata=",".join(names) or "none")
-
-
-def remove_suffixes(image_ids: pd.Series) -> pd.Series:
-    """Return image ids without '.jpg' and the like, which some tables have; counted if so."""
-    bare = pd.Series([name_without_suffix(name) for name in image_ids], image_ids.index, "str")
-    if changed := int((bare != image_ids).sum()):
-        logger.warning("Removed .jpg or the like from %s", pluralize(changed, "image id"))
-    return bare if changed else image_ids
 
 
 def check_ids(found: Dataset, df: pd.DataFrame) -> None:
@@ -316,24 +236,6 @@ def add_paths(csv: Path, df: pd.DataFrame, files: pd.DataFrame | None) -> pd.Dat
             logger.warning("Left out %s %s: %s", pluralize(len(lost), noun), rest, list_first(lost))
     df.insert(1, "path", path)
     return df[path.notna()]
-
-
-def find_unique(files: pd.DataFrame) -> pd.DataFrame:
-    """Return one file of each stem; copies are counted, and different files raise an error."""
-    try:
-        unique = drop_copies(files)
-    except LesionfastError as error:
-        raise LesionfastError(
-            f"{error}. Remove one of each, or name the right folder or zip file with --csv FILE "
-            "--images DIR."
-        ) from None
-    if len(unique) < len(files):
-        copied = unique["stem"].isin(files["stem"][files["stem"].duplicated()])
-        logger.warning(
-            "Ignored %s with the name and the content of another, such as those of %s",
-            pluralize(len(files) - len(unique), "image file"), unique.loc[copied, "path"].iloc[0],
-        )  # fmt: skip
-    return unique
 
 
 def convert(csv: Path, column: pd.Series, is_input: bool) -> pd.Series:

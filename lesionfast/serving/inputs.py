@@ -19,9 +19,9 @@ from lesionfast.config import DataConfig
 from lesionfast.data.encoder import MetadataEncoder, UnseenValue, describe_missing, read_value
 from lesionfast.data.formats.containers import CONTAINERS
 from lesionfast.data.layouts.base import Dataset, Folder
+from lesionfast.data.layouts.columns import find_unique, find_usual, list_renamed, locate_images
 from lesionfast.data.layouts.recognise import recognise
 from lesionfast.data.layouts.tables import IMAGES, first_of
-from lesionfast.data.metadata import find_unique, find_usual, list_renamed
 from lesionfast.data.sources import (
     IMAGE_SUFFIXES,
     drop_copies,
@@ -29,7 +29,6 @@ from lesionfast.data.sources import (
     image_stem,
     list_images,
     list_members,
-    name_without_suffix,
 )
 from lesionfast.data.table import (
     SEPARATORS,
@@ -166,13 +165,10 @@ class Tables:
     def read_dataset(self, found: Dataset) -> Iterator[Item]:
         """Yield the images of a dataset with the values of its table, then those without a row."""
         names = found.renamed | self._name_columns(found.table.name, list(found.rows))
-        ids = found.rows[found.image].map(name_without_suffix)
-        if found.files is None:
-            paths, others = found.rows["path"], []
-        else:
-            unique = find_unique(found.files).set_index("stem")["path"]
-            paths = ids.map(unique).fillna("")
-            others = unique[~unique.isin(paths)].tolist()
+        paths, others = locate_images(found), []
+        if found.files is not None:
+            unique = find_unique(found.files)["path"]
+            others = unique[~unique.isin(set(paths))].tolist()
         rows = found.rows.rename(columns=names).to_dict("records")
         for path, row in zip(paths, rows, strict=True):
             if path:

@@ -31,7 +31,8 @@ class Dataset:
     it: rows that share a value of a group belong together (the lesion first, then the patient). The
     files are found by a column `path` ("" if there is none), else by their stem in `files` (columns
     stem and path). `leaks` are columns known to give the label away, `split` the column of the
-    dataset's own parts (train, valid, test), `renamed` maps columns to the usual names.
+    dataset's own parts (train, valid, test), `renamed` maps columns to the usual names, `source` is
+    the name of the layout.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Dataset:
     split: str | None = None
     renamed: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    source: str = ""
 
     def note(self, text: str) -> "Dataset":
         """Return the dataset with one more sentence for the user."""

@@ -18,6 +18,7 @@ from lesionfast.data.layouts import (
     tables,
 )
 from lesionfast.data.layouts.base import Dataset, Folder, from_one_hot, layouts
+from lesionfast.data.layouts.several import join_datasets
 from lesionfast.data.sample import make_sample
 from lesionfast.data.sources import name_without_suffix
 from lesionfast.data.table import EMPTY, TABLE_SUFFIXES, list_columns
@@ -68,8 +69,8 @@ def find_dataset(config: DataConfig) -> Dataset:
     if not config.data:
         logger.warning("No --data given: using the built-in SYNTHETIC sample (drawn, not patients)")
         return apply_columns(recognise(make_sample(), config), config)
-    found = [apply_columns(recognise(path, config), config) for path in list_paths(config.data)]
-    return found[0]
+    parts = [apply_columns(recognise(path, config), config) for path in list_paths(config.data)]
+    return parts[0] if len(parts) == 1 else join_datasets(parts)
 
 
 def list_paths(data: str) -> list[Path]:
@@ -101,11 +102,10 @@ def recognise(path: Path, config: DataConfig) -> Dataset:
             f"{path} is not laid out as --layout {config.layout}. Leave --layout out: it is "
             "recognised."
         )
-    names = [*(name for name in layouts if name not in LAST), *LAST]
-    found = next(filter(None, (layouts[name](folder, config) for name in names)), None)
-    if found is None:
-        raise tables.unknown_layout(folder)
-    return found
+    for name in [*(name for name in layouts if name not in LAST), *LAST]:
+        if found := layouts[name](folder, config):
+            return replace(found, source="" if name in LAST else name)
+    raise tables.unknown_layout(folder)
 
 
 def apply_columns(found: Dataset, config: DataConfig) -> Dataset:
