@@ -14,6 +14,7 @@ from lesionfast.data.layouts import (
     isic2018,
     isic2019,
     isic2020,
+    milk10k,
     pad_ufes_20,
     tables,
 )
@@ -33,6 +34,7 @@ KNOWN = (  # importing a module registers its layouts
     isic2018,
     isic2019,
     isic2020,
+    milk10k,
     pad_ufes_20,
     tables,
 )
