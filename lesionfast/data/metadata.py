@@ -24,6 +24,7 @@ from lesionfast.data.encoder import (
     is_possible,
     why_impossible,
 )
+from lesionfast.data.formats.labels import DROP, drop_classes, settle_labels
 from lesionfast.data.layouts import tables
 from lesionfast.data.layouts.base import PART_NAMES, Dataset
 from lesionfast.data.layouts.columns import (
@@ -140,8 +141,9 @@ def name_columns(found: Dataset, config: DataConfig) -> pd.DataFrame:
 def clean(found: Dataset, df: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
     """Return the rows of `name_columns` as `read_dataset` does."""
     csv = found.table
+    df = settle_labels(df, config, found.target)
     check_ids(found, df)
-    df = add_paths(csv, df, found.files)
+    df = drop_classes(add_paths(csv, df, found.files), config)
     inputs = config.metadata_columns
     others = df.columns.difference([*KEYS, "split"], sort=False)
     typed = {name: convert(csv, df[name], is_input=name in inputs) for name in others}
@@ -189,7 +191,8 @@ def check_ids(found: Dataset, df: pd.DataFrame) -> None:
     if lesion is None:
         return
     labels = pd.DataFrame({"group": found.rows[lesion], "target": df["target"]})
-    count, lesion, names = find_conflicts(labels[labels["group"] != ""], "target")
+    known = ~labels["group"].str.lower().isin(EMPTY) & (labels["target"] != DROP)
+    count, lesion, names = find_conflicts(labels[known], "target")
     if count:
         raise LesionfastError(
             f"{csv.name} gives {pluralize(count, 'lesion')} more than one label; the first is "

@@ -17,6 +17,7 @@ import pandas as pd
 
 from lesionfast.config import IN_MEMORY, WHERE, SplitConfig, TrainConfig, read_options
 from lesionfast.console import counting_bar
+from lesionfast.data.formats.labels import expand_map
 from lesionfast.data.metadata import (
     check_inputs,
     find_conflicts,
@@ -106,7 +107,7 @@ def split_metadata(df: pd.DataFrame, config: SplitConfig) -> pd.DataFrame:
 def keep_options(df: pd.DataFrame, config: SplitConfig) -> pd.DataFrame:
     """Note in a table how it was loaded, for the training on it."""
     names = [setting.name for setting in fields(SplitConfig)]
-    config = settle_inputs(df, config)
+    config = replace(settle_inputs(df, config), map=expand_map(config.map))
     df.attrs[OPTIONS] = {name: getattr(config, name) for name in names}
     return df
 
@@ -123,6 +124,8 @@ def configure(df: pd.DataFrame, config: TrainConfig | None = None, **options: An
     plain, config = TrainConfig(), config or TrainConfig()
     typed = {name for name, value in asdict(config).items() if value != getattr(plain, name)}
     given = {name: getattr(config, name) for name in typed} | options
+    if "map" in given:
+        given["map"] = expand_map(given["map"])
     loaded = df.attrs.get(OPTIONS)
     if loaded is None:
         where = {} if any(name in given for name in WHERE) else {"data": IN_MEMORY}

@@ -301,3 +301,27 @@ def test_the_sample_can_be_read(caplog):
     df = load_metadata(DataConfig(metadata="age,sex,localization"))
     assert df["target"].nunique() == 7
     assert df["image_id"].str.startswith("SYNTH_").all()
+
+
+PATIENTS = """\
+lesion_id,patient_id,image_id,dx
+L1,P1,ISIC_1,nv
+L2,P1,ISIC_2,mel
+,P2,ISIC_3,nv
+,P2,ISIC_4,mel
+"""
+
+
+@pytest.mark.parametrize("group", [None, "patient_id", "lesion_id,patient_id"])
+def test_a_patient_may_have_several_diagnoses(read, group):
+    df = read(PATIENTS, metadata="none", group=group)
+    assert df["group"].tolist() == ["P1", "P1", "P2", "P2"]
+    assert df["target"].tolist() == ["nv", "mel", "nv", "mel"]
+
+
+def test_a_lesion_has_one_diagnosis_whatever_the_group_is(refusal):
+    text = PATIENTS.replace("L2,", "L1,")
+    for group in (None, "lesion_id", "lesion_id,patient_id"):
+        message = refusal(text, metadata="none", group=group)
+        assert "gives 1 lesion more than one label; the first is 'L1' with mel and nv" in message
+        assert "(rows 2, 3)" in message
