@@ -259,8 +259,8 @@ def decode_blocks(task: Task) -> Iterator[tuple[Sequence[int], np.ndarray, dict[
                 task.progress(start + len(places), total)
     if stretched:
         logger.warning(
-            "%s of %d use only 8 or 12 of their 16 bits and were stretched to the full range: %s",
-            pluralize(len(stretched), "image"), total, list_first(sorted(stretched)),
+            "Stretched %d of %s that use only 8 or 12 of their 16 bits to the full range: %s",
+            len(stretched), pluralize(total, "image"), list_first(sorted(stretched)),
         )  # fmt: skip
 
 

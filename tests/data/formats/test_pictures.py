@@ -87,7 +87,7 @@ def test_12_bits_stored_in_16_are_stretched_and_said(data, values, most, tmp_pat
     paths[0].write_bytes(data)
     paths[1].write_bytes(encode(Image.new("RGB", (9, 9), RED), "PNG"))
     open_images(paths, 8, cache=False)
-    assert "1 image of 2 use only 8 or 12 of their 16 bits" in caplog.text
+    assert "Stretched 1 of 2 images that use only 8 or 12 of their 16 bits" in caplog.text
     assert str(paths[0]) in caplog.text and len(caplog.records) == 1
 
 
