@@ -1,4 +1,4 @@
-"""Where the images are: folders and zip files, looked through but never unpacked."""
+"""Where the images are: folders and files of images, looked through but never unpacked."""
 
 import logging
 import os
@@ -35,11 +35,11 @@ def is_visible(name: str) -> bool:
 
 
 def list_images(images: str | Path | Sequence[str | Path]) -> pd.DataFrame:
-    """List image files under folders and zip files: columns `stem` and `path`, sorted by path.
+    """List images under folders and in zip, HDF5, Parquet and .npz files: columns `stem`, `path`.
 
-    Folders are searched with all below, zip files in them included. Of a zip file only the
-    directory is read; a member's path is "<zip>/<member>". Paths are absolute; hidden files are
-    left out, and so are names that are not UTF-8, which no table can hold.
+    They are sorted by path. Folders are searched with all below, zip files in them included, of
+    which only the directory is read; a member's path is "<file>/<member>". Paths are absolute;
+    hidden files are left out, and so are names that are not UTF-8, which no table can hold.
     """
     roots = [images] if isinstance(images, str | Path) else list(images)
     roots = [Path(os.path.abspath(Path(root).expanduser())) for root in roots]
@@ -74,7 +74,9 @@ def find_images(root: Path) -> Iterator[str]:
     elif root.is_file():
         yield from list_members(root)
     else:
-        raise LesionfastError(f"there is no folder or zip file {root}. Name it with --images.")
+        raise LesionfastError(
+            f"there is no folder or file of images {root}. Name it with --images."
+        )
 
 
 def list_members(file: str | Path) -> list[str]:

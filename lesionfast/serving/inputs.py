@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -18,17 +18,20 @@ import pandas as pd
 from lesionfast.config import DataConfig
 from lesionfast.data.encoder import MetadataEncoder, UnseenValue, describe_missing, read_value
 from lesionfast.data.formats.containers import CONTAINERS
+from lesionfast.data.formats.dicom import DICOM_SUFFIXES
 from lesionfast.data.layouts.base import Dataset, Folder
 from lesionfast.data.layouts.columns import find_unique, find_usual, list_renamed, locate_images
 from lesionfast.data.layouts.recognise import recognise
 from lesionfast.data.layouts.tables import IMAGES, first_of
 from lesionfast.data.sources import (
     IMAGE_SUFFIXES,
+    FileReader,
     drop_copies,
     find_images_in_folder,
     image_stem,
     list_images,
     list_members,
+    read_dicom_tags,
 )
 from lesionfast.data.table import (
     SEPARATORS,
@@ -82,7 +85,26 @@ def find_items(
                 "Name images, a folder, a zip file or a CSV file."
             )
     tables = Tables(images, metadata or {}, image_column, columns, separator, renamed or {})
-    return (item for root in roots for item in read_input(Path(root), tables))
+    return add_tags(item for root in roots for item in read_input(Path(root), tables))
+
+
+def add_tags(items: Iterable[Item]) -> Iterator[Item]:
+    """Yield images, those in DICOM files with age and sex from their tags where they are missing.
+
+    Only the suffix tells a DICOM file here.
+    """
+    with FileReader() as reader:
+        for item in items:
+            if item.path is None or not item.path.lower().endswith(DICOM_SUFFIXES):
+                yield item
+                continue
+            tags: dict[str, str] = {}
+            with suppress(LesionfastError):  # reading the image says what is wrong
+                tags = read_dicom_tags(item.path, reader)
+            if "sex" in tags:
+                tags["sex"] = {"M": "male", "F": "female", "O": ""}[tags["sex"]]
+            known = {name: value for name, value in item.metadata.items() if value != ""}
+            yield replace(item, metadata={**tags, **known})
 
 
 def expand(pattern: str) -> list[str]:

@@ -55,6 +55,22 @@ def test_what_is_not_there_is_an_error_before_the_first_image(folder, given):
         find_items([str(folder / "b.jpg"), str(folder / given)])
 
 
+def test_dicom_files_bring_age_and_sex_unless_they_are_given(tmp_path):
+    pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed")
+    dataset = pydicom.Dataset()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    dataset.PatientName, dataset.PatientAge, dataset.PatientSex = "Doe^Jane", "045Y", "F"
+    dataset.save_as(tmp_path / "a.dcm")
+    (tmp_path / "b.dcm").write_text("no DICOM file")
+    (tmp_path / "cases.csv").write_text("image_id,age\na.dcm,50\n", "utf-8")
+    items = list(find_items([f"{tmp_path}/a.dcm", f"{tmp_path}/b.dcm", f"{tmp_path}/cases.csv"]))
+    tags = {"age": "45", "sex": "female"}
+    assert [item.metadata for item in items] == [tags, {}, {**tags, "age": "50"}]
+    (given,) = find_items([f"{tmp_path}/a.dcm"], metadata={"sex": "male"})
+    assert given.metadata == {"age": "45", "sex": "male"}
+
+
 def test_a_table_names_images_and_says_what_is_known(folder):
     table = folder / "cases.csv"
     table.write_text("image_id,age,sex\nb,55,\nsub/c.jpg,,male\ne,1,male\ngone,2,\n", "utf-8")

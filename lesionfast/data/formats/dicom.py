@@ -12,7 +12,14 @@ from PIL import Image
 
 from lesionfast.errors import import_extra
 
+DICOM_SUFFIXES = (".dcm", ".dicom")
 DAYS = {"D": 1.0, "W": 7.0, "M": 365.25 / 12, "Y": 365.25}  # in a unit of PatientAge
+
+
+def is_dicom(head: bytes) -> bool:
+    """Return whether a file begins as DICOM does, at least 132 bytes, or without its preamble."""
+    bare = head[:2] in (b"\x02\0", b"\x08\0") and head[4:6].isalpha() and head[4:6].isupper()
+    return head[128:132] == b"DICM" or bare
 
 
 def open_dicom(data: bytes) -> Image.Image:
@@ -57,8 +64,10 @@ def dicom_size(data: bytes, dataset: Any = None) -> tuple[int, int]:
 def read_dataset(data: bytes, **options: Any) -> tuple[Any, Any]:
     """Return the module `pydicom` and the dataset in a DICOM file."""
     pydicom = import_extra("pydicom", "dicom", "it is a DICOM file")
+    if not is_dicom(data):
+        raise ValueError("it does not begin like a DICOM file")
     with quiet():
-        return pydicom, pydicom.dcmread(BytesIO(data), **options)
+        return pydicom, pydicom.dcmread(BytesIO(data), force=True, **options)
 
 
 @contextmanager
@@ -78,7 +87,8 @@ def check_pixels(width: int, height: int) -> None:
 def find_tags(data: bytes) -> dict[str, str]:
     """Return age (in years, such as "45" or "1.5") and sex ("M", "F" or "O") where they are known.
 
-    No other tag is read. Raises what `pydicom` raises for bytes that are no DICOM file.
+    No other tag is read. Raises `ValueError` for other files, and what `pydicom` raises for
+    broken ones.
     """
     wanted = ["PatientAge", "PatientSex"]
     _, dataset = read_dataset(data, stop_before_pixels=True, specific_tags=wanted)

@@ -7,12 +7,18 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, features
 
-from lesionfast.data.formats.dicom import check_pixels, dicom_size, open_dicom
+from lesionfast.data.formats.dicom import (
+    DICOM_SUFFIXES,
+    check_pixels,
+    dicom_size,
+    is_dicom,
+    open_dicom,
+)
 from lesionfast.errors import import_extra
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jfif", ".jpe", ".mpo", ".png", ".bmp", ".tif", ".tiff", ".webp"),
-    *(".heic", ".heif", ".avif", ".dcm", ".dicom"),
+    *(".heic", ".heif", ".avif", *DICOM_SUFFIXES),
 )
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")  # no format that runs a program
 MOVING = ("GIF", "WEBP", "PNG", "AVIF")  # formats of animations
@@ -41,7 +47,7 @@ def check_size(size: int) -> None:
 
 def find_kind(head: bytes) -> str:
     """Return the kind of picture that begins with these bytes, at least 132; '' if unknown."""
-    if head[128:132] == b"DICM":
+    if is_dicom(head):
         return "DICOM"
     if head[4:8] == b"ftyp":
         end = min(int.from_bytes(head[:4], "big"), len(head))

@@ -108,6 +108,14 @@ def test_a_dicom_file_is_listed_and_read_with_and_without_its_suffix(tmp_path):
     assert open_images(files["path"].tolist(), 16, cache=False).bad == {}
 
 
+def test_a_file_without_the_preamble_is_read_too(tmp_path):
+    bare = write(scene(), PatientSex="M")[132:]
+    assert (np.asarray(decode(bare)) == scene()).all()
+    (tmp_path / "a").write_bytes(bare)
+    assert list_images(tmp_path)["stem"].tolist() == ["a"]
+    assert read_dicom_tags(str(tmp_path / "a")) == {"sex": "M"}
+
+
 def test_without_its_package_it_says_what_to_install(tmp_path, monkeypatch):
     (tmp_path / "a.dcm").write_bytes(write(scene()))
     monkeypatch.setitem(sys.modules, "pydicom", None)
