@@ -26,7 +26,7 @@ from lesionfast.data.encoder import (
 )
 from lesionfast.data.formats.labels import DROP, drop_classes, settle_labels
 from lesionfast.data.layouts import tables
-from lesionfast.data.layouts.base import PART_NAMES, Dataset
+from lesionfast.data.layouts.base import NO_LESIONS, PART_NAMES, Dataset
 from lesionfast.data.layouts.columns import (
     chain_groups,
     find_unique,
@@ -110,7 +110,7 @@ def name_columns(found: Dataset, config: DataConfig) -> pd.DataFrame:
     if config.metadata != "auto":
         inputs = "--metadata, or type --metadata none to use the image alone"
         check_columns(replace(found, rows=raw), config.metadata_columns, inputs)
-    if not found.groups and config.group is None:
+    if not (found.groups or config.group or NO_LESIONS in found.notes):
         logger.warning(
             "%s has no column of lesions or patients: every image counts as a lesion of its own, "
             "and several images of one lesion can end up on both sides of the split. If the table "

@@ -21,6 +21,11 @@ layouts = Registry("layout", "--layout")
 PART_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 PART_NAMES |= dict.fromkeys(("val", "valid", "validation", "dev"), "valid")
 
+NO_LESIONS = (
+    "No lesion ids: every image counts as a lesion of its own, and leaks between images of one "
+    "lesion can't be checked."
+)
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -57,15 +62,19 @@ class Folder:
     """A folder as a person downloaded it, looked through once; nothing is unpacked.
 
     `files` are the visible files below it, as paths relative to `root` with forward slashes. A zip
-    file counts as one file here; the images in it are in `images`.
+    file counts as one file here; the images in it are in `images`. If a file is named in place of a
+    folder, it is `only` and there is nothing else.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, path: Path) -> None:
+        self.only = path if path.is_file() else None
+        self.root = path.parent if self.only else path
 
     @cached_property
     def files(self) -> list[str]:
         """Every visible file below the folder, sorted."""
+        if self.only:
+            return [self.only.name]
         found, seen = [], set()
         for parent, folders, names in os.walk(self.root, followlinks=True):
             real = os.path.realpath(parent)
@@ -104,7 +113,7 @@ class Folder:
     @cached_property
     def images(self) -> pd.DataFrame:
         """The images below the folder, those in zip files included: columns path and stem."""
-        return list_images(self.root)
+        return list_images(self.only or self.root)
 
 
 def read_headers(folder: Folder) -> Iterator[tuple[Path, list[str]]]:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from lesionfast.config import DataConfig
 from lesionfast.data.layouts import tables
-from lesionfast.data.layouts.base import PART_NAMES, Dataset, Folder, layouts, read_rows
+from lesionfast.data.layouts.base import NO_LESIONS, PART_NAMES, Dataset, Folder, layouts, read_rows
 from lesionfast.data.layouts.copies import find_content, keep_one_of_copies, relative_names
 from lesionfast.diagnoses import MALIGNANT, NAMES, NEVUS, plain
 from lesionfast.errors import LesionfastError, list_first, pluralize
@@ -62,12 +62,13 @@ def folders_by_class(folder: Folder, config: DataConfig) -> Dataset | None:
     split, told = settle_parts(rows)
     return Dataset(
         name="folders by class",
-        table=folder.root,
+        table=folder.only or folder.root,
         rows=rows.drop(columns=["stem", "kind", "names", *([] if split else ["part"])]),
         image="image_id",
         target="target",
         groups=groups,
         split=split,
+        source=(folder.only or Path(os.path.abspath(folder.root))).stem,
         notes=(*notes, *more, *told),
     )
 
@@ -221,7 +222,7 @@ def find_lesions(
             groups = ("lesion_id", *(name for name in kept if name.lower() in tables.PATIENTS))
             note = f"Lesion ids are those of {path.name}, for {named.sum():,} of the images."
             return rows.join(found), groups, (note,)
-    note = ("No lesion ids: leaks between images of one lesion can't be checked.",)
+    note = (NO_LESIONS,)
     if original[original != ""].duplicated().any():
         return rows.assign(original_id=original), ("original_id",), note
     return rows, (), note

@@ -8,12 +8,14 @@ from pathlib import Path
 import pandas as pd
 
 from lesionfast.config import IN_MEMORY, DataConfig
+from lesionfast.data.formats.containers import CONTAINERS
 from lesionfast.data.layouts import (
     folders_by_class,
     ham10000,
     isic2018,
     isic2019,
     isic2020,
+    medmnist,
     milk10k,
     pad_ufes_20,
     tables,
@@ -34,11 +36,12 @@ KNOWN = (  # importing a module registers its layouts
     isic2018,
     isic2019,
     isic2020,
+    medmnist,
     milk10k,
     pad_ufes_20,
     tables,
 )
-LAST = ("folders_by_class", "table")  # what fits anything is tried after all others
+LAST = ("medmnist", "folders_by_class", "table")  # what fits anything is tried after all others
 
 
 def find_dataset(config: DataConfig) -> Dataset:
@@ -90,7 +93,7 @@ def recognise(path: Path, config: DataConfig) -> Dataset:
     """
     if path.is_file() and path.name.lower().endswith(TABLE_SUFFIXES):
         return tables.read_any_table(path, replace(config, csv=str(path), images=str(path.parent)))
-    if not path.is_dir():
+    if not path.is_dir() and not is_container(path):
         problem = "is a file" if path.is_file() else "does not exist"
         raise LesionfastError(
             f"--data {path} {problem}. Type the folder that holds the metadata CSV and the "
@@ -106,8 +109,13 @@ def recognise(path: Path, config: DataConfig) -> Dataset:
         )
     for name in [*(name for name in layouts if name not in LAST), *LAST]:
         if found := layouts[name](folder, config):
-            return replace(found, source="" if name in LAST else name)
+            return replace(found, source=found.source or ("" if name in LAST else name))
     raise tables.unknown_layout(folder)
+
+
+def is_container(path: Path) -> bool:
+    """Return whether a path is a file that holds many images."""
+    return path.is_file() and path.suffix.lower() in CONTAINERS
 
 
 def apply_columns(found: Dataset, config: DataConfig) -> Dataset:

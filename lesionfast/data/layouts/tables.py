@@ -195,10 +195,17 @@ def count_named(path: Path, column: str | None, stems: set[str]) -> int:
 
 def unknown_layout(folder: Folder) -> LesionfastError:
     """Return the error for a folder that no layout fits."""
-    if not folder.headers:
+    if folder.only:
         return LesionfastError(
-            f"there is no CSV file in {folder.root}. Type --csv FILE --images DIR instead of "
-            "--data."
+            f"--data {folder.only} is a file with {pluralize(len(folder.images), 'image')}, but "
+            "without their classes. Type the folder that holds the metadata CSV too, or --csv FILE "
+            f"--images {folder.only}."
+        )
+    if not folder.headers:
+        images = pluralize(len(folder.images), "image")
+        return LesionfastError(
+            f"there is no CSV file in {folder.root}, and its {images} are not in folders named "
+            "like their class. Type --csv FILE --images DIR instead of --data."
         )
     return LesionfastError(
         f"{folder.root} is not laid out as any dataset that is known ({list_candidates(folder)}). "

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from lesionfast.config import DataConfig, SplitConfig
+from lesionfast.data.layouts.base import NO_LESIONS
 from lesionfast.data.layouts.recognise import describe, find_dataset
 from lesionfast.data.metadata import load_metadata
 from lesionfast.data.split import load_dataset
@@ -15,7 +16,6 @@ from lesionfast.errors import LesionfastError
 
 CLASSES = ("mel", "nv", "bcc")
 PARTS = ("train", "val", "test")
-NO_LESIONS = "No lesion ids: leaks between images of one lesion can't be checked."
 
 
 def draw(path: Path, seed: int) -> None:
