@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from lesionfast.data.sources import is_visible, list_images
-from lesionfast.data.table import EMPTY, TABLE_SUFFIXES, list_columns, open_table
+from lesionfast.data.table import TABLE_SUFFIXES, list_columns, open_table
 from lesionfast.errors import LesionfastError, list_first, pluralize
 from lesionfast.registry import Registry
 
@@ -155,23 +155,6 @@ def blank_words(rows: pd.DataFrame, *words: str) -> pd.DataFrame:
     """Return rows with "" for what a dataset writes for unknown, in any case."""
     unknown = [word.lower() for word in words]
     return rows.mask(rows.apply(lambda column: column.str.lower().isin(unknown)), "")
-
-
-def drop_unlabelled(rows: pd.DataFrame, column: str, table: Path) -> pd.DataFrame:
-    """Return the rows with a label; the others, such as a test set's, are counted in the log.
-
-    Raises `LesionfastError` if no row has one.
-    """
-    empty = rows[column].str.lower().isin(EMPTY)
-    if empty.all():
-        raise LesionfastError(
-            f"column '{column}' of {table.name} is empty in all {pluralize(len(rows), 'row')}. "
-            "Name the column of the diagnosis with --target."
-        )
-    if empty.any():
-        lost = pluralize(int(empty.sum()), "row")
-        logger.warning("Left out %s of %s without a label ('%s')", lost, table.name, column)
-    return rows[~empty]
 
 
 def from_one_hot(rows: pd.DataFrame, columns: Sequence[str], table: Path) -> pd.Series:

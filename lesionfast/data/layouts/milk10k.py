@@ -14,8 +14,8 @@ from lesionfast.data.layouts.base import (
     layouts,
     read_rows,
 )
+from lesionfast.data.layouts.isic import drop_files
 from lesionfast.data.layouts.tables import choose_table
-from lesionfast.data.sources import name_without_suffix
 from lesionfast.errors import LesionfastError, list_first, pluralize
 
 logger = logging.getLogger("lesionfast")
@@ -55,7 +55,7 @@ def milk10k(folder: Folder, config: DataConfig) -> Dataset | None:
         image="isic_id",
         target="diagnosis",
         groups=("lesion_id",),
-        files=without_stems(folder.images, [*rows["isic_id"].drop(kept.index), *unlabelled]),
+        files=drop_files(folder.images, pd.concat([rows["isic_id"].drop(kept.index), unlabelled])),
         leaks=tuple(name for name in SUPPLEMENT if name in rows),
         renamed={"site": "localization"},
         notes=describe_choice(rows, kept, config, len(unlabelled)),
@@ -100,7 +100,7 @@ def choose_truth(folder: Folder, candidates: list[Path]) -> Path:
 
 def choose_metadata(
     folder: Folder, candidates: list[Path], lesions: pd.DataFrame, truth: Path
-) -> tuple[Path, list[str]]:
+) -> tuple[Path, pd.Series]:
     """Return the table of the lesions that have a diagnosis, and the pictures of the others."""
     named = {path: read_rows(path, "lesion_id", "isic_id") for path in candidates}
     wanted = pd.Index(lesions["lesion_id"])
@@ -112,10 +112,8 @@ def choose_metadata(
             f"first are '{wanted[0]}' and '{first}'. Put the metadata of the same lesions beside "
             "the truth, such as MILK10k_Training_Metadata.csv."
         )
-    others = [rows for path, rows in named.items() if path not in labelled]
-    return choose_table(folder, labelled, "isic_id"), [
-        name for rows in others for name in rows["isic_id"]
-    ]
+    others = [rows["isic_id"] for path, rows in named.items() if path not in labelled]
+    return choose_table(folder, labelled, "isic_id"), pd.concat([pd.Series(dtype="str"), *others])
 
 
 def add_supplement(folder: Folder, rows: pd.DataFrame) -> pd.DataFrame:
@@ -167,9 +165,3 @@ def describe_choice(
             f"Left out {pluralize(unlabelled, 'picture')} of lesions without truth (a test set)."
         )
     return tuple(notes)
-
-
-def without_stems(files: pd.DataFrame, left_out: list[str]) -> pd.DataFrame:
-    """Return the image files but those with some names."""
-    names = pd.Index([name_without_suffix(name) for name in left_out]).unique()
-    return files[names.get_indexer(files["stem"]) < 0]

@@ -10,10 +10,10 @@ from lesionfast.data.layouts.base import (
     Dataset,
     Folder,
     blank_words,
-    drop_unlabelled,
     layouts,
     read_rows,
 )
+from lesionfast.data.layouts.isic import keep_labelled
 from lesionfast.data.layouts.tables import choose_table
 from lesionfast.data.sources import name_without_suffix
 from lesionfast.data.table import list_columns
@@ -40,12 +40,10 @@ def pad_ufes_20(folder: Folder, config: DataConfig) -> Dataset | None:
         return None
     table = choose_table(folder, candidates, "img_id")
     rows = blank_words(read_rows(table, "diagnostic", "img_id", known=FIELDS), "UNK")
-    if not config.target:
-        rows = drop_unlabelled(rows, "diagnostic", table)
     rows = rows.assign(img_id=[name_without_suffix(name) for name in rows["img_id"]])
     if not config.group:
         rows = name_lesions(rows, table)
-    return Dataset(
+    found = Dataset(
         name="PAD-UFES-20",
         table=table,
         rows=rows,
@@ -56,6 +54,7 @@ def pad_ufes_20(folder: Folder, config: DataConfig) -> Dataset | None:
         leaks=("biopsed",),
         renamed={"region": "localization"},
     )
+    return keep_labelled(found, config)
 
 
 def name_lesions(rows: pd.DataFrame, table: Path) -> pd.DataFrame:

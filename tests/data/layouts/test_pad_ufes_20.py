@@ -124,8 +124,8 @@ def test_pictures_that_are_missing_are_counted(pad, caplog):
 
 def test_rows_without_a_label_are_counted(pad, caplog):
     change(diagnostic=lambda rows: rows["diagnostic"].replace("MEL", "UNK"))(pad)
-    load_metadata(DataConfig(data=str(pad)))
-    assert "Left out 16 rows of metadata.csv without a label ('diagnostic')" in caplog.text
+    found = find_dataset(DataConfig(data=str(pad)))
+    assert found.notes == ("Left out 16 rows without a label (diagnostic).",)
 
 
 def other_ids(folder: Path) -> None:
