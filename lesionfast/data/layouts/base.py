@@ -247,6 +247,20 @@ def look_up(name: str, by_end: dict[str, str | None]) -> str:
     return ""
 
 
+def note_pictures(images_of: str, left_out: int) -> tuple[str, ...]:
+    """Return a sentence on the pictures of another kind that are not used; none if there are none.
+
+    `images_of` is dermoscopic, clinical or all, as typed.
+    """
+    if not left_out or images_of == "all":
+        return ()
+    other = "clinical" if images_of == "dermoscopic" else "dermoscopic"
+    return (
+        f"The {images_of} pictures are used, {left_out:,} others are not (type --images-of {other} "
+        "or --images-of all).",
+    )
+
+
 def list_candidates(folder: Folder) -> str:
     """Return the tables and images of a folder in words, for an error."""
     tables = list_first((path.relative_to(folder.root) for path in folder.headers), 5)

@@ -12,6 +12,7 @@ from lesionfast.data.layouts.base import (
     from_one_hot,
     join_tables,
     layouts,
+    note_pictures,
     read_rows,
 )
 from lesionfast.data.layouts.isic import drop_files
@@ -151,13 +152,7 @@ def describe_choice(
     rows: pd.DataFrame, kept: pd.DataFrame, config: DataConfig, unlabelled: int
 ) -> tuple[str, ...]:
     """Return what was left out, in sentences."""
-    notes = []
-    if left_out := len(rows) - len(kept):
-        other = "clinical" if config.images_of == "dermoscopic" else "dermoscopic"
-        notes.append(
-            f"The {config.images_of} pictures are used, {left_out:,} others are not (type "
-            f"--images-of {other} or --images-of all)."
-        )
+    notes = [*note_pictures(config.images_of, len(rows) - len(kept))]
     if bare := rows["lesion_id"].nunique() - kept["lesion_id"].nunique():
         notes.append(f"Left out {pluralize(bare, 'lesion')} without such a picture.")
     if unlabelled:

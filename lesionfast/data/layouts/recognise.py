@@ -10,6 +10,7 @@ import pandas as pd
 from lesionfast.config import IN_MEMORY, DataConfig
 from lesionfast.data.formats.containers import CONTAINERS
 from lesionfast.data.layouts import (
+    derm7pt,
     folders_by_class,
     ham10000,
     isic2018,
@@ -31,6 +32,7 @@ from lesionfast.errors import LesionfastError, did_you_mean, pluralize
 logger = logging.getLogger("lesionfast")
 
 KNOWN = (  # importing a module registers its layouts
+    derm7pt,
     folders_by_class,
     ham10000,
     isic2018,
