@@ -2,24 +2,27 @@
 
 import json
 import logging
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lesionfast.data.table import EMPTY
+from lesionfast.data.columns.values import (
+    find_category,
+    is_age,
+    is_missing,
+    is_possible,
+    is_truth,
+    read_number,
+    why_impossible,
+)
 from lesionfast.errors import LesionfastError, did_you_mean, pluralize
 from lesionfast.files import read_json
 from lesionfast.run import Run
 
 logger = logging.getLogger("lesionfast")
 
-MISSING = (*EMPTY, "unknown")
-AGE = re.compile(r"(patient[ _]?)?age([ _](approx|years|in[ _]years|at[ _]\w+))?", re.IGNORECASE)
-OLDEST = 120  # years
-LARGEST = 1e30  # its square is finite in float64, itself in float32
 SCALES = 10  # beyond the training values, or twice that around the mean, a number is far from them
 MOST_CATEGORIES = 200  # a column with more texts holds names, not categories
 SHAPE = [  # of encoder.json
@@ -35,56 +38,60 @@ class BadValue(Exception):
 
 
 class UnseenValue(BadValue):
-    """A text that training never saw, or a number far from all that it saw."""
+    """A text that training never saw, or a number far from all that it saw: its `value`."""
+
+    def __init__(self, message: str, value: float | str) -> None:
+        super().__init__(message)
+        self.value = value
 
 
 def read_value(name: str, value: Any, learned: Mapping[str, Any] | None = None) -> float | str:
     """Return a value of a metadata column: a number, a text, or NaN if it is missing.
 
-    `learned` is what an encoder learned of the column. Raises `BadValue` for what the column can't
-    have (an age beyond 0 to 120 years, text among numbers), and `UnseenValue`.
+    It is read as in a table for training: 'M' is male, '45,5' is 45.5, '85+' is 85, '50-59' is
+    54.5. `learned` is what an encoder learned of the column. Raises `BadValue` for what the
+    column can't have (an age beyond 0 to 120 years, text among numbers), and `UnseenValue`.
     """
     text = "" if value is None or value is pd.NA else str(value).strip()
-    if text.lower() in MISSING:
+    if is_missing(text):
         return np.nan
     if learned is not None and learned["kind"] == "text":
-        if text not in learned["values"]:
-            raise UnseenValue(f"{name} is '{text}', which the model never saw in training")
-        return text
-    number = as_number(text)
+        category = find_category(name, text, learned["values"])
+        if category is None:
+            raise UnseenValue(f"{name} is '{text}', which the model never saw in training", text)
+        return category
+    number = as_learned(name, text, learned)
     if number is None and learned is None:
         return text
     if number is None or not is_possible(name, number):
         raise BadValue(f"{name} is '{text}', which is {why_impossible(name, number)}")
     if learned is not None and not is_near(learned, number):
-        raise UnseenValue(f"{name} is '{text}', which is far from all training values")
+        raise UnseenValue(f"{name} is '{text}', which is far from all training values", number)
     return number
 
 
-def as_number(text: str) -> float | None:
-    """Return the number that a text says, None if it says none."""
-    try:
-        return None if "_" in text else float(text)  # Python's own 1_000
-    except ValueError:
+def as_learned(name: str, text: str, learned: Mapping[str, Any] | None) -> float | None:
+    """Return the number of a text in the unit that the encoder learned, None if it is none.
+
+    Raises `BadValue` for another unit, and for a comma that can mean two things.
+    """
+    flags = learned is not None and (learned.get("low"), learned.get("high")) == (0, 1)
+    if flags and is_truth([text]):
+        return float(find_category(name, text, ["true", "false"]) == "true")
+    written = read_number(text)
+    if written is None or (learned is None and written.how != "plain" and not is_age(name)):
         return None
-
-
-def is_age(name: str) -> bool:
-    """Return whether a column is an age in years by its name, such as age or age_approx."""
-    return bool(AGE.fullmatch(name.strip()))
-
-
-def is_possible(name: str, numbers: Any) -> Any:
-    """Return whether a column can have these numbers: ages from 0 to 120, others finite."""
-    low, high = (0, OLDEST) if is_age(name) else (-LARGEST, LARGEST)
-    return (numbers >= low) & (numbers <= high)
-
-
-def why_impossible(name: str, number: float | None) -> str:
-    """Return what is wrong with a number that a column can't have; None is text."""
-    if is_age(name):
-        return f"not an age in years (0 to {OLDEST})"
-    return "not a number" if number is None else f"not between {-LARGEST:g} and {LARGEST:g}"
+    learned = learned or {}
+    unit = "years" if is_age(name) else learned.get("unit", "")
+    if written.unit not in ("", unit):
+        takes = f"in {unit}" if unit else "without a unit"
+        raise BadValue(f"{name} is '{text}', but the model takes it {takes}")
+    if written.how == "ambiguous" and not learned.get("comma"):
+        raise BadValue(
+            f"{name} is '{text}', which can mean {text.replace(',', '.')} or "
+            f"{text.replace(',', '')}"
+        )
+    return written.value
 
 
 def is_near(learned: Mapping[str, Any], numbers: Any) -> Any:
@@ -105,6 +112,14 @@ def is_near(learned: Mapping[str, Any], numbers: Any) -> Any:
 def describe_missing(name: str, count: int, total: int) -> str:
     """Return "Age is missing for 57 of 10,015 images"."""
     return f"{name[:1].upper()}{name[1:]} is missing for {count:,} of {pluralize(total, 'image')}"
+
+
+def read_or_keep(name: str, value: Any, learned: Mapping[str, Any]) -> float | str:
+    """Return a value as `read_value` does, also one that training never saw."""
+    try:
+        return read_value(name, value, learned)
+    except UnseenValue as unseen:
+        return unseen.value
 
 
 class MetadataEncoder:
@@ -145,6 +160,8 @@ class MetadataEncoder:
         for name in self.columns:
             warn_if_constant(require(df, name), self.columns)
         self.learned = [learn(require(df, name)) for name in self.columns]
+        for column in self.learned:
+            column |= df.attrs.get("written", {}).get(column["name"], {})
         return self
 
     def read(self, df: pd.DataFrame) -> pd.DataFrame:
@@ -157,7 +174,7 @@ class MetadataEncoder:
             name = learned["name"]
             values = df[name].tolist() if name in df else [np.nan] * len(df)
             try:
-                read = [read_value(name, value) for value in values]
+                read = [read_or_keep(name, value, learned) for value in values]
                 kind = float if learned["kind"] == "number" else object
                 columns[name] = pd.Series(read, df.index, dtype=kind)
             except BadValue as bad:

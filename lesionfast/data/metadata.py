@@ -17,13 +17,8 @@ from pandas.api.types import is_numeric_dtype
 from scipy.special import bdtrc, chdtri, entr
 
 from lesionfast.config import DataConfig
-from lesionfast.data.encoder import (
-    MISSING,
-    describe_missing,
-    is_age,
-    is_possible,
-    why_impossible,
-)
+from lesionfast.data.columns.conversion import convert, list_rows
+from lesionfast.data.encoder import describe_missing
 from lesionfast.data.formats.labels import DROP, drop_classes, settle_labels
 from lesionfast.data.layouts import tables
 from lesionfast.data.layouts.base import NO_LESIONS, PART_NAMES, Dataset
@@ -43,7 +38,6 @@ Config = TypeVar("Config", bound=DataConfig)
 
 KEYS = ("image_id", "path", "target", "group")  # columns that every table of images has
 RESERVED = (*KEYS, "split", "row")  # columns that lesionfast adds
-FAR = 100  # times the range of the middle 90 %: a value that far off is worth a look
 ENOUGH_LESIONS = 5  # a value of fewer lesions can be of one class by chance
 LESIONS_A_BIN = 25
 MOST_FLAGS = 10  # a column of numbers with more values than that is measured, not coded
@@ -149,6 +143,7 @@ def clean(found: Dataset, df: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
     typed = {name: convert(csv, df[name], is_input=name in inputs) for name in others}
     keys = [name for name in (*KEYS, "split") if name in df]
     df = pd.DataFrame({**df[keys], **typed}, df.index)
+    df.attrs["written"] = {name: column.attrs for name, column in typed.items() if column.attrs}
     config = settle_inputs(df, config)
     check_inputs(csv, df, config, {found.image, found.target, *found.groups}, found.leaks)
     return handle_missing(df, config).sort_values("image_id").reset_index(drop=True)
@@ -209,11 +204,6 @@ def find_conflicts(df: pd.DataFrame, column: str) -> tuple[int, str, str]:
     return len(torn), "".join(torn[:1]), " and ".join(sorted(values))
 
 
-def list_rows(numbers: pd.Index) -> str:
-    """Return "row 2" or "rows 2, 7, 9, 11, 12 and 4 more"."""
-    return f"row{'s' * (len(numbers) > 1)} {list_first(numbers, 5)}"
-
-
 def add_paths(csv: Path, df: pd.DataFrame, files: pd.DataFrame | None) -> pd.DataFrame:
     """Add the path of each row's image, found by its stem; rows without one are left out.
 
@@ -239,68 +229,6 @@ def add_paths(csv: Path, df: pd.DataFrame, files: pd.DataFrame | None) -> pd.Dat
             logger.warning("Left out %s %s: %s", pluralize(len(lost), noun), rest, list_first(lost))
     df.insert(1, "path", path)
     return df[path.notna()]
-
-
-def convert(csv: Path, column: pd.Series, is_input: bool) -> pd.Series:
-    """Return a column of text as float if all of it is numbers, else as text, with NaN if missing.
-
-    Raises `LesionfastError` for an input that mixes both: a slip of the pen among numbers.
-    """
-    codes, values = pd.factorize(column)  # a column has far fewer values than rows
-    values = pd.Series(values, dtype=object)
-    known = ~values.str.lower().isin(MISSING)
-    numbers = pd.to_numeric(values.where(known), errors="coerce").astype(float)
-    is_number = np.isfinite(numbers)
-    has_codes = not is_input and values.str.match(r"0\d").any()  # 007 is not a number
-    if (is_number | ~known).all() and not has_codes:
-        numbers = pd.Series(numbers.to_numpy()[codes], column.index, name=column.name)
-        return remove_impossible(csv, numbers, is_input)
-    share = is_number.to_numpy()[codes].sum() / max(known.to_numpy()[codes].sum(), 1)
-    if is_input and share > 0.5:
-        text = column[(known & ~is_number).to_numpy()[codes]]
-        raise LesionfastError(
-            f"column '{column.name}' of {csv.name} mixes numbers and text: '{text.iloc[0]}' in row "
-            f"{text.index[0]} is not a number ({pluralize(len(text), 'such row')} in all). Correct "
-            "it (leave it empty if it is missing), or remove the column from --metadata."
-        )
-    return pd.Series(values.where(known, np.nan).to_numpy()[codes], column.index, dtype="str")
-
-
-def remove_impossible(csv: Path, numbers: pd.Series, is_input: bool) -> pd.Series:
-    """Return a column of numbers without those that it can't have, which are counted.
-
-    Raises `LesionfastError` for such in an input: a model would scale all others by them.
-    """
-    name = str(numbers.name)
-    wrong = numbers.index[numbers.notna() & ~is_possible(name, numbers)]
-    if is_input and not is_age(name):
-        warn_of_far_values(csv, numbers.drop(wrong).dropna())
-    if not len(wrong):
-        return numbers
-    problem = (
-        f"column '{name}' of {csv.name} has {numbers[wrong[0]]:g} in {list_rows(wrong)}, which is "
-        f"{why_impossible(name, 0)}"
-    )
-    if is_input:
-        raise LesionfastError(
-            f"{problem}. Correct the value, leave it empty if it is missing, or remove the column "
-            "from --metadata."
-        )
-    logger.warning("%s: treated as missing", problem)
-    return numbers.mask(numbers.index.isin(wrong))
-
-
-def warn_of_far_values(csv: Path, numbers: pd.Series) -> None:
-    """Warn of numbers far from nearly all others, such as 9999 for a missing value."""
-    low, high = numbers.quantile([0.05, 0.95])
-    reach = FAR * (high - low)
-    far = numbers.index[(numbers < low - reach) | (numbers > high + reach)]
-    if low < high and len(far):
-        logger.warning(
-            "column '%s' of %s has %g in %s; 90 %% of the values are from %g to %g. If it stands "
-            "for a missing value, leave it empty: the model scales all values by it.",
-            numbers.name, csv.name, numbers[far[0]], list_rows(far), low, high,
-        )  # fmt: skip
 
 
 def handle_missing(df: pd.DataFrame, config: DataConfig) -> pd.DataFrame:

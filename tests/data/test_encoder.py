@@ -118,11 +118,76 @@ def test_values_are_read_as_numbers_texts_or_not_known():
         assert np.isnan(read_value("age", empty, number)) and np.isnan(
             read_value("sex", empty, text)
         )
-    with pytest.raises(UnseenValue, match="sex is 'Frau', which the model never saw in training"):
-        read_value("sex", "Frau", text)
-    for wrong in ("old", "1_0", "45,5", "0x10", "4 5"):
+    with pytest.raises(UnseenValue, match="sex is 'divers', which the model never saw in training"):
+        read_value("sex", "divers", text)
+    for wrong in ("old", "1_0", "0x10", "4 5"):
         with pytest.raises(BadValue, match="which is not an age"):
             read_value("age", wrong, number)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("age", "45,5", 45.5),
+        ("age", "85+", 85),
+        ("age", "45 y", 45),
+        ("age", "50-59", 54.5),
+        ("sex", "M", "male"),
+        ("sex", "Woman", "female"),
+        ("sex", "UNK", np.nan),
+        ("site", "BACK", "Back"),
+        ("site", " lower  extremity", "lower extremity"),
+        ("itch", True, "True"),
+        ("itch", "no", "False"),
+        ("itch", "0", "False"),
+        ("grew", "TRUE", 1),
+        ("grew", False, 0),
+        ("size", "12 mm", 12),
+        ("size", "12", 12),
+        ("size", "0,25mm", 0.25),
+    ],
+)
+def test_other_ways_to_write_a_value_are_read_as_in_training(name, value, expected):
+    df = pd.DataFrame({"age": [40.0, 60], "sex": ["male", "female"], "itch": ["True", "False"]})
+    df = df.assign(site=["Back", "lower extremity"], grew=[0.0, 1.0], size=[0.0, 20.0])
+    df.attrs["written"] = {"size": {"unit": "mm"}}
+    encoder = MetadataEncoder(list(df)).fit(df)
+    again = MetadataEncoder.from_learned(json.loads(encoder.to_json()))
+    learned = next(column for column in again.learned if column["name"] == name)
+    assert read_value(name, value, learned) == pytest.approx(expected, nan_ok=True)
+    row = encoder.read(pd.DataFrame({name: [value]}))
+    assert row[name].iloc[0] == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("size", "1.2 cm", "size is '1.2 cm', but the model takes it in mm"),
+        ("dose", "5 mg", "dose is '5 mg', but the model takes it without a unit"),
+        ("age", "6 months", "age is '6 months', but the model takes it in years"),
+        ("size", "1,234", "which can mean 1.234 or 1234"),
+        ("size", "2024-05-01", "which is not a number"),
+    ],
+)
+def test_what_can_mean_something_else_is_refused(name, value, words):
+    df = pd.DataFrame({"age": [40.0, 60], "dose": [1.0, 9], "size": [1.0, 20]})
+    df.attrs["written"] = {"size": {"unit": "mm"}}
+    learned = {c["name"]: c for c in MetadataEncoder(list(df)).fit(df).learned}
+    with pytest.raises(BadValue, match=words):
+        read_value(name, value, learned[name])
+
+
+def test_a_comma_means_what_it_meant_in_training():
+    df = pd.DataFrame({"size": [1.0, 20]})
+    df.attrs["written"] = {"size": {"comma": True}}
+    assert read_value("size", "1,234", MetadataEncoder(["size"]).fit(df).learned[0]) == 1.234
+
+
+def test_spellings_that_an_earlier_encoder_learned_apart_stay_apart():
+    learned = {"name": "sex", "kind": "text", "values": ["F", "M", "back", "Back"]}
+    assert [read_value("sex", value, learned) for value in ("M", "male", "woman", "Back")] == [
+        *("M", "M", "F", "Back"),
+    ]
 
 
 @pytest.mark.parametrize("number", ["1e308", "-1e308", "inf", "1e31"])

@@ -281,9 +281,11 @@ def test_a_number_far_from_all_others_is_said(read, caplog):
     assert "column 'thickness' of cases.csv has 9999 in row 41; 90 % of the values" in caplog.text
 
 
-def test_age_bands_are_categories(read):
-    df = read(HEADER + ROWS.replace("45.0", "40-50").replace(",0,", ",0-10,"))
-    assert df["age"].dropna().tolist() == ["40-50", "40-50", "0-10"]
+def test_age_bands_are_their_middle_and_said(read, caplog):
+    with caplog.at_level(logging.INFO):
+        df = read(HEADER + ROWS.replace("45.0", "40-50").replace(",0,", ",0-10,"))
+    assert df["age"].dropna().tolist() == [45, 45, 5]
+    assert "age: read 3 ranges as the middle, such as '40-50' as 45" in caplog.text
 
 
 def test_a_zip_file_is_looked_up_without_reading_its_members(tmp_path):

@@ -222,6 +222,9 @@ A, B = "a,L1,nv,45,male\n", "b,L2,mel,50,female\n"
 PLAIN = HEADER + A + B
 MORE = PLAIN + "c,L3,nv,60,male\n"  # most ages are numbers, whatever the first is
 RIGHT = {"a": (45, "male"), "b": (50, "female")}
+MORE_RIGHT = RIGHT | {"c": (60, "male")}
+HALF = MORE_RIGHT | {"a": (45.5, "male")}
+FIFTY = (50.5, "female")
 NO_AGE = {"a": (None, "male"), "b": (50, "female")}
 CUT = {"a": (45, "male"), "b": (None, None)}
 NEITHER = {"a": (None, None), "b": (50, "female")}
@@ -306,7 +309,43 @@ FILES = {  # the content, and what is read or the words of the refusal, for trai
     "the separator on a line of its own": ("sep=;\n" + PLAIN.replace(",", ";"), RIGHT),
     "the separator, and UTF-16": (("sep=\t\n" + PLAIN.replace(",", "\t")).encode("utf-16"), RIGHT),
     "the separator on a line alone": ("sep=;\n", EMPTY),
-    "a decimal comma": (MORE.replace("45", '"45,5"'), ("mixes .*: '45,5'", IMPOSSIBLE)),
+    "a decimal comma": (MORE.replace("45", '"45,5"'), HALF),
+    "a decimal comma, semicolons": (MORE.replace(",", ";").replace("45", "45,5"), HALF),
+    "a decimal comma and a point": (
+        MORE.replace("45", '"45,5"').replace("50", "50.5"), ("'50.5', '45,5'", HALF | {"b": FIFTY})
+    ),
+    "an age of 1,234": (MORE.replace("45", '"1,234"'), ("read in two ways: '1,234'", "can mean")),
+    "an age with a plus": (MORE.replace("45", "85+"), MORE_RIGHT | {"a": (85, "male")}),
+    "an age above 90": (MORE.replace("45", ">90"), MORE_RIGHT | {"a": (90, "male")}),
+    "an age of 90 or more": (MORE.replace("45", ">= 90"), MORE_RIGHT | {"a": (90, "male")}),
+    "an age in words": (MORE.replace("45", "90 or older"), MORE_RIGHT | {"a": (90, "male")}),
+    "an age below 5": (MORE.replace("45", "<5"), MORE_RIGHT | {"a": (5, "male")}),
+    "an age band": (MORE.replace("45", "40-50"), MORE_RIGHT),
+    "an age band with a long dash": (MORE.replace("45", "40 – 50"), MORE_RIGHT),
+    "an age band in words": (MORE.replace("45", "40 to 50"), MORE_RIGHT),
+    "an age interval": (MORE.replace("45", '"[40, 50)"'), MORE_RIGHT),
+    "age bands alone": (PLAIN.replace("45", "40-50").replace("50,f", "45-55,f"), RIGHT),
+    "an age band the wrong way round": (MORE.replace("45", "50-40"), ("mixes .*", IMPOSSIBLE)),
+    "an age in years": (MORE.replace("45", "45 years"), MORE_RIGHT),
+    "an age in y": (MORE.replace("45", "45y"), MORE_RIGHT),
+    "an age in months": (MORE.replace("45", "6 months"), ("months, not in years", "in years")),
+    "ages in years and months": (
+        MORE.replace("45", "6 months").replace("50", "50 y"), ("several units", "in years")
+    ),
+    "a date of birth as the age": (MORE.replace("45", "1979-05-01"), ("holds dates", IMPOSSIBLE)),
+    "sexes as letters": (PLAIN.replace("female", "F").replace("male", "M"), RIGHT),
+    "sexes in capitals": (PLAIN.replace("female", "FEMALE").replace(",male", ",MALE"), RIGHT),
+    "sexes as words": (PLAIN.replace("female", "Woman").replace(",male", ",man"), RIGHT),
+    "sexes in German": (PLAIN.replace("female", "weiblich").replace(",male", ",männlich"), RIGHT),
+    "sexes in Latin-1": (PLAIN.replace(",male", ",männlich").encode("latin-1"), RIGHT),
+    "UNK": (PLAIN.replace("45,male", "UNK,UNK"), NEITHER),
+    "dashes": (PLAIN.replace("45,male", "-,--"), NEITHER),
+    "question marks": (PLAIN.replace("45,male", "?,?"), NEITHER),
+    "not available": (PLAIN.replace("45,male", "Not available,N.A."), NEITHER),
+    "none and a dot": (PLAIN.replace("45,male", "None,."), NEITHER),
+    "a class called none": (PLAIN.replace(",nv,", ",none,"), RIGHT),
+    "a class called unknown": (PLAIN.replace(",nv,", ",unknown,"), RIGHT),
+    "a class called -": (PLAIN.replace(",nv,", ",-,"), RIGHT),
     "an age of 1e308": (PLAIN.replace("45", "1e308"), IMPOSSIBLE),
     "an age of 999": (PLAIN.replace("45", "999"), IMPOSSIBLE),
     "an age of -40": (PLAIN.replace("45", "-40"), IMPOSSIBLE),
@@ -351,7 +390,7 @@ def read_to_predict(path, folder):
         try:
             cleaned = reader.read(item.metadata)
         except BadValue as bad:
-            raise LesionfastError(str(bad)) from None
+            raise LesionfastError(f"{bad}.") from None
         if item.path is not None:
             stem = item.path.rsplit("/", 1)[-1].removesuffix(".jpg")
             found[stem] = tuple(None if pd.isna(x) else x for x in cleaned.values())

@@ -28,7 +28,7 @@ def test_it_says_what_it_is(written):
 
 def test_unknown_answers_are_missing_and_columns_have_their_usual_names(written):
     df = load_metadata(DataConfig(data=str(written("pad_ufes_20"))))
-    assert set(df["sex"].dropna()) == {"MALE", "FEMALE"}
+    assert set(df["sex"].dropna()) == {"male", "female"}
     assert set(df["smoke"].dropna()) == {"True", "False"}
     assert df["grew"].isna().all()
     assert df["localization"].notna().all()
