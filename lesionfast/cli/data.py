@@ -32,11 +32,11 @@ def check(given: dict[str, Any], data: DataFolder = None, json: Json = False) ->
     from lesionfast.data.audit import audit, audit_table
 
     with counting_bar("comparing images") as progress:
-        report = audit(DataConfig(data=read_option(data or None), **given), progress)
+        config = DataConfig(data=read_option(data or None), **given)
+        report = audit(config, progress, None if json else print)
     if json:
         print(report.to_json())
     else:
-        print(report.summary)
         for table in audit_table(report):
             print_table(table)
     raise typer.Exit(0 if report.ok else 2)

@@ -14,7 +14,7 @@ from lesionfast.console import MOST_ROWS, Cell, Table
 from lesionfast.data.duplicates import find_near_duplicates, open_pictures
 from lesionfast.data.images import Images, find_sizes, read_image
 from lesionfast.data.layouts.base import Dataset
-from lesionfast.data.layouts.recognise import describe, find_dataset
+from lesionfast.data.layouts.recognise import describe, find_dataset, name_group
 from lesionfast.data.metadata import KEYS, read_dataset
 from lesionfast.data.sources import name_without_suffix
 from lesionfast.data.split import assign_split
@@ -59,19 +59,27 @@ class Audit:
         return json.dumps({**report, "near_duplicates": pairs}, indent=2)
 
 
-def audit(config: DataConfig, progress: Callable[[int, int], None] | None = None) -> Audit:
+def audit(
+    config: DataConfig,
+    progress: Callable[[int, int], None] | None = None,
+    announce: Callable[[str], object] | None = None,
+) -> Audit:
     """Check a dataset. A problem stops a training or lets a lesion leak; a note is handled.
 
-    Every image is decoded. `progress(done, total)` is called during the search for
-    near-duplicates. Raises `LesionfastError` if the table or its columns can't be read.
+    Every image is decoded. `announce` is called with the summary as soon as the dataset is
+    recognised, `progress(done, total)` during the search for near-duplicates. Raises
+    `LesionfastError` if the table or its columns can't be read.
     """
     found = find_dataset(config)
     df = read_dataset(found, config)
+    summary, noun = describe(found, df), name_group(found)
+    if announce:
+        announce(summary)
     images = open_pictures(df["path"].tolist())
     pairs = find_near_duplicates(df, progress, images=images, cache=config.cache)
     findings = [
-        *count_classes(df),
-        *check_lesions(df),
+        *count_classes(df, noun),
+        *check_groups(df, noun),
         *check_missing(df, config),
         *check_files(found),
         check_corrupt(df, images, config),
@@ -79,7 +87,7 @@ def audit(config: DataConfig, progress: Callable[[int, int], None] | None = None
         *check_exact(df, find_exact_duplicates(df, images)),
         check_near(pairs),
     ]
-    return Audit(describe(found, df), findings, pairs)
+    return Audit(summary, findings, pairs)
 
 
 def judge(check: str, count: int, verdict: str, detail: str) -> Finding:
@@ -87,20 +95,19 @@ def judge(check: str, count: int, verdict: str, detail: str) -> Finding:
     return Finding(check, count, verdict, detail) if count else Finding(check, 0)
 
 
-def count_classes(df: pd.DataFrame) -> Iterator[Finding]:
-    """Count images and lesions, in all and by class."""
+def count_classes(df: pd.DataFrame, noun: str) -> Iterator[Finding]:
+    """Count images and groups, in all and by class; `noun` is what a group is."""
     parts = [("images", df), *((f"images of {name}", rows) for name, rows in df.groupby("target"))]
     for check, rows in parts:
-        lesions = pluralize(rows["group"].nunique(), "lesion")
-        yield judge(check, len(rows), "ok", lesions)
+        yield judge(check, len(rows), "ok", pluralize(rows["group"].nunique(), noun))
 
 
-def check_lesions(df: pd.DataFrame) -> Iterator[Finding]:
-    """Count lesions with several images, and try whether the classes can be split."""
+def check_groups(df: pd.DataFrame, noun: str) -> Iterator[Finding]:
+    """Count groups with several images, and try whether the classes can be split."""
     sizes = df["group"].value_counts()
     several = sizes[sizes > 1]
-    detail = f"{several.sum():,} images, up to {sizes.max()} per lesion"
-    yield judge("lesions with several images", len(several), "ok", detail)
+    detail = f"{several.sum():,} images, up to {sizes.max()} per {noun}"
+    yield judge(f"{noun}s with several images", len(several), "ok", detail)
     try:
         assign_split(df)
     except LesionfastError as error:

@@ -22,7 +22,7 @@ from lesionfast.data.layouts import (
     tables,
 )
 from lesionfast.data.layouts.base import Dataset, Folder, from_one_hot, layouts
-from lesionfast.data.layouts.several import join_datasets
+from lesionfast.data.layouts.several import is_kind, join_datasets
 from lesionfast.data.sample import make_sample
 from lesionfast.data.sources import name_without_suffix
 from lesionfast.data.table import EMPTY, TABLE_SUFFIXES, list_columns
@@ -153,6 +153,11 @@ def check_columns(found: Dataset, columns: Iterable[str], option: str) -> None:
                 f"{list_columns(list(found.rows))}.{did_you_mean(name, list(found.rows))} "
                 f"Name yours with {option}."
             )
+
+
+def name_group(found: Dataset) -> str:
+    """Return what stays in one split: a "patient" where patients are known, else a "lesion"."""
+    return "patient" if any(is_kind(name, "patient") for name in found.groups) else "lesion"
 
 
 def describe(found: Dataset, df: pd.DataFrame) -> str:
