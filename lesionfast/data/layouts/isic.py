@@ -28,21 +28,23 @@ logger = logging.getLogger("lesionfast")
 
 LEAKS = re.compile(
     r"diagnosis|iddx_|mel_|nevus_type|benign_malignant|concomitant_biopsy|melanocytic"
-    r"|tbp_lv_dnn_lesion_confidence"
+    r"|tbp_lv_dnn_lesion_confidence",
+    re.IGNORECASE,
+)
+FIELDS = (
+    *("isic_id", "lesion_id", "patient_id", "age_approx", "sex", "image_type", "split"),
+    *("anatom_site_general", "anatom_site_general_challenge", "target", "malignant"),
+    *("benign_malignant", "diagnosis", *(f"diagnosis_{level}" for level in range(1, 6))),
 )
 BINARY = {"0": 0, "0.0": 0, "false": 0, "benign": 0, "1": 1, "1.0": 1, "true": 1, "malignant": 1}
 UNKNOWN = (*EMPTY, "unknown", "unk")
+KINDS = {"dermoscopic": "dermoscop", "clinical": "clinical|close-up|overview"}
 DOWNSAMPLED = r"_downsampled$"
 
 
 def find_leaks(rows: pd.DataFrame, target: str) -> tuple[str, ...]:
     """Return the columns that say what was diagnosed or how, the target left out."""
     return tuple(name for name in rows if LEAKS.match(name) and name != target)
-
-
-def read_named(folder: Folder, table: Path, *columns: str) -> pd.DataFrame:
-    """Return a table as text with its column names in lower case, but `columns` as they are."""
-    return read_rows(table, *folder.headers[table], *columns)
 
 
 def distinct_tables(folder: Folder, tables: list[Path], column: str) -> list[Path]:
@@ -79,7 +81,7 @@ def read_truth(
     truths = [path for path in tables if len(tables) == 1 or not holds_shares(path, classes)]
     parts = []
     for path in distinct_tables(folder, truths or tables, "image"):
-        rows = read_named(folder, path, *classes)
+        rows = read_rows(path, "image", known=(*classes, *FIELDS))
         one_hot = [name for name in classes if name in rows]
         target = from_one_hot(rows, one_hot, path)
         target = target.mask(target == "UNK", "")
@@ -138,7 +140,7 @@ def join_each(
     so of all, or if only some images of a part are there.
     """
     chosen = distinct_tables(folder, tables, key)
-    others = pd.concat([read_named(folder, path) for path in chosen]).fillna("")
+    others = pd.concat([read_rows(path, key, known=FIELDS) for path in chosen]).fillna("")
     others = others.assign(key=bare_ids(others[key])).drop(columns=key)
     keyed = [rows.assign(key=bare_ids(rows[key])) for rows in parts]
     has_some = [rows["key"].isin(others["key"]).any() for rows in keyed]
@@ -217,6 +219,35 @@ def keep_labelled(found: Dataset, config: DataConfig, advice: str = "") -> Datas
     return found.note(f"Left out {count} without a label ({target}).{advice}")
 
 
+def choose_pictures(found: Dataset, column: str, config: DataConfig) -> Dataset:
+    """Return a dataset with the pictures of the kind that --images-of names; the others are noted.
+
+    Nothing is left out of a dataset without the column, or of pictures of one kind unless that is
+    another one. Raises `LesionfastError` if there is none of the kind that was asked for.
+    """
+    if config.images_of == "all" or column not in found.rows:
+        return found
+    kinds = found.rows[column].str.lower()
+    chosen = kinds.str.contains(KINDS[config.images_of])
+    by_default = config.images_of == DataConfig().images_of
+    if chosen.all() or (by_default and not chosen.any()):
+        return found
+    counts = kinds.replace("", "not given").value_counts()
+    if not chosen.any():
+        raise LesionfastError(
+            f"no image of {found.table.name} is {config.images_of}; its {column} is: "
+            f"{list_first((f'{name} ({count:,})' for name, count in counts.items()), 5)}. Leave "
+            "--images-of out, or type --images-of all."
+        )
+    left = kinds[~chosen].replace("", "not given").value_counts()
+    others = list_first((f"{count:,} {name}" for name, count in left.items()), 5)
+    rows = found.rows[chosen]
+    files = drop_files(found.files, found.rows.loc[~chosen, found.image])
+    return replace(found, rows=rows, files=files).note(
+        f"Only {config.images_of} images are used; left out: {others} (--images-of all takes them)."
+    )
+
+
 def keep_split(found: Dataset, rows: pd.DataFrame) -> str | None:
     """Return the column of the parts, None if only one part is left."""
     return found.split if found.split and rows[found.split].nunique() > 1 else None
@@ -226,7 +257,7 @@ def leave_out_tests(found: Dataset, folder: Folder, tables: list[Path], column: 
     """Return a dataset without the images that tables without labels name; noted."""
     for path in tables:
         ids = read_rows(path, column)[column]
-        lost = ids[~np.isin(bare_ids(ids), bare_ids(found.rows[found.image]))]
+        lost = ids[~is_among(ids, found.rows[found.image])]
         files = drop_files(found.files, lost)
         if count := len(found.files) - len(files):
             where = path.relative_to(folder.root)
@@ -239,4 +270,10 @@ def leave_out_tests(found: Dataset, folder: Folder, tables: list[Path], column: 
 
 def drop_files(files: pd.DataFrame | None, ids: pd.Series) -> pd.DataFrame | None:
     """Return image files without those of some ids."""
-    return None if files is None else files[~bare_ids(files["stem"]).isin(bare_ids(ids))]
+    stems = pd.Series([name_without_suffix(name) for name in ids], dtype="str")
+    return None if files is None else files[~is_among(files["stem"], stems)]
+
+
+def is_among(values: pd.Series, others: pd.Series) -> np.ndarray:
+    """Return which values are among others; much faster than `isin` for many."""
+    return pd.Index(others.unique()).get_indexer(values) >= 0

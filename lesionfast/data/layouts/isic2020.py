@@ -8,12 +8,12 @@ import pandas as pd
 from lesionfast.config import DataConfig
 from lesionfast.data.layouts.base import Dataset, Folder, layouts, list_candidates, read_rows
 from lesionfast.data.layouts.isic import (
+    FIELDS,
     UNKNOWN,
     find_leaks,
     keep_labelled,
     leave_out_tests,
     name_classes,
-    read_named,
 )
 from lesionfast.data.layouts.tables import choose_table
 from lesionfast.data.sources import name_without_suffix
@@ -42,7 +42,7 @@ def isic2020(folder: Folder, config: DataConfig) -> Dataset | None:
             "or ISIC_2020_Training_GroundTruth.csv there."
         )
     table = choose_table(folder, tables, "image_name")
-    rows = read_named(folder, table)
+    rows = read_rows(table, *KEYS, known=FIELDS)
     rows = rows.assign(target=name_lesions(rows, column, table))
     rows = rows.assign(patient_id=rows["patient_id"].mask(rows["patient_id"] == "-1", ""))
     for path in folder.tables("image_name_1", "image_name_2"):

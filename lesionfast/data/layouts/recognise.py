@@ -10,12 +10,15 @@ import pandas as pd
 from lesionfast.config import IN_MEMORY, DataConfig
 from lesionfast.data.formats.containers import CONTAINERS
 from lesionfast.data.layouts import (
+    bcn20000,
     derm7pt,
     folders_by_class,
     ham10000,
     isic2018,
     isic2019,
     isic2020,
+    isic2024,
+    isic_archive,
     medmnist,
     milk10k,
     pad_ufes_20,
@@ -32,12 +35,15 @@ from lesionfast.errors import LesionfastError, did_you_mean, pluralize
 logger = logging.getLogger("lesionfast")
 
 KNOWN = (  # importing a module registers its layouts
+    bcn20000,
     derm7pt,
     folders_by_class,
     ham10000,
     isic2018,
     isic2019,
     isic2020,
+    isic2024,
+    isic_archive,
     medmnist,
     milk10k,
     pad_ufes_20,

@@ -117,6 +117,8 @@ EXPECTED = {  # a layout of make.py -> its name, and its images, classes and gro
     "isic2018": ("ISIC 2018", 88, 7, 56),
     "isic2019": ("ISIC 2019", 88, 7, 74),
     "isic2020": ("ISIC 2020", 88, 2, 28),
+    "isic2024": ("ISIC 2024", 88, 2, 28),
+    "isic_download": ("the ISIC Archive", 88, 7, 74),
 }
 
 
