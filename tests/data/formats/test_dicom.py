@@ -125,6 +125,7 @@ def test_without_its_package_it_says_what_to_install(tmp_path, monkeypatch):
             read(str(tmp_path / "a.dcm"))
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
 @pytest.mark.parametrize(
     ("tags", "expected"),
     [
