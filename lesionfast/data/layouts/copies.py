@@ -19,15 +19,22 @@ KEPT_FIRST = ("test", "valid", "train")  # of copies in several parts: a test se
 def find_content(paths: list[str]) -> pd.Series:
     """Return a text for each image that is the same for images with the same bytes.
 
-    Of files on disk, only those of one size are read.
+    Of files on disk, only those of one size are read. For an image that can't be read it is its
+    path.
     """
     inside = [path for path in paths if split_path(path)[1] is not None]
-    known = dict(zip(inside, content_keys(inside), strict=True))
+    known = dict(zip(inside, read_keys(inside), strict=True))
     sizes = {path: size_on_disk(path) for path in paths if path not in known}
     count = Counter([*sizes.values(), *(key.partition("-")[0] for key in known.values())])
     alike = [path for path, size in sizes.items() if count[size] > 1]
-    known |= sizes | dict(zip(alike, content_keys(alike), strict=True))
+    known |= sizes | dict(zip(alike, read_keys(alike), strict=True))
     return pd.Series([known[path] for path in paths], dtype="str")
+
+
+def read_keys(paths: list[str]) -> list[str]:
+    """Return the content key of each image, its path if it can't be read."""
+    keys = zip(content_keys(paths), paths, strict=True)
+    return [path if key.startswith("unreadable") else key for key, path in keys]
 
 
 def size_on_disk(path: str) -> str:
@@ -38,48 +45,78 @@ def size_on_disk(path: str) -> str:
         return path
 
 
-def keep_one_of_copies(rows: pd.DataFrame, content: pd.Series, names: pd.Series) -> pd.DataFrame:
+def keep_one_of_copies(
+    rows: pd.DataFrame,
+    content: pd.Series,
+    names: pd.Series,
+    what: str = "content",
+    target: str = "target",
+) -> pd.DataFrame:
     """Return rows (target, part, …) with one of those with the same content; counted in the log.
 
-    `names` says where each is, for messages. Raises `LesionfastError` for copies with different
-    targets.
+    `names` says where each is and `what` what they share, for messages. Raises `LesionfastError`
+    for copies with different targets.
     """
     rows = rows.assign(content=content.to_numpy(), at=names.to_numpy())
     copied = rows[rows["content"].duplicated(keep=False)]
-    labels = copied.groupby("content")["target"].nunique()
+    labels = copied.groupby("content")[target].nunique()
     if (labels > 1).any():
-        torn = copied[copied["content"] == labels.index[labels > 1][0]].drop_duplicates("target")
+        torn = copied[copied["content"] == labels.index[labels > 1][0]].drop_duplicates(target)
         first, second = torn.iloc[0], torn.iloc[1]
         raise LesionfastError(
             f"{first['at']} and {second['at']} are the same image, but one is labelled "
-            f"'{first['target']}' and the other '{second['target']}' "
+            f"'{first[target]}' and the other '{second[target]}' "
             f"({pluralize(int((labels > 1).sum()), 'such image')}). Remove those with the wrong "
             "label."
         )
     ranks = {part: rank for rank, part in enumerate(KEPT_FIRST)}
     order = rows.assign(rank=rows["part"].map(ranks).fillna(len(ranks)))
     kept = order.sort_values(["rank", "at"], kind="stable").drop_duplicates("content").index
-    report_copies(rows, copied)
+    report_copies(rows, copied, what)
     return rows.loc[rows.index.isin(kept)].drop(columns=["content", "at"])
 
 
-def report_copies(rows: pd.DataFrame, copied: pd.DataFrame) -> None:
+def report_copies(rows: pd.DataFrame, copied: pd.DataFrame, what: str) -> None:
     """Log how many images are copies of others, and how many of them lie in several parts."""
     if copied.empty:
         return
     count = len(rows) - rows["content"].nunique()
-    parts = copied.groupby("content")["part"].nunique()
-    if crossing := int((parts > 1).sum()):
+    if crossing := count_crossing(copied, "content"):
+        parts = copied.groupby("content")["part"].nunique()
         where = copied[copied["content"] == parts.index[parts > 1][0]].iloc[0]["at"]
         logger.warning(
-            "%s %s in several parts of the dataset, such as %s: kept in the test part, or else in "
-            "the validation part",
+            "%s %s in several parts of the dataset, such as %s: one of each is kept, of the test "
+            "part first",
             pluralize(crossing, "image"), "lies" if crossing == 1 else "lie", where,
         )  # fmt: skip
     logger.warning(
-        "Ignored %s with the content of another, such as %s",
-        pluralize(count, "image file"), copied["at"].iloc[-1],
+        "Ignored %s with the %s of another, such as %s",
+        pluralize(count, "image"), what, copied["at"].iloc[-1],
     )  # fmt: skip
+
+
+def count_crossing(rows: pd.DataFrame, column: str) -> int:
+    """Return how many values of a column occur in several parts."""
+    return int((rows.groupby(column)["part"].nunique() > 1).sum())
+
+
+def settle_parts(
+    rows: pd.DataFrame, shared: int = 0, target: str = "target"
+) -> tuple[str | None, tuple[str, ...]]:
+    """Return the column of the dataset's own parts if they are complete, and a note about them.
+
+    They are not if they share images or lesions.
+    """
+    parts = [part for part in ("train", "valid", "test") if (rows["part"] == part).any()]
+    if not parts:
+        return None, ()
+    has = f"Its own parts ({', '.join(parts)})"
+    if shared:
+        return None, (f"{has} share images or lesions, so a new split is drawn.",)
+    taught = set(rows[target]) == set(rows.loc[rows["part"] == "train", target])
+    if len(parts) == 3 and taught and (rows["part"] != "").all():
+        return "part", ("Its own parts are the split.",)
+    return None, (f"{has} are no whole split, so a new one is drawn.",)
 
 
 def relative_names(paths: pd.Series, root: Path) -> pd.Series:

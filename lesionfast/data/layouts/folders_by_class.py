@@ -11,7 +11,12 @@ import pandas as pd
 from lesionfast.config import DataConfig
 from lesionfast.data.layouts import tables
 from lesionfast.data.layouts.base import NO_LESIONS, PART_NAMES, Dataset, Folder, layouts, read_rows
-from lesionfast.data.layouts.copies import find_content, keep_one_of_copies, relative_names
+from lesionfast.data.layouts.copies import (
+    find_content,
+    keep_one_of_copies,
+    relative_names,
+    settle_parts,
+)
 from lesionfast.diagnoses import MALIGNANT, NAMES, NEVUS, plain
 from lesionfast.errors import LesionfastError, list_first, pluralize
 
@@ -238,15 +243,3 @@ def check_originals(rows: pd.DataFrame, original: pd.Series, root: Path) -> None
             f"{torn['original'].iloc[0]} lies in the folders of {pluralize(len(torn), 'class')}es: "
             f"{list_first(relative_names(torn['path'], root))}. Remove those with the wrong label."
         )
-
-
-def settle_parts(rows: pd.DataFrame) -> tuple[str | None, tuple[str, ...]]:
-    """Return the column of the dataset's own parts if they are complete, and a note about them."""
-    parts = [part for part in ("train", "valid", "test") if (rows["part"] == part).any()]
-    if not parts:
-        return None, ()
-    taught = set(rows["target"]) == set(rows.loc[rows["part"] == "train", "target"])
-    if len(parts) == 3 and taught and (rows["part"] != "").all():
-        return "part", ("Its own parts are the split.",)
-    has = f"Its own parts ({', '.join(parts)}) are no whole split, so a new one is drawn."
-    return None, (has,)

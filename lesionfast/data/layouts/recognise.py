@@ -14,6 +14,7 @@ from lesionfast.data.layouts import (
     derm7pt,
     folders_by_class,
     ham10000,
+    huggingface,
     isic2018,
     isic2019,
     isic2020,
@@ -28,7 +29,7 @@ from lesionfast.data.layouts.base import Dataset, Folder, from_one_hot, layouts
 from lesionfast.data.layouts.several import is_kind, join_datasets
 from lesionfast.data.sample import make_sample
 from lesionfast.data.sources import name_without_suffix
-from lesionfast.data.table import EMPTY, TABLE_SUFFIXES, list_columns
+from lesionfast.data.table import EMPTY, is_table, list_columns
 from lesionfast.diagnoses import split_names
 from lesionfast.errors import LesionfastError, did_you_mean, pluralize
 
@@ -39,6 +40,7 @@ KNOWN = (  # importing a module registers its layouts
     derm7pt,
     folders_by_class,
     ham10000,
+    huggingface,
     isic2018,
     isic2019,
     isic2020,
@@ -49,7 +51,12 @@ KNOWN = (  # importing a module registers its layouts
     pad_ufes_20,
     tables,
 )
-LAST = ("medmnist", "folders_by_class", "table")  # what fits anything is tried after all others
+LAST = (
+    "huggingface",
+    "medmnist",
+    "folders_by_class",
+    "table",
+)  # what fits anything is tried after all others
 
 
 def find_dataset(config: DataConfig) -> Dataset:
@@ -99,7 +106,7 @@ def recognise(path: Path, config: DataConfig) -> Dataset:
     The first layout that fits reads it. Raises `LesionfastError` if there is no such folder or none
     fits.
     """
-    if path.is_file() and path.name.lower().endswith(TABLE_SUFFIXES):
+    if path.is_file() and is_table(path):
         return tables.read_any_table(path, replace(config, csv=str(path), images=str(path.parent)))
     if not path.is_dir() and not is_container(path):
         problem = "is a file" if path.is_file() else "does not exist"

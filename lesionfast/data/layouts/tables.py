@@ -193,6 +193,13 @@ def count_named(path: Path, column: str | None, stems: set[str]) -> int:
     return int((names.isin(stems) | trimmed.isin(stems)).sum())
 
 
+def list_values(rows: pd.DataFrame) -> str:
+    """Return the columns of a table with their number of values, for an error; few values first."""
+    counts = {name: rows[name][rows[name] != ""].nunique() for name in rows}
+    ranked = sorted(counts, key=lambda name: (counts[name] < 2, counts[name]))
+    return list_first((f"{name} ({pluralize(counts[name], 'value')})" for name in ranked), 15)
+
+
 def unknown_layout(folder: Folder) -> LesionfastError:
     """Return the error for a folder that no layout fits."""
     if folder.only:

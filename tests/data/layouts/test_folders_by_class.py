@@ -167,7 +167,7 @@ def test_the_same_bytes_in_two_parts_are_one_image_and_stay_in_the_test(tmp_path
     df = load(tmp_path)
     assert len(df) == 19 and df.set_index("image_id").at["another name", "split"] == "test"
     assert "1 image lies in several parts of the dataset" in caplog.text
-    assert "Ignored 1 image file with the content of another" in caplog.text
+    assert "Ignored 1 image with the content of another" in caplog.text
 
 
 def test_the_same_bytes_in_two_classes_are_an_error_that_names_both(tmp_path):
