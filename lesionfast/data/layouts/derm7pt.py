@@ -39,7 +39,7 @@ def derm7pt(folder: Folder, config: DataConfig) -> Dataset | None:
     tables = folder.tables("derm", "clinic")
     if not tables:
         return None
-    table = choose_table(folder, tables, "derm")
+    table = choose_table(folder, folder.tables("derm", "clinic", "diagnosis") or tables, "derm")
     cases = read_rows(table, "derm", "clinic", "diagnosis", known=FIELDS)
     cases, split = add_split(cases, table, folder, config)
     cases = cases.assign(

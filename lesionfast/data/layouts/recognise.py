@@ -11,7 +11,9 @@ from lesionfast.config import IN_MEMORY, DataConfig
 from lesionfast.data.formats.containers import CONTAINERS
 from lesionfast.data.layouts import (
     bcn20000,
+    ddi,
     derm7pt,
+    fitzpatrick17k,
     folders_by_class,
     ham10000,
     huggingface,
@@ -37,7 +39,9 @@ logger = logging.getLogger("lesionfast")
 
 KNOWN = (  # importing a module registers its layouts
     bcn20000,
+    ddi,
     derm7pt,
+    fitzpatrick17k,
     folders_by_class,
     ham10000,
     huggingface,
