@@ -1,10 +1,4 @@
-"""The seeded, stratified split by lesion: a column, written once, read by all.
-
-Lesions of a class are put in order of their number of images, and by chance within; then every
-k-th is taken (systematic sampling). That meets the shares of lesions and of images as well
-as scikit-learn's StratifiedGroupKFold does, gives a rare class a lesion in every part, takes
-seconds for a million images, and rests on no more than NumPy's frozen `RandomState`.
-"""
+"""The split by lesion: a column that is drawn, the dataset's own or a file's; read by all."""
 
 import logging
 from collections.abc import Iterable
@@ -25,6 +19,7 @@ from lesionfast.data.metadata import (
     read_frame,
     settle_inputs,
 )
+from lesionfast.data.parts.drawing import assign_split
 from lesionfast.data.table import read_table
 from lesionfast.diagnoses import split_names
 from lesionfast.errors import LesionfastError, did_you_mean, list_first, pluralize
@@ -180,110 +175,6 @@ def check_loaded_columns(loaded: dict[str, Any], columns: str) -> None:
             f"the table was loaded with metadata='{loaded['metadata']}', so {', '.join(late)} was "
             f"not checked as an input. Type it there: load_data(…, metadata='{columns}')."
         )
-
-
-def assign_split(
-    df: pd.DataFrame,
-    *,
-    seed: int = 42,
-    val: float = 0.15,
-    test: float = 0.15,
-    folds: int | None = None,
-    fold: int = 0,
-) -> pd.DataFrame:
-    """Add the column `split` with train, valid and test; no group crosses parts.
-
-    Of each class, `val` and `test` are the shares of lesions (at least one each) and, nearly, of
-    images. With `folds`, what is not test is cut into as many folds and number `fold` is
-    validation; the test part is the same for every fold. The order of the rows does not matter.
-    Raises `LesionfastError` for impossible shares, and for a class with fewer lesions than parts.
-    """
-    if not 0 <= seed < 2**32 - 1:
-        raise LesionfastError(f"--seed is {seed}; type a whole number from 0 to {2**32 - 2}.")
-    check_shares(val, test, folds, fold)
-    lesions = list_lesions(df)
-    check_classes(lesions, parts=(folds or 2) + (test > 0))
-    lesions = shuffle(lesions, seed)
-    in_test = take(lesions, test, seed, spare=folds or 2)
-    rest = lesions[~in_test]
-    if folds:
-        in_valid = np.arange(len(rest)) % folds == fold
-    else:
-        in_valid = take(rest, val / (1 - test), seed + 1, spare=1)
-    part = pd.Series("train", lesions["group"])
-    part[lesions.loc[in_test, "group"]] = "test"
-    part[rest.loc[in_valid, "group"]] = "valid"
-    return df.assign(split=df["group"].map(part))
-
-
-def check_shares(val: float, test: float, folds: int | None, fold: int) -> None:
-    """Raise `LesionfastError` for shares or folds that leave a part empty."""
-    if not 0 <= test < 1 or not (folds or 0 < val < 1 - test):
-        raise LesionfastError(
-            f"--val {val} and --test {test} leave no train, validation or test part. Type "
-            "shares above 0 (--test 0: no test part) with a sum below 1, such as "
-            "--val 0.15 --test 0.15."
-        )
-    if folds is not None and folds < 2:
-        raise LesionfastError(f"--folds is {folds}; type 2 or more, such as --folds 5.")
-    if not 0 <= fold < (folds or 1):
-        if not folds:
-            raise LesionfastError(f"--fold {fold} needs --folds. Type --folds 5 with it.")
-        raise LesionfastError(
-            f"--fold is {fold}, and --folds is {folds}. Type --fold 0 to --fold {folds - 1}."
-        )
-
-
-def list_lesions(df: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a lesion, ordered by its first image id: group, target, images.
-
-    A group of several classes (joined near-duplicates) counts for the rarest of them.
-    """
-    df = df.sort_values("image_id")
-    images = df["group"].value_counts(sort=False)
-    count = df["target"].map(df["target"].value_counts())
-    rarest = df.loc[count.sort_values(kind="stable").index].drop_duplicates("group")
-    target = rarest.set_index("group")["target"]
-    lesions = df[["group"]].drop_duplicates().reset_index(drop=True)
-    return lesions.assign(target=lesions["group"].map(target), images=lesions["group"].map(images))
-
-
-def check_classes(lesions: pd.DataFrame, parts: int) -> None:
-    """Raise `LesionfastError` for a class with fewer lesions than parts to have one in."""
-    counts = lesions["target"].value_counts().sort_values(kind="stable")
-    few = ", ".join(f"'{name}' has {count}" for name, count in counts.items() if count < parts)
-    if few:
-        raise LesionfastError(
-            f"the split needs {parts} lesions of each class, one per part; {few}. Remove such "
-            "classes from the CSV or merge them with others, type fewer --folds, or --test 0 for "
-            "no test part."
-        )
-    if len(counts) < 2:
-        raise LesionfastError(
-            f"there is only one class, '{counts.index[0]}'. Name the column of the diagnosis with "
-            "--target."
-        )
-
-
-def shuffle(lesions: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Order lesions by class, then by number of images, then by chance."""
-    chance = np.random.RandomState(seed).permutation(len(lesions))  # the same in every NumPy
-    target, _ = pd.factorize(lesions["target"], sort=True)
-    order = np.lexsort([chance, -lesions["images"], target])
-    return lesions.iloc[order]
-
-
-def take(lesions: pd.DataFrame, share: float, seed: int, spare: int) -> np.ndarray:
-    """Choose a share of each class, evenly along the order of the rows: bool (n,).
-
-    At least one lesion of each class is taken, and `spare` or more are left; share 0 takes none.
-    Because the order is by number of images, the images are shared out as evenly as the lesions.
-    """
-    size = lesions.groupby("target")["target"].transform("size").to_numpy()
-    rank = lesions.groupby("target").cumcount().to_numpy()
-    count = np.clip(np.floor(share * size + 0.5).astype(int), share > 0, size - spare)
-    start = (np.random.RandomState(seed).random_sample() * size).astype(int)
-    return (rank + start + 1) * count // size > (rank + start) * count // size
 
 
 def read_split(df: pd.DataFrame, file: str | Path, with_groups: bool = False) -> pd.DataFrame:
