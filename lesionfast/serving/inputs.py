@@ -89,22 +89,23 @@ def find_items(
 
 
 def add_tags(items: Iterable[Item]) -> Iterator[Item]:
-    """Yield images, those in DICOM files with age and sex from their tags where they are missing.
-
-    Only the suffix tells a DICOM file here.
-    """
+    """Yield images, those in DICOM files with what their tags know and their metadata does not."""
     with FileReader() as reader:
         for item in items:
-            if item.path is None or not item.path.lower().endswith(DICOM_SUFFIXES):
-                yield item
-                continue
-            tags: dict[str, str] = {}
-            with suppress(LesionfastError):  # reading the image says what is wrong
-                tags = read_dicom_tags(item.path, reader)
-            if "sex" in tags:
-                tags["sex"] = {"M": "male", "F": "female", "O": ""}[tags["sex"]]
+            tags = {} if item.path is None else find_patient(item.path, reader)
             known = {name: value for name, value in item.metadata.items() if value != ""}
-            yield replace(item, metadata={**tags, **known})
+            yield replace(item, metadata={**tags, **known}) if tags else item
+
+
+def find_patient(path: str, reader: FileReader) -> dict[str, str]:
+    """Return age and sex from the tags of a DICOM file, nothing for other suffixes."""
+    tags: dict[str, str] = {}
+    if path.lower().endswith(DICOM_SUFFIXES):
+        with suppress(LesionfastError):  # reading the image says what is wrong
+            tags = read_dicom_tags(path, reader)
+    if sex := {"M": "male", "F": "female"}.get(tags.pop("sex", "")):
+        tags["sex"] = sex
+    return tags
 
 
 def expand(pattern: str) -> list[str]:

@@ -22,7 +22,7 @@ from lesionfast.evaluation.features import read_features
 from lesionfast.evaluation.interpretation import Interpretation, records
 from lesionfast.run import Run
 from lesionfast.serving.bundle import FILE, ONNX, WEIGHTS, Bundle
-from lesionfast.serving.inputs import Item, MetadataReader
+from lesionfast.serving.inputs import Item, MetadataReader, find_patient
 
 CHUNK = 256  # images that are decoded and predicted together: bounds the memory
 AHEAD = 2  # chunks that are decoded while a GPU runs one
@@ -74,13 +74,15 @@ class Predictor:
         """Return the prediction of one image: the columns of `Bundle.assess`, and not_known.
 
         `image` is a path, encoded bytes, a PIL image, or uint8 (H, W, 3); `metadata` is what is
-        known of the person, such as age=55, sex="female". Raises `LesionfastError` for an image
-        that can't be read, and for metadata that `check` refuses.
+        known of the person, such as age=55, sex="female"; a DICOM file may know it too. Raises
+        `LesionfastError` for an image that can't be read, and for metadata that `check` refuses.
         """
         self.check(metadata)
         try:
             with FileReader() as reader:
                 pixels = self.pixels(reader, image)
+                if isinstance(image, str | Path):
+                    metadata = {**find_patient(str(image), reader), **metadata}
             values = self.metadata.read(metadata)
             self.metadata.warn()
         except BadImage as bad:

@@ -59,6 +59,28 @@ def test_an_image_may_come_as_bytes_picture_or_array(predictor, photos):
     assert found == pytest.approx([found[0]] * 4, abs=1e-5)
 
 
+def test_a_dicom_file_brings_age_and_sex_unless_they_are_given(predictor, photos, tmp_path):
+    pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed")
+    pixels = np.asarray(Image.open(photos[0]).convert("RGB"))
+    dataset = pydicom.Dataset()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = *pixels.shape[:2], 3
+    dataset.BitsAllocated = dataset.BitsStored = 8
+    dataset.HighBit, dataset.PixelRepresentation, dataset.PlanarConfiguration = 7, 0, 0
+    dataset.PhotometricInterpretation, dataset.PixelData = "RGB", pixels.tobytes()
+    dataset.PatientAge, dataset.PatientSex = "045Y", "F"
+    dataset.save_as(tmp_path / "a.dcm")
+    path = str(tmp_path / "a.dcm")
+    assert set(predictor(photos[0])["not_known"]) - set(predictor(path)["not_known"]) == {
+        "age",
+        "sex",
+    }
+    for given in ({}, {"sex": "male"}):
+        tags = {"age": 45, "sex": "female", **given}
+        assert predictor(path, **given)["p_mel"] == predictor(pixels, **tags)["p_mel"]
+
+
 def test_a_picture_that_is_cut_off_is_told(predictor, photos):
     with open(photos[0], "rb") as file:
         data = file.read()

@@ -13,6 +13,7 @@ from PIL import Image
 from lesionfast.errors import import_extra
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
+OLDEST = 120  # years; more is a code for unknown
 DAYS = {"D": 1.0, "W": 7.0, "M": 365.25 / 12, "Y": 365.25}  # in a unit of PatientAge
 
 
@@ -95,8 +96,10 @@ def find_tags(data: bytes) -> dict[str, str]:
     with quiet():
         age, sex = (str(dataset.get(name) or "").strip().upper() for name in wanted)
     tags = {}
-    if match := re.fullmatch(r"(\d{1,4})([DWMY])", age):
-        tags["age"] = f"{round(int(match[1]) * DAYS[match[2]] / DAYS['Y'], 2):g}"
+    match = re.fullmatch(r"(\d{1,4})([DWMY])", age)
+    years = int(match[1]) * DAYS[match[2]] / DAYS["Y"] if match else None
+    if years is not None and years <= OLDEST:
+        tags["age"] = f"{round(years, 2):g}"
     if sex in ("M", "F", "O"):
         tags["sex"] = sex
     return tags

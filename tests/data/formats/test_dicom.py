@@ -133,6 +133,7 @@ def test_without_its_package_it_says_what_to_install(tmp_path, monkeypatch):
         ({"PatientAge": "018M", "PatientSex": "M"}, {"age": "1.5", "sex": "M"}),
         ({"PatientAge": "026W", "PatientSex": "O"}, {"age": "0.5", "sex": "O"}),
         ({"PatientAge": "073D"}, {"age": "0.2"}),
+        ({"PatientAge": "999Y"}, {}),
         ({"PatientAge": "", "PatientSex": ""}, {}),
         ({"PatientSex": "f "}, {"sex": "F"}),
         ({"PatientAge": "old", "PatientSex": "X"}, {}),
