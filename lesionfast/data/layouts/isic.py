@@ -4,6 +4,8 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import takewhile
+from operator import eq
 from pathlib import Path
 
 import numpy as np
@@ -47,10 +49,13 @@ def find_leaks(rows: pd.DataFrame, target: str) -> tuple[str, ...]:
     return tuple(name for name in rows if LEAKS.match(name) and name != target)
 
 
-def distinct_tables(folder: Folder, tables: list[Path], column: str) -> list[Path]:
+def distinct_tables(
+    folder: Folder, tables: list[Path], column: str, like: Path | None = None
+) -> list[Path]:
     """Return the tables that name different images; of copies, that which `choose_table` returns.
 
-    Two tables are copies if more than half of the smaller one's images are in the other.
+    Two tables are copies if more than half of the smaller one's images are in the other. Of copies,
+    the one whose name begins most like that of `like` is taken if only one does.
     """
     if len(tables) < 2:
         return tables
@@ -60,7 +65,20 @@ def distinct_tables(folder: Folder, tables: list[Path], column: str) -> list[Pat
         copies = [kind for kind in kinds if any(overlap(ids[path], ids[k]) > 0.5 for k in kind)]
         others = [kind for kind in kinds if kind not in copies]
         kinds = [*others, [*(copy for kind in copies for copy in kind), path]]
-    return [choose_table(folder, kind, column) for kind in kinds]
+    return [choose_table(folder, name_alike(kind, like), column) for kind in kinds]
+
+
+def name_alike(tables: list[Path], like: Path | None) -> list[Path]:
+    """Return those of some tables whose names begin most like that of another one."""
+    if like is None or len(tables) < 2:
+        return tables
+    pairs = {path: zip(path.name.lower(), like.name.lower(), strict=False) for path in tables}
+    shared = {path: len(list(takewhile(lambda pair: eq(*pair), pairs[path]))) for path in tables}
+    alike = [path for path in tables if shared[path] == max(shared.values())]
+    for path in tables:
+        if path not in alike:
+            logger.warning("Ignored %s beside %s", path.name, alike[0].name)
+    return alike
 
 
 def overlap(one: set[str], other: set[str]) -> float:
@@ -139,7 +157,7 @@ def join_each(
     A part none of whose images are there keeps its own columns. Raises `LesionfastError` if that is
     so of all, or if only some images of a part are there.
     """
-    chosen = distinct_tables(folder, tables, key)
+    chosen = distinct_tables(folder, tables, key, parts[0].attrs["table"])
     others = pd.concat([read_rows(path, key, known=FIELDS) for path in chosen]).fillna("")
     others = others.assign(key=bare_ids(others[key])).drop(columns=key)
     keyed = [rows.assign(key=bare_ids(rows[key])) for rows in parts]

@@ -101,11 +101,12 @@ def join_patients(rows: pd.DataFrame, table: Path) -> pd.DataFrame:
             name = same[name]
         return name
 
-    known = pairs[pairs.isin(of_image).all(axis=1)]
+    known = pairs[pairs.isin(list(of_image)).all(axis=1)]
     for pair in known.itertuples(index=False):
         first, last = sorted(follow(of_image[name]) for name in pair)
         same |= {last: first} if last != first else {}
-    logger.info("Joined %s by %s", pluralize(len(known), "pair of the same image"), table.name)
+    count = pluralize(len(known), "pair")
+    logger.info("Joined the patients of %s of the same image (%s)", count, table.name)
     has_patient = (rows["patient_id"] != "") | names.isin(known.to_numpy().ravel())
     return rows.assign(patient_id=patient.map(follow).where(has_patient, ""))
 
