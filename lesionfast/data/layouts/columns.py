@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from operator import ne
 
 import numpy as np
 import pandas as pd
@@ -60,10 +61,12 @@ def list_renamed(names: dict[str, str]) -> str:
 
 def remove_suffixes(image_ids: pd.Series) -> pd.Series:
     """Return image ids without '.jpg' and the like, which some tables have; counted if so."""
-    bare = pd.Series([name_without_suffix(name) for name in image_ids], image_ids.index, "str")
-    if changed := int((bare != image_ids).sum()):
-        logger.warning("Removed .jpg or the like from %s", pluralize(changed, "image id"))
-    return bare if changed else image_ids
+    ids = image_ids.tolist()
+    bare = list(map(name_without_suffix, ids))
+    if not (changed := sum(map(ne, bare, ids))):
+        return image_ids
+    logger.warning("Removed .jpg or the like from %s", pluralize(changed, "image id"))
+    return pd.Series(bare, image_ids.index, dtype="str")
 
 
 def chain_groups(ids: pd.DataFrame, image_id: pd.Series) -> pd.Series:
@@ -71,33 +74,37 @@ def chain_groups(ids: pd.DataFrame, image_id: pd.Series) -> pd.Series:
 
     `ids` has a column for each kind of id, the finest first (the lesion, then the patient). An
     empty id joins nothing; a row without any is a group of its own, named like its image. A group
-    is named by its first id of the last column, in alphabetical order.
+    is named by its first id of the last column that it has one of, in alphabetical order; a name
+    that two columns have gets the name of the later column before it.
     """
-    ids = ids.mask(ids.apply(lambda column: column.str.lower().isin(EMPTY)), "")
-    columns = [ids[name] for name in ids if (ids[name] != "").any()]
-    if not columns:
+    codes, names, kinds = [], [], []
+    for kind, column in enumerate(ids):
+        numbers, values = factorize_ids(ids[column])
+        start, taken = len(names), set(names)
+        codes.append(np.where(numbers < 0, -1, numbers + start))
+        names += [f"{column} {value}" if value in taken else value for value in values]
+        kinds += [kind] * len(values)
+    start = len(names)
+    if start == 0:
         return image_id
-    if len(columns) == 1:
-        return columns[0].mask(columns[0] == "", image_id)
-    nodes, start = [], 0
-    for column in columns:
-        codes, values = pd.factorize(column.where(column != ""), use_na_sentinel=True)
-        nodes.append(np.where(codes < 0, -1, codes + start))
-        start += len(values)
-    rows = np.arange(len(ids)) + start
-    ends = np.concatenate([np.stack([rows, node])[:, node >= 0] for node in nodes], axis=1)
-    graph = coo_array((np.ones(ends.shape[1]), ends), (start + len(ids),) * 2)
-    component = connected_components(graph, directed=False)[1][start:]
-    named = columns[-1]
-    for column in reversed(columns[:-1]):
-        spare = column.where(~column.isin(columns[-1]), str(column.name) + " " + column)
-        named = named.mask(named == "", spare.mask(column == "", ""))
-    named = named.mask(named == "", image_id)
-    rank = pd.Series((~(columns[-1] != "")).astype(int), ids.index)
-    best = pd.DataFrame({"component": component, "rank": rank, "name": named})
-    first = best.sort_values(["rank", "name"]).drop_duplicates("component")
-    names = first.set_index("component")["name"]
-    return pd.Series(names.loc[component].to_numpy(), ids.index, dtype="str")
+    nodes = np.concatenate(codes)
+    rows = np.tile(np.arange(len(ids)), len(codes))[nodes >= 0] + start
+    shape = (start + len(ids),) * 2
+    graph = coo_array((np.ones(len(rows), np.int8), (rows, nodes[nodes >= 0])), shape)
+    component = connected_components(graph, directed=False)[1]
+    found = pd.DataFrame({"of": component[:start], "kind": kinds, "name": names})
+    found = found.sort_values(["kind", "name"], ascending=[False, True]).drop_duplicates("of")
+    group = pd.Series(component[start:], ids.index).map(found.set_index("of")["name"])
+    return group.where(group.notna(), image_id).astype("str")
+
+
+def factorize_ids(column: pd.Series) -> tuple[np.ndarray, list[str]]:
+    """Return the number of each row's id (n,), -1 for an empty one, and the ids."""
+    codes, values = pd.factorize(column)
+    is_empty = np.array([str(value).lower() in EMPTY for value in values], bool)
+    number = np.where(is_empty, -1, np.cumsum(~is_empty) - 1)
+    known = [str(value) for value, empty in zip(values, is_empty, strict=True) if not empty]
+    return number[codes] if len(values) else codes, known
 
 
 def find_unique(files: pd.DataFrame) -> pd.DataFrame:

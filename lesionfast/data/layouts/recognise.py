@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from lesionfast.config import IN_MEMORY, DataConfig
@@ -28,10 +29,11 @@ from lesionfast.data.layouts import (
     tables,
 )
 from lesionfast.data.layouts.base import Dataset, Folder, from_one_hot, layouts
+from lesionfast.data.layouts.columns import factorize_ids
 from lesionfast.data.layouts.several import is_kind, join_datasets
 from lesionfast.data.sample import make_sample
 from lesionfast.data.sources import name_without_suffix
-from lesionfast.data.table import EMPTY, is_table, list_columns
+from lesionfast.data.table import is_table, list_columns
 from lesionfast.diagnoses import split_names
 from lesionfast.errors import LesionfastError, did_you_mean, pluralize
 
@@ -183,13 +185,13 @@ def describe(found: Dataset, df: pd.DataFrame) -> str:
     `df` is the checked table of the dataset.
     """
     parts = [pluralize(len(df), "image"), f"{df['target'].nunique():,} classes"]
-    kept = pd.Index(df["image_id"])
-    rows = found.rows[[name_without_suffix(name) in kept for name in found.rows[found.image]]]
+    bare = list(map(name_without_suffix, found.rows[found.image]))
+    rows = found.rows[pd.Index(df["image_id"]).get_indexer(bare) >= 0]
     for name in found.groups:
         noun = name.lower().removesuffix("_id").replace("_", " ")
-        known = rows[name][~rows[name].str.lower().isin(EMPTY)]
-        parts.append(pluralize(known.nunique(), noun))
-        if lone := len(rows) - len(known):
+        codes = factorize_ids(rows[name])[0]
+        parts.append(pluralize(len(np.unique(codes[codes >= 0])), noun))
+        if lone := int((codes < 0).sum()):
             own = f"counts as a {noun} of its own" if name == found.groups[0] else ""
             parts.append(f"{lone:,} without a {noun} id" + (f" (each {own})" if own else ""))
     return " ".join([f"This looks like {found.name}: {', '.join(parts)}.", *found.notes])
