@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pandas as pd
+
 from lesionfast.config import DataConfig
 from lesionfast.data.layouts.base import PART_NAMES, Dataset, Folder, layouts, read_rows
 from lesionfast.data.layouts.isic import (
@@ -9,7 +11,7 @@ from lesionfast.data.layouts.isic import (
     distinct_tables,
     find_leaks,
     keep_labelled,
-    stack_parts,
+    stack_rows,
 )
 from lesionfast.data.sources import name_without_suffix
 from lesionfast.errors import LesionfastError, list_first
@@ -22,10 +24,10 @@ def bcn20000(folder: Folder, config: DataConfig) -> Dataset | None:
     if not tables:
         return None
     chosen = distinct_tables(folder, tables, "bcn_filename")
-    rows, _ = stack_parts(
-        [read_rows(path, "bcn_filename", known=FIELDS).assign(part="") for path in chosen]
-    )
-    if "diagnosis" not in rows and not config.target:
+    read = {path: read_rows(path, "bcn_filename", known=FIELDS) for path in chosen}
+    chosen.sort(key=lambda path: -count_diagnoses(read[path]))
+    rows = stack_rows([read[path] for path in chosen])
+    if not {"diagnosis", config.target} & {*rows}:
         raise LesionfastError(
             f"the tables of BCN20000 in {folder.root} have no column 'diagnosis': "
             f"{list_first(path.name for path in chosen)} has {list_first(rows, 30)}. Put "
@@ -34,10 +36,9 @@ def bcn20000(folder: Folder, config: DataConfig) -> Dataset | None:
     rows = rows.assign(bcn_filename=rows["bcn_filename"].map(name_without_suffix))
     if "split" in rows and not rows["split"].str.lower().isin(PART_NAMES).all():
         rows = rows.drop(columns="split")
-    labelled = [path for path in chosen if "diagnosis" in folder.headers[path]]
     found = Dataset(
         name="BCN20000",
-        table=(labelled or chosen)[0],
+        table=chosen[0],
         rows=rows,
         image="bcn_filename",
         target="diagnosis",
@@ -50,3 +51,8 @@ def bcn20000(folder: Folder, config: DataConfig) -> Dataset | None:
     if found.split is None:
         found = replace(found, rows=found.rows.drop(columns="split", errors="ignore"))
     return found
+
+
+def count_diagnoses(rows: pd.DataFrame) -> int:
+    """Return how many rows have a diagnosis."""
+    return int((rows["diagnosis"] != "").sum()) if "diagnosis" in rows else 0

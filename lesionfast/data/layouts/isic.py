@@ -18,6 +18,7 @@ from lesionfast.data.layouts.base import (
     Folder,
     from_one_hot,
     join_tables,
+    note_pictures,
     read_rows,
 )
 from lesionfast.data.layouts.tables import choose_table
@@ -137,16 +138,18 @@ def find_part(path: str) -> str:
 
 
 def stack_parts(parts: list[pd.DataFrame]) -> tuple[pd.DataFrame, str | None]:
-    """Return the rows of several tables and the column of the parts, None if there is only one.
-
-    The index goes on from table to table.
-    """
-    if len(parts) == 1:
-        return parts[0].drop(columns="part"), None
-    rows = pd.concat(parts).fillna("")
-    rows.index = pd.RangeIndex(2, len(rows) + 2)
+    """Return the rows of several tables and the column of the parts, None if there is only one."""
+    rows = stack_rows(parts)
     named = rows["part"].ne("").all() and rows["part"].nunique() > 1
     return (rows, "part") if named else (rows.drop(columns="part"), None)
+
+
+def stack_rows(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """Return the rows of several tables; the index goes on from table to table."""
+    if len(tables) == 1:
+        return tables[0]
+    rows = pd.concat(tables).fillna("")
+    return rows.set_axis(pd.RangeIndex(2, len(rows) + 2))
 
 
 def join_each(
@@ -220,7 +223,7 @@ def keep_labelled(found: Dataset, config: DataConfig, advice: str = "") -> Datas
     target = config.target if config.target in found.rows else found.target
     empty = found.rows[target].str.lower().isin(UNKNOWN)
     if not empty.any():
-        return found
+        return replace(found, split=keep_split(found, found.rows))
     if empty.all():
         raise LesionfastError(
             f"column '{target}' of {found.table.name} is empty in all {len(empty):,} rows; it has: "
@@ -257,13 +260,9 @@ def choose_pictures(found: Dataset, column: str, config: DataConfig) -> Dataset:
             f"{list_first((f'{name} ({count:,})' for name, count in counts.items()), 5)}. Leave "
             "--images-of out, or type --images-of all."
         )
-    left = kinds[~chosen].replace("", "not given").value_counts()
-    others = list_first((f"{count:,} {name}" for name, count in left.items()), 5)
-    rows = found.rows[chosen]
     files = drop_files(found.files, found.rows.loc[~chosen, found.image])
-    return replace(found, rows=rows, files=files).note(
-        f"Only {config.images_of} images are used; left out: {others} (--images-of all takes them)."
-    )
+    notes = (*found.notes, *note_pictures(config.images_of, int((~chosen).sum())))
+    return replace(found, rows=found.rows[chosen], files=files, notes=notes)
 
 
 def keep_split(found: Dataset, rows: pd.DataFrame) -> str | None:

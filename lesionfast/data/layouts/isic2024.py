@@ -1,5 +1,7 @@
 """ISIC 2024, SLICE-3D (Kurtansky et al. 2024, doi:10.1038/s41597-024-03743-w): tiles of bodies."""
 
+import logging
+from copy import copy
 from pathlib import Path
 
 import pandas as pd
@@ -17,13 +19,16 @@ from lesionfast.data.layouts.isic import (
     FIELDS,
     UNKNOWN,
     find_leaks,
+    is_among,
     keep_labelled,
     leave_out_tests,
     name_classes,
 )
 from lesionfast.data.layouts.tables import choose_table
 from lesionfast.data.sources import list_images
-from lesionfast.errors import LesionfastError
+from lesionfast.errors import LesionfastError, pluralize
+
+logger = logging.getLogger("lesionfast")
 
 LABELS = ("target", "malignant")
 KEYS = ("isic_id", "patient_id")
@@ -34,13 +39,17 @@ OWN = ("tbp_", "iddx_")  # columns that no other dataset has
 def isic2024(folder: Folder, config: DataConfig) -> Dataset | None:
     """ISIC 2024 (SLICE-3D): benign or malignant, JPEG files or one HDF5 file, with patients."""
     tables = [path for path in folder.tables(*KEYS) if has_own_columns(folder, path)]
-    labelled = [path for path in tables if set(LABELS) & set(folder.headers[path])]
     if not tables:
         return None
+    folder = open_stores(folder)
+    labelled = [path for path in tables if set(LABELS) & set(folder.headers[path])]
     table = choose_table(folder, labelled or tables, "isic_id")
     rows = read_rows(table, *KEYS, known=FIELDS)
     if not labelled:
         rows = add_truth(rows, folder, table)
+    for path in folder.tables("isic_id", "lesion_id", without=["patient_id", *LABELS]):
+        supplement = read_rows(path, "isic_id", known=FIELDS)
+        rows = join_tables(rows, supplement, "isic_id", (table, path))
     label = next(name for name in LABELS if name in rows)
     rows = rows.assign(target=name_classes(rows, label, table))
     rows = rows.drop(columns="malignant", errors="ignore")
@@ -51,7 +60,7 @@ def isic2024(folder: Folder, config: DataConfig) -> Dataset | None:
         image="isic_id",
         target="target",
         groups=tuple(name for name in ("lesion_id", "patient_id") if name in rows),
-        files=list_files(folder),
+        files=folder.images,
         leaks=find_leaks(rows, "target"),
     )
     tests = [path for path in tables if path not in labelled and path != table]
@@ -80,11 +89,14 @@ def add_truth(rows: pd.DataFrame, folder: Folder, table: Path) -> pd.DataFrame:
     )
 
 
-def list_files(folder: Folder) -> pd.DataFrame:
-    """Return the images of HDF5 files, and those in folders that no HDF5 file has."""
+def open_stores(folder: Folder) -> Folder:
+    """Return a folder with the images in its HDF5 files too, those of the same name once."""
     stores = folder.find(".hdf5", ".h5")
     if not stores:
-        return folder.images
-    stored = list_images(stores)
-    others = folder.images[~folder.images["stem"].isin(stored["stem"])]
-    return pd.concat([stored, others], ignore_index=True)
+        return folder
+    stored, opened = list_images(stores), copy(folder)
+    others = folder.images[~is_among(folder.images["stem"], stored["stem"])]
+    if count := len(folder.images) - len(others):
+        logger.info("Ignored %s that an HDF5 file holds too", pluralize(count, "image file"))
+    opened.images = pd.concat([stored, others], ignore_index=True)
+    return opened

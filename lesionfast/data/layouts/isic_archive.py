@@ -11,7 +11,7 @@ from lesionfast.data.layouts.isic import (
     distinct_tables,
     find_leaks,
     keep_labelled,
-    stack_parts,
+    stack_rows,
 )
 from lesionfast.errors import LesionfastError, list_first
 
@@ -28,9 +28,7 @@ def isic_archive(folder: Folder, config: DataConfig) -> Dataset | None:
     if not tables or folder.tables("lesion_id", "MEL", "NV"):  # that is MILK10k
         return None
     chosen = distinct_tables(folder, list(tables), "isic_id")
-    rows, _ = stack_parts(
-        [read_rows(path, "isic_id", known=FIELDS).assign(part="") for path in chosen]
-    )
+    rows = stack_rows([read_rows(path, "isic_id", known=FIELDS) for path in chosen])
     target = choose_label(rows, config, chosen[0].name)
     found = Dataset(
         name="the ISIC Archive",
