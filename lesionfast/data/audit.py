@@ -16,8 +16,8 @@ from lesionfast.data.images import Images, find_sizes, read_image
 from lesionfast.data.layouts.base import Dataset
 from lesionfast.data.layouts.recognise import describe, find_dataset, name_group
 from lesionfast.data.metadata import KEYS, read_dataset
+from lesionfast.data.parts.drawing import assign_split
 from lesionfast.data.sources import name_without_suffix
-from lesionfast.data.split import assign_split
 from lesionfast.errors import LesionfastError, list_first, pluralize
 
 FLAT = 3  # levels of 256 between the pixels of an image of one colour

@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lesionfast.config import IN_MEMORY, WHERE, SplitConfig, TrainConfig, read_options
+from lesionfast.config import (
+    IN_MEMORY,
+    WHERE,
+    SplitConfig,
+    TrainConfig,
+    flag_name,
+    read_options,
+)
 from lesionfast.console import counting_bar
 from lesionfast.data.formats.labels import expand_map
 from lesionfast.data.metadata import (
@@ -19,7 +26,7 @@ from lesionfast.data.metadata import (
     read_frame,
     settle_inputs,
 )
-from lesionfast.data.parts.drawing import assign_split
+from lesionfast.data.parts.own import PARTS, draw, hold_out, use_own_split, warn_of_unused
 from lesionfast.data.table import read_table
 from lesionfast.diagnoses import split_names
 from lesionfast.errors import LesionfastError, did_you_mean, list_first, pluralize
@@ -28,7 +35,6 @@ from lesionfast.manifest import Manifest
 
 logger = logging.getLogger("lesionfast")
 
-PARTS = ("train", "valid", "test")
 OPTIONS = "lesionfast"  # in the attrs of a table: how it was loaded
 AFTER_LOADING = ("seed", "split_seed", "cache", "skip_bad", "metadata")  # may change for a training
 
@@ -79,7 +85,9 @@ def load_dataset(config: SplitConfig, split: Path | None = None) -> pd.DataFrame
 def split_metadata(df: pd.DataFrame, config: SplitConfig) -> pd.DataFrame:
     """Join near-duplicates and add the column `split`, as the options say.
 
-    It comes from the file --split, else it is the one that is there, else from seed and shares.
+    It comes from the file --split, else --test-on holds out the test part, else it is the dataset's
+    own, as far as no lesion is in two of its parts; else, and with --folds or --split new, it is
+    drawn from seed and shares.
     """
     if config.join_duplicates:
         from lesionfast.data.duplicates import find_near_duplicates
@@ -87,16 +95,36 @@ def split_metadata(df: pd.DataFrame, config: SplitConfig) -> pd.DataFrame:
         with counting_bar("comparing images") as progress:
             pairs = find_near_duplicates(df, progress, cache=config.cache)
         df = join_groups(df, zip(pairs["image_a"], pairs["image_b"], strict=True))
-    if config.split:
+    check_ways(config)
+    if config.split not in (None, "new"):
         df = read_split(df, Path(config.split).expanduser())
-    elif "split" in df:
+        warn_of_unused(config, ["val", "test", "split_seed"], f"{config.split} is the split")
+    elif config.test_on:
+        df = hold_out(df, config)
+    elif "split" not in df or config.split == "new" or config.folds:
+        df = draw(df.drop(columns="split", errors="ignore"), config)
+    elif config.data == IN_MEMORY:
         check_rows("the table", df)
         check_parts("the table", df)
     else:
-        seed = config.seed if config.split_seed is None else config.split_seed
-        names = ("val", "test", "folds", "fold")
-        df = assign_split(df, seed=seed, **{name: getattr(config, name) for name in names})
+        df = use_own_split(df, config)
+    if config.folds:
+        warn_of_unused(config, ["val"], f"--folds {config.folds} says what is validated")
     return keep_options(df, config)
+
+
+def check_ways(config: SplitConfig) -> None:
+    """Raise `LesionfastError` for options that say what the parts are in two ways."""
+    others = [("test_on", config.test_on), ("folds", config.folds)]
+    if config.split is None:
+        return
+    for name, value in others if config.split != "new" else others[:1]:
+        if value:
+            flag = flag_name(name)
+            raise LesionfastError(
+                f"--split {config.split} and {flag} {value} say in two ways what the parts are. "
+                "Leave one of them out."
+            )
 
 
 def keep_options(df: pd.DataFrame, config: SplitConfig) -> pd.DataFrame:

@@ -18,8 +18,8 @@ from sklearn.preprocessing import StandardScaler
 from lesionfast.config import DataConfig
 from lesionfast.data import sample
 from lesionfast.data.metadata import load_metadata
+from lesionfast.data.parts.drawing import assign_split
 from lesionfast.data.sample import SIZE, make_sample
-from lesionfast.data.split import assign_split
 from lesionfast.errors import LesionfastError
 
 

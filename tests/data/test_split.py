@@ -9,7 +9,8 @@ import pytest
 
 from lesionfast.config import DataConfig, SplitConfig
 from lesionfast.data.metadata import load_metadata
-from lesionfast.data.split import assign_split, join_groups, read_split, split_metadata, write_split
+from lesionfast.data.parts.drawing import assign_split
+from lesionfast.data.split import join_groups, read_split, split_metadata, write_split
 from lesionfast.errors import LesionfastError
 
 SIZES = {"nv": 300, "mel": 80, "bcc": 20, "df": 7}  # lesions
@@ -141,6 +142,7 @@ def test_another_process_with_other_hashes_splits_alike(tmp_path):
     df.to_csv(tmp_path / "table.csv", index=False)
     code = (
         "import sys, pandas as pd; from lesionfast.data.split import *; "
+        "from lesionfast.data.parts.drawing import assign_split; "
         "print(write_split(assign_split(pd.read_csv(sys.argv[1])), sys.argv[2]))"
     )
     files = [str(tmp_path / "table.csv"), str(tmp_path / "other.csv")]
