@@ -30,7 +30,7 @@ FIELDS = (
     *("regression_structures", "dots_and_globules", "blue_whitish_veil", "vascular_structures"),
     *("level_of_diagnostic_difficulty", "elevation", "location", "sex", "management", "notes"),
 )
-AGAIN = "Download the index files again, or type --split new to draw another split."
+AGAIN = "Download the index files again, or remove all three: another split is drawn then."
 
 
 @layouts.register("derm7pt")

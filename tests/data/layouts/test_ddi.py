@@ -35,7 +35,7 @@ def written_ddi(tmp_path_factory) -> Path:
 
 def draw(path: Path, seed: int) -> None:
     pixels = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
+    Image.fromarray(pixels).resize((48, 36)).save(path)
 
 
 @pytest.fixture
