@@ -270,8 +270,10 @@ def keep_split(found: Dataset, rows: pd.DataFrame) -> str | None:
     return found.split if found.split and rows[found.split].nunique() > 1 else None
 
 
-def leave_out_tests(found: Dataset, folder: Folder, tables: list[Path], column: str) -> Dataset:
-    """Return a dataset without the images that tables without labels name; noted."""
+def leave_out_tests(
+    found: Dataset, folder: Folder, tables: list[Path], column: str, why: str = "without labels"
+) -> Dataset:
+    """Return a dataset without the images that only other tables name; noted."""
     for path in tables:
         ids = read_rows(path, column)[column]
         lost = ids[~is_among(ids, found.rows[found.image])]
@@ -279,9 +281,7 @@ def leave_out_tests(found: Dataset, folder: Folder, tables: list[Path], column: 
         if count := len(found.files) - len(files):
             where = path.relative_to(folder.root)
             images = pluralize(count, "image")
-            found = replace(found, files=files).note(
-                f"Left out {images} named in {where}, which has no labels."
-            )
+            found = replace(found, files=files).note(f"Left out {images} named in {where} ({why}).")
     return found
 
 

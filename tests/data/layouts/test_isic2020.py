@@ -89,7 +89,7 @@ def test_what_is_left_out_is_counted(download, caplog):
     add_tests(it)
     add_dicom(it)
     text = say(it.path)
-    assert text.endswith("Left out 3 images named in test.csv, which has no labels.")
+    assert text.endswith("Left out 3 images named in test.csv (without labels).")
     assert "Ignored 88 DICOM files beside JPEG or PNG files of the same name" in caplog.text
     assert "without a row" not in caplog.text
 

@@ -86,8 +86,8 @@ def test_what_is_left_out_is_counted(download, caplog):
     add_tests(it)
     it.change_cell(TABLE, 2, target="")
     assert say(it.path).endswith(
-        "Left out 1 row without a label (target). Left out 3 images named in test-metadata.csv, "
-        "which has no labels."
+        "Left out 1 row without a label (target). Left out 3 images named in test-metadata.csv "
+        "(without labels)."
     )
     assert "without a row" not in caplog.text
 
