@@ -10,6 +10,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
+from lesionfast.data.layouts.places import PART_NAMES as PART_NAMES
+from lesionfast.data.layouts.places import leave_out_derived
 from lesionfast.data.sources import is_visible, list_images
 from lesionfast.data.table import TABLE_SUFFIXES, list_columns, open_table
 from lesionfast.errors import LesionfastError, list_first, pluralize
@@ -18,8 +20,7 @@ from lesionfast.registry import Registry
 logger = logging.getLogger("lesionfast")
 
 layouts = Registry("layout", "--layout")
-PART_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
-PART_NAMES |= dict.fromkeys(("val", "valid", "validation", "dev"), "valid")
+SAMPLE_ROWS = 2_000  # of a table, that tell what its columns hold
 
 NO_LESIONS = (
     "No lesion ids: every image counts as a lesion of its own, and leaks between images of one "
@@ -113,7 +114,12 @@ class Folder:
     @cached_property
     def images(self) -> pd.DataFrame:
         """The images below the folder, those in zip files included: columns path and stem."""
-        return list_images(self.only or self.root)
+        return leave_out_derived(list_images(self.only or self.root), self.root)
+
+    @cached_property
+    def samples(self) -> dict[Path, pd.DataFrame]:
+        """The first rows of each table, as text; none of one that can't be read."""
+        return {path: read_sample(path) for path in self.headers}
 
 
 def read_headers(folder: Folder) -> Iterator[tuple[Path, list[str]]]:
@@ -124,6 +130,14 @@ def read_headers(folder: Folder) -> Iterator[tuple[Path, list[str]]]:
             yield path, [name.lower() for name in open_table(path).header]
         except LesionfastError:
             continue  # a layout that needs it says what is wrong with it
+
+
+def read_sample(path: Path) -> pd.DataFrame:
+    """Return the first rows of a table, none if it can't be read: who needs it says why."""
+    try:
+        return next(open_table(path).read_chunks(report=False)).head(SAMPLE_ROWS)
+    except LesionfastError:
+        return pd.DataFrame()
 
 
 def is_text(path: Path) -> bool:
@@ -206,45 +220,6 @@ def join_tables(
         )
     beside = other.drop(columns=[key, *other.columns.intersection(rows.columns)], errors="ignore")
     return rows.join(beside.iloc[place].set_axis(rows.index))
-
-
-def find_paths(names: pd.Series, folder: Path) -> pd.Series:
-    """Return the file that each name of a table means, "" where there is none.
-
-    A name is a path under `folder`, or an absolute one, with / or \\, in any case, with or without
-    a suffix; of a path that lies elsewhere, such as one of the author's machine, the longest end
-    that fits one file counts.
-    """
-    files = list_images(folder)
-    return match_paths(names, files, folder)
-
-
-def match_paths(names: pd.Series, files: pd.DataFrame, folder: Path) -> pd.Series:
-    """Return the path in `files` (of `list_images`) that each name means; see `find_paths`."""
-    root = Path(os.path.abspath(folder)).as_posix()
-    by_end: dict[str, str | None] = {}  # None: it fits several files
-    for path in files["path"]:
-        for end in path_ends(path.removeprefix(f"{root}/")):
-            by_end[end] = None if end in by_end else path
-    return names.map({name: look_up(name, by_end) for name in names.unique()}).astype("str")
-
-
-def path_ends(path: str) -> Iterator[str]:
-    """Yield the ends of a path, the longest first, in lower case, each with and without suffix."""
-    parts = path.lower().split("/")
-    for start in range(len(parts)):
-        end = "/".join(parts[start:])
-        yield end
-        if "." in parts[-1]:
-            yield end[: end.rfind(".")]
-
-
-def look_up(name: str, by_end: dict[str, str | None]) -> str:
-    """Return the one file that a path of a table means, "" if there is none or several."""
-    for end in path_ends(name.strip().replace("\\", "/").removeprefix("./").lstrip("/")):
-        if end in by_end:
-            return by_end[end] or ""
-    return ""
 
 
 def note_pictures(images_of: str, left_out: int) -> tuple[str, ...]:

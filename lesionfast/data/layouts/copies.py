@@ -3,7 +3,6 @@
 import logging
 import os
 from collections import Counter
-from pathlib import Path
 
 import pandas as pd
 
@@ -117,8 +116,3 @@ def settle_parts(
     if len(parts) == 3 and taught and (rows["part"] != "").all():
         return "part", ("Its own parts are the split.",)
     return None, (f"{has} are no whole split, so a new one is drawn.",)
-
-
-def relative_names(paths: pd.Series, root: Path) -> pd.Series:
-    """Return paths as seen from a folder."""
-    return paths.str.removeprefix(Path(os.path.abspath(root)).as_posix().rstrip("/") + "/")

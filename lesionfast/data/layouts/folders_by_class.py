@@ -1,8 +1,6 @@
 """Images in folders named like their class, below train, valid and test or alone; no table."""
 
 import os
-import re
-from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
@@ -10,42 +8,22 @@ import pandas as pd
 
 from lesionfast.config import DataConfig
 from lesionfast.data.layouts import tables
-from lesionfast.data.layouts.base import NO_LESIONS, PART_NAMES, Dataset, Folder, layouts, read_rows
+from lesionfast.data.layouts.base import NO_LESIONS, Dataset, Folder, layouts, read_rows
 from lesionfast.data.layouts.copies import (
     find_content,
     keep_one_of_copies,
-    relative_names,
     settle_parts,
 )
+from lesionfast.data.layouts.paths import name_by_path
+from lesionfast.data.layouts.places import MASK_STEM, read_place, relative_names
 from lesionfast.diagnoses import MALIGNANT, NAMES, NEVUS, plain
 from lesionfast.errors import LesionfastError, list_first, pluralize
 
-WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")  # of HAM10000_images_part_1: HAM, images, part
-NEUTRAL = {  # words of folders that say nothing about what is in them
-    *("image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "jpg", "jpeg"),
-    *("png", "data", "dataset", "set", "dir", "folder", "split", "part", "fold", "batch", "input"),
-    *("raw", "original", "isic", "ham", "task"),
-}
-DERIVED = {
-    *("resized", "resize", "cropped", "crop", "augmented", "aug", "preprocessed", "processed"),
-    "small",
-}
-MASKS = {"mask", "masks", "segmentation", "segmentations", "superpixels", "annotations", "heatmaps"}
-MASK_STEM = r"(?i)[_-](?:mask|segmentation|superpixels)$"
 ISIC_ID = r"(?i)(ISIC_\d{7})"
 KNOWN_CLASSES = {*NAMES, *NAMES.values(), *NEVUS, *MALIGNANT, "benign", "malignant"}
 MOST_CLASSES = 20  # more folders need so many images each, else they are of lesions or patients
 FEW_IMAGES = 4
 BESIDE = ("age", "age_approx", "sex", "gender", "anatom_site_general", "localization")
-
-
-@dataclass(frozen=True)
-class Place:
-    """What the path of a folder says: its part, "mask" or "derived", what may name the class."""
-
-    part: str
-    kind: str
-    names: tuple[str, ...]
 
 
 @layouts.register("folders_by_class")
@@ -90,35 +68,6 @@ def read_places(folder: Folder) -> pd.DataFrame:
         kind=["mask" if m else place.kind for m, place in zip(masks, found, strict=True)],
         names=[place.names for place in found],
     )
-
-
-def read_place(parent: str, root: Path) -> Place:
-    """Return what the path of a folder says; a zip file counts as a folder if it has none."""
-    part, kind, names, folders = "", "", [], parent.split("/") if parent else []
-    below = 0  # number of names above the part
-    for i, name in enumerate(folders):
-        zipped = name.lower().endswith(".zip") and not (root / "/".join(folders[: i + 1])).is_dir()
-        words = [word.lower() for word in WORDS.findall(name[:-4] if zipped else name)]
-        found = read_part(words)
-        if MASKS & set(words):
-            kind = "mask"
-        elif found or (words and {*words} <= NEUTRAL | DERIVED):
-            below = len(names) if found and not part else below
-            part = part or found
-            kind = kind or ("derived" if DERIVED & {*words} else "")
-        elif not zipped or i == len(folders) - 1:
-            names.append(name[:-4] if zipped else name)
-    if part:
-        names = names[below:] or names[:below][-1:]
-    return Place(part, kind, tuple(names))
-
-
-def read_part(words: list[str]) -> str:
-    """Return the part that the words of a folder's name say, such as train_dir; "" if none."""
-    found = [PART_NAMES[word] for word in words if word in PART_NAMES]
-    others = [word for word in words if word not in {*PART_NAMES, *NEUTRAL, *DERIVED}]
-    named_first = words and words[0] in PART_NAMES and len(words) < 3
-    return found[0] if len(found) == 1 and (named_first or not others) else ""
 
 
 def choose_classes(places: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]] | None:
@@ -185,12 +134,7 @@ def name_images(rows: pd.DataFrame, root: Path) -> pd.Series:
     Raises `LesionfastError` for two files in one folder that differ in the suffix only.
     """
     relative = relative_names(rows["path"], root)
-    parents = relative.str.rpartition("/")[0]
-    shared = os.path.commonpath([f"/{parent}" for parent in parents.unique()])[1:]
-    start = len(shared) + 1 if shared else 0
-    recurs = rows["stem"].duplicated(keep=False)
-    long = (parents + "/").str[start:].str.replace("/", "-") + rows["stem"]
-    ids = rows["stem"].mask(recurs, long).str.replace(r"\.{2,}", "_", regex=True)
+    ids = name_by_path(relative)
     twice = ids.duplicated(keep=False)
     if twice.any():
         first, second = relative[ids == ids[twice].iloc[0]].iloc[:2]

@@ -22,10 +22,9 @@ from lesionfast.data.layouts.copies import (
     count_crossing,
     find_content,
     keep_one_of_copies,
-    relative_names,
     settle_parts,
 )
-from lesionfast.data.layouts.folders_by_class import WORDS, read_part
+from lesionfast.data.layouts.places import WORDS, read_part, relative_names
 from lesionfast.data.sources import image_stem
 from lesionfast.data.table import EMPTY
 from lesionfast.diagnoses import split_names

@@ -151,6 +151,7 @@ def apply_columns(found: Dataset, config: DataConfig) -> Dataset:
         found = replace(found, target=config.target, leaks=(*found.leaks, found.target))
     if config.image:
         check_columns(found, [config.image], "--image")
+    if config.image and config.image != "path":  # which says where the images are
         found = replace(found, image=config.image)
     if config.group == "none":
         return replace(found, groups=())

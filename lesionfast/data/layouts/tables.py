@@ -9,15 +9,30 @@ import pandas as pd
 
 from lesionfast.config import DataConfig
 from lesionfast.data.layouts.base import (
-    PART_NAMES,
+    SAMPLE_ROWS,
     Dataset,
     Folder,
     layouts,
-    list_candidates,
     read_rows,
+    read_sample,
 )
-from lesionfast.data.sources import list_images
-from lesionfast.data.table import list_columns, open_table
+from lesionfast.data.layouts.copies import settle_parts
+from lesionfast.data.layouts.paths import (
+    SUFFIX,
+    count_matches,
+    last_parts,
+    match_paths,
+    name_by_path,
+)
+from lesionfast.data.layouts.places import (
+    PART_NAMES,
+    WORDS,
+    leave_out_derived,
+    read_part,
+    relative_names,
+)
+from lesionfast.data.sources import image_stem, list_images, name_without_suffix
+from lesionfast.data.table import open_table
 from lesionfast.diagnoses import split_names
 from lesionfast.errors import LesionfastError, list_first, pluralize
 
@@ -36,49 +51,100 @@ TARGETS = (
 LESIONS = ("lesion_id", "lesion", "lesionid", "lesion_number")
 PATIENTS = ("patient_id", "patient", "patientid", "subject_id", "subject", "pat_id", "case_id")
 SPLITS = ("split", "partition", "subset", "set")
+KINDS = {"dermoscopic": ("derm",), "clinical": ("clin", "macro", "photo")}  # in names of columns
+MOST_LOOKED_AT = 200  # columns: a table of pixels has thousands
 
 
 @layouts.register("table")
 def table(folder: Folder, config: DataConfig) -> Dataset | None:
     """Any CSV, TSV, Parquet or Excel table beside images, with columns for image and class."""
-    named = [path for path in folder.headers if find_image_column(path, config, folder)]
-    if not named:
-        return None
-    return read_any_table(choose_table(folder, named, None), config, folder)
+    usable = find_usable(folder, config)
+    if len(usable) > 1 and (parts := find_parts(folder, usable)):
+        return read_any_table(parts["train"], config, folder, parts)
+    candidates = usable or find_usable(folder, replace(config, image=None, target=None))
+    if not candidates:
+        candidates = [p for p in folder.headers if find_image_column(p, config, folder)]
+    return read_any_table(choose_table(folder, candidates), config, folder) if candidates else None
 
 
-def read_any_table(path: Path, config: DataConfig, folder: Folder | None = None) -> Dataset:
+def read_any_table(
+    path: Path,
+    config: DataConfig,
+    folder: Folder | None = None,
+    parts: dict[str, Path] | None = None,
+) -> Dataset:
     """Return the dataset of a table and the images of `folder`, else of --images.
 
-    Raises `LesionfastError` if there is no column that can be the image or the class.
+    With `parts` it is that of a table for each part. Raises `LesionfastError` if there is no column
+    that can be the image or the class.
     """
     opened = open_table(path, config.separator)
     opened.require(required_columns(config))
-    find_columns(path, opened.header, config)
-    rows = pd.concat(list(opened.read_chunks()))
-    files = folder.images if folder else list_images(config.images or path.parent)
-    return guess_columns(path, rows, files, config)
+    root = folder.root if folder else Path(config.images or path.parent).expanduser()
+    files = folder.images if folder else leave_out_derived(list_images(root), root)
+    chunks = opened.read_chunks()
+    first = next(chunks)
+    image, target, note = find_columns(path, first.head(SAMPLE_ROWS), files, config)
+    rows = read_parts(parts, target) if parts else pd.concat([first, *chunks])
+    rows, image, placed = place_images(path, drop_repeated(rows, image), image, files, root)
+    found = as_dataset(path, rows, image, target, placed, note)
+    if not parts:
+        return found
+    split, told = settle_parts(rows.assign(part=rows["split"]), target=target)
+    found = replace(found, split="split" if split else None, notes=(*found.notes, *told))
+    found = found if split else replace(found, rows=rows.drop(columns="split"))
+    return replace(found, name=f"tables of parts ({list_first(p.name for p in parts.values())})")
+
+
+def read_parts(parts: dict[str, Path], target: str) -> pd.DataFrame:
+    """Return the rows of a table for each part with a column `split`, those without a label not."""
+    rows = pd.concat([read_rows(path).assign(split=part) for part, path in parts.items()])
+    empty = rows[target] == ""
+    if lost := int(empty.sum()):
+        logger.warning("Left out %s without a label ('%s')", pluralize(lost, "row"), target)
+    return rows[~empty].reset_index(drop=True)
+
+
+def find_parts(folder: Folder, usable: list[Path]) -> dict[str, Path] | None:
+    """Return train.csv, val.csv and test.csv as {part: path}; None if the tables are no such."""
+    parts = {}
+    for path in usable:
+        words = [word.lower() for word in WORDS.findall(path.stem)]
+        parts[read_part(words)] = path
+    headers = {frozenset(folder.headers[path]) for path in usable}
+    whole = len(parts) == len(usable) and "" not in parts and "train" in parts
+    return parts if whole and len(headers) == 1 else None
 
 
 def from_frame(rows: pd.DataFrame, config: DataConfig) -> Dataset:
-    """Return the dataset of a table of text from Python; its images as in `guess_columns`."""
-    files = list_images(config.images) if config.images is not None else None
-    if files is None and not (config.image or first_of(IDS, list(rows))):
-        rows = rows.assign(image_id=[Path(path).stem for path in rows["path"]])
-    found = guess_columns(Path("the table"), rows, files, config)
+    """Return the dataset of a table of text from Python; its images lie under --images.
+
+    Without --images they are in its column `path`.
+    """
+    path = Path("the table")
+    if config.images is None and not (config.image or first_of(IDS, list(rows))):
+        rows = rows.assign(image_id=name_by_path(rows["path"]))
+    files = None if config.images is None else list_images(config.images)
+    sample = rows.head(SAMPLE_ROWS)
+    image, target, note = find_columns(path, sample, files, config)
+    if files is not None:
+        rows, image, files = place_images(
+            path, rows, image, files, Path(config.images).expanduser()
+        )
+    found = as_dataset(path, rows, image, target, files, note)
     return replace(found, split="split" if "split" in rows else None)
 
 
-def guess_columns(
-    path: Path, rows: pd.DataFrame, files: pd.DataFrame | None, config: DataConfig
+def as_dataset(
+    path: Path,
+    rows: pd.DataFrame,
+    image: str,
+    target: str,
+    files: pd.DataFrame | None,
+    note: str = "",
 ) -> Dataset:
-    """Return the dataset of a table, its columns as the options name them or by usual names.
-
-    Its images are `files`, else in its column `path`.
-    """
-    header = list(rows)
-    image, target = find_columns(path, header, config)
-    groups = [first_of(names, header) for names in (LESIONS, PATIENTS)]
+    """Return the dataset of a table; its images are `files`, else in its column `path`."""
+    groups = [first_of(names, list(rows)) for names in (LESIONS, PATIENTS)]
     return Dataset(
         name=f"a table ({path.name})",
         table=path,
@@ -88,24 +154,106 @@ def guess_columns(
         groups=tuple(name for name in groups if name),
         files=files,
         split=find_split(rows),
+        notes=(note,) if note else (),
     )
 
 
-def find_columns(path: Path, header: list[str], config: DataConfig) -> tuple[str, str]:
-    """Return the columns of the image and of the class; raises `LesionfastError` if unknown."""
-    found = []
-    for typed, names, what, option in [
-        (config.image, IMAGES, "image ids", "--image"),
-        (config.target, TARGETS, "the diagnosis", "--target"),
+def drop_repeated(rows: pd.DataFrame, image: str) -> pd.DataFrame:
+    """Return the rows without those that repeat another in every column; counted in the log."""
+    if not rows[image].duplicated().any():
+        return rows
+    repeated = rows.duplicated()
+    if count := int(repeated.sum()):
+        lost = pluralize(count, "row")
+        logger.warning(
+            "Left out %s equal to another, such as row %s", lost, rows.index[repeated][0]
+        )
+    return rows[~repeated]
+
+
+def place_images(
+    path: Path, rows: pd.DataFrame, image: str, files: pd.DataFrame, root: Path
+) -> tuple[pd.DataFrame, str, pd.DataFrame | None]:
+    """Return rows, the column of their image ids, and `files` if these are found by their stems.
+
+    Else, as for paths or names in another case, the rows have a column `path`; there paths in the
+    column become image ids.
+    """
+    values = rows[image]
+    are_paths = bool(values.str.contains(r"[/\\]", regex=True).any())
+    if not are_paths and image != "path":
+        unknown = ~values.map(name_without_suffix).isin(files["stem"])
+        if not unknown.any() or (match_paths(values[unknown], files, root, path) == "").all():
+            return rows, image, files
+    paths = match_paths(values, files, root, path)
+    unused = files[~files["stem"].isin(paths[paths != ""].map(image_stem))]
+    if len(unused):
+        lost = pluralize(len(unused), "image")
+        logger.warning("Left out %s without a row: %s", lost, list_first(unused["stem"]))
+    ids = values
+    if are_paths:
+        there = paths != ""
+        ids = values.str.replace(r"[/\\]+|\.{2,}", "-", regex=True)
+        ids = ids.mask(there, name_by_path(relative_names(paths[there], root)))
+    column = "image_id" if image == "path" else image
+    return rows.assign(**{column: ids, "path": paths}), column, None
+
+
+def find_columns(
+    path: Path, sample: pd.DataFrame, files: pd.DataFrame | None, config: DataConfig
+) -> tuple[str, str, str]:
+    """Return the columns of the image and of the class, and a note about other images.
+
+    Raises `LesionfastError`, with the columns and their number of values, if one is unknown.
+    """
+    stems = set() if files is None else set(files["stem"].str.lower())
+    image, others = choose_image(sample, stems, config)
+    target = split_names(config.target)[0] if config.target else first_of(TARGETS, list(sample))
+    for column, what, option in [
+        (image, "image ids", "--image"),
+        (target, "the diagnosis", "--target"),
     ]:
-        column = split_names(typed)[0] if typed else first_of(names, header)
         if column is None:
             raise LesionfastError(
                 f"no column of {path.name} is known to hold {what}; it has: "
-                f"{list_columns(header)}. Name yours with {option}."
+                f"{list_values(sample)}. Name yours with {option}."
             )
-        found.append(column)
-    return found[0], found[1]
+    note = f"The images are those of column '{image}'; for others type --image " + "".join(
+        others[:1]
+    )
+    return str(image), str(target), f"{note}." if others else ""
+
+
+def choose_image(
+    sample: pd.DataFrame, stems: set[str], config: DataConfig
+) -> tuple[str | None, list[str]]:
+    """Return the column of the images, and columns that name other images.
+
+    It is --image, or one of a usual name if it names half as many of the images as any column does,
+    or the one that names the most.
+    """
+    if config.image:
+        return split_names(config.image)[0], []
+    usual = [name for names in IMAGES if (name := first_of((names,), list(sample)))]
+    counts = {name: count_matches(sample[name], stems) for name in list(sample)[:MOST_LOOKED_AT]}
+    best = max(counts.values(), default=0)
+    good = [name for name in counts if best and 2 * counts[name] >= best]
+    words = KINDS.get(config.images_of, ())
+    wanted = [name for name in good if any(word in name.lower() for word in words)]
+    ranked = (
+        [name for name in usual if name in good]
+        + wanted
+        + sorted(good, key=lambda name: -counts[name])
+    )
+    if not ranked:
+        return (usual[0] if usual else None), []
+    named = set(last_parts(sample[ranked[0]]).str.replace(SUFFIX, "", regex=True))
+    others = [
+        name
+        for name in good
+        if not named & set(last_parts(sample[name]).str.replace(SUFFIX, "", regex=True))
+    ]
+    return ranked[0], others
 
 
 def required_columns(config: DataConfig) -> dict[str, str]:
@@ -143,18 +291,17 @@ def find_image_column(path: Path, config: DataConfig, folder: Folder) -> str | N
 
 
 def find_usable(folder: Folder, config: DataConfig) -> list[Path]:
-    """Return the tables of a folder with columns of images and classes that name images of it."""
-    stems = set(folder.images["stem"])
+    """Return the tables of a folder with a column of classes and one that names images of it."""
+    stems = set(folder.images["stem"].str.lower())
     return [
         path
-        for path, header in folder.headers.items()
-        if find_image_column(path, config, folder)
-        and (config.target or first_of(TARGETS, header))
-        and count_named(path, config.image, stems)
+        for path, sample in folder.samples.items()
+        if (config.target or first_of(TARGETS, list(sample)))
+        and count_named(path, config.image, stems, sample)
     ]
 
 
-def choose_table(folder: Folder, candidates: list[Path], column: str | None) -> Path:
+def choose_table(folder: Folder, candidates: list[Path], column: str | None = None) -> Path:
     """Return the table that names the most images of a folder.
 
     Of several that name as many, it is the one whose name the others extend, as a copy does.
@@ -162,7 +309,7 @@ def choose_table(folder: Folder, candidates: list[Path], column: str | None) -> 
     """
     if len(candidates) == 1:
         return candidates[0]
-    stems = set(folder.images["stem"])
+    stems = set(folder.images["stem"].str.lower())
     found = {path: count_named(path, column, stems) for path in candidates}
     best = [path for path in candidates if found[path] == max(found.values())]
     shortest = min(best, key=lambda path: len(path.stem))
@@ -181,16 +328,25 @@ def choose_table(folder: Folder, candidates: list[Path], column: str | None) -> 
     )
 
 
-def count_named(path: Path, column: str | None, stems: set[str]) -> int:
-    """Return how many images a table names in a column, by default the usual ones."""
-    header = open_table(path).header
-    name = first_of((column,) if column else IMAGES, header)
+def count_named(
+    path: Path, column: str | None, stems: set[str], sample: pd.DataFrame | None = None
+) -> int:
+    """Return how many images of these stems, in lower case, a table names in a column.
+
+    By default it is the one that names the most. With a `sample` the rest of the table is read only
+    if the sample names none.
+    """
+    rows = read_sample(path) if sample is None else sample
+    if rows.empty or not stems:
+        return 0
+    name = first_of((column.lower(),), list(rows)) if column else None
+    name = name or (None if column else choose_image(rows, stems, DataConfig())[0])
     if name is None:
         return 0
-    values = read_rows(path)[name]
-    names = values.str.replace("\\", "/").str.rsplit("/", n=1).str[-1]
-    trimmed = names.str.replace(r"\.\w{2,5}$", "", regex=True)
-    return int((names.isin(stems) | trimmed.isin(stems)).sum())
+    count = count_matches(rows[name], stems)
+    if len(rows) < SAMPLE_ROWS or (count and sample is not None):
+        return count
+    return count_matches(read_rows(path)[name], stems)
 
 
 def list_values(rows: pd.DataFrame) -> str:
@@ -214,7 +370,13 @@ def unknown_layout(folder: Folder) -> LesionfastError:
             f"there is no CSV file in {folder.root}, and its {images} are not in folders named "
             "like their class. Type --csv FILE --images DIR instead of --data."
         )
+    stems, images = set(folder.images["stem"].str.lower()), len(folder.images)
+    counts = {path: count_named(path, None, stems) for path in list(folder.headers)[:5]}
+    tables = list_first(
+        (f"{path.relative_to(folder.root)} names {count:,}" for path, count in counts.items()), 5
+    )
     return LesionfastError(
-        f"{folder.root} is not laid out as any dataset that is known ({list_candidates(folder)}). "
+        f"{folder.root} is not laid out as any dataset that is known. Of its "
+        f"{pluralize(images, 'image')} {tables}. "
         "Type --csv FILE --images DIR --image COLUMN --target COLUMN instead of --data."
     )

@@ -1,0 +1,119 @@
+"""Which file a name or a path in a table means, and what an image is called by its path."""
+
+import os
+from pathlib import Path
+
+import pandas as pd
+
+from lesionfast.data.formats.containers import is_image
+from lesionfast.data.sources import content_keys, image_stem, read_head
+from lesionfast.errors import LesionfastError
+
+SUFFIX = r"\.\w{1,5}$"
+
+
+def last_parts(names: pd.Series) -> pd.Series:
+    """Return the last parts of names that may be paths, in lower case."""
+    return names.str.replace("\\", "/").str.rsplit("/", n=1).str[-1].str.strip().str.lower()
+
+
+def count_matches(names: pd.Series, stems: set[str]) -> int:
+    """Return how many images of these stems, in lower case, the names or paths in a column mean."""
+    last = pd.Series(last_parts(names).unique(), dtype="str")
+    bare = last.str.replace(SUFFIX, "", regex=True)
+    return int(last.where(last.isin(stems), bare[bare.isin(stems)]).nunique())
+
+
+def match_paths(names: pd.Series, files: pd.DataFrame, root: Path, table: Path) -> pd.Series:
+    """Return the path in `files` (of `list_images`) that each name means, "" where there is none.
+
+    A name is a path under `root` or beside the table, or an absolute one, with / or \\, in any
+    case, with or without a suffix; of a path that lies elsewhere, such as one on the author's
+    machine, the longest end that fits one file counts. A file that several names fit is that of the
+    name with the longest such end. Raises `LesionfastError` if a name fits files that differ.
+    """
+    start = Path(os.path.abspath(root)).as_posix().rstrip("/") + "/"
+    by_stem = group_by_stem(files)
+    found = {name: find_files(clean_path(name), by_stem, start) for name in names.unique()}
+    check_alike({name: paths for name, (paths, _) in found.items() if len(paths) > 1}, table)
+    longest: dict[str, float] = {}
+    for paths, length in found.values():
+        for path in paths[:1]:
+            longest[path] = max(longest.get(path, 0), length)
+    chosen = {
+        name: paths[0] if paths and length == longest[paths[0]] else find_elsewhere(name, table)
+        for name, (paths, length) in found.items()
+    }
+    return names.map(chosen).astype("str")
+
+
+def check_alike(fitting: dict[str, list[str]], table: Path) -> None:
+    """Raise `LesionfastError` unless the files that each name fits have the same content."""
+    paths = sorted({path for several in fitting.values() for path in several})
+    keys = dict(zip(paths, content_keys(paths), strict=True))
+    for name, several in fitting.items():
+        other = next((path for path in several if keys[path] != keys[several[0]]), None)
+        if other:
+            raise LesionfastError(
+                f"two different images fit '{name}' in {table.name}: {several[0]} and {other}. "
+                "Remove one of them, or write the folder before the name in the table."
+            )
+
+
+def clean_path(name: str) -> str:
+    """Return a path of a table in lower case and with forward slashes, without a start."""
+    return name.strip().replace("\\", "/").removeprefix("./").lstrip("/").lower()
+
+
+def group_by_stem(files: pd.DataFrame) -> dict[str, list[str]]:
+    """Return the paths of the files with each stem, in lower case."""
+    grouped: dict[str, list[str]] = {}
+    for stem, path in zip(files["stem"].str.lower(), files["path"], strict=True):
+        grouped.setdefault(stem, []).append(path)
+    return grouped
+
+
+def find_files(name: str, by_stem: dict[str, list[str]], start: str) -> tuple[list[str], float]:
+    """Return the files that fit a name best, and how much of their paths agrees with it."""
+    last = name[name.rfind("/") + 1 :]
+    bare = last[: last.rfind(".")] if "." in last else last
+    fitting = by_stem.get(last) or by_stem.get(bare) or []
+    ends = [count_common(name, path.removeprefix(start).lower()) for path in fitting]
+    best = max(ends, default=0)
+    return [path for path, end in zip(fitting, ends, strict=True) if end == best], best
+
+
+def count_common(name: str, path: str) -> float:
+    """Return how many folders at the end of two paths agree; the same suffix counts a half."""
+    pairs = zip(reversed(name.split("/")[:-1]), reversed(path.split("/")[:-1]), strict=False)
+    count = 0
+    for one, other in pairs:
+        if one != other:
+            break
+        count += 1
+    return count + (name.rsplit(".", 1)[-1] == path.rsplit(".", 1)[-1]) / 2
+
+
+def find_elsewhere(name: str, table: Path) -> str:
+    """Return the image of a path that leads out of the folder, as seen from its table; else ""."""
+    if "/" not in name:
+        return ""
+    path = Path(os.path.abspath(table.parent / os.path.expanduser(name))).as_posix()
+    return path if os.path.isfile(path) and is_image(path, read_head) else ""
+
+
+def name_by_path(paths: pd.Series) -> pd.Series:
+    """Return an image id for each path: its stem, or the path with - for / where that recurs.
+
+    Of the path, what all have in common is left out.
+    """
+    if paths.empty:
+        return paths
+    stems = paths.map(image_stem)
+    unique = paths.drop_duplicates()
+    recurs = stems.isin(stems[unique.index][stems[unique.index].duplicated()])
+    parents = paths.str.rpartition("/")[0].str.lstrip("/")
+    shared = os.path.commonpath([f"/{parent}" for parent in parents.unique()])[1:]
+    start = len(shared) + 1 if shared else 0
+    long = (parents + "/").str[start:].str.replace("/", "-") + stems
+    return stems.mask(recurs, long).str.replace(r"\.{2,}", "_", regex=True)
