@@ -96,7 +96,7 @@ def find_dataset(config: DataConfig) -> Dataset:
         logger.warning("No --data given: using the built-in SYNTHETIC sample (drawn, not patients)")
         return apply_columns(recognise(make_sample(), config), config)
     parts = [apply_columns(recognise(path, config), config) for path in list_paths(config.data)]
-    return parts[0] if len(parts) == 1 else join_datasets(parts)
+    return parts[0] if len(parts) == 1 else join_datasets(parts, config)
 
 
 def list_paths(data: str) -> list[Path]:

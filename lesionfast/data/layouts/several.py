@@ -3,11 +3,13 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from lesionfast.config import DataConfig
+from lesionfast.data.formats.labels import fold, read_map
 from lesionfast.data.layouts.base import Dataset
 from lesionfast.data.layouts.columns import chain_groups, locate_images, rename_usual
 from lesionfast.data.sources import content_keys, name_without_suffix
@@ -21,7 +23,7 @@ ARCHIVE_IDS = r"[A-Z]+\d*_\d{7}"  # of lesions and patients there, such as HAM_0
 IDS = {"lesion": "lesion_id", "patient": "patient_id"}
 
 
-def join_datasets(parts: Sequence[Dataset]) -> Dataset:
+def join_datasets(parts: Sequence[Dataset], config: DataConfig) -> Dataset:
     """Return several datasets as one, with a column `source` that names where a row is from.
 
     An image that occurs in several (the same id of the ISIC archive, or the same bytes) is taken
@@ -38,7 +40,7 @@ def join_datasets(parts: Sequence[Dataset]) -> Dataset:
     rows["group_id"] = chain_groups(groups, rows["image_id"])
     first = rows.groupby("same")["source"].transform("first")
     again = rows["source"] != first  # copies within a dataset stay, in one group
-    report_same(rows, again)
+    report_same(rows, again, read_map(config.map) if config.map else {})
     rows = rows[~again].drop(columns=["same", "lesion_id", "patient_id"])
     twice = rows["image_id"].duplicated(keep=False)
     rows["image_id"] = rows["image_id"].mask(twice, rows["source"] + "-" + rows["image_id"])
@@ -116,8 +118,8 @@ def find_same(rows: pd.DataFrame) -> pd.Series:
     return chain_groups(pd.DataFrame({"content": content, "id": ids}), content)
 
 
-def report_same(rows: pd.DataFrame, again: pd.Series) -> None:
-    """Count the images that occur again, and those whose label differs there."""
+def report_same(rows: pd.DataFrame, again: pd.Series, renamed: Mapping[str, str]) -> None:
+    """Count the images that occur again, and those whose label differs there once `renamed`."""
     if not again.any():
         return
     first = rows[~again].drop_duplicates("same").set_index("same")
@@ -127,7 +129,9 @@ def report_same(rows: pd.DataFrame, again: pd.Series) -> None:
         pluralize(len(others), "image"), list_first(others["image_id"], 1),
     )  # fmt: skip
     before = first["target"].loc[others["same"]].set_axis(others.index)
-    torn = others[others["target"].str.lower() != before.str.lower()]
+    names = {fold(old): fold(new) for old, new in renamed.items()}
+    labels = [column.map(fold).replace(names) for column in (before, others["target"])]
+    torn = others[labels[0] != labels[1]]
     if len(torn):
         pairs = [
             f"{row.image_id} ({first.at[row.same, 'target']}, then {row.target})"

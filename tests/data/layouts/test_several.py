@@ -70,17 +70,21 @@ def test_an_image_of_two_datasets_is_one_and_joins_its_groups(two, caplog):
 
 def test_labels_that_differ_are_said_and_the_first_dataset_counts(write, caplog):
     first = write("first", "image_id,dx\nISIC_0000001,akiec\na,nv\n", {"ISIC_0000001": 1, "a": 2})
-    second = write("second", "image_id,dx\nISIC_0000001,AK\n", {"ISIC_0000001": 1})
+    table = "image_id,dx\nISIC_0000001,AK\nISIC_0000002,AK\n"
+    second = write("second", table, {"ISIC_0000001": 1, "ISIC_0000002": 4})
     df = load_metadata(DataConfig(data=f"{first},{second}")).set_index("image_id")
     assert df.at["ISIC_0000001", "target"] == "akiec"
     assert "1 of these have another label" in caplog.text and "(akiec, then AK)" in caplog.text
+    caplog.clear()
+    load_metadata(DataConfig(data=f"{first},{second}", map="AK=akiec"))
+    assert "another label" not in caplog.text
 
 
 def test_what_the_datasets_are_is_said_in_one_sentence(two):
     config = DataConfig(data=",".join(two))
     found = find_dataset(config)
     assert describe(found, read_dataset(found, config)).startswith(
-        "This looks like a table (metadata.csv): 5 images, "
+        "This looks like a table (metadata.csv): 5 images, 2 classes, 3 groups"
     )
 
 
