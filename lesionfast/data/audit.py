@@ -85,7 +85,7 @@ def audit(
         check_corrupt(df, images, config),
         *check_pictures(df, images),
         *check_exact(df, find_exact_duplicates(df, images)),
-        check_near(pairs),
+        *check_near(pairs),
     ]
     return Audit(summary, findings, pairs)
 
@@ -218,14 +218,21 @@ def check_exact(df: pd.DataFrame, sets: list[list[int]]) -> Iterator[Finding]:
         yield judge(f"identical images {check}", len(named), verdict, detail)
 
 
-def check_near(pairs: pd.DataFrame) -> Finding:
-    """Count the pairs under different lesion ids, which leak from training into the test."""
-    named = [f"{a} ~ {b}" for a, b in zip(pairs["image_a"], pairs["image_b"], strict=True)]
-    torn = int((pairs["target_a"] != pairs["target_b"]).sum())
-    labels = f" {torn} of them have different labels: check those." if torn else ""
-    detail = f"{list_first(named, 5)}.{labels} Keep them together with --join-duplicates"
-    check = "near-duplicates under different lesion ids"
-    return judge(check, len(pairs), "problem", detail)
+def check_near(pairs: pd.DataFrame) -> Iterator[Finding]:
+    """Count the pairs of different groups, which leak from training into the test.
+
+    Two ids contradict each other; an image without an id, which is a group of its own, does not.
+    """
+    lone = (pairs["group_a"] == pairs["image_a"]) | (pairs["group_b"] == pairs["image_b"])
+    for check, chosen, verdict in [
+        ("near-duplicates under different lesion ids", pairs[~lone], "problem"),
+        ("near-duplicates without a lesion id", pairs[lone], "note"),
+    ]:
+        named = [f"{a} ~ {b}" for a, b in zip(chosen["image_a"], chosen["image_b"], strict=True)]
+        torn = int((chosen["target_a"] != chosen["target_b"]).sum())
+        labels = f" {torn} of them have different labels: check those." if torn else ""
+        advice = "Keep them in one part of the split with --join-duplicates"
+        yield judge(check, len(named), verdict, f"{list_first(named, 5)}.{labels} {advice}")
 
 
 def audit_table(report: Audit) -> list[Table]:

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from lesionfast.config import DataConfig, SplitConfig
+from lesionfast.config import DataConfig
 from lesionfast.data.layouts.base import layouts
 from lesionfast.data.layouts.recognise import find_dataset
 from lesionfast.data.metadata import load_metadata
-from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
 
 TABLE = "image_id,lesion_id,dx,age,sex\na,L1,nv,40,male\nb,L2,mel,50,female\n"
@@ -109,27 +108,6 @@ def test_a_folder_that_is_not_there_and_one_that_is_a_file(tmp_path):
 @pytest.mark.parametrize("name", ["data", "csv", "images"])
 def test_an_empty_path_is_not_the_sample(name):
     assert f"--{name} is empty" in refusal(**{name: ""})
-
-
-EXPECTED = {  # a layout of make.py -> its name, and its images, classes and groups
-    "kaggle_ham": ("HAM10000", 88, 7, 56),
-    "dataverse": ("HAM10000", 88, 7, 56),
-    "isic2018": ("ISIC 2018", 88, 7, 56),
-    "isic2019": ("ISIC 2019", 88, 7, 74),
-    "isic2020": ("ISIC 2020", 88, 2, 28),
-    "isic2024": ("ISIC 2024", 88, 2, 28),
-    "isic_download": ("the ISIC Archive", 88, 7, 74),
-}
-
-
-@pytest.mark.parametrize("name", EXPECTED)
-def test_a_public_layout_is_recognised_and_split_by_its_groups(written, name):
-    config = SplitConfig(data=str(written(name)))
-    df = load_dataset(config)
-    counts = (len(df), df["target"].nunique(), df["group"].nunique())
-    assert (find_dataset(config).name, *counts) == EXPECTED[name]
-    assert (df.groupby("group")["split"].nunique() == 1).all()
-    assert set(df["split"]) == {"train", "valid", "test"}
 
 
 def test_layouts_are_listed_with_what_they_are():
