@@ -36,18 +36,23 @@ AGAIN = "Download the index files again, or remove all three: another split is d
 @layouts.register("derm7pt")
 def derm7pt(folder: Folder, config: DataConfig) -> Dataset | None:
     """derm7pt: meta.csv with a dermoscopic and a clinical path a case, split by row numbers."""
-    tables = folder.tables("derm", "clinic")
+    tables = find_tables(folder)
     if not tables:
         return None
-    table = choose_table(folder, folder.tables("derm", "clinic", "diagnosis") or tables, "derm")
-    cases = read_rows(table, "derm", "clinic", "diagnosis", known=FIELDS)
+    table = choose_table(folder, tables, "derm")
+    kinds = [name for name, kind in KINDS.items() if config.images_of in (kind, "all")]
+    required = [*kinds, *([] if config.target else ["diagnosis"])]
+    cases = read_rows(table, *required, known=(*KINDS, "diagnosis", *FIELDS))
+    others = {name: "" for name in (*KINDS, "diagnosis") if name not in cases}
+    cases = cases.assign(**others)
     cases, split = add_split(cases, table, folder, config)
     cases = cases.assign(
         case_id=name_cases(cases), diagnosis_group=group_names(cases, table, config)
     )
     pictures = list_pictures(cases)
     rows = choose_pictures(pictures, config)
-    unused = pictures["image"][~pictures["image"].isin(rows["image"])]
+    named = pictures.loc[pictures["file"] != "", "image"]
+    unused = named[~named.isin(rows["image"])]
     found = Dataset(
         name="derm7pt",
         table=table,
@@ -69,6 +74,20 @@ def derm7pt(folder: Folder, config: DataConfig) -> Dataset | None:
             "their names)."
         )
     return keep_labelled(found, config)
+
+
+def find_tables(folder: Folder) -> list[Path]:
+    """Return the tables of cases; raises `LesionfastError` if there are index files alone."""
+    found = folder.tables("derm", "clinic", "diagnosis") or folder.tables("derm", "clinic")
+    found = found or folder.tables("seven_point_score", "diagnosis")
+    indexes = [path for path in folder.tables("indexes") if find_part(path.name)]
+    if len(indexes) > 1 and not found:
+        raise LesionfastError(
+            "this looks like derm7pt, but its table of cases (diagnosis, derm, clinic) is missing. "
+            f"{folder.root} has {list_first((path.name for path in folder.headers), 5)}. Put "
+            "meta.csv beside them."
+        )
+    return found
 
 
 def name_cases(cases: pd.DataFrame) -> pd.Series:

@@ -37,6 +37,9 @@ def milk10k(folder: Folder, config: DataConfig) -> Dataset | None:
     described = folder.tables("lesion_id", "isic_id", "image_type", without=["MEL", *LABELS])
     if not truths and not is_milk10k(folder, described, config):
         return None
+    without = ["image", "isic_id", "image_id", "image_name"]
+    truths = truths or folder.tables("BCC", "MEL", "NV", without=without)
+    described = described or folder.tables("isic_id", without=["MEL", *LABELS, *SUPPLEMENT])
     if not truths or not described:
         raise missing_table(folder, (truths or described)[0], bool(truths))
     truth = choose_truth(folder, truths)
@@ -103,7 +106,7 @@ def choose_metadata(
     folder: Folder, candidates: list[Path], lesions: pd.DataFrame, truth: Path
 ) -> tuple[Path, pd.Series]:
     """Return the table of the lesions that have a diagnosis, and the pictures of the others."""
-    named = {path: read_rows(path, "lesion_id", "isic_id") for path in candidates}
+    named = {path: read_rows(path, "lesion_id", "isic_id", "image_type") for path in candidates}
     wanted = pd.Index(lesions["lesion_id"])
     labelled = [path for path, rows in named.items() if rows["lesion_id"].isin(wanted).any()]
     if not labelled:
