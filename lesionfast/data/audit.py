@@ -11,11 +11,12 @@ import pandas as pd
 
 from lesionfast.config import DataConfig
 from lesionfast.console import MOST_ROWS, Cell, Table
+from lesionfast.data.columns.leaks import KEYS
 from lesionfast.data.duplicates import find_near_duplicates, open_pictures
 from lesionfast.data.images import Images, find_sizes, read_image
 from lesionfast.data.layouts.base import Dataset
 from lesionfast.data.layouts.recognise import describe, find_dataset, name_group
-from lesionfast.data.metadata import KEYS, read_dataset
+from lesionfast.data.metadata import read_dataset
 from lesionfast.data.parts.drawing import assign_split
 from lesionfast.data.sources import name_without_suffix
 from lesionfast.errors import LesionfastError, list_first, pluralize

@@ -5,19 +5,17 @@ Columns that give the label away are refused as inputs.
 
 import logging
 import os
-from collections.abc import Collection
+import re
+import shlex
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import pandas as pd
-from pandas.api.types import is_numeric_dtype
-from scipy.special import bdtrc, chdtri, entr
 
 from lesionfast.config import DataConfig
 from lesionfast.data.columns.conversion import convert, list_rows
+from lesionfast.data.columns.leaks import KEYS, RESERVED, check_inputs
 from lesionfast.data.encoder import describe_missing
 from lesionfast.data.formats.labels import DROP, drop_classes, settle_labels
 from lesionfast.data.layouts import tables
@@ -30,21 +28,16 @@ from lesionfast.data.layouts.columns import (
 )
 from lesionfast.data.layouts.recognise import check_columns, describe, find_dataset
 from lesionfast.data.table import EMPTY
-from lesionfast.diagnoses import probability_columns, split_names
+from lesionfast.diagnoses import probability_columns
 from lesionfast.errors import LesionfastError, list_first, pluralize
 
 logger = logging.getLogger("lesionfast")
 Config = TypeVar("Config", bound=DataConfig)
 
-KEYS = ("image_id", "path", "target", "group")  # columns that every table of images has
-RESERVED = (*KEYS, "split", "row")  # columns that lesionfast adds
-ENOUGH_LESIONS = 5  # a value of fewer lesions can be of one class by chance
-LESIONS_A_BIN = 25
-MOST_FLAGS = 10  # a column of numbers with more values than that is measured, not coded
-MOST_FEW = 20  # so many values are no ids, however few the lesions
-TELLING = 0.5  # share of the bits: age and site of HAM10000 tell up to 0.21, age of the sample 0.36
-CHANCE = 1e-3  # how often chance alone may do so
-TELLING_NAMES = ("dx_type", "diagnosis_confirm_type")  # how the diagnosis was made
+OF_IDS = re.compile(  # columns of patients and lesions by their names
+    r"(patient|lesion|subject|person|participant|case|pat)([ _-]?(id|no|nr|number|code|key))?",
+    re.IGNORECASE,
+)
 
 
 def load_metadata(config: DataConfig) -> pd.DataFrame:
@@ -146,6 +139,7 @@ def clean(found: Dataset, df: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
     df.attrs["written"] = {name: column.attrs for name, column in typed.items() if column.attrs}
     config = settle_inputs(df, config)
     check_inputs(csv, df, config, {found.image, found.target, *found.groups}, found.leaks)
+    warn_of_unused_ids(found, df)
     return handle_missing(df, config).sort_values("image_id").reset_index(drop=True)
 
 
@@ -254,143 +248,21 @@ def handle_missing(df: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
     return df[~incomplete]
 
 
-def check_inputs(
-    csv: Path,
-    df: pd.DataFrame,
-    config: DataConfig,
-    keys: Collection[str] = (),
-    leaks: Collection[str] = (),
-) -> None:
-    """Raise `LesionfastError` for an input column that gives the label away.
+def warn_of_unused_ids(found: Dataset, df: pd.DataFrame) -> None:
+    """Warn of patients or lesions in the table that are no groups although they would join some.
 
-    Refused are `keys` (ids and the target), `leaks` (what the layout knows to give it away) and
-    what `find_leak` finds, unless --allow-leak names it.
+    Images that share one can then end up on both sides of the split.
     """
-    keys = {*keys, *RESERVED}
-    allowed = split_names(config.allow_leak or "")
-    names = [name for name in config.metadata_columns if name in df]
-    kept = df if config.missing == "keep" else df[df[names].notna().all(axis=1)]
-    for name in config.metadata_columns:
-        if name in keys:
-            reason = "it is the label, an id or a split"
-        elif name not in df:
-            reason = "its name is reserved for predictions"
-        elif name in allowed:
-            reason = ""
-        else:
-            reason = find_leak(kept, name)
-            if name in leaks and not reason:
-                reason = "it says what was diagnosed, or how"
-        reason = reason or ("it is named twice" if config.metadata_columns.count(name) > 1 else "")
-        if reason:
-            raise LesionfastError(
-                f"column '{name}' of {csv.name} can't be an input: {reason}. "
-                f"Remove it from --metadata {config.metadata}."
-            )
-
-
-def find_leak(df: pd.DataFrame, name: str) -> str:
-    """Return how the column `name` gives the class away, or '' if it does not.
-
-    It does so if it removes more than half of the uncertainty, in bits, whether a lesion is of some
-    class or group of classes, or if one of its values is almost certainly of one class and covers
-    a fifth of it. A missing value counts as a value. What chance alone would remove is subtracted
-    first, so a few lesions prove nothing.
-    """
-    lesions = df.loc[~df["group"].duplicated(), [name, "target"]]
-    column, known = lesions[name], lesions[name].notna().to_numpy()
-    distinct = column.nunique()
-    if not is_numeric_dtype(column) and distinct > MOST_FEW and 2 * distinct > known.sum():
-        return f"it is an id: it has {distinct} different values in {known.sum()} lesions"
-    codes, values = bin_values(column)
-    count = partial(count_lesions, lesions["target"])
-    tables = {
-        "value": count(np.where(known, codes, -1), values),
-        "value or missing": count(np.where(known, codes, len(values)), [*values, "missing"]),
-        "known or missing": count(known.astype(int), ["missing", "known"]),
-    }
-    is_measured = is_numeric_dtype(column) and distinct > MOST_FLAGS
-    for kind, table in tables.items():
-        share = share_explained(table.to_numpy())
-        if share > TELLING:
-            reason = f"on its own it removes {share:.0%} of the uncertainty about some classes"
-            return f"it gives the label away: {reason}{list_surest_values(table)}"
-        is_coded = not is_measured or kind == "known or missing"
-        if name in TELLING_NAMES or (is_coded and len(table) and has_sure_value(table)):
-            return f"it gives the label away{list_surest_values(table)}"
-    return ""
-
-
-def bin_values(column: pd.Series) -> tuple[np.ndarray, list[str]]:
-    """Return the number of each row's value (n,), and the values: quantiles, rare texts as one.
-
-    What is missing has the number -1.
-    """
-    codes, values = pd.factorize(column)
-    most = int(np.clip((codes >= 0).sum() // LESIONS_A_BIN, 5, 50))
-    if not is_numeric_dtype(column):
-        rare = np.bincount(codes[codes >= 0], minlength=len(values)) < ENOUGH_LESIONS
-        return np.where(rare[codes] & (codes >= 0), len(values), codes), [*values, "rare values"]
-    if len(values) > most:
-        binned = pd.qcut(column, most, duplicates="drop")
-        codes, values = binned.cat.codes.to_numpy(int), binned.cat.categories
-    return codes, [str(value) for value in values]
-
-
-def count_lesions(target: pd.Series, codes: np.ndarray, values: list[str]) -> pd.DataFrame:
-    """Return the lesions of each value that occurs (rows) and class (columns); -1 is left out."""
-    targets, classes = pd.factorize(target, sort=True)
-    pairs = (codes * len(classes) + targets)[codes >= 0]
-    table = np.bincount(pairs, minlength=len(values) * len(classes))
-    table = table.reshape(len(values), len(classes))
-    return pd.DataFrame(table, values, classes)[table.any(axis=1)]
-
-
-def share_explained(table: np.ndarray) -> float:
-    """Return the share of the bits between some classes and the others that values (rows) explain.
-
-    The largest over the groups of classes, of up to eight classes, else over the single classes
-    (the uncertainty coefficient, Theil 1970, doi:10.1086/224909), less what one table of a thousand
-    has by chance (the G-test's chi-square).
-    """
-    n, k = table.sum(), table.shape[1]
-    if len(table) < 2 or k < 2:
-        return 0.0
-    groups = np.arange(1, 2 ** (k - 1)) if k <= 8 else 2 ** np.arange(k, dtype=object)
-    chosen = np.array([[int(group) >> i & 1 for i in range(k)] for group in groups], float)
-    inside = table @ chosen.T  # (values, groups)
-    of_value = table.sum(axis=1, keepdims=True)
-    before = bits(inside.sum(axis=0) / n)
-    after = (of_value / n * bits(inside / np.maximum(of_value, 1))).sum(axis=0)
-    by_chance = chdtri(len(table) - 1, CHANCE) / (2 * n * np.log(2))
-    return float(((before - after - by_chance) / np.maximum(before, 1e-9)).max())
-
-
-def bits(share: np.ndarray) -> np.ndarray:
-    """Return the entropy of shares and their complements, in bits."""
-    return (entr(share) + entr(1 - share)) / np.log(2)
-
-
-def has_sure_value(counted: pd.DataFrame) -> bool:
-    """Whether a value (row) is almost certainly of one class (column), and covers a fifth of it.
-
-    Almost certain: a tenth of the errors, or fewer, that the class's share of all lesions leaves.
-    """
-    table = counted.to_numpy(float)
-    of_class, of_value = table.sum(axis=0), table.sum(axis=1, keepdims=True)
-    share = of_class / of_class.sum()
-    sure = (1 - table / of_value <= (1 - share) / 10) & (table >= of_class / 5) & (share < 1)
-    luck = bdtrc(table - 1, of_value, share)  # as many of the class, or more
-    return bool((sure & (luck * table.size < CHANCE)).any())
-
-
-def list_surest_values(table: pd.DataFrame) -> str:
-    """Return the surest values: " (follow_up is always nv, yes is mel in 95% of 120 lesions)"."""
-    lesions, sentences = table.sum(axis=1), []
-    surest = pd.DataFrame({"share": table.max(axis=1) / lesions, "lesions": lesions})
-    common = surest[(surest["lesions"] >= ENOUGH_LESIONS) & (surest["share"] >= 0.9)]
-    for value, row in common.nlargest(3, ["share", "lesions"]).iterrows():
-        how = "always " if row["share"] == 1 else ""
-        often = "" if how else f" in {row['share']:.0%} of {row['lesions']:.0f} lesions"
-        sentences.append(f"{value} is {how}{table.loc[value].idxmax()}{often}")
-    return f" ({', '.join(sentences)})" if sentences else ""
+    unused = {}
+    for name in df.columns.difference([*KEYS, *found.groups], sort=False):
+        if OF_IDS.fullmatch(name.strip()):
+            pairs = df.loc[df[name].notna(), [name, "group"]].drop_duplicates()
+            torn = pairs.loc[pairs[name].duplicated(), name].nunique()
+            unused |= {name: torn} if torn else {}
+    if unused:
+        ids = ", ".join(f"{name} ({pluralize(count, 'id')})" for name, count in unused.items())
+        logger.warning(
+            "%s has ids that are not used: %s. Images that share one can end up on both sides of "
+            "the split. To keep them together, type --group %s",
+            found.table.name, ids, shlex.quote(",".join([*found.groups, *unused])),
+        )  # fmt: skip

@@ -219,6 +219,24 @@ def test_rows_that_share_a_lesion_or_a_patient_stay_together(read):
     assert alone["group"].tolist() == ["P1", "P2", "P2", "d", "e", "f", "P9"]
 
 
+def test_patients_that_are_not_used_are_warned_of_with_what_to_type(read, caplog):
+    text = "image_id,lesion_id,patient_id,dx\na,L1,P1,nv\nb,L2,P1,mel\nc,L3,P2,mel\n"
+    read(text, "a b c", metadata="none", group="lesion_id")
+    assert caplog.text.count("ids that are not used") == 1
+    assert "cases.csv has ids that are not used: patient_id (1 id). Images that" in caplog.text
+    assert "type --group lesion_id,patient_id" in caplog.text
+    caplog.clear()
+    read(text, "a b c", metadata="none", group="patient_id")  # no lesion has several patients
+    read(text, "a b c", metadata="none")
+    assert "not used" not in caplog.text
+
+
+def test_patients_of_another_name_are_warned_of(read, caplog):
+    text = "image_id,Patient No,dx\na,1,nv\nb,1,mel\nc,2,mel\n"
+    read(text, "a b c", metadata="none", group="none")
+    assert "not used: Patient No (1 id)" in caplog.text and "--group 'Patient No'" in caplog.text
+
+
 def test_a_column_that_is_not_there_says_how_to_name_it(refusal):
     message = refusal(HEADER.replace("dx,", "what,") + ROWS)
     assert (

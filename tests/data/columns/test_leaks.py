@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from lesionfast.config import DataConfig, TrainConfig
-from lesionfast.data.metadata import check_inputs, load_metadata
+from lesionfast.data.columns.leaks import check_inputs
+from lesionfast.data.metadata import load_metadata
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
 
@@ -47,9 +48,9 @@ def test_honest_columns_pass(df):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("code", "about some classes (2.0 is always nv, 1.0 is always mel, 0.0 is always bkl)"),
+        ("code", "(2.0 is always nv in 50 lesions, 1.0 is always mel in 30 lesions, 0.0 is"),
         ("ward", "gives the label away"),
-        ("malignant", "gives the label away: on its own it removes 91% of the uncertainty"),
+        ("malignant", "on its own it removes 91% of the uncertainty whether a lesion is mel ("),
         ("excised", "gives the label away: on its own it removes 91% of the uncertainty"),
         ("patient", "is an id: it has 100 different values in 100 lesions"),
         ("target", "is the label, an id or a split"),
@@ -181,6 +182,119 @@ HONEST = {
 def test_what_speaks_for_a_class_without_giving_it_away_passes(lesions, kind):
     column = HONEST[kind](lesions["target"], np.random.default_rng(0))
     check(lesions.assign(note=column), "note")
+
+
+PAD = {"ACK": 9, "BCC": 9, "MEL": 10, "NEV": 9, "SCC": 10, "SEK": 9}  # 56 lesions
+CANCER = ("BCC", "MEL", "SCC")
+
+
+@pytest.fixture(scope="module")
+def few() -> pd.DataFrame:
+    """Fifty-six lesions of six classes, three of which are cancer."""
+    target = pd.Series([name for name, count in PAD.items() for _ in range(count)])
+    ids = [f"L{i}" for i in range(len(target))]
+    return pd.DataFrame({"image_id": ids, "group": ids, "target": target})
+
+
+def some(y: pd.Series, share: float) -> pd.Series:
+    """Return which lesions are marked, evenly: a share of them."""
+    return pd.Series((np.arange(len(y)) * share) % 1 < share)
+
+
+ONE_SIDED = {  # of few lesions
+    "every cancer has a biopsy": (
+        lambda y: (y.isin(CANCER) | some(y, 0.4)).map({True: "True", False: "False"}),
+        r"none of the 15 lesions where it is False is BCC, MEL or SCC \(8 would be by "
+        r"chance\); they are 56% of the other lesions",
+    ),
+    "only cancers are excised": (
+        lambda y: (y.isin(CANCER) & some(y, 0.5)).map({True: "yes", False: "no"}),
+        "none of the .* where it is yes is anything but BCC, MEL or SCC",
+    ),
+    "a thickness of melanomas alone": (
+        lambda y: pd.Series(np.arange(len(y)) / 9).where(y == "MEL"),
+        "it removes 61% of the uncertainty whether a lesion is MEL",
+    ),
+    "a thickness of some melanomas": (
+        lambda y: pd.Series(np.arange(len(y)) / 9).where((y == "MEL") & some(y, 0.6)),
+        "known is always MEL in 8 lesions",
+    ),
+    "a mark that only cancers lack": (
+        lambda y: pd.Series("x", y.index).where(~y.isin(CANCER) & some(y, 0.7)),
+        "none of the 21 lesions where it is known is BCC, MEL or SCC",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ONE_SIDED)
+def test_one_sided_columns_are_refused_with_the_evidence_also_of_few_lesions(few, kind):
+    column, words = ONE_SIDED[kind]
+    with pytest.raises(LesionfastError, match=words):
+        check(few.assign(note=column(few["target"])), "note")
+
+
+def test_chance_is_not_refused_also_of_few_lesions(few):
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        columns = {
+            "itch": rng.choice(["True", "False", None], len(few)),
+            "grew": rng.choice(["True", "False"], len(few), p=[0.9, 0.1]),
+            "region": rng.choice(list("abcdefg"), len(few)),
+            "fitspatrick": rng.integers(1, 7, len(few)) * 1.0,
+            "diameter": np.where(rng.random(len(few)) < 0.4, np.nan, rng.gamma(2, 4, len(few))),
+        }
+        check(few.assign(**columns), ",".join(columns))
+
+
+def test_ham10000_has_no_leak_in_age_sex_and_site_however_few_the_lesions(ham10000):
+    df = load_metadata(DataConfig(data=str(ham10000)))
+    lesions = df[~df["group"].duplicated()]
+    for size in (60, 200, 600, 2000):
+        for seed in range(5):
+            check(lesions.sample(size, random_state=seed), "age,sex,localization")
+
+
+def test_answers_that_only_patients_with_a_biopsy_gave_are_a_warning(few, caplog):
+    rng = np.random.default_rng(0)
+    asked = few["target"].isin(CANCER) | some(few["target"], 0.3)
+    smoke = pd.Series(rng.choice(["True", "False"], len(few))).where(asked)
+    check(few.assign(smoke=smoke), "smoke")
+    assert "Column 'smoke': none of the " in caplog.text
+    assert "where it is missing is BCC, MEL or SCC" in caplog.text
+    assert "--missing drop, or the column out of --metadata" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("biopsed", "concomitant_biopsy", "mel_thick_mm", "mel_mitotic_index", "iddx_full"),
+        *("iddx_3", "tbp_lv_dnn_lesion_confidence", "diagnosis_2", "diagnosis_confirm_type"),
+        *("dx_type", "benign_malignant", "melanocytic", "management", "Biopsied", "histopathology"),
+    ],
+)
+def test_columns_that_are_known_with_the_diagnosis_alone_are_refused_by_name(few, name):
+    with pytest.raises(LesionfastError, match=f"'{name}' .* can't be an input: .*--allow-leak"):
+        check(few.assign(**{name: 1.0}), name)
+
+
+def test_allow_leak_makes_a_warning_of_it_but_not_of_the_label(few, caplog):
+    df = few.assign(biopsed=few["target"].isin(CANCER).astype(str), age=50.0)
+    config = DataConfig(metadata="age,biopsed", allow_leak="biopsed")
+    check_inputs(Path("cases.csv"), df, config)
+    assert "Column 'biopsed' is an input (--allow-leak), but it gives the label away" in caplog.text
+    with pytest.raises(LesionfastError, match="it is the label"):
+        check_inputs(Path("a.csv"), df, DataConfig(metadata="target", allow_leak="target"))
+    with pytest.raises(LesionfastError, match="--allow-leak names 'biopsy', which is not one of"):
+        check_inputs(Path("a.csv"), df, DataConfig(metadata="age", allow_leak="biopsy"))
+
+
+def test_a_patient_with_two_diagnoses_counts_once_for_each(few):
+    """Twenty-eight patients, each of whom has two lesions: they would be too few otherwise."""
+    order = few.sample(frac=1, random_state=0).reset_index(drop=True)
+    patients = order.assign(group=[f"P{i // 2}" for i in range(len(order))])
+    column = patients["target"].isin(CANCER).map({True: "True", False: "False"})
+    with pytest.raises(LesionfastError, match="gives the label away"):
+        check(patients.assign(note=column), "note")
 
 
 def test_missing_values_give_nothing_away_where_their_rows_are_dropped(lesions):
