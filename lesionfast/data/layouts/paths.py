@@ -33,18 +33,21 @@ def match_paths(names: pd.Series, files: pd.DataFrame, root: Path, table: Path) 
     name with the longest such end. Raises `LesionfastError` if a name fits files that differ.
     """
     start = Path(os.path.abspath(root)).as_posix().rstrip("/") + "/"
-    by_stem = group_by_stem(files)
-    found = {name: find_files(clean_path(name), by_stem, start) for name in names.unique()}
-    check_alike({name: paths for name, (paths, _) in found.items() if len(paths) > 1}, table)
-    longest: dict[str, float] = {}
-    for paths, length in found.values():
-        for path in paths[:1]:
-            longest[path] = max(longest.get(path, 0), length)
-    chosen = {
-        name: paths[0] if paths and length == longest[paths[0]] else find_elsewhere(name, table)
-        for name, (paths, length) in found.items()
-    }
-    return names.map(chosen).astype("str")
+    known = pd.Series(files["path"].to_numpy(), files["stem"].str.lower(), dtype="str")
+    several = known[known.index.duplicated(keep=False)].groupby(level=0).agg(list)
+    once = known[~known.index.duplicated()]
+    unique = pd.Series(names.unique(), dtype="str")
+    last = last_parts(unique)
+    stem = last.where(last.isin(known.index), last.str.replace(r"\.[^.]*$", "", regex=True))
+    found = stem.map(once).fillna("")
+    unclear = stem[stem.isin(several.index)]
+    fitting = {unique[i]: fit_best(unique[i], several[key], start) for i, key in unclear.items()}
+    check_alike({name: paths for name, paths in fitting.items() if len(paths) > 1}, table)
+    found = found.mask(unique.isin(fitting), unique.map({k: v[0] for k, v in fitting.items()}))
+    found = found.mask(find_outdone(unique, found, start), "")
+    lost = unique[found == ""]
+    elsewhere = {name: find_elsewhere(name, table) for name in lost}
+    return names.map(dict(zip(unique, found, strict=True)) | elsewhere).astype("str")
 
 
 def check_alike(fitting: dict[str, list[str]], table: Path) -> None:
@@ -60,31 +63,30 @@ def check_alike(fitting: dict[str, list[str]], table: Path) -> None:
             )
 
 
-def clean_path(name: str) -> str:
-    """Return a path of a table in lower case and with forward slashes, without a start."""
-    return name.strip().replace("\\", "/").removeprefix("./").lstrip("/").lower()
+def fit_best(name: str, paths: list[str], start: str) -> list[str]:
+    """Return the paths, seen from the folder `start`, whose ends fit a name best."""
+    ends = [count_common(name, path.removeprefix(start)) for path in paths]
+    return [path for path, end in zip(paths, ends, strict=True) if end == max(ends)]
 
 
-def group_by_stem(files: pd.DataFrame) -> dict[str, list[str]]:
-    """Return the paths of the files with each stem, in lower case."""
-    grouped: dict[str, list[str]] = {}
-    for stem, path in zip(files["stem"].str.lower(), files["path"], strict=True):
-        grouped.setdefault(stem, []).append(path)
-    return grouped
-
-
-def find_files(name: str, by_stem: dict[str, list[str]], start: str) -> tuple[list[str], float]:
-    """Return the files that fit a name best, and how much of their paths agrees with it."""
-    last = name[name.rfind("/") + 1 :]
-    bare = last[: last.rfind(".")] if "." in last else last
-    fitting = by_stem.get(last) or by_stem.get(bare) or []
-    ends = [count_common(name, path.removeprefix(start).lower()) for path in fitting]
-    best = max(ends, default=0)
-    return [path for path, end in zip(fitting, ends, strict=True) if end == best], best
+def find_outdone(names: pd.Series, found: pd.Series, start: str) -> pd.Series:
+    """Return which names fit the file found for them worse than another name fits it."""
+    shared = found[(found != "") & found.duplicated(keep=False)]
+    fit = pd.Series(
+        [count_common(names[i], path.removeprefix(start)) for i, path in shared.items()],
+        shared.index,
+        dtype=float,
+    )
+    outdone = fit < fit.groupby(shared).transform("max")
+    return outdone.reindex(found.index, fill_value=False)
 
 
 def count_common(name: str, path: str) -> float:
-    """Return how many folders at the end of two paths agree; the same suffix counts a half."""
+    """Return how many folders at the end of two paths agree; the same suffix counts a half.
+
+    The name of a table may have \\ for / and letters in another case.
+    """
+    name, path = name.strip().replace("\\", "/").lower(), path.lower()
     pairs = zip(reversed(name.split("/")[:-1]), reversed(path.split("/")[:-1]), strict=False)
     count = 0
     for one, other in pairs:
