@@ -25,6 +25,7 @@ NAMES = {  # short names of the public datasets in plain words; the order decide
     "inf": "inflammation or infection",
     "mal oth": "other malignant lesion",
     "sccka": "squamous cell carcinoma or keratoacanthoma",
+    "misc": "miscellaneous",
     "unk": "unknown",
 }
 NAMES |= {"ak": NAMES["akiec"], "ack": NAMES["akiec"], "nev": NAMES["nv"], "sk": NAMES["sek"]}

@@ -55,10 +55,11 @@ def calibration(findings: Findings) -> Section | None:
     if not findings.on_test:
         return None
     read, calibrator = findings.interpretation, findings.decisions.calibrator
+    what = "melanoma sensitivity" if read.classes.melanoma else "sensitivity"
     words = [
         "Calibrations are fitted on validation. The chosen one has the least log loss there, over "
         f"five folds of its lesions: {calibrator.method}. The decision rule is the same before "
-        "and after, so a change of melanoma sensitivity comes from the calibration.",
+        f"and after, so a change of {what} comes from the calibration.",
         "Estimates of the expected calibration error (ECE) are biased upwards. "
         "The interval corrects for this bias, so the estimate may lie near its end.",
         *filter(None, [few_lesions_warning(findings.validation)]),

@@ -45,10 +45,11 @@ def assign_split(
     if not 0 <= seed < 2**32 - 1:
         raise LesionfastError(f"--seed is {seed}; type a whole number from 0 to {2**32 - 2}.")
     check_shares(val, test, folds, fold)
-    lesions = list_lesions(df)
-    check_classes(df, parts=(folds or 2) + (test > 0))
-    lesions = shuffle(lesions, seed)
-    held = count_held(df, lesions)
+    group, target = pd.factorize(df["group"])[0], pd.factorize(df["target"], sort=True)
+    coded = pd.DataFrame({"image_id": df["image_id"].array, "group": group, "target": target[0]})
+    check_classes(coded, list(target[1]), parts=(folds or 2) + (test > 0))
+    lesions = shuffle(list_lesions(coded), seed)
+    held = count_held(coded, lesions)
     in_test = take(lesions, test, seed, spare=folds or 2)
     if held is not None and test:
         in_test = even_out(held, in_test.astype(int), [1 - test, test], [folds or 2, 1]) == 1
@@ -60,10 +61,10 @@ def assign_split(
         shares = [1 - val / (1 - test), val / (1 - test)]
     if held is not None:
         number = even_out(held[~in_test], number, shares, [1] * len(shares))
-    part = pd.Series("train", lesions["group"])
+    part = np.full(len(lesions), "train", object)
     part[lesions.loc[in_test, "group"]] = "test"
     part[rest.loc[number == (fold if folds else 1), "group"]] = "valid"
-    df = df.assign(split=df["group"].map(part))
+    df = df.assign(split=pd.Series(part[group], df.index, dtype="str"))
     check_parts_of_classes(df, {"valid": (1 - test) / folds if folds else val, "test": test})
     return df
 
@@ -100,11 +101,14 @@ def list_lesions(df: pd.DataFrame) -> pd.DataFrame:
     return lesions.assign(target=lesions["group"].map(target), images=lesions["group"].map(images))
 
 
-def check_classes(df: pd.DataFrame, parts: int) -> None:
-    """Raise `LesionfastError` for a class that fewer lesions hold than there are parts."""
+def check_classes(df: pd.DataFrame, names: list[str], parts: int) -> None:
+    """Raise `LesionfastError` for a class that fewer lesions hold than there are parts.
+
+    The classes of `df` are positions in `names`.
+    """
     counts = df[["group", "target"]].drop_duplicates()["target"].value_counts()
-    counts = counts.sort_index().sort_values(kind="stable")
-    few = ", ".join(f"'{name}' has {count}" for name, count in counts.items() if count < parts)
+    counts = counts.sort_index().sort_values(kind="stable").items()
+    few = ", ".join(f"'{names[of]}' has {count}" for of, count in counts if count < parts)
     if few:
         raise LesionfastError(
             f"the split needs {parts} lesions of each class (patients, where they are known), one "
@@ -112,9 +116,9 @@ def check_classes(df: pd.DataFrame, parts: int) -> None:
             f"them with --rare {parts}=other, merge them with --map, type fewer --folds, or "
             "--test 0 for no test part."
         )
-    if len(counts) < 2:
+    if len(names) < 2:
         raise LesionfastError(
-            f"there is only one class, '{counts.index[0]}'. Name the column of the diagnosis with "
+            f"there is only one class, '{names[0]}'. Name the column of the diagnosis with "
             "--target."
         )
 
@@ -142,16 +146,16 @@ def take(lesions: pd.DataFrame, share: float, seed: int, spare: int) -> np.ndarr
 
 
 def count_held(df: pd.DataFrame, lesions: pd.DataFrame) -> np.ndarray | None:
-    """Return the images of each class (k, sorted) that each lesion holds: int (n, k).
+    """Return the images of each class (k) that each lesion holds: int (n, k).
 
-    None if none of them holds several classes.
+    Groups and classes are numbers from 0. None if no lesion holds several classes.
     """
-    place = pd.Index(lesions["group"]).get_indexer(df["group"])
-    target, classes = pd.factorize(df["target"], sort=True)
-    pairs = place * len(classes) + target
+    place, classes = np.empty(len(lesions), int), int(df["target"].max()) + 1
+    place[lesions["group"]] = np.arange(len(lesions))
+    pairs = place[df["group"]] * classes + df["target"].to_numpy()
     if len(pd.unique(pairs)) == len(lesions):
         return None
-    return np.bincount(pairs, minlength=len(lesions) * len(classes)).reshape(-1, len(classes))
+    return np.bincount(pairs, minlength=len(lesions) * classes).reshape(-1, classes)
 
 
 def even_out(
