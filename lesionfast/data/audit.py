@@ -246,5 +246,5 @@ def audit_table(report: Audit) -> list[Table]:
     if pairs.empty:
         return [table]
     more = f"{MOST_ROWS} of {len(pairs):,} pairs; all: --json" if len(pairs) > MOST_ROWS else ""
-    title = "Near-duplicates under different lesion ids"
+    title = "Near-duplicates in different groups"
     return [table, Table.from_frame(pairs.head(MOST_ROWS), title, note=more)]

@@ -128,7 +128,7 @@ def name_columns(found: Dataset, config: DataConfig) -> pd.DataFrame:
 def clean(found: Dataset, df: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
     """Return the rows of `name_columns` as `read_dataset` does."""
     csv = found.table
-    df = settle_labels(df, config, found.target)
+    df = settle_labels(df, config, found.target, found.gone)
     check_ids(found, df)
     df = drop_classes(add_paths(csv, df, found.files), config)
     inputs = config.metadata_columns

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -31,12 +31,14 @@ YES, NO = ("1", "1.0", "true", "yes", "t", "y"), ("0", "0.0", "false", "no", "f"
 MALIGNANCY = ("malignant", "malignancy", "benign malignant", "cancer", "skin cancer", "malign")
 
 
-def settle_labels(df: pd.DataFrame, config: DataConfig, column: str) -> pd.DataFrame:
+def settle_labels(
+    df: pd.DataFrame, config: DataConfig, column: str, gone: Collection[str] = ()
+) -> pd.DataFrame:
     """Return a table whose classes, in `target`, have one spelling and the names of --map.
 
     What --map drops gets the class 'drop', for `drop_classes`; missing labels stay as they are.
-    `column` is the name of the target in the user's table: it says what 0 and 1 mean. Each change
-    is logged with its number of images. Raises `LesionfastError` for a name that is not a class.
+    `column` is the name of the target in the user's table: it says what 0 and 1 mean. --map may
+    name the classes that are `gone`, too. Each change is logged with its number of images. Raises `LesionfastError` for a name that is not a class.
     """
     codes, names = pd.factorize(df["target"])
     images = dict(
@@ -51,6 +53,7 @@ def settle_labels(df: pd.DataFrame, config: DataConfig, column: str) -> pd.DataF
         count: dict[str, int] = {}
         for old, new in renamed.items():
             count[new] = count.get(new, 0) + images[old]
+        count |= {name: 0 for name in gone if name not in count}
         mapped = apply_map(pairs, count)
         renamed = {old: mapped.get(new, new) for old, new in renamed.items()}
     if all(old == new for old, new in renamed.items()):

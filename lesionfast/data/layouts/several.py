@@ -35,6 +35,7 @@ def join_datasets(parts: Sequence[Dataset], config: DataConfig) -> Dataset:
     rows = pd.concat([read_part(part, name) for part, name in zip(parts, sources, strict=True)])
     rows = rows.fillna("").reset_index(drop=True)
     rows.index += 2
+    rows["target"], labels = spell_alike(rows["target"]), set(rows["target"])
     rows["same"] = find_same(rows)
     groups = rows[["lesion_id", "patient_id", "same"]]
     rows["group_id"] = chain_groups(groups, rows["image_id"])
@@ -53,6 +54,7 @@ def join_datasets(parts: Sequence[Dataset], config: DataConfig) -> Dataset:
         groups=("group_id",),
         leaks=tuple({leak for part in parts for leak in (*part.leaks, part.target)}),
         notes=tuple(note for part in parts for note in part.notes),
+        gone=tuple(sorted(labels - set(rows["target"]))),
     )
 
 
@@ -92,6 +94,16 @@ def read_part(part: Dataset, source: str) -> pd.DataFrame:
     used = [part.image, part.target, part.split, *part.groups, *keys]
     others = rows[[name for name in rows if name not in used]]
     return pd.DataFrame(keys, rows.index).join(others)[path != ""]
+
+
+def spell_alike(target: pd.Series) -> pd.Series:
+    """Return class names in the spelling of the first dataset that has them: MEL is mel."""
+    first: dict[str, str] = {}
+    names = {name: first.setdefault(fold(name), name) for name in target.unique()}
+    changed = [f"{old} as {new}" for old, new in names.items() if old != new]
+    if changed:
+        logger.info("Reading classes of later datasets: %s", list_first(changed, 10))
+    return target.map(names)
 
 
 def is_kind(column: str, kind: str) -> bool:

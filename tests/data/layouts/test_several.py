@@ -99,3 +99,10 @@ def test_ham10000_and_pad_ufes_20_are_one_dataset(written):
     df = load_dataset(SplitConfig(data=",".join(paths), map="ack=akiec,sek=bkl,nev=nv"))
     assert df["source"].value_counts().to_dict() == {"ham10000": 88, "pad_ufes_20": 88}
     assert (df.groupby("group")["split"].nunique() == 1).all()
+
+
+def test_a_class_that_only_left_out_copies_have_may_be_mapped(write):
+    first = write("first", "image_id,dx\nISIC_0000001,akiec\na,nv\n", {"ISIC_0000001": 1, "a": 2})
+    second = write("second", "image_id,dx\nISIC_0000001,AK\nb,NV\n", {"ISIC_0000001": 1, "b": 3})
+    df = load_metadata(DataConfig(data=f"{first},{second}", map="ak=akiec"))
+    assert df["target"].value_counts().to_dict() == {"nv": 2, "akiec": 1}
