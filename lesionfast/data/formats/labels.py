@@ -38,7 +38,8 @@ def settle_labels(
 
     What --map drops gets the class 'drop', for `drop_classes`; missing labels stay as they are.
     `column` is the name of the target in the user's table: it says what 0 and 1 mean. --map may
-    name the classes that are `gone`, too. Each change is logged with its number of images. Raises `LesionfastError` for a name that is not a class.
+    name the classes that are `gone`, too. Each change is logged with its number of images. Raises
+    `LesionfastError` for a name that is not a class.
     """
     codes, names = pd.factorize(df["target"])
     images = dict(
