@@ -10,16 +10,19 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
+from lesionfast.config import DataConfig
 from lesionfast.data.layouts.places import PART_NAMES as PART_NAMES
 from lesionfast.data.layouts.places import leave_out_derived
-from lesionfast.data.sources import is_visible, list_images
-from lesionfast.data.table import TABLE_SUFFIXES, list_columns, open_table
+from lesionfast.data.sources import is_visible, list_images, name_without_suffix
+from lesionfast.data.table import EMPTY, TABLE_SUFFIXES, list_columns, open_table
 from lesionfast.errors import LesionfastError, list_first, pluralize
 from lesionfast.registry import Registry
 
 logger = logging.getLogger("lesionfast")
 
 layouts = Registry("layout", "--layout")
+BINARY = {"0": 0, "0.0": 0, "false": 0, "benign": 0, "1": 1, "1.0": 1, "true": 1, "malignant": 1}
+UNKNOWN = (*EMPTY, "unknown", "unk")
 SAMPLE_ROWS = 2_000  # of a table, that tell what its columns hold
 
 NO_LESIONS = (
@@ -170,6 +173,68 @@ def blank_words(rows: pd.DataFrame, *words: str) -> pd.DataFrame:
     """Return rows with "" for what a dataset writes for unknown, in any case."""
     unknown = [word.lower() for word in words]
     return rows.mask(rows.apply(lambda column: column.str.lower().isin(unknown)), "")
+
+
+def name_classes(
+    rows: pd.DataFrame, column: str, table: Path, names: tuple[str, str] = ("benign", "malignant")
+) -> pd.Series:
+    """Return a column of 0 and 1 (false and true, benign and malignant) as two names, "" if empty.
+
+    Raises `LesionfastError` for anything else.
+    """
+    words = rows[column].str.lower()
+    number = words.map(BINARY)
+    wrong = rows.index[number.isna() & ~words.isin(UNKNOWN)]
+    if len(wrong):
+        raise LesionfastError(
+            f"column '{column}' of {table.name} has '{rows.at[wrong[0], column]}' in row "
+            f"{wrong[0]}, but it holds 0 for {names[0]} and 1 for {names[1]} "
+            f"({pluralize(len(wrong), 'such row')}). Correct them, or name another column with "
+            "--target."
+        )
+    return number.map(dict(enumerate(names))).fillna("").astype("str")
+
+
+def keep_labelled(found: Dataset, config: DataConfig, advice: str = "") -> Dataset:
+    """Return a dataset without the rows that have no label, and without their images; noted.
+
+    The label is what --target names if it names one column. Raises `LesionfastError` if no row has
+    one.
+    """
+    target = config.target if config.target in found.rows else found.target
+    empty = found.rows[target].str.lower().isin(UNKNOWN)
+    if not empty.any():
+        return replace(found, split=keep_split(found, found.rows))
+    if empty.all():
+        raise LesionfastError(
+            f"column '{target}' of {found.table.name} is empty in all {len(empty):,} rows; it has: "
+            f"{list_first(found.rows, 30)}. Name the column of the diagnosis with --target."
+        )
+    count = pluralize(int(empty.sum()), "row")
+    lost = found.rows.loc[empty, found.image]
+    found = replace(
+        found,
+        rows=found.rows[~empty],
+        files=drop_files(found.files, lost),
+        split=keep_split(found, found.rows[~empty]),
+    )
+    return found.note(f"Left out {count} without a label ({target}).{advice}")
+
+
+def keep_split(found: Dataset, rows: pd.DataFrame) -> str | None:
+    """Return the column of the parts, None if only one part is left."""
+    return found.split if found.split and rows[found.split].nunique() > 1 else None
+
+
+def drop_files(files: pd.DataFrame | None, ids: pd.Series) -> pd.DataFrame | None:
+    """Return image files without those of some ids."""
+    stems = pd.Series([name_without_suffix(name) for name in ids], dtype="str")
+    return None if files is None else files[~is_among(files["stem"], stems)]
+
+
+def is_among(values: pd.Series, others: pd.Series) -> np.ndarray:
+    """Return which values are among others; much faster than `isin` for many."""
+    return pd.Index(others.unique()).get_indexer(values) >= 0
 
 
 def from_one_hot(rows: pd.DataFrame, columns: Sequence[str], table: Path) -> pd.Series:

@@ -5,14 +5,15 @@ from dataclasses import replace
 import pandas as pd
 
 from lesionfast.config import DataConfig
-from lesionfast.data.layouts.base import PART_NAMES, Dataset, Folder, layouts, read_rows
-from lesionfast.data.layouts.isic import (
-    FIELDS,
-    distinct_tables,
-    find_leaks,
+from lesionfast.data.layouts.base import (
+    PART_NAMES,
+    Dataset,
+    Folder,
     keep_labelled,
-    stack_rows,
+    layouts,
+    read_rows,
 )
+from lesionfast.data.layouts.isic import FIELDS, distinct_tables, find_leaks, stack_rows
 from lesionfast.data.sources import name_without_suffix
 from lesionfast.errors import LesionfastError, list_first
 

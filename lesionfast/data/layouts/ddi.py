@@ -1,8 +1,14 @@
 """DDI, Diverse Dermatology Images (Daneshjou et al. 2022, doi:10.1126/sciadv.abq6147)."""
 
 from lesionfast.config import DataConfig
-from lesionfast.data.layouts.base import Dataset, Folder, layouts, read_rows
-from lesionfast.data.layouts.isic import keep_labelled, name_classes
+from lesionfast.data.layouts.base import (
+    Dataset,
+    Folder,
+    keep_labelled,
+    layouts,
+    name_classes,
+    read_rows,
+)
 from lesionfast.data.layouts.tables import choose_table
 from lesionfast.data.sources import name_without_suffix
 

@@ -8,8 +8,17 @@ import numpy as np
 import pandas as pd
 
 from lesionfast.config import DataConfig
-from lesionfast.data.layouts.base import Dataset, Folder, layouts, note_pictures, read_rows
-from lesionfast.data.layouts.isic import UNKNOWN, drop_files, find_part, keep_labelled
+from lesionfast.data.layouts.base import (
+    UNKNOWN,
+    Dataset,
+    Folder,
+    drop_files,
+    keep_labelled,
+    layouts,
+    note_pictures,
+    read_rows,
+)
+from lesionfast.data.layouts.places import find_part
 from lesionfast.data.layouts.tables import choose_table
 from lesionfast.data.sources import name_without_suffix
 from lesionfast.errors import LesionfastError, list_first, pluralize

@@ -6,8 +6,15 @@ from pathlib import Path
 import pandas as pd
 
 from lesionfast.config import DataConfig
-from lesionfast.data.layouts.base import Dataset, Folder, blank_words, layouts, read_rows
-from lesionfast.data.layouts.isic import UNKNOWN, keep_labelled
+from lesionfast.data.layouts.base import (
+    UNKNOWN,
+    Dataset,
+    Folder,
+    blank_words,
+    keep_labelled,
+    layouts,
+    read_rows,
+)
 from lesionfast.data.layouts.tables import choose_table
 from lesionfast.data.sources import name_without_suffix
 from lesionfast.data.table import list_columns

@@ -8,22 +8,22 @@ from itertools import takewhile
 from operator import eq
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from lesionfast.config import DataConfig
 from lesionfast.data.layouts.base import (
-    PART_NAMES,
     Dataset,
     Folder,
+    drop_files,
     from_one_hot,
+    is_among,
     join_tables,
     note_pictures,
     read_rows,
 )
+from lesionfast.data.layouts.places import find_part
 from lesionfast.data.layouts.tables import choose_table
 from lesionfast.data.sources import name_without_suffix
-from lesionfast.data.table import EMPTY
 from lesionfast.diagnoses import split_names
 from lesionfast.errors import LesionfastError, list_first, pluralize
 
@@ -39,8 +39,6 @@ FIELDS = (
     *("anatom_site_general", "anatom_site_general_challenge", "target", "malignant"),
     *("benign_malignant", "diagnosis", *(f"diagnosis_{level}" for level in range(1, 6))),
 )
-BINARY = {"0": 0, "0.0": 0, "false": 0, "benign": 0, "1": 1, "1.0": 1, "true": 1, "malignant": 1}
-UNKNOWN = (*EMPTY, "unknown", "unk")
 KINDS = {"dermoscopic": "dermoscop", "clinical": "clinical|close-up|overview"}
 DOWNSAMPLED = r"_downsampled$"
 
@@ -131,12 +129,6 @@ def name_part(folder: Folder, table: Path, rows: pd.DataFrame) -> str:
     return find_part(folders.mode().iloc[0]) if len(folders) else ""
 
 
-def find_part(path: str) -> str:
-    """Return train, valid or test for the last such word in a path, "" if there is none."""
-    words = re.findall("[a-z]+", path.lower())
-    return next((PART_NAMES[word] for word in reversed(words) if word in PART_NAMES), "")
-
-
 def stack_parts(parts: list[pd.DataFrame]) -> tuple[pd.DataFrame, str | None]:
     """Return the rows of several tables and the column of the parts, None if there is only one."""
     rows = stack_rows(parts)
@@ -194,52 +186,6 @@ def match_downsampled(files: pd.DataFrame, ids: pd.Series) -> pd.DataFrame:
     return files.assign(stem=other.fillna(files["stem"]).astype("str"))
 
 
-def name_classes(
-    rows: pd.DataFrame, column: str, table: Path, names: tuple[str, str] = ("benign", "malignant")
-) -> pd.Series:
-    """Return a column of 0 and 1 (false and true, benign and malignant) as two names, "" if empty.
-
-    Raises `LesionfastError` for anything else.
-    """
-    words = rows[column].str.lower()
-    number = words.map(BINARY)
-    wrong = rows.index[number.isna() & ~words.isin(UNKNOWN)]
-    if len(wrong):
-        raise LesionfastError(
-            f"column '{column}' of {table.name} has '{rows.at[wrong[0], column]}' in row "
-            f"{wrong[0]}, but it holds 0 for {names[0]} and 1 for {names[1]} "
-            f"({pluralize(len(wrong), 'such row')}). Correct them, or name another column with "
-            "--target."
-        )
-    return number.map(dict(enumerate(names))).fillna("").astype("str")
-
-
-def keep_labelled(found: Dataset, config: DataConfig, advice: str = "") -> Dataset:
-    """Return a dataset without the rows that have no label, and without their images; noted.
-
-    The label is what --target names if it names one column. Raises `LesionfastError` if no row has
-    one.
-    """
-    target = config.target if config.target in found.rows else found.target
-    empty = found.rows[target].str.lower().isin(UNKNOWN)
-    if not empty.any():
-        return replace(found, split=keep_split(found, found.rows))
-    if empty.all():
-        raise LesionfastError(
-            f"column '{target}' of {found.table.name} is empty in all {len(empty):,} rows; it has: "
-            f"{list_first(found.rows, 30)}. Name the column of the diagnosis with --target."
-        )
-    count = pluralize(int(empty.sum()), "row")
-    lost = found.rows.loc[empty, found.image]
-    found = replace(
-        found,
-        rows=found.rows[~empty],
-        files=drop_files(found.files, lost),
-        split=keep_split(found, found.rows[~empty]),
-    )
-    return found.note(f"Left out {count} without a label ({target}).{advice}")
-
-
 def choose_pictures(found: Dataset, column: str, config: DataConfig) -> Dataset:
     """Return a dataset with the pictures of the kind that --images-of names; the others are noted.
 
@@ -265,11 +211,6 @@ def choose_pictures(found: Dataset, column: str, config: DataConfig) -> Dataset:
     return replace(found, rows=found.rows[chosen], files=files, notes=notes)
 
 
-def keep_split(found: Dataset, rows: pd.DataFrame) -> str | None:
-    """Return the column of the parts, None if only one part is left."""
-    return found.split if found.split and rows[found.split].nunique() > 1 else None
-
-
 def leave_out_tests(
     found: Dataset, folder: Folder, tables: list[Path], column: str, why: str = "without labels"
 ) -> Dataset:
@@ -283,14 +224,3 @@ def leave_out_tests(
             images = pluralize(count, "image")
             found = replace(found, files=files).note(f"Left out {images} named in {where} ({why}).")
     return found
-
-
-def drop_files(files: pd.DataFrame | None, ids: pd.Series) -> pd.DataFrame | None:
-    """Return image files without those of some ids."""
-    stems = pd.Series([name_without_suffix(name) for name in ids], dtype="str")
-    return None if files is None else files[~is_among(files["stem"], stems)]
-
-
-def is_among(values: pd.Series, others: pd.Series) -> np.ndarray:
-    """Return which values are among others; much faster than `isin` for many."""
-    return pd.Index(others.unique()).get_indexer(values) >= 0

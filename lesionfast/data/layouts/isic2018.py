@@ -1,14 +1,8 @@
 """ISIC 2018, task 3 (Codella et al. 2019, arXiv:1902.03368): HAM10000 with two more parts."""
 
 from lesionfast.config import DataConfig
-from lesionfast.data.layouts.base import Dataset, Folder, layouts
-from lesionfast.data.layouts.isic import (
-    find_leaks,
-    join_each,
-    keep_labelled,
-    read_truth,
-    stack_parts,
-)
+from lesionfast.data.layouts.base import Dataset, Folder, keep_labelled, layouts
+from lesionfast.data.layouts.isic import find_leaks, join_each, read_truth, stack_parts
 
 CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
 

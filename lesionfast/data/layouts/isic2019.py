@@ -3,11 +3,10 @@
 from pathlib import Path
 
 from lesionfast.config import DataConfig
-from lesionfast.data.layouts.base import Dataset, Folder, layouts, list_candidates
+from lesionfast.data.layouts.base import Dataset, Folder, keep_labelled, layouts, list_candidates
 from lesionfast.data.layouts.isic import (
     find_leaks,
     join_each,
-    keep_labelled,
     match_downsampled,
     read_truth,
     stack_parts,

@@ -6,15 +6,17 @@ from pathlib import Path
 import pandas as pd
 
 from lesionfast.config import DataConfig
-from lesionfast.data.layouts.base import Dataset, Folder, layouts, list_candidates, read_rows
-from lesionfast.data.layouts.isic import (
-    FIELDS,
+from lesionfast.data.layouts.base import (
     UNKNOWN,
-    find_leaks,
+    Dataset,
+    Folder,
     keep_labelled,
-    leave_out_tests,
+    layouts,
+    list_candidates,
     name_classes,
+    read_rows,
 )
+from lesionfast.data.layouts.isic import FIELDS, find_leaks, leave_out_tests
 from lesionfast.data.layouts.tables import choose_table
 from lesionfast.data.sources import name_without_suffix
 from lesionfast.errors import LesionfastError, pluralize

@@ -8,22 +8,18 @@ import pandas as pd
 
 from lesionfast.config import DataConfig
 from lesionfast.data.layouts.base import (
+    UNKNOWN,
     Dataset,
     Folder,
+    is_among,
     join_tables,
+    keep_labelled,
     layouts,
     list_candidates,
+    name_classes,
     read_rows,
 )
-from lesionfast.data.layouts.isic import (
-    FIELDS,
-    UNKNOWN,
-    find_leaks,
-    is_among,
-    keep_labelled,
-    leave_out_tests,
-    name_classes,
-)
+from lesionfast.data.layouts.isic import FIELDS, find_leaks, leave_out_tests
 from lesionfast.data.layouts.tables import choose_table
 from lesionfast.data.sources import list_images
 from lesionfast.errors import LesionfastError, pluralize

@@ -3,14 +3,12 @@
 import pandas as pd
 
 from lesionfast.config import DataConfig
-from lesionfast.data.layouts.base import Dataset, Folder, layouts, read_rows
+from lesionfast.data.layouts.base import UNKNOWN, Dataset, Folder, keep_labelled, layouts, read_rows
 from lesionfast.data.layouts.isic import (
     FIELDS,
-    UNKNOWN,
     choose_pictures,
     distinct_tables,
     find_leaks,
-    keep_labelled,
     stack_rows,
 )
 from lesionfast.errors import LesionfastError, list_first

@@ -9,13 +9,13 @@ from lesionfast.config import DataConfig
 from lesionfast.data.layouts.base import (
     Dataset,
     Folder,
+    drop_files,
     from_one_hot,
     join_tables,
     layouts,
     note_pictures,
     read_rows,
 )
-from lesionfast.data.layouts.isic import drop_files
 from lesionfast.data.layouts.tables import choose_table
 from lesionfast.errors import LesionfastError, list_first, pluralize
 

@@ -10,10 +10,10 @@ from lesionfast.data.layouts.base import (
     Dataset,
     Folder,
     blank_words,
+    keep_labelled,
     layouts,
     read_rows,
 )
-from lesionfast.data.layouts.isic import keep_labelled
 from lesionfast.data.layouts.tables import choose_table
 from lesionfast.data.sources import name_without_suffix
 from lesionfast.data.table import list_columns

@@ -66,6 +66,12 @@ def read_part(words: list[str]) -> str:
     return found[0] if len(found) == 1 and (named_first or not others) else ""
 
 
+def find_part(path: str) -> str:
+    """Return train, valid or test for the last such word in a path, "" if there is none."""
+    words = re.findall("[a-z]+", path.lower())
+    return next((PART_NAMES[word] for word in reversed(words) if word in PART_NAMES), "")
+
+
 def leave_out_derived(files: pd.DataFrame, root: Path) -> pd.DataFrame:
     """Return images (path, stem) without masks and resized copies of others; counted in the log.
 

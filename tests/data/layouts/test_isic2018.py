@@ -73,6 +73,12 @@ def test_the_official_parts_are_the_split(download, summarize):
     assert df.loc[df["split"] == "valid", "image_id"].str.startswith("ISIC_99").all()
 
 
+def test_a_part_that_is_not_there_is_drawn(download, summarize):
+    it = download("isic2018")
+    add_part(it, "Test")
+    assert summarize(it.path) == (102, 7, 70)
+
+
 def test_parts_are_known_by_the_folders_of_their_images(download):
     it = download("isic2018")
     add_part(it, "Test")

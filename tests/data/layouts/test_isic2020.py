@@ -48,6 +48,12 @@ def add_dicom(it):
         (it.path / "train" / f"{path.stem}.dcm").write_bytes(b"\0" * 128 + b"DICM")
 
 
+def leave_dicom(it):
+    """Leave the DICOM files alone."""
+    add_dicom(it)
+    it.remove("jpeg")
+
+
 def add_tests(it):
     """Make images of the test set, which test.csv names."""
     names = [f"ISIC_77{number:05d}" for number in range(3)]
@@ -73,6 +79,7 @@ def add_tests(it):
         (lambda it: it.change_cell("train.csv", 2, target="", benign_malignant=""), (87, 2, 28)),
         (lambda it: it.draw("tfrecords", "x"), WHOLE),
         (add_dicom, WHOLE),
+        (leave_dicom, WHOLE),
         (add_tests, WHOLE),
         (lambda it: it.remove("jpeg/train/ISIC_0024*"), (84, 2, 28)),
     ],
