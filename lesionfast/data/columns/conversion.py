@@ -102,7 +102,8 @@ def convert(csv: Path, column: pd.Series, is_input: bool) -> pd.Series:
         converted = remove_impossible(csv, read.spread(numbers, "float64"), is_input)
         converted.attrs |= read.written
     if read.repairs:
-        logger.info("%s: %s", read.name, "; ".join(read.repairs))
+        level = logging.WARNING if is_input else logging.INFO
+        logger.log(level, "%s: %s", read.name, "; ".join(read.repairs))
     return converted
 
 

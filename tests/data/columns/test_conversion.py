@@ -101,9 +101,9 @@ def test_the_commonest_spelling_wins_whatever_the_order():
     ],
 )
 def test_every_repair_is_said_once_with_its_count(caplog, name, values, words):
-    with caplog.at_level(logging.INFO):
-        read(values, name)
+    read(values, name)
     assert len(caplog.records) == 1 and caplog.records[0].getMessage().startswith(words)
+    assert caplog.records[0].levelno == logging.WARNING
 
 
 @pytest.mark.parametrize("values", [["1", "2.5", "", "NA", "unknown"], ["back", "face", "Unknown"]])
