@@ -64,7 +64,19 @@ def distinct_tables(
         copies = [kind for kind in kinds if any(overlap(ids[path], ids[k]) > 0.5 for k in kind)]
         others = [kind for kind in kinds if kind not in copies]
         kinds = [*others, [*(copy for kind in copies for copy in kind), path]]
-    return [choose_table(folder, name_alike(kind, like), column) for kind in kinds]
+    whole = [keep_whole(name_alike(kind, like), ids) for kind in kinds]
+    return [choose_table(folder, kind, column) for kind in whole]
+
+
+def keep_whole(tables: list[Path], ids: dict[Path, set[str]]) -> list[Path]:
+    """Return those of some tables that name the most images."""
+    most = max(len(ids[path]) for path in tables)
+    whole = [path for path in tables if len(ids[path]) == most]
+    for path in tables:
+        if path not in whole:
+            count = f"{len(ids[path]):,} of {most:,} images"
+            logger.warning("Ignored %s beside %s: it names %s", path.name, whole[0].name, count)
+    return whole
 
 
 def name_alike(tables: list[Path], like: Path | None) -> list[Path]:

@@ -88,6 +88,14 @@ def test_parts_are_known_by_the_folders_of_their_images(download):
     assert df["split"].value_counts().to_dict() == {"train": 88, "test": 14}
 
 
+def test_a_smaller_copy_is_counted(download, caplog):
+    it = download("isic2018")
+    it.copy_table(TRUTH, "train_small.csv", lambda rows: rows[:60])
+    assert len(load_metadata(DataConfig(data=str(it.path)))) == 88
+    assert "Ignored train_small.csv beside" in caplog.text
+    assert "it names 60 of 88 images" in caplog.text
+
+
 def test_missing_lesions_are_said(download, caplog):
     it = download("isic2018")
     it.remove(LESIONS)
