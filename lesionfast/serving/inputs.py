@@ -188,7 +188,7 @@ class Tables:
     def read_dataset(self, found: Dataset) -> Iterator[Item]:
         """Yield the images of a dataset with the values of its table, then those without a row."""
         names = found.renamed | self._name_columns(found.table.name, list(found.rows))
-        paths, others = locate_images(found), []
+        paths, others = locate_images(found), list(found.unlabelled)
         if found.files is not None:
             unique = find_unique(found.files)["path"]
             others = unique[~unique.isin(set(paths))].tolist()

@@ -41,7 +41,8 @@ class Dataset:
     files are found by a column `path` ("" if there is none), else by their stem in `files` (columns
     stem and path). `leaks` are columns known to give the label away, `split` the column of the
     dataset's own parts (train, valid, test), `renamed` maps columns to the usual names, `source` is
-    the name of the layout, `gone` are classes that only left-out rows have.
+    the name of the layout, `gone` are classes that only left-out rows have, `unlabelled` are paths
+    of images that no row has, to be predicted.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     source: str = ""
     gone: tuple[str, ...] = ()
+    unlabelled: tuple[str, ...] = ()
 
     def note(self, text: str) -> "Dataset":
         """Return the dataset with one more sentence for the user."""

@@ -37,7 +37,8 @@ def folders_by_class(folder: Folder, config: DataConfig) -> Dataset | None:
     if (chosen := choose_classes(places)) is None:
         return None
     rows, notes = chosen
-    rows = rows.reset_index(drop=True)
+    unlabelled = rows.loc[rows["target"] == "", "path"]
+    rows = rows[rows["target"] != ""].reset_index(drop=True)
     names = relative_names(rows["path"], folder.root)
     rows = keep_one_of_copies(rows, find_content(rows["path"].tolist()), names)
     rows = rows.assign(image_id=name_images(rows, folder.root))
@@ -53,6 +54,7 @@ def folders_by_class(folder: Folder, config: DataConfig) -> Dataset | None:
         split=split,
         source=(folder.only or Path(os.path.abspath(folder.root))).stem,
         notes=(*notes, *more, *told),
+        unlabelled=tuple(unlabelled),
     )
 
 
@@ -71,7 +73,7 @@ def read_places(folder: Folder) -> pd.DataFrame:
 
 
 def choose_classes(places: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]] | None:
-    """Return the labelled images with their `target`, and what is left out; None if there are none.
+    """Return images with their `target`, "" without one, and what is left out; None if none has.
 
     Pictures made from others, in images_resized beside images, count only if they are alone.
     """
@@ -80,14 +82,13 @@ def choose_classes(places: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]
     labelled = originals if is_by_class(originals) else add_targets(real)
     if not is_by_class(labelled):
         return None
-    rows = labelled[labelled["target"] != ""]
     counts = {
-        "outside the folders of classes": len(labelled) - len(rows),
+        "outside the folders of classes": int((labelled["target"] == "").sum()),
         "in folders of resized or otherwise processed copies": len(real) - len(labelled),
         "that are masks": len(places) - len(real),
     }
     notes = (f"Left out {pluralize(n, 'image')} {what}." for what, n in counts.items() if n)
-    return rows, tuple(notes)
+    return labelled, tuple(notes)
 
 
 def is_by_class(rows: pd.DataFrame) -> bool:

@@ -49,6 +49,7 @@ def huggingface(folder: Folder, config: DataConfig) -> Dataset | None:
     rows = pd.concat([read_shard(path, folder) for path in files], ignore_index=True)
     rows = rows.fillna("").astype("str")
     target = find_target(rows, files, config)
+    unlabelled = rows.loc[rows[target].str.lower().isin(EMPTY), "path"]
     rows, notes = drop_unlabelled(rows, target, files)
     rows, image, shared = keep_one_of_each(rows, target, folder)
     groups = [tables.first_of(names, list(rows)) for names in (tables.LESIONS, tables.PATIENTS)]
@@ -65,6 +66,7 @@ def huggingface(folder: Folder, config: DataConfig) -> Dataset | None:
         split=split,
         notes=(*notes, *told, *([] if groups else [NO_LESIONS])),
         source=folder.only.stem if folder.only else Path(os.path.abspath(folder.root)).name,
+        unlabelled=tuple(unlabelled),
     )
 
 

@@ -21,6 +21,7 @@ from lesionfast.errors import LesionfastError, list_first
 PARTS = ("train", "val", "test")
 DERMA_CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")  # in the order of the labels
 DERMA_SIZES = (7007, 1003, 2005)
+MOST_BESIDE = 50  # pictures beside the file, such as a montage: of more they are the dataset
 EXAMPLE = "Write it again with numpy.savez_compressed(file, train_images=…, train_labels=…)."
 
 
@@ -56,7 +57,7 @@ def medmnist(folder: Folder, config: DataConfig) -> Dataset | None:
     """DermaMNIST or another MedMNIST .npz file, of the largest size that is there."""
     files = folder.find(".npz")
     if not files or (
-        not folder.only and (len(folder.images) or tables.find_usable(folder, config))
+        not folder.only and (len(folder.images) > MOST_BESIDE or tables.find_usable(folder, config))
     ):
         return None
     found = [parts for file in files if (parts := read_parts(file))]

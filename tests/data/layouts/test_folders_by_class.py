@@ -117,6 +117,14 @@ def test_a_zip_of_the_tree_beside_it_or_alone_is_the_tree(tmp_path):
     assert alone["split"].tolist() == beside["split"].tolist()
 
 
+def test_the_same_tree_twice_is_one(tmp_path, caplog):
+    for root in (tmp_path, tmp_path / "data"):
+        write(root, *(f"{part}/{name}" for part in ("train", "test") for name in CLASSES), each=4)
+    df = load(tmp_path)
+    assert len(df) == 24 and set(df["target"]) == set(CLASSES)
+    assert "Ignored 24 images with the content of another" in caplog.text
+
+
 def test_a_zip_for_each_class(tmp_path):
     for seed, name in enumerate(CLASSES):
         draw(tmp_path / "x.png", seed)
@@ -156,6 +164,7 @@ def test_a_flat_test_folder_has_no_labels(tmp_path):
     write(tmp_path, *tree(("train", "valid")))
     write(tmp_path, "test", start=50, each=4)
     found = summary(tmp_path)
+    assert len(find_dataset(DataConfig(data=str(tmp_path))).unlabelled) == 4  # to be predicted
     assert "Left out 4 images outside the folders of classes." in found
     assert "Its own parts (train, valid) are no whole split, so a new one is drawn." in found
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from lesionfast.config import DataConfig, SplitConfig
 from lesionfast.data.layouts.base import NO_LESIONS
@@ -92,6 +93,13 @@ def test_labels_of_any_whole_numbers_and_flat(tmp_path, dtype):
 def test_without_a_validation_part_a_split_is_drawn(tmp_path):
     file = save(tmp_path / "dermamnist.npz", val_images=None, val_labels=None)
     assert "split" not in load(file) and len(load(file)) == 35
+
+
+def test_a_montage_and_notes_beside_do_not_matter(tmp_path):
+    save(tmp_path / "dermamnist.npz")
+    Image.fromarray(draw(1)[0]).save(tmp_path / "dermamnist_montage.jpg")
+    (tmp_path / "info.csv").write_text("flag,n_channels\ndermamnist,3\n")
+    assert len(load(tmp_path)) == 42
 
 
 BROKEN = {
