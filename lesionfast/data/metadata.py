@@ -17,7 +17,7 @@ from lesionfast.config import DataConfig
 from lesionfast.data.columns.conversion import convert, list_rows
 from lesionfast.data.columns.leaks import KEYS, RESERVED, check_inputs
 from lesionfast.data.encoder import describe_missing
-from lesionfast.data.formats.labels import DROP, drop_classes, settle_labels
+from lesionfast.data.formats.labels import DROP, drop_classes, expand_map, settle_labels
 from lesionfast.data.layouts import tables
 from lesionfast.data.layouts.base import NO_LESIONS, PART_NAMES, Dataset
 from lesionfast.data.layouts.columns import (
@@ -144,7 +144,11 @@ def clean(found: Dataset, df: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
 
 
 def settle_inputs(df: pd.DataFrame, config: Config) -> Config:
-    """Return the configuration with the columns that --metadata auto stands for in this table."""
+    """Return the configuration with the columns that --metadata auto stands for in this table.
+
+    A file of --map is replaced by the pairs in it, so that a run does not need the file.
+    """
+    config = replace(config, map=expand_map(config.map))
     if config.metadata != "auto":
         return config
     names = [name for name in config.metadata_columns if name in df and df[name].notna().any()]

@@ -130,7 +130,7 @@ def check_ways(config: SplitConfig) -> None:
 def keep_options(df: pd.DataFrame, config: SplitConfig) -> pd.DataFrame:
     """Note in a table how it was loaded, for the training on it."""
     names = [setting.name for setting in fields(SplitConfig)]
-    config = replace(settle_inputs(df, config), map=expand_map(config.map))
+    config = settle_inputs(df, config)
     df.attrs[OPTIONS] = {name: getattr(config, name) for name in names}
     return df
 

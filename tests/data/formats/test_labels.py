@@ -14,7 +14,7 @@ from lesionfast.data.formats.labels import (
     settle_labels,
     settle_rare,
 )
-from lesionfast.data.metadata import load_metadata
+from lesionfast.data.metadata import load_metadata, settle_inputs
 from lesionfast.data.split import OPTIONS, configure, load_data
 from lesionfast.errors import LesionfastError
 
@@ -206,3 +206,12 @@ def test_a_million_labels_take_a_moment():
     start = time.process_time()
     assert len(drop_classes(settle_labels(df, config, "dx"), config)) == 750_000
     assert time.process_time() - start < 5
+
+
+def test_a_training_keeps_the_pairs_of_a_file(tmp_path):
+    path = tmp_path / "names.csv"
+    path.write_text("from,to\nak,akiec\n")
+    df = pd.DataFrame({"age": [1.0]})
+    for metadata in ("auto", "none"):
+        settled = settle_inputs(df, TrainConfig(map=str(path), metadata=metadata))
+        assert read_map(settled.map) == {"ak": "akiec"} and "names.csv" not in settled.map
