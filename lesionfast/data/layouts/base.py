@@ -2,6 +2,7 @@
 
 import logging
 import os
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from lesionfast.config import DataConfig
+from lesionfast.data.formats.containers import HIDDEN_PART
 from lesionfast.data.layouts.places import PART_NAMES as PART_NAMES
 from lesionfast.data.layouts.places import leave_out_derived
 from lesionfast.data.sources import is_visible, list_images, name_without_suffix
@@ -23,6 +25,7 @@ logger = logging.getLogger("lesionfast")
 layouts = Registry("layout", "--layout")
 BINARY = {"0": 0, "0.0": 0, "false": 0, "benign": 0, "1": 1, "1.0": 1, "true": 1, "malignant": 1}
 UNKNOWN = (*EMPTY, "unknown", "unk")
+PACKED = (".csv", ".tsv", ".tab", ".xlsx")  # tables that a zip file of a whole dataset has
 SAMPLE_ROWS = 2_000  # of a table, that tell what its columns hold
 
 NO_LESIONS = (
@@ -118,6 +121,16 @@ class Folder:
         ]
 
     @cached_property
+    def packed_tables(self) -> list[str]:
+        """The tables in zip files, as "<zip>/<member>"."""
+        return [
+            f"{path}/{name}"
+            for path in self.find(".zip")
+            for name in list_zipped(path)
+            if name.lower().endswith(PACKED) and not HIDDEN_PART.search(name)
+        ]
+
+    @cached_property
     def images(self) -> pd.DataFrame:
         """The images below the folder, those in zip files included: columns path and stem."""
         return leave_out_derived(list_images(self.only or self.root), self.root)
@@ -126,6 +139,15 @@ class Folder:
     def samples(self) -> dict[Path, pd.DataFrame]:
         """The first rows of each table, as text; none of one that can't be read."""
         return {path: read_sample(path) for path in self.headers}
+
+
+def list_zipped(path: Path) -> list[str]:
+    """Return the names in a zip file, none if it is broken."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except (zipfile.BadZipFile, OSError):
+        return []
 
 
 def read_headers(folder: Folder) -> Iterator[tuple[Path, list[str]]]:

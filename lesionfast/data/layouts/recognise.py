@@ -113,7 +113,7 @@ def recognise(path: Path, config: DataConfig) -> Dataset:
     fits.
     """
     if path.is_file() and is_table(path):
-        return tables.read_any_table(path, replace(config, csv=str(path), images=str(path.parent)))
+        return recognise_table(path, config)
     if not path.is_dir() and not is_container(path):
         problem = "is a file" if path.is_file() else "does not exist"
         raise LesionfastError(
@@ -128,10 +128,39 @@ def recognise(path: Path, config: DataConfig) -> Dataset:
             f"{path} is not laid out as --layout {config.layout}. Leave --layout out: it is "
             "recognised."
         )
-    for name in [*(name for name in layouts if name not in LAST), *LAST]:
-        if found := layouts[name](folder, config):
-            return replace(found, source=found.source or ("" if name in LAST else name))
-    raise tables.unknown_layout(folder)
+    if found := find_public(folder, config):
+        return found
+    if not folder.headers and (packed := folder.packed_tables):
+        raise LesionfastError(
+            f"{packed[0]} holds a table, but of zip files only the images are read. Unpack it, and "
+            "type --data with the folder."
+        )
+    found = next(filter(None, (layouts[name](folder, config) for name in LAST)), None)
+    if found is None:
+        raise tables.unknown_layout(folder)
+    return found
+
+
+def find_public(folder: Folder, config: DataConfig) -> Dataset | None:
+    """Return the dataset of the first layout of a public dataset that fits, None if none does."""
+    for name in layouts:
+        if name not in LAST and (found := layouts[name](folder, config)):
+            return replace(found, source=found.source or name)
+    return None
+
+
+def recognise_table(path: Path, config: DataConfig) -> Dataset:
+    """Return the dataset of a table with its images beside it.
+
+    If it is that of a public dataset, as its folder is recognised, it is read as such.
+    """
+    try:
+        found = find_public(Folder(path.parent), config)
+    except LesionfastError:
+        found = None  # the folder is not read, so what is wrong with it does not matter
+    if found and found.table.is_file() and found.table.samefile(path):
+        return found
+    return tables.read_any_table(path, replace(config, csv=str(path), images=str(path.parent)))
 
 
 def is_container(path: Path) -> bool:

@@ -108,7 +108,7 @@ def spell_alike(target: pd.Series) -> pd.Series:
 
 def is_kind(column: str, kind: str) -> bool:
     """Return whether a column of groups holds patients; whatever else there is are lesions."""
-    is_patient = any(word in column.lower() for word in ("patient", "subject", "case", "person"))
+    is_patient = any(word in column.lower() for word in ("patient", "subject", "person", "pat_id"))
     return is_patient == (kind == "patient")
 
 

@@ -49,7 +49,10 @@ TARGETS = (
     *("diagnosis_3", "category", "disease", "benign_malignant", "malignant", "y"),
 )
 LESIONS = ("lesion_id", "lesion", "lesionid", "lesion_number")
-PATIENTS = ("patient_id", "patient", "patientid", "subject_id", "subject", "pat_id", "case_id")
+PATIENTS = (
+    *("patient_id", "patient", "patientid", "subject_id", "subject", "pat_id", "case_id"),
+    "group_id",
+)
 SPLITS = ("split", "partition", "subset", "set")
 KINDS = {"dermoscopic": ("derm",), "clinical": ("clin", "macro", "photo")}  # in names of columns
 MOST_LOOKED_AT = 200  # columns: a table of pixels has thousands

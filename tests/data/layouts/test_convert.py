@@ -46,3 +46,20 @@ def test_images_that_can_not_be_read_are_named_or_left_out(odd, tmp_path, caplog
     with Image.open(to / "images" / "a.png") as picture:
         assert picture.format == "PNG" and picture.getpixel((20, 20))[0] > 250
     assert "They are left out (--skip-bad)" in caplog.text
+
+
+@pytest.mark.parametrize("layout", ["pad_ufes_20", "isic2020", "isic2019", "folders_by_class"])
+def test_lesions_and_patients_are_kept(written, tmp_path, layout):
+    before = load_dataset(SplitConfig(data=str(written(layout))))
+    to = convert(DataConfig(data=str(written(layout))), tmp_path / "out")
+    after = load_dataset(SplitConfig(data=str(to)))
+    keys = ["image_id", "target", "group", "split"]
+    pd.testing.assert_frame_equal(after[keys], before[keys])
+
+
+def test_several_datasets_become_one(written, tmp_path):
+    data = f"{written('kaggle_ham')},{written('pad_ufes_20')}"
+    before = load_dataset(SplitConfig(data=data))
+    after = load_dataset(SplitConfig(data=str(convert(DataConfig(data=data), tmp_path / "out"))))
+    assert after["source"].tolist() == before["source"].tolist()
+    assert after["group"].tolist() == before["group"].tolist()

@@ -112,3 +112,14 @@ def test_an_empty_path_is_not_the_sample(name):
 
 def test_layouts_are_listed_with_what_they_are():
     assert all(text.endswith(".") and len(text) > 20 for text in layouts.describe().values())
+
+
+def test_the_table_of_a_public_dataset_is_read_as_its_folder_is(written):
+    folder = written("pad_ufes_20")
+    found = find_dataset(DataConfig(data=str(folder / "metadata.csv")))
+    assert (found.name, found.leaks) == ("PAD-UFES-20", ("biopsed",))
+
+
+def test_a_table_in_a_zip_file_is_to_be_unpacked(tmp_path):
+    write_zip(tmp_path / "all.zip", "mel/a.jpg", "nv/b.jpg", "metadata.csv")
+    assert "all.zip/metadata.csv holds a table" in refusal(data=str(tmp_path))
