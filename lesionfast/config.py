@@ -234,7 +234,8 @@ class TrainConfig(SplitConfig):
         "none.",
     )
     melanoma: str | None = option(
-        None, "Name of the melanoma class (default: the class named mel or melanoma)."
+        None,
+        "Name of the melanoma class (default: the class whose name says so, such as MEL).",
     )
     malignant: str | None = option(
         None, "Malignant classes, separated by commas (default: those with the usual names)."

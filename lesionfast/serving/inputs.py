@@ -19,10 +19,10 @@ from lesionfast.config import DataConfig
 from lesionfast.data.encoder import MetadataEncoder, UnseenValue, describe_missing, read_value
 from lesionfast.data.formats.containers import CONTAINERS
 from lesionfast.data.formats.dicom import DICOM_SUFFIXES
-from lesionfast.data.layouts.base import Dataset, Folder
+from lesionfast.data.layouts.base import SAMPLE_ROWS, Dataset, Folder
 from lesionfast.data.layouts.columns import find_unique, find_usual, list_renamed, locate_images
 from lesionfast.data.layouts.recognise import recognise
-from lesionfast.data.layouts.tables import IMAGES, first_of
+from lesionfast.data.layouts.tables import IMAGES, choose_image, first_of
 from lesionfast.data.sources import (
     IMAGE_SUFFIXES,
     FileReader,
@@ -122,7 +122,7 @@ def read_input(root: Path, tables: "Tables") -> Iterator[Item]:
         return
     found = find_known(root, tables) if root.is_dir() or suffix in CONTAINERS else None
     if found:
-        yield from tables.read_dataset(found)
+        yield from tables.read(found) if isinstance(found, Path) else tables.read_dataset(found)
         return
     if root.is_dir():
         paths = find_images_in_folder(root, (*IMAGE_SUFFIXES, *FOREIGN), others)
@@ -135,13 +135,21 @@ def read_input(root: Path, tables: "Tables") -> Iterator[Item]:
         logger.warning("%s: skipped %d other files: %s", root, len(others), list_first(others))
 
 
-def find_known(root: Path, tables: "Tables") -> Dataset | None:
-    """Return the dataset in a folder or file as a training reads it, None if no layout fits."""
+def find_known(root: Path, tables: "Tables") -> Dataset | Path | None:
+    """Return the dataset in a folder or file as a training reads it, None if no layout fits.
+
+    A table without labels is none to train on; if it is the only one of images, its path is
+    returned.
+    """
     column = tables.image_column if tables.image_column != IMAGES[0] else None
     try:
         found = recognise(root, DataConfig(image=column, separator=tables.separator))
     except LesionfastError as error:
-        if root.is_dir() and Folder(root).headers:
+        headers = Folder(root).headers if root.is_dir() else {}
+        named = [path for path in headers if first_of((column or "", *IMAGES), headers[path])]
+        if len(named) == 1:
+            return named[0]
+        if headers:
             logger.warning(
                 "%s: the images are read without metadata, because %s To read a table, name it "
                 "in place of the folder", root, error,
@@ -176,9 +184,9 @@ class Tables:
         All rows are read once before, so that an error is raised before the first image.
         """
         table = self._open(path)
-        image = self._find_image(table)
-        names = self._name_columns(path.name, table.header)
         places = Places(self.images or path.parent)
+        image = self._find_image(table, places)
+        names = self._name_columns(path.name, table.header)
         for rows in table.read_chunks():
             places.check(rows[image])
         for rows in table.read_chunks(report=False):
@@ -204,13 +212,19 @@ class Tables:
         """Return the metadata of an image: that of its row where there is some, else of all."""
         return self.metadata | {key: value for key, value in row.items() if value != ""}
 
-    def _find_image(self, table: CsvFile) -> str:
-        """Return the column of the images: the model's, or one of the usual names."""
+    def _find_image(self, table: CsvFile, places: "Places") -> str:
+        """Return the column of the images: the model's, one of the usual names, or by its values.
+
+        Raises `LesionfastError` if there is none.
+        """
         if self.image_column in table.header:
             return self.image_column
-        column = first_of(IMAGES, table.header) or self.image_column
-        table.require({column: "--image"})
-        return column
+        column = first_of(IMAGES, table.header)
+        if column is None and self.image_column == IMAGES[0]:
+            sample = next(table.read_chunks(report=False)).head(SAMPLE_ROWS)
+            column, _ = choose_image(sample, places.stems, DataConfig())
+        table.require({column or self.image_column: "--image"})
+        return column or self.image_column
 
     def _name_columns(self, table: str, header: Sequence[str]) -> dict[str, str]:
         """Return the columns to rename, as said or by usual names; what is missing is warned of.
@@ -260,6 +274,11 @@ class Places:
     def find(self, name: str, metadata: dict[str, Any]) -> Item:
         """Return the image of a row, without a path if there is none."""
         return Item(name, self._find_path(name), metadata)
+
+    @property
+    def stems(self) -> set[str]:
+        """The names of all images below the root, without folders and suffixes."""
+        return set(self._paths_by_stem)
 
     def check(self, names: Iterable[str]) -> None:
         """Raise `LesionfastError` if a name is that of two files that differ."""

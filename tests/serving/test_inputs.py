@@ -82,14 +82,25 @@ def test_a_table_names_images_and_says_what_is_known(folder):
     assert found[1].metadata == {"sex": "male"}
 
 
-def test_a_table_may_name_its_column_otherwise(folder, tmp_path):
+def test_a_table_may_name_its_column_otherwise(folder):
     (folder / "cases.tsv").write_text("photo\tage\nb.jpg\t5\n", "utf-8")
-    found = list(find_items([str(folder / "cases.tsv")], image_column="photo"))
-    assert found[0].path == (folder / "b.jpg").as_posix()
+    for given in ({"image_column": "photo"}, {}):  # as typed, or by what the column holds
+        (item,) = find_items([str(folder / "cases.tsv")], **given)
+        assert item.path == (folder / "b.jpg").as_posix() and item.metadata == {"age": "5"}
+    (folder / "cases.tsv").write_text("photo\tage\ngone.jpg\t5\n", "utf-8")
     with pytest.raises(
         LesionfastError, match="column 'image_id' is not in cases.tsv; it has: photo, age"
     ):
         list(find_items([str(folder / "cases.tsv")]))
+
+
+def test_a_folder_of_a_table_without_labels_is_read_by_its_table(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").write_bytes(b"a")
+    (tmp_path / "new.csv").write_text("image_id,age,gender\na,40,female\n")
+    (item,) = find_items([str(tmp_path)], columns=["age", "sex"])
+    assert item.path == f"{tmp_path}/images/a.jpg"
+    assert item.metadata == {"age": "40", "sex": "female"}
 
 
 def test_a_table_without_a_column_of_the_model_says_so_and_names_the_nearest(folder, caplog):
