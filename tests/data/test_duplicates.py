@@ -1,4 +1,3 @@
-import importlib
 import io
 
 import numpy as np
@@ -6,7 +5,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from lesionfast.config import DataConfig
 from lesionfast.data.duplicates import THRESHOLD, find_near_duplicates
+from lesionfast.data.metadata import load_metadata
 
 UNRELATED = 40
 
@@ -66,7 +67,8 @@ def test_each_pair_has_ids_classes_score_and_transform(found, planted):
         assert THRESHOLD <= pair.score <= 1
     words = {tuple(sorted(each[:2])): each[-1] for each in found.itertuples(index=False, name=None)}
     assert words["00", "copy-copy"] == "not turned"
-    assert "turned by 180°" in words["02", "copy-half"]
+    assert words["01", "copy-turned"] == "turned by 90°"
+    assert words["02", "copy-half"] == "turned by 180°"
     assert words["03", "copy-mirrored"].startswith("mirrored")
     assert "enlarged 1.7 times" in words["06", "copy-zoomed"]
     assert found["score"].is_monotonic_decreasing
@@ -128,12 +130,25 @@ def test_no_pairs_are_kept_too(few, tmp_path):
     assert not calls and len(kept_pairs(tmp_path)) == 1
 
 
-@pytest.mark.parametrize("package", ["numpy", "scipy"])
-def test_pairs_of_another_version_are_searched_again(package, few, tmp_path, monkeypatch):
+@pytest.mark.parametrize("changed", ["cv2.__version__", "lesionfast.data.duplicates.VERSION"])
+def test_pairs_of_another_version_are_searched_again(changed, few, tmp_path, monkeypatch):
     find_near_duplicates(few)
-    monkeypatch.setattr(importlib.import_module(package), "__version__", "0")
+    monkeypatch.setattr(changed, "0")
     find_near_duplicates(few)
     assert len(kept_pairs(tmp_path)) == 2
+
+
+def test_other_groups_are_compared_with_the_features_that_were_kept(few, tmp_path):
+    find_near_duplicates(few)
+    (features,) = (tmp_path / "cache" / "features").iterdir()
+    made = features.stat().st_mtime_ns
+    assert find_near_duplicates(few.assign(group=["x", "y", "z", "x"])).empty
+    assert len(kept_pairs(tmp_path)) == 2 and features.stat().st_mtime_ns == made
+
+
+def test_nothing_is_kept_without_the_cache(few, tmp_path):
+    assert ends(find_near_duplicates(few, cache=False)) == {("00", "copy-copy")}
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_bad_image_is_left_out_and_the_positions_stay(planted, tmp_path):
@@ -147,3 +162,17 @@ def test_a_bad_image_is_left_out_and_the_positions_stay(planted, tmp_path):
 @pytest.mark.parametrize("rows", [1, 2])
 def test_very_few_images_are_no_problem(rows, planted):
     assert find_near_duplicates(planted[:rows], cache=False).empty
+
+
+def test_pairs_that_people_confirmed_are_found_among_others(ham10000):
+    confirmed = ham10000.parent / "near_duplicates.csv"
+    if not confirmed.is_file():
+        pytest.skip("there are no confirmed pairs beside HAM10000")
+    pairs = pd.read_csv(confirmed)
+    df = load_metadata(DataConfig(data=str(ham10000)))
+    others = df.drop_duplicates("group").sample(300, random_state=0)["image_id"]
+    df = df[df["image_id"].isin([*pairs["image_id"], *pairs["near_duplicate"], *others])]
+    wanted = {tuple(sorted(pair)) for pair in pairs.itertuples(index=False, name=None)}
+    found = ends(find_near_duplicates(df))
+    assert len(found & wanted) >= 8
+    assert len(found - wanted) <= 3

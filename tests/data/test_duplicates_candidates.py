@@ -1,71 +1,84 @@
+import cv2
 import numpy as np
 import pytest
+import torch
 
 from lesionfast.data.duplicates import (
-    MOST,
-    NEIGHBOURS,
-    SMALL,
-    describe,
+    LEAST,
+    SIDE,
+    ZOOMS,
     find_candidates,
-    ring_filters,
-    shrink,
+    read_features,
+    whiten,
+    workers,
 )
 
 
+def ignore(done, total):
+    """A progress that nobody follows."""
+
+
 @pytest.fixture(scope="module")
-def pictures():
-    """Soft random pictures: uint8 (60, 96, 96, 3)."""
-    noise = np.random.default_rng(0).random((60, 6, 6, 3))
-    return (np.kron(noise, np.ones((1, 16, 16, 1))) * 255).astype(np.uint8)
+def pictures(photograph):
+    """Drawn photographs, of which the last five show the first five again, changed."""
+    rng = np.random.default_rng(0)
+    drawn = [photograph(rng) for _ in range(30)]
+    again = [image.crop((50, 37, 150, 112)) for image in drawn[:3]]
+    again += [image.point(lambda value: value * 0.7) for image in drawn[3:5]]
+    return np.stack([np.asarray(image.resize((SIDE, SIDE))) for image in [*drawn, *again]])
 
 
-def test_shrinking_averages(pictures):
-    small = shrink(pictures).reshape(len(pictures), 3, SMALL, SMALL)
-    expected = pictures[3, 4:8, 92:96, 1].mean() / 255
-    assert small[3, 1, 1, 23] == pytest.approx(expected, abs=1e-5)
+@pytest.fixture(scope="module")
+def features(pictures):
+    return read_features(pictures, None, ignore)
 
 
-def test_harmonic_0_is_an_average_and_the_others_see_no_flat_colour():
-    totals = ring_filters(1.3, 0.07, -0.07).sum(axis=0)
-    averages = np.isclose(totals, 1, atol=1e-4)
-    assert averages.sum() == 6  # the centre and five rings
-    assert np.abs(totals[~averages]).max() < 1e-4
+def test_features_are_one_row_for_each_zoom_and_progress_ends(pictures, features):
+    calls = []
+    again = read_features(pictures[:20], None, lambda *state: calls.append(state))
+    assert again.shape == (20, len(ZOOMS), features.shape[2]) and again.dtype == np.float16
+    np.testing.assert_allclose(again, features[:20], atol=1e-2)
+    assert calls == [(16, 20), (20, 20)]
 
 
-@pytest.mark.parametrize("turns", range(4))
-@pytest.mark.parametrize("mirrored", [False, True])
-def test_a_description_is_the_same_turned_or_mirrored(turns, mirrored, pictures):
-    turned = np.rot90(pictures[:, :, ::-1] if mirrored else pictures, turns, axes=(1, 2))
-    same = describe(shrink(turned), 1.3, 0, 0) - describe(shrink(pictures), 1.3, 0, 0)
-    other = describe(shrink(pictures[::-1]), 1.3, 0, 0) - describe(shrink(pictures), 1.3, 0, 0)
-    assert np.abs(same).max() < 1e-4 < 0.1 < np.abs(other).max()
+def test_features_are_kept_in_a_file_and_read_from_it(pictures, features, tmp_path):
+    file = tmp_path / "features.npy"
+    np.testing.assert_array_equal(read_features(pictures, file, ignore), features)
+    assert file.is_file()
+    np.testing.assert_array_equal(read_features(pictures[:0], file, ignore), features)
 
 
-def test_a_description_is_the_same_in_other_light(pictures):
-    darker = (pictures * 0.6 + 20).astype(np.uint8)
-    change = describe(shrink(darker), 1, 0, 0) - describe(shrink(pictures), 1, 0, 0)
-    assert np.abs(change).max() < 0.03
+def test_whitened_rows_have_length_1(features):
+    for rows in whiten(features):
+        assert rows.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-4)
 
 
-def test_the_nearest_of_a_turned_picture_is_the_picture(pictures):
-    both = np.concatenate([pictures, np.rot90(pictures[:5], 1, axes=(1, 2))])
-    done = []
-    pairs, _ = find_candidates(both, np.arange(len(both)), lambda *state: done.append(state))
-    first = {tuple(sorted(pair)) for pair in pairs[:5].tolist()}
-    assert first == {(i, 60 + i) for i in range(5)}
-    assert done[-1] == (65, 65)
+def test_pictures_changed_or_enlarged_are_the_first_candidates(features):
+    pairs = find_candidates(features, np.arange(len(features)), ignore)
+    first = [tuple(pair) for pair in pairs.tolist()]
+    assert set(first[:5]) >= {(3, 33), (4, 34)}
+    assert set(first[:70]) >= {(i, 30 + i) for i in range(5)}  # of 595 pairs
 
 
-def test_pairs_are_of_two_groups_and_come_once(pictures):
-    groups = np.arange(len(pictures)) // 2
-    pairs, crops = find_candidates(pictures, groups, lambda *_: None)
-    ends = np.sort(pairs, axis=1)
-    assert (groups[ends[:, 0]] != groups[ends[:, 1]]).all()
-    assert len(np.unique(ends, axis=0)) == len(ends) <= min(MOST, NEIGHBOURS * len(pictures))
-    assert crops.shape == (len(ends), 3)
+def test_pairs_are_of_two_groups_and_come_once(features):
+    groups = np.arange(len(features)) // 2
+    pairs = find_candidates(features, groups, ignore)
+    assert (groups[pairs[:, 0]] != groups[pairs[:, 1]]).all()
+    assert (pairs[:, 0] < pairs[:, 1]).all()
+    assert len(np.unique(pairs, axis=0)) == len(pairs) <= LEAST
 
 
 def test_two_pictures_are_enough_and_blank_ones_do_no_harm():
-    blank = np.zeros((2, 96, 96, 3), np.uint8)
-    pairs, _ = find_candidates(blank, np.arange(2), lambda *_: None)
-    assert np.sort(pairs).tolist() == [[0, 1]]
+    blank = np.zeros((2, SIDE, SIDE, 3), np.uint8)
+    features = read_features(blank, None, ignore)
+    assert find_candidates(features, np.arange(2), ignore).tolist() == [[0, 1]]
+
+
+def test_workers_give_the_threads_of_the_libraries_back():
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    with pytest.raises(KeyError), workers() as threads:
+        used = threads.submit(lambda: (torch.get_num_threads(), cv2.getNumThreads())).result()
+        raise KeyError
+    assert used == (1, 1)
+    assert (torch.get_num_threads(), cv2.getNumThreads()) == before

@@ -1,24 +1,25 @@
+from concurrent.futures import ThreadPoolExecutor
+
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from lesionfast.data.duplicates import (
-    COARSE,
-    VIEWS,
-    Match,
-    agreement,
-    compare_views,
+    AGREE,
+    MIRROR,
+    THRESHOLD,
+    WORKING,
     correlate,
-    register,
-    texture,
-    turn,
+    describe_transform,
+    find_keypoints,
+    fit,
+    verify,
 )
 
-WHOLE = np.array([1.0, 0, 0])
 
-
-def picture(seed, side=96):
+def picture(seed, side=WORKING):
     """Speckled skin with a dark round spot: uint8 (side, side)."""
     rng = np.random.default_rng(seed)
     y, x = np.indices((side, side)) - side / 2
@@ -27,60 +28,71 @@ def picture(seed, side=96):
     return np.clip(90 + spot + speckle, 0, 255).astype(np.uint8)
 
 
-def coarse(grey):
-    return texture(np.asarray(Image.fromarray(grey).resize((COARSE, COARSE))))
+def turn(image, turns, mirrored):
+    return np.ascontiguousarray(np.rot90(image[:, ::-1] if mirrored else image, turns))
 
 
-@pytest.mark.parametrize("view", range(VIEWS))
-def test_the_view_is_found_and_laid_over(view):
-    first = picture(0)
-    second = np.ascontiguousarray(turn(first, view))
-    found = compare_views(first, WHOLE, coarse(second))
-    assert found[0] > 0.9 and found[1] == view
-    match = register(first, WHOLE, second, view)
-    assert match.score > 0.9 and match.view == view
-    assert abs(match.zoom - 1) < 0.03 and abs(match.degrees) < 2
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_turns_and_mirrors_are_found_and_laid_over(turns, mirrored):
+    first, second = picture(0), turn(picture(0), turns, mirrored)
+    agreeing, affine = fit(find_keypoints(first), find_keypoints(second), mirrored)
+    assert agreeing > 30
+    words = ["mirrored"] * mirrored + [f"turned by {90 * turns}°"] * (turns > 0)
+    assert describe_transform(affine) == (", ".join(words) or "not turned")
+    assert correlate(first, second, affine) > 0.9
+
+
+def test_a_descriptor_in_a_mirror_is_that_of_the_mirrored_picture():
+    image = picture(1)
+    seen = cv2.KeyPoint(80, 90, 12, 30)
+    mirrored = cv2.KeyPoint(WORKING - 1 - 80, 90, 12, 180 - 30)
+    sift = cv2.SIFT_create()
+    _, first = sift.compute(image, [seen])
+    _, second = sift.compute(turn(image, 0, True), [mirrored])
+    assert np.abs(first[:, MIRROR] - second).mean() < 3 < np.abs(first - second).mean()
 
 
 def test_round_spots_on_other_skin_do_not_agree():
-    scores = [register(picture(0), WHOLE, picture(i), 0).score for i in range(1, 8)]
-    assert max(scores) < 0.5
+    grey = np.stack([picture(seed) for seed in range(8)])
+    pixels = np.repeat(grey[..., None], 3, axis=3)
+    pairs = np.array([(0, i) for i in range(1, 8)])
+    done = []
+    assert verify(pixels, pairs, lambda *state: done.append(state)) == []
+    assert done == [(7, 7)]
 
 
-def test_shift_zoom_and_tilt_are_found():
-    large = picture(1, 192)
-    turned = Image.fromarray(large).rotate(6, Image.Resampling.BICUBIC)
-    part = np.asarray(turned.crop((52, 44, 52 + 96, 44 + 96)))
-    wide = np.asarray(Image.fromarray(large).resize((96, 96), Image.Resampling.BOX))
-    match = register(wide, np.array([1.9, 0.05, -0.02]), part, 0)
-    assert match.score > 0.6
-    assert match.zoom == pytest.approx(2, abs=0.08)
-    assert abs(match.degrees) == pytest.approx(6, abs=1.6)
+def test_the_wider_picture_comes_first_and_the_transform_is_said():
+    large = picture(1, 2 * WORKING)
+    turned = Image.fromarray(large).rotate(8, Image.Resampling.BICUBIC)
+    part = np.asarray(turned.crop((104, 88, 104 + WORKING, 88 + WORKING)))
+    wide = np.asarray(Image.fromarray(large).resize((WORKING, WORKING), Image.Resampling.BOX))
+    pixels = np.repeat(np.stack([part, wide])[..., None], 3, axis=3)
+    ((a, b, score, transform),) = verify(pixels, np.array([(0, 1)]), lambda *_: None)
+    assert (a, b) == (1, 0) and THRESHOLD <= score < 1
+    assert transform in [f"turned by {degrees}°, enlarged 2.0 times" for degrees in (7, 8, 9)]
 
 
-def test_blank_pictures_have_a_score():
-    blank = np.zeros((96, 96), np.uint8)
-    assert register(blank, WHOLE, blank, 0).score == pytest.approx(0, abs=1e-3)
+def test_threads_find_the_same_every_time():
+    first, second = find_keypoints(picture(2)), find_keypoints(picture(3))
+    with ThreadPoolExecutor(4) as threads:
+        fits = list(threads.map(lambda _: fit(first, second, False), range(20)))
+    assert len({(agreeing, affine.tobytes()) for agreeing, affine in fits}) == 1
 
 
-def test_correlation_peaks_at_the_shift():
-    detail = texture(picture(2))
-    moved = np.roll(detail, (3, -4), axis=(0, 1))
-    found = correlate(moved[None], detail, reach=5)[0]
-    assert np.unravel_index(found.argmax(), found.shape) == (3, 11 - 4)
-    assert found.max() <= 1
-
-
-def test_agreement_asks_every_part_of_the_picture():
-    first, other = texture(picture(3, 64)), texture(picture(4, 64))
-    half = first.copy()
-    half[:, 32:] = other[:, 32:]
-    assert agreement(first, first) == pytest.approx(1, abs=1e-3)
-    assert agreement(first, other) < 0.3 < agreement(first, half) < 0.75
+def test_distorted_and_blank_pictures_do_not_agree():
+    first, second = picture(4), cv2.resize(picture(4), (WORKING, WORKING // 3))
+    assert fit(find_keypoints(first), find_keypoints(second), False)[0] < AGREE
+    blank = np.zeros((WORKING, WORKING), np.uint8)
+    places, descriptors = find_keypoints(blank)
+    assert places.shape == (0, 2) and descriptors.shape == (0, 128)
+    assert fit((places, descriptors), find_keypoints(first), False)[0] == 0
+    assert correlate(blank, blank, np.eye(2, 3)) == 0
 
 
 def test_a_transform_is_said_in_words():
-    assert Match(1, 0, 1.0, 0).describe() == "not turned"
-    assert Match(1, 5, 1.31, -3).describe() == (
-        "mirrored, turned by 90°, tilted by 3°, enlarged 1.3 times"
-    )
+    assert describe_transform(np.eye(2, 3)) == "not turned"
+    turn = cv2.getRotationMatrix2D((0, 0), 87, 1.31)  # counter-clockwise
+    assert describe_transform(turn) == "turned by 87°, enlarged 1.3 times"
+    mirror = turn[:, :2] @ np.diag([-1, 1])
+    assert describe_transform(mirror) == "mirrored, turned by 87°, enlarged 1.3 times"
