@@ -12,7 +12,6 @@ from itertools import islice
 from operator import ne
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from lesionfast.data.formats.records import (
@@ -42,7 +41,7 @@ def read_table(
     *,
     option: str | None = "--csv",
 ) -> pd.DataFrame:
-    """Read a table with a header; every value is text, as `CsvFile` reads it.
+    """Read a table with a header; every value is text, as `TableFile` reads it.
 
     `required` maps each column that must be there to the option that names it (or to '').
     """
@@ -51,12 +50,14 @@ def read_table(
     return pd.concat(list(table.read_chunks()))
 
 
-def open_table(path: Path, separator: str | None = None, option: str | None = "--csv") -> "CsvFile":
+def open_table(
+    path: Path, separator: str | None = None, option: str | None = "--csv"
+) -> "TableFile":
     """Open a table; the separator, unless it is given, is the one that divides it best.
 
     Raises `LesionfastError` for a file that can't be read, or a text file without columns.
     """
-    table = CsvFile(path, guess_separator(path) if separator is None else separator, option)
+    table = TableFile(path, guess_separator(path) if separator is None else separator, option)
     if path.suffix.lower() == ".txt" and len(table.header) < 2:
         raise LesionfastError(
             f"{path} is text without columns. Name a table such as a CSV file, or the character "
@@ -115,7 +116,7 @@ def peek(path: Path, separator: str) -> list[list[str]]:
     return rows
 
 
-class CsvFile:
+class TableFile:
     """A table whose first row names the columns; its values are text without spaces around them.
 
     `separator` is one character, or 'tab', between the fields of a CSV; `option` is the one that
@@ -200,14 +201,16 @@ class CsvFile:
         index, columns = pd.RangeIndex(start, start + len(rows)), {}
         for name, values in zip(self.header, zip(*rows, strict=True), strict=True):
             if name:
-                stripped = np.empty(len(rows), object)
-                stripped[:] = [value.strip() for value in values]
-                counts["stripped"] += sum(map(ne, values, stripped))
-                columns[name] = pd.Series(stripped, index, dtype="str")
+                stripped = tuple(map(str.strip, values))
+                if stripped != values:
+                    counts["stripped"] += sum(map(ne, values, stripped))
+                columns[name] = pd.Series(list(stripped), index, dtype="str")
         table = pd.DataFrame(columns)
-        blank = np.logical_and.reduce([table[name] == "" for name in table])
+        if not (table.iloc[:, 0] == "").any():
+            return table
+        blank = (table == "").all(axis=1)
         counts["blank"] += int(blank.sum())
-        return table[~blank] if blank.any() else table
+        return table[~blank]
 
     def _fit(self, row: list[str], number: int, counts: Counter[str]) -> list[str]:
         """Return row `number` with as many fields as the header; a longer one is an error."""

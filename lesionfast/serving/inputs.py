@@ -36,7 +36,7 @@ from lesionfast.data.sources import (
 from lesionfast.data.table import (
     SEPARATORS,
     TABLE_SUFFIXES,
-    CsvFile,
+    TableFile,
     find_separator,
     is_table,
     list_columns,
@@ -195,12 +195,13 @@ class Tables:
 
     def read_dataset(self, found: Dataset) -> Iterator[Item]:
         """Yield the images of a dataset with the values of its table, then those without a row."""
-        names = found.renamed | self._name_columns(found.table.name, list(found.rows))
+        renamed = found.rows.rename(columns=found.renamed)
+        names = self._name_columns(found.table.name, list(renamed))
         paths, others = locate_images(found), list(found.unlabelled)
         if found.files is not None:
             unique = find_unique(found.files)["path"]
             others = unique[~unique.isin(set(paths))].tolist()
-        rows = found.rows.rename(columns=names).to_dict("records")
+        rows = renamed.rename(columns=names).to_dict("records")
         for path, row in zip(paths, rows, strict=True):
             if path:
                 yield Item(readable_name(path), path, self._merge(row))
@@ -212,7 +213,7 @@ class Tables:
         """Return the metadata of an image: that of its row where there is some, else of all."""
         return self.metadata | {key: value for key, value in row.items() if value != ""}
 
-    def _find_image(self, table: CsvFile, places: "Places") -> str:
+    def _find_image(self, table: TableFile, places: "Places") -> str:
         """Return the column of the images: the model's, one of the usual names, or by its values.
 
         Raises `LesionfastError` if there is none.
@@ -254,15 +255,15 @@ class Tables:
             logger.info("%s: reading %s", table, list_renamed(found))
         return names
 
-    def _open(self, path: Path) -> CsvFile:
+    def _open(self, path: Path) -> TableFile:
         """Return a table with its separator: as given, else the one that finds the columns."""
         if self.separator is not None:
-            return CsvFile(path, self.separator, "")
+            return TableFile(path, self.separator, "")
         usual = "," if path.suffix.lower() == ".csv" else "\t"
         found = find_separator(path, (self.image_column, *IMAGES, *self.columns), usual)
         if found != usual:
             logger.warning("%s: the fields are separated by '%s'", path.name, SEPARATORS[found])
-        return CsvFile(path, found, "")
+        return TableFile(path, found, "")
 
 
 class Places:

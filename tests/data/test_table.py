@@ -14,7 +14,7 @@ from lesionfast.config import DataConfig
 from lesionfast.data import table
 from lesionfast.data.encoder import BadValue, MetadataEncoder
 from lesionfast.data.metadata import load_metadata
-from lesionfast.data.table import CsvFile, open_table, read_table
+from lesionfast.data.table import TableFile, open_table, read_table
 from lesionfast.errors import LesionfastError
 from lesionfast.serving.inputs import MetadataReader, find_items
 
@@ -192,7 +192,7 @@ def test_a_table_is_the_same_in_parts_and_as_a_whole(write, monkeypatch, caplog)
     path = write(f"image_id,dx\n{rows}")
     whole = read_table(path, NAMES)
     monkeypatch.setattr(table, "CELLS", 20)
-    parts = list(CsvFile(path).read_chunks())
+    parts = list(TableFile(path).read_chunks())
     assert len(parts) > 100
     pd.testing.assert_frame_equal(pd.concat(parts), whole)
     assert caplog.text.count("removed spaces around 999 values") == 2

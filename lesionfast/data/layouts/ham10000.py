@@ -22,9 +22,13 @@ def ham10000(folder: Folder, config: DataConfig) -> Dataset | None:
     if not candidates:
         return None
     distinct = distinct_tables(folder, candidates, "image_id")
-    stems = set(folder.images["stem"].str.lower())
-    sizes = {path: (count_named(path, "image_id", stems), path.stat().st_size) for path in distinct}
-    table = max(distinct, key=lambda path: sizes[path])
+    table = distinct[0]
+    if len(distinct) > 1:
+        stems = set(folder.images["stem"].str.lower())
+        table = max(
+            distinct,
+            key=lambda path: (count_named(path, "image_id", stems), path.stat().st_size),
+        )
     found = Dataset(
         name="HAM10000",
         table=table,
