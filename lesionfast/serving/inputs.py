@@ -22,7 +22,7 @@ from lesionfast.data.formats.dicom import DICOM_SUFFIXES
 from lesionfast.data.layouts.base import SAMPLE_ROWS, Dataset, Folder
 from lesionfast.data.layouts.columns import find_unique, find_usual, list_renamed, locate_images
 from lesionfast.data.layouts.recognise import recognise
-from lesionfast.data.layouts.tables import IMAGES, choose_image, first_of
+from lesionfast.data.layouts.tables import IMAGES, check_header, choose_image, first_of
 from lesionfast.data.sources import (
     IMAGE_SUFFIXES,
     FileReader,
@@ -224,6 +224,7 @@ class Tables:
         if column is None and self.image_column == IMAGES[0]:
             sample = next(table.read_chunks(report=False)).head(SAMPLE_ROWS)
             column, _ = choose_image(sample, places.stems, DataConfig())
+            check_header(column, places.stems)
         table.require({column or self.image_column: "--image"})
         return column or self.image_column
 
@@ -278,8 +279,8 @@ class Places:
 
     @property
     def stems(self) -> set[str]:
-        """The names of all images below the root, without folders and suffixes."""
-        return set(self._paths_by_stem)
+        """The names of all images below the root, without folders and suffixes, in lower case."""
+        return {stem.lower() for stem in self._paths_by_stem}
 
     def check(self, names: Iterable[str]) -> None:
         """Raise `LesionfastError` if a name is that of two files that differ."""

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -211,6 +212,7 @@ def find_columns(
     """
     stems = set() if files is None else set(files["stem"].str.lower())
     image, others = choose_image(sample, stems, config)
+    check_header(image, stems)
     target = split_names(config.target)[0] if config.target else first_of(TARGETS, list(sample))
     for column, what, option in [
         (image, "image ids", "--image"),
@@ -257,6 +259,15 @@ def choose_image(
         if not named & set(last_parts(sample[name]).str.replace(SUFFIX, "", regex=True))
     ]
     return ranked[0], others
+
+
+def check_header(column: str | None, stems: Collection[str]) -> None:
+    """Raise `LesionfastError` if the column of the images is named like one: no header is there."""
+    if column and image_stem(column).lower() in stems:
+        raise LesionfastError(
+            f"the first line of the table should name the columns, but it has '{column}', which is "
+            "an image. Write a line such as image_id,dx,age,sex above it."
+        )
 
 
 def required_columns(config: DataConfig) -> dict[str, str]:
