@@ -16,6 +16,7 @@ import pandas as pd
 from lesionfast.config import DataConfig
 from lesionfast.data.columns.conversion import convert, list_rows
 from lesionfast.data.columns.leaks import KEYS, RESERVED, check_inputs
+from lesionfast.data.columns.values import MISSING
 from lesionfast.data.encoder import describe_missing
 from lesionfast.data.formats.labels import DROP, drop_classes, expand_map, settle_labels
 from lesionfast.data.layouts import tables
@@ -184,7 +185,7 @@ def check_ids(found: Dataset, df: pd.DataFrame) -> None:
     if lesion is None:
         return
     labels = pd.DataFrame({"group": found.rows[lesion], "target": df["target"]})
-    known = ~labels["group"].str.lower().isin(EMPTY) & (labels["target"] != DROP)
+    known = ~labels["group"].str.lower().isin(MISSING) & (labels["target"] != DROP)
     count, lesion, names = find_conflicts(labels[known], "target")
     if count:
         raise LesionfastError(

@@ -167,7 +167,7 @@ def is_truth(texts: Iterable[str]) -> bool:
 def unify_all(name: str, texts: Iterable[str]) -> dict[str, str]:
     """Return each text with what all its spellings have in common; see `unify`."""
     texts = list(texts)
-    if is_truth(texts):
+    if is_truth(texts) and not is_sex(name):  # F alone is female
         return {text: TRUTH_OF[text.strip().lower()] for text in texts}
     return {text: unify(name, text) for text in texts}
 

@@ -9,9 +9,9 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from lesionfast.data.columns.values import is_missing
 from lesionfast.data.layouts.base import Dataset
 from lesionfast.data.sources import drop_copies, name_without_suffix
-from lesionfast.data.table import EMPTY
 from lesionfast.errors import LesionfastError, pluralize
 
 logger = logging.getLogger("lesionfast")
@@ -73,9 +73,9 @@ def chain_groups(ids: pd.DataFrame, image_id: pd.Series) -> pd.Series:
     """Return the group of each row: rows that share an id of a column, over any number of steps.
 
     `ids` has a column for each kind of id, the finest first (the lesion, then the patient). An
-    empty id joins nothing; a row without any is a group of its own, named like its image. A group
-    is named by its first id of the last column that it has one of, in alphabetical order; a name
-    that two columns have gets the name of the later column before it.
+    empty or unknown id joins nothing; a row without any is a group of its own, named like its
+    image. A group is named by its first id of the last column that it has one of, in alphabetical
+    order; a name that two columns have gets the name of the later column before it.
     """
     codes, names, kinds = [], [], []
     for kind, column in enumerate(ids):
@@ -99,9 +99,9 @@ def chain_groups(ids: pd.DataFrame, image_id: pd.Series) -> pd.Series:
 
 
 def factorize_ids(column: pd.Series) -> tuple[np.ndarray, list[str]]:
-    """Return the number of each row's id (n,), -1 for an empty one, and the ids."""
+    """Return the number of each row's id (n,), and the ids; -1 for none: empty, unknown, NA, -."""
     codes, values = pd.factorize(column)
-    is_empty = np.array([str(value).lower() in EMPTY for value in values], bool)
+    is_empty = np.array([is_missing(str(value)) for value in values], bool)
     number = np.where(is_empty, -1, np.cumsum(~is_empty) - 1)
     known = [str(value) for value, empty in zip(values, is_empty, strict=True) if not empty]
     return number[codes] if len(values) else codes, known

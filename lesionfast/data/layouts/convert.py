@@ -89,7 +89,8 @@ def as_table(df: pd.DataFrame, groups: Sequence[str]) -> pd.DataFrame:
     """
     names = {name: "patient_id" if is_kind(name, "patient") else "lesion_id" for name in groups}
     if len(names) == 1:
-        ids = {name: df["group"].mask(df["group"] == df["image_id"], "") for name in names.values()}
+        lone = (df["group"] == df["image_id"]) & ~df["group"].duplicated(keep=False)
+        ids = {name: df["group"].mask(lone, "") for name in names.values()}
         ids = {"group_id": df["group"]} if groups[0] == "group_id" else ids
     else:
         ids = {new: df[old] for old, new in names.items()}

@@ -170,6 +170,8 @@ def find_lesions(
             kept = [lower[name] for name in (*tables.PATIENTS, *BESIDE) if name in lower]
             found = table[["lesion_id", *kept]].reindex(original).fillna("").set_axis(rows.index)
             groups = ("lesion_id", *(name for name in kept if name.lower() in tables.PATIENTS))
+            if original[~named & (original != "")].duplicated().any():
+                found, groups = found.assign(original_id=original), ("original_id", *groups)
             note = f"Lesion ids are those of {path.name}, for {named.sum():,} of the images."
             return rows.join(found), groups, (note,)
     note = (NO_LESIONS,)

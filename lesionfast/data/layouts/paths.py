@@ -84,16 +84,19 @@ def find_outdone(names: pd.Series, found: pd.Series, start: str) -> pd.Series:
 def count_common(name: str, path: str) -> float:
     """Return how many folders at the end of two paths agree; the same suffix counts a half.
 
-    The name of a table may have \\ for / and letters in another case.
+    The name of a table may have \\ for / and letters in another case; the same case counts a
+    quarter.
     """
-    name, path = name.strip().replace("\\", "/").lower(), path.lower()
+    name = name.strip().replace("\\", "/")
+    same_case = path.endswith(name.rpartition("/")[2]) / 4
+    name, path = name.lower(), path.lower()
     pairs = zip(reversed(name.split("/")[:-1]), reversed(path.split("/")[:-1]), strict=False)
     count = 0
     for one, other in pairs:
         if one != other:
             break
         count += 1
-    return count + (name.rsplit(".", 1)[-1] == path.rsplit(".", 1)[-1]) / 2
+    return count + (name.rsplit(".", 1)[-1] == path.rsplit(".", 1)[-1]) / 2 + same_case
 
 
 def find_elsewhere(name: str, table: Path) -> str:

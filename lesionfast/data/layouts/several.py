@@ -1,6 +1,7 @@
 """Several datasets as one: images that occur in more than one of them once, groups joined."""
 
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,11 +10,11 @@ from pathlib import Path
 import pandas as pd
 
 from lesionfast.config import DataConfig
+from lesionfast.data.columns.values import MISSING
 from lesionfast.data.formats.labels import fold, read_map
 from lesionfast.data.layouts.base import Dataset
 from lesionfast.data.layouts.columns import chain_groups, locate_images, rename_usual
 from lesionfast.data.sources import content_keys, name_without_suffix
-from lesionfast.data.table import EMPTY
 from lesionfast.errors import LesionfastError, list_first, pluralize
 
 logger = logging.getLogger("lesionfast")
@@ -62,7 +63,9 @@ def name_sources(parts: Sequence[Dataset]) -> list[str]:
     """Return the value of the column `source` for each dataset: its layout, else its folder."""
     count = Counter(part.source for part in parts)
     names = [
-        part.source if count[part.source] == 1 and part.source else part.table.parent.name
+        part.source
+        if count[part.source] == 1 and part.source
+        else Path(os.path.abspath(part.table)).parent.name
         for part in parts
     ]
     return [f"{name}-{i}" if names.count(name) > 1 else name for i, name in enumerate(names, 1)]
@@ -83,8 +86,8 @@ def read_part(part: Dataset, source: str) -> pd.DataFrame:
     keys["image_id"] = rows[part.image].map(name_without_suffix)
     for kind, name in IDS.items():
         columns = [column for column in part.groups if is_kind(column, kind)]
-        ids = rows[columns[0]] if columns else pd.Series("", rows.index, dtype="str")
-        keys[name] = make_global(ids, source)
+        none = pd.Series("", rows.index, dtype="str")
+        keys[name] = make_global(chain_groups(rows[columns], none), source)
     repeated = keys["image_id"][keys["image_id"].duplicated()]
     if len(repeated):
         raise LesionfastError(
@@ -114,7 +117,7 @@ def is_kind(column: str, kind: str) -> bool:
 
 def make_global(ids: pd.Series, source: str) -> pd.Series:
     """Return ids that mean the same in every dataset: those of another archive get its name."""
-    known = ids.str.fullmatch(ARCHIVE_IDS) | ids.str.lower().isin(EMPTY)
+    known = ids.str.fullmatch(ARCHIVE_IDS) | ids.str.lower().isin(MISSING)
     return ids.where(known, f"{source} " + ids)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from lesionfast.config import DataConfig
+from lesionfast.data.formats.pictures import IMAGE_SUFFIXES
 from lesionfast.data.layouts.base import (
     SAMPLE_ROWS,
     Dataset,
@@ -243,6 +244,9 @@ def choose_image(
     counts = {name: count_matches(sample[name], stems) for name in list(sample)[:MOST_LOOKED_AT]}
     best = max(counts.values(), default=0)
     good = [name for name in counts if best and 2 * counts[name] >= best]
+    files = [name for name in good if sample[name].str.lower().str.endswith(IMAGE_SUFFIXES).any()]
+    if files:  # beside names of files, numbers such as those of rows are not the images
+        good = [name for name in good if name in files or not are_numbers(sample[name])]
     words = KINDS.get(config.images_of, ())
     wanted = [name for name in good if any(word in name.lower() for word in words)]
     ranked = (
@@ -268,6 +272,11 @@ def check_header(column: str | None, stems: Collection[str]) -> None:
             f"the first line of the table should name the columns, but it has '{column}', which is "
             "an image. Write a line such as image_id,dx,age,sex above it."
         )
+
+
+def are_numbers(column: pd.Series) -> bool:
+    """Return whether all values of a column are digits."""
+    return bool(column.str.fullmatch(r"\d*").all())
 
 
 def required_columns(config: DataConfig) -> dict[str, str]:

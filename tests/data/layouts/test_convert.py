@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -55,6 +56,15 @@ def test_lesions_and_patients_are_kept(written, tmp_path, layout):
     after = load_dataset(SplitConfig(data=str(to)))
     keys = ["image_id", "target", "group", "split"]
     pd.testing.assert_frame_equal(after[keys], before[keys])
+
+
+def test_a_lesion_named_like_one_of_its_images_is_kept(tmp_path):
+    for seed, name in enumerate("abc"):
+        pixels = np.random.default_rng(seed).integers(0, 255, (9, 9, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    (tmp_path / "t.csv").write_text("image_id,lesion_id,dx\na,a,nv\nb,a,nv\nc,,mel\n")
+    to = convert(DataConfig(data=str(tmp_path)), tmp_path / "out")
+    assert pd.read_csv(to / "metadata.csv")["lesion_id"].fillna("").tolist() == ["a", "a", ""]
 
 
 def test_several_datasets_become_one(written, tmp_path):

@@ -208,6 +208,16 @@ def test_pictures_of_one_isic_image_stay_together(tmp_path):
     assert len(df) == 12 and df["group"].nunique() == 6
 
 
+def test_pictures_of_one_isic_image_stay_together_where_the_table_has_no_lesion(tmp_path):
+    write(tmp_path, *CLASSES, each=2, name="ISIC_{:07d}.png")
+    write(tmp_path, *CLASSES, each=2, name="ISIC_{:07d}_flipped.png")
+    for path in tmp_path.rglob("*_flipped.png"):
+        Image.open(path).rotate(90, expand=True).save(path)
+    (tmp_path / "lesions.csv").write_text("isic_id,lesion_id\nISIC_0000000,IL_0000007\n")
+    df = load(tmp_path)
+    assert len(df) == 12 and df["group"].nunique() == 6
+
+
 def test_one_isic_image_in_two_classes_is_an_error_that_names_both(tmp_path):
     write(tmp_path, *CLASSES)
     draw(tmp_path / "mel" / "ISIC_0024306.png", 70)

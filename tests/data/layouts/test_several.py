@@ -68,6 +68,14 @@ def test_an_image_of_two_datasets_is_one_and_joins_its_groups(two, caplog):
     assert df["sex"].isna().to_dict()["b"]
 
 
+def test_groups_of_two_columns_that_are_no_patients_are_both_kept(write):
+    table = "image_id,lesion_id,case_id,dx\n"
+    first = write("first", table + "a,1,C,mel\nb,2,C,nv\nc,3,D,nv\n", {"a": 1, "b": 2, "c": 3})
+    second = write("second", table + "d,1,C,mel\ne,2,C,nv\n", {"d": 4, "e": 5})
+    group = load_metadata(DataConfig(data=f"{first},{second}")).set_index("image_id")["group"]
+    assert group["a"] == group["b"] != group["c"] and group["d"] == group["e"] != group["a"]
+
+
 def test_labels_that_differ_are_said_and_the_first_dataset_counts(write, caplog):
     first = write("first", "image_id,dx\nISIC_0000001,akiec\na,nv\n", {"ISIC_0000001": 1, "a": 2})
     table = "image_id,dx\nISIC_0000001,AK\nISIC_0000002,AK\n"

@@ -105,6 +105,32 @@ def test_the_column_of_images_is_found_by_what_it_holds(tmp_path):
     assert load(tmp_path)["image_id"].tolist() == ["x", "y"]
 
 
+def test_numbers_of_rows_are_not_the_images_beside_a_column_of_files(tmp_path):
+    draw_all(tmp_path, *(f"{i}.png" for i in range(9)))
+    order = [3, 1, 4, 0, 5, 2, 6, 8, 7]
+    rows = [f"{i},{image}.png,{'mel' if i % 2 else 'nv'}" for i, image in enumerate(order)]
+    save(tmp_path / "t.csv", "id,photo,dx", *rows)
+    df = load(tmp_path).set_index("image_id")
+    assert df.loc["3", "target"] == "nv" and df.loc["1", "target"] == "mel"
+
+
+def test_an_id_that_says_unknown_joins_nothing(tmp_path):
+    draw_all(tmp_path, *(f"a{i}.png" for i in range(6)))
+    ids = ["unknown", "None", "-", "NA", "p1", "p1"]
+    rows = [f"a{i},{'mel' if i % 2 else 'nv'},{ids[i]}" for i in range(6)]
+    save(tmp_path / "t.csv", "image_id,dx,patient_id", *rows)
+    assert load(tmp_path)["group"].tolist() == ["a0", "a1", "a2", "a3", "p1", "p1"]
+
+
+def test_names_that_differ_in_case_only_are_two_images(tmp_path):
+    draw_all(tmp_path, "i/x1.png", "i/X1.png", "i/x2.png", "i/X2.png")
+    save(
+        tmp_path / "t.csv", "path,dx", "i/x1.png,mel", "i/x2.png,mel", "i/X1.png,nv", "i/X2.png,nv"
+    )
+    targets = load(tmp_path).set_index("path")["target"].rename(lambda path: Path(path).name[0])
+    assert set(targets.items()) == {("x", "mel"), ("X", "nv")}
+
+
 def test_of_several_columns_of_images_the_dermoscopic_one_is_read_and_said(tmp_path):
     draw_all(tmp_path, "c1.png", "c2.png", "d1.png", "d2.png")
     save(
