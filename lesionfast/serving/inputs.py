@@ -21,12 +21,13 @@ from lesionfast.data.formats.containers import CONTAINERS
 from lesionfast.data.formats.dicom import DICOM_SUFFIXES
 from lesionfast.data.layouts.base import SAMPLE_ROWS, Dataset, Folder
 from lesionfast.data.layouts.columns import find_unique, find_usual, list_renamed, locate_images
+from lesionfast.data.layouts.paths import match_paths
+from lesionfast.data.layouts.places import leave_out_derived
 from lesionfast.data.layouts.recognise import recognise
 from lesionfast.data.layouts.tables import IMAGES, check_header, choose_image, first_of
 from lesionfast.data.sources import (
     IMAGE_SUFFIXES,
     FileReader,
-    drop_copies,
     find_images_in_folder,
     image_stem,
     list_images,
@@ -183,15 +184,16 @@ class Tables:
 
         All rows are read once before, so that an error is raised before the first image.
         """
-        table = self._open(path)
-        places = Places(self.images or path.parent)
-        image = self._find_image(table, places)
+        table, root = self._open(path), self.images or path.parent
+        files = leave_out_derived(list_images(root), root)
+        image = self._find_image(table, files)
         names = self._name_columns(path.name, table.header)
-        for rows in table.read_chunks():
-            places.check(rows[image])
+        images = pd.concat([rows[image].drop_duplicates() for rows in table.read_chunks()])
+        paths = find_paths(images.drop_duplicates(), files, root, path)
         for rows in table.read_chunks(report=False):
             for row in rows.rename(columns=names).to_dict("records"):
-                yield places.find(row.pop(image), self._merge(row))
+                name = row.pop(image)
+                yield Item(name, paths[name] or None, self._merge(row))
 
     def read_dataset(self, found: Dataset) -> Iterator[Item]:
         """Yield the images of a dataset with the values of its table, then those without a row."""
@@ -213,18 +215,16 @@ class Tables:
         """Return the metadata of an image: that of its row where there is some, else of all."""
         return self.metadata | {key: value for key, value in row.items() if value != ""}
 
-    def _find_image(self, table: TableFile, places: "Places") -> str:
-        """Return the column of the images: the model's, one of the usual names, or by its values.
+    def _find_image(self, table: TableFile, files: pd.DataFrame) -> str:
+        """Return the column of the images: the model's, or the one that names `files`.
 
         Raises `LesionfastError` if there is none.
         """
-        if self.image_column in table.header:
+        if self.image_column in table.header and self.image_column != IMAGES[0]:
             return self.image_column
-        column = first_of(IMAGES, table.header)
-        if column is None and self.image_column == IMAGES[0]:
-            sample = next(table.read_chunks(report=False)).head(SAMPLE_ROWS)
-            column, _ = choose_image(sample, places.stems, DataConfig())
-            check_header(column, places.stems)
+        sample, stems = next(table.read_chunks(report=False)), set(files["stem"].str.lower())
+        column, _ = choose_image(sample.head(SAMPLE_ROWS), stems, DataConfig())
+        check_header(column, stems)
         table.require({column or self.image_column: "--image"})
         return column or self.image_column
 
@@ -267,56 +267,33 @@ class Tables:
         return TableFile(path, found, "")
 
 
-class Places:
-    """Finds the images of a table in a folder or zip file: by their path, or by their stem."""
+def find_paths(names: pd.Series, files: pd.DataFrame, root: Path, table: Path) -> dict[str, str]:
+    """Return the path of the image that each name of a table means, "" where there is none.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    A path below `root` is that file; the others are found in the rest of `files` as for training.
+    Raises `LesionfastError` if a name fits files that differ.
+    """
+    found = {name: find_beside(name, root) for name in names}
+    rest = files[~files["path"].isin({os.path.abspath(path) for path in found.values() if path})]
+    others = pd.Series([name for name, path in found.items() if not path], dtype="str")
+    found |= dict(zip(others, match_paths(others, rest, root, table), strict=True))
+    used = {path for path in found.values() if path}
+    twins = rest["path"][~rest["path"].isin(used) & rest["stem"].isin(set(map(image_stem, used)))]
+    if len(twins):
+        logger.warning(
+            "Ignored %s with the name of another that the table names, such as %s",
+            pluralize(len(twins), "image file"), twins.iloc[0],
+        )  # fmt: skip
+    return found
 
-    def find(self, name: str, metadata: dict[str, Any]) -> Item:
-        """Return the image of a row, without a path if there is none."""
-        return Item(name, self._find_path(name), metadata)
 
-    @property
-    def stems(self) -> set[str]:
-        """The names of all images below the root, without folders and suffixes, in lower case."""
-        return {stem.lower() for stem in self._paths_by_stem}
-
-    def check(self, names: Iterable[str]) -> None:
-        """Raise `LesionfastError` if a name is that of two files that differ."""
-        for name in names:
-            if len(self._paths_by_stem.get(image_stem(name.replace("\\", "/")), [])) > 1:
-                self._find_path(name)
-
-    def _find_path(self, name: str) -> str | None:
-        name = name.replace("\\", "/")
-        beside = self.root / name
-        with suppress(OSError):  # the name is too long for a file
-            if name and beside.suffix and beside.is_file():
-                return beside.as_posix()
-        stem = image_stem(name)
-        if stem.lower().endswith(FOREIGN):
-            stem = stem.rsplit(".", 1)[0]
-        paths = self._paths_by_stem.get(stem, [])
-        if len(paths) < 2:
-            return paths[0] if paths else None
-        try:
-            return drop_copies(pd.DataFrame({"stem": stem, "path": paths}))["path"].iloc[0]
-        except LesionfastError as error:
-            raise LesionfastError(f"{error}. Remove one of them.") from None
-
-    @cached_property
-    def _paths_by_stem(self) -> dict[str, list[str]]:
-        """The paths of all images below the root; files of the same stem are reported."""
-        files = list_images(self.root)
-        found = files.groupby("stem", sort=False)["path"].agg(list).to_dict()
-        twins = [paths[0] for paths in found.values() if len(paths) > 1]
-        if twins:
-            logger.warning(
-                "%s belong to several files; of identical files one is used: %s",
-                pluralize(len(twins), "image name"), list_first(twins, 1),
-            )  # fmt: skip
-        return found
+def find_beside(name: str, root: Path) -> str:
+    """Return the path of a file that is named as seen from `root`, "" if there is none."""
+    path = root / name.replace("\\", "/")
+    with suppress(OSError):  # the name is too long for a file
+        if name and path.suffix and path.is_file():
+            return path.as_posix()
+    return ""
 
 
 class MetadataReader:

@@ -170,14 +170,32 @@ def test_of_two_files_of_one_stem_one_is_taken_only_if_their_bytes_are_the_same(
     (folder / "twin" / "c.png").write_bytes(b"another")
     (folder / "cases.csv").write_text("image_id\nb\n", "utf-8")
     (same,) = find_items([str(folder / "cases.csv")])
-    assert same.path == (folder / "b.jpg").as_posix() and "of identical files one" in caplog.text
+    assert same.path == (folder / "b.jpg").as_posix() and "Ignored 1 image file with" in caplog.text
     (folder / "cases.csv").write_text("image_id\nb\nc\n", "utf-8")
     with pytest.raises(LesionfastError) as error:
         next(find_items([str(folder / "cases.csv")]))
     assert str(error.value) == (
-        f"two different images are named 'c': {folder}/sub/c.jpg and {folder}/twin/c.png"
-        ". Remove one of them."
+        f"two different images fit 'c' in cases.csv: {folder}/sub/c.jpg and {folder}/twin/c.png. "
+        "Remove one of them, or write the folder before the name in the table."
     )
+
+
+def test_a_row_whose_folder_is_not_there_is_not_the_image_of_another_row(tmp_path):
+    for name in ("a/0.jpg", "a/1.jpg", "b/1.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    for start in ("", "/home/someone/", "D:\\data\\"):
+        names = [f"{start}{name}.jpg" for name in ("a/0", "a/1", "b/0", "b/1")]
+        (tmp_path / "cases.csv").write_text("file\n" + "\n".join(names) + "\n")
+        paths = [item.path for item in find_items([str(tmp_path / "cases.csv")])]
+        ends = [path and path.removeprefix(f"{tmp_path}/") for path in paths]
+        assert ends == ["a/0.jpg", "a/1.jpg", None, "b/1.jpg"]
+
+
+def test_the_column_of_images_is_the_one_that_names_them(folder):
+    (folder / "cases.csv").write_text("image,place\n1,b.jpg\n2,c.jpg\n", "utf-8")
+    found = list(find_items([str(folder / "cases.csv")]))
+    assert [Path(item.path).name for item in found] == ["b.jpg", "c.jpg"]
 
 
 def test_a_file_whose_name_is_not_utf_8_is_shown_with_its_bytes_written_out(tmp_path):

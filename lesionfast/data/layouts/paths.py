@@ -88,7 +88,7 @@ def count_common(name: str, path: str) -> float:
     quarter.
     """
     name = name.strip().replace("\\", "/")
-    same_case = path.endswith(name.rpartition("/")[2]) / 4
+    same_case = (image_stem(name) == image_stem(path)) / 4
     name, path = name.lower(), path.lower()
     pairs = zip(reversed(name.split("/")[:-1]), reversed(path.split("/")[:-1]), strict=False)
     count = 0
