@@ -9,7 +9,8 @@ The closer look lays one picture over the other: SIFT keypoints (Lowe 2004,
 doi:10.1023/B:VISI.0000029664.99615.94), also as in a mirror; an affine transform on which most
 agree (RANSAC); all pixels refine it (ECC, Evangelidis and Psarakis 2008,
 doi:10.1109/TPAMI.2008.113). Shapes mislead, as dark round moles have the same outline: what has to
-agree is the texture, such as skin lines, hairs and dots.
+agree is the texture, such as skin lines, hairs and dots. All pictures of lesions that such pairs
+join are compared, too.
 """
 
 import importlib
@@ -24,6 +25,8 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from sklearn.decomposition import PCA
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
@@ -60,7 +63,7 @@ BATCH = 16  # pictures: few, so that their maps stay in the processor's cache
 DIMENSIONS, SAMPLE = 256, 20_000  # of whitened features; pictures from which these are learned
 NEIGHBOURS = 10  # of a picture at each zoom
 ROWS = 256  # pictures compared with all others at a time: bounds the memory
-EACH, LEAST = 4, 4000  # candidates: so many a picture, or so many in all
+EACH, LEAST = 4, 2000  # candidates: so many a picture, or so many in all
 
 WORKING = 192  # pixels a side of the pictures laid over each other
 KEYPOINTS, CONTRAST = 200, 0.005  # of SIFT: at most so many, of so little contrast
@@ -86,7 +89,7 @@ def find_near_duplicates(
     It finds copies of a photograph, and photographs taken again: in other colours, blurred, turned,
     mirrored, shifted, enlarged up to 2.5 times. `df` has image_id, path, group and target. Columns:
     image_a, image_b, group_a, group_b, target_a, target_b, score and transform (what turns a, the
-    wider one, into b; degrees counter-clockwise). The score, 0.6 to 1, is 1 - 1 / (keypoints that
+    wider one, into b). The score, 0.6 to 1, is 1 - 1 / (keypoints that
     agree x correlation of the texture). `images` are those of `open_pictures`, if they are open
     already. Features and pairs are kept in the user's cache.
 
@@ -129,6 +132,10 @@ def report_stage(progress: Progress | None, stage: int) -> Progress:
     return report
 
 
+def ignore(done: int, total: int) -> None:
+    """Let nobody follow a short step."""
+
+
 def search(
     images: Images, groups: np.ndarray, file: Path | None, progress: Progress | None
 ) -> pd.DataFrame:
@@ -143,6 +150,8 @@ def search(
         features = read_features(pixels, file, report_stage(progress, 1))
         candidates = find_candidates(features, groups[good], report_stage(progress, 2))
         rows = verify(pixels, candidates, report_stage(progress, 3))
+        related = find_related(rows, groups[good])
+        rows = [*{row[:2]: row for row in [*rows, *verify(pixels, related, ignore)]}.values()]
     pairs = pd.DataFrame(rows, columns=["a", "b", "score", "transform"])
     pairs[["a", "b"]] = good[pairs[["a", "b"]].to_numpy(int)]
     return pairs.sort_values(["score", "a", "b"], ascending=[False, True, True], ignore_index=True)
@@ -285,6 +294,17 @@ def whiten(features: np.ndarray) -> list[np.ndarray]:
     ]
 
 
+def find_related(found: list[tuple], groups: np.ndarray) -> np.ndarray:
+    """Return all pairs of pictures of different groups that found pairs join: int (m, 2)."""
+    ends = groups[[row[:2] for row in found]].reshape(-1, 2)
+    links = coo_array((np.ones(len(ends)), ends.T), shape=(groups.max() + 1,) * 2)
+    joined = connected_components(links, directed=False)[1][groups]
+    rows = pd.DataFrame({"joined": joined, "group": groups, "at": np.arange(len(groups))})
+    rows = rows[np.isin(groups, ends)]
+    pairs = rows.merge(rows, on="joined").query("at_x < at_y and group_x != group_y")
+    return pairs[["at_x", "at_y"]].to_numpy()[: EACH * len(groups)]
+
+
 def verify(pixels: np.ndarray, candidates: np.ndarray, progress: Progress) -> list[tuple]:
     """Return the pairs that show the same: positions, the wider first, score and transform."""
     find = lru_cache(KEPT)(lambda i: find_keypoints(enlarge(pixels[i])))
@@ -378,16 +398,16 @@ def texture(grey: np.ndarray) -> np.ndarray:
 
 
 def describe_transform(affine: np.ndarray) -> str:
-    """Return an affine transform (2, 3) in words: "mirrored, turned by 90°, enlarged 1.3 times".
+    """Return an affine transform (2, 3) in words: "mirrored, turned left by 9°".
 
     The mirror changes left and right, before the turn.
     """
     left, sizes, right = np.linalg.svd(affine[:, :2])
     mirrored = bool(np.linalg.det(left @ right) < 0)
     turn = left @ right @ np.diag([-1 if mirrored else 1, 1])
-    degrees = round(np.degrees(np.arctan2(turn[0, 1], turn[0, 0]))) % 360
+    degrees = round(np.degrees(np.arctan2(turn[0, 1], turn[0, 0])))
     zoom = float(np.sqrt(sizes.prod()))
     words = ["mirrored"] * mirrored
-    words += [f"turned by {degrees}°"] * (degrees > 0)
+    words += [f"turned {'left' if degrees > 0 else 'right'} by {abs(degrees)}°"] * (degrees != 0)
     words += [f"enlarged {zoom:.1f} times"] * (zoom >= 1.05)
     return ", ".join(words) or "not turned"

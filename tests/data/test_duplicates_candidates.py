@@ -8,14 +8,12 @@ from lesionfast.data.duplicates import (
     SIDE,
     ZOOMS,
     find_candidates,
+    find_related,
+    ignore,
     read_features,
     whiten,
     workers,
 )
-
-
-def ignore(done, total):
-    """A progress that nobody follows."""
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +80,11 @@ def test_workers_give_the_threads_of_the_libraries_back():
         raise KeyError
     assert used == (1, 1)
     assert (torch.get_num_threads(), cv2.getNumThreads()) == before
+
+
+def test_all_pictures_of_joined_groups_are_related():
+    groups = np.array([0, 0, 1, 2, 2, 3])
+    pairs = find_related([(0, 2, 0.9, ""), (2, 3, 0.8, "")], groups)
+    wanted = {(0, 2), (1, 2), (0, 3), (0, 4), (1, 3), (1, 4), (2, 3), (2, 4)}
+    assert {tuple(pair) for pair in pairs.tolist()} == wanted
+    assert find_related([], groups).shape == (0, 2)

@@ -1,3 +1,4 @@
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
@@ -38,8 +39,9 @@ def test_turns_and_mirrors_are_found_and_laid_over(turns, mirrored):
     first, second = picture(0), turn(picture(0), turns, mirrored)
     agreeing, affine = fit(find_keypoints(first), find_keypoints(second), mirrored)
     assert agreeing > 30
-    words = ["mirrored"] * mirrored + [f"turned by {90 * turns}°"] * (turns > 0)
-    assert describe_transform(affine) == (", ".join(words) or "not turned")
+    turned = ["", "turned left by 90°", "turned (left|right) by 180°", "turned right by 90°"][turns]
+    words = ", ".join(["mirrored"] * mirrored + [turned] * (turns > 0)) or "not turned"
+    assert re.fullmatch(words, describe_transform(affine))
     assert correlate(first, second, affine) > 0.9
 
 
@@ -70,7 +72,7 @@ def test_the_wider_picture_comes_first_and_the_transform_is_said():
     pixels = np.repeat(np.stack([part, wide])[..., None], 3, axis=3)
     ((a, b, score, transform),) = verify(pixels, np.array([(0, 1)]), lambda *_: None)
     assert (a, b) == (1, 0) and THRESHOLD <= score < 1
-    assert transform in [f"turned by {degrees}°, enlarged 2.0 times" for degrees in (7, 8, 9)]
+    assert transform in [f"turned left by {degrees}°, enlarged 2.0 times" for degrees in (7, 8, 9)]
 
 
 def test_threads_find_the_same_every_time():
@@ -93,6 +95,6 @@ def test_distorted_and_blank_pictures_do_not_agree():
 def test_a_transform_is_said_in_words():
     assert describe_transform(np.eye(2, 3)) == "not turned"
     turn = cv2.getRotationMatrix2D((0, 0), 87, 1.31)  # counter-clockwise
-    assert describe_transform(turn) == "turned by 87°, enlarged 1.3 times"
+    assert describe_transform(turn) == "turned left by 87°, enlarged 1.3 times"
     mirror = turn[:, :2] @ np.diag([-1, 1])
-    assert describe_transform(mirror) == "mirrored, turned by 87°, enlarged 1.3 times"
+    assert describe_transform(mirror) == "mirrored, turned left by 87°, enlarged 1.3 times"
