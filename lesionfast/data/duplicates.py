@@ -64,6 +64,7 @@ DIMENSIONS, SAMPLE = 256, 20_000  # of whitened features; pictures from which th
 NEIGHBOURS = 10  # of a picture at each zoom
 ROWS = 256  # pictures compared with all others at a time: bounds the memory
 EACH, LEAST = 4, 2000  # candidates: so many a picture, or so many in all
+FAMILY = 100  # pictures that found pairs join: up to so many are all compared
 
 WORKING = 192  # pixels a side of the pictures laid over each other
 KEYPOINTS, CONTRAST = 200, 0.005  # of SIFT: at most so many, of so little contrast
@@ -295,14 +296,18 @@ def whiten(features: np.ndarray) -> list[np.ndarray]:
 
 
 def find_related(found: list[tuple], groups: np.ndarray) -> np.ndarray:
-    """Return all pairs of pictures of different groups that found pairs join: int (m, 2)."""
+    """Return all pairs of pictures of different groups that found pairs join: int (m, 2).
+
+    Where they join more than FAMILY pictures, as of patients with hundreds, there are none.
+    """
     ends = groups[[row[:2] for row in found]].reshape(-1, 2)
     links = coo_array((np.ones(len(ends)), ends.T), shape=(groups.max() + 1,) * 2)
     joined = connected_components(links, directed=False)[1][groups]
     rows = pd.DataFrame({"joined": joined, "group": groups, "at": np.arange(len(groups))})
     rows = rows[np.isin(groups, ends)]
+    rows = rows[rows.groupby("joined")["at"].transform("size") <= FAMILY]
     pairs = rows.merge(rows, on="joined").query("at_x < at_y and group_x != group_y")
-    return pairs[["at_x", "at_y"]].to_numpy()[: EACH * len(groups)]
+    return pairs[["at_x", "at_y"]].to_numpy()
 
 
 def verify(pixels: np.ndarray, candidates: np.ndarray, progress: Progress) -> list[tuple]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lesionfast.data.duplicates import (
+    FAMILY,
     LEAST,
     SIDE,
     ZOOMS,
@@ -88,3 +89,5 @@ def test_all_pictures_of_joined_groups_are_related():
     wanted = {(0, 2), (1, 2), (0, 3), (0, 4), (1, 3), (1, 4), (2, 3), (2, 4)}
     assert {tuple(pair) for pair in pairs.tolist()} == wanted
     assert find_related([], groups).shape == (0, 2)
+    many = np.repeat([0, 1], FAMILY)
+    assert find_related([(0, FAMILY, 0.9, "")], many).shape == (0, 2)
