@@ -65,5 +65,5 @@ def list_first(names: Iterable[object], most: int = 3) -> str:
 
 
 def pluralize(count: int, noun: str) -> str:
-    """Return "1 image" or "10,015 images"."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    """Return "1 image", "10,015 images" or "7 classes"."""
+    return f"{count:,} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"

@@ -6,6 +6,7 @@ so a lesion without one is benign. What is missing counts as a value.
 
 import logging
 import re
+import shlex
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from pandas.api.types import is_numeric_dtype
 from scipy.special import bdtr, bdtrc, chdtri, entr
 
 from lesionfast.config import DataConfig
-from lesionfast.diagnoses import CANCER, Classes, split_names
+from lesionfast.diagnoses import CANCER, Classes, quote, split_names
 from lesionfast.errors import LesionfastError, did_you_mean, pluralize
 
 logger = logging.getLogger("lesionfast")
@@ -75,7 +76,9 @@ def check_inputs(
             reason = "it is named twice"
         elif leak := find_leak(lesions, name) or (FROM_LAYOUT if name in leaks else ""):
             if name not in allowed:
-                raise refusal(csv, name, config, leak, f", or add --allow-leak {name}")
+                raise refusal(
+                    csv, name, config, leak, f", or add --allow-leak {shlex.quote(quote(name))}"
+                )
             logger.warning("Column '%s' is an input (--allow-leak), but %s", name, leak)
         if reason:
             raise refusal(csv, name, config, reason)
@@ -87,7 +90,7 @@ def refusal(
     """Return the error for a column that can't be an input."""
     return LesionfastError(
         f"column '{name}' of {csv.name} can't be an input: {reason}. "
-        f"Remove it from --metadata {config.metadata}{advice}."
+        f"Remove it from --metadata {shlex.quote(config.metadata)}{advice}."
     )
 
 

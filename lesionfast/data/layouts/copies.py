@@ -102,9 +102,10 @@ def count_crossing(rows: pd.DataFrame, column: str) -> int:
 def settle_parts(
     rows: pd.DataFrame, shared: int = 0, target: str = "target"
 ) -> tuple[str | None, tuple[str, ...]]:
-    """Return the column of the dataset's own parts if they are complete, and a note about them.
+    """Return the column of the dataset's own parts if they can be used, and a note about them.
 
-    They are not if they share images or lesions.
+    They can if train has every class, if there is another part and if none share images or
+    lesions. Parts that are missing are drawn from train when the dataset is split.
     """
     parts = [part for part in ("train", "valid", "test") if (rows["part"] == part).any()]
     if not parts:
@@ -113,6 +114,8 @@ def settle_parts(
     if shared:
         return None, (f"{has} share images or lesions, so a new split is drawn.",)
     taught = set(rows[target]) == set(rows.loc[rows["part"] == "train", target])
-    if len(parts) == 3 and taught and (rows["part"] != "").all():
-        return "part", ("Its own parts are the split.",)
-    return None, (f"{has} are no whole split, so a new one is drawn.",)
+    if parts[0] == "train" and len(parts) > 1 and taught and (rows["part"] != "").all():
+        lost = " and ".join(sorted({"valid", "test"} - {*parts}))
+        drawn = f"{has} are the split; {lost} is drawn from train."
+        return "part", (drawn if lost else "Its own parts are the split.",)
+    return None, (f"{has} are not a complete split, so a new split is drawn.",)

@@ -187,6 +187,6 @@ def check_originals(rows: pd.DataFrame, original: pd.Series, root: Path) -> None
     if (count > 1).any():
         torn = known[known["original"] == count.index[count > 1][0]].drop_duplicates("target")
         raise LesionfastError(
-            f"{torn['original'].iloc[0]} lies in the folders of {pluralize(len(torn), 'class')}es: "
+            f"{torn['original'].iloc[0]} lies in the folders of {pluralize(len(torn), 'class')}: "
             f"{list_first(relative_names(torn['path'], root))}. Remove those with the wrong label."
         )

@@ -214,7 +214,7 @@ def describe(found: Dataset, df: pd.DataFrame) -> str:
 
     `df` is the checked table of the dataset.
     """
-    parts = [pluralize(len(df), "image"), f"{df['target'].nunique():,} classes"]
+    parts = [pluralize(len(df), "image"), pluralize(df["target"].nunique(), "class")]
     bare = list(map(name_without_suffix, found.rows[found.image]))
     rows = found.rows[pd.Index(df["image_id"]).get_indexer(bare) >= 0]
     for name in found.groups:

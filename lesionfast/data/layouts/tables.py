@@ -90,7 +90,7 @@ def read_any_table(
     chunks = opened.read_chunks()
     first = next(chunks)
     image, target, note = find_columns(path, first.head(SAMPLE_ROWS), files, config)
-    rows = read_parts(parts, target) if parts else pd.concat([first, *chunks])
+    rows = read_parts(parts, image, target) if parts else pd.concat([first, *chunks])
     rows, image, placed = place_images(path, drop_repeated(rows, image), image, files, root)
     found = as_dataset(path, rows, image, target, placed, note)
     if not parts:
@@ -101,13 +101,24 @@ def read_any_table(
     return replace(found, name=f"tables of parts ({list_first(p.name for p in parts.values())})")
 
 
-def read_parts(parts: dict[str, Path], target: str) -> pd.DataFrame:
-    """Return the rows of a table for each part with a column `split`, those without a label not."""
+def read_parts(parts: dict[str, Path], image: str, target: str) -> pd.DataFrame:
+    """Return the labelled rows of a table for each part, with a column `split`.
+
+    Raises `LesionfastError` if an image is in several.
+    """
     rows = pd.concat([read_rows(path).assign(split=part) for part, path in parts.items()])
     empty = rows[target] == ""
     if lost := int(empty.sum()):
         logger.warning("Left out %s without a label ('%s')", pluralize(lost, "row"), target)
-    return rows[~empty].reset_index(drop=True)
+    rows = rows[~empty].set_axis(pd.RangeIndex(2, len(rows) - lost + 2))
+    count = rows.groupby(image)["split"].nunique()
+    if len(torn := count.index[count > 1]):
+        tables = [parts[part].name for part in rows.loc[rows[image] == torn[0], "split"].unique()]
+        raise LesionfastError(
+            f"{' and '.join(tables)} both name '{torn[0]}' ({pluralize(len(torn), 'such image')}). "
+            "Remove it from all but one of them."
+        )
+    return rows
 
 
 def find_parts(folder: Folder, usable: list[Path]) -> dict[str, Path] | None:
@@ -337,7 +348,7 @@ def choose_table(folder: Folder, candidates: list[Path], column: str | None = No
     best = [path for path in candidates if found[path] == max(found.values())]
     shortest = min(best, key=lambda path: len(path.stem))
     if all(path.stem.lower().startswith(shortest.stem.lower()) for path in best):
-        for path in best:
+        for path in candidates:
             if path != shortest:
                 logger.warning(
                     "Ignored %s beside %s. To use it instead, type --csv and --images",

@@ -166,7 +166,7 @@ def test_a_flat_test_folder_has_no_labels(tmp_path):
     found = summary(tmp_path)
     assert len(find_dataset(DataConfig(data=str(tmp_path))).unlabelled) == 4  # to be predicted
     assert "Left out 4 images outside the folders of classes." in found
-    assert "Its own parts (train, valid) are no whole split, so a new one is drawn." in found
+    assert "Its own parts (train, valid) are the split; test is drawn from train." in found
 
 
 def test_the_same_bytes_in_two_parts_are_one_image_and_stay_in_the_test(tmp_path, caplog):
