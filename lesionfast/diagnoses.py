@@ -36,9 +36,10 @@ MALIGNANT += ("ak", "ack", "akiec")  # as akiec, they are counted with carcinoma
 NEVUS = ("nv", "nev", "nevus", "naevus", "nevi", "naevi", "melanocytic nevus", "melanocytic naevus")
 NEVUS += ("melanocytic nevi", "melanocytic naevi", "nevus nos", "nevocytic nevus", "common nevus")
 NEVUS += ("clark nevus", "benign melanocytic", "mole", "moles")
-IS_MELANOMA = re.compile(r"melanomas?\b|\blentigo maligna\b")
+IS_MELANOMA = re.compile(r"m[eé]lanom(as?|es?|en)?\b|\bmel\b|\blentigo maligna\b")
 IS_MALIGNANT = re.compile(
-    r"melanomas?\b|carcinomas?\b|sarcomas?\b|(?<!pseudo)lymphomas?\b|\bcancers?\b|\bleuka?emia"
+    r"m[eé]lanom(as?|es?|en)?\b|\b(mel|bcc|scc)\b"
+    r"|carcinomas?\b|sarcomas?\b|(?<!pseudo)lymphomas?\b|\bcancers?\b|\bleuka?emia"
     r"|\bmalignan(t|cy|cies)\b|\blentigo maligna\b|\bmetasta(sis|ses|tic)\b|\bmerkel|\bkaposi"
     r"|\bmycosis fungoides\b|\bs[eé]zary|\bctcl\b|\bpaget|\bbowen( s)?\b|\bkeratoacanthomas?\b"
     r"|\berythroplasia\b|\bplasmacytoid\b|\b(actinic|solar) (or actinic )?keratos[ie]s\b"

@@ -85,10 +85,12 @@ MELANOMAS = """
 MEL; mel; Melanoma; malignant melanoma; Melanoma, NOS; Melanoma Invasive; melanoma metastasis
 melanoma (in situ); melanoma (less than 0.76 mm); lentigo maligna
 superficial spreading melanoma ssm; melanoma-acral-lentiginous; nodular-melanoma-(nm)
-2. Melanoma 15.75k; Melanoma in situ
+2. Melanoma 15.75k; Melanoma in situ; 0 mel; MEL (malignant); mel in situ
+malignes Melanom; mélanome
 """
 CANCERS = """
-BCC; SCC; SCCKA; AK; ACK; akiec; MAL_OTH; malignant; Malignancy; cancer; actinic_keratoses
+BCC; SCC; BCC nodular; SCC in situ; SCCKA; AK; ACK; akiec; MAL_OTH
+malignant; Malignancy; cancer; actinic_keratoses
 basal_cell_carcinoma; BasalCellCarcinoma; Squamous cell carcinoma, NOS
 solid cystic basal cell carcinoma; Solar or actinic keratosis; mycosis-fungoides
 subcutaneous-t-cell-lymphoma; kaposi sarcoma; CTCL; cutaneous T-cell lymphoma
