@@ -15,10 +15,10 @@ import pandas as pd
 
 from lesionfast.config import DataConfig
 from lesionfast.data.columns.conversion import convert, list_rows
+from lesionfast.data.columns.labels import DROP, drop_classes, expand_map, settle_labels
 from lesionfast.data.columns.leaks import KEYS, RESERVED, check_inputs
 from lesionfast.data.columns.values import MISSING
 from lesionfast.data.encoder import describe_missing
-from lesionfast.data.formats.labels import DROP, drop_classes, expand_map, settle_labels
 from lesionfast.data.layouts import tables
 from lesionfast.data.layouts.base import NO_LESIONS, PART_NAMES, Dataset
 from lesionfast.data.layouts.columns import (

@@ -18,7 +18,7 @@ from lesionfast.config import (
     read_options,
 )
 from lesionfast.console import counting_bar
-from lesionfast.data.formats.labels import expand_map
+from lesionfast.data.columns.labels import expand_map
 from lesionfast.data.metadata import (
     check_inputs,
     find_conflicts,

@@ -14,8 +14,7 @@ from typing import Any, BinaryIO
 from zipfile import BadZipFile
 from zlib import error as ZlibError
 
-from lesionfast.data.formats.containers import import_extra
-from lesionfast.errors import LesionfastError, list_first
+from lesionfast.errors import LesionfastError, import_extra, list_first
 
 EXCEL = (".xlsx", ".xlsm")
 PARQUET = (".parquet",)

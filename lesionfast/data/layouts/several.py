@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from lesionfast.config import DataConfig
+from lesionfast.data.columns.labels import fold, read_map
 from lesionfast.data.columns.values import MISSING
-from lesionfast.data.formats.labels import fold, read_map
 from lesionfast.data.layouts.base import Dataset
 from lesionfast.data.layouts.columns import chain_groups, locate_images, rename_usual
 from lesionfast.data.sources import content_keys, name_without_suffix

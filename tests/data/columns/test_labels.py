@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from lesionfast.config import DataConfig, TrainConfig, read_option
-from lesionfast.data.formats.labels import (
+from lesionfast.data.columns.labels import (
     drop_classes,
     expand_map,
     read_map,
