@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 from dataclasses import replace
+from operator import ne
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,14 +21,12 @@ from lesionfast.data.columns.leaks import KEYS, RESERVED, check_inputs
 from lesionfast.data.columns.values import MISSING
 from lesionfast.data.encoder import describe_missing
 from lesionfast.data.layouts import tables
-from lesionfast.data.layouts.base import NO_LESIONS, PART_NAMES, Dataset
-from lesionfast.data.layouts.columns import (
-    chain_groups,
-    find_unique,
-    remove_suffixes,
-    rename_usual,
-)
+from lesionfast.data.layouts.base import NO_LESIONS, Dataset, rename_usual
+from lesionfast.data.layouts.paths import find_unique
+from lesionfast.data.layouts.places import PART_NAMES
 from lesionfast.data.layouts.recognise import check_columns, describe, find_dataset
+from lesionfast.data.parts.groups import chain_groups
+from lesionfast.data.sources import name_without_suffix
 from lesionfast.data.table import EMPTY
 from lesionfast.diagnoses import probability_columns
 from lesionfast.errors import LesionfastError, list_first, pluralize
@@ -124,6 +123,16 @@ def name_columns(found: Dataset, config: DataConfig) -> pd.DataFrame:
         columns = pluralize(len(taken), "column")
         logger.warning("Left out %s with a reserved name: %s", columns, ", ".join(taken))
     return pd.DataFrame(keys).join(raw[[name for name in others if name not in reserved]])
+
+
+def remove_suffixes(image_ids: pd.Series) -> pd.Series:
+    """Return image ids without '.jpg' and the like, which some tables have; counted if so."""
+    ids = image_ids.tolist()
+    bare = list(map(name_without_suffix, ids))
+    if not (changed := sum(map(ne, bare, ids))):
+        return image_ids
+    logger.warning("Removed .jpg or the like from %s", pluralize(changed, "image id"))
+    return pd.Series(bare, image_ids.index, dtype="str")
 
 
 def clean(found: Dataset, df: pd.DataFrame, config: DataConfig) -> pd.DataFrame:

@@ -1,12 +1,10 @@
 """The split by lesion: a column that is drawn, the dataset's own or a file's; read by all."""
 
 import logging
-from collections.abc import Iterable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from lesionfast.config import (
@@ -26,6 +24,7 @@ from lesionfast.data.metadata import (
     read_frame,
     settle_inputs,
 )
+from lesionfast.data.parts.groups import join_groups
 from lesionfast.data.parts.own import PARTS, draw, hold_out, use_own_split, warn_of_unused
 from lesionfast.data.table import read_table
 from lesionfast.diagnoses import split_names
@@ -288,22 +287,3 @@ def format_split(df: pd.DataFrame) -> str:
     """Return the content of the file that `write_split` writes."""
     table = df.sort_values("image_id")[["image_id", "group", "target", "split"]]
     return table.to_csv(index=False, lineterminator="\n")
-
-
-def join_groups(df: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> pd.DataFrame:
-    """Give images that are joined by pairs of image ids, over any number of steps, one group.
-
-    The name of a joined group is the first of its members' in alphabetical order. Pairs with an
-    image that is not in the table are ignored.
-    """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    codes, names = pd.factorize(df["group"], sort=True)
-    code_of_image = pd.Series(codes, df["image_id"].to_numpy())
-    ends = pd.DataFrame(list(pairs), columns=["a", "b"]).apply(lambda end: end.map(code_of_image))
-    ends = ends.dropna().astype(int)
-    graph = coo_array((np.ones(len(ends)), (ends["a"], ends["b"])), (len(names), len(names)))
-    component = connected_components(graph, directed=False)[1]
-    first = pd.Series(names).groupby(component).first()  # names are sorted
-    return df.assign(group=first.to_numpy()[component[codes]])

@@ -16,12 +16,12 @@ import numpy as np
 import pandas as pd
 
 from lesionfast.config import DataConfig
+from lesionfast.data.columns.names import find_usual, list_renamed
 from lesionfast.data.encoder import MetadataEncoder, UnseenValue, describe_missing, read_value
 from lesionfast.data.formats.containers import CONTAINERS
 from lesionfast.data.formats.dicom import DICOM_SUFFIXES
 from lesionfast.data.layouts.base import SAMPLE_ROWS, Dataset, Folder
-from lesionfast.data.layouts.columns import find_unique, find_usual, list_renamed, locate_images
-from lesionfast.data.layouts.paths import match_paths
+from lesionfast.data.layouts.paths import find_unique, locate_images, match_paths
 from lesionfast.data.layouts.places import leave_out_derived
 from lesionfast.data.layouts.recognise import recognise
 from lesionfast.data.layouts.tables import IMAGES, check_header, choose_image, first_of

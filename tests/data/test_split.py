@@ -10,7 +10,8 @@ import pytest
 from lesionfast.config import DataConfig, SplitConfig
 from lesionfast.data.metadata import load_metadata
 from lesionfast.data.parts.drawing import assign_split
-from lesionfast.data.split import join_groups, read_split, split_metadata, write_split
+from lesionfast.data.parts.groups import join_groups
+from lesionfast.data.split import read_split, split_metadata, write_split
 from lesionfast.errors import LesionfastError
 
 SIZES = {"nv": 300, "mel": 80, "bcc": 20, "df": 7}  # lesions

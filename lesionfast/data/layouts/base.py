@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from lesionfast.config import DataConfig
+from lesionfast.data.columns.names import USUAL, find_usual, list_renamed
 from lesionfast.data.formats.containers import HIDDEN_PART
-from lesionfast.data.layouts.places import PART_NAMES as PART_NAMES
 from lesionfast.data.layouts.places import leave_out_derived
 from lesionfast.data.sources import is_visible, list_images, name_without_suffix
 from lesionfast.data.table import EMPTY, TABLE_SUFFIXES, list_columns, open_table
@@ -66,6 +66,22 @@ class Dataset:
     def note(self, text: str) -> "Dataset":
         """Return the dataset with one more sentence for the user."""
         return replace(self, notes=(*self.notes, text))
+
+
+def rename_usual(found: Dataset, inputs: Sequence[str] = ()) -> pd.DataFrame:
+    """Return the rows with the usual names of columns that the table has under another one.
+
+    A column that `inputs` names keeps its name.
+    """
+    kept = {found.image, found.target, *found.groups, *inputs}
+    header = [name for name in found.rows if name not in kept]
+    names = {other: usual for other, usual in found.renamed.items() if other in header}
+    for usual in {*USUAL, *inputs} - {*found.rows, *names.values()}:
+        if other := find_usual(usual, [name for name in header if name not in names]):
+            names[other] = usual
+    if names:
+        logger.info("Reading %s", list_renamed(names))
+    return found.rows.rename(columns=names)
 
 
 class Folder:

@@ -6,7 +6,6 @@ import pandas as pd
 
 from lesionfast.config import DataConfig
 from lesionfast.data.layouts.base import (
-    PART_NAMES,
     Dataset,
     Folder,
     keep_labelled,
@@ -14,6 +13,7 @@ from lesionfast.data.layouts.base import (
     read_rows,
 )
 from lesionfast.data.layouts.isic import FIELDS, distinct_tables, find_leaks, stack_rows
+from lesionfast.data.layouts.places import PART_NAMES
 from lesionfast.data.sources import name_without_suffix
 from lesionfast.errors import LesionfastError, list_first
 

@@ -17,14 +17,14 @@ from lesionfast.config import DataConfig
 from lesionfast.data.formats.containers import open_container
 from lesionfast.data.formats.records import list_texts
 from lesionfast.data.layouts import tables
-from lesionfast.data.layouts.base import NO_LESIONS, PART_NAMES, Dataset, Folder, layouts
+from lesionfast.data.layouts.base import NO_LESIONS, Dataset, Folder, layouts
 from lesionfast.data.layouts.copies import (
     count_crossing,
     find_content,
     keep_one_of_copies,
     settle_parts,
 )
-from lesionfast.data.layouts.places import WORDS, read_part, relative_names
+from lesionfast.data.layouts.places import PART_NAMES, WORDS, read_part, relative_names
 from lesionfast.data.sources import image_stem
 from lesionfast.data.table import EMPTY
 from lesionfast.diagnoses import split_names

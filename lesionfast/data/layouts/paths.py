@@ -1,13 +1,23 @@
 """Which file a name or a path in a table means, and what an image is called by its path."""
 
+import logging
 import os
 from pathlib import Path
 
 import pandas as pd
 
 from lesionfast.data.formats.containers import is_image
-from lesionfast.data.sources import content_keys, image_stem, read_head
-from lesionfast.errors import LesionfastError
+from lesionfast.data.layouts.base import Dataset
+from lesionfast.data.sources import (
+    content_keys,
+    drop_copies,
+    image_stem,
+    name_without_suffix,
+    read_head,
+)
+from lesionfast.errors import LesionfastError, pluralize
+
+logger = logging.getLogger("lesionfast")
 
 SUFFIX = r"\.\w{1,5}$"
 
@@ -122,3 +132,30 @@ def name_by_path(paths: pd.Series) -> pd.Series:
     start = len(shared) + 1 if shared else 0
     long = (parents + "/").str[start:].str.replace("/", "-") + stems
     return stems.mask(recurs, long).str.replace(r"\.{2,}", "_", regex=True)
+
+
+def find_unique(files: pd.DataFrame) -> pd.DataFrame:
+    """Return one file of each stem; copies are counted, and different files raise an error."""
+    try:
+        unique = drop_copies(files)
+    except LesionfastError as error:
+        raise LesionfastError(
+            f"{error}. Remove one of each, or name the right folder or zip file with --csv FILE "
+            "--images DIR."
+        ) from None
+    if len(unique) < len(files):
+        copied = unique["stem"].isin(files["stem"][files["stem"].duplicated()])
+        logger.warning(
+            "Ignored %s with the name and the content of another, such as those of %s",
+            pluralize(len(files) - len(unique), "image file"), unique.loc[copied, "path"].iloc[0],
+        )  # fmt: skip
+    return unique
+
+
+def locate_images(found: Dataset) -> pd.Series:
+    """Return the path of each row's image, "" where there is none."""
+    if found.files is None:
+        return found.rows["path"]
+    ids = found.rows[found.image].map(name_without_suffix)
+    files = found.files[found.files["stem"].isin(set(ids))]
+    return ids.map(find_unique(files).set_index("stem")["path"]).fillna("")

@@ -29,8 +29,8 @@ from lesionfast.data.layouts import (
     tables,
 )
 from lesionfast.data.layouts.base import Dataset, Folder, from_one_hot, layouts
-from lesionfast.data.layouts.columns import factorize_ids
 from lesionfast.data.layouts.several import is_kind, join_datasets
+from lesionfast.data.parts.groups import factorize_ids
 from lesionfast.data.sample import make_sample
 from lesionfast.data.sources import name_without_suffix
 from lesionfast.data.table import is_table, list_columns

@@ -12,8 +12,9 @@ import pandas as pd
 from lesionfast.config import DataConfig
 from lesionfast.data.columns.labels import fold, read_map
 from lesionfast.data.columns.values import MISSING
-from lesionfast.data.layouts.base import Dataset
-from lesionfast.data.layouts.columns import chain_groups, locate_images, rename_usual
+from lesionfast.data.layouts.base import Dataset, rename_usual
+from lesionfast.data.layouts.paths import locate_images
+from lesionfast.data.parts.groups import chain_groups
 from lesionfast.data.sources import content_keys, name_without_suffix
 from lesionfast.errors import LesionfastError, list_first, pluralize
 
