@@ -78,7 +78,7 @@ class DataConfig(Columns):
     )
     images_of: str = option(
         "dermoscopic",
-        "Which pictures to take where a dataset has several kinds.",
+        "Which images to take where a dataset has several kinds.",
         ("dermoscopic", "clinical", "all"),
     )
     metadata: str = option(

@@ -535,8 +535,8 @@ def test_a_parquet_file_is_read_in_parts(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ([b"x"], "holds pictures itself, in column 'image'"),
-        ([{"bytes": b"x", "path": "a"}], "holds pictures itself, in column 'image'"),
+        ([b"x"], "holds images itself, in column 'image'"),
+        ([{"bytes": b"x", "path": "a"}], "holds images itself, in column 'image'"),
         ([[1, 2]], "column 'image' of .* holds list<.*not one value a row"),
     ],
 )

@@ -33,7 +33,7 @@ CHANCE = 1e-3  # how often chance alone may do so
 COVERED = 0.3  # share of a class that a sure value must cover; the trunk has 25 % of HAM10000's nv
 COVERED_IF_KNOWN = 0.05  # the same where it is enough that a value is known, or is missing
 EXCEPTIONS = 0.05  # share of the errors by chance that a sure value may have
-FROM_LAYOUT = "it is known only with the diagnosis in this data set"
+FROM_LAYOUT = "it is known only with the diagnosis in this dataset"
 KERATOSIS = re.compile(r"ac?k|akiec|.*\b(actinic|solar)\b.*", re.IGNORECASE)
 TELLING_NAMES = {  # in lower case: what a column is that is known only with the diagnosis
     r"dx_type|(diagnosis[_ ])?confirm(ation)?[_ ]type": "it says how the diagnosis was made",

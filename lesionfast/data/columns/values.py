@@ -16,7 +16,7 @@ AGE = re.compile(r"(patient[ _]?)?age([ _](approx|years|in[ _]years|at[ _]\w+))?
 SEX = re.compile(r"(patient[ _]?|biological[ _]?)?(sex|gender)", re.IGNORECASE)
 OLDEST = 120  # years
 LARGEST = 1e30  # its square is finite in float64, itself in float32
-SEXES = {  # in the languages of the data sets and their users
+SEXES = {  # in the languages of the datasets and their users
     "male": "m male man boy mann männlich maennlich homme masculin hombre masculino uomo maschio",
     "female": "f female w woman girl frau weiblich femme féminin feminin mujer femenino mulher "
     "feminino donna femmina",

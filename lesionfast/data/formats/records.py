@@ -254,7 +254,7 @@ def check_types(path: Path, schema: Any, types: Any) -> None:
             for part in [kind, *fields]
         ):
             raise LesionfastError(
-                f"{path} holds pictures itself, in column '{column.name}'. Type its folder with "
+                f"{path} holds images itself, in column '{column.name}'. Type its folder with "
                 "--data."
             )
         if types.is_nested(kind):

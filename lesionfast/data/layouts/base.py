@@ -337,7 +337,7 @@ def note_pictures(images_of: str, left_out: int) -> tuple[str, ...]:
         return ()
     other = "clinical" if images_of == "dermoscopic" else "dermoscopic"
     return (
-        f"The {images_of} pictures are used, {left_out:,} others are not (type --images-of {other} "
+        f"The {images_of} images are used, {left_out:,} others are not (type --images-of {other} "
         "or --images-of all).",
     )
 

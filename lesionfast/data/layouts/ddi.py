@@ -15,7 +15,7 @@ from lesionfast.data.sources import name_without_suffix
 
 @layouts.register("ddi")
 def ddi(folder: Folder, config: DataConfig) -> Dataset | None:
-    """DDI: ddi_metadata.csv (DDI_file, skin_tone, malignant, disease) beside pictures of skin."""
+    """DDI: ddi_metadata.csv (DDI_file, skin_tone, malignant, disease) beside clinical images."""
     tables = folder.tables("DDI_file")
     if not tables:
         return None

@@ -76,7 +76,7 @@ def derm7pt(folder: Folder, config: DataConfig) -> Dataset | None:
         notes=note_pictures(config.images_of, unused.nunique()),
     )
     if bare := len(cases) - rows["case_id"].nunique():
-        found = found.note(f"Left out {pluralize(bare, 'case')} without such a picture.")
+        found = found.note(f"Left out {pluralize(bare, 'case')} without such an image.")
     if not config.target:
         found = found.note(
             "The diagnoses count as five groups, as in the paper (type --target diagnosis for "

@@ -1,4 +1,4 @@
-"""Download public data sets from the Dataverse that publishes them: resumed, and checked."""
+"""Download public datasets from the Dataverse that publishes them: resumed, and checked."""
 
 import hashlib
 import http
@@ -30,7 +30,7 @@ SAFE = re.compile(r"[\w.()-][\w .()-]*")
 
 @dataclass(frozen=True)
 class Public:
-    """A public data set: where it is published, which files there belong to it, its terms."""
+    """A public dataset: where it is published, which files there belong to it, its terms."""
 
     persistent_id: str
     files: re.Pattern[str]
@@ -61,7 +61,7 @@ def download(
     server: str = SERVER,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
-    """Download the files of a public data set into a folder, and return their paths.
+    """Download the files of a public dataset into a folder, and return their paths.
 
     Files that are there and whole are kept, and what was interrupted goes on where it stopped.
     `progress` is called with the bytes that are there, and with those of all files. Raises
@@ -70,7 +70,7 @@ def download(
     """
     if name not in PUBLIC:
         raise LesionfastError(
-            f"there is no public data set '{name}'.{did_you_mean(name, PUBLIC)} Type one of: "
+            f"there is no public dataset '{name}'.{did_you_mean(name, PUBLIC)} Type one of: "
             f"{', '.join(PUBLIC)}."
         )
     if not server.startswith(("https://", "http://")):
@@ -88,7 +88,7 @@ def download(
 
 
 def list_files(public: Public, server: str) -> list[RemoteFile]:
-    """Return the files of a data set that its server lists (the Dataverse native API).
+    """Return the files of a dataset that its server lists (the Dataverse native API).
 
     A table that the server has converted is taken as it was uploaded: its checksum is of that.
     """

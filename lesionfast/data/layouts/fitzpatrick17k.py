@@ -110,4 +110,6 @@ def note_wrong(rows: pd.DataFrame) -> str:
     """Return a sentence on the images whose label a dermatologist called wrong, "" if none."""
     wrong = rows["qc"].str.contains("wrong", case=False).sum() if "qc" in rows else 0
     images = pluralize(int(wrong), "image")
-    return f"A dermatologist called the label of {images} wrong (qc); kept." if wrong else ""
+    return (
+        f"A dermatologist called the label of {images} wrong (qc); they are kept." if wrong else ""
+    )

@@ -1,4 +1,4 @@
-"""DermaMNIST and the other MedMNIST data sets (Yang et al. 2023, doi:10.1038/s41597-022-01721-8).
+"""DermaMNIST and the other MedMNIST datasets (Yang et al. 2023, doi:10.1038/s41597-022-01721-8).
 
 One .npz file holds images and labels of the parts train, val and test.
 """
@@ -116,7 +116,7 @@ def check_shapes(file: Path, part: str, shapes: dict[str, tuple[int, ...]]) -> N
     if len(labels) not in (1, 2) or labels[1:] not in ((), (1,)):
         raise LesionfastError(
             f"{file} has '{part}_labels' of shape {labels}, but an image has one label: shape "
-            f"({images[0]}, 1). Data sets with several labels an image, such as ChestMNIST, can't "
+            f"({images[0]}, 1). Datasets with several labels an image, such as ChestMNIST, can't "
             f"be classified here. {EXAMPLE}"
         )
     if labels[0] != images[0]:
@@ -129,7 +129,7 @@ def check_shapes(file: Path, part: str, shapes: dict[str, tuple[int, ...]]) -> N
 def choose_size(found: Sequence[Parts], folder: Folder) -> tuple[Parts, tuple[str, ...]]:
     """Return the file with the largest images, and a note about the others.
 
-    Raises `LesionfastError` if the files are different data sets.
+    Raises `LesionfastError` if the files are different datasets.
     """
     best = max(found, key=lambda parts: parts.size)
     for parts in found:
@@ -139,7 +139,7 @@ def choose_size(found: Sequence[Parts], folder: Folder) -> tuple[Parts, tuple[st
         if not alike:
             names = list_first(parts.file.relative_to(folder.root) for parts in found)
             raise LesionfastError(
-                f"{folder.root} holds several data sets: {names} have different labels. Type the "
+                f"{folder.root} holds several datasets: {names} have different labels. Type the "
                 f"file in place of the folder: --data {best.file}."
             )
     others = [parts.file.name for parts in found if parts is not best]

@@ -32,7 +32,7 @@ KINDS = {"dermoscopic": r"derm(?:at)?oscop", "clinical": r"clinical|close-?up|ov
 
 @layouts.register("milk10k")
 def milk10k(folder: Folder, config: DataConfig) -> Dataset | None:
-    """MILK10k (ISIC 2025): one-hot truth by lesion, a metadata table with two pictures each."""
+    """MILK10k (ISIC 2025): one-hot truth by lesion, a metadata table with two images each."""
     truths = folder.tables("lesion_id", "BCC", "MEL", "NV", without=["image", "isic_id"])
     described = folder.tables("lesion_id", "isic_id", "image_type", without=["MEL", *LABELS])
     if not truths and not is_milk10k(folder, described, config):
@@ -83,7 +83,7 @@ def missing_table(folder: Folder, there: Path, is_truth: bool) -> LesionfastErro
     return LesionfastError(
         f"this looks like MILK10k, but the table of the {lost} is missing. {folder.root} has "
         f"{list_first((path.name for path in folder.headers), 5)}, of which {there.name} names "
-        f"the {'lesions' if is_truth else 'pictures'}. Put {name} beside it."
+        f"the {'lesions' if is_truth else 'images'}. Put {name} beside it."
     )
 
 
@@ -132,7 +132,7 @@ def add_supplement(folder: Folder, rows: pd.DataFrame) -> pd.DataFrame:
     beside = read_rows(table, "isic_id", known=SUPPLEMENT).drop_duplicates("isic_id")
     beside = beside.set_index("isic_id").drop(columns=[*rows], errors="ignore")
     if lost := int((~rows["isic_id"].isin(beside.index)).sum()):
-        logger.warning("%s has no row for %s", table.name, pluralize(lost, "picture"))
+        logger.warning("%s has no row for %s", table.name, pluralize(lost, "image"))
     found = beside.reindex(rows["isic_id"]).fillna("")
     return rows.join(found.set_axis(rows.index))
 
@@ -145,7 +145,7 @@ def choose_pictures(rows: pd.DataFrame, config: DataConfig, table: Path) -> pd.D
     if kept.empty:
         types = list_first(f"'{name}'" for name in rows["image_type"].unique())
         raise LesionfastError(
-            f"{table.name} has no {config.images_of} picture; its column image_type has: {types}. "
+            f"{table.name} has no {config.images_of} image; its column image_type has: {types}. "
             "Type --images-of all, or another kind."
         )
     return kept
@@ -157,9 +157,9 @@ def describe_choice(
     """Return what was left out, in sentences."""
     notes = [*note_pictures(config.images_of, len(rows) - len(kept))]
     if bare := rows["lesion_id"].nunique() - kept["lesion_id"].nunique():
-        notes.append(f"Left out {pluralize(bare, 'lesion')} without such a picture.")
+        notes.append(f"Left out {pluralize(bare, 'lesion')} without such an image.")
     if unlabelled:
         notes.append(
-            f"Left out {pluralize(unlabelled, 'picture')} of lesions without truth (a test set)."
+            f"Left out {pluralize(unlabelled, 'image')} of lesions without truth (a test set)."
         )
     return tuple(notes)

@@ -34,7 +34,7 @@ IMAGE = r"(?i)^(PAT_\d+)_(\d+)_\d+$"  # patient, lesion, picture
 
 @layouts.register("pad_ufes_20")
 def pad_ufes_20(folder: Folder, config: DataConfig) -> Dataset | None:
-    """PAD-UFES-20: metadata.csv (diagnostic, img_id) beside phone pictures as PNG files."""
+    """PAD-UFES-20: metadata.csv (diagnostic, img_id) beside smartphone images as PNG files."""
     candidates = folder.tables("diagnostic", "img_id")
     if not candidates:
         return None

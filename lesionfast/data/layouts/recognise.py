@@ -125,15 +125,15 @@ def recognise(path: Path, config: DataConfig) -> Dataset:
         if found := layouts[config.layout](folder, config):
             return found
         raise LesionfastError(
-            f"{path} is not laid out as --layout {config.layout}. Leave --layout out: it is "
-            "recognised."
+            f"{path} is not laid out as --layout {config.layout} says. Leave --layout out to "
+            "have the layout recognised."
         )
     if found := find_public(folder, config):
         return found
     if not folder.headers and (packed := folder.packed_tables):
         raise LesionfastError(
-            f"{packed[0]} holds a table, but of zip files only the images are read. Unpack it, and "
-            "type --data with the folder."
+            f"{packed[0]} is a table, but only images are read from zip files. Unpack it, and type "
+            "--data with the folder."
         )
     found = next(filter(None, (layouts[name](folder, config) for name in LAST)), None)
     if found is None:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from lesionfast.config import DataConfig
 from lesionfast.data.formats.pictures import IMAGE_SUFFIXES
+from lesionfast.data.formats.records import PARQUET
 from lesionfast.data.layouts.base import (
     SAMPLE_ROWS,
     Dataset,
@@ -34,7 +35,7 @@ from lesionfast.data.layouts.places import (
     relative_names,
 )
 from lesionfast.data.sources import image_stem, list_images, name_without_suffix
-from lesionfast.data.table import open_table
+from lesionfast.data.table import TABLE_SUFFIXES, open_table
 from lesionfast.diagnoses import split_names
 from lesionfast.errors import LesionfastError, list_first, pluralize
 
@@ -390,6 +391,17 @@ def list_values(rows: pd.DataFrame) -> str:
     return list_first((f"{name} ({pluralize(counts[name], 'value')})" for name in ranked), 15)
 
 
+def explain_table(folder: Folder) -> LesionfastError | None:
+    """Return what is wrong with the first table of a folder that can't be read, None if none is."""
+    for path in folder.find(*TABLE_SUFFIXES):
+        if path.suffix.lower() not in (".txt", *PARQUET):
+            try:
+                open_table(path)
+            except LesionfastError as error:
+                return error
+    return None
+
+
 def unknown_layout(folder: Folder) -> LesionfastError:
     """Return the error for a folder that no layout fits."""
     if folder.only:
@@ -398,11 +410,17 @@ def unknown_layout(folder: Folder) -> LesionfastError:
             "without their classes. Type the folder that holds the metadata CSV too, or --csv FILE "
             f"--images {folder.only}."
         )
+    if not folder.headers and (error := explain_table(folder)):
+        return error
+    if folder.images.empty:
+        return LesionfastError(
+            f"there are no images in {folder.root}. Type --data with the folder that holds them."
+        )
     if not folder.headers:
         images = pluralize(len(folder.images), "image")
         return LesionfastError(
-            f"there is no CSV file in {folder.root}, and its {images} are not in folders named "
-            "like their class. Type --csv FILE --images DIR instead of --data."
+            f"there is no CSV file in {folder.root}, which holds {images}, and no folders "
+            "named like classes. Type --csv FILE --images DIR instead of --data."
         )
     stems, images = set(folder.images["stem"].str.lower()), len(folder.images)
     counts = {path: count_named(path, None, stems) for path in list(folder.headers)[:5]}

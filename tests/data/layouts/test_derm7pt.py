@@ -101,7 +101,7 @@ def test_it_says_what_it_is(written_derm7pt):
     config = DataConfig(data=str(written_derm7pt))
     found = find_dataset(config)
     assert describe(found, read_dataset(found, config)) == (
-        "This looks like derm7pt: 44 images, 5 classes, 44 cases. The dermoscopic pictures are "
+        "This looks like derm7pt: 44 images, 5 classes, 44 cases. The dermoscopic images are "
         "used, 43 others are not (type --images-of clinical or --images-of all). The diagnoses "
         "count as five groups, as in the paper (type --target diagnosis for their names)."
     )
@@ -220,7 +220,7 @@ def test_pictures_of_one_name_in_two_folders_are_two(derm, summarize):
 def test_what_was_left_out_is_counted(derm):
     first("derm", "")(derm)
     notes = find_dataset(DataConfig(data=str(derm))).notes
-    assert "Left out 1 case without such a picture." in notes
+    assert "Left out 1 case without such an image." in notes
 
 
 @pytest.mark.parametrize(

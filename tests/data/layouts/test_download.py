@@ -1,4 +1,4 @@
-"""Public data sets come from their server whole, go on after a break, and are checked."""
+"""Public datasets come from their server whole, go on after a break, and are checked."""
 
 import hashlib
 import json
@@ -47,7 +47,7 @@ class Dataverse(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server():
-    """A running Dataverse with the files of HAM10000 and of another data set."""
+    """A running Dataverse with the files of HAM10000 and of another dataset."""
     made = ThreadingHTTPServer(("127.0.0.1", 0), Dataverse)
     made.files = {
         "HAM10000_metadata.csv": TABLE,

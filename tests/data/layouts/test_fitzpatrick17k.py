@@ -62,7 +62,7 @@ def test_it_says_what_it_is_and_why_this_label(written_fitzpatrick, caplog):
     assert describe(found, df) == (
         "This looks like Fitzpatrick17k: 66 images, 3 classes. Its classes are those of "
         "three_partition_label: of the 6 of label, 6 have fewer than 20 images (type --target "
-        "label for them). A dermatologist called the label of 1 image wrong (qc); kept."
+        "label for them). A dermatologist called the label of 1 image wrong (qc); they are kept."
     )
     assert "Left out 6 rows without an image" in caplog.text  # dead links
     assert "every image counts as a lesion of its own" in caplog.text

@@ -140,11 +140,11 @@ def test_a_file_that_is_cut_off(tmp_path):
 def test_two_data_sets_beside_each_other(tmp_path):
     save(tmp_path / "dermamnist.npz")
     save(tmp_path / "pathmnist.npz", **arrays(16, classes=3))
-    with pytest.raises(LesionfastError, match="holds several data sets: .* Type the file in place"):
+    with pytest.raises(LesionfastError, match="holds several datasets: .* Type the file in place"):
         load(tmp_path)
 
 
 def test_another_npz_is_no_dataset(tmp_path):
     np.savez(tmp_path / "features.npz", x=np.zeros((3, 4)))
-    with pytest.raises(LesionfastError, match="Type --csv FILE --images DIR"):
+    with pytest.raises(LesionfastError, match="there are no images in .* Type --data"):
         load(tmp_path)

@@ -48,7 +48,7 @@ def test_it_says_what_it_is(written):
     config = DataConfig(data=str(written("milk10k")))
     found = find_dataset(config)
     assert describe(found, read_dataset(found, config)) == (
-        "This looks like MILK10k: 56 images, 7 classes, 56 lesions. The dermoscopic pictures are "
+        "This looks like MILK10k: 56 images, 7 classes, 56 lesions. The dermoscopic images are "
         "used, 56 others are not (type --images-of clinical or --images-of all)."
     )
 
@@ -154,9 +154,9 @@ def test_what_was_left_out_is_counted(milk, caplog):
     edit(METADATA, lambda rows: rows.drop(1))(milk)
     edit(SUPPLEMENT, lambda rows: rows.head(9))(milk)
     found = find_dataset(DataConfig(data=str(milk)))
-    assert found.notes[1] == "Left out 1 lesion without such a picture."
-    assert found.notes[2] == "Left out 4 pictures of lesions without truth (a test set)."
-    assert "MILK10k_Training_Supplement.csv has no row for 103 pictures" in caplog.text
+    assert found.notes[1] == "Left out 1 lesion without such an image."
+    assert found.notes[2] == "Left out 4 images of lesions without truth (a test set)."
+    assert "MILK10k_Training_Supplement.csv has no row for 103 images" in caplog.text
 
 
 def set_two(rows: pd.DataFrame) -> pd.DataFrame:
@@ -195,7 +195,7 @@ def swap_pictures(folder: Path) -> None:
         (edit(TRUTH, lambda rows: rows.assign(lesion_id="X" + rows["lesion_id"])),
          ["no lesion of", "'XIL_0000000' and 'IL_0000000'", "Put the metadata"]),
         (edit(METADATA, lambda rows: rows.assign(image_type="TBP tile")),
-         ["no dermoscopic picture", "'TBP tile'", "--images-of all"]),
+         ["no dermoscopic image", "'TBP tile'", "--images-of all"]),
         (edit(METADATA, lambda rows: rows.assign(isic_id="ISIC_9000000")), ["repeats 55 image id"]),
         (swap_pictures, ["two different images are named 'ISIC_9000000'", "Remove one of each"]),
     ],

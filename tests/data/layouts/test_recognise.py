@@ -96,7 +96,15 @@ def test_without_data_the_sample_is_used_and_called_synthetic(caplog):
 
 def test_hidden_files_are_no_metadata(tmp_path):
     touch(tmp_path / "._meta.csv", tmp_path / ".~lock.csv", tmp_path / "__MACOSX" / "meta.csv")
-    assert "there is no CSV file in" in refusal(data=str(tmp_path))
+    assert "there are no images in" in refusal(data=str(tmp_path))
+
+
+def test_the_only_table_that_can_not_be_read_is_named_with_what_is_wrong_with_it(tmp_path):
+    touch(tmp_path / "a.jpg")
+    (tmp_path / "cases.csv").write_text("image_id,dx,dx\na,mel,nv\n")
+    assert "has two columns 'dx'. Rename one" in refusal(data=str(tmp_path))
+    (tmp_path / "cases.csv").write_text("")
+    assert "is empty" in refusal(data=str(tmp_path))
 
 
 def test_a_folder_that_is_not_there_and_one_that_is_a_file(tmp_path):
@@ -122,4 +130,4 @@ def test_the_table_of_a_public_dataset_is_read_as_its_folder_is(written):
 
 def test_a_table_in_a_zip_file_is_to_be_unpacked(tmp_path):
     write_zip(tmp_path / "all.zip", "mel/a.jpg", "nv/b.jpg", "metadata.csv")
-    assert "all.zip/metadata.csv holds a table" in refusal(data=str(tmp_path))
+    assert "all.zip/metadata.csv is a table" in refusal(data=str(tmp_path))
