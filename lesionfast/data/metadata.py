@@ -143,7 +143,12 @@ def clean(found: Dataset, df: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
     df = drop_classes(add_paths(csv, df, found.files), config)
     inputs = config.metadata_columns
     others = df.columns.difference([*KEYS, "split"], sort=False)
-    typed = {name: convert(csv, df[name], is_input=name in inputs) for name in others}
+    typed = {
+        name: df[name].mask(df[name].str.lower().isin(MISSING))  # an id of digits is no number
+        if name in found.groups
+        else convert(csv, df[name], is_input=name in inputs)
+        for name in others
+    }
     keys = [name for name in (*KEYS, "split") if name in df]
     df = pd.DataFrame({**df[keys], **typed}, df.index)
     df.attrs["written"] = {name: column.attrs for name, column in typed.items() if column.attrs}

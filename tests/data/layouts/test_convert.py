@@ -67,6 +67,17 @@ def test_a_lesion_named_like_one_of_its_images_is_kept(tmp_path):
     assert pd.read_csv(to / "metadata.csv")["lesion_id"].fillna("").tolist() == ["a", "a", ""]
 
 
+def test_long_ids_keep_their_digits(tmp_path):
+    ids = ["900719925474099301", "900719925474099302", "007"]
+    for seed, name in enumerate("abc"):
+        pixels = np.random.default_rng(seed).integers(0, 255, (9, 9, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    rows = [f"{name},L{i},{i},nv" for name, i in zip("abc", ids, strict=True)]
+    (tmp_path / "t.csv").write_text("image_id,lesion_id,patient_id,dx\n" + "\n".join(rows))
+    to = convert(DataConfig(data=str(tmp_path)), tmp_path / "out")
+    assert pd.read_csv(to / "metadata.csv", dtype=str)["patient_id"].tolist() == ids
+
+
 def test_several_datasets_become_one(written, tmp_path):
     data = f"{written('kaggle_ham')},{written('pad_ufes_20')}"
     before = load_dataset(SplitConfig(data=data))
