@@ -35,7 +35,8 @@ logger = logging.getLogger("lesionfast")
 Config = TypeVar("Config", bound=DataConfig)
 
 OF_IDS = re.compile(  # columns of patients and lesions by their names
-    r"(patient|lesion|subject|person|participant|case|pat)([ _-]?(id|no|nr|number|code|key))?",
+    r"(patient|lesion|subject|person|participant|case|pat)([ _-]?(id|no|nr|number|code|key))?"
+    r"|pid|mrn",
     re.IGNORECASE,
 )
 

@@ -1,6 +1,7 @@
 """From the options to a dataset: find the folders, recognise how they lie on disk, read them."""
 
 import logging
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +58,7 @@ KNOWN = (  # importing a module registers its layouts
     pad_ufes_20,
     tables,
 )
+ID_SUFFIX = re.compile(r"([ _-]|(?<=patient)|(?<=lesion)|(?<=subject))id$")
 LAST = (
     "huggingface",
     "medmnist",
@@ -218,7 +220,7 @@ def describe(found: Dataset, df: pd.DataFrame) -> str:
     bare = list(map(name_without_suffix, found.rows[found.image]))
     rows = found.rows[pd.Index(df["image_id"]).get_indexer(bare) >= 0]
     for name in found.groups:
-        noun = name.lower().removesuffix("_id").replace("_", " ")
+        noun = ID_SUFFIX.sub("", name.lower()).replace("_", " ")
         codes = factorize_ids(rows[name])[0]
         parts.append(pluralize(len(np.unique(codes[codes >= 0])), noun))
         if lone := int((codes < 0).sum()):

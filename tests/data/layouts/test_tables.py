@@ -122,6 +122,13 @@ def test_an_id_that_says_unknown_joins_nothing(tmp_path):
     assert load(tmp_path)["group"].tolist() == ["a0", "a1", "a2", "a3", "p1", "p1"]
 
 
+def test_groups_are_counted_by_what_they_are(tmp_path):
+    draw_all(tmp_path, "a.png", "b.png")
+    save(tmp_path / "t.csv", "image_id,dx,PatientID", "a,mel,1", "b,nv,2")
+    config = DataConfig(data=str(tmp_path))
+    assert "2 classes, 2 patients." in describe(find_dataset(config), load_metadata(config))
+
+
 def test_names_that_differ_in_case_only_are_two_images(tmp_path):
     draw_all(tmp_path, "i/x1.png", "i/X1.png", "i/x2.png", "i/X2.png")
     save(
