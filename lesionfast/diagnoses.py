@@ -48,7 +48,9 @@ IS_NEVUS = re.compile(r"\bn(a?evus|a?evi|v|ev)\b")
 NOT_MELANOCYTIC = re.compile(
     r"sebac|epiderm|comedon|lipomat|flamm|an[ae]mic|depigment|becker|connective|verruc|araneus"
 )
-IS_DENIED = re.compile(r"\b(?:no|not|non|without|free of|other than) \w+|\bnon(?=[mcn])\w+")
+IS_DENIED = re.compile(
+    r"\b(?:no|not|non|without|free of|other than|kein|keine|pas de|sans) \w+|\bnon(?=[mcn])\w+"
+)
 IS_BENIGN = re.compile(r"\b(benign|n(a?evus|a?evi)|moles?)\b")
 ALARMING = ("melanoma", "carcinoma", "sarcoma", "lymphoma", "cancer", "malignan")
 MARKS = ',:="'  # have a meaning in a list

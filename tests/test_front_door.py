@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -156,3 +157,19 @@ def test_several_seeds_share_a_split_and_are_compared_by_mean_and_deviation(worl
     again = lf.train(few, out=tmp_path, name="again", seed=43, **SMALL)
     assert again.config.split_seed == 42  # another seed keeps the split of the table
     assert again.predictions.equals(runs[1].predictions)
+
+
+def test_a_table_of_ones_own_takes_its_groups_and_names_as_typed(tmp_path):
+    """The typed columns decide, also where the table has usual ones."""
+    df = lf.load_data()
+    people = pd.Series(df["group"].factorize()[0] // 2).astype(str)
+    own = pd.DataFrame({"path": df["path"], "dx": df["target"], "patient_id": df["group"]})
+    own = own.assign(person=people.to_numpy())
+    loaded = lf.load_data(own, group="person")
+    assert loaded["group"].nunique() == own["person"].nunique()
+    part = own["path"].map(loaded.set_index("path")["split"])
+    assert (part.groupby(own["person"]).nunique() == 1).all()
+    assert lf.load_data(own, group="none")["group"].nunique() == len(own)
+    for options in ({"target": "nonsense"}, {"image": "nonsense"}, {"group": "nonsense"}):
+        with pytest.raises(LesionfastError, match="column 'nonsense' is not in the table"):
+            lf.load_data(own, **options)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lesionfast.config import DataConfig
+from lesionfast.config import DataConfig, SplitConfig
 from lesionfast.console import MOST_ROWS, Cell, Table
 from lesionfast.data.columns.leaks import KEYS
 from lesionfast.data.duplicates import find_near_duplicates, open_pictures
@@ -17,8 +17,9 @@ from lesionfast.data.images import Images, find_sizes, read_image
 from lesionfast.data.layouts.base import Dataset
 from lesionfast.data.layouts.recognise import describe, find_dataset, name_group
 from lesionfast.data.metadata import read_dataset
-from lesionfast.data.parts.drawing import assign_split
 from lesionfast.data.sources import name_without_suffix
+from lesionfast.data.split import split_metadata
+from lesionfast.diagnoses import Classes, join_names, quote
 from lesionfast.errors import LesionfastError, list_first, pluralize
 
 FLAT = 3  # levels of 256 between the pixels of an image of one colour
@@ -80,7 +81,8 @@ def audit(
     pairs = find_near_duplicates(df, progress, images=images, cache=config.cache)
     findings = [
         *count_classes(df, noun),
-        *check_groups(df, noun),
+        *name_classes(df),
+        *check_groups(df, noun, config),
         *check_missing(df, config),
         *check_files(found),
         check_corrupt(df, images, config),
@@ -103,14 +105,26 @@ def count_classes(df: pd.DataFrame, noun: str) -> Iterator[Finding]:
         yield judge(check, len(rows), "ok", pluralize(rows["group"].nunique(), noun))
 
 
-def check_groups(df: pd.DataFrame, noun: str) -> Iterator[Finding]:
+def name_classes(df: pd.DataFrame) -> Iterator[Finding]:
+    """Say which classes count as malignant, and which of them is melanoma."""
+    classes = Classes(sorted(df["target"].unique()))
+    cancers = join_names(classes.malignant)
+    melanoma = f"; melanoma is {quote(classes.melanoma)}" if classes.melanoma else ""
+    advice = "; no class is melanoma by its name (train --melanoma NAME)" * (not melanoma)
+    yield Finding("malignant classes", len(classes.malignant), "ok", cancers + (melanoma or advice))
+    if classes.doubtful:
+        detail = f"{join_names(classes.doubtful)}: count them with train --malignant"
+        yield Finding("benign classes with alarming names", len(classes.doubtful), "note", detail)
+
+
+def check_groups(df: pd.DataFrame, noun: str, config: DataConfig) -> Iterator[Finding]:
     """Count groups with several images, and try whether the classes can be split."""
     sizes = df["group"].value_counts()
     several = sizes[sizes > 1]
     detail = f"{several.sum():,} images, up to {sizes.max()} per {noun}"
     yield judge(f"{noun}s with several images", len(several), "ok", detail)
     try:
-        assign_split(df)
+        split_metadata(df, SplitConfig(**vars(config)))
     except LesionfastError as error:
         yield judge("classes that can't be split", 1, "problem", error.message)
 

@@ -24,7 +24,12 @@ from lesionfast.data.layouts import tables
 from lesionfast.data.layouts.base import NO_LESIONS, Dataset, rename_usual
 from lesionfast.data.layouts.paths import find_unique
 from lesionfast.data.layouts.places import PART_NAMES
-from lesionfast.data.layouts.recognise import check_columns, describe, find_dataset
+from lesionfast.data.layouts.recognise import (
+    apply_columns,
+    check_columns,
+    describe,
+    find_dataset,
+)
 from lesionfast.data.parts.groups import chain_groups
 from lesionfast.data.sources import name_without_suffix
 from lesionfast.data.table import EMPTY
@@ -46,6 +51,8 @@ def load_metadata(config: DataConfig) -> pd.DataFrame:
     found = find_dataset(config)
     df = read_dataset(found, config)
     logger.info("%s", describe(found, df))
+    for note in found.notes:
+        logger.warning("%s", note)
     return df
 
 
@@ -85,7 +92,7 @@ def read_frame(df: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
         text["path"] = pd.Series(paths, text.index, dtype="str")
     else:
         text = text.drop(columns="path", errors="ignore")
-    return read_dataset(tables.from_frame(text, config), config)
+    return read_dataset(apply_columns(tables.from_frame(text, config), config), config)
 
 
 def name_columns(found: Dataset, config: DataConfig) -> pd.DataFrame:

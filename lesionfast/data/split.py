@@ -171,7 +171,10 @@ def settle_fusion(config: TrainConfig) -> TrainConfig:
     """Return the options with --fusion none if there is no metadata and no other was chosen."""
     if config.metadata_columns or config.fusion != TrainConfig().fusion:
         return config
-    logger.info("There is no metadata (--metadata), so the model gets the image alone")
+    logger.warning(
+        "There is no metadata: no column of age or sex is known, or --metadata is none. The model "
+        "gets the image alone"
+    )
     return replace(config, fusion="none")
 
 

@@ -258,4 +258,10 @@ def settle_rare(df: pd.DataFrame, typed: str) -> pd.DataFrame:
         "Put %s into class %s (--rare %s): %s",
         pluralize(int(rare.sum()), "image"), other, typed, counted,
     )  # fmt: skip
+    if cancers := [name for name in few.index if is_malignant(name) and not is_malignant(other)]:
+        logger.warning(
+            "Class %s counts as benign although it holds malignant classes: %s. Join them to "
+            "another class with --map, leave them out with --rare %s=%s, or type --malignant",
+            other, list_first(cancers, 5), read[1], DROP,
+        )  # fmt: skip
     return df.assign(target=df["target"].mask(rare, other))

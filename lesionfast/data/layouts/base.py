@@ -148,8 +148,14 @@ class Folder:
 
     @cached_property
     def images(self) -> pd.DataFrame:
-        """The images below the folder, those in zip files included: columns path and stem."""
-        return leave_out_derived(list_images(self.only or self.root), self.root)
+        """The images below the folder, those in zip files included: columns path and stem.
+
+        If there are none, they are those in HDF5 files.
+        """
+        images = list_images(self.only or self.root)
+        if images.empty and (packed := self.find(".hdf5", ".h5")):
+            images = list_images(packed)
+        return leave_out_derived(images, self.root)
 
     @cached_property
     def samples(self) -> dict[Path, pd.DataFrame]:
@@ -278,11 +284,15 @@ def is_among(values: pd.Series, others: pd.Series) -> np.ndarray:
 
 
 def from_one_hot(rows: pd.DataFrame, columns: Sequence[str], table: Path) -> pd.Series:
-    """Return the class of each row from columns of 0 and 1, of which one must be 1.
+    """Return the class of each row from columns of 0 and 1, or of false and true; one must be 1.
 
     Raises `LesionfastError` for a row with none or several, and for what is not a number.
     """
-    numbers = rows[list(columns)].apply(pd.to_numeric, errors="coerce")
+    plain = rows[list(columns)]
+    values = {value.lower() for name in columns for value in rows[name].unique()}
+    if values == {"false", "true"}:
+        plain = plain.apply(lambda column: column.str.lower().map({"false": "0", "true": "1"}))
+    numbers = plain.apply(pd.to_numeric, errors="coerce")
     wrong = rows.index[numbers.isna().any(axis=1)]
     if len(wrong):
         column = next(name for name in columns if pd.isna(numbers.at[wrong[0], name]))

@@ -25,12 +25,12 @@ def isic2018(folder: Folder, config: DataConfig) -> Dataset | None:
         rows=rows,
         image="image",
         target="target",
-        groups=("lesion_id",) if "lesion_id" in rows else (),
+        groups=tuple(name for name in ("lesion_id", "patient_id") if name in rows),
         files=folder.images,
         leaks=(*rows.columns.intersection(CLASSES), *find_leaks(rows, "target")),
         split=split,
     )
-    if "lesion_id" not in rows:
+    if not found.groups:
         found = found.note(
             "Its lesions are in ISIC2018_Task3_Training_LesionGroupings.csv, which is not there: "
             "put it beside the truth."

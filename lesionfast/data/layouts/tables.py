@@ -35,9 +35,9 @@ from lesionfast.data.layouts.places import (
     relative_names,
 )
 from lesionfast.data.sources import image_stem, list_images, name_without_suffix
-from lesionfast.data.table import TABLE_SUFFIXES, open_table
+from lesionfast.data.table import TABLE_SUFFIXES, list_columns, open_table
 from lesionfast.diagnoses import split_names
-from lesionfast.errors import LesionfastError, list_first, pluralize
+from lesionfast.errors import LesionfastError, did_you_mean, list_first, pluralize
 
 logger = logging.getLogger("lesionfast")
 
@@ -49,14 +49,15 @@ IMAGES = (
 )
 TARGETS = (
     *("dx", "diagnosis", "diagnostic", "label", "target", "class", "class_name", "label_name"),
-    *("diagnosis_3", "category", "disease", "benign_malignant", "malignant", "y"),
+    *("diagnosis_3", "category", "disease", "benign_malignant", "malignant", "is_malignant"),
+    *("melanoma", "is_melanoma", "cancer", "is_cancer", "y"),
 )
 LESIONS = ("lesion_id", "lesion", "lesionid", "lesion_number")
 PATIENTS = (
     *("patient_id", "patient", "patientid", "subject_id", "subject", "pat_id", "case_id"),
     "group_id",
 )
-SPLITS = ("split", "partition", "subset", "set")
+SPLITS = ("split", "partition", "subset", "set", "fold", "part")
 KINDS = {"dermoscopic": ("derm",), "clinical": ("clin", "macro", "photo")}  # in names of columns
 MOST_LOOKED_AT = 200  # columns: a table of pixels has thousands
 
@@ -139,6 +140,9 @@ def from_frame(rows: pd.DataFrame, config: DataConfig) -> Dataset:
     Without --images they are in its column `path`.
     """
     path = Path("the table")
+    config = replace(config, image=None) if config.image == "path" else config
+    for typed, option in [(config.image, "--image"), (config.target, "--target")]:
+        check_named(path, list(rows), typed, option)
     if config.images is None and not (config.image or first_of(IDS, list(rows))):
         rows = rows.assign(image_id=name_by_path(rows["path"]))
     files = None if config.images is None else list_images(config.images)
@@ -275,6 +279,16 @@ def choose_image(
         if not named & set(last_parts(sample[name]).str.replace(SUFFIX, "", regex=True))
     ]
     return ranked[0], others
+
+
+def check_named(path: Path, header: list[str], typed: str | None, option: str) -> None:
+    """Raise `LesionfastError` for a column that an option names and the table does not have."""
+    for name in split_names(typed or ""):
+        if name not in header:
+            raise LesionfastError(
+                f"column '{name}' is not in {path.name}; it has: {list_columns(header)}."
+                f"{did_you_mean(name, header)} Name yours with {option}."
+            )
 
 
 def check_header(column: str | None, stems: Collection[str]) -> None:

@@ -290,3 +290,13 @@ def test_options_that_name_no_column(tmp_path):
     save(tmp_path / "t.csv", "image,label", "x,mel", "y,nv")
     assert "Did you mean 'image'? Name yours with --image." in refusal(tmp_path, image="imag")
     assert "Did you mean 'label'? Name yours with --target." in refusal(tmp_path, target="labl")
+
+
+def test_one_hot_columns_may_say_true_and_false(tmp_path):
+    (tmp_path / "images").mkdir()
+    for name in "ab":
+        (tmp_path / "images" / f"{name}.jpg").touch()
+    (tmp_path / "truth.csv").write_text("image,MEL,NV\na,TRUE,FALSE\nb,FALSE,TRUE\n")
+    where = {"csv": str(tmp_path / "truth.csv"), "images": str(tmp_path / "images")}
+    df = load_metadata(DataConfig(**where, target="MEL,NV"))
+    assert df["target"].tolist() == ["MEL", "NV"]
