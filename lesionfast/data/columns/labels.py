@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from lesionfast.config import DataConfig
+from lesionfast.data.columns.values import TRUTH_OF
 from lesionfast.data.table import EMPTY, open_table
 from lesionfast.diagnoses import (
     NAMES,
@@ -27,7 +28,6 @@ from lesionfast.errors import LesionfastError, list_first, pluralize
 logger = logging.getLogger("lesionfast")
 
 DROP, OTHER = "drop", "other"
-YES, NO = ("1", "1.0", "true", "yes", "t", "y"), ("0", "0.0", "false", "no", "f", "n")
 MALIGNANCY = ("malignant", "malignancy", "benign malignant", "cancer", "skin cancer", "malign")
 
 
@@ -114,8 +114,8 @@ def name_binary(classes: Mapping[str, str], column: str) -> dict[str, str]:
     They are those of the column: benign and malignant, else "not X" and X if it is a diagnosis,
     else negative and positive.
     """
-    words = {fold(name) for name in classes}
-    if not (words & {*YES} and words & {*NO} and words <= {*YES, *NO}):
+    truth = {name: TRUTH_OF.get(fold(name)) for name in classes}
+    if {*truth.values()} != {"true", "false"}:
         return {}
     asked = re.sub(r"^(is|has) ", "", plain(column))
     meant = re.sub(r"^(is|has)[ _]", "", column.strip(), flags=re.IGNORECASE)
@@ -128,7 +128,7 @@ def name_binary(classes: Mapping[str, str], column: str) -> dict[str, str]:
     else:
         no, yes = "negative", "positive"
     logger.info("Column %s is binary: its classes are called %s and %s", column, no, yes)
-    return {name: yes if fold(name) in YES else no for name in classes}
+    return {name: yes if truth[name] == "true" else no for name in classes}
 
 
 def read_map(text: str) -> dict[str, str]:
