@@ -127,6 +127,11 @@ def name_binary(classes: Mapping[str, str], column: str) -> dict[str, str]:
         no, yes = f"not {meant}", meant
     else:
         no, yes = "negative", "positive"
+        logger.warning(
+            "Column %s has two values that do not say what they mean. If %s is melanoma or "
+            "another cancer, type --melanoma %s or --malignant %s, or name the classes with --map",
+            column, quote(next(name for name in classes if truth[name] == "true")), yes, yes,
+        )  # fmt: skip
     logger.info("Column %s is binary: its classes are called %s and %s", column, no, yes)
     return {name: yes if truth[name] == "true" else no for name in classes}
 

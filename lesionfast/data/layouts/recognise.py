@@ -161,6 +161,7 @@ def recognise_table(path: Path, config: DataConfig) -> Dataset:
     except LesionfastError:
         found = None  # the folder is not read, so what is wrong with it does not matter
     if found and found.table.is_file() and found.table.samefile(path):
+        logger.warning("%s is the table of %s, so all of its folder is read", path.name, found.name)
         return found
     return tables.read_any_table(path, replace(config, csv=str(path), images=str(path.parent)))
 
