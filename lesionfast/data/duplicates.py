@@ -27,9 +27,6 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from sklearn.decomposition import PCA
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import Normalizer, StandardScaler
 
 from lesionfast.cache import (
     Append,
@@ -281,6 +278,10 @@ def find_candidates(features: np.ndarray, groups: np.ndarray, progress: Progress
 
 def whiten(features: np.ndarray) -> list[np.ndarray]:
     """Return rows of length 1 for each zoom, float32 (n, at most DIMENSIONS)."""
+    from sklearn.decomposition import PCA
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import Normalizer, StandardScaler
+
     drawn = np.sort(np.random.default_rng(0).permutation(len(features))[:SAMPLE])
     learned = features[drawn].astype(np.float32)
     size = min(DIMENSIONS, max(1, len(drawn) // 4))

@@ -426,7 +426,7 @@ def test_a_run_that_ended_is_not_resumed(run):
         ({"balance": "weight"}, "Did you mean 'weights'"),
         ({"fusion": "fillm"}, "Did you mean 'film'"),
         ({"augment": "rotat"}, "Did you mean 'rotate'"),
-        ({"metadata": "none"}, "--fusion concat needs metadata.*--fusion none"),
+        ({"metadata": "none", "fusion": "film"}, "--fusion film needs metadata.*--fusion none"),
         ({"monitor": "acuracy"}, "--monitor is 'acuracy'.*Did you mean 'accuracy'"),
         ({"unfreeze": "last:99"}, "--unfreeze is 'last:99'"),
         ({"start_size": 48}, "--start-size is 48.*can't grow.*below 48, or leave it out"),

@@ -133,7 +133,8 @@ def test_every_run_has_its_directory_and_the_one_split(done):
     assert [run.path for run in outcome.runs] == [out / entry.folder for entry in study.entries]
     assert not outcome.failures
     for run, entry in zip(outcome.runs, study.entries, strict=True):
-        assert run.config == replace(entry.config, split=str(out / "split.csv"))
+        wanted = replace(entry.config, split=str(out / "split.csv"), metadata="age,sex")
+        assert run.config == wanted  # --metadata auto found age and sex
         assert run.metrics["split_sha256"] == sha256(out / "split.csv")
 
 
