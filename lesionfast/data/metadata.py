@@ -7,7 +7,9 @@ import logging
 import os
 import re
 import shlex
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from operator import ne
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +22,7 @@ from lesionfast.data.columns.labels import DROP, drop_classes, expand_map, settl
 from lesionfast.data.columns.leaks import KEYS, RESERVED, check_inputs
 from lesionfast.data.columns.values import MISSING
 from lesionfast.data.encoder import describe_missing
+from lesionfast.data.formats.dicom import DICOM_SUFFIXES
 from lesionfast.data.layouts import tables
 from lesionfast.data.layouts.base import NO_LESIONS, Dataset, rename_usual
 from lesionfast.data.layouts.paths import find_unique
@@ -31,7 +34,12 @@ from lesionfast.data.layouts.recognise import (
     find_dataset,
 )
 from lesionfast.data.parts.groups import chain_groups
-from lesionfast.data.sources import name_without_suffix
+from lesionfast.data.sources import (
+    FileReader,
+    count_threads,
+    name_without_suffix,
+    read_dicom_tags,
+)
 from lesionfast.data.table import EMPTY
 from lesionfast.diagnoses import probability_columns
 from lesionfast.errors import LesionfastError, list_first, pluralize
@@ -148,7 +156,7 @@ def clean(found: Dataset, df: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
     csv = found.table
     df = settle_labels(df, config, found.target, found.gone)
     check_ids(found, df)
-    df = drop_classes(add_paths(csv, df, found.files), config)
+    df = add_tags(drop_classes(add_paths(csv, df, found.files), config))
     inputs = config.metadata_columns
     others = df.columns.difference([*KEYS, "split"], sort=False)
     typed = {
@@ -164,6 +172,31 @@ def clean(found: Dataset, df: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
     check_inputs(csv, df, config, {found.image, found.target, *found.groups}, found.leaks)
     warn_of_unused_ids(found, df)
     return handle_missing(df, config).sort_values("image_id").reset_index(drop=True)
+
+
+def add_tags(df: pd.DataFrame) -> pd.DataFrame:
+    """Return rows with age and sex from the tags of their DICOM files, if no column has them."""
+    lacking = [name for name in ("age", "sex") if name not in df]
+    files = df["path"][df["path"].str.lower().str.endswith(DICOM_SUFFIXES)]
+    if not lacking or files.empty:
+        return df
+    with FileReader() as reader, ThreadPoolExecutor(count_threads()) as threads:
+        tags = list(threads.map(partial(find_tags, reader=reader), files))
+    logger.info(
+        "Read %s from the tags of %s",
+        " and ".join(lacking), pluralize(len(files), "DICOM file"),
+    )  # fmt: skip
+    columns = {name: [tag.get(name, "") for tag in tags] for name in lacking}
+    beside = pd.DataFrame(columns, files.index, dtype="str")
+    return df.join(beside).fillna(dict.fromkeys(lacking, ""))
+
+
+def find_tags(path: str, reader: FileReader) -> dict[str, str]:
+    """Return the tags of a DICOM file, none if it is broken: decoding says what is wrong."""
+    try:
+        return read_dicom_tags(path, reader)
+    except LesionfastError:
+        return {}
 
 
 def settle_inputs(df: pd.DataFrame, config: Config) -> Config:

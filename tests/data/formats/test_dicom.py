@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lesionfast.config import DataConfig
 from lesionfast.data.formats.pictures import decode, picture_size
 from lesionfast.data.images import open_images, read_image
+from lesionfast.data.metadata import load_metadata
 from lesionfast.data.sources import FileReader, list_images, read_dicom_tags
 from lesionfast.errors import LesionfastError
 
@@ -186,3 +188,18 @@ def test_a_file_that_is_no_dicom_file_has_no_tags(tmp_path):
         read_dicom_tags(str(tmp_path / "a.dcm"))
     with pytest.raises(LesionfastError, match=r"b\.dcm has no DICOM tags .*No such file"):
         read_dicom_tags(str(tmp_path / "b.dcm"))
+
+
+def test_age_and_sex_of_dicom_files_are_inputs_where_no_table_has_them(tmp_path):
+    for number, (name, sex) in enumerate([("mel", "M"), ("nv", "F")]):
+        (tmp_path / name).mkdir()
+        for age in (40, 50):
+            tags = {"PatientAge": f"{age + number:03}Y", "PatientSex": sex}
+            (tmp_path / name / f"{name}{age}.dcm").write_bytes(write(scene() + age, **tags))
+    (tmp_path / "nv" / "broken.dcm").write_bytes(b"no picture")
+    df = load_metadata(DataConfig(data=str(tmp_path))).set_index("image_id")
+    assert df["age"].dropna().to_dict() == {"mel40": 40, "mel50": 50, "nv40": 41, "nv50": 51}
+    assert df["sex"].dropna().to_dict() == {
+        "mel40": "male", "mel50": "male", "nv40": "female", "nv50": "female"
+    }  # fmt: skip
+    assert not {"Doe", "Jane", "SECRET-1"} & set(df.astype(str).to_numpy().ravel())
