@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from lesionfast.data.formats.containers import is_image
-from lesionfast.data.layouts.base import Dataset
+from lesionfast.data.layouts.base import Dataset, is_among
 from lesionfast.data.sources import (
     content_keys,
     drop_copies,
@@ -157,5 +157,5 @@ def locate_images(found: Dataset) -> pd.Series:
     if found.files is None:
         return found.rows["path"]
     ids = found.rows[found.image].map(name_without_suffix)
-    files = found.files[found.files["stem"].isin(set(ids))]
+    files = found.files[is_among(found.files["stem"], ids)]
     return ids.map(find_unique(files).set_index("stem")["path"]).fillna("")

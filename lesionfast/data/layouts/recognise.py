@@ -11,7 +11,7 @@ import pandas as pd
 
 from lesionfast.config import IN_MEMORY, DataConfig
 from lesionfast.data.formats.containers import CONTAINERS
-from lesionfast.data.layouts import (
+from lesionfast.data.layouts import (  # noqa: F401 (importing a module registers its layout)
     bcn20000,
     ddi,
     derm7pt,
@@ -34,37 +34,14 @@ from lesionfast.data.layouts.several import is_kind, join_datasets
 from lesionfast.data.parts.groups import factorize_ids
 from lesionfast.data.sample import make_sample
 from lesionfast.data.sources import name_without_suffix
-from lesionfast.data.table import is_table, list_columns
+from lesionfast.data.table import is_table
 from lesionfast.diagnoses import split_names
-from lesionfast.errors import LesionfastError, did_you_mean, pluralize
+from lesionfast.errors import LesionfastError, pluralize
 
 logger = logging.getLogger("lesionfast")
 
-KNOWN = (  # importing a module registers its layouts
-    bcn20000,
-    ddi,
-    derm7pt,
-    fitzpatrick17k,
-    folders_by_class,
-    ham10000,
-    huggingface,
-    isic2018,
-    isic2019,
-    isic2020,
-    isic2024,
-    isic_archive,
-    medmnist,
-    milk10k,
-    pad_ufes_20,
-    tables,
-)
 ID_SUFFIX = re.compile(r"([ _-]|(?<=patient)|(?<=lesion)|(?<=subject))id$")
-LAST = (
-    "huggingface",
-    "medmnist",
-    "folders_by_class",
-    "table",
-)  # what fits anything is tried after all others
+LAST = ("huggingface", "medmnist", "folders_by_class", "table")  # what fits anything comes last
 
 
 def find_dataset(config: DataConfig) -> Dataset:
@@ -198,13 +175,7 @@ def apply_columns(found: Dataset, config: DataConfig) -> Dataset:
 
 def check_columns(found: Dataset, columns: Iterable[str], option: str) -> None:
     """Raise `LesionfastError` for a column that the table does not have."""
-    for name in columns:
-        if name not in found.rows:
-            raise LesionfastError(
-                f"column '{name}' is not in {found.table.name}; it has: "
-                f"{list_columns(list(found.rows))}.{did_you_mean(name, list(found.rows))} "
-                f"Name yours with {option}."
-            )
+    tables.check_named(found.table, list(found.rows), columns, option)
 
 
 def name_group(found: Dataset) -> str:

@@ -13,9 +13,10 @@ from lesionfast.config import DataConfig
 from lesionfast.data.columns.labels import fold, read_map
 from lesionfast.data.columns.values import MISSING
 from lesionfast.data.layouts.base import Dataset, rename_usual
+from lesionfast.data.layouts.copies import find_content
 from lesionfast.data.layouts.paths import locate_images
 from lesionfast.data.parts.groups import chain_groups
-from lesionfast.data.sources import content_keys, name_without_suffix
+from lesionfast.data.sources import name_without_suffix
 from lesionfast.errors import LesionfastError, list_first, pluralize
 
 logger = logging.getLogger("lesionfast")
@@ -130,7 +131,7 @@ def find_same(rows: pd.DataFrame) -> pd.Series:
     match = rows["image_id"].str.extract(ARCHIVE)[0].str.upper()
     whole = rows["image_id"].str.fullmatch(ARCHIVE)
     ids = match.where(whole, "")
-    content = pd.Series(content_keys(rows["path"].tolist()), rows.index, dtype="str")
+    content = find_content(rows["path"].tolist()).set_axis(rows.index)
     return chain_groups(pd.DataFrame({"content": content, "id": ids}), content)
 
 

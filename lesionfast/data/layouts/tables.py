@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,7 +142,7 @@ def from_frame(rows: pd.DataFrame, config: DataConfig) -> Dataset:
     path = Path("the table")
     config = replace(config, image=None) if config.image == "path" else config
     for typed, option in [(config.image, "--image"), (config.target, "--target")]:
-        check_named(path, list(rows), typed, option)
+        check_named(path, list(rows), split_names(typed or ""), option)
     if config.images is None and not (config.image or first_of(IDS, list(rows))):
         rows = rows.assign(image_id=name_by_path(rows["path"]))
     files = None if config.images is None else list_images(config.images)
@@ -281,9 +281,9 @@ def choose_image(
     return ranked[0], others
 
 
-def check_named(path: Path, header: list[str], typed: str | None, option: str) -> None:
+def check_named(path: Path, header: list[str], columns: Iterable[str], option: str) -> None:
     """Raise `LesionfastError` for a column that an option names and the table does not have."""
-    for name in split_names(typed or ""):
+    for name in columns:
         if name not in header:
             raise LesionfastError(
                 f"column '{name}' is not in {path.name}; it has: {list_columns(header)}."
