@@ -184,7 +184,9 @@ class TrainConfig(SplitConfig):
         ("auto", "avg", "max", "concat"),
     )
     head: str = option(
-        "linear", "Last layer: 'linear' (trained), or 'prototype' or 'svm' on frozen features."
+        "linear",
+        "Last layer: 'linear' (trained with the backbone), or one that is solved in seconds on "
+        "frozen features: 'logistic', 'svm' or 'prototype' (see lesionfast list heads).",
     )
     dropout: float = option(0.2, "Dropout before the last layer.", limits=(0, 1))
     metadata_dropout: float = option(

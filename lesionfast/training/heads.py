@@ -2,7 +2,9 @@
 
 import logging
 import time
-from typing import Any
+import warnings
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,20 +25,27 @@ from lesionfast.training.callbacks.tracking import (
 )
 from lesionfast.training.learner import LesionLearner
 
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
+
 logger = logging.getLogger("lesionfast")
 
 heads = Registry("head", "--head")
 Linear = tuple[np.ndarray, np.ndarray]  # weights (K, W) and biases (K,)
+STRENGTHS = tuple(10 ** (exponent / 2) for exponent in range(-10, 5))  # of logistic regression
+FOLDS = 3  # of the training lesions, to choose one of them
+TINY = 1e-12  # of a probability whose logarithm is taken
+LOGITS = ("logistic",)  # heads whose outputs are log-probabilities already
 
 
 @heads.register("linear")
-def linear(features: np.ndarray, codes: np.ndarray) -> Linear:
+def linear(features: np.ndarray, codes: np.ndarray, groups: np.ndarray | None = None) -> Linear:
     """A linear layer trained with the rest of the model by gradient descent."""
     raise AssertionError("a linear head is trained, not solved")
 
 
 @heads.register("prototype")
-def prototype(features: np.ndarray, codes: np.ndarray) -> Linear:
+def prototype(features: np.ndarray, codes: np.ndarray, groups: np.ndarray | None = None) -> Linear:
     """Distance to the mean features of each class (Snell et al. 2017, arXiv:1703.05175).
 
     The logit of a class is minus the squared distance to its mean (eq. 2), less a term that is
@@ -47,7 +56,7 @@ def prototype(features: np.ndarray, codes: np.ndarray) -> Linear:
 
 
 @heads.register("svm")
-def svm(features: np.ndarray, codes: np.ndarray) -> Linear:
+def svm(features: np.ndarray, codes: np.ndarray, groups: np.ndarray | None = None) -> Linear:
     """A hyperplane that separates each class from the rest: scikit-learn's LinearSVC.
 
     Classes have equal weight, whatever their number of images (Cortes and Vapnik 1995,
@@ -57,24 +66,115 @@ def svm(features: np.ndarray, codes: np.ndarray) -> Linear:
 
     model = LinearSVC(C=1e-4, class_weight="balanced", dual="auto", max_iter=10_000, random_state=0)
     model.fit(features, codes)
-    if len(model.coef_) == 1:  # two classes share one hyperplane
-        return np.concatenate([-model.coef_, model.coef_]), np.array([-1, 1]) * model.intercept_
-    return model.coef_, model.intercept_
+    return one_row_a_class(model.coef_, model.intercept_)
+
+
+def one_row_a_class(coefficients: np.ndarray, intercepts: np.ndarray, factor: float = 1) -> Linear:
+    """Return weights (K, W) and biases (K,); of two classes scikit-learn has one row for both."""
+    if len(coefficients) > 1:
+        return coefficients, intercepts
+    both = factor * np.array([-1, 1])
+    return both[:, None] * coefficients, both * intercepts
+
+
+@heads.register("logistic")
+def logistic(features: np.ndarray, codes: np.ndarray, groups: np.ndarray | None = None) -> Linear:
+    """Multinomial logistic regression; the L2 penalty is chosen on folds of training lesions.
+
+    The probabilities keep the class shares of the training images, by which the rule 'balanced'
+    divides (logit adjustment, Menon et al. 2021, arXiv:2007.07314). That ranks melanomas better
+    than class weights do, which let a few images of rare classes decide. `groups` (n,) are the
+    lesions, by default each image is one.
+    """
+    features = features.astype(np.float32)
+    groups = np.arange(len(codes)) if groups is None else groups
+    strength = choose_strength(features, codes, groups)
+    model = new_regression().set_params(C=strength, max_iter=1000, tol=1e-4)
+    model.fit(features, codes)
+    return one_row_a_class(model.coef_, model.intercept_, 0.5)
+
+
+def new_regression() -> "LogisticRegression":
+    """Return a logistic regression whose next fit starts from the coefficients of the last."""
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(warm_start=True, max_iter=300, tol=1e-3)
+
+
+def choose_strength(features: np.ndarray, codes: np.ndarray, groups: np.ndarray) -> float:
+    """Return the C of least log loss on held-out folds of the groups; the least if it can't tell.
+
+    C grows, each fit starts from the one before, and the search ends when two values in a row are
+    worse. A class with one group is never held out and learned at the same time.
+    """
+    folds, losses = grouped_folds(codes, groups), []
+    if not folds:
+        logger.warning(
+            "too few training lesions to choose the L2 penalty of the head logistic: it is the "
+            "largest, C %.0e",
+            STRENGTHS[0],
+        )
+        return STRENGTHS[0]
+    models = [new_regression() for _ in folds]
+    for strength in STRENGTHS:
+        parts = [
+            held_out_losses(model.set_params(C=strength), features, codes, fold)
+            for model, fold in zip(models, folds, strict=True)
+        ]
+        losses.append(float(np.concatenate(parts).mean()))
+        if len(losses) > 2 and all(before < after for before, after in pairwise(losses[-3:])):
+            break
+    best = int(np.argmin(losses))
+    logger.info(
+        "logistic regression: C %.2g has the least log loss, %.3f, on held-out training lesions",
+        *(STRENGTHS[best], losses[best]),
+    )
+    return STRENGTHS[best]
+
+
+def grouped_folds(codes: np.ndarray, groups: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the rows to learn from and to hold out of each fold, no group in both."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    n = min(FOLDS, len(np.unique(groups)))
+    if n < 2:
+        return []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of classes with fewer images than folds
+        split = StratifiedGroupKFold(n, shuffle=True, random_state=0).split(codes, codes, groups)
+        return [fold for fold in split if len(np.unique(codes[fold[0]])) > 1]
+
+
+def held_out_losses(
+    model: "LogisticRegression",
+    features: np.ndarray,
+    codes: np.ndarray,
+    fold: tuple[np.ndarray, np.ndarray],
+) -> np.ndarray:
+    """Fit on the first rows of a fold; return the log losses of the others in learned classes."""
+    learned, held_out = fold
+    model.fit(features[learned], codes[learned])
+    held_out = held_out[np.isin(codes[held_out], model.classes_)]
+    columns = np.searchsorted(model.classes_, codes[held_out])
+    probabilities = model.predict_proba(features[held_out])[np.arange(len(held_out)), columns]
+    return -np.log(np.maximum(probabilities, TINY))
 
 
 def solve_head(learn: LesionLearner, run: Run) -> dict[str, Any]:
     """Solve the head of a run and put it into the model; write weights and history.
 
-    Returns the entries of metrics.json about the training. The features are standardised, and the
-    scale of the logits is the one of least log loss on validation, with equal class weights.
+    Returns the entries of metrics.json about the training. The features are standardised. Where
+    the head gives no log-probabilities, the scale of the logits is the one of least log loss on
+    validation, with equal class weights.
     """
     started = time.perf_counter()
     (x, codes), (valid, valid_codes) = (head_inputs(learn, name) for name in ("train", "valid"))
     centre, spread = x.mean(axis=0), x.std(axis=0) + 1e-6
-    weight, bias = heads[run.config.head]((x - centre) / spread, codes)
+    weight, bias = heads[run.config.head]((x - centre) / spread, codes, train_groups(learn))
     weight = weight / spread
     bias = bias - weight @ centre
-    scale = best_scale(valid @ weight.T + bias, valid_codes)
+    logits = run.config.head in LOGITS
+    scale = 1.0 if logits else best_scale(valid @ weight.T + bias, valid_codes)
     layer = learn.model.head[-1]
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(scale * weight))
@@ -105,6 +205,12 @@ def head_inputs(learn: LesionLearner, split: str) -> tuple[np.ndarray, np.ndarra
     if split == "train" and hasattr(learn, "metadata_dropout"):
         metadata = learn.metadata_dropout.withhold_once(metadata, codes)
     return fused_features(learn.model, image, metadata).astype(np.float64), codes
+
+
+def train_groups(learn: LesionLearner) -> np.ndarray:
+    """Return the lesion or patient (n,) of each training row."""
+    rows = learn.dls.rows[learn.dls.rows["split"] == "train"]
+    return rows["group" if "group" in rows else "image_id"].to_numpy(str)
 
 
 def best_scale(logits: np.ndarray, codes: np.ndarray) -> float:

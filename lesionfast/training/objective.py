@@ -26,6 +26,8 @@ from lesionfast.training.callbacks.inference import Borrowing
 from lesionfast.training.callbacks.regularization import mixes
 from lesionfast.training.losses import ClassificationLoss, UserLoss, losses
 
+UNWEIGHTED = ("linear", "logistic")  # heads that see the classes by their shares; others alike
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -142,7 +144,7 @@ def default_cost(config: TrainConfig, classes: list[str]) -> str | None:
 
 def rule_prior(config: TrainConfig, loss: ClassificationLoss, prior: np.ndarray) -> np.ndarray:
     """Return the prior (K,) of the posteriors, given the class shares (K,) that the loss sees."""
-    if config.head != "linear":  # solved with equal class weights
+    if config.head not in UNWEIGHTED:
         return shares(prior > 0)
     return loss.rule_prior(prior)
 

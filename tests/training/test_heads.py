@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.svm import LinearSVC
 
@@ -14,7 +15,14 @@ from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.models.fusion import load_model
 from lesionfast.training.experiment import check_options, train
-from lesionfast.training.heads import best_scale, heads
+from lesionfast.training.heads import (
+    STRENGTHS,
+    best_scale,
+    choose_strength,
+    grouped_folds,
+    heads,
+    held_out_losses,
+)
 
 CONFIG = TrainConfig(arch="test_resnet", weights="none", size=32, tta=1)
 
@@ -66,6 +74,67 @@ def test_the_scale_is_the_one_of_least_balanced_log_loss(clouds):
     assert loss(scale) < min(loss(1.1 * scale), loss(scale / 1.1), loss(1.0)) + 1e-12
 
 
+def draw_lesions(n_classes=3, seed=1):
+    """Return features, classes and lesions of images that come in threes; the last class is rare.
+
+    What tells a lesion apart is far stronger than what tells its class.
+    """
+    rng = np.random.default_rng(seed)
+    lesions = np.repeat(np.arange(120), 3)
+    of_lesion = rng.choice(n_classes, 120, p=[0.6, *[0.4 / (n_classes - 1)] * (n_classes - 1)])
+    own = rng.normal(size=(120, 40))[lesions]
+    signal = 0.15 * rng.normal(size=(n_classes, 40))[of_lesion[lesions]]
+    return own + signal + 0.1 * rng.normal(size=own.shape), of_lesion[lesions], lesions
+
+
+@pytest.mark.parametrize("n_classes", [2, 3, 7])
+def test_logistic_is_scikit_learns_and_its_probabilities_have_the_shares_of_the_classes(n_classes):
+    x, codes, lesions = draw_lesions(n_classes)
+    weight, bias = heads["logistic"](x, codes, lesions)
+    found = softmax(x @ weight.T + bias, axis=1)
+    strength = choose_strength(x, codes, lesions)
+    theirs = LogisticRegression(C=strength, max_iter=2000, tol=1e-8).fit(x, codes)
+    np.testing.assert_allclose(found, theirs.predict_proba(x), atol=1e-2)
+    np.testing.assert_allclose(found.mean(axis=0), np.bincount(codes) / len(codes), atol=5e-3)
+    again = heads["logistic"](x, codes, lesions)
+    assert all(np.array_equal(a, b) for a, b in zip((weight, bias), again, strict=True))
+
+
+def test_the_penalty_is_chosen_on_lesions_and_not_on_their_images():
+    """Among images of lesions that it has seen, a model without a penalty looks best."""
+    x, codes, lesions = draw_lesions()
+    of_lesions, of_images = (
+        choose_strength(x, codes, groups) for groups in (lesions, np.arange(len(codes)))
+    )
+    assert of_lesions < of_images / 5
+    x, codes, lesions = draw_lesions(seed=2)
+    for learned, held_out in grouped_folds(codes, lesions):
+        assert set(lesions[learned]).isdisjoint(lesions[held_out])
+
+
+def test_the_penalty_is_the_best_of_all():
+    x, codes, lesions = draw_lesions()
+    folds = grouped_folds(codes, lesions)
+
+    def loss(strength):
+        models = [LogisticRegression(C=strength, max_iter=2000) for _ in folds]
+        parts = [held_out_losses(m, x, codes, f) for m, f in zip(models, folds, strict=True)]
+        return np.concatenate(parts).mean()
+
+    best = min(STRENGTHS, key=loss)
+    assert loss(choose_strength(x, codes, lesions)) == pytest.approx(loss(best), abs=1e-3)
+
+
+def test_a_class_of_one_lesion_and_two_lesions_in_all_are_solved_too(caplog):
+    x, codes, lesions = draw_lesions()
+    codes = np.where(lesions == 0, 3, codes)
+    weight, _ = heads["logistic"](x, codes, lesions)
+    assert weight.shape == (4, 40)
+    few = np.isin(lesions, [np.flatnonzero(codes == k)[0] // 3 for k in (0, 1)])
+    weight, _ = heads["logistic"](x[few], codes[few], lesions[few])
+    assert weight.shape == (2, 40) and "too few training lesions" in caplog.text
+
+
 @pytest.mark.parametrize("head", ["prototype", "svm"])
 def test_a_solved_run_is_like_any_other(head, tmp_path):
     config = replace(CONFIG, head=head)
@@ -80,6 +149,18 @@ def test_a_solved_run_is_like_any_other(head, tmp_path):
     )
     assert not load_model(run).training
     assert len(Interpretation.from_run(run).rows) == run.metrics["test"]["n"]
+
+
+def test_logistic_keeps_the_prior_by_which_the_rule_divides(tmp_path):
+    config = replace(CONFIG, head="logistic")
+    df = load_dataset(config)
+    run = train(df, config, tmp_path)
+    shares = df[df["split"] == "train"]["target"].value_counts(normalize=True)
+    assert run.model["prior"] == pytest.approx([shares[name] for name in run.classes])
+    rules = run.metrics["valid"]["rules"]
+    assert rules["balanced"]["balanced_accuracy"] > rules["argmax"]["balanced_accuracy"]
+    assert run.history["phase"].tolist() == ["logistic"]
+    assert "logistic regression: C" in (run.path / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("name", [each.name for each in fields(TrainConfig)])
