@@ -163,6 +163,11 @@ class TrainConfig(SplitConfig):
         "tf_efficientnet_lite0",
         "Backbone: any torchvision or timm name (see lesionfast list archs).",
     )
+    all: bool = option(
+        False,
+        "With --folds: train a model for each fold, in one run. Its out-of-fold predictions are "
+        "its validation, and other images are predicted by the mean of the models.",
+    )
     weights: str = option(
         "auto", "Pretrained weights: 'auto', 'none' (from scratch), a weights file or a run."
     )

@@ -47,6 +47,19 @@ def log_to_console(level: int | None = None) -> None:
     logger.setLevel(logging.INFO)
 
 
+PARTS: list[str] = []  # of the work that is done now, such as "fold 2 of 5"
+
+
+@contextmanager
+def part_of_work(title: str) -> Iterator[None]:
+    """Name a part of the work, such as "fold 2 of 5": its progress bars begin with that."""
+    PARTS.append(title)
+    try:
+        yield
+    finally:
+        PARTS.pop()
+
+
 def progress_bar() -> "Progress":
     """Return a rich progress bar on stderr that vanishes when done; off without a terminal.
 
@@ -57,7 +70,7 @@ def progress_bar() -> "Progress":
 
     console = Console(stderr=True)
     return progress.Progress(
-        progress.TextColumn("{task.description}"),
+        progress.TextColumn("".join(f"{part}, " for part in PARTS) + "{task.description}"),
         progress.BarColumn(),
         progress.MofNCompleteColumn(),
         progress.TimeRemainingColumn(),

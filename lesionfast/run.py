@@ -22,6 +22,7 @@ from lesionfast.files import (
     disk_errors,
     read_json,
     readable_name,
+    sha256_once,
     sweep,
     sweep_once,
     workspace,
@@ -82,6 +83,9 @@ SHAPES = {
         "metadata?": [str],
         "parents?": ([int], None),
         "members?": [str],
+        "member_weights?": [(str, None)],
+        "of?": str,
+        "out_of_fold?": bool,
         **{f"{name}?": {str: str} for name in ("registered", "registered_digest")},
     },
     "environment.json": {str: object},
@@ -113,10 +117,12 @@ class Run:
         return f"Run({str(self.path)!r})"
 
     @classmethod
-    def create(cls, root: str | Path, config: TrainConfig, name: str | None = None) -> "Run":
+    def create(
+        cls, root: str | Path, config: TrainConfig, name: str | None = None, what: str | None = None
+    ) -> "Run":
         """Make a new run that holds only config.json, as `create_directory` does."""
         first = {"file": "config.json", "text": config.to_json()}
-        return cls(create_directory(root, config.arch, name, **first))
+        return cls(create_directory(root, what or config.arch, name, **first))
 
     @classmethod
     def open(cls, path: "str | Path | Run") -> "Run":
@@ -186,6 +192,25 @@ class Run:
         model = self._json("model.json")
         earlier = model.get("arch") == "committee"  # what earlier versions called an ensemble
         return model | {"arch": "ensemble"} if earlier else model
+
+    @cached_property
+    def members(self) -> "list[Run]":
+        """The runs that an ensemble averages; none for a run of one model.
+
+        Raises `DamageError` if one is not where it was.
+        """
+        paths = [os.path.normpath(self.path / path) for path in self.model.get("members", ())]
+        if gone := [path for path in paths if not os.path.isdir(path)]:
+            raise DamageError(
+                f"{self.path} averages {len(paths)} runs, and {gone[0]} is missing. Copy it there "
+                "again, or make the ensemble again."
+            )
+        return [Run(path) for path in paths]
+
+    @property
+    def is_out_of_fold(self) -> bool:
+        """Whether its validation predictions are out of fold: of all images that are not test."""
+        return self.model.get("out_of_fold", False)
 
     @cached_property
     def classes(self) -> Classes:
@@ -316,7 +341,25 @@ class Run:
         """Return what is wrong with each file that is not what was written, in words."""
         present = [name for name in (*GIVEN, *LEARNED, *FITTED) if (self.path / name).exists()]
         problems = {name: self.manifest.problem(name) for name in {*self.manifest.names, *present}}
-        return {name: why for name, why in sorted(problems.items()) if why is not None}
+        found = {name: why for name, why in sorted(problems.items()) if why is not None}
+        return found if "model.json" in found else found | self._damaged_members()
+
+    def _damaged_members(self) -> dict[str, str]:
+        """Return what is wrong with the files of members, by their paths as seen from here."""
+        if not self.holds("model.json"):
+            return {}
+        found, names = {}, self.model.get("members", ())
+        digests = self.model.get("member_weights") or [None] * len(names)
+        for name, digest in zip(names, digests, strict=True):
+            member = Run(os.path.normpath(self.path / name))
+            if not member.path.is_dir():
+                found[name] = "it is missing"
+                continue
+            found |= {f"{name}/{file}": why for file, why in member.damaged().items()}
+            weights = f"{name}/weights.safetensors"
+            if digest not in (None, sha256_once(self.path / weights)):
+                found.setdefault(weights, "it is not the one that was averaged")
+        return found
 
     def condition(self) -> tuple[str, dict[str, str]]:
         """Return the state of the files in a word, and what is wrong with those that are damaged.
@@ -334,8 +377,11 @@ class Run:
             return "damaged", {self.manifest.path.name: str(error)}
 
     def seal(self) -> None:
-        """Accept all files as they are now, whatever the manifest lists."""
+        """Accept all files as they are, whatever the manifests list; those of inner runs too."""
         self.manifest.seal(*GIVEN, *LEARNED, *FITTED)
+        for path in sorted(self.path.glob("*")):
+            if is_run(path):
+                Run(path).seal()
 
     def _json(self, name: str) -> dict[str, Any]:
         content = read_json(self.file(name), SHAPES[name], self.remedy(name))

@@ -44,7 +44,7 @@ TORCH_FREE = [
     *("stats.subgroups", "stats.ood", "evaluation.interpretation", "evaluation.findings"),
     *("evaluation.decisions", "evaluation.comparison", "evaluation.features"),
     *("evaluation.labels", "evaluation.isic", "reporting.overview"),
-    *("reporting.comparison", "training.ensemble", "training.study"),
+    *("reporting.comparison", "training.ensembles.combining", "training.study"),
     *("serving.predictor", "serving.outputs", "serving.onnx", "serving.app"),
 ]
 OPTIONS_OF_OTHERS = {  # of pip, uv, apt and timm; between the processes of the benchmarks

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 NOT_IN_PRETRAIN = (  # what an autoencoder has no use for
     *("fusion", "pool", "head", "dropout", "metadata_dropout", "head_epochs", "head_lr", "views"),
     *("start_size", "budget", "lr_decay", "ema", "unfreeze", "melanoma", "malignant", "subclass"),
-    *("balance", "beta", "class_weight", "defer_weights", "hardest", "loss", "cost", "tau"),
+    *("all", "balance", "beta", "class_weight", "defer_weights", "hardest", "loss", "cost", "tau"),
     *("label_smoothing", "augment_valid", "mix", "mix_alpha", "rule", "tta", "monitor", "compile"),
 )
 
@@ -56,7 +56,9 @@ def train(
 ) -> None:
     """Train a classifier and print the path of its run.
 
-    Without --data it trains on the built-in synthetic sample.
+    Without --data it trains on the built-in synthetic sample. With --folds 5
+    --all it trains five models and makes one run of them: what validation
+    decides is fitted on out-of-fold predictions of all images that are not test.
 
     Example: lesionfast train --data HAM10000 --arch densenet121
     """
@@ -134,7 +136,7 @@ Figure = option(Path, "PNG file for the curve.")
 
 
 @app.command("lr-find", rich_help_panel=TRAIN)
-@config_options(TrainConfig)
+@config_options(TrainConfig, "all")
 def lr_find(given: dict[str, Any], figure: Figure = Path("lr_find.png")) -> None:
     """Print the learning rate that fastai's LR finder suggests, and draw its curve.
 
@@ -156,7 +158,7 @@ def lr_find(given: dict[str, Any], figure: Figure = Path("lr_find.png")) -> None
 
 
 @app.command(rich_help_panel=TRAIN)
-@config_options(TrainConfig)
+@config_options(TrainConfig, "all")
 def bench(given: dict[str, Any], json: Json = False) -> None:
     """Measure the speed of each part of training, compared with the bare model.
 
@@ -201,11 +203,11 @@ def ensemble(
 
     Example: lesionfast ensemble runs/20260102-030405-densenet121 --specialists mel,bcc,akiec
     """
-    from lesionfast.training.ensemble import combine
+    from lesionfast.training.ensembles.combining import combine
 
     members = open_runs(runs, out)
     if specialists is not None:
-        from lesionfast.training.ensemble import add_specialists
+        from lesionfast.training.ensembles.specialists import add_specialists
 
         members = add_specialists(members, specialists, out)
     print_run(combine(members, out, mean=mean, fit_weights=fit_weights), json)

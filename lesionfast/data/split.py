@@ -34,6 +34,7 @@ from lesionfast.manifest import Manifest
 
 logger = logging.getLogger("lesionfast")
 
+FOLD = "fold"  # column of the split.csv of a run of folds
 OPTIONS = "lesionfast"  # in the attrs of a table: how it was loaded
 AFTER_LOADING = ("seed", "split_seed", "cache", "skip_bad", "metadata")  # may change for a training
 
@@ -154,8 +155,9 @@ def configure(df: pd.DataFrame, config: TrainConfig | None = None, **options: An
         config = settle_inputs(df, TrainConfig(**where, **given))
         check_inputs(Path("the table"), df, config)
         return settle_fusion(config)
+    late = {*AFTER_LOADING, *(["folds"] if given.get("all") and not loaded["folds"] else [])}
     for name, value in given.items():
-        settled = name in loaded and name not in AFTER_LOADING
+        settled = name in loaded and name not in late
         if settled and value != loaded[name]:
             raise LesionfastError(
                 f"the table was loaded with {name}={loaded[name]!r}, so {name}={value!r} comes too "
@@ -236,7 +238,8 @@ def read_split(df: pd.DataFrame, file: str | Path, with_groups: bool = False) ->
             f" is '{absent.iloc[0]}'. Add them, or leave --split out for a new split."
         )
     df = df.assign(split=part)
-    check_parts(file, df)
+    if not (with_groups and FOLD in table):  # each fold of that run is its validation in turn
+        check_parts(file, df)
     if len(table) > len(df):
         extra = pluralize(len(table) - len(df), "image")
         logger.warning("%s: left out %s that the data does not have", file, extra)
@@ -270,7 +273,10 @@ def check_parts(file: str | Path, df: pd.DataFrame) -> None:
         )
     for part in ("train", "valid"):
         if not (df["split"] == part).any():
-            raise LesionfastError(f"{file} has no image in '{part}'. Put some lesions there.")
+            raise LesionfastError(
+                f"{file} has no image in '{part}'. Put some lesions there; of a run of folds, name "
+                "the split.csv of one fold."
+            )
     untaught = sorted(set(df["target"]) - set(df.loc[df["split"] == "train", "target"]))
     if untaught:
         raise LesionfastError(
@@ -290,3 +296,50 @@ def format_split(df: pd.DataFrame) -> str:
     """Return the content of the file that `write_split` writes."""
     table = df.sort_values("image_id")[["image_id", "group", "target", "split"]]
     return table.to_csv(index=False, lineterminator="\n")
+
+
+def deal_folds(df: pd.DataFrame, config: TrainConfig) -> pd.Series:
+    """Return the fold of each row, Int64 (n,); it is missing for test images.
+
+    They are those of `--folds N --fold 0` to N - 1. The test part of a table that was loaded
+    without folds stays, and its other images are dealt. Raises `LesionfastError` for impossible
+    folds.
+    """
+    loaded = df.attrs.get(OPTIONS, {})
+    redrawn = loaded.get("folds") == config.folds and not config.test_on
+
+    def deal(fold: int) -> pd.Series:
+        rows = df if redrawn else df[df["split"] != "test"]
+        shares = {} if redrawn else {"test": 0.0}
+        drawn = draw(rows.drop(columns="split"), replace(config, fold=fold), **shares)["split"]
+        return drawn.reindex(df.index).fillna("test")
+
+    if redrawn and not deal(loaded["fold"]).equals(df["split"].astype("str")):
+        redrawn = False  # the parts were changed since
+    numbers = pd.Series(pd.NA, df.index, dtype="Int64")
+    for fold in range(config.folds or 0):
+        numbers[deal(fold) == "valid"] = fold
+    return numbers
+
+
+def choose_fold(
+    df: pd.DataFrame, numbers: pd.Series, fold: int, config: TrainConfig
+) -> pd.DataFrame:
+    """Return a table whose validation is one fold of `deal_folds`; what is not test is train."""
+    split = numbers.eq(fold).map({True: "valid", False: "train"}).where(numbers.notna(), "test")
+    return keep_options(df.assign(split=split.astype("str")), replace(config, fold=fold))
+
+
+def format_folds(df: pd.DataFrame, numbers: pd.Series) -> str:
+    """Return the split.csv of a run of folds: its images are train, with a fold, or test."""
+    split = numbers.notna().map({True: "train", False: "test"})
+    table = df.assign(**{"split": split, FOLD: numbers}).sort_values("image_id")
+    columns = ["image_id", "group", "target", "split", FOLD]
+    return table[columns].to_csv(index=False, lineterminator="\n")
+
+
+def read_folds(file: Path, df: pd.DataFrame) -> pd.Series:
+    """Return the fold of each row of a table, from the split.csv of a run of folds."""
+    columns = dict.fromkeys(("image_id", FOLD), "")
+    table = read_table(file, columns, option="--split").set_index("image_id")
+    return pd.to_numeric(df["image_id"].map(table[FOLD])).astype("Int64")

@@ -330,8 +330,10 @@ def describe_options(runs: Sequence[Run]) -> list[str]:
     for run, config in zip(runs, configs, strict=True):
         changed = [name for name in differing if config[name] != defaults[name]]
         options = ", ".join(f"{name.replace('_', ' ')} {config[name]}" for name in changed)
-        members = len(run.model.get("members", ()))
-        descriptions.append(f"ensemble of {members}" if members else options)
+        if members := len(run.model.get("members", ())):
+            kind = f"mean of {members} folds" if run.model.get("of") == "folds" else ""
+            options = kind or f"ensemble of {members}"
+        descriptions.append(options)
     return descriptions
 
 

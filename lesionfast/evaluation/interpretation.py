@@ -23,6 +23,14 @@ from lesionfast.stats.subgroups import COLUMNS, group_labels, measure_gaps, meas
 
 logger = logging.getLogger("lesionfast")
 
+OUT_OF_FOLD = (  # what validation means for a run of folds
+    "Validation is out of fold: each image was predicted by the model that did not train on it or "
+    "on others of its lesion, and test images by the mean of all {n}. What validation decides "
+    "(rule, calibration, thresholds, prediction sets, referral) is so fitted on single models and "
+    "used on their mean, which is mostly better and less sure: calibrated probabilities may be too "
+    "cautious and prediction sets too large (cross-conformal prediction, Barber et al. 2021, "
+    "doi:10.1214/20-AOS1965)."
+)
 ABOUT = ("age", "sex", "localization", "path")  # what a row shows of an image, where it is there
 
 
@@ -149,7 +157,13 @@ class Interpretation:
     @property
     def caption(self) -> str:
         """What a figure or table is about: "test, 1500 images, rule balanced"."""
-        return f"{self.split}, {len(self.rows)} images, rule {self.rule}"
+        split = f"{self.split} (out of fold)" if self.is_out_of_fold else self.split
+        return f"{split}, {len(self.rows)} images, rule {self.rule}"
+
+    @property
+    def is_out_of_fold(self) -> bool:
+        """Whether these are the validation predictions of a run of folds."""
+        return self.split == "valid" and self.run is not None and self.run.is_out_of_fold
 
     @cached_property
     def lesions(self) -> np.ndarray:

@@ -112,13 +112,20 @@ def find_weights_file(source: str | Path) -> Path:
 
 
 def find_runs(file: Path) -> list[Path]:
-    """Return the runs and pretrainings that contain a file, by its name and behind its links."""
-    near = [parent for path in (file.absolute(), file.resolve()) for parent in path.parents[:2]]
-    return [
-        folder
-        for folder in dict.fromkeys(near)
-        if (folder / "split.csv").is_file() and any((folder / n).is_file() for n in CONFIGS)
+    """Return the runs and pretrainings that contain a file, by its name and behind its links.
+
+    Of a run inside a run, which has a split of its own, that is the inner one.
+    """
+    near = [
+        next(filter(is_run, path.parents[:2]), None) for path in (file.absolute(), file.resolve())
     ]
+    return [folder for folder in dict.fromkeys(near) if folder is not None]
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a folder is a run or a pretraining that has begun."""
+    has_config = any((folder / name).is_file() for name in CONFIGS)
+    return has_config and (folder / "split.csv").is_file()
 
 
 def read_header(file: Path) -> Lineage | None:

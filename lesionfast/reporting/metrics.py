@@ -229,7 +229,8 @@ def metrics_table(run: Run, split: str = "test") -> Table:
     """
     summary = split_metrics(run, split)
     rules = [summary["rules"][rule] for rule in RULES]
-    title = f"{split}: {summary['n']} images of {len(run.classes)} classes"
+    part = f"{split} (out of fold)" if split == "valid" and run.is_out_of_fold else split
+    title = f"{part}: {summary['n']} images of {len(run.classes)} classes"
     note = f"split sha256 {run.metrics['split_sha256'][:12]}"
     table = Table(f"{title}; rule in use: {run.model['rule']}", ["metric", *RULES], note=note)
     for key in ("balanced_accuracy", "macro_auc", "macro_f1", "mel_sensitivity"):

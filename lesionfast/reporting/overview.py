@@ -18,6 +18,7 @@ from lesionfast.data.split import PARTS
 from lesionfast.diagnoses import full_name
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.evaluation.findings import Findings
+from lesionfast.evaluation.interpretation import OUT_OF_FOLD
 from lesionfast.reporting.calibration import calibration
 from lesionfast.reporting.decisions import challenge, operating, prediction_sets, referral
 from lesionfast.reporting.errors import confusion, melanoma
@@ -175,6 +176,8 @@ def data_card(findings: Findings) -> tuple[list[str], list[Table]]:
     """Return what the images of a run are: in words, and counted by class and part."""
     run, split = findings.run, findings.run.split
     words = [f"The split has the SHA-256 {run.metrics['split_sha256']}."]
+    if run.is_out_of_fold:
+        words.append(OUT_OF_FOLD.format(n=len(run.model["members"])))
     if run.config.data is None and run.config.csv is None:
         words.insert(0, SAMPLE)
     elif split["image_id"].between(*HAM10000).all():

@@ -34,6 +34,13 @@ from lesionfast.models.lineage import check_weights
 from lesionfast.models.precision import choose_precision
 from lesionfast.run import LEARNED, OF_THE_WEIGHTS, WEIGHTS, Run, check_name
 from lesionfast.training.callbacks.progress import logging_to
+from lesionfast.training.ensembles.folds import (
+    continue_folds,
+    finish_folds,
+    name_folder,
+    prepare_folds,
+)
+from lesionfast.training.ensembles.inner import Trainer, forget_results, is_whole
 from lesionfast.training.fitting import best_epoch, fit, plan_training
 from lesionfast.training.heads import heads, solve_head
 from lesionfast.training.learner import LesionLearner, history_names, lesion_learner
@@ -42,6 +49,7 @@ from lesionfast.training.objective import check_objective
 from lesionfast.training.record import (
     CHECKPOINT,
     announce,
+    describe_environment,
     describe_model,
     evaluate,
     write_preparation,
@@ -51,6 +59,7 @@ logger = logging.getLogger("lesionfast")
 
 GOES_WITH: dict[str, tuple[str, Callable[[TrainConfig], object]]] = {
     # an option -> what it needs to have an effect, in words, and whether that is so
+    "all": ("--folds", lambda c: c.folds is not None),
     "augment_valid": ("--augment other than none", lambda c: c.augment != "none"),
     "beta": ("--balance effective", lambda c: c.balance == "effective"),
     "cost": ("--loss asymmetric", lambda c: c.loss == "asymmetric"),
@@ -67,7 +76,7 @@ GOES_WITH: dict[str, tuple[str, Callable[[TrainConfig], object]]] = {
 MOST_SMOOTHING = 0.9
 SOLVED = {  # the options of a head that is solved; all others are of gradient descent
     *(field.name for field in fields(SplitConfig)),
-    *("arch", "weights", "size", "resize", "fusion", "pool", "head", "rule", "tta"),
+    *("arch", "all", "weights", "size", "resize", "fusion", "pool", "head", "rule", "tta"),
     *("metadata_dropout", "melanoma", "malignant", "device", "precision", "compile", "workers"),
 }
 
@@ -131,6 +140,9 @@ def train(
     default time and architecture. With `seeds` there are as many runs on one split, from `seed` on;
     then the list of them is returned. Raises `LesionfastError` for whatever the user can fix, and
     `TrainingInterrupted` if it is stopped before its first epoch ended.
+
+    With `folds=5, all=True` there is one model a fold, each a run inside the run. Its validation
+    predictions are out of fold, those of test images the mean of the models; see `finish_folds`.
 
     >>> lf.train(df, arch="test_resnet", weights="none", size=32, epochs=1, tta=1).finished
     True
@@ -200,15 +212,59 @@ def train_once(df: pd.DataFrame, config: TrainConfig, root: str | Path, name: st
     check_options(config)
     if name:
         check_name(name)
+    if config.all:
+        return train_folds(df, config, root, name)
     if config.budget:
         from lesionfast.training.speed.budget import fit_to_budget
 
         config = fit_to_budget(config, df)
-    learn = prepare_learner(df, config)
+    return train_prepared(prepare_learner(df, config), config, root, name)
+
+
+def train_prepared(
+    learn: LesionLearner, config: TrainConfig, root: str | Path, name: str | None
+) -> Run:
+    """Make a new run, train the Learner, and return the run."""
     run = Run.create(root, config, name)
     with only_trainer(run), logging_to(run.path / "log.txt"):
         write_preparation(learn, run)
         finish(learn, run)
+    return run
+
+
+def train_folds(df: pd.DataFrame, config: TrainConfig, root: str | Path, name: str | None) -> Run:
+    """Train one model a fold, in runs inside a new run, and return that; see `finish_folds`."""
+    split, parts = prepare_folds(df, config)
+    if config.budget:
+        from lesionfast.training.speed.budget import fit_to_budget, share_budget
+
+        shared = fit_to_budget(share_budget(parts[0].config, len(parts)), parts[0].df)
+        config = replace(shared, all=True)
+        found = {"size": config.size, "epochs": config.epochs, "budget": None}
+        parts = [replace(part, config=replace(part.config, **found)) for part in parts]
+    first = prepare_learner(parts[0].df, parts[0].config)  # so that what is wrong is said now
+    run = Run.create(root, config, name, name_folder(config))
+    with only_trainer(run), logging_to(run.path / "log.txt"):
+        run.write_json("environment.json", describe_environment(first, config))
+        run.write_text("split.csv", split)
+        del first
+        finish_folds(run, parts, Trainer(train_once, resume, {}))
+    return run
+
+
+def resume_folds(run: Run, **moved: str) -> Run:
+    """Train the folds of a run that are missing, unfinished or damaged; return the run."""
+    if is_whole(run):
+        raise already_finished(run)
+    if not run.holds("split.csv"):
+        raise never_began(run)
+    with only_trainer(run):
+        run = forget_results(Run(run.path))
+        config = replace(run.config, **(dict.fromkeys(WHERE) | moved if moved else {}))
+        df = load_dataset(config, split=run.file("split.csv"))
+        parts = continue_folds(run, df, config)
+        with logging_to(run.path / "log.txt"):
+            finish_folds(run, parts, Trainer(train_once, resume, moved))
     return run
 
 
@@ -218,6 +274,8 @@ def resume(run: Run, **moved: str) -> Run:
     `moved` are the options that name the data (data, csv, images), if it has moved. Raises
     `LesionfastError` if the run is finished and whole, or its data is missing or has changed.
     """
+    if run.config.all:
+        return resume_folds(run, **moved)
     check_resumable(run)
     check_registered(run.model, {name: getattr(run.config, name) for name in REGISTRIES})
     with only_trainer(run):
@@ -296,21 +354,31 @@ def check_resumable(run: Run) -> None:
     """Raise `LesionfastError` if a run is finished and whole, or stopped before it had begun."""
     damaged = damaged_results(run)
     if run.finished and not damaged and run.metrics["status"] == "finished":
-        raise LesionfastError(
-            f"{run.path} is finished: nothing is left to do. "
-            f"Look at it with: lesionfast interpret {run.path}"
-        )
+        raise already_finished(run)
     if not run.holds("model.json"):
-        raise LesionfastError(
-            f"{run.path} stopped before its training began, so it can't be resumed. "
-            f"Start it again: lesionfast train --config {run.path / 'config.json'}"
-        )
+        raise never_began(run)
     if members := run.model.get("members"):
         paths = " ".join(os.path.normpath(run.path / member) for member in members)
         raise LesionfastError(
             f"{run.path} is an ensemble, so it has no training to resume. "
             f"Make it again: lesionfast ensemble {paths}"
         )
+
+
+def already_finished(run: Run) -> LesionfastError:
+    """Return the error for a run that is finished and whole."""
+    return LesionfastError(
+        f"{run.path} is finished: nothing is left to do. "
+        f"Look at it with: lesionfast interpret {run.path}"
+    )
+
+
+def never_began(run: Run) -> LesionfastError:
+    """Return the error for a run that holds too little to be resumed."""
+    return LesionfastError(
+        f"{run.path} stopped before its training began, so it can't be resumed. "
+        f"Start it again: lesionfast train --config {run.path / 'config.json'}"
+    )
 
 
 def damaged_results(run: Run) -> list[str]:

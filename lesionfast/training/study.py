@@ -199,6 +199,11 @@ def run_study(study: Study, out: str | Path) -> Outcome:
     after Ctrl-C.
     """
     out, outcome = Path(out), Outcome()
+    if several := [entry.name for entry in study.entries if entry.config.all]:
+        raise LesionfastError(
+            f"the run '{several[0]}' has all = true, and a study trains one model a run. Leave it "
+            "out, or train that run with lesionfast train."
+        )
     states = {entry.name: read_state(entry, out) for entry in study.entries}
     if set(states.values()) != {"done"}:
         share_split(study, out)

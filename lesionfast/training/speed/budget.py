@@ -68,6 +68,11 @@ def fit_to_budget(config: TrainConfig, df: pd.DataFrame) -> TrainConfig:
     return plan
 
 
+def share_budget(config: TrainConfig, n: int) -> TrainConfig:
+    """Return a configuration with one of `n` equal parts of the budget."""
+    return replace(config, budget=f"{read_duration(config.budget or '') / n:.0f}s")
+
+
 def read_duration(text: str) -> float:
     """Return a time such as 90s, 10m or 1h30m in seconds; raises `LesionfastError`."""
     parts = re.findall(r"(\d+(?:\.\d+)?)([hms])", text)

@@ -11,7 +11,8 @@ from lesionfast.errors import LesionfastError
 from lesionfast.files import sha256
 from lesionfast.models.fusion import load_model
 from lesionfast.run import Run
-from lesionfast.training.ensemble import TIMES, add_specialists, combine
+from lesionfast.training.ensembles.combining import combine
+from lesionfast.training.ensembles.specialists import TIMES, add_specialists
 from lesionfast.training.experiment import resume, train
 
 TINY = TrainConfig(
@@ -71,7 +72,7 @@ def test_an_interrupted_specialist_says_how_to_go_on(base, tmp_path, monkeypatch
         run.write_json("metrics.json", told)
         return run
 
-    monkeypatch.setattr("lesionfast.training.experiment.train", stopped)
+    monkeypatch.setattr("lesionfast.training.ensembles.specialists.train", stopped)
     with pytest.raises(LesionfastError, match=r"--resume .*lesionfast ensemble"):
         add_specialists([base], "mel", tmp_path)
 

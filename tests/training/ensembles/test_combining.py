@@ -15,8 +15,7 @@ from lesionfast.files import sha256
 from lesionfast.reporting.comparison import runs_table
 from lesionfast.reporting.metrics import training
 from lesionfast.run import Run, list_runs, newest_run
-from lesionfast.stats.metrics import losses
-from lesionfast.training.ensemble import average, best_weights, combine
+from lesionfast.training.ensembles.combining import combine
 
 EVEN = [1 / 7] * 7
 
@@ -61,27 +60,6 @@ def test_different_priors_are_divided_out_first(members, make_worse, tmp_path, c
     assert rules["argmax"] == rules["balanced"]
     alone = members[0].metrics["test"]["rules"]["balanced"]
     assert rules["balanced"]["sensitivity"] == alone["sensitivity"]
-
-
-@pytest.mark.parametrize("mean", ["arithmetic", "geometric"])
-def test_fitted_weights_are_the_best_on_the_simplex(mean):
-    rng = np.random.default_rng(0)
-    truth = rng.choice(3, 400, p=[0.2, 0.3, 0.5])
-    logits = rng.normal(size=(3, 400, 3))
-    logits[np.arange(3)[:, None], np.arange(400), truth] += np.array([[1.0], [1.2], [0.1]])
-    votes = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
-    prior = np.bincount(truth) / 400
-    weights = best_weights(votes, truth, prior, mean)
-    assert weights.sum() == pytest.approx(1) and (weights >= 0).all()
-
-    def loss(each):
-        return losses(truth, average(votes, each, mean)).mean()
-
-    grid = [
-        (a, b, 1 - a - b) for a in np.arange(0, 1.01, 0.05) for b in np.arange(0, 1.01 - a, 0.05)
-    ]
-    assert loss(weights) <= min(map(loss, np.clip(grid, 0, 1))) + 1e-9
-    assert weights[:2].min() > weights[2]
 
 
 def test_weights_are_chosen_on_validation_alone(members, tmp_path):

@@ -1,0 +1,88 @@
+"""Runs inside a run: each is an ordinary run, trained, resumed or left as it is."""
+
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from lesionfast.config import TrainConfig
+from lesionfast.console import part_of_work
+from lesionfast.errors import TrainingInterrupted
+from lesionfast.run import FITTED, OF_THE_WEIGHTS, Run
+
+logger = logging.getLogger("lesionfast")
+
+Train = Callable[[pd.DataFrame, TrainConfig, Any, str], Run]
+Resume = Callable[..., Run]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One of the runs inside a run: its folder, what it is called, its table and its options."""
+
+    name: str
+    title: str
+    df: pd.DataFrame
+    config: TrainConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Trainer:
+    """How one run is trained, and how one that is there is resumed.
+
+    `moved` are the options that name the data, if it has moved since.
+    """
+
+    train: Train
+    resume: Resume
+    moved: dict[str, str]
+
+
+def train_parts(run: Run, parts: Sequence[Part], trainer: Trainer) -> tuple[list[Run], str]:
+    """Train what is missing of the runs inside a run; return those with predictions, and a status.
+
+    The status is that of metrics.json: "interrupted" after Ctrl-C, when runs may be missing. Raises
+    `TrainingInterrupted` if there is none.
+    """
+    done: list[Run] = []
+    for part in parts:
+        try:
+            with part_of_work(part.title):
+                logger.info("%s: %s", part.title, run.path / part.name)
+                done.append(complete(run, part, trainer))
+        except TrainingInterrupted:
+            if not done:
+                raise TrainingInterrupted(
+                    "the training stopped before its first epoch ended, so there are no weights to "
+                    f"keep. Continue with: lesionfast train --resume {run.path}"
+                ) from None
+            return done, "interrupted"
+        if done[-1].metrics["status"] == "interrupted":
+            return done, "interrupted"
+    return done, "finished"
+
+
+def complete(run: Run, part: Part, trainer: Trainer) -> Run:
+    """Return the run of a part, trained to its end, unless Ctrl-C stops it."""
+    inner = Run(run.path / part.name)
+    if is_whole(inner):
+        return inner
+    if inner.holds("model.json"):
+        return trainer.resume(inner, **trainer.moved)
+    shutil.rmtree(inner.path, ignore_errors=True)  # it stopped before its training began
+    return trainer.train(part.df, part.config, run.path, part.name)
+
+
+def is_whole(run: Run) -> bool:
+    """Return whether a run, and all inside it, is finished and undamaged."""
+    damaged = [name for name in run.damaged() if name.rpartition("/")[2] not in FITTED]
+    return run.finished and not damaged and run.metrics["status"] == "finished"
+
+
+def forget_results(run: Run) -> Run:
+    """Remove what depends on runs inside a run that are about to change; return the run."""
+    run.remove(*OF_THE_WEIGHTS, "model.json")
+    return Run(run.path)
