@@ -161,7 +161,8 @@ class TrainConfig(SplitConfig):
 
     arch: str = option(
         "tf_efficientnet_lite0",
-        "Backbone: any torchvision or timm name (see lesionfast list archs).",
+        "Backbone: any torchvision or timm name, or an encoder of a hub: hf-hub:OWNER/NAME, "
+        "open_clip:NAME, transformers:OWNER/NAME (see lesionfast list archs).",
     )
     all: bool = option(
         False,
@@ -185,8 +186,10 @@ class TrainConfig(SplitConfig):
     )
     pool: str = option(
         "auto",
-        "Global pooling; 'auto': max for this project's own backbones, avg for all others.",
-        ("auto", "avg", "max", "concat"),
+        "Global pooling; 'concat': avg and max; 'cls': the CLS token and the mean of the patch "
+        "tokens; 'auto': max for this project's own backbones, cls for vision transformers, avg "
+        "for all others.",
+        ("auto", "avg", "max", "concat", "cls"),
     )
     head: str = option(
         "linear",

@@ -87,6 +87,7 @@ SHAPES = {
         "of?": str,
         "out_of_fold?": bool,
         **{f"{name}?": {str: str} for name in ("registered", "registered_digest")},
+        "arch_config?": {str: object},
     },
     "environment.json": {str: object},
 }

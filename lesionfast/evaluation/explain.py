@@ -16,6 +16,7 @@ from lesionfast.data.encoder import MetadataEncoder, name_value
 from lesionfast.data.images import fit_square, open_images, read_image
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError, did_you_mean
+from lesionfast.models.backbones import CLS
 from lesionfast.models.fusion import FusionModel, load_model
 from lesionfast.models.inference import as_images, in_eval_mode
 from lesionfast.run import Run
@@ -179,7 +180,9 @@ def grad_cam(model: FusionModel, images: Tensor, metadata: Tensor, targets: Tens
     nothing speaks for the target it is 0 everywhere. Raises `LesionfastError` without a backbone.
     """
     require_image(model)
-    cam, maps = LayerGradCam(model.scores, model.backbone), []
+    cls = model.pool_name == CLS  # CLS itself lies nowhere, so the map is of the patches
+    layer = model.backbone.body.patches if cls else model.backbone
+    cam, maps = LayerGradCam(model.scores, layer), []
     with in_eval_mode(model):
         for *inputs, target in batches(images, metadata, targets):
             heat = cam.attribute(tuple(inputs), target=target, relu_attributions=True)

@@ -1,5 +1,6 @@
-"""Architectures by name: this project's own, torchvision's and timm's."""
+"""Architectures by name: this project's own, torchvision's, timm's, and encoders of the hubs."""
 
+import re
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -16,6 +17,19 @@ from lesionfast.registry import Builder, Registry, calling_module, own_name
 
 archs = Registry("architecture", "--arch")
 LIBRARIES = ("lesionfast", "torchvision", "timm")  # the first that has a name counts
+HUBS = {  # what comes before the colon -> the form of a name after it, and what that is
+    "hf-hub": ("OWNER/NAME", "any model of timm on the Hugging Face hub"),
+    "open_clip": (
+        "NAME.TAG",
+        "the image encoder of a CLIP; open_clip:hf-hub:OWNER/NAME: one on the hub, such as DermLIP "
+        "(needs lesionfast[open-clip])",
+    ),
+    "transformers": (
+        "OWNER/NAME",
+        "an image encoder such as DINOv3 or MedSigLIP (needs lesionfast[transformers])",
+    ),
+}
+ON_HUB = re.compile(r"(?:[./~].*|[\w.-]+/[\w.-]+(?:@[\w.-]+)?)")  # a folder or owner/name@revision
 SMALLEST = 32  # pixels that an architecture of this project needs: five halvings
 
 
@@ -73,20 +87,23 @@ def list_archs() -> dict[str, str]:
     """Return every name -> its library; this project's own names first, with a description."""
     libraries = {name: library for library in reversed(LIBRARIES) for name in list_names(library)}
     own = archs.describe()
-    return own | {name: libraries[name] for name in sorted(libraries) if name not in own}
+    hubs = {f"{library}:{form}": what for library, (form, what) in HUBS.items()}
+    return own | hubs | {name: libraries[name] for name in sorted(libraries) if name not in own}
 
 
 def find_arch(arch: str) -> tuple[str, str]:
     """Return (library, name); raises `LesionfastError` for a name that no library has.
 
     A name that both have is torchvision's; "timm:resnet50" is the other. A timm name may end with
-    the tag of its weights: "resnet50.a1_in1k".
+    the tag of its weights: "resnet50.a1_in1k". What begins with one of `HUBS` is not looked up.
     """
+    if (hub := arch.partition(":")[0]) in HUBS and ":" in arch:
+        return hub, check_hub_name(arch, hub)
     library, _, name = arch.rpartition(":")
     if library not in ("", *LIBRARIES):
         raise LesionfastError(
             f"--arch is '{arch}', but there is no library '{library}'. "
-            f"Type torchvision:{name} or timm:{name}."
+            f"Type torchvision:{name} or timm:{name}; of a hub: {', '.join(HUBS)}."
         )
     base, _, tag = name.partition(".")
     for candidate in [library] if library else LIBRARIES:
@@ -103,6 +120,15 @@ def find_arch(arch: str) -> tuple[str, str]:
         f"List names with: lesionfast list archs. If a module of yours registers it, import that: "
         "lesionfast --import MODULE …"
     )
+
+
+def check_hub_name(arch: str, hub: str) -> str:
+    """Return what follows the colon; raises `LesionfastError` for what no hub can have."""
+    name = arch.partition(":")[2]
+    own = hub == "open_clip" and "/" not in name.removeprefix("hf-hub:")
+    if not name or not (own or ON_HUB.fullmatch(name.removeprefix("hf-hub:"))):
+        raise LesionfastError(f"--arch is '{arch}'. Type --arch {hub}:{HUBS[hub][0]}.")
+    return name
 
 
 def check_tag(arch: str, base: str, tag: str) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -14,11 +14,21 @@ from torch import Tensor, nn
 
 from lesionfast.config import TrainConfig
 from lesionfast.errors import LesionfastError
-from lesionfast.models.archs import SMALLEST, archs, find_arch
+from lesionfast.models.archs import HUBS, SMALLEST, archs, find_arch
+from lesionfast.models.encoders import (
+    Encoder,
+    TimmBody,
+    TokenBody,
+    as_grid,
+    check_patch,
+    create_timm,
+    find_encoder,
+)
 from lesionfast.models.weights import load_weights
 
 HEADS = ("avgpool", "classifier", "fc", "head", "heads", "dropout")  # where torchvision pools
 AUXILIARY = ("AuxLogits", "aux1", "aux2")
+CLS = "cls"  # the pooling that keeps the CLS token
 HALVES = (0.5, 0.5, 0.5)
 TRANSFORMED = ("inception_v3", "googlenet")  # torchvision turns their input into -1..1 itself
 
@@ -30,15 +40,19 @@ class Backbone(nn.Module):
     and returns (B, num_features, h, w). `stages` are lists of parameters, the stem's first, and
     `blocks` lists of the modules that have them; `pretrained` and `origin` say where its weights
     came from. If `resume` is set, it computes the feature map from its input in place of images.
+    `pool` is the pooling that it was made for, `arch_config` what builds an encoder of a hub again.
     """
 
     num_features: int
+    pool: str
+    arch_config: dict[str, Any] | None
     stages: list[list[nn.Parameter]]
     blocks: list[list[nn.Module]]
 
     def __init__(self, body: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.body, self.mean, self.std = body, tuple(mean), tuple(std)
+        self.pool, self.arch_config = "avg", None
         self.pretrained, self.origin = False, "random weights, trained from scratch"
         self.resume: Callable[[Tensor], Tensor] | None = None
         self.register_buffer("shift", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -53,30 +67,72 @@ class Backbone(nn.Module):
         return self.body((image - self.shift) / self.scale)
 
 
-def create_backbone(arch: str, *, size: int, weights: str = "auto") -> Backbone:
+def create_backbone(
+    arch: str,
+    *,
+    size: int,
+    weights: str = "auto",
+    pool: str = "avg",
+    saved: Mapping[str, Any] | None = None,
+) -> Backbone:
     """Return the backbone of that name for square images of `size` pixels.
 
-    `weights` is 'auto', 'none', a file or a run (see `load_weights`). Raises `LesionfastError` for
-    an unknown name, a size that the backbone can't take, and weights that can't be had.
+    `weights` is 'auto', 'none', a file or a run (see `load_weights`). With the `pool` 'cls' its map
+    has the CLS token beside the patch tokens; 'auto' is settled by `settle_pool`. `saved` is the
+    model.json of a saved model. Raises `LesionfastError` for an unknown name, a size or pooling
+    that the backbone can't take, and weights that can't be had.
     """
     library, name = find_arch(arch)
-    if name in archs.modules:
+    known = None if saved is None else saved.get("arch_config")
+    encoder = find_encoder(arch, library, name, known) if library in HUBS else None
+    if encoder:
+        backbone = Backbone(*encoder.build(size))
+        backbone.arch_config = encoder.describe()
+    elif name in archs.modules:
         backbone = registered_backbone(name)
     elif library == "lesionfast":
         check_size(name, size, SMALLEST)
         backbone = Backbone(archs[name](), HALVES, HALVES)
     else:
         backbone = (timm_backbone if library == "timm" else torchvision_backbone)(name, size)
-    measure(backbone, arch, size)
+    if saved is None:  # earlier versions took any size
+        check_patch(arch, size, getattr(backbone.body, "patch", None))
+    backbone.pool = settle_pool(backbone.body, arch, pool)
+    if backbone.pool == CLS:
+        backbone.body.summarised = True
+    measure(backbone, arch, size, encoder.native if encoder else None)
+    give_weights(backbone, arch, size, weights, encoder)
+    return backbone
+
+
+def settle_pool(body: nn.Module, arch: str, pool: str) -> str:
+    """Return the pooling that 'auto' means for a backbone; any other is checked.
+
+    It is 'max' for this project's own, 'cls' where a network has a CLS token or attention pooling
+    beside its patch tokens, and 'avg' for all others. Raises `LesionfastError` for 'cls' without.
+    """
+    summary, (library, name) = getattr(body, "has_summary", False), find_arch(arch)
+    if pool == CLS and not summary:
+        raise LesionfastError(f"--pool cls: {arch} has no CLS token. Type --pool avg.")
+    if pool != "auto":
+        return pool
+    own = library == "lesionfast" and name not in archs.modules
+    return "max" if own else CLS if summary else "avg"
+
+
+def give_weights(
+    backbone: Backbone, arch: str, size: int, weights: str, encoder: Encoder | None
+) -> None:
+    """Load the weights of a backbone, and note where they came from."""
+    library, name = find_arch(arch)
     if library == "lesionfast" and weights == "auto":
-        if name in archs.modules:
-            return backbone
-        backbone.origin = f"random weights, trained from scratch: {name} has no pretrained ones"
+        if name not in archs.modules:
+            backbone.origin = f"random weights, trained from scratch: {name} has no pretrained ones"
     elif weights != "none":
         net = getattr(backbone.body, "net", backbone.body)
-        backbone.origin = load_weights(net, arch, size, weights)
+        of_hub = (encoder.wanted, encoder.conversions(net)) if encoder else ()
+        backbone.origin = load_weights(net, arch, size, weights, *of_hub)
         backbone.pretrained = True
-    return backbone
 
 
 def registered_backbone(name: str) -> Backbone:
@@ -106,11 +162,8 @@ def timm_backbone(name: str, size: int) -> Backbone:
     """Return a timm model without its head; one of a fixed size is built for `size`."""
     config = timm.get_pretrained_cfg(name)
     check_size(name, size, max(config.min_input_size or (0,)))
-    fixed = {"img_size": size} if config.fixed_input_size else {}
     try:
-        net = timm.create_model(name, num_classes=0, **fixed)
-    except TypeError:  # its size is fixed, but not an argument
-        net = timm.create_model(name, num_classes=0)
+        net = create_timm(name, size, config.fixed_input_size)
     except (AssertionError, RuntimeError, ValueError) as error:
         raise size_error(name, size, error, config.input_size[-1]) from None
     return Backbone(TimmBody(net), net.pretrained_cfg["mean"], net.pretrained_cfg["std"])
@@ -124,9 +177,7 @@ def torchvision_backbone(name: str, size: int) -> Backbone:
     if not name.startswith(("vit", "swin", "maxvit")):  # their smallest is only the usual size
         check_size(name, size, min(data.meta.get("min_size", (1, 1))))
     if name.startswith("vit"):
-        patch = int(name.split("_")[2])
-        if size % patch:
-            raise size_error(name, size, f"not a multiple of {patch}", -(-size // patch) * patch)
+        check_patch(name, size, int(name.split("_")[2]))
         extra["image_size"] = size
     if name.startswith("maxvit"):
         extra["input_size"] = (size, size)
@@ -171,24 +222,6 @@ def cut(net: nn.Module, name: str) -> nn.Module:
     return nn.Sequential(parts)
 
 
-class TimmBody(nn.Module):
-    """A timm model up to its last feature map, whatever its family, as (B, C, h, w)."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Return the feature map; tokens become a grid, channels-last becomes channels-first."""
-        features = self.net.forward_features(image)
-        if not isinstance(features, Tensor):
-            raise TypeError(f"timm returns {len(features)} outputs for it, not one feature map")
-        if features.ndim == 3:
-            return as_grid(features[:, getattr(self.net, "num_prefix_tokens", 0) :])
-        last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
-        return features.movedim(-1, 1) if last else features
-
-
 class AnyBody(nn.Module):
     """A module of a user: its features as (B, C, h, w)."""
 
@@ -210,29 +243,24 @@ class AnyBody(nn.Module):
         return as_grid(features) if features.ndim == 3 else features
 
 
-class VisionTransformerBody(nn.Module):
+class VisionTransformerBody(TokenBody):
     """torchvision's vision transformer up to its last tokens, as (B, C, h, w)."""
 
+    has_summary = True
+
     def __init__(self, net: nn.Module) -> None:
-        super().__init__()
+        super().__init__(net)
         net.heads = nn.Identity()
-        self.net = net
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the patch tokens as a grid."""
         tokens = self.net._process_input(image)
         first = self.net.class_token.expand(len(tokens), -1, -1)
-        return as_grid(self.net.encoder(torch.cat([first, tokens], dim=1))[:, 1:])
+        tokens = self.net.encoder(torch.cat([first, tokens], dim=1))
+        return self.join(tokens[:, 1:], tokens[:, 0])
 
 
-def as_grid(tokens: Tensor) -> Tensor:
-    """Return tokens (B, N, C) as (B, C, h, w), square if N allows it."""
-    side = math.isqrt(tokens.shape[1])
-    shape = (side, side) if side**2 == tokens.shape[1] else (tokens.shape[1], 1)
-    return tokens.mT.unflatten(2, shape)
-
-
-def measure(backbone: Backbone, arch: str, size: int) -> None:
+def measure(backbone: Backbone, arch: str, size: int, native: int | None = None) -> None:
     """Run the backbone once on an empty image, and set `num_features`, `blocks` and `stages`.
 
     A stage is a run of blocks whose output has the same size in powers of two; a backbone with
@@ -253,7 +281,7 @@ def measure(backbone: Backbone, arch: str, size: int) -> None:
         with torch.no_grad():
             features = backbone.eval()(torch.zeros(1, 3, size, size))
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise size_error(arch, size, error, native_size(arch)) from None
+        raise size_error(arch, size, error, native or native_size(arch)) from None
     except TypeError as error:
         raise LesionfastError(
             f"--arch {arch} can't be a backbone: {error}. Type another; lesionfast list archs"
@@ -302,8 +330,8 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def drop_unused(body: nn.Module, used: set[nn.Module]) -> None:
-    """Replace the parts of a timm model that its features do not need, such as its head."""
-    for name, child in body.net.named_children() if isinstance(body, TimmBody) else ():
+    """Replace the parts of a network that its features do not need, such as its head."""
+    for name, child in body.net.named_children() if isinstance(body, TokenBody) else ():
         if count_parameters(child) and used.isdisjoint(child.modules()):
             setattr(body.net, name, nn.Identity())
 

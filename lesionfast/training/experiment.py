@@ -281,7 +281,8 @@ def resume(run: Run, **moved: str) -> Run:
     with only_trainer(run):
         run = Run(run.path)
         check_resumable(run)  # again, as another process may have ended it
-        config = replace(run.config, **(dict.fromkeys(WHERE) | moved if moved else {}))
+        moved = dict.fromkeys(WHERE) | moved if moved else {}
+        config = replace(run.config, **moved, pool=run.model.get("pool", run.config.pool))
         df = load_dataset(config, split=run.file("split.csv"))
         training = read_training(run)
         if training:

@@ -259,7 +259,7 @@ def lesion_learner(
         config = take_model(config, run, options)
     dls = dls.copy() if isinstance(dls, LesionDataLoaders) else dls
     classes = Classes.chosen(read_vocab(dls), config.melanoma, config.malignant)
-    model, objective = build_parts(dls, config, classes, width)
+    model, objective = build_parts(dls, config, classes, width, run and run.model)
     callbacks = [*learner_callbacks(dls.device, config), *objective.callbacks]
     callbacks += [*withhold_metadata(dls, config, model.parents), *listify(cbs)]
     about = {"config": config, "classes": classes, "objective": objective}
@@ -279,6 +279,7 @@ def take_model(config: TrainConfig, run: Run, options: dict[str, Any]) -> TrainC
             "out, or pass the name of an architecture in place of the run."
         )
     model = {name: getattr(run.config, name) for name in OF_THE_MODEL}
+    model["pool"] = run.model.get("pool", run.config.pool)  # 'auto' may mean another by now
     return replace(config, weights="none", **model)
 
 
@@ -317,16 +318,20 @@ def name_choices(arch: Any, fusion: Any, loss_func: Any, lr: Any) -> dict[str, A
 
 
 def build_parts(
-    dls: DataLoaders, config: TrainConfig, classes: Classes, width: int
+    dls: DataLoaders,
+    config: TrainConfig,
+    classes: Classes,
+    width: int,
+    saved: dict[str, Any] | None = None,
 ) -> tuple[FusionModel, Objective]:
     """Return the model, on the device of the DataLoaders, and what a fit of it minimises.
 
-    `width` is how many numbers of metadata a row has.
+    `width` is how many numbers of metadata a row has, `saved` the model.json of a run.
     """
     parents = find_parents(read_subclasses(config.subclass, classes), classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # the head's first weights
-        model = build_model(config, width, len(classes), parents)
+        model = build_model(config, width, len(classes), parents, saved=saved)
     if len(parents) > len(classes):
         assign_subclasses(dls, model, config.seed)
     objective = build_objective(config, class_codes(dls), output_codes(dls), classes, parents)

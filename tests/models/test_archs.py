@@ -5,7 +5,7 @@ import torch
 
 from lesionfast.config import TrainConfig
 from lesionfast.errors import LesionfastError
-from lesionfast.models.archs import archs, find_arch, list_archs, list_names
+from lesionfast.models.archs import HUBS, archs, find_arch, list_archs, list_names
 from lesionfast.models.backbones import create_backbone
 from lesionfast.models.fusion import build_model, stage_groups
 
@@ -19,6 +19,11 @@ from lesionfast.models.fusion import build_model, stage_groups
         ("resnet50.a1_in1k", ("timm", "resnet50.a1_in1k")),
         ("timm:resnet50.a1_in1k", ("timm", "resnet50.a1_in1k")),
         ("tf_efficientnet_lite0", ("timm", "tf_efficientnet_lite0")),
+        ("hf-hub:owner/some_vit.tag", ("hf-hub", "owner/some_vit.tag")),
+        ("open_clip:ViT-B-16.laion2b_s34b_b88k", ("open_clip", "ViT-B-16.laion2b_s34b_b88k")),
+        ("open_clip:hf-hub:owner/name", ("open_clip", "hf-hub:owner/name")),
+        ("transformers:owner/name@v1.0", ("transformers", "owner/name@v1.0")),
+        ("transformers:./folder", ("transformers", "./folder")),
     ],
 )
 def test_a_name_of_both_libraries_is_torchvisions_unless_said(arch, expected):
@@ -28,6 +33,9 @@ def test_a_name_of_both_libraries_is_torchvisions_unless_said(arch, expected):
 def test_every_name_is_listed_with_its_library():
     archs = list_archs()
     own = list_names("lesionfast")
+    hubs = [name for name in archs if name.partition(":")[0] in HUBS]
+    assert [find_arch(name)[0] for name in hubs] == list(HUBS)
+    archs = {name: library for name, library in archs.items() if name not in hubs}
     assert set(archs) == {*own, *list_names("timm"), *list_names("torchvision")}
     for name, library in archs.items():
         assert find_arch(name) == ("lesionfast" if name in own else library, name)
@@ -43,7 +51,10 @@ def test_every_name_is_listed_with_its_library():
         ("", "lesionfast list archs"),
         ("timm:mobilenet_v3_large", "timm does not have it"),
         ("torchvision:resnet50.a1_in1k", "torchvision does not have it"),
-        ("keras:vgg16", "Type torchvision:vgg16 or timm:vgg16"),
+        ("keras:vgg16", "Type torchvision:vgg16 or timm:vgg16; of a hub: hf-hub, open_clip"),
+        ("hf-hub:", "Type --arch hf-hub:OWNER/NAME"),
+        ("transformers:dinov3", "Type --arch transformers:OWNER/NAME"),
+        ("open_clip:a/b/c", "Type --arch open_clip:NAME.TAG"),
         ("resnet50.a1_in1", "Did you mean 'a1_in1k'.*Type --arch resnet50 for its default"),
         ("resnet50.", "has no weights ''"),
     ],

@@ -6,6 +6,7 @@ import torch
 import torchvision
 
 from lesionfast.errors import LesionfastError
+from lesionfast.models.archs import archs
 from lesionfast.models.backbones import TimmBody, create_backbone, cut
 
 TORCHVISION = [  # one of each of torchvision's files; the size that it takes
@@ -192,7 +193,9 @@ def test_normalisation_is_the_backbones_own(arch, mean):
         ("inception_v3", 64, "inception_v3 needs at least 75 pixels.*Type --size 75 or more"),
         ("vgg16", 16, "Type --size 32 or more"),
         ("sam2_hiera_tiny", 128, "Type --size 224 or more"),
-        ("vit_b_16", 100, "can't take images of 100 pixels.*Type --size 112"),
+        ("vit_b_16", 100, "patches of 16 pixels, and --size 100.*Type --size 96 or --size 112"),
+        ("vit_small_patch14_dinov2", 128, "patches of 14.*Type --size 126 or --size 140"),
+        ("test_vit", 8, "Type --size 16\\.$"),
         ("maxvit_t", 128, "can't take images of 128 pixels.*Type --size 224"),
         ("timm:inception_v3", 32, "can't take images of 32 pixels.*Type --size 299"),
         ("pit_ti_224", 8, "can't take images of 8 pixels.*Type --size 224"),
@@ -215,9 +218,58 @@ def test_an_unknown_name_is_refused_before_anything_is_built():
 
 def test_a_timm_body_tells_tokens_in_no_square_apart():
     class Tokens(torch.nn.Module):
-        num_prefix_tokens = 1
+        num_prefix_tokens, cls_token = 1, None
 
         def forward_features(self, image):
             return torch.arange(14.0).view(1, 7, 2)
 
     assert TimmBody(Tokens())(torch.zeros(1)).shape == (1, 2, 6, 1)
+
+
+@pytest.mark.parametrize("arch", ["test_vit", "vit_b_32", "deit_tiny_distilled_patch16_224"])
+def test_the_pool_cls_is_the_cls_token_beside_the_mean_of_the_patches(arch):
+    torch.manual_seed(0)
+    backbone = create_backbone(arch, size=64, weights="none", pool="auto").eval()
+    image = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        pooled = backbone(image).mean((2, 3))
+        scaled = (image - backbone.shift) / backbone.scale
+        net = backbone.body.net
+        if arch == "vit_b_32":
+            tokens = net._process_input(scaled)
+            tokens = net.encoder(torch.cat([net.class_token.expand(2, -1, -1), tokens], dim=1))
+        else:
+            tokens = net.forward_features(scaled)
+    prefix = getattr(net, "num_prefix_tokens", 1)
+    expected = torch.cat([tokens[:, 0], tokens[:, prefix:].mean(1)], dim=1)
+    torch.testing.assert_close(pooled, expected)
+    assert backbone.pool == "cls" and backbone.num_features == 2 * tokens.shape[2]
+
+
+def test_attention_pooling_takes_the_place_of_a_cls_token():
+    name, small = "vit_base_patch16_siglip_224", {"embed_dim": 32, "depth": 2, "num_heads": 2}
+    net = timm.create_model(name, num_classes=0, img_size=32, **small)
+    net.mean = net.std = (0.5, 0.5, 0.5)
+    archs.register("siglip_small", "elsewhere")(net)
+    whole = create_backbone("siglip_small", size=32, weights="none", pool="auto").eval()
+    patches = create_backbone("siglip_small", size=32, weights="none").eval()
+    image = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        summary = net.eval()((image - 0.5) / 0.5)
+        torch.testing.assert_close(whole(image).mean((2, 3))[:, :32], summary)
+        torch.testing.assert_close(whole(image)[:, 32:], patches(image))
+    assert not any("attn_pool" in name for name in patches.state_dict())
+
+
+@pytest.mark.parametrize(("arch", "pool"), [("resnet18", "avg"), ("vanilla_cnn", "max")])
+def test_what_has_no_cls_token_is_pooled_as_before_and_refuses_cls(arch, pool):
+    assert create_backbone(arch, size=32, weights="none", pool="auto").pool == pool
+    with pytest.raises(LesionfastError, match=f"{arch} has no CLS token. Type --pool avg"):
+        create_backbone(arch, size=32, weights="none", pool="cls")
+
+
+def test_a_saved_model_of_a_size_that_is_no_multiple_of_the_patch_still_opens():
+    name, size = "vit_tiny_patch16_224", 40
+    with pytest.raises(LesionfastError, match="Type --size 32 or --size 48"):
+        create_backbone(name, size=size, weights="none")
+    assert create_backbone(name, size=size, weights="none", saved={}).num_features == 192

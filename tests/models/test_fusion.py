@@ -207,3 +207,21 @@ def test_every_architecture_takes_a_step_with_every_fusion(sized_backbone, fusio
     optimizer.step()
     moved = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
     assert logits.isfinite().all() and all(moved)
+
+
+@pytest.mark.parametrize(("pool", "width"), [("avg", 64), ("cls", 128)])
+def test_a_vision_transformer_comes_back_with_the_pooling_that_it_had(pool, width, tmp_path):
+    """'auto' meant 'avg' in earlier versions, which dropped the CLS token."""
+    model = build_model(TrainConfig(arch="test_vit", weights="none", size=32, pool=pool), 5, 7)
+    assert model.eval().n_features == width
+    run = save_run(tmp_path, model, arch="test_vit", pool=pool)
+    loaded = load_model(run)
+    image, metadata = torch.rand(3, 3, 32, 32), torch.randn(3, 5)
+    with torch.no_grad():
+        assert torch.equal(loaded(image, metadata), model(image, metadata))
+    assert loaded.pool_name == pool
+
+
+def test_a_model_without_an_image_takes_any_pooling():
+    config = TrainConfig(arch="test_vit", weights="none", size=32, pool="cls", fusion="metadata")
+    assert build_model(config, 5, 7).pool_name == "avg"

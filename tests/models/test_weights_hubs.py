@@ -77,7 +77,7 @@ def test_the_cache_of_hugging_face_is_used_as_it_lays_it_out(caches, refs):
     assert (
         found
         == [snapshot / "model.safetensors"]
-        == [weights.hugging_face_cache(REPOSITORY) / found[0].name]
+        == [weights.hugging_face_cache(Wanted("x", "x", repository=REPOSITORY)) / found[0].name]
     )
 
 
