@@ -222,8 +222,8 @@ def evaluate(learn: Learner, run: Run, training: dict[str, Any]) -> None:
     """
     logger.info("predicting validation and test images, %d views of each", run.config.tta)
     with memory_error_explained(run.config):
-        predictions, without = predict_splits(learn, run.config)
-        keep_features(learn, run)
+        predictions, without, seen = predict_splits(learn, run.config)
+        keep_features(learn, run, seen)
     run.write("predictions.csv", partial(predictions.to_csv, index=False))
     if run.model["metadata"] and run.model["fusion"] != "none":
         run.write(WITHOUT_METADATA, partial(without.to_csv, index=False))
@@ -241,12 +241,15 @@ def evaluate(learn: Learner, run: Run, training: dict[str, Any]) -> None:
         shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
 
 
-def predict_splits(learn: Learner, config: TrainConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
+def predict_splits(
+    learn: Learner, config: TrainConfig
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, np.ndarray]]:
     """Return one row per image of validation and test, with a column `p_<class>` for each class.
 
-    The second table has the probabilities of the same views with all metadata withheld.
+    The second table has the probabilities of the same views with all metadata withheld; then come
+    the image features (n, F) of each split.
     """
-    dls, complete, withheld = learn.dls, [], []
+    dls, complete, withheld, seen = learn.dls, [], [], {}
     engine = TorchEngine(learn.model, views=config.tta, precision=config.precision)
     for split in PARTS[1:]:
         rows = dls.rows[dls.rows["split"] == split].copy()
@@ -255,11 +258,12 @@ def predict_splits(learn: Learner, config: TrainConfig) -> tuple[pd.DataFrame, p
         metadata = dls.encoder.transform(rows)
         unknown = np.tile(dls.encoder.unknown, (len(rows), 1))
         positions = rows.pop("row").to_numpy()
-        (first, second), _ = engine.run(dls.pixels, positions, metadata, unknown)
+        (first, second), seen[split] = engine.run(dls.pixels, positions, metadata, unknown)
         complete.append(with_scores(rows, first, dls.vocab))
         keys = rows[["image_id", "target", "group", "split"]]
         withheld.append(with_scores(keys, second, dls.vocab))
-    return pd.concat(complete, ignore_index=True), pd.concat(withheld, ignore_index=True)
+    tables = (pd.concat(parts, ignore_index=True) for parts in (complete, withheld))
+    return *tables, seen
 
 
 def with_scores(
@@ -271,15 +275,21 @@ def with_scores(
     return pd.concat([rows, scores], axis=1)
 
 
-def keep_features(learn: Learner, run: Run) -> None:
-    """Keep the image features of all splits, for similar images and OOD scores later."""
+def keep_features(learn: Learner, run: Run, seen: dict[str, np.ndarray]) -> None:
+    """Keep the image features of all splits, for similar images and OOD scores later.
+
+    Those of the splits that were predicted are `seen`, so only the training images are run.
+    """
     if learn.model.backbone is None:
         return
-    rows = learn.dls.rows
-    with counting_bar("features of the images") as progress:
+    images = learn.dls.rows.groupby("split")
+    with counting_bar("features of the training images") as progress:
         source = Features(learn.model, learn.dls.pixels, run.config.precision)
-        features = source.compute(rows["row"].to_numpy(), progress)
-    write_features(run, rows["image_id"].tolist(), features)
+        seen = seen | {
+            "train": source.compute(images.get_group("train")["row"].to_numpy(), progress)
+        }
+    names = [name for split in seen for name in images.get_group(split)["image_id"]]
+    write_features(run, names, np.concatenate(list(seen.values())))
 
 
 def summary(learn: Learner, predictions: pd.DataFrame) -> dict[str, Any]:
