@@ -293,6 +293,12 @@ class TrainConfig(SplitConfig):
         "Decision rule: 'argmax', or 'balanced' (probability divided by the training prior).",
         ("argmax", "balanced"),
     )
+    melanoma_sensitivity: float = option(
+        0.0,
+        "Share of the validation melanomas that the rule has to find: it gets the weight on "
+        "melanoma that this takes; 0: none.",
+        limits=(0, 1),
+    )
     tta: int = option(
         8, "Test-time augmentation (TTA): dihedral views to average, 1 to 8.", limits=(1, 8)
     )

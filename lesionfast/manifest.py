@@ -12,7 +12,7 @@ from lesionfast.files import damage_explained, sha256, sha256_once, write_atomic
 FILE = "manifest.json"
 LOCK = ".manifest.lock"
 SCHEMA = 1
-SCHEMAS: dict[str, int] = {}  # of files whose format is not the first one
+SCHEMAS = {"model.json": 2}  # of files whose format is not the first one; 2: with a weight
 LAST = "metrics.json"  # once it is listed the folder is complete: what is not listed is foreign
 MARK = '"manifest":'  # in environment.json; its value is the schema
 UPGRADE = "Upgrade it: pip install --upgrade lesionfast"

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+    from lesionfast.stats.rules import DecisionRule
+
 WITHOUT_METADATA = "predictions_without_metadata.csv"
 CONFIGS = ("config.json", "pretrain.json")  # of a run, and of a pretraining
 FEATURES = "features.safetensors"
@@ -78,7 +80,7 @@ SHAPES = {
         "rule": str,
         **{f"{name}?": str for name in ("arch", "resize", "fusion", "pool", "weights_origin")},
         **{f"{name}?": int for name in ("schema", "size", "tta", "n_metadata")},
-        "dropout?": float,
+        **{f"{name}?": float for name in ("dropout", "melanoma_weight", "melanoma_sensitivity")},
         "parameters?": (int, None),
         "metadata?": [str],
         "parents?": ([int], None),
@@ -194,6 +196,13 @@ class Run:
         earlier = model.get("arch") == "committee"  # what earlier versions called an ensemble
         return model | {"arch": "ensemble"} if earlier else model
 
+    @property
+    def decision_rule(self) -> "DecisionRule":
+        """How the run decides: its rule, for the prior of its probabilities, with its weight."""
+        from lesionfast.stats.rules import DecisionRule
+
+        return DecisionRule.of_model(self.model)
+
     @cached_property
     def members(self) -> "list[Run]":
         """The runs that an ensemble averages; none for a run of one model.
@@ -276,14 +285,12 @@ class Run:
         """Return the headline metrics with their intervals and the confusion matrix."""
         if not self.finished:
             return f"<p>{escape(str(self.path))}: not finished</p>"
-        from lesionfast.stats.metrics import decide
-
         split = "test" if "test" in self.metrics else "valid"
-        rows, rule = self.predictions_of(split), self.model["rule"]
+        rows, rule = self.predictions_of(split), self.decision_rule
         truth, probabilities = self.read_probabilities(rows)
-        decision = decide(probabilities, rule, self.model["prior"])
+        decision = rule.decide(probabilities)
         lesions = rows["group" if "group" in rows else "image_id"].to_numpy(str)
-        title = f"{self.path}: {split}, {len(rows)} images, rule {rule}"
+        title = f"{self.path}: {split}, {len(rows)} images, rule {rule.name}"
         return predictions_html(title, truth, probabilities, decision, lesions, self.classes)
 
     @classmethod

@@ -40,6 +40,7 @@ MOST_LINES = 45  # of a function
 TORCH_FREE = [
     *("config", "run", "cli", "console", "cache", "data.metadata", "data.images", "data.audit"),
     *("data.split", "data.sample", "stats.bootstrap", "stats.metrics", "stats.measures"),
+    "stats.rules",
     *("stats.calibration", "stats.conformal", "stats.thresholds", "stats.selective"),
     *("stats.subgroups", "stats.ood", "evaluation.interpretation", "evaluation.findings"),
     *("evaluation.decisions", "evaluation.comparison", "evaluation.features"),

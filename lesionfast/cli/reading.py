@@ -40,6 +40,11 @@ Coverage = option(
 Refer = option(
     float | None, "Share of images to refer to a dermatologist; the run keeps it (initially 0.2)."
 )
+MelanomaSensitivity = option(
+    float | None,
+    "Share of the validation melanomas that the rule has to find, such as 0.8: it gets the weight "
+    "on melanoma that this takes, and the run keeps it; 0: none.",
+)
 Explain = option(bool, "Run the model to explain decisions with Grad-CAM.", "--explain")
 Masks = option(Path | None, "With --explain: folder of lesion masks to compare the maps with.")
 Submission = option(Path | None, "CSV file for a submission to the ISIC 2018 challenge.")
@@ -57,6 +62,7 @@ def interpret(
     cost: Cost = None,
     coverage: Coverage = None,
     refer: Refer = None,
+    melanoma_sensitivity: MelanomaSensitivity = None,
     explain: Explain = False,
     masks: Masks = None,
     submission: Submission = None,
@@ -67,8 +73,8 @@ def interpret(
 ) -> None:
     """Show what a run confuses, melanoma first; write figures/ and report.html.
 
-    The run keeps --coverage and --refer: predict, export and report use them
-    until you choose others here.
+    The run keeps --melanoma-sensitivity, --coverage and --refer: predict,
+    export and report use them until you choose others here.
 
     Example: lesionfast interpret runs/20260102-030405-densenet121 --nearest ISIC_0024306
     """
@@ -82,7 +88,10 @@ def interpret(
         print_nearest(opened, nearest, k, json)
         return
     choices = {"cost": cost, "coverage": coverage, "refer": refer}
+    choices |= {"melanoma_sensitivity": melanoma_sensitivity}
     findings = Findings.from_run(opened, split, rule, **choices, explain=explain, masks=masks)
+    if findings.fewer_melanomas:
+        logger.warning("%s", findings.fewer_melanomas)
     for choice in findings.decisions.kept_choices():
         print(f"kept in {opened.path}: {choice}", file=sys.stderr)
     print_findings(findings, submission, json)

@@ -26,8 +26,9 @@ from lesionfast.stats.bootstrap import (
     resampled,
     share_interval,
 )
-from lesionfast.stats.measures import weighted_metrics
+from lesionfast.stats.measures import SHARES, count_lesions_behind, weighted_metrics
 from lesionfast.stats.metrics import ALL, mean_defined, ratio, weighted_recall
+from lesionfast.stats.rules import DecisionRule
 
 logger = logging.getLogger("lesionfast")
 
@@ -45,7 +46,8 @@ class Comparison:
     """Runs on the same images, the best first.
 
     `table` has one row a run: name, path, arch, options (in which the runs differ), fusion,
-    parameters, train_seconds, status, rule, macro_auc, macro_f1, and, each with the ends of its
+    parameters, train_seconds, status, rule, below_argmax (whether the rule finds fewer of the
+    validation melanomas than argmax does), macro_auc, macro_f1, and, each with the ends of its
     95 % interval under `_low` and `_high`, balanced_accuracy, difference (of it to the best run),
     mel_to_nv (the share of the melanomas taken for nevi) and sensitivity_<class>.
     """
@@ -193,6 +195,7 @@ def stack(first: Cell, second: Cell) -> Cell:
 def describe_run(row: dict[str, Any]) -> str:
     """Return name, architecture, fusion, rule and options of a run, some lines."""
     built = f"{cell(row['arch'])}, {cell(row['fusion'])}, rule {row['rule']}"
+    built += "\nfewer melanomas than by argmax" if row["below_argmax"] else ""
     status = "" if row["status"] in ("finished", None) else f" ({row['status']})"
     lines = (f"{row['name']}{status}", built, fill(row["options"], LABEL_WIDTH))
     return "\n".join(filter(None, lines))
@@ -350,9 +353,18 @@ def build_row(read: Interpretation, options: str) -> dict[str, Any]:
         "train_seconds": run.metrics.get("train_seconds"),
         "status": run.metrics.get("status"),
         "rule": read.rule,
+        "below_argmax": finds_fewer(run),
         "macro_auc": metrics["macro_auc"],
         "macro_f1": metrics["rules"][read.rule]["macro_f1"],
     }
+
+
+def finds_fewer(run: Run) -> bool:
+    """Return whether a run's rule finds fewer of the validation melanomas than argmax does."""
+    rules = run.metrics.get("valid", {}).get("rules", {})
+    names = run.decision_rule.name, "argmax"
+    found, by_argmax = (rules.get(name, {}).get("mel_sensitivity") for name in names)
+    return found is not None and by_argmax is not None and found < by_argmax
 
 
 def estimate_metrics(read: Interpretation, drawn: Found, number: int, best: int) -> dict[str, Any]:
@@ -383,7 +395,9 @@ WITHHELD = "metadata withheld"
 ENDS = ("difference", "difference_low", "difference_high")
 
 
-def without_metadata(run: Run, split: str, rule: str | None = None) -> Interpretation | None:
+def without_metadata(
+    run: Run, split: str, rule: str | DecisionRule | None = None
+) -> Interpretation | None:
     """Return the predictions of a split with all metadata withheld; None if the run has none.
 
     `rule` is the run's own unless given.
@@ -398,18 +412,19 @@ def without_metadata(run: Run, split: str, rule: str | None = None) -> Interpret
 def contribution_table(
     whole: Interpretation,
     others: Mapping[str, Interpretation],
+    wanted: Sequence[tuple[str, str | None]] | None = None,
 ) -> pd.DataFrame:
     """Return the metrics of a run and of others by name, and their paired differences from it.
 
-    Columns: system, metric, of, value, low, high, and difference, difference_low and
-    difference_high: the other less the whole, over the same resamples of lesions, so that what
-    both get wrong alike does not widen the interval. Raises `LesionfastError` for runs of other
-    images, diagnoses or classes.
+    `wanted` are metrics and what each is of, by default `contribution_metrics`. Columns: system,
+    metric, of, value, low, high, and difference, difference_low and difference_high: the other less
+    the whole, over the same resamples of lesions, so that what both get wrong alike does not widen
+    the interval. Raises `LesionfastError` for runs of other images, diagnoses or classes.
     """
     read = {"whole": whole, **others}
     orders = align_images(list(read.values()))
     truth, lesions = whole.truth[orders[0]], whole.lesions[orders[0]]
-    wanted = contribution_metrics(whole.classes)
+    wanted = contribution_metrics(whole.classes) if wanted is None else wanted
     metrics = {
         name: weighted_metrics(truth, one.probabilities[order], one.decision[order], one.classes)
         for (name, one), order in zip(read.items(), orders, strict=True)
@@ -424,12 +439,13 @@ def contribution_table(
         }
 
     values, drawn = resampled(find, truth, lesions)
-    is_melanoma = whole.rows["truth"].to_numpy() == whole.classes.melanoma
-    melanomas, rows = len(np.unique(whole.lesions[is_melanoma])), []
+    rows = []
     for (name, *key), value in values.items():
-        own, first = drawn[name, *key], drawn["whole", *key]
-        is_share = key[0] == "sensitivity"
-        ends = share_interval(value, own, melanomas) if is_share else interval(own)
+        own, first, one = drawn[name, *key], drawn["whole", *key], read[name]
+        ends = interval(own)
+        if key[0] in SHARES:
+            about = one.truth, one.decision, one.lesions, one.classes
+            ends = share_interval(value, own, count_lesions_behind(*key, *about))
         difference = value - values["whole", *key]
         rows.append((name, *key, value, *ends, difference, *interval(own - first)))
     columns = ["system", "metric", "of", "value", "low", "high", *ENDS]

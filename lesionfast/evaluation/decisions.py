@@ -1,7 +1,8 @@
 """Decisions: what a run's validation chose, each fitted, kept, read and applied in one way.
 
-These are the operating points, the calibration, the prediction sets, the referral and the OOD
-score. Nothing else in lesionfast is fitted after training, and nothing of it on test images.
+These are the operating points, the calibration, the prediction sets, the referral, the OOD score
+and the rule's weight on melanoma. Nothing else in lesionfast is fitted after training, and nothing
+of it on test images.
 """
 
 import json
@@ -17,16 +18,18 @@ import pandas as pd
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from lesionfast.data.split import load_dataset
+from lesionfast.data.split import PARTS, load_dataset
 from lesionfast.errors import DamageError, DiskError, LesionfastError, list_first
 from lesionfast.evaluation.features import read_features
 from lesionfast.evaluation.interpretation import Interpretation
+from lesionfast.evaluation.melanoma import describe_rule, fit_rule
 from lesionfast.files import check_shape, damage_explained, disk_errors, read_json
 from lesionfast.run import FEATURES, FITTED, Run
 from lesionfast.stats.calibration import Calibrator, fit_calibrator
 from lesionfast.stats.conformal import COVERAGE, Conformal, check_coverage, fit_conformal
 from lesionfast.stats.metrics import json_safe
 from lesionfast.stats.ood import OODScorer
+from lesionfast.stats.rules import DecisionRule
 from lesionfast.stats.selective import SHARE, Referral, check_share, fit_referral
 from lesionfast.stats.thresholds import OperatingPoint, apply_points, choose_points
 
@@ -275,13 +278,13 @@ class Decisions:
         """Which images to refer, under the run's own rule."""
         kept = REFERRAL.read(self.run)
         share = self.refer or (kept.share if kept else SHARE)
-        if kept and (kept.share, kept.rule) == (share, self.run.model["rule"]):
+        if kept and (kept.share, kept.rule) == (share, self.run.decision_rule.name):
             return kept
         return self._fit(REFERRAL, share=share)
 
-    def referral_by(self, rule: str) -> Referral:
+    def referral_by(self, rule: DecisionRule) -> Referral:
         """Return which images to refer under another rule, of the same share; it is not kept."""
-        if rule == self.run.model["rule"]:
+        if rule.name == self.run.decision_rule.name:
             return self.referral
         valid = Interpretation.from_run(self.run, "valid", rule)
         return REFERRAL.fit(valid, share=self.referral.share)
@@ -301,6 +304,12 @@ class Decisions:
     def kept_choices(self) -> list[str]:
         """Return, in words, what the run keeps that was not asked for now and is not a default."""
         words, sets, referral = [], SETS.read(self.run), REFERRAL.read(self.run)
+        rule, sensitivity = self.run.decision_rule, self.run.model.get("melanoma_sensitivity", 0)
+        if rule.weight > 1:
+            words.append(
+                f"a weight of {rule.weight:g} on melanoma, for a validation sensitivity of "
+                f"{sensitivity:g} (--melanoma-sensitivity)"
+            )
         if sets and self.coverage is None and sets.coverage != COVERAGE:
             words.append(f"prediction sets with a coverage of {sets.coverage:g} (--coverage)")
         if referral and self.refer is None and referral.share != SHARE:
@@ -313,18 +322,40 @@ class Decisions:
 
     def _fit(self, kept: Kept[Value], **options: Any) -> Value:
         value = kept.fit(self.valid, **options)
-        try:
-            with disk_errors(self.run.path):
-                kept.write(self.run, value)
-        except DiskError as error:  # read-only or full, or somebody else's folder
-            if self.run.path not in WARNED:
-                WARNED.add(self.run.path)
-                logger.warning(
-                    "%s What was fitted on validation is used but not kept: the next command fits "
-                    "it again.",
-                    error.problem,
-                )
+        keep(self.run, lambda: kept.write(self.run, value))
         return value
+
+
+def keep(run: Run, write: Callable[[], object]) -> None:
+    """Write something into a run; if that can't be done, a warning says so."""
+    try:
+        with disk_errors(run.path):
+            write()
+    except DiskError as error:  # read-only or full, or somebody else's folder
+        if run.path not in WARNED:
+            WARNED.add(run.path)
+            logger.warning(
+                "%s What was fitted on validation is used but not kept: the next command fits it "
+                "again.",
+                error.problem,
+            )
+
+
+def choose_rule(run: Run, sensitivity: float) -> None:
+    """Give the run's rule the weight on melanoma that a validation sensitivity takes, and keep it.
+
+    It is kept in model.json, and metrics.json gets the metrics of the decisions by it; 0 takes the
+    weight away. Raises `LesionfastError` as `fit_rule` does, and for a run without validation.
+    """
+    rule = fit_rule(Interpretation.from_run(run, "valid"), sensitivity)
+    model = run.model | describe_rule(rule, sensitivity)
+    if model == run.model or (rule == run.decision_rule and not sensitivity):
+        return
+    run.model = model
+    splits = [split for split in PARTS if split in run.metrics]
+    run.metrics |= {split: Interpretation.from_run(run, split).metrics for split in splits}
+    keep(run, lambda: run.write_json("model.json", run.model))
+    keep(run, lambda: run.write_json("metrics.json", run.metrics))
 
 
 def require_unseen(test: Interpretation) -> None:

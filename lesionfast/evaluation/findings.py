@@ -13,12 +13,13 @@ from lesionfast.data.split import load_dataset
 from lesionfast.diagnoses import read_costs
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.evaluation.comparison import WITHHELD, contribution_table, without_metadata
-from lesionfast.evaluation.decisions import Decisions, discard_damaged
+from lesionfast.evaluation.decisions import Decisions, choose_rule, discard_damaged
 from lesionfast.evaluation.features import dataset_features, read_features
 from lesionfast.evaluation.interpretation import Interpretation, records
+from lesionfast.evaluation.melanoma import describe_fewer_melanomas, price_of_weight
 from lesionfast.run import FEATURES, Run
 from lesionfast.stats.calibration import Calibrator
-from lesionfast.stats.metrics import RULES, decide
+from lesionfast.stats.rules import RULES, DecisionRule
 from lesionfast.stats.selective import Referral
 from lesionfast.stats.thresholds import cost_decision, cost_table
 
@@ -48,16 +49,25 @@ class Findings:
 
     @classmethod
     def from_run(
-        cls, run: Run, split: str = "test", rule: str | None = None, **chosen: Any
+        cls,
+        run: Run,
+        split: str = "test",
+        rule: str | None = None,
+        *,
+        melanoma_sensitivity: float | None = None,
+        **chosen: Any,
     ) -> "Findings":
         """Read a run's predictions; `rule` is the run's own unless given.
 
-        `chosen` are `coverage` (of the prediction sets) and `refer` (the share of images to refer),
-        which the run keeps from then on; without them what it keeps holds. And, for these findings
-        alone, as `rule` is: `cost` (of errors, such as mel:nv=10), `explain` (run the model for
-        heat maps) and `masks` (a folder of lesion masks to compare those with). Raises
-        `LesionfastError` as `Interpretation.from_run` does, and for values out of range.
+        The run keeps from then on: `melanoma_sensitivity` (that the rule's weight on melanoma has
+        to reach on validation; 0: no weight), `coverage` (of the prediction sets) and `refer` (the
+        share of images to refer); without them what it keeps holds. For these findings alone, as
+        `rule` is, are `cost` (of errors, such as mel:nv=10), `explain` (run the model for heat
+        maps) and `masks` (a folder of lesion masks to compare those with). Raises `LesionfastError`
+        as `Interpretation.from_run` and `choose_rule` do, and for values out of range.
         """
+        if melanoma_sensitivity is not None:
+            choose_rule(run, melanoma_sensitivity)
         findings = cls(Interpretation.from_run(run, split, rule), **chosen)
         findings.decisions.choose()
         return findings
@@ -77,7 +87,20 @@ class Findings:
     @cached_property
     def validation(self) -> Interpretation:
         """The validation predictions under the same rule, on which everything is chosen."""
-        return Interpretation.from_run(self.run, "valid", self.interpretation.rule)
+        return Interpretation.from_run(self.run, "valid", self.interpretation.decision_rule)
+
+    @cached_property
+    def fewer_melanomas(self) -> str:
+        """A sentence if the rule finds fewer validation melanomas than argmax does, or ''."""
+        validated = "valid" in set(self.run.predictions["split"])
+        return describe_fewer_melanomas(self.validation) if validated else ""
+
+    @cached_property
+    def price_of_weight(self) -> dict[str, pd.DataFrame]:
+        """What the rule's weight on melanoma changes, by split; empty if it has none."""
+        read = [self.validation, self.interpretation] if self.on_test else [self.interpretation]
+        weighted = self.interpretation.decision_rule.weight > 1
+        return {one.split: price_of_weight(one) for one in read} if weighted else {}
 
     @cached_property
     def calibrator(self) -> Calibrator | None:
@@ -97,7 +120,7 @@ class Findings:
     @cached_property
     def referral(self) -> Referral:
         """Which images to refer under the rule of these decisions, by a threshold of validation."""
-        return self.decisions.referral_by(self.interpretation.rule)
+        return self.decisions.referral_by(self.interpretation.decision_rule)
 
     @property
     def keeps_features(self) -> bool:
@@ -121,8 +144,9 @@ class Findings:
         An expected cost takes chances, so that decision is by the calibrated probabilities.
         Columns: rule, value, low, high.
         """
-        read, prior = self.interpretation, self.run.model["prior"]
-        decisions = {rule: decide(read.probabilities, rule, prior) for rule in RULES}
+        read, model = self.interpretation, self.run.model
+        rules = [*(DecisionRule.of_model(model, base) for base in RULES), read.decision_rule]
+        decisions = {rule.name: rule.decide(read.probabilities) for rule in rules}
         decisions["least expected cost"] = cost_decision(self.chances, self.costs)
         return cost_table(read.truth, decisions, self.costs, read.lesions)
 
@@ -130,7 +154,7 @@ class Findings:
     def contribution(self) -> pd.DataFrame | None:
         """What withholding all metadata changes, paired; None if the run has not tried it."""
         read = self.interpretation
-        other = without_metadata(self.run, read.split, read.rule)
+        other = without_metadata(self.run, read.split, read.decision_rule)
         return None if other is None else contribution_table(read, {WITHHELD: other})
 
     def drawn(self, draw: Callable[..., Path], *more: Any) -> Path:

@@ -2,14 +2,13 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 
 from lesionfast.data.split import PARTS
 from lesionfast.diagnoses import Classes
@@ -17,8 +16,8 @@ from lesionfast.errors import LesionfastError, did_you_mean
 from lesionfast.notebook import predictions_html
 from lesionfast.run import Run
 from lesionfast.stats.measures import by_lesion, measure
-from lesionfast.stats.metrics import confusion_counts, decide, json_safe, losses, summarize
-from lesionfast.stats.selective import rule_confidence
+from lesionfast.stats.metrics import confusion_counts, json_safe, losses, summarize
+from lesionfast.stats.rules import DecisionRule
 from lesionfast.stats.subgroups import COLUMNS, group_labels, measure_gaps, measure_subgroups
 
 logger = logging.getLogger("lesionfast")
@@ -38,8 +37,8 @@ ABOUT = ("age", "sex", "localization", "path")  # what a row shows of an image, 
 class Interpretation:
     """The predictions of one split of a run, decided by one rule: where every table starts.
 
-    `truth` and `decision` (n,) are class numbers, `probabilities` is (n, k), `prior` (k,) what the
-    rule 'balanced' divides by; `rows` has one row an image: image_id, group, truth, decision,
+    `truth` and `decision` (n,) are class numbers, `probabilities` is (n, k), `decision_rule` what
+    decides, and `rule` its name; `rows` has one row an image: image_id, group, truth, decision,
     probability (of the decision), probability_of_truth, loss (-log of it, in nats), and age, sex,
     localization and path where the dataset has them. `table` are the predictions as they were read.
     `run` is None for the predictions of a learner. Make it with `from_run` or `from_learner`, which
@@ -51,20 +50,21 @@ class Interpretation:
 
     run: Run | None
     split: str
-    rule: str
+    decision_rule: DecisionRule
     classes: Classes
     truth: np.ndarray
     decision: np.ndarray
     probabilities: np.ndarray
-    prior: np.ndarray
     rows: pd.DataFrame
     table: pd.DataFrame
 
     @classmethod
     def from_run(
-        cls, run: Run | str | Path, split: str = "test", rule: str | None = None
+        cls, run: Run | str | Path, split: str = "test", rule: str | DecisionRule | None = None
     ) -> "Interpretation":
-        """Read a run's predictions; `rule` is the run's own unless given.
+        """Read a run's predictions; `rule` is the run's own unless given, with its weight.
+
+        'argmax' and 'balanced' are the plain rules.
 
         Never runs the model. Raises `LesionfastError` for an unknown rule, a split that the run
         has no predictions of, and predictions that do not match the run's classes.
@@ -74,15 +74,20 @@ class Interpretation:
 
     @classmethod
     def from_table(
-        cls, run: Run, predictions: pd.DataFrame, split: str, rule: str | None = None
+        cls,
+        run: Run,
+        predictions: pd.DataFrame,
+        split: str,
+        rule: str | DecisionRule | None = None,
     ) -> "Interpretation":
         """Read rows of predictions.csv, of this run or of others of the same classes.
 
         Raises `LesionfastError` as `from_run` does.
         """
         truth, probabilities = run.read_probabilities(predictions)
-        about = (run, split, rule or run.model["rule"], run.classes)
-        return cls.build(about, truth, probabilities, run.model["prior"], predictions)
+        if not isinstance(rule, DecisionRule):
+            rule = DecisionRule.of_model(run.model, rule)
+        return cls.build((run, split, rule, run.classes), truth, probabilities, predictions)
 
     @classmethod
     def from_learner(
@@ -110,17 +115,17 @@ class Interpretation:
         images = getattr(loader.dataset, "items", None)
         if not isinstance(images, pd.DataFrame) or "image_id" not in images:
             images = pd.DataFrame({"image_id": np.arange(len(truth)).astype(str)})
-        about = (None, split, rule or learn.config.rule, learn.classes)
+        by = replace(learn.decision_rule.plain, base=rule) if rule else learn.decision_rule
         predicted = truth.numpy().astype(np.int64), probabilities.numpy().astype(np.float64)
-        return cls.build(about, *predicted, learn.prior, images.reset_index(drop=True))
+        about = (None, split, by, learn.classes)
+        return cls.build(about, *predicted, images.reset_index(drop=True))
 
     @classmethod
     def build(
         cls,
-        about: tuple[Run | None, str, str, Classes],
+        about: tuple[Run | None, str, DecisionRule, Classes],
         truth: np.ndarray,
         probabilities: np.ndarray,
-        prior: ArrayLike,
         table: pd.DataFrame,
     ) -> "Interpretation":
         """Return the interpretation of probabilities (n, k) of the images of a table (n rows).
@@ -128,7 +133,7 @@ class Interpretation:
         `about` is run, split, rule and classes.
         """
         _, _, rule, classes = about
-        decision = decide(probabilities, rule, prior)
+        decision = rule.decide(probabilities)
         names, images = np.asarray(classes, dtype=object), np.arange(len(truth))
         values = {
             "truth": names[truth],
@@ -140,7 +145,7 @@ class Interpretation:
         keys = {name: table[name] for name in ("image_id", "group") if name in table}
         more = {name: table[name] for name in ABOUT if name in table}
         rows = pd.DataFrame({**keys, **values, **more})
-        return cls(*about, truth, decision, probabilities, np.asarray(prior), rows, table)
+        return cls(*about, truth, decision, probabilities, rows, table)
 
     def __repr__(self) -> str:
         return f"Interpretation({self.run!r}, {self.split!r}, {self.rule!r}, {len(self.rows)} rows)"
@@ -155,10 +160,20 @@ class Interpretation:
         return "the learner" if self.run is None else str(self.run.path)
 
     @property
+    def rule(self) -> str:
+        """The name of the rule that decided, such as "balanced"."""
+        return self.decision_rule.name
+
+    @property
     def caption(self) -> str:
         """What a figure or table is about: "test, 1500 images, rule balanced"."""
+        return f"{self.images}, rule {self.rule}"
+
+    @property
+    def images(self) -> str:
+        """The same without the rule: "test, 1500 images"."""
         split = f"{self.split} (out of fold)" if self.is_out_of_fold else self.split
-        return f"{split}, {len(self.rows)} images, rule {self.rule}"
+        return f"{split}, {len(self.rows)} images"
 
     @property
     def is_out_of_fold(self) -> bool:
@@ -172,13 +187,14 @@ class Interpretation:
 
     @cached_property
     def confidence(self) -> np.ndarray:
-        """How sure the rule is of each decision (n,), 0 to 1; see `rule_confidence`."""
-        return rule_confidence(self.probabilities, self.rule, self.prior)
+        """How sure the rule is of each decision (n,), 0 to 1; see `DecisionRule.confidence`."""
+        return self.decision_rule.confidence(self.probabilities)
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """The metrics of `summarize`, for both rules."""
-        return summarize(self.truth, self.probabilities, self.classes, self.prior)
+        """The metrics of `summarize`, for both plain rules and for the one in use."""
+        rule = self.decision_rule
+        return summarize(self.truth, self.probabilities, self.classes, rule.prior, rule)
 
     @cached_property
     def measures(self) -> pd.DataFrame:
@@ -192,7 +208,7 @@ class Interpretation:
     def lesion_measures(self) -> pd.DataFrame:
         """Every metric over the lesions, the probabilities of whose images are averaged."""
         truth, probabilities, names = by_lesion(self.truth, self.probabilities, self.lesions)
-        decision = decide(probabilities, self.rule, self.prior)
+        decision = self.decision_rule.decide(probabilities)
         return measure(truth, probabilities, decision, names, self.classes)
 
     def confusion(self, normalize: bool = False) -> pd.DataFrame:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 
 from lesionfast.console import Table, estimate
 from lesionfast.diagnoses import full_name
@@ -37,7 +37,8 @@ from lesionfast.stats.calibration import (
     weighted_calibration,
 )
 from lesionfast.stats.measures import weighted_metrics
-from lesionfast.stats.metrics import ALL, METRIC_NAMES, decide
+from lesionfast.stats.metrics import ALL, METRIC_NAMES
+from lesionfast.stats.rules import DecisionRule
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,19 +91,20 @@ def before_and_after(valid: Interpretation, test: Interpretation) -> pd.DataFram
     shares = np.bincount(valid.truth, minlength=len(valid.classes)) / len(valid.truth)
     rows, first = [], None
     for name, calibrator in fitted.items():
-        prior = test.run.model["prior"] if name == "none" else shares
-        metrics = resample_calibrated(test, calibrator, prior)
+        rule = test.decision_rule
+        rule = rule if name == "none" else replace(rule, prior=shares)
+        metrics = resample_calibrated(test, calibrator, rule)
         first = first or metrics
         rows += [(name, name == chosen, *row) for row in compare_with_first(metrics, first)]
     return pd.DataFrame(rows, columns=["method", "chosen", "metric", "of", *ENDS])
 
 
 def resample_calibrated(
-    test: Interpretation, calibrator: Calibrator, prior: ArrayLike
+    test: Interpretation, calibrator: Calibrator, rule: DecisionRule
 ) -> tuple[dict, Found]:
     """Return the metrics of calibrated probabilities, and of each resample."""
     after = calibrator.apply(test.probabilities)
-    decision = decide(after, test.rule, prior)
+    decision = rule.decide(after)
     measured = weighted_metrics(test.truth, after, decision, test.classes)
     calibrated = weighted_calibration(test.truth, after, test.classes)
     melanoma = test.classes.melanoma

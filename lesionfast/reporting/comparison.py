@@ -239,7 +239,7 @@ def runs_table(runs: Sequence[Run]) -> Table:
 def metric_cells(run: Run) -> list[Any]:
     """Return the metrics, the minutes and the status of a run that has ended."""
     summary = run.metrics.get("test", run.metrics.get("valid", {}))
-    decided = summary.get("rules", {}).get(run.model["rule"], {})
+    decided = summary.get("rules", {}).get(run.decision_rule.name, {})
     return [
         decided.get("balanced_accuracy"),
         summary.get("macro_auc"),

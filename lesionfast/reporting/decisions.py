@@ -345,7 +345,7 @@ def run_referral(test: Interpretation, referral: Referral) -> pd.DataFrame:
     if test.rule != referral.rule:
         raise LesionfastError(
             f"the referral is for the rule '{referral.rule}'; found decisions by "
-            f"'{test.rule}'. Pass Decisions(run).referral_by('{test.rule}')."
+            f"'{test.rule}'. Pass Decisions(run).referral_by(test.decision_rule)."
         )
     arrays = test.truth, test.decision, referral.referred(test.confidence), test.lesions
     return referral_table(*arrays, test.classes)

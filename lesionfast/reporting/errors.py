@@ -21,7 +21,7 @@ from lesionfast.reporting.images import (
     draw_melanomas_taken_for_nevi,
     rounded_percent,
 )
-from lesionfast.reporting.metrics import class_table
+from lesionfast.reporting.metrics import class_table, price_table
 from lesionfast.reporting.page import (
     Section,
     count_drawn,
@@ -50,13 +50,16 @@ def melanoma(findings: Findings) -> Section | None:
     truth = read.rows["truth"] == melanoma
     missed = int((truth & (read.rows["decision"] != melanoma)).sum())
     words = f"{missed} of {int(truth.sum())} melanomas are misclassified."
+    more = [findings.fewer_melanomas] if findings.fewer_melanomas else []
     pictures = []
     if read.classes.costliest:
         words += f" {len(read.taken_for())} are taken for nevi, the costliest error."
         caption = "The melanomas taken for nevi, most confident first"
         pictures.append(draw_picture(findings, draw_melanomas_taken_for_nevi, caption))
-    table = class_table(findings.interpretation.measures, [melanoma], "Against the rest, by image")
-    return Section("Melanoma", [words], [table], pictures)
+    tables = [class_table(read.measures, [melanoma], "Against the rest, by image")]
+    if findings.price_of_weight:
+        tables.append(price_table(findings.run, findings.price_of_weight))
+    return Section("Melanoma", [words, *more], tables, pictures)
 
 
 def confusion(findings: Findings) -> Section:
@@ -120,6 +123,8 @@ def interpretation_tables(findings: Findings) -> list[Table]:
         )
     ]
     tables[0].note = "in brackets: 95 % intervals over lesions"
+    if findings.price_of_weight:
+        tables.append(price_table(findings.run, findings.price_of_weight))
     if len(classes) <= MOST_IN_TERMINAL:
         tables += [confusion_table(interpretation, normalize) for normalize in (False, True)]
     tables.append(most_confused_table(interpretation))

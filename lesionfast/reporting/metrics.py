@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,8 @@ from lesionfast.reporting.page import (
     subtitle,
 )
 from lesionfast.run import Run
-from lesionfast.stats.metrics import ALL, METRIC_NAMES, RULES
+from lesionfast.stats.metrics import ALL, METRIC_NAMES
+from lesionfast.stats.rules import RULES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -223,16 +224,18 @@ def name_phases(axis: Axes, history: pd.DataFrame) -> None:
 
 
 def metrics_table(run: Run, split: str = "test") -> Table:
-    """Return the metrics of one split under both rules.
+    """Return the metrics of one split under both plain rules, and under the weighted one in use.
 
     Raises `LesionfastError` for a split that the run has no metrics of.
     """
     summary = split_metrics(run, split)
-    rules = [summary["rules"][rule] for rule in RULES]
+    in_use = run.decision_rule.name
+    names = list(dict.fromkeys([*RULES, in_use]))
+    rules = [summary["rules"][name] for name in names]
     part = f"{split} (out of fold)" if split == "valid" and run.is_out_of_fold else split
     title = f"{part}: {summary['n']} images of {len(run.classes)} classes"
     note = f"split sha256 {run.metrics['split_sha256'][:12]}"
-    table = Table(f"{title}; rule in use: {run.model['rule']}", ["metric", *RULES], note=note)
+    table = Table(f"{title}; rule in use: {in_use}", ["metric", *names], note=note)
     for key in ("balanced_accuracy", "macro_auc", "macro_f1", "mel_sensitivity"):
         if key in summary or key in rules[0]:
             values = [summary.get(key, rule.get(key)) for rule in rules]
@@ -240,7 +243,7 @@ def metrics_table(run: Run, split: str = "test") -> Table:
             table.add(METRIC_NAMES[key], *values, style=style)
     for key in ("sensitivity", "precision"):
         table.add_line()
-        table.add(key, "", "")
+        table.add(key, *[""] * len(rules))
         for name in run.classes:
             label = f"  {full_name(name)}, n {summary['counts'][name]}"
             table.add(label, *(rule[key][name] for rule in rules))
@@ -258,3 +261,30 @@ def split_metrics(run: Run, split: str) -> dict[str, Any]:
             f"{did_you_mean(split, names)} Choose one with --split."
         )
     return run.metrics[split]
+
+
+PRICED = {
+    "sensitivity": "melanoma sensitivity",
+    "specificity": "melanoma specificity",
+    "balanced_accuracy": METRIC_NAMES["balanced_accuracy"],
+}
+
+
+def price_table(run: Run, prices: Mapping[str, pd.DataFrame]) -> Table:
+    """Return what the weight on melanoma changes, from `price_of_weight` of each split."""
+    asked = run.model.get("melanoma_sensitivity", 0.0)
+    title = f"Weight {run.decision_rule.weight:g} on melanoma, fitted on validation"
+    note = f"for a validation sensitivity of {asked:g}; in brackets: 95 % intervals, paired ones "
+    note += "of the changes"
+    table = Table(title, ["images", "weight", *PRICED.values()], note=note)
+    for split, price in prices.items():
+        parts = {
+            system: rows.set_index("metric").loc[list(PRICED)].to_dict("records")
+            for system, rows in price.groupby("system")
+        }
+        for system, label in (("whole", "without"), ("weighted", "with")):
+            table.add(split, label, *map(estimate, parts[system]))
+        changes = (estimate(row, "difference", "+.3f") for row in parts["weighted"])
+        table.add(split, "change", *changes)
+        table.add_line()
+    return table

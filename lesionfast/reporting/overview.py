@@ -229,6 +229,5 @@ def model_card(run: Run) -> list[str]:
         "clinics that the training images lack; the subgroups above show what these images can "
         "tell. Class shares, and so predictive values, differ between a clinic that photographs "
         "suspicious lesions and a screening.",
-        f"Decision: the rule {run.model['rule']} ('argmax': the largest probability; 'balanced': "
-        "the largest after division by the class shares of the training).",
+        f"Decision: by the rule {run.decision_rule.name}: {run.decision_rule.in_words}.",
     ]

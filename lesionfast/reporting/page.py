@@ -55,7 +55,7 @@ def subtitle(interpretation: Interpretation, *notes: str, rule: bool = True) -> 
 
     Without `rule` for what does not depend on the decisions.
     """
-    text = interpretation.caption if rule else interpretation.caption.rpartition(", ")[0]
+    text = interpretation.caption if rule else interpretation.images
     return "; ".join(filter(None, [text, *notes]))
 
 

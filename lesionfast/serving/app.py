@@ -62,10 +62,6 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 SHUTDOWN = 3  # seconds that clients have to end
-RULES = {
-    "argmax": "the most probable class",
-    "balanced": "the largest probability after division by the class shares of the training",
-}
 SHARE = 0.45  # of the heat map in the picture
 
 
@@ -292,7 +288,7 @@ def answer_html(service: Service, image: bytes, metadata: dict[str, str]) -> str
         "answer.html",
         outlier=bool(row.get("outlier")),
         decision=f"Decision: {full_name(row['decision'])}",
-        rule=f"Rule {row['rule']}: {RULES[row['rule']]}.",
+        rule=f"Rule {row['rule']}: {bundle.decision_rule.in_words}.",
         caption=f"Probabilities, {'' if bundle.calibrator else 'not '}calibrated on validation",
         bars=bars,
         words=describe_row(bundle, row),

@@ -31,14 +31,15 @@ from lesionfast.run import SHAPES as RUN_SHAPES
 from lesionfast.run import Run, installed_version
 from lesionfast.stats.calibration import Calibrator
 from lesionfast.stats.conformal import Conformal
-from lesionfast.stats.metrics import decide, json_safe
+from lesionfast.stats.metrics import json_safe
 from lesionfast.stats.ood import OODScorer
-from lesionfast.stats.selective import Referral, rule_confidence
+from lesionfast.stats.rules import DecisionRule
+from lesionfast.stats.selective import Referral
 from lesionfast.stats.thresholds import OperatingPoint, positive_and_score
 
 logger = logging.getLogger("lesionfast")
 
-SCHEMA = 1
+SCHEMA = 2  # 1 without a weight on melanoma
 FILE, CARD = "model.json", "README.md"
 WEIGHTS, ONNX, INT8 = "model.safetensors", "model.onnx", "model-int8.onnx"
 FILES = (WEIGHTS, OOD.file, ONNX, INT8)  # all that an export may hold besides model.json and card
@@ -95,6 +96,11 @@ class Bundle:
     def classes(self) -> Classes:
         """Class names, in the order of the probabilities, and what they mean."""
         return Classes.of_model(self.model)
+
+    @property
+    def decision_rule(self) -> DecisionRule:
+        """How it decides, with the weight on melanoma of the run."""
+        return DecisionRule.of_model(self.model)
 
     @property
     def size(self) -> int:
@@ -171,7 +177,7 @@ class Bundle:
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-safe values, without the training features of the OOD score."""
         return {
-            "schema": SCHEMA,
+            "schema": SCHEMA if self.decision_rule.weight > 1 else 1,
             "name": self.name,
             "model": self.model,
             "image_column": self.image_column,
@@ -218,9 +224,9 @@ class Bundle:
         calibrated_<class>, a flag an operating point (`flag_column`), prediction_set (a tuple of
         class names, most probable first), refer, outlier_score and outlier.
         """
-        classes, rule, prior = self.classes, self.model["rule"], self.model["prior"]
-        names, decision = np.asarray(classes, object), decide(probabilities, rule, prior)
-        columns = {"decision": names[decision], "rule": rule}
+        classes, rule = self.classes, self.decision_rule
+        names, decision = np.asarray(classes, object), rule.decide(probabilities)
+        columns = {"decision": names[decision], "rule": rule.name}
         columns |= dict(zip(probability_columns(classes), probabilities.T, strict=True))
         if self.calibrator:
             calibrated = self.calibrator.apply(probabilities).T
@@ -233,8 +239,7 @@ class Bundle:
             rows = zip(order, self.conformal.sets(probabilities), strict=True)
             columns["prediction_set"] = [tuple(names[row[chosen[row]]]) for row, chosen in rows]
         if self.referral:
-            confidence = rule_confidence(probabilities, rule, prior)
-            columns["refer"] = self.referral.referred(confidence)
+            columns["refer"] = self.referral.referred(rule.confidence(probabilities))
         if self.ood:
             scores = self.ood.score(features)
             columns |= {"outlier_score": scores, "outlier": scores > self.ood.threshold}

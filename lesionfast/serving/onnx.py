@@ -19,7 +19,7 @@ from lesionfast.files import sha256
 from lesionfast.run import Run
 from lesionfast.serving.bundle import FILE, Bundle, check_file, read_description
 from lesionfast.stats.calibration import TINY
-from lesionfast.stats.metrics import balanced_accuracy, decide, sensitivity
+from lesionfast.stats.metrics import balanced_accuracy, sensitivity
 from lesionfast.stats.ood import OODScorer
 
 if TYPE_CHECKING:
@@ -362,11 +362,11 @@ def quiet_root() -> Iterator[None]:
 def measure_int8(run: Run, bundle: Bundle, source: Path, to: Path) -> dict[str, Any]:
     """Return balanced accuracy and melanoma sensitivity of both files on the test images."""
     df, pixels, metadata = bundle.draw_images(run, "test")
-    truth, rule = df["target"].map(bundle.classes.index).to_numpy(), bundle.model["rule"]
-    change: dict[str, Any] = {"images": len(truth), "rule": rule}
+    truth, rule = df["target"].map(bundle.classes.index).to_numpy(), bundle.decision_rule
+    change: dict[str, Any] = {"images": len(truth), "rule": rule.name}
     for name, path in {"float32": source, "int8": to}.items():
         probabilities, _ = OnnxEngine(path)(pixels, metadata)
-        decision = decide(probabilities, rule, bundle.model["prior"])
+        decision = rule.decide(probabilities)
         accuracy = float(balanced_accuracy(truth, decision, len(bundle.classes)))
         change[name] = {"balanced_accuracy": accuracy}
         if melanoma := bundle.classes.melanoma:

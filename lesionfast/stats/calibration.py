@@ -21,12 +21,12 @@ from lesionfast.stats.bootstrap import (
 )
 from lesionfast.stats.metrics import (
     ALL,
-    as_probabilities,
     check_predictions,
     losses,
     proper_scores,
     ratio,
 )
+from lesionfast.stats.rules import as_probabilities
 
 METHODS = ("none", "temperature", "vector", "dirichlet")  # the fewest parameters first
 TINY = 1e-12  # a probability of 0 has no logarithm

@@ -20,11 +20,11 @@ from lesionfast.errors import LesionfastError
 from lesionfast.stats.bootstrap import Found, interval, resampled, share_interval
 from lesionfast.stats.metrics import (
     ALL,
-    as_probabilities,
     check_predictions,
     check_shapes,
     ratio,
 )
+from lesionfast.stats.rules import as_probabilities
 
 COVERAGE = 0.9
 MARGINAL, BY_CLASS = "marginal", "class-conditional"

@@ -1,4 +1,4 @@
-"""Decision rules and metrics: pure NumPy functions of truth and probabilities. Free of torch."""
+"""Metrics: pure NumPy functions of truth and probabilities. Free of torch."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lesionfast.diagnoses import Classes
-from lesionfast.errors import LesionfastError, did_you_mean
+from lesionfast.errors import LesionfastError
 from lesionfast.stats.bootstrap import Found
+from lesionfast.stats.rules import RULES, DecisionRule, as_probabilities
 
-RULES = ("argmax", "balanced")
 ALL = "all"  # what a metric of no single class is about
 MACRO = {
     "balanced_accuracy": "sensitivity",
@@ -43,38 +43,20 @@ METRIC_NAMES = {
 }
 
 
-def decide(probabilities: ArrayLike, rule: str, prior: ArrayLike) -> np.ndarray:
-    """Return the class that a rule decides for, int64 (n,), from probabilities (n, k).
-
-    'argmax' takes the most probable class. 'balanced' takes the largest ratio of probability to
-    `prior` (k,), the class shares that the loss saw: the rule that maximises mean per-class
-    recall if the probabilities are right (Menon et al. 2021, arXiv:2007.07314, post-hoc logit
-    adjustment with tau = 1). A class with prior 0 was never learned, so 'balanced' never decides
-    for it. Of several best classes the first is taken. Raises `LesionfastError` for an unknown
-    rule, probabilities that are none, and a prior that does not fit.
-    """
-    probabilities = as_probabilities(probabilities)
-    if rule == "argmax":
-        return probabilities.argmax(axis=1)
-    if rule == "balanced":
-        prior = as_prior(prior, probabilities.shape[1])
-        never = np.full_like(probabilities, -1.0)
-        return np.divide(probabilities, prior, out=never, where=prior > 0).argmax(axis=1)
-    raise LesionfastError(
-        f"there is no decision rule '{rule}'.{did_you_mean(rule, RULES)} "
-        f"Choose one with --rule: {', '.join(RULES)}."
-    )
-
-
 def summarize(
-    truth: ArrayLike, probabilities: ArrayLike, classes: Sequence[str], prior: ArrayLike
+    truth: ArrayLike,
+    probabilities: ArrayLike,
+    classes: Sequence[str],
+    prior: ArrayLike,
+    rule: DecisionRule | None = None,
 ) -> dict[str, Any]:
     """Return every metric of the probabilities (n, k) of n images, as JSON-safe values.
 
-    `truth` (n,) holds class numbers, `classes` their k names, `prior` (k,) what `decide` takes.
-    The keys: n, counts, macro_auc, log_loss (nats), average_precision, auc, and for each of
-    `RULES` the metrics of its decisions. Where a metric is undefined it is None: sensitivity
-    of a class that no image has, precision of a class that is never decided for, AUC and average
+    `truth` (n,) holds class numbers, `classes` their k names, `prior` (k,) the class shares
+    that the rule 'balanced' divides by. The keys: n, counts, macro_auc, log_loss (nats),
+    average_precision, auc, and under rules, by their names, the metrics of the decisions by each of
+    `RULES` and by `rule`, the one in use. Where a metric is undefined it is None: sensitivity of a
+    class that no image has, precision of a class that is never decided for, AUC and average
     precision of a class that no image or every image has.
     """
     from sklearn.metrics import average_precision_score, roc_auc_score
@@ -82,6 +64,7 @@ def summarize(
     truth, probabilities = check_predictions(truth, probabilities, classes)
     auc = one_vs_rest(truth, probabilities, roc_auc_score)
     precision = one_vs_rest(truth, probabilities, average_precision_score)
+    rules = [DecisionRule(base, prior) for base in RULES]
     summary = {
         "n": len(truth),
         "counts": dict(zip(classes, np.bincount(truth, minlength=len(classes)), strict=True)),
@@ -90,8 +73,8 @@ def summarize(
         "average_precision": dict(zip(classes, precision, strict=True)),
         "auc": dict(zip(classes, auc, strict=True)),
         "rules": {
-            rule: decision_metrics(truth, decide(probabilities, rule, prior), classes)
-            for rule in RULES
+            one.name: decision_metrics(truth, one.decide(probabilities), classes)
+            for one in filter(None, [*rules, rule])
         },
     }
     return json_safe(summary)
@@ -252,28 +235,6 @@ def json_safe(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def as_probabilities(values: ArrayLike) -> np.ndarray:
-    """Return probabilities (n, k) as float64; raises `LesionfastError` if they are none."""
-    values = np.asarray(values, np.float64)
-    if values.ndim != 2 or 0 in values.shape:
-        raise LesionfastError(
-            f"probabilities must be a table of images by classes; found shape {values.shape}. "
-            "Pass one row per image, and at least one row."
-        )
-    if not np.isfinite(values).all():
-        bad = int((~np.isfinite(values)).any(axis=1).sum())
-        raise LesionfastError(
-            f"the model's probabilities are not numbers in {bad} of {len(values)} rows: the "
-            "training diverged. Train again with a lower --lr."
-        )
-    if values.min() < 0 or values.max() > 1 + 1e-3:
-        raise LesionfastError(
-            f"probabilities lie between 0 and 1; found {values.min():.3g} to {values.max():.3g}. "
-            "Pass the softmax of the logits."
-        )
-    return values
-
-
 def as_codes(values: ArrayLike, n_classes: int) -> np.ndarray:
     """Return class numbers (n,) as int64; raises `LesionfastError` if they are none."""
     values = np.asarray(values)
@@ -285,18 +246,6 @@ def as_codes(values: ArrayLike, n_classes: int) -> np.ndarray:
             "Pass each image's position in the list of classes."
         )
     return values.astype(np.int64)
-
-
-def as_prior(prior: ArrayLike, n_classes: int) -> np.ndarray:
-    """Return class shares (k,) as float64; raises `LesionfastError` if they are none."""
-    prior = np.asarray(prior, np.float64)
-    fits = prior.shape == (n_classes,) and np.isfinite(prior).all()
-    if not fits or prior.min() < 0 or prior.max() <= 0:
-        raise LesionfastError(
-            f"the prior must be {n_classes} shares, one per class; found {prior.tolist()}. "
-            "Pass the class shares that the loss saw in training."
-        )
-    return prior
 
 
 def check_predictions(

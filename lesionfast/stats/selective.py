@@ -12,8 +12,6 @@ from lesionfast.errors import LesionfastError
 from lesionfast.stats.bootstrap import Found, interval, resampled, share_interval
 from lesionfast.stats.metrics import (
     ALL,
-    as_prior,
-    as_probabilities,
     mean_defined,
     ratio,
     weighted_recall,
@@ -26,19 +24,6 @@ KEPT_RIGHT = {  # a risk -> the metric that is 1 less it
     "mel_missed": "sensitivity",
 }
 KEPT = np.arange(1, 21) / 20  # the shares of images kept that a risk-coverage curve has
-
-
-def rule_confidence(probabilities: ArrayLike, rule: str, prior: ArrayLike) -> np.ndarray:
-    """Return how sure a rule is of its decision, (n,): the share of its score that the class has.
-
-    That is the largest probability for 'argmax', and for 'balanced' the largest of probability /
-    prior made to sum to 1, the probability if all classes were as frequent.
-    """
-    scores = as_probabilities(probabilities)
-    if rule == "balanced":
-        prior = as_prior(prior, scores.shape[1])
-        scores = np.divide(scores, prior, out=np.zeros_like(scores), where=prior > 0)
-    return ratio(scores.max(axis=1), scores.sum(axis=1))
 
 
 def weighted_risks(

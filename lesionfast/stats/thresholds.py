@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike
 from lesionfast.diagnoses import Classes
 from lesionfast.errors import LesionfastError
 from lesionfast.stats.bootstrap import Found, interval, resampled, share_interval
-from lesionfast.stats.metrics import as_codes, as_probabilities, check_predictions, ratio
+from lesionfast.stats.metrics import as_codes, check_predictions, ratio
+from lesionfast.stats.rules import as_probabilities
 
 logger = logging.getLogger("lesionfast")
 

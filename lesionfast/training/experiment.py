@@ -19,7 +19,7 @@ from lesionfast.data.encoder import MetadataEncoder
 from lesionfast.data.loaders import LesionDataLoaders, pick_device
 from lesionfast.data.metadata import settle_inputs
 from lesionfast.data.split import configure, format_split, load_dataset, settle_fusion
-from lesionfast.diagnoses import Classes
+from lesionfast.diagnoses import Classes, join_names
 from lesionfast.errors import LesionfastError
 from lesionfast.files import LOCKED, disk_errors, only_process
 from lesionfast.models.archs import archs, find_arch, name_backbone
@@ -77,6 +77,7 @@ MOST_SMOOTHING = 0.9
 SOLVED = {  # the options of a head that is solved; all others are of gradient descent
     *(field.name for field in fields(SplitConfig)),
     *("arch", "all", "weights", "size", "resize", "fusion", "pool", "head", "rule", "tta"),
+    "melanoma_sensitivity",
     *("metadata_dropout", "melanoma", "malignant", "device", "precision", "compile", "workers"),
 }
 
@@ -311,7 +312,8 @@ def finish(
         training = (
             fit(learn, run, resume) if run.config.head == "linear" else solve_head(learn, run)
         )
-        if (about := describe_model(learn, run.config)) != run.model:
+        asked = {k: v for k, v in run.model.items() if k == "melanoma_sensitivity"}
+        if (about := describe_model(learn, run.config) | asked) != run.model:
             run.write_json("model.json", about)
             run.model = about
     evaluate(learn, run, training)
@@ -338,6 +340,7 @@ def prepare_learner(df: pd.DataFrame, config: TrainConfig) -> LesionLearner:
     check_weights(df, config.weights, config.arch)
     classes = sorted(df["target"].unique())
     check_objective(config, classes)
+    check_melanomas(df, config)
     if config.monitor is not None:
         named = Classes.chosen(classes, config.melanoma, config.malignant)
         check_choice("monitor", config.monitor, history_names(named))
@@ -349,6 +352,24 @@ def prepare_learner(df: pd.DataFrame, config: TrainConfig) -> LesionLearner:
         learn.model.compile()
     plan_training(learn.model, config)
     return learn
+
+
+def check_melanomas(df: pd.DataFrame, config: TrainConfig) -> None:
+    """Raise `LesionfastError` if no melanoma is there to fit --melanoma-sensitivity on."""
+    classes = Classes.chosen(sorted(df["target"].unique()), config.melanoma, config.malignant)
+    asked = f"--melanoma-sensitivity {config.melanoma_sensitivity:g}"
+    if config.melanoma_sensitivity and classes.melanoma is None:
+        raise LesionfastError(
+            f"{asked} needs a class of melanoma; the classes are {join_names(classes)}. Name it "
+            "with --melanoma, or leave the option out."
+        )
+    melanomas = df.loc[df["target"] == classes.melanoma, "split"].value_counts()
+    if config.melanoma_sensitivity and not melanomas.get("valid", 0):
+        raise LesionfastError(
+            f"{asked} is fitted on validation, which has none of the {int(melanomas.sum())} "
+            f"images of '{classes.melanoma}'. Type a larger --val, another --seed, or leave the "
+            "option out."
+        )
 
 
 def check_resumable(run: Run) -> None:

@@ -37,7 +37,8 @@ from lesionfast.models.fusion import FusionModel, build_model, load_model, name_
 from lesionfast.models.lineage import check_weights
 from lesionfast.models.precision import choose_precision
 from lesionfast.run import Run
-from lesionfast.stats.metrics import decide, decision_metrics, macro_auc
+from lesionfast.stats.metrics import decision_metrics, macro_auc
+from lesionfast.stats.rules import DecisionRule
 from lesionfast.training.balancing import (
     assign_subclasses,
     class_codes,
@@ -68,6 +69,7 @@ OF_THE_LOADERS = {  # options that the DataLoaders have used
     *("size", "resize", "batch_size", "augment", "workers", "device"),
 } - {"seed"}
 OF_THE_MODEL = ("arch", "fusion", "pool", "head", "dropout", "subclass", "rule")
+OF_THE_MODEL += ("melanoma_sensitivity",)
 OF_TRAIN = (  # options that a Learner has no use for
     *("epochs", "head_epochs", "head_lr", "views", "start_size", "budget", "lr_decay", "ema"),
     *("unfreeze", "augment_valid", "monitor", "patience", "compile", "head"),
@@ -158,7 +160,7 @@ class LesionLearner(ResumableLearner):
         self.history_lines: list[str] = []  # of history.csv, of all fits so far
         self.seconds_trained = 0.0
         if metrics is None:
-            metrics = validation_metrics(classes, lambda: self.prior, config.rule)
+            metrics = validation_metrics(classes, lambda: self.decision_rule, config.rule)
         lr = config.lr if isinstance(config.lr, float) else 1e-3
         fixed = {"wd": config.weight_decay, "wd_bn_bias": True, "train_bn": False, "lr": lr}
         loss = objective.valid_loss
@@ -171,15 +173,27 @@ class LesionLearner(ResumableLearner):
         return self.xb[0]
 
     @property
+    def decision_rule(self) -> DecisionRule:
+        """How the Learner decides; the weight on melanoma is that of the run it made or came from.
+
+        Training on takes the weight away: it was fitted for other weights of the model.
+        """
+        return self.objective.valid_loss.decide_by
+
+    @decision_rule.setter
+    def decision_rule(self, rule: DecisionRule) -> None:
+        self.objective.valid_loss.decide_by = rule
+
+    @property
     def prior(self) -> np.ndarray:
         """The class shares (K,) that the decision rule 'balanced' divides by."""
-        return self._prior
+        return np.array(self.decision_rule.prior)
 
     @prior.setter
     def prior(self, prior: np.ndarray) -> None:
-        self._prior = prior
-        balanced = self.config.rule == "balanced"
-        self.objective.valid_loss.decide_by = prior if balanced else None
+        named = self.classes.melanoma in self.classes
+        melanoma = self.classes.index(self.classes.melanoma) if named else None
+        self.decision_rule = DecisionRule(self.config.rule, prior, melanoma)
 
     def predict(
         self, item: Any, rm_type_tfms: Any = None, with_input: bool = False, **metadata: Any
@@ -302,7 +316,7 @@ def load_run(learn: LesionLearner, run: Run) -> LesionLearner:
     check_weights(dls.split, str(run.path), run.config.arch)
     learn.config = replace(learn.config, weights=str(run.path))
     learn.model = load_model(run).to(learn.dls.device)
-    learn.prior = np.array(run.model["prior"])
+    learn.decision_rule = run.decision_rule
     return learn
 
 
@@ -447,16 +461,16 @@ class HalfPrecision(MixedPrecision, Borrowing):
 
 
 def validation_metrics(
-    classes: Classes, prior: Callable[[], np.ndarray], rule: str
+    classes: Classes, rule: Callable[[], DecisionRule], base: str
 ) -> list[AccumMetric]:
     """Return the metrics of the history, over all validation rows, by the decision rule in use.
 
-    `prior` returns that of the probabilities, which may change between epochs. What another rule
-    than argmax decides is named so.
+    `rule` returns that of the probabilities, which may change between epochs, and `base` is what
+    it builds on. What another rule than argmax decides is named so.
     """
 
     def of_decisions(name: str, p: np.ndarray, truth: np.ndarray) -> float:
-        return float(decision_metrics(truth, decide(p, rule, prior()), classes)[name])
+        return float(decision_metrics(truth, rule().decide(p), classes)[name])
 
     columns: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
         "balanced_accuracy": partial(of_decisions, "balanced_accuracy"),
@@ -466,7 +480,7 @@ def validation_metrics(
         columns["mel_sensitivity"] = partial(of_decisions, "mel_sensitivity")
     columns["accuracy"] = partial(of_decisions, "accuracy")
     as_arrays = {"activation": "softmax", "dim_argmax": -1, "to_np": True, "flatten": False}
-    by = "" if rule == "argmax" else f"{BY_RULE} {rule})"
+    by = "" if base == "argmax" else f"{BY_RULE} {base})"
     return [
         AccumMetric(metric, name=name if name == "macro_auc" else name + by, **as_arrays)
         for name, metric in columns.items()
@@ -475,7 +489,7 @@ def validation_metrics(
 
 def history_names(classes: Classes) -> tuple[str, ...]:
     """Return the columns of the history that --monitor takes."""
-    metrics = validation_metrics(classes, lambda: np.ones(len(classes)), "argmax")
+    metrics = validation_metrics(classes, lambda: DecisionRule("argmax"), "argmax")
     return ("train_loss", "valid_loss", *(metric.name for metric in metrics))
 
 

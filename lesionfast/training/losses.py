@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lesionfast.errors import LesionfastError
 from lesionfast.models.fusion import REGISTRIES
 from lesionfast.registry import Builder, Registry, calling_module, own_name
+from lesionfast.stats.rules import DecisionRule
 
 losses = REGISTRIES["loss"] = Registry("loss", "--loss")
 NEGLIGIBLE = 0.01  # times the class's share: a posterior that no rule decides for
@@ -63,7 +64,7 @@ class ClassificationLoss(nn.Module):
 
     smooths = False
     y_int = True  # so that fastai's MixUp and CutMix mix its losses, not the class numbers
-    decide_by: np.ndarray | None = None  # the prior that the rule 'balanced' divides by
+    decide_by = DecisionRule("argmax")  # the decision rule in use
 
     def __init__(
         self,
@@ -126,10 +127,8 @@ class ClassificationLoss(nn.Module):
 
     def decodes(self, probabilities: Tensor) -> Tensor:
         """Return the class numbers (B,) that the decision rule in use decides for."""
-        if self.decide_by is None:
-            return probabilities.argmax(dim=-1)
-        prior = torch.as_tensor(self.decide_by).to(probabilities)
-        return (probabilities / prior.where(prior > 0, torch.inf)).argmax(dim=-1)
+        decision = self.decide_by.decide(probabilities.detach().cpu().double().numpy())
+        return torch.from_numpy(decision).to(probabilities.device)
 
 
 @losses.register("cross_entropy")

@@ -22,6 +22,7 @@ from lesionfast.data.split import PARTS, format_split
 from lesionfast.diagnoses import Classes, join_names, probability_columns, quote
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.features import write_features
+from lesionfast.evaluation.melanoma import announce_melanomas, settle_rule
 from lesionfast.files import sha256
 from lesionfast.models.backbones import count_parameters
 from lesionfast.models.features import Features
@@ -30,7 +31,6 @@ from lesionfast.models.inference import TorchEngine
 from lesionfast.models.lineage import lineage_header
 from lesionfast.models.precision import choose_precision, describe_precision
 from lesionfast.run import WITHOUT_METADATA, Run, describe_software
-from lesionfast.stats.metrics import summarize
 from lesionfast.training.callbacks.tracking import history_header, history_line, save_tensors
 from lesionfast.training.objective import default_cost, shifting_options
 
@@ -225,6 +225,8 @@ def evaluate(learn: Learner, run: Run, training: dict[str, Any]) -> None:
         predictions, without, seen = predict_splits(learn, run.config)
         keep_features(learn, run, seen)
     run.write("predictions.csv", partial(predictions.to_csv, index=False))
+    read = settle_rule(run, predictions)
+    learn.decision_rule = run.decision_rule
     if run.model["metadata"] and run.model["fusion"] != "none":
         run.write(WITHOUT_METADATA, partial(without.to_csv, index=False))
     run.manifest.record("history.csv", "weights.safetensors")  # the epochs wrote them
@@ -233,9 +235,10 @@ def evaluate(learn: Learner, run: Run, training: dict[str, Any]) -> None:
         {
             "split_sha256": sha256(run.path / "split.csv"),
             **training,
-            **{name: summary(learn, table) for name, table in predictions.groupby("split")},
+            **{name: one.metrics for name, one in read.items()},
         },
     )
+    announce_melanomas(read)
     if training["status"] == "finished":
         run.remove(LR)
         shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
@@ -290,11 +293,3 @@ def keep_features(learn: Learner, run: Run, seen: dict[str, np.ndarray]) -> None
         }
     names = [name for split in seen for name in images.get_group(split)["image_id"]]
     write_features(run, names, np.concatenate(list(seen.values())))
-
-
-def summary(learn: Learner, predictions: pd.DataFrame) -> dict[str, Any]:
-    """Return the metrics of one split's predictions."""
-    classes = learn.classes
-    truth = predictions["target"].map(classes.index).to_numpy()
-    probabilities = predictions[probability_columns(classes)].to_numpy()
-    return summarize(truth, probabilities, classes, learn.prior)

@@ -11,7 +11,7 @@ import pytest
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.run import Run
-from lesionfast.stats.metrics import decide
+from lesionfast.stats.rules import DecisionRule
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def edit_predictions(run: Run, change) -> Run:
 def test_rows_are_those_of_the_split_decided_by_the_rule(run, interpretation):
     table = run.predictions[run.predictions["split"] == "test"]
     probabilities = table[[f"p_{name}" for name in run.classes]].to_numpy()
-    expected = decide(probabilities, "balanced", run.model["prior"])
+    expected = DecisionRule("balanced", run.model["prior"]).decide(probabilities)
     assert interpretation.rule == "balanced"
     assert interpretation.rows["image_id"].tolist() == table["image_id"].tolist()
     assert interpretation.rows["truth"].tolist() == table["target"].tolist()

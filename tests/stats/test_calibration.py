@@ -28,7 +28,7 @@ from lesionfast.stats.calibration import (
     weighted_calibration,
     weighted_gap,
 )
-from lesionfast.stats.metrics import decide
+from lesionfast.stats.rules import DecisionRule
 
 CLASSES = ("a", "b", "mel", "nv")
 
@@ -286,7 +286,7 @@ def test_before_and_after_against_each_metric_alone(make_run):
         after = CALIBRATION.fit(valid, method=method).apply(test.probabilities)
         shares = np.bincount(valid.truth, minlength=7) / len(valid.truth)
         prior = run.model["prior"] if method == "none" else shares
-        decision = decide(after, "balanced", prior)
+        decision = DecisionRule("balanced", prior).decide(after)
         mel = test.truth == run.classes.index("mel")
         found = (decision[mel] == run.classes.index("mel")).mean()
         assert rows.loc[(method, "sensitivity"), "value"] == pytest.approx(found)

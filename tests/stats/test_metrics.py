@@ -11,7 +11,6 @@ from lesionfast.errors import LesionfastError
 from lesionfast.stats.metrics import (
     balanced_accuracy,
     confusion_counts,
-    decide,
     decision_metrics,
     macro_auc,
     sensitivity,
@@ -116,46 +115,10 @@ def test_the_summary_is_json_without_nan():
     assert set(found["rules"]) == {"argmax", "balanced"}
 
 
-def test_float32_and_float64_decide_alike():
+def test_float32_and_float64_rank_alike():
     truth, probabilities = CASES[0]
     single = probabilities.astype(np.float32)
-    assert (decide(single, "balanced", PRIOR) == decide(probabilities, "balanced", PRIOR)).all()
     assert macro_auc(truth, single) == pytest.approx(macro_auc(truth, probabilities))
-
-
-def test_balanced_divides_by_the_prior():
-    probabilities = [[0.30, 0.70], [0.05, 0.95]]
-    assert decide(probabilities, "argmax", [0.1, 0.9]).tolist() == [1, 1]
-    assert decide(probabilities, "balanced", [0.1, 0.9]).tolist() == [0, 1]
-    assert decide(probabilities, "balanced", [9, 81]).tolist() == [0, 1]
-
-
-def test_balanced_maximises_balanced_accuracy_of_right_probabilities():
-    rng = np.random.default_rng(0)
-    prior = np.array([0.05, 0.15, 0.8])
-    truth = rng.choice(3, 20_000, p=prior)
-    signal = rng.normal(size=(20_000, 3))
-    signal[np.arange(20_000), truth] += 1
-    posterior = prior * np.exp(signal)  # of unit normals whose mean is 1 at the truth
-    posterior /= posterior.sum(axis=1, keepdims=True)
-    scores = {
-        rule: balanced_accuracy(truth, decide(posterior, rule, prior), 3)
-        for rule in ("argmax", "balanced")
-    }
-    assert scores["balanced"] > scores["argmax"] + 0.1
-    for tilt in ([1.5, 1, 1], [1, 1.5, 1], [1, 1, 1.5]):
-        other = balanced_accuracy(truth, decide(posterior, "balanced", prior * tilt), 3)
-        assert scores["balanced"] > other - 0.01
-
-
-def test_a_class_that_was_never_learned_is_never_decided():
-    assert decide([[0.6, 0.3, 0.1]], "balanced", [0, 0.5, 0.5]).tolist() == [1]
-    assert decide([[1.0, 0.0, 0.0]], "balanced", [0, 0.5, 0.5]).tolist() == [1]
-
-
-def test_ties_go_to_the_first_class():
-    assert decide([[0.4, 0.4, 0.2]], "argmax", [1, 1, 1]).tolist() == [0]
-    assert decide([[0.2, 0.4, 0.4]], "balanced", [0.2, 0.4, 0.4]).tolist() == [0]
 
 
 def test_an_absent_class_makes_single_metrics_nan():
@@ -167,12 +130,6 @@ def test_an_absent_class_makes_single_metrics_nan():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: decide([[0.5, 0.5]], "balance", [1, 1]), "Did you mean 'balanced'"),
-        (lambda: decide([[0.5, 0.5]], "balanced", [1, 1, 1]), "2 shares"),
-        (lambda: decide([[0.5, 0.5]], "balanced", [0, 0]), "2 shares"),
-        (lambda: decide([[np.nan, 0.5]], "argmax", [1, 1]), "1 of 1 rows.*lower --lr"),
-        (lambda: decide([[3.0, -2.0]], "argmax", [1, 1]), "softmax"),
-        (lambda: decide([0.5, 0.5], "argmax", [1, 1]), r"shape \(2,\)"),
         (lambda: summarize([], np.empty((0, 2)), ["a", "b"], [1, 1]), "at least one"),
         (lambda: summarize([0, 2], [[0.5, 0.5]] * 2, ["a", "b"], [1, 1]), "from 0 to 1"),
         (lambda: summarize([0], [[0.5, 0.5]] * 2, ["a", "b"], [1, 1]), "1 images and 2 classes"),

@@ -11,13 +11,12 @@ from lesionfast.evaluation.decisions import REFERRAL, Decisions
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.reporting.decisions import run_referral
 from lesionfast.run import Run
-from lesionfast.stats.metrics import decide
+from lesionfast.stats.rules import DecisionRule
 from lesionfast.stats.selective import (
     aurc_table,
     fit_referral,
     referral_table,
     risk_coverage,
-    rule_confidence,
     weighted_aurc,
 )
 
@@ -95,13 +94,13 @@ def test_risk_coverage_against_scikit_learn():
 def test_confidence_is_that_of_the_decided_class():
     p = np.array([[0.6, 0.3, 0.1], [0.2, 0.2, 0.6]])
     prior = np.array([0.8, 0.1, 0.1])
-    assert rule_confidence(p, "argmax", prior) == pytest.approx([0.6, 0.6])
+    assert DecisionRule("argmax", prior).confidence(p) == pytest.approx([0.6, 0.6])
     scores = p / prior / (p / prior).sum(axis=1, keepdims=True)
-    assert rule_confidence(p, "balanced", prior) == pytest.approx(
-        scores[[0, 1], decide(p, "balanced", prior)]
+    assert DecisionRule("balanced", prior).confidence(p) == pytest.approx(
+        scores[[0, 1], DecisionRule("balanced", prior).decide(p)]
     )
     unseen = np.array([0.5, 0.5, 0.0])
-    assert rule_confidence(p, "balanced", unseen) == pytest.approx([0.6 / 0.9, 0.5])
+    assert DecisionRule("balanced", unseen).confidence(p) == pytest.approx([0.6 / 0.9, 0.5])
 
 
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.3, 0.5, 0.99])

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from fastai.callback.fp16 import MixedPrecision
@@ -13,10 +12,10 @@ from safetensors.torch import load_file
 from lesionfast.config import TrainConfig
 from lesionfast.data.loaders import LesionDataLoaders
 from lesionfast.data.split import load_dataset
+from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.training.callbacks.inference import Autocast
 from lesionfast.training.callbacks.tracking import history_columns, save_tensors
 from lesionfast.training.learner import history_names, lesion_learner, precision_callbacks
-from lesionfast.training.record import summary
 
 TINY = TrainConfig(arch="test_resnet", weights="none", size=64, batch_size=32)
 
@@ -115,8 +114,10 @@ def test_the_melanoma_that_was_named_is_the_one_that_is_measured(df):
     config = replace(TINY, melanoma="nv")
     learn = lesion_learner(LesionDataLoaders.from_df(df, config), config=config)
     rows = df[df["split"] == "test"]
-    chances = pd.DataFrame(0.0, rows.index, [f"p_{name}" for name in learn.dls.vocab])
-    found = summary(learn, pd.concat([rows, chances.assign(p_nv=1.0)], axis=1))
+    truth = rows["target"].map(learn.classes.index).to_numpy()
+    chances = np.eye(len(learn.classes))[np.full(len(rows), learn.classes.index("nv"))]
+    about = (None, "test", learn.decision_rule, learn.classes)
+    found = Interpretation.build(about, truth, chances, rows.reset_index(drop=True)).metrics
     assert found["rules"]["argmax"]["mel_sensitivity"] == 1.0
 
 

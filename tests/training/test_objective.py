@@ -15,7 +15,7 @@ from lesionfast.config import TrainConfig
 from lesionfast.diagnoses import read_class_weights, read_costs
 from lesionfast.errors import LesionfastError
 from lesionfast.models.posterior import Posterior
-from lesionfast.stats.metrics import decide
+from lesionfast.stats.rules import DecisionRule
 from lesionfast.training.balancing import balances
 from lesionfast.training.losses import UserLoss, losses
 from lesionfast.training.objective import (
@@ -135,9 +135,11 @@ def test_at_the_minimum_the_posteriors_and_the_balanced_decisions_are_those_of_b
         told = f"{changes}, {len(parents)} outputs"
         np.testing.assert_allclose(got, **near(expected(found.prior), found), err_msg=told)
         best = LIKELIHOOD.argmax(axis=1)
-        np.testing.assert_array_equal(decide(got, "balanced", found.prior), best, told)
+        np.testing.assert_array_equal(DecisionRule("balanced", found.prior).decide(got), best, told)
         if balance == "none" and loss not in ("logit_adjusted", "balanced_softmax"):
-            np.testing.assert_array_equal(decide(got, "argmax", None), ROWS.argmax(axis=1), told)
+            np.testing.assert_array_equal(
+                DecisionRule("argmax").decide(got), ROWS.argmax(axis=1), told
+            )
 
 
 @pytest.mark.parametrize(
@@ -149,7 +151,7 @@ def test_without_undoing_them_these_losses_have_other_probabilities(loss, change
     raw = minimum(found).softmax(dim=1).numpy()
     assert np.abs(raw - expected(found.prior)).max() > 0.02
     if changes:  # the rare class takes what is another's
-        decided = decide(raw, "balanced", found.prior)
+        decided = DecisionRule("balanced", found.prior).decide(raw)
         assert (decided == 1).sum() > (LIKELIHOOD.argmax(axis=1) == 1).sum()
 
 
@@ -163,7 +165,9 @@ def test_before_deferred_weights_come_on_the_prior_is_that_without_them(loss, ba
     found.loss.weight = None
     got, prior = posteriors(found, minimum(found)), states.priors[0]
     np.testing.assert_allclose(got, **near(expected(prior), found))
-    np.testing.assert_array_equal(decide(got, "balanced", prior), LIKELIHOOD.argmax(axis=1))
+    np.testing.assert_array_equal(
+        DecisionRule("balanced", prior).decide(got), LIKELIHOOD.argmax(axis=1)
+    )
     assert np.abs(states.priors[1] - prior).max() > 0.01
 
 
@@ -181,7 +185,7 @@ def test_class_weight_multiplies_the_odds_of_its_class_and_no_more(loss, balance
         np.testing.assert_allclose(got, **near(expected(found.prior, emphasis), found))
         shifted = (emphasis * LIKELIHOOD).argmax(axis=1)
         assert (shifted != LIKELIHOOD.argmax(axis=1)).any()
-        np.testing.assert_array_equal(decide(got, "balanced", found.prior), shifted)
+        np.testing.assert_array_equal(DecisionRule("balanced", found.prior).decide(got), shifted)
     assert shifting_options(config) == ["--class-weight mel=5,bkl=0.5"]
 
 

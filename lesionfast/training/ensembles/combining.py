@@ -19,9 +19,9 @@ from lesionfast.diagnoses import (
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.comparison import align_images, check_split
 from lesionfast.evaluation.interpretation import Interpretation
+from lesionfast.evaluation.melanoma import announce_melanomas, settle_rule
 from lesionfast.files import sha256_once, write_text
 from lesionfast.run import WITHOUT_METADATA, Run, describe_software
-from lesionfast.stats.metrics import as_prior, summarize
 from lesionfast.stats.pooling import (
     MEANS,
     average,
@@ -30,6 +30,7 @@ from lesionfast.stats.pooling import (
     move_prior,
     same_prior,
 )
+from lesionfast.stats.rules import as_prior
 
 logger = logging.getLogger("lesionfast")
 
@@ -84,10 +85,28 @@ def combine(
         valid = move_votes(collect_votes(members, "valid"), members, prior)
         weights = best_weights(valid.probabilities, valid.truth, prior, mean)
     chosen = {"mean": mean, "weights_from": "validation" if fit_weights else "equal"}
+    chosen |= common_sensitivity(members)
     model = describe(members, prior, weights, **chosen)
     run = Run.create(root, shared_config(members, model["rule"]))
     write(run, members, model)
     return run
+
+
+def common_sensitivity(members: Sequence[Run]) -> dict[str, float]:
+    """Return the melanoma sensitivity that all members were asked for, as model.json has it.
+
+    A warning says so if they were asked for different ones; the ensemble then has none.
+    """
+    asked = sorted({run.model.get("melanoma_sensitivity", 0.0) for run in members})
+    if len(asked) == 1:
+        return {"melanoma_sensitivity": asked[0]} if asked[0] else {}
+    logger.warning(
+        "The members were asked for different melanoma sensitivities (%s; 0: none), so the "
+        "ensemble has no weight on melanoma. For one, type: lesionfast interpret RUN "
+        "--melanoma-sensitivity %g",
+        *(", ".join(f"{one:g}" for one in asked), asked[-1]),
+    )
+    return {"melanoma_sensitivity": 0.0}
 
 
 def collect_votes(members: Sequence[Run], split: str, withheld: bool = False) -> Votes:
@@ -235,10 +254,9 @@ def write_results(
         "train_seconds": round(sum(member.metrics["train_seconds"] for member in members), 2),
         "status": status,
     }
-    for split, rows in predictions.groupby("split"):
-        truth, probabilities = run.read_probabilities(rows)
-        metrics[split] = summarize(truth, probabilities, members[0].classes, model["prior"])
-    run.write_json("metrics.json", metrics)
+    read = settle_rule(run, predictions)
+    run.write_json("metrics.json", metrics | {name: one.metrics for name, one in read.items()})
+    announce_melanomas(read)
 
 
 def takes_metadata(run: Run) -> bool:
