@@ -238,10 +238,10 @@ class TrainConfig(SplitConfig):
     weight_decay: float = option(0.01, "Decoupled weight decay (AdamW).", limits=(0, INF))
     unfreeze: str = option(
         "auto",
-        "Fine-tuning schedule: 'fresh' (head, then all layers with a fresh head), 'two-step' "
-        "(head, then all layers), 'gradual' (head, then stage by stage), 'last:N' (head, then "
-        "head and last N stages), 'none' (all layers at once); 'auto': fresh if pretrained, else "
-        "none.",
+        "Fine-tuning schedule: 'fresh' (head, then all layers with a fresh head), 'fresh:N' (head, "
+        "then a fresh head and the last N stages), 'last:N' (the same with the head kept), "
+        "'two-step' (head, then all layers), 'gradual' (head, then stage by stage), 'none' (all "
+        "layers at once); 'auto': fresh if pretrained, else none.",
     )
     melanoma: str | None = option(
         None,

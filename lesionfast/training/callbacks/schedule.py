@@ -14,7 +14,7 @@ from torch import nn
 from lesionfast.errors import LesionfastError
 from lesionfast.training.callbacks.inference import Borrowing, resumes
 
-HOWS = "fresh, gradual, two-step, last:N, none"
+HOWS = "fresh, fresh:N, gradual, two-step, last:N, none"
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Phase:
 def plan_phases(unfreeze: str, n_groups: int, epochs: int, head_epochs: int = 1) -> list[Phase]:
     """Return the phases of `epochs` epochs over parameter groups counted from the stem.
 
-    fresh: the head, then all with a new head. two-step: the head, then all. gradual (Howard and
+    fresh: the head, then all with a new head. fresh:N: the head, then a new head and the last N
+    stages. last:N: the same with the head kept. two-step: the head, then all. gradual (Howard and
     Ruder 2018, arXiv:1801.06146, section 3.3): the head, then one stage more per epoch, then, for
-    at least half of the rest, everything. last:N: the head, then the head and the last N stages.
-    none: all at once. The head alone learns for `head_epochs`, or not at all if that would leave no
-    epoch for the rest.
+    at least half of the rest, everything. none: all at once. The head alone learns for
+    `head_epochs`, or not at all if that would leave no epoch for the rest.
     """
     head, *stops = group_stops(unfreeze, n_groups)
     lengths = []
@@ -58,9 +58,9 @@ def plan_phases(unfreeze: str, n_groups: int, epochs: int, head_epochs: int = 1)
 
 def group_stops(unfreeze: str, n_groups: int) -> list[int]:
     """Return how many groups learn in each phase, in order."""
-    last = re.fullmatch(r"last:(\d+)", unfreeze)
-    if last and 1 <= int(last[1]) < n_groups:
-        return [1, 1 + int(last[1])]
+    last = re.fullmatch(r"(last|fresh):(\d+)", unfreeze)
+    if last and 1 <= int(last[2]) < n_groups:
+        return [1, 1 + int(last[2])]
     if unfreeze == "gradual":
         return list(range(1, n_groups + 1))
     if unfreeze in ("fresh", "two-step"):
@@ -83,8 +83,8 @@ class ProgressiveUnfreezing(Borrowing):
     """Unfreeze the model from the head down, phase by phase within one fit.
 
     `how` and `head_epochs` are those of `plan_phases`. Each phase starts with an empty optimizer
-    state and, if `how` is 'fresh', with the first weights of the head: a head that already fits the
-    features of the frozen backbone well keeps the backbone from learning others.
+    state and, if `how` is 'fresh' or 'fresh:N', with the first weights of the head: a head that
+    already fits the features of the frozen backbone well keeps the backbone from learning others.
     """
 
     order = -20  # before anything that looks at what is frozen
@@ -106,7 +106,7 @@ class ProgressiveUnfreezing(Borrowing):
 
     def before_train(self) -> None:
         """Reset the head where a phase starts, if it is to be fresh."""
-        if self.how == "fresh" and self.epoch == self.phase.first:
+        if self.how.startswith("fresh") and self.epoch == self.phase.first:
             for parameter, first in zip(self.head, self.first_head, strict=True):
                 parameter.data.copy_(first)
 
