@@ -11,7 +11,7 @@ from lesionfast.config import TrainConfig
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
 from lesionfast.models.inference import TorchEngine
-from lesionfast.serving.bundle import INT8, Bundle
+from lesionfast.serving.bundle import INT8, SCHEMA, Bundle
 from lesionfast.serving.export import export
 from lesionfast.serving.onnx import CALIBRATED, PLAIN, OnnxEngine, write_onnx
 from lesionfast.serving.predictor import Predictor
@@ -124,12 +124,14 @@ def test_a_file_that_is_no_model_is_told(copy, harm, tmp_path):
         told = json.loads(graph.metadata_props[0].value)
         del graph.metadata_props[:]
         if harm == "newer":
-            value = json.dumps(told | {"schema": 2})
+            value = json.dumps(told | {"schema": SCHEMA + 1})
             graph.metadata_props.add(key="lesionfast", value=value)
         if harm == "cut off":
             graph.metadata_props.add(key="lesionfast", value='{"schema": ')
         onnx.save(graph, file)
-        expected = "has the schema 2" if harm == "newer" else "is not a model of lesionfast"
+        expected = (
+            f"has the schema {SCHEMA + 1}" if harm == "newer" else "is not a model of lesionfast"
+        )
     with pytest.raises(LesionfastError, match=expected):
         Predictor(file)
 
