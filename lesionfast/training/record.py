@@ -101,6 +101,7 @@ def describe_model(learn: Learner, config: TrainConfig) -> dict[str, Any]:
         "undo": learn.model.posterior.undo,
         "not_undone": shifting_options(config),
         "weights_origin": "no backbone" if backbone is None else backbone.origin,
+        **({"arch_config": backbone.arch_config} if backbone and backbone.arch_config else {}),
         **describe_registered(config),
     }
 
