@@ -217,6 +217,23 @@ class Run:
             )
         return [Run(path) for path in paths]
 
+    @cached_property
+    def full_model(self) -> dict[str, Any]:
+        """Its model.json; for an ensemble with each member's in place of its path.
+
+        That of one model in it has its precision too, and the SHA-256 of its weights.
+        """
+        if not self.members:
+            more = {"precision": self.config.precision, "resize": self.config.resize}
+            weights = self.file("weights.safetensors")
+            return self.model | more | {"weights_sha256": sha256_once(weights)}
+        members = [member.full_model for member in self.members]
+        sizes = {name: max(member[name] for member in members) for name in ("size", "tta")}
+        inputs = [name for member in members for name in member["metadata"]]
+        about = sizes | {"metadata": list(dict.fromkeys(inputs)), "resize": members[0]["resize"]}
+        dropped = min(member.get("metadata_dropout", 0.0) for member in members)
+        return about | {"metadata_dropout": dropped} | self.model | {"members": members}
+
     @property
     def is_out_of_fold(self) -> bool:
         """Whether its validation predictions are out of fold: of all images that are not test."""
@@ -360,6 +377,8 @@ class Run:
         digests = self.model.get("member_weights") or [None] * len(names)
         for name, digest in zip(names, digests, strict=True):
             member = Run(os.path.normpath(self.path / name))
+            if name.startswith("../"):
+                continue  # a run of its own
             if not member.path.is_dir():
                 found[name] = "it is missing"
                 continue
@@ -412,6 +431,28 @@ class Run:
                 if not table[column].astype(float).between(0, 1 + 1e-6).all():
                     raise ValueError(f"column '{column}' holds values that are not probabilities")
         return table
+
+
+def list_runs_of(run: Run) -> list[Run]:
+    """Return the runs of the models that a run averages, the run itself if it has one model."""
+    return [leaf for member in run.members for leaf in list_runs_of(member)] or [run]
+
+
+def list_leaves(about: dict[str, Any], weight: float = 1.0) -> list[tuple[dict[str, Any], float]]:
+    """Return the description of each model in that of a whole model, and what each counts for.
+
+    `about` is a `full_model`.
+    """
+    if "members" not in about:
+        return [(about, weight)]
+    pairs = zip(about["members"], about["weights"], strict=True)
+    return [leaf for member, part in pairs for leaf in list_leaves(member, weight * part)]
+
+
+def list_looks(about: dict[str, Any]) -> list[tuple[int, str]]:
+    """Return the different sizes, and ways of making images square, that a whole model sees."""
+    looks = [(leaf["size"], leaf["resize"]) for leaf, _ in list_leaves(about)]
+    return list(dict.fromkeys(looks))
 
 
 def check_rows(path: Path) -> None:

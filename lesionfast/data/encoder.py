@@ -234,10 +234,91 @@ class MetadataEncoder:
         vector[self.indicators] = 1
         return vector
 
+    def split_columns(self, vectors: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the part of vectors (n, width) that is of each column."""
+        parts = np.split(vectors, self.indicators + 1, axis=1)[:-1]
+        return dict(zip(self.columns, parts, strict=True))
+
+    def name_values(self, vectors: np.ndarray) -> pd.DataFrame:
+        """Return the values of encoded rows (n, width) in words: "age 70", "male"."""
+        parts, words = self.split_columns(vectors), {}
+        for column in self.learned:
+            rows = parts[column["name"]]
+            words[column["name"]] = [name_value(column, row) for row in rows]
+        return pd.DataFrame(words, index=range(len(vectors)))
+
     def in_words(self, vector: np.ndarray) -> str:
         """Return what one encoded row (width,) says: "age 55, female", "age unknown, male"."""
         parts = np.split(vector, self.indicators + 1)[:-1]
         return ", ".join(map(name_value, self.learned, parts))
+
+
+class JointEncoder(MetadataEncoder):
+    """The encoders of several models as one: a row becomes what each makes of it, side by side.
+
+    Of a column that several have, `learned` covers what any of them has seen.
+    """
+
+    def __init__(self, encoders: Iterable[MetadataEncoder]) -> None:
+        self.encoders = list(encoders)
+        columns = [column for encoder in self.encoders for column in encoder.learned]
+        super().__init__(dict.fromkeys(column["name"] for column in columns))
+        self.learned = [
+            join_learned([column for column in columns if column["name"] == name])
+            for name in self.columns
+        ]
+
+    def to_json(self) -> str:
+        """Return what each encoder learned as JSON."""
+        return json.dumps([encoder.learned for encoder in self.encoders], indent=2) + "\n"
+
+    def transform(self, df: pd.DataFrame) -> np.ndarray:
+        """Return the rows as float32 of shape (n, width)."""
+        return np.hstack([encoder.transform(df) for encoder in self.encoders])
+
+    @property
+    def names(self) -> list[str]:
+        """What each number of the vector is: "1 age", "1 age missing", …, "2 age", …"""
+        pairs = enumerate(self.encoders, 1)
+        return [f"{number} {name}" for number, encoder in pairs for name in encoder.names]
+
+    @property
+    def unknown(self) -> np.ndarray:
+        """What a row becomes if all its metadata is missing, float32 (width,)."""
+        return np.concatenate([encoder.unknown for encoder in self.encoders])
+
+    def split_columns(self, vectors: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the numbers (n, m) of each column in vectors (n, width), of all encoders."""
+        ends = np.cumsum([encoder.width for encoder in self.encoders])[:-1]
+        parts = zip(self.encoders, np.split(vectors, ends, axis=1), strict=True)
+        found = [encoder.split_columns(part) for encoder, part in parts]
+        return {
+            name: np.hstack([columns[name] for columns in found if name in columns])
+            for name in self.columns
+        }
+
+    def name_values(self, vectors: np.ndarray) -> pd.DataFrame:
+        """Return the values of encoded rows (n, width) in words, as the first encoder has them."""
+        ends = np.cumsum([encoder.width for encoder in self.encoders])[:-1]
+        parts = zip(self.encoders, np.split(vectors, ends, axis=1), strict=True)
+        tables = [encoder.name_values(part) for encoder, part in parts]
+        table = pd.concat(tables, axis=1)
+        return table.loc[:, ~table.columns.duplicated()][self.columns]
+
+
+def join_learned(columns: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what several encoders learned of one column as if one had."""
+    first = columns[0]
+    if any(column["kind"] != first["kind"] for column in columns):
+        raise LesionfastError(
+            f"column '{first['name']}' is a number for one model and text for another. Average "
+            "models that were trained on the same tables."
+        )
+    if first["kind"] == "text":
+        return first | {"values": sorted({value for one in columns for value in one["values"]})}
+    ends = {name: [one[name] for one in columns if name in one] for name in ("low", "high")}
+    joined = {"low": min(ends["low"], default=None), "high": max(ends["high"], default=None)}
+    return first | {name: value for name, value in joined.items() if value is not None}
 
 
 def require(df: pd.DataFrame, name: str) -> pd.Series:

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from lesionfast.data.split import PARTS, load_dataset
 from lesionfast.errors import DamageError, DiskError, LesionfastError, list_first
-from lesionfast.evaluation.features import read_features
+from lesionfast.evaluation.features import featured_run, read_features
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.melanoma import describe_rule, fit_rule
 from lesionfast.files import check_shape, damage_explained, disk_errors, read_json
@@ -159,8 +159,13 @@ def fit_referral_threshold(valid: Interpretation, share: float = SHARE) -> Refer
 
 
 def fit_ood(valid: Interpretation) -> OODScorer:
-    """Return the OOD score; raises `LesionfastError` without features, or with data elsewhere."""
-    run, features = valid.run, read_features(valid.run)
+    """Return the OOD score; raises `LesionfastError` without features, or with data elsewhere.
+
+    That of an ensemble is that of the first of its models that sees images, fitted on the training
+    and validation images of that.
+    """
+    run = featured_run(valid.run)
+    features = read_features(run)
     df = load_dataset(run.config, split=run.file("split.csv"))
     df = df[df["image_id"].isin(features.index)]
     train, valid_ids = (df.loc[df["split"] == part, "image_id"] for part in ("train", "valid"))

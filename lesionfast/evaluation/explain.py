@@ -12,14 +12,15 @@ from captum.attr import IntegratedGradients, LayerGradCam
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from lesionfast.data.encoder import MetadataEncoder, name_value
+from lesionfast.data.encoder import JointEncoder, MetadataEncoder
 from lesionfast.data.images import fit_square, open_images, read_image
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError, did_you_mean
 from lesionfast.models.backbones import CLS
-from lesionfast.models.fusion import FusionModel, load_model
+from lesionfast.models.ensemble import EnsembleModel, load_any
+from lesionfast.models.fusion import FusionModel
 from lesionfast.models.inference import as_images, in_eval_mode
-from lesionfast.run import Run
+from lesionfast.run import Run, list_looks, list_runs_of
 from lesionfast.stats.bootstrap import Found, interval, resampled, wilson
 
 logger = logging.getLogger("lesionfast")
@@ -27,6 +28,7 @@ logger = logging.getLogger("lesionfast")
 BATCH = 16  # images at once: their gradients are kept in memory
 STEPS = 256  # points of the integral: networks of ReLUs have kinks
 ENDINGS = ("_segmentation.png", ".png")  # of masks, as in the archives of ISIC, or plain
+Explained = FusionModel | EnsembleModel
 SPREAD = 0.2  # of the blob: its standard deviation as a share of the side
 
 
@@ -80,39 +82,61 @@ def explain_images(
     """Return what the model of a run looks at in images of its dataset, without `tta`.
 
     `targets` is the class to explain, one for all or one an image; by default the most probable
-    one. Metadata are compared with the mean of the training images. Raises `LesionfastError` for an
-    unknown image or class, an ensemble, and a model without a backbone.
+    one. Metadata are compared with the mean of the training images. Of an ensemble, maps and what
+    metadata add are the weighted means over its models. Raises `LesionfastError` for an unknown
+    image or class, and a model without a backbone.
     """
-    model, classes = load_model(run), run.classes
+    model, classes = load_any(run), run.classes
     require_image(model)
     df = load_dataset(run.config, split=run.file("split.csv"))
-    encoder = MetadataEncoder.from_run(run)
+    encoder, looks = read_encoder(run), read_looks(run)
     rows, names = find_rows(df, image_ids), None
     if targets is not None:
         names = [targets] * len(rows) if isinstance(targets, str) else list(targets)
-    images, good = read_images(rows, run.model["size"], run.model["resize"])
+    images, good = read_images(rows, looks)
     rows, bad = rows.iloc[good].reset_index(drop=True), len(rows) - len(good)
     metadata = torch.from_numpy(encoder.transform(rows))
-    codes = choose_targets(model, images, metadata, names and [names[i] for i in good], classes)
+    names = names and [names[i] for i in good]
+    codes = choose_targets(model, images, metadata, names, classes)
     train = torch.from_numpy(encoder.transform(df[df["split"] == "train"])).mean(dim=0)
     amounts = attribute_metadata(model, images, metadata, codes, train).numpy()
-    with torch.inference_mode():
-        cells = model.backbone(torch.zeros(1, *images.shape[1:])).shape[-2:]
+    columns = encoder.split_columns(amounts)
     return Explanation(
         run,
         rows,
         [classes[code] for code in codes],
         grad_cam(model, images, metadata, codes).numpy(),
-        pd.DataFrame({n: part.sum(axis=1) for n, part in split_columns(encoder, amounts).items()}),
-        name_values(encoder, metadata.numpy()),
-        tuple(cells),
+        pd.DataFrame({name: part.sum(axis=1) for name, part in columns.items()}),
+        encoder.name_values(metadata.numpy()),
+        count_cells(model, images),
         bad,
     )
 
 
-def require_image(model: FusionModel) -> None:
+def read_encoder(run: Run) -> MetadataEncoder:
+    """Return the metadata encoder of a run, that of an ensemble with those of all its models."""
+    encoders = [MetadataEncoder.from_run(leaf) for leaf in list_runs_of(run)]
+    return JointEncoder(encoders) if run.members else encoders[0]
+
+
+def read_looks(run: Run) -> list[tuple[int, str]]:
+    """Return the sizes, and ways of making images square, that the model of a run sees."""
+    return list_looks(run.full_model if run.members else run.model)
+
+
+def count_cells(model: Explained, images: Sequence[Tensor]) -> tuple[int, int]:
+    """Return rows and columns of the feature map, of an ensemble that of its first model."""
+    look = 0
+    if isinstance(model, EnsembleModel):
+        look, model = model.looks[model.featured], model.members[model.featured]
+    with torch.inference_mode():
+        return tuple(model.backbone(torch.zeros(1, *images[look].shape[1:])).shape[-2:])
+
+
+def require_image(model: Explained) -> None:
     """Raise `LesionfastError` for a model without a backbone."""
-    if model.backbone is None:
+    first = model.members[model.featured] if isinstance(model, EnsembleModel) else model
+    if first.backbone is None:
         raise LesionfastError(
             "a model of metadata alone (fusion 'metadata') has no image to draw a map of. "
             "Name a run with another --fusion."
@@ -131,23 +155,26 @@ def find_rows(df: pd.DataFrame, image_ids: Sequence[str]) -> pd.DataFrame:
     return df.iloc[places].reset_index(drop=True)
 
 
-def read_images(rows: pd.DataFrame, size: int, resize: str) -> tuple[Tensor, np.ndarray]:
-    """Return the images (n, 3, size, size) of rows as the model takes them, and which were read.
+def read_images(
+    rows: pd.DataFrame, looks: Sequence[tuple[int, str]]
+) -> tuple[list[Tensor], np.ndarray]:
+    """Return the images (n, 3, size, size) of rows in each look, and which of them were read.
 
     Nothing goes to the cache. A warning counts those that can't be read.
     """
-    paths = rows["path"].tolist()
-    opened = open_images(paths, size, resize=resize, cache=False, skip_bad=True, report=False)
-    good = np.setdiff1d(np.arange(len(rows)), list(opened.bad))
-    if opened.bad:
-        reason, count = next(iter(opened.bad.values())), len(opened.bad)
-        logger.warning("%d of %d images can't be explained: %s", count, len(rows), reason)
-    return as_images(opened.pixels[good]), good
+    paths, options = rows["path"].tolist(), {"cache": False, "skip_bad": True, "report": False}
+    opened = [open_images(paths, size, resize=resize, **options) for size, resize in looks]
+    bad = {row: reason for images in opened for row, reason in images.bad.items()}
+    good = np.setdiff1d(np.arange(len(rows)), list(bad))
+    if bad:
+        reason = next(iter(bad.values()))
+        logger.warning("%d of %d images can't be explained: %s", len(bad), len(rows), reason)
+    return [as_images(images.pixels[good]) for images in opened], good
 
 
 def choose_targets(
-    model: FusionModel,
-    images: Tensor,
+    model: Explained,
+    images: Sequence[Tensor],
     metadata: Tensor,
     names: Sequence[str] | None,
     classes: Sequence[str],
@@ -155,7 +182,7 @@ def choose_targets(
     """Return the class numbers (n,) of names, by default of the most probable classes."""
     if names is None:
         with torch.inference_mode():
-            codes = [model(*part).argmax(dim=1) for part in batches(images, metadata)]
+            codes = [model(*part).argmax(dim=1) for part in batches(*images, metadata)]
         return torch.cat(codes) if codes else torch.zeros(0, dtype=torch.long)
     unknown = [name for name in names if name not in classes]
     if unknown:
@@ -171,15 +198,41 @@ def batches(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(tensor.split(BATCH) for tensor in tensors), strict=True)
 
 
-def grad_cam(model: FusionModel, images: Tensor, metadata: Tensor, targets: Tensor) -> Tensor:
+def grad_cam(
+    model: Explained, images: Tensor | Sequence[Tensor], metadata: Tensor, targets: Tensor
+) -> Tensor:
     """Return where the image speaks for the targets: float32 (n, H, W), each map 0..1.
 
-    Images are (n, 3, H, W) in 0..1, metadata (n, width), targets (n,) class numbers. The map is
-    that of the last feature map, whatever the backbone's family and the pooling, upsampled and
-    divided by its largest value (Selvaraju et al. 2017, arXiv:1610.02391, eq. 1 and 2). Where
-    nothing speaks for the target it is 0 everywhere. Raises `LesionfastError` without a backbone.
+    Images are (n, 3, H, W) in 0..1, or a list of them with one for each look of the model, metadata
+    (n, width), targets (n,) class numbers. The map is that of the last feature map, whatever the
+    backbone's family and the pooling, upsampled and divided by its largest value (Selvaraju et al.
+    2017, arXiv:1610.02391, eq. 1 and 2). Where nothing speaks for the target it is 0 everywhere. Of
+    an ensemble it is the weighted mean over its models, in the first look. Raises `LesionfastError`
+    without a backbone.
     """
     require_image(model)
+    looks = [images] if isinstance(images, Tensor) else list(images)
+    if not isinstance(model, EnsembleModel):
+        return map_of_one(model, looks[0], metadata, targets)
+    total = looks[0].new_zeros(len(targets), *looks[0].shape[-2:])
+    for member, look, weight, part in iterate_members(model, metadata):
+        if member.backbone is not None and weight:
+            heat = map_of_one(member, looks[look], part, targets)
+            heat = interpolate(heat[:, None], total.shape[-2:], mode="bilinear")[:, 0]
+            total += weight * heat
+    return total / total.amax((1, 2), keepdim=True).clamp_min(1e-12)
+
+
+def iterate_members(
+    model: EnsembleModel, metadata: Tensor
+) -> Iterator[tuple[FusionModel, int, float, Tensor]]:
+    """Yield each model, the number of its look, its weight and its part of the metadata."""
+    parts = metadata.split(model.widths, dim=-1)
+    yield from zip(model.members, model.looks, model.weights, parts, strict=True)
+
+
+def map_of_one(model: FusionModel, images: Tensor, metadata: Tensor, targets: Tensor) -> Tensor:
+    """Return what `grad_cam` does, of one model."""
     cls = model.pool_name == CLS  # CLS itself lies nowhere, so the map is of the patches
     layer = model.backbone.body.patches if cls else model.backbone
     cam, maps = LayerGradCam(model.scores, layer), []
@@ -192,14 +245,28 @@ def grad_cam(model: FusionModel, images: Tensor, metadata: Tensor, targets: Tens
 
 
 def attribute_metadata(
-    model: FusionModel, images: Tensor, metadata: Tensor, targets: Tensor, baseline: Tensor
+    model: Explained,
+    images: Tensor | Sequence[Tensor],
+    metadata: Tensor,
+    targets: Tensor,
+    baseline: Tensor,
 ) -> Tensor:
     """Return what each number of the metadata adds to the log-odds of the targets, (n, width).
 
     Integrated gradients from `baseline` (width,) to the metadata (n, width), with the image fixed;
     the sum over a row is the difference in log-odds (Sundararajan et al. 2017, arXiv:1703.01365,
-    eq. 1 and proposition 1). All 0 where the model does not use metadata.
+    eq. 1 and proposition 1). All 0 where the model does not use metadata. Of an ensemble they are
+    those of each model times its weight, so that sums are weighted means.
     """
+    looks = [images] if isinstance(images, Tensor) else list(images)
+    if isinstance(model, EnsembleModel):
+        starts = baseline.split(model.widths)
+        members = zip(iterate_members(model, metadata), starts, strict=True)
+        amounts = [
+            weight * attribute_metadata(member, looks[look], part, targets, start)
+            for (member, look, weight, part), start in members
+        ]
+        return torch.cat(amounts, dim=1)
     if model.fusion.width == model.n_features and not list(model.fusion.parameters()):
         return torch.zeros_like(metadata)
 
@@ -208,7 +275,7 @@ def attribute_metadata(
 
     method, parts = IntegratedGradients(odds), []
     with in_eval_mode(model):
-        for pixels, numbers, target in batches(images, metadata, targets):
+        for pixels, numbers, target in batches(looks[0], metadata, targets):
             with torch.no_grad():
                 features = model.features(pixels)
             start = baseline.expand_as(numbers).contiguous()
@@ -225,32 +292,14 @@ def log_odds(logits: Tensor, targets: Tensor) -> Tensor:
     return logits[is_target] - others.logsumexp(dim=1)
 
 
-def split_columns(encoder: MetadataEncoder, vectors: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the part of vectors (n, width) that is of each metadata column."""
-    parts = np.split(vectors, encoder.indicators + 1, axis=1)[:-1]
-    return dict(zip(encoder.columns, parts, strict=True))
-
-
-def name_values(encoder: MetadataEncoder, vectors: np.ndarray) -> pd.DataFrame:
-    """Return the values of encoded rows (n, width) in words: "age 70", "male"."""
-    parts = split_columns(encoder, vectors)
-    return pd.DataFrame(
-        {
-            column["name"]: [name_value(column, row) for row in parts[column["name"]]]
-            for column in encoder.learned
-        },
-        index=range(len(vectors)),
-    )
-
-
 def compare_with_masks(explanation: Explanation, folder: Path) -> pd.DataFrame:
     """Return how well maps lie on the lesions of a folder of masks; see `score_maps`.
 
     Masks are named IMAGE_ID_segmentation.png or IMAGE_ID.png, white where the lesion is. A warning
     counts missing and unreadable ones. Raises `LesionfastError` if none is left.
     """
-    model, rows = explanation.run.model, explanation.rows
-    masks, bad = read_masks(folder, rows["image_id"], model["size"], model["resize"])
+    rows, (look, *_) = explanation.rows, read_looks(explanation.run)
+    masks, bad = read_masks(folder, rows["image_id"], *look)
     if bad:
         name, why = next(iter(bad.items()))
         text = "%d of %d images have no usable mask in %s, such as %s: %s"

@@ -15,9 +15,9 @@ from safetensors.numpy import save_file
 from lesionfast.console import counting_bar
 from lesionfast.data.images import open_dataset_images, open_images
 from lesionfast.data.split import load_dataset
-from lesionfast.errors import LesionfastError, did_you_mean
+from lesionfast.errors import DamageError, LesionfastError, did_you_mean
 from lesionfast.files import damage_explained
-from lesionfast.run import FEATURES, Run
+from lesionfast.run import FEATURES, Run, list_runs_of
 from lesionfast.stats.ood import unit
 
 COLUMNS = ["image_id", "group", "target", "similarity", "path", "age", "sex", "localization"]
@@ -31,14 +31,35 @@ def write_features(run: Run, image_ids: list[str], features: np.ndarray) -> None
     run.write(FEATURES, lambda aside: save_file({"features": kept}, aside, header))
 
 
+def featured_run(run: Run) -> Run:
+    """Return the run whose image features stand for those of a run.
+
+    It is the run itself; of an ensemble, the first of its models that sees images. Raises
+    `DamageError` if members of an ensemble are missing.
+    """
+    leaves = list_runs_of(run)
+    seeing = (leaf for leaf in leaves if leaf.model.get("fusion") not in (None, "metadata"))
+    return next(seeing, leaves[0])
+
+
+def keeps_features(run: Run) -> bool:
+    """Return whether image features were kept with a run, or with a member of an ensemble."""
+    try:
+        return featured_run(run).holds(FEATURES)
+    except DamageError:  # members are elsewhere
+        return False
+
+
 def read_features(run: Run) -> pd.DataFrame:
     """Return the features of a run's images, float32, one row an image, by image id.
 
-    Raises `LesionfastError` if none were kept (an ensemble, a run without a backbone, an old run).
+    Those of an ensemble are those of `featured_run`. Raises `LesionfastError` if none were kept (a
+    run without a backbone, an old run).
     """
+    run = featured_run(run)
     if not run.holds(FEATURES):
         raise LesionfastError(
-            f"{run.path} has no {FEATURES}: it is an ensemble, a model without an image, or a run "
+            f"{run.path} has no {FEATURES}: it is a model without an image, or a run "
             "of an early version. Train it again: "
             f"lesionfast train --config {run.path / 'config.json'}"
         )
@@ -51,6 +72,7 @@ def read_features(run: Run) -> pd.DataFrame:
 
 def dataset_features(run: Run, df: pd.DataFrame) -> pd.DataFrame:
     """Return the features kept in a run, by image id; an old run computes and keeps them first."""
+    run = featured_run(run)
     if not run.holds(FEATURES):
         config = run.config
         with counting_bar("decoding images") as progress:
@@ -82,6 +104,7 @@ def nearest_lesions(run: Run, image: str, k: int = 5) -> pd.DataFrame:
     """
     require_neighbours(run, k)
     df = load_dataset(run.config, split=run.file("split.csv"))
+    run = featured_run(run)
     query = find_image(df, image).to_frame().T
     table = pd.concat([query.assign(similarity=1.0), *rank(run, df, query, k)], ignore_index=True)
     return table[[name for name in COLUMNS if name in table]]
@@ -95,17 +118,18 @@ def nearest_to_each(run: Run, rows: pd.DataFrame, k: int = 5) -> list[pd.DataFra
     if rows.empty:
         return []
     require_neighbours(run, k)
-    return rank(run, load_dataset(run.config, split=run.file("split.csv")), rows, k)
+    df = load_dataset(run.config, split=run.file("split.csv"))
+    return rank(featured_run(run), df, rows, k)
 
 
 def require_neighbours(run: Run, k: int) -> None:
     """Raise `LesionfastError` unless k is a number of lesions and a run's model sees images."""
     if k < 1:
         raise LesionfastError(f"--k is {k}; type 1 or more.")
-    if run.model.get("fusion") in (None, "metadata"):
+    if featured_run(run).model.get("fusion") in (None, "metadata"):
         raise LesionfastError(
-            f"{run.path} has no image features to compare lesions by: it is an ensemble, or a "
-            "model of metadata alone. Name a run with a backbone."
+            f"{run.path} has no image features to compare lesions by: it is a model of metadata "
+            "alone, or of an early version. Name a run with a backbone."
         )
 
 

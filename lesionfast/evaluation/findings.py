@@ -14,7 +14,7 @@ from lesionfast.diagnoses import read_costs
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.evaluation.comparison import WITHHELD, contribution_table, without_metadata
 from lesionfast.evaluation.decisions import Decisions, choose_rule, discard_damaged
-from lesionfast.evaluation.features import dataset_features, read_features
+from lesionfast.evaluation.features import dataset_features, keeps_features, read_features
 from lesionfast.evaluation.interpretation import Interpretation, records
 from lesionfast.evaluation.melanoma import describe_fewer_melanomas, price_of_weight
 from lesionfast.run import FEATURES, Run
@@ -125,7 +125,7 @@ class Findings:
     @property
     def keeps_features(self) -> bool:
         """Whether the image features were kept with the run."""
-        return self.run.holds(FEATURES)
+        return keeps_features(self.run)
 
     @cached_property
     def dataset(self) -> pd.DataFrame:

@@ -25,6 +25,7 @@ logger = logging.getLogger("lesionfast")
 
 fusions = Registry("fusion", "--fusion")
 REGISTRIES = {"arch": archs, "fusion": fusions, "augment": augmentations}  # and losses
+DESCRIBED = ("arch", "size", "pool", "fusion", "dropout")  # options that a model is built by
 WIDTH = 64  # of the metadata branch
 
 
@@ -309,25 +310,37 @@ def read_model(about: dict[str, Any], path: Path, advice: str) -> FusionModel:
 
     Raises `LesionfastError` with an advice if they are missing or broken.
     """
-    names = ("arch", "size", "pool", "fusion", "dropout")
-    missing = [name for name in (*names, "n_metadata", "classes") if name not in about]
+    missing = [name for name in (*DESCRIBED, "n_metadata", "classes") if name not in about]
     if missing:
         raise DamageError(
             f"the description of the model in {path.parent} has no {', '.join(missing)}. {advice}"
         )
+    model = build_described(about)
+    load_tensors(model, path, about["arch"], advice)
+    return model.eval()
+
+
+def build_described(about: dict[str, Any]) -> FusionModel:
+    """Return the model that a model.json describes, with new weights."""
     check_registered(about, {name: about[name] for name in ("arch", "fusion")})
-    config = TrainConfig(weights="none", **{name: about[name] for name in names})
+    config = TrainConfig(weights="none", **{name: about[name] for name in DESCRIBED})
     more = {name: about.get(name) for name in ("parents", "undo")}  # not in the oldest runs
-    model = build_model(config, about["n_metadata"], len(about["classes"]), **more, saved=about)
+    return build_model(config, about["n_metadata"], len(about["classes"]), **more, saved=about)
+
+
+def load_tensors(model: nn.Module, path: Path, arch: str, advice: str) -> None:
+    """Load the weights in a safetensors file, which must be those of the whole model.
+
+    Raises `LesionfastError` with an advice if they are missing or broken.
+    """
     try:
         tensors = load_file(path)
-        check_tensors(model.state_dict(), tensors, about["arch"])
+        check_tensors(model.state_dict(), tensors, arch)
         model.load_state_dict(tensors)
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise LesionfastError(
             f"{path} is not the whole model: {str(error).splitlines()[0].rstrip('.')}. {advice}"
         ) from None
-    return model.eval()
 
 
 def check_registered(about: dict[str, Any], names: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """The one way to run a model over images: folded for their size, in its precision, view by view."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from functools import partial
@@ -46,11 +46,14 @@ class TorchEngine:
         model = read_model(about, weights, "Copy the whole folder again.")
         return cls(model.to(pick_device(device)), views=views, precision=precision)
 
-    def __call__(self, pixels: np.ndarray, metadata: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(
+        self, pixels: np.ndarray | Sequence[np.ndarray], metadata: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return probabilities (n, k) and features (n, F), float32.
 
-        `pixels` are uint8 (n, size, size, 3), `metadata` float32 (n, width).
+        `pixels` are uint8 (n, size, size, 3), or a list of them; `metadata` float32 (n, width).
         """
+        pixels = pixels if isinstance(pixels, np.ndarray) else pixels[0]
         rows, probabilities, features = np.arange(len(pixels)), [], []
         # batch by batch, as the last bits of a mean depend on how many rows are averaged at once
         for part in batch_slices(len(rows), self.device):

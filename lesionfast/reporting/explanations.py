@@ -62,6 +62,7 @@ MAPS = (
     "Grad-CAM: the part of the image that supports the decision; below each, what the metadata "
     "add to its log-odds (integrated gradients)"
 )
+OF_MEMBERS = "Maps, and what metadata add, are the weighted means over the models of the ensemble."
 CAUTION = (
     "A map shows what the model reacts to, not whether it is right. Its cells are coarse: compare "
     "it with the picture beside it and, where masks were given, with the centred blob below."
@@ -90,7 +91,8 @@ def attribution(findings: Findings) -> Section | None:
         title = "Overlap of the maps with the lesion masks"
         tables = [Table.from_frame(overlap, title)]
     shown = [Picture.from_file(file, MAPS) for file in files]
-    return Section("Evidence for decisions", [CAUTION], tables, shown)
+    words = [CAUTION, *([OF_MEMBERS] if findings.run.model.get("members") else [])]
+    return Section("Evidence for decisions", words, tables, shown)
 
 
 def draw_attribution(
@@ -155,7 +157,8 @@ def describe_maps(explanation: Explanation) -> str:
 
 def draw_maps(explanation: Explanation, rows: pd.DataFrame, title: str, subtitle: str) -> Figure:
     """Return a figure with a picture, its map and a caption for each image of an explanation."""
-    resize, paths = explanation.run.model["resize"], explanation.rows["path"].tolist()
+    about = explanation.run.full_model if explanation.run.members else explanation.run.model
+    resize, paths = about["resize"], explanation.rows["path"].tolist()
     pictures = open_images(
         paths, SIDE, resize=resize, cache=False, skip_bad=True, report=False
     ).pixels

@@ -104,10 +104,12 @@ class Service:
     def answer(self, data: bytes, metadata: dict[str, Any]) -> Answer:
         """Return the prediction with its Grad-CAM and similar lesions; raises what `row` does."""
         row = self.row(data, metadata)
-        size, resize = self.bundle.size, self.bundle.model["resize"]
         pictures, left_out = {}, []
         with self._lock:  # a large image takes much memory to decode
-            seen = np.array(fit_square(decode(data, size), size, resize))
+            seen = [
+                np.array(fit_square(decode(data, size), size, resize))
+                for size, resize in self.bundle.looks
+            ]
             for name, find in {
                 "heat": lambda: self.heat(seen, metadata, row["decision"]),
                 "similar": lambda: self.similar(seen),
@@ -116,10 +118,13 @@ class Service:
                     pictures[name] = find()
                 except LesionfastError as error:
                     left_out.append(str(error))
-        return Answer(row, seen, left_out, self.caution(row), **pictures)
+        return Answer(row, seen[0], left_out, self.caution(row), **pictures)
 
-    def heat(self, seen: np.ndarray, metadata: dict[str, Any], decision: str) -> np.ndarray:
-        """Return the Grad-CAM of the decision, float32 (size, size) in 0..1."""
+    def heat(self, seen: list[np.ndarray], metadata: dict[str, Any], decision: str) -> np.ndarray:
+        """Return the Grad-CAM of the decision, float32 (size, size) in 0..1.
+
+        `seen` is the image in each look of the model.
+        """
         if self.path.suffix == ".onnx":
             raise LesionfastError("No heat map: an ONNX file has no gradients.")
         import torch
@@ -130,16 +135,17 @@ class Service:
         engine, reader = self.predictor.engine, self.predictor.metadata
         numbers = torch.from_numpy(reader.encode([reader.read(metadata)]))
         target = torch.tensor([self.bundle.classes.index(decision)])
-        given = (part.to(engine.device) for part in (as_images(seen[None]), numbers, target))
-        return grad_cam(engine.model, *given)[0].cpu().numpy()
+        images = [as_images(look[None], engine.device) for look in seen]
+        given = (part.to(engine.device) for part in (numbers, target))
+        return grad_cam(engine.model, images, *given)[0].cpu().numpy()
 
-    def similar(self, seen: np.ndarray) -> pd.DataFrame:
+    def similar(self, seen: list[np.ndarray]) -> pd.DataFrame:
         """Return the training lesions that the model finds most similar to an image."""
         if not self.is_run:
             raise LesionfastError("No similar lesions: an exported model has no training images.")
         features, dataset = self._training_images
         none = np.zeros((1, self.bundle.encoder.width), np.float32)
-        _, own = self.predictor.engine(seen[None], none)
+        _, own = self.predictor.engine([look[None] for look in seen], none)
         return rank_by_features(features, dataset, own, [""], SIMILAR)[0]
 
     @cached_property

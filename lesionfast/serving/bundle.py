@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from lesionfast.data.encoder import SHAPE as ENCODER_SHAPE
-from lesionfast.data.encoder import MetadataEncoder
+from lesionfast.data.encoder import JointEncoder, MetadataEncoder
 from lesionfast.data.images import open_images
 from lesionfast.data.split import load_dataset
 from lesionfast.diagnoses import Classes, probability_columns
@@ -28,32 +28,36 @@ from lesionfast.evaluation.decisions import (
 )
 from lesionfast.files import check_shape, sha256, write_json
 from lesionfast.run import SHAPES as RUN_SHAPES
-from lesionfast.run import Run, installed_version
+from lesionfast.run import Run, installed_version, list_looks, list_runs_of
 from lesionfast.stats.calibration import Calibrator
 from lesionfast.stats.conformal import Conformal
 from lesionfast.stats.metrics import json_safe
 from lesionfast.stats.ood import OODScorer
+from lesionfast.stats.pooling import MEANS
 from lesionfast.stats.rules import DecisionRule
 from lesionfast.stats.selective import Referral
 from lesionfast.stats.thresholds import OperatingPoint, positive_and_score
 
 logger = logging.getLogger("lesionfast")
 
-SCHEMA = 2  # 1 without a weight on melanoma
+SCHEMA = 2  # 1 without a weight on melanoma, and of one model
 FILE, CARD = "model.json", "README.md"
 WEIGHTS, ONNX, INT8 = "model.safetensors", "model.onnx", "model-int8.onnx"
 FILES = (WEIGHTS, OOD.file, ONNX, INT8)  # all that an export may hold besides model.json and card
 DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 EXPORT_AGAIN = "Export the run again: lesionfast export RUN --to DIR"
 COPY_AGAIN = "Copy the whole folder again."
+MODEL = {
+    **RUN_SHAPES["model.json"],
+    **{"size": int, "tta": tuple(range(1, 9)), "resize": str},
+    **{"melanoma?": (str, None), "malignant?": ([str], None), "members?": [{str: object}]},
+}
+IN_ENSEMBLE = {"precision": str, "arch": str, "pool": str, "fusion": str, "dropout": float}
+ENSEMBLE = {"weights": [float], "mean": MEANS}
 SHAPE = {
     **dict.fromkeys(("name", "image_column", "precision", "split_sha256"), str),
-    "model": {
-        **RUN_SHAPES["model.json"],
-        **{"size": int, "tta": tuple(range(1, 9)), "resize": str},
-        **{"melanoma?": (str, None), "malignant?": ([str], None)},
-    },
-    "encoder": ENCODER_SHAPE,
+    "model": MODEL,
+    "encoder": (ENCODER_SHAPE, [ENCODER_SHAPE]),
     "operating_points": POINTS.shape["points"],
     "calibration": (None, *CALIBRATION.shape),
     "conformal": (None, SETS.shape),
@@ -75,8 +79,8 @@ PACKAGES = ("lesionfast", "torch", "timm", "torchvision")
 class Bundle:
     """Architecture, classes, preprocessing, encoder, and all that was chosen on validation.
 
-    `model` is the model.json of a run. What the run has no validation images or features for is
-    None, or an empty list of points.
+    `model` is the model.json of a run; in that of an ensemble each member is described. What the
+    run has no validation images or features for is None, or an empty list of points.
     """
 
     name: str
@@ -104,28 +108,29 @@ class Bundle:
 
     @property
     def size(self) -> int:
-        """Height and width in pixels of what the model sees."""
+        """Height and width in pixels of what the model sees, of an ensemble the largest."""
         return self.model["size"]
+
+    @property
+    def looks(self) -> list[tuple[int, str]]:
+        """The size and the resize of what the model sees; an ensemble may have several."""
+        return list_looks(self.model)
 
     @classmethod
     def from_run(cls, run: Run) -> "Bundle":
         """Return the bundle of a run; what the run keeps no choice of is chosen on validation.
 
-        Raises `LesionfastError` for a run that did not end, and for an ensemble.
+        Raises `LesionfastError` for a run that did not end, and if members of an ensemble are gone.
         """
-        if "members" in run.model:
-            raise LesionfastError(
-                f"{run.path} is an ensemble and has no weights of its own. Name one of its "
-                f"members: {', '.join(run.model['members'])}"
-            )
+        encoders = [MetadataEncoder.from_run(leaf) for leaf in list_runs_of(run)]
         decisions = Decisions(run)
         chosen = {name: choose_or_warn(decisions, name) for name in CHOSEN}
         return cls(
             name=run.path.resolve().name,
-            model=run.model,
+            model=run.full_model if run.members else run.model,
             image_column=run.config.image or "image_id",
             precision=run.config.precision,
-            encoder=MetadataEncoder.from_run(run),
+            encoder=JointEncoder(encoders) if run.members else encoders[0],
             **chosen | {"points": chosen["points"] or []},
             split_sha256=run.metrics["split_sha256"],
             versions={name: installed_version(name) for name in PACKAGES},
@@ -154,6 +159,7 @@ class Bundle:
         try:
             check_shape(described, SHAPE)
             model = described["model"]
+            check_members(model)
             for name in (model.get("melanoma"), *(model.get("malignant") or [])):
                 if name is not None and name not in model["classes"]:
                     raise ValueError(f"{name!r} is not one of its classes")
@@ -161,7 +167,7 @@ class Bundle:
             referral = described["referral"]
             return cls(
                 **{name: described[name] for name in AS_THEY_ARE},
-                encoder=MetadataEncoder.from_learned(described["encoder"]),
+                encoder=read_encoder(described["encoder"], "members" in model),
                 points=POINTS.from_json({"points": described["operating_points"]}),
                 calibrator=calibration and CALIBRATION.from_json(calibration),
                 conformal=conformal and SETS.from_json(conformal),
@@ -177,7 +183,7 @@ class Bundle:
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-safe values, without the training features of the OOD score."""
         return {
-            "schema": SCHEMA if self.decision_rule.weight > 1 else 1,
+            "schema": SCHEMA if self.decision_rule.weight > 1 or "members" in self.model else 1,
             "name": self.name,
             "model": self.model,
             "image_column": self.image_column,
@@ -202,19 +208,31 @@ class Bundle:
 
     def draw_images(
         self, run: Run, split: str, most: int | None = None
-    ) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-        """Return rows, pixels uint8 and metadata float32 of images of one split, drawn at random.
+    ) -> tuple[pd.DataFrame, list[np.ndarray], np.ndarray]:
+        """Return rows, pixels uint8 of each look and metadata of images of one split, at random.
 
         Raises `LesionfastError` if the run's data is not found.
         """
         df = load_dataset(run.config, split=run.file("split.csv"))
         df = df[df["split"] == split]
         df = df.sample(min(most or len(df), len(df)), random_state=0)
-        options = {"resize": run.config.resize, "cache": False, "skip_bad": run.config.skip_bad}
-        images = open_images(df["path"].tolist(), self.size, **options, report=False)
-        good = np.setdiff1d(np.arange(len(df)), list(images.bad))
+        paths, options = df["path"].tolist(), {"cache": False, "skip_bad": run.config.skip_bad}
+        looks = [
+            open_images(paths, size, resize=resize, **options, report=False)
+            for size, resize in self.looks
+        ]
+        good = np.setdiff1d(np.arange(len(df)), [row for images in looks for row in images.bad])
         df = df.iloc[good]
-        return df, images.pixels[good], self.encoder.transform(df)
+        return df, [images.pixels[good] for images in looks], self.encoder.transform(df)
+
+    def reproduced(self, run: Run) -> str | None:
+        """Return the split whose predictions in a run are those of this model, None if none are.
+
+        Validation of a run of folds was predicted by one of its models at a time.
+        """
+        if not run.is_out_of_fold:
+            return "valid"
+        return "test" if "test" in set(run.predictions["split"]) else None
 
     def assess(self, probabilities: np.ndarray, features: np.ndarray) -> pd.DataFrame:
         """Return one row an image, from probabilities (n, k) and image features (n, F).
@@ -250,6 +268,30 @@ class Bundle:
         """The columns of `assess`."""
         k, width = len(self.classes), self.ood.train.shape[1] if self.ood else 0
         return list(self.assess(np.full((1, k), 1 / k), np.ones((1, width))))
+
+
+def check_members(model: dict[str, Any]) -> None:
+    """Raise `ValueError` unless the members of an ensemble are described as models are."""
+    members = model.get("members")
+    if members is None:
+        return
+    check_shape(model, ENSEMBLE, "the ensemble")
+    if not members or len(members) != len(model["weights"]):
+        raise ValueError(f"it has {len(members)} members and {len(model['weights'])} weights")
+    for member in members:
+        check_shape(member, MODEL, "a member")
+        if member["classes"] != model["classes"]:
+            raise ValueError("a member has other classes")
+        if "members" not in member:
+            check_shape(member, IN_ENSEMBLE, "a member")
+        check_members(member)
+
+
+def read_encoder(learned: list[Any], several: bool) -> MetadataEncoder:
+    """Return the encoder of a model, or of the `several` models of an ensemble."""
+    if several:
+        return JointEncoder(MetadataEncoder.from_learned(one) for one in learned)
+    return MetadataEncoder.from_learned(learned)
 
 
 def choose_or_warn(decisions: Decisions, name: str) -> Any:

@@ -22,10 +22,10 @@ from lesionfast.evaluation.decisions import OOD, save_ood
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.files import disk_errors, format_bytes, free_bytes, workspace, write_text
-from lesionfast.models.lineage import KEY, read_lineage
+from lesionfast.models.lineage import KEY
 from lesionfast.reporting.overview import data_card, model_card
 from lesionfast.reporting.page import NOT_A_DEVICE
-from lesionfast.run import Run
+from lesionfast.run import Run, list_runs_of
 from lesionfast.serving.bundle import (
     CARD,
     FILE,
@@ -112,8 +112,8 @@ def exists_already(to: Path) -> LesionfastError:
 
 def estimate_size(run: Run, bundle: Bundle, onnx: bool, int8: bool) -> int:
     """Return about how many bytes an export takes while it is written."""
-    file = run.path / "weights.safetensors"
-    weights = file.stat().st_size if file.is_file() else 0  # loading them says that it is missing
+    files = [leaf.path / "weights.safetensors" for leaf in list_runs_of(run)]
+    weights = sum(file.stat().st_size for file in files if file.is_file())  # loading them says more
     ood = bundle.ood.train.nbytes if bundle.ood else 0
     return BESIDE + ood + round(weights * (1 + 1.2 * onnx + 2.5 * int8))
 
@@ -154,10 +154,10 @@ def write_weights(run: Run, path: Path) -> None:
     """
     from safetensors.torch import save_file
 
-    from lesionfast.models.fusion import load_model
+    from lesionfast.models.ensemble import load_any, read_lineages
 
-    tensors = {name: value.contiguous() for name, value in load_model(run).state_dict().items()}
-    lineage = read_lineage(run.path)
+    tensors = {name: value.contiguous() for name, value in load_any(run).state_dict().items()}
+    lineage = read_lineages(run)
     header = None if lineage is None else {KEY: lineage.to_dict()}
     save_file(tensors, path, metadata={"header": json.dumps(header)})
 
@@ -165,19 +165,27 @@ def write_weights(run: Run, path: Path) -> None:
 def check_predictions(run: Run, bundle: Bundle, weights: Path) -> None:
     """Raise `LesionfastError` unless the weights reproduce predictions of the run.
 
-    Where the run's data is not found there is a warning, and nothing is compared.
+    Where the run's data is not found there is a warning, and nothing is compared. Nor is anything
+    of a run of folds without test images, for validation was predicted by one model at a time.
     """
-    from lesionfast.models.inference import TorchEngine
+    from lesionfast.models.ensemble import open_engine
 
+    split = bundle.reproduced(run)
+    if split is None:
+        logger.warning(
+            "the weights were not compared with predictions.csv: none of them is of the mean of "
+            "the models, as the run has no test images"
+        )
+        return
     try:
-        df, pixels, metadata = bundle.draw_images(run, "valid", COMPARED)
+        df, pixels, metadata = bundle.draw_images(run, split, COMPARED)
     except DamageError:
         raise
     except LesionfastError as error:
         logger.warning("the weights were not compared with predictions.csv: %s", error)
         return
-    options = {"views": bundle.model["tta"], "precision": bundle.precision}
-    found, _ = TorchEngine.open(bundle.model, weights, **options)(pixels, metadata)
+    engine = open_engine(weights, bundle.model, precision=bundle.precision)
+    found, _ = engine(pixels, metadata)
     columns = probability_columns(bundle.classes)
     expected = run.predictions.set_index("image_id")[columns].reindex(df["image_id"]).to_numpy()
     differences = np.abs(found - expected).max(axis=1)
@@ -188,14 +196,12 @@ def check_predictions(run: Run, bundle: Bundle, weights: Path) -> None:
     difference = float(differences[compared].max())
     if difference > TOLERANCE:
         raise LesionfastError(
-            f"{run.path / 'weights.safetensors'} does not reproduce predictions.csv: a probability "
-            f"of {len(df)} validation images differs by {difference:.2f}. The weights, the "
-            "predictions or the data do not belong to this run. Copy them again, or train again: "
+            f"the weights of {run.path} do not reproduce predictions.csv: a probability of "
+            f"{len(df)} {split} images differs by {difference:.2f}. The weights, the predictions "
+            "or the data do not belong to this run. Copy them again, or train again: "
             f"lesionfast train --config {run.path / 'config.json'}"
         )
-    logger.info(
-        "%d validation images match predictions.csv within %.0e", compared.sum(), difference
-    )
+    logger.info("%d %s images match predictions.csv within %.0e", compared.sum(), split, difference)
 
 
 def write_card(

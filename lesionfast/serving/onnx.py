@@ -4,7 +4,7 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ from lesionfast.data.sources import count_threads
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.evaluation.decisions import OOD, load_ood
 from lesionfast.files import sha256
-from lesionfast.run import Run
+from lesionfast.run import Run, list_leaves
 from lesionfast.serving.bundle import FILE, Bundle, check_file, read_description
 from lesionfast.stats.calibration import TINY
 from lesionfast.stats.metrics import balanced_accuracy, sensitivity
@@ -25,6 +25,7 @@ from lesionfast.stats.ood import OODScorer
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from lesionfast.models.ensemble import EnsembleModel
     from lesionfast.models.fusion import FusionModel
 
 logger = logging.getLogger("lesionfast")
@@ -40,6 +41,9 @@ IMAGES = 200  # of the training, from which the ranges of 8-bit numbers are take
 LOSS_TO_WARN = 0.03  # of balanced accuracy
 # Nodes that stay float32, as they cost little: both ends of the graph.
 EXACT = ("Cast", "Concat", "Div", "Gemm", "Log", "MatMul", "Softmax", "Sub")
+
+
+Pixels = np.ndarray | Sequence[np.ndarray]
 
 
 class OnnxEngine:
@@ -78,16 +82,20 @@ class OnnxEngine:
             return None
         return described if isinstance(described, dict) else None
 
-    def __call__(self, pixels: np.ndarray, metadata: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, pixels: Pixels, metadata: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the plain probabilities (n, k) and the features (n, F), as `TorchEngine`."""
         outputs = self.run(pixels, metadata)
         return outputs[PLAIN], outputs[FEATURES]
 
-    def run(self, pixels: np.ndarray, metadata: np.ndarray) -> dict[str, np.ndarray]:
-        """Return all outputs, float32 (n, …), of uint8 (n, size, size, 3) and (n, width)."""
-        given, names = {IMAGE: pixels, METADATA: metadata}, [CALIBRATED, PLAIN, FEATURES]
-        parts = []
-        for start in range(0, len(pixels), AT_ONCE):
+    def run(self, pixels: Pixels, metadata: np.ndarray) -> dict[str, np.ndarray]:
+        """Return all outputs, float32 (n, …), of uint8 (n, size, size, 3) and (n, width).
+
+        `pixels` are of each look of the model, or of the only one.
+        """
+        looks = [pixels] if isinstance(pixels, np.ndarray) else list(pixels)
+        given = dict(zip(name_images(len(looks)), looks, strict=True)) | {METADATA: metadata}
+        names, parts = [CALIBRATED, PLAIN, FEATURES], []
+        for start in range(0, len(metadata), AT_ONCE):
             batch = {
                 name: np.ascontiguousarray(values[start : start + AT_ONCE])
                 for name, values in given.items()
@@ -96,6 +104,11 @@ class OnnxEngine:
             parts.append(self.session.run(names, batch))
         columns = zip(*parts, strict=True)
         return {name: np.concatenate(column) for name, column in zip(names, columns, strict=True)}
+
+
+def name_images(looks: int) -> list[str]:
+    """Return the names of the images that a graph takes: image, or image_1, image_2, …"""
+    return [IMAGE] if looks == 1 else [f"{IMAGE}_{number}" for number in range(1, looks + 1)]
 
 
 def open_onnx(path: Path, views: int | None) -> tuple[Bundle, OnnxEngine]:
@@ -157,10 +170,11 @@ def write_onnx(run: Run, bundle: Bundle, path: Path) -> None:
     """Write a run as ONNX, and compare it with PyTorch.
 
     The graph takes `image`, uint8 (batch, size, size, 3), and `metadata`, float32 (batch, width);
-    it gives `probabilities` (calibrated), `model_probabilities` (on which the rule, thresholds and
-    prediction sets are based) and `features`. It is compared with PyTorch on up to 200 images of
-    the run's data, or random ones if the data is not found. Raises `LesionfastError`, and leaves
-    no file, if a probability differs by more than 1e-4.
+    an ensemble of models that see different sizes takes `image_1`, `image_2`, … in that order, and
+    averages its models in the graph. It gives `probabilities` (calibrated), `model_probabilities`
+    (on which the rule, thresholds and prediction sets are based) and `features`. It is compared
+    with PyTorch on up to 200 images of the run's data, or random ones if the data is not found.
+    Raises `LesionfastError`, and leaves no file, if a probability differs by more than 1e-4.
     """
     try:
         import onnx  # noqa: F401
@@ -171,9 +185,9 @@ def write_onnx(run: Run, bundle: Bundle, path: Path) -> None:
             f"ONNX needs packages that are not installed ({error}). "
             "Type: pip install 'lesionfast[onnx]'"
         ) from None
-    from lesionfast.models.fusion import load_model
+    from lesionfast.models.ensemble import load_any
 
-    export_graph(load_model(run), bundle, path)
+    export_graph(load_any(run), bundle, path)
     try:
         add_description(path, bundle)
         compare(run, bundle, path)
@@ -182,66 +196,107 @@ def write_onnx(run: Run, bundle: Bundle, path: Path) -> None:
         raise
 
 
-def export_graph(model: "FusionModel", bundle: Bundle, path: Path) -> None:
+def export_graph(model: "FusionModel | EnsembleModel", bundle: Bundle, path: Path) -> None:
     """Write the graph with a batch of any size."""
     import torch
 
-    from lesionfast.models.inference import folded
-
-    image = torch.zeros(2, bundle.size, bundle.size, 3, dtype=torch.uint8)
+    images = [torch.zeros(2, size, size, 3, dtype=torch.uint8) for size, _ in bundle.looks]
     metadata = torch.zeros(2, bundle.encoder.width)
-    if model.backbone is not None:
-        model = folded(model, image.permute(0, 3, 1, 2).float() / 255, metadata)
     whole = leave_inference_mode(build_whole(model, bundle).eval())
     batch = torch.export.Dim("batch", min=1)
     with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
         warnings.simplefilter("ignore")  # of the exporter, about itself
         torch.onnx.export(
             whole,
-            (image, metadata),
+            (images, metadata),
             path,
-            input_names=[IMAGE, METADATA],
+            input_names=[*name_images(len(images)), METADATA],
             output_names=[CALIBRATED, PLAIN, FEATURES],
             opset_version=OPSET,
-            dynamic_shapes={"image": {0: batch}, "metadata": {0: batch}},
+            dynamic_shapes={"images": [{0: batch}] * len(images), "metadata": {0: batch}},
             dynamo=True,
             external_data=False,
             verbose=False,
         )
 
 
-def build_whole(model: "FusionModel", bundle: Bundle) -> "nn.Module":
+def build_whole(model: "FusionModel | EnsembleModel", bundle: Bundle) -> "nn.Module":
     """Return all from uint8 pixels (B, size, size, 3) to calibrated probabilities as one module.
 
-    It averages the run's views, and returns probabilities calibrated and plain, (B, k) each, and
-    features (B, F).
+    It averages the views of each model, then the models, and returns probabilities calibrated and
+    plain, (B, k) each, and features (B, F).
     """
     import torch
 
-    calibrator, views = bundle.calibrator, bundle.model["tta"]
+    from lesionfast.models.ensemble import EnsembleModel
+
+    calibrator = bundle.calibrator
+    several = isinstance(model, EnsembleModel)
+    parts = list_parts(model, bundle)
+    widths = model.widths if several else [bundle.encoder.width]
+    featured = model.featured if several else 0
 
     class Whole(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.model, self.calibrated = model, bool(calibrator and calibrator.method != "none")
+            self.parts = torch.nn.ModuleList(part for part, _, _ in parts)
+            self.calibrated = bool(calibrator and calibrator.method != "none")
             if self.calibrated:
                 weight, bias = (torch.tensor(part).float() for part in calibrator.matrix())
                 self.register_buffer("weight", weight.T.contiguous())
                 self.register_buffer("bias", bias)
 
-        def forward(self, image: "Tensor", metadata: "Tensor") -> tuple["Tensor", ...]:
-            pixels = image.permute(0, 3, 1, 2).float() / 255
-            turned = torch.cat([turn_square(pixels, view) for view in range(views)])
-            features = self.model.features(turned)
-            logits = self.model.classify(features, metadata.repeat(views, 1))
-            shares = logits.softmax(dim=-1).reshape(views, -1, logits.shape[-1]).mean(dim=0)
-            first = features[: image.shape[0]]
+        def forward(self, images: list["Tensor"], metadata: "Tensor") -> tuple["Tensor", ...]:
+            pixels = [image.permute(0, 3, 1, 2).float() / 255 for image in images]
+            tables = metadata.split(widths, dim=1)
+            found = [
+                average_views(part, pixels[look], table, views)
+                for part, (_, look, views), table in zip(self.parts, parts, tables, strict=True)
+            ]
+            shares = found[0][0]
+            if several:
+                shares = model.pool([probabilities for probabilities, _ in found])
             if not self.calibrated:
-                return shares + 0, shares, first
+                return shares + 0, shares, found[featured][1]
             logs = shares.clamp(min=TINY).log()
-            return (logs @ self.weight + self.bias).softmax(dim=-1), shares, first
+            calibrated = (logs @ self.weight + self.bias).softmax(dim=-1)
+            return calibrated, shares, found[featured][1]
 
     return Whole()
+
+
+def list_parts(
+    model: "FusionModel | EnsembleModel", bundle: Bundle
+) -> list[tuple["FusionModel", int, int]]:
+    """Return each model, folded, with the number of its look and of its views."""
+    import torch
+
+    from lesionfast.models.ensemble import EnsembleModel
+    from lesionfast.models.inference import folded
+
+    leaves = [leaf for leaf, _ in list_leaves(bundle.model)]
+    several = isinstance(model, EnsembleModel)
+    members, looks = (list(model.members), model.looks) if several else ([model], [0])
+    widths = model.widths if several else [bundle.encoder.width]
+    parts = []
+    for member, look, leaf, width in zip(members, looks, leaves, widths, strict=True):
+        image = torch.zeros(2, 3, leaf["size"], leaf["size"])
+        fast = member if member.backbone is None else folded(member, image, torch.zeros(2, width))
+        parts.append((fast, look, leaf["tta"]))
+    return parts
+
+
+def average_views(
+    model: "FusionModel", pixels: "Tensor", metadata: "Tensor", views: int
+) -> tuple["Tensor", "Tensor"]:
+    """Return probabilities (B, k), the mean over views, and features (B, F) of the first view."""
+    import torch
+
+    turned = torch.cat([turn_square(pixels, view) for view in range(views)])
+    features = model.features(turned)
+    logits = model.classify(features, metadata.repeat(views, 1))
+    shares = logits.softmax(dim=-1).reshape(views, -1, logits.shape[-1]).mean(dim=0)
+    return shares, features[: pixels.shape[0]]
 
 
 def turn_square(pixels: "Tensor", view: int) -> "Tensor":
@@ -275,11 +330,10 @@ def add_description(path: Path, bundle: Bundle, **more: Any) -> None:
 
 def compare(run: Run, bundle: Bundle, path: Path) -> None:
     """Raise `LesionfastError` unless the probabilities are those of PyTorch."""
-    from lesionfast.models.inference import TorchEngine
+    from lesionfast.models.ensemble import open_engine
 
     pixels, metadata, images = draw_or_make_up(run, bundle)
-    options = {"views": bundle.model["tta"], "precision": "float32", "device": "cpu"}
-    engine = TorchEngine.open(bundle.model, run.file("weights.safetensors"), **options)
+    engine = open_engine(run, bundle.model, precision="float32", device="cpu")
     expected, _ = engine(pixels, metadata)
     found = OnnxEngine(path).run(pixels, metadata)
     calibrated = bundle.calibrator.apply(expected) if bundle.calibrator else expected
@@ -294,16 +348,18 @@ def compare(run: Run, bundle: Bundle, path: Path) -> None:
     logger.info("ONNX differs from PyTorch by at most %.1e on %s", largest, images)
 
 
-def draw_or_make_up(run: Run, bundle: Bundle) -> tuple[np.ndarray, np.ndarray, str]:
-    """Return pixels and metadata of validation images or random ones, and what they are."""
+def draw_or_make_up(run: Run, bundle: Bundle) -> tuple[list[np.ndarray], np.ndarray, str]:
+    """Return pixels and metadata of images of the run or random ones, and what they are."""
     try:
-        _, pixels, metadata = bundle.draw_images(run, "valid", COMPARED)
-        return pixels, metadata, f"{len(pixels)} validation images"
+        split = "train" if run.is_out_of_fold else "valid"
+        _, pixels, metadata = bundle.draw_images(run, split, COMPARED)
+        return pixels, metadata, f"{len(metadata)} images of the run"
     except DamageError:
         raise
     except LesionfastError:
         draw = np.random.default_rng(0)
-        pixels = draw.integers(0, 256, (32, bundle.size, bundle.size, 3), dtype=np.uint8)
+        shapes = [(32, size, size, 3) for size, _ in bundle.looks]
+        pixels = [draw.integers(0, 256, shape, dtype=np.uint8) for shape in shapes]
         metadata = draw.normal(size=(32, bundle.encoder.width)).astype(np.float32)
         return pixels, metadata, "32 random images (the run's data is not found)"
 
@@ -319,8 +375,12 @@ def write_int8(run: Run, bundle: Bundle, source: Path, to: Path) -> dict[str, An
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    _, *given = bundle.draw_images(run, "train", IMAGES)
-    inputs = ({IMAGE: image[None], METADATA: row[None]} for image, row in zip(*given, strict=True))
+    _, looks, metadata = bundle.draw_images(run, "train", IMAGES)
+    names = [*name_images(len(looks)), METADATA]
+    inputs = (
+        {name: part[None] for name, part in zip(names, row, strict=True)}
+        for row in zip(*looks, metadata, strict=True)
+    )
     with tempfile.TemporaryDirectory(dir=to.parent) as folder, quiet_root():
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)

@@ -1,7 +1,7 @@
 """Predictor: a run, an exported folder or an ONNX file, ready for images."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -36,8 +36,10 @@ class Engine(Protocol):
 
     leaves_cpu_free: bool
 
-    def __call__(self, pixels: np.ndarray, metadata: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return probabilities (n, k) and features (n, F) of pixels uint8 and metadata."""
+    def __call__(
+        self, pixels: Sequence[np.ndarray], metadata: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return probabilities (n, k) and features (n, F) of pixels of each look and metadata."""
 
 
 class Predictor:
@@ -143,16 +145,21 @@ class Predictor:
                 yield self._predict_chunk(chunk, [image for t in tasks for image in t.result()])
                 begin()
 
-    def pixels(self, reader: FileReader, image: Picture) -> np.ndarray:
-        """Return what the model sees of an image, uint8 (size, size, 3); raises `BadImage`."""
-        size = self.bundle.size
-        picture = read_picture(str(image) if isinstance(image, Path) else image, size, reader)
-        if min(picture.size) < SMALLEST:
-            width, height = picture.size
-            raise BadImage(f"it has {width} x {height} pixels, too few to show a lesion")
-        return np.asarray(fit_square(picture, size, self.bundle.model["resize"]))
+    def pixels(self, reader: FileReader, image: Picture) -> list[np.ndarray]:
+        """Return what the model sees of an image, uint8 (size, size, 3) for each of its looks.
 
-    def _prepare(self, reader: FileReader, item: Item) -> tuple[np.ndarray, dict] | str:
+        Raises `BadImage`.
+        """
+        source, seen = str(image) if isinstance(image, Path) else image, []
+        for size, resize in self.bundle.looks:
+            picture = read_picture(source, size, reader)
+            if min(picture.size) < SMALLEST:
+                width, height = picture.size
+                raise BadImage(f"it has {width} x {height} pixels, too few to show a lesion")
+            seen.append(np.asarray(fit_square(picture, size, resize)))
+        return seen
+
+    def _prepare(self, reader: FileReader, item: Item) -> tuple[list[np.ndarray], dict] | str:
         """Return the pixels and the metadata of an image, or why there is no prediction."""
         if item.path is None:
             return item.problem or f"there is no image '{item.name}'"
@@ -167,7 +174,8 @@ class Predictor:
         good = [i for i, error in enumerate(errors) if not error]
         rows = pd.DataFrame(columns=self.columns, index=range(len(items)), dtype=object)
         if good:
-            pixels = np.stack([prepared[i][0] for i in good])
+            looks = zip(*(prepared[i][0] for i in good), strict=True)
+            pixels = [np.stack(look) for look in looks]
             values = [prepared[i][1] for i in good]
             found = self.bundle.assess(*self.engine(pixels, self.metadata.encode(values)))
             found["not_known"] = [
@@ -190,7 +198,7 @@ def locate(source: str | Path | Run) -> Path:
 def open_model(
     source: str | Path | Run, views: int | None, device: str
 ) -> tuple[Bundle, Engine, Path]:
-    """Return the bundle of a model, what runs it, and the file of its weights."""
+    """Return the bundle of a model, what runs it, and the file that says what its weights are."""
     path = locate(source)
     if path.suffix == ".onnx":
         from lesionfast.serving.onnx import open_onnx
@@ -198,19 +206,20 @@ def open_model(
         return *open_onnx(path, views), path
     if (path / "config.json").is_file():
         run = Run.open(path)
-        bundle, weights = Bundle.from_run(run), run.file("weights.safetensors")
+        bundle, model = Bundle.from_run(run), run
+        weights = run.file("model.json" if run.members else "weights.safetensors")
     elif (path / WEIGHTS).is_file() or (path / FILE).is_file():
         bundle, weights = Bundle.read(path), path / WEIGHTS
+        model = weights
     else:
         raise LesionfastError(
             f"{path} is not a model: neither a run, nor a folder that `lesionfast export` wrote, "
             f"nor a {ONNX}. `lesionfast runs` lists the runs here."
         )
-    from lesionfast.models.inference import TorchEngine
+    from lesionfast.models.ensemble import open_engine
 
-    views = bundle.model["tta"] if views is None else views
     options = {"views": views, "precision": bundle.precision, "device": device}
-    return bundle, TorchEngine.open(bundle.model, weights, **options), weights
+    return bundle, open_engine(model, bundle.model, **options), weights
 
 
 def find_caution(model: dict[str, Any], run: Run | None = None) -> str:

@@ -30,7 +30,6 @@ from lesionfast.evaluation.explain import (
     read_masks,
     score_maps,
     share_inside,
-    split_columns,
 )
 from lesionfast.models.backbones import create_backbone
 from lesionfast.models.fusion import FusionModel, fusions, load_model
@@ -174,7 +173,7 @@ def test_log_odds_are_those_of_the_softmax():
 def test_columns_are_told_apart_even_with_a_category_called_missing():
     df = pd.DataFrame({"age": [30.0, None, 60.0], "site": ["missing", "back", None]})
     encoder = MetadataEncoder(["age", "site"]).fit(df)
-    parts = split_columns(encoder, np.arange(10).reshape(2, 5))
+    parts = encoder.split_columns(np.arange(10).reshape(2, 5))
     sums = {name: part.sum(axis=1).tolist() for name, part in parts.items()}
     assert sums == {"age": [1, 11], "site": [9, 24]}
 
