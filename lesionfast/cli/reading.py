@@ -162,7 +162,8 @@ def report(
 
 
 FoldRuns = argument(
-    list[Path] | None, "The runs of --folds 5 --fold 0 to 4 (default: the newest run)."
+    list[Path] | None,
+    "The run of --folds 5 --all, or those of --fold 0 to 4 (default: the newest run).",
 )
 
 
@@ -171,11 +172,11 @@ def labels(runs: FoldRuns = None, csv: CsvFile = None, out: Root = "runs") -> No
     """List and draw images whose label is doubtful (confident learning).
 
     A run can judge only images that it was not trained on: its validation and
-    test images, or all images with the runs of all folds. The command also lists
+    test images. The run of train --folds 5 --all judges all. The command also lists
     pairs of images with different decisions: images of one lesion, and
     near-duplicates with different lesion ids.
 
-    Example: lesionfast labels runs/fold0 runs/fold1 runs/fold2 runs/fold3 runs/fold4
+    Example: lesionfast labels runs/20260102-030405-densenet121-5-folds
     """
     from lesionfast.evaluation.labels import contradictions, find_duplicates, suspicious_labels
     from lesionfast.reporting.errors import (

@@ -37,6 +37,8 @@ def featured_run(run: Run) -> Run:
     It is the run itself; of an ensemble, the first of its models that sees images. Raises
     `DamageError` if members of an ensemble are missing.
     """
+    if run.holds(FEATURES) or not run.holds("model.json"):
+        return run
     leaves = list_runs_of(run)
     seeing = (leaf for leaf in leaves if leaf.model.get("fusion") not in (None, "metadata"))
     return next(seeing, leaves[0])

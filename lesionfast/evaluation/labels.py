@@ -25,11 +25,12 @@ SHARES_ALIKE = 0.1  # more than the class shares of the folds of one small data 
 def suspicious_labels(runs: Sequence[Run]) -> pd.DataFrame:
     """Return the images whose label is probably wrong by confident learning, least likely first.
 
-    `runs` are those of `lesionfast train --folds 5 --fold 0` to `--fold 4`: each predicts its own
-    validation part, and all of them the test images, whose probabilities are averaged. A single
-    run covers its validation and test images. An image is listed if a class other than its own has
-    more than the mean probability that the images of that class give it, and the most of such
-    classes (Northcutt et al. 2021, arXiv:1911.00068, the confident joint; by cleanlab). Columns:
+    `runs` is the run of `lesionfast train --folds 5 --all`, or those of `--fold 0` to `--fold 4`:
+    each fold predicts its own validation part, and all of them the test images, whose probabilities
+    are averaged. Another single run covers its validation and test images. An image is listed if a
+    class other than its own has more than the mean probability that the images of that class give
+    it, and the most of such classes (Northcutt et al. 2021, arXiv:1911.00068, the confident joint;
+    by cleanlab). Columns:
     image_id, group, target, suggested (the most probable class), self_confidence (the probability
     of the label), probability (of the suggested class), and dx_type, age, sex, localization and
     path where the dataset has them. Raises `LesionfastError` for runs that are not folds of one
@@ -100,7 +101,7 @@ def check_folds(runs: Sequence[Run]) -> None:
     if None in folds:
         raise LesionfastError(
             f"{runs[folds.index(None)].path} is not a fold of a cross-validation. Pass a single "
-            "run, or those of: lesionfast train --folds 5 --fold 0 (to --fold 4)."
+            "run, such as that of: lesionfast train --folds 5 --all"
         )
     for run in runs[1:]:
         for name in ("data", "csv", "target", "group", "seed", "test", "folds"):
@@ -129,7 +130,10 @@ def check_folds(runs: Sequence[Run]) -> None:
 def describe_coverage(runs: Sequence[Run]) -> str:
     """Return "6,609 of 10,015 images, the validation parts of 3 of 5 folds and the test"."""
     table, total = out_of_sample(runs), runs[0].split["image_id"].nunique()
-    if len(runs) == 1:
+    if len(runs) == 1 and runs[0].is_out_of_fold:
+        parts = f"out of fold by {len(runs[0].model['members'])} models"
+        parts += ", and the test by their mean" if (table["split"] == "test").any() else ""
+    elif len(runs) == 1:
         parts = "validation and test of one run; it can't judge its own training images"
     else:
         parts = f"the validation parts of {len(runs)} of {runs[0].config.folds} folds"

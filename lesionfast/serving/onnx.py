@@ -351,9 +351,9 @@ def compare(run: Run, bundle: Bundle, path: Path) -> None:
 def draw_or_make_up(run: Run, bundle: Bundle) -> tuple[list[np.ndarray], np.ndarray, str]:
     """Return pixels and metadata of images of the run or random ones, and what they are."""
     try:
-        split = "train" if run.is_out_of_fold else "valid"
+        split, name = ("train", "training") if run.is_out_of_fold else ("valid", "validation")
         _, pixels, metadata = bundle.draw_images(run, split, COMPARED)
-        return pixels, metadata, f"{len(metadata)} images of the run"
+        return pixels, metadata, f"{len(metadata)} {name} images"
     except DamageError:
         raise
     except LesionfastError:

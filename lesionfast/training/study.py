@@ -4,6 +4,7 @@ Torch is imported in the functions that train.
 """
 
 import logging
+import os
 import re
 import shutil
 import tomllib
@@ -361,7 +362,8 @@ def check_fused(run: Run) -> None:
             f"{run.path} is not finished. Continue with: lesionfast train --resume {run.path}"
         )
     if "members" in run.model:
-        raise LesionfastError(f"{run.path} is an ensemble. Name one of its members.")
+        members = ", ".join(os.path.normpath(run.path / path) for path in run.model["members"])
+        raise LesionfastError(f"{run.path} is an ensemble. Name one of its members: {members}")
     if run.model["fusion"] in ("none", "metadata") or not run.model["metadata"]:
         raise LesionfastError(
             f"{run.path} has fusion '{run.model['fusion']}', so there is nothing to ablate. "

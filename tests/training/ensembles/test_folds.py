@@ -15,13 +15,16 @@ from lesionfast.config import TrainConfig
 from lesionfast.data.split import format_split, load_data, load_dataset
 from lesionfast.diagnoses import probability_columns
 from lesionfast.errors import LesionfastError
+from lesionfast.evaluation.comparison import compare
 from lesionfast.evaluation.decisions import Decisions
 from lesionfast.evaluation.interpretation import Interpretation
+from lesionfast.evaluation.labels import contradictions, describe_coverage, suspicious_labels
 from lesionfast.files import sha256
 from lesionfast.reporting.metrics import metrics_table
 from lesionfast.run import Run, list_runs, newest_run
 from lesionfast.training.callbacks.progress import StopOnInterrupt
 from lesionfast.training.experiment import resume, train
+from lesionfast.training.study import ablate
 
 TINY = TrainConfig(
     arch="test_resnet",
@@ -99,6 +102,23 @@ def test_everything_is_decided_on_the_out_of_fold_predictions(run):
 def test_runs_inside_a_run_are_not_listed_with_the_others(run):
     assert [one.path for one in list_runs(run.path.parent)] == [run.path]
     assert newest_run(run.path.parent).path == run.path
+
+
+def test_labels_of_all_images_are_judged(run, df):
+    table = suspicious_labels([run])
+    assert describe_coverage([run]) == (
+        "420 of 420 images, out of fold by 3 models, and the test by their mean"
+    )
+    assert set(table["image_id"]) <= set(df["image_id"]) and len(table)
+    assert len(contradictions([run])) <= len(df)
+
+
+def test_folds_are_one_line_in_a_comparison_and_are_not_ablated(run):
+    table = compare([run]).table
+    assert table["options"].tolist() == ["mean of 3 folds"]
+    assert table["arch"].tolist() == ["test_resnet"]
+    with pytest.raises(LesionfastError, match="is an ensemble. Name one of its members: .*fold-0"):
+        ablate(run)
 
 
 def test_folds_typed_after_loading_keep_the_test_part(tmp_path):
