@@ -1,6 +1,7 @@
 """What a backbone gives for images: computed once, and kept in the cache where possible."""
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from lesionfast.cache import Append, cache_folder, kept_array
+from lesionfast.cache import Append, cache_folder, kept_array, open_array
+from lesionfast.console import counting_bar
+from lesionfast.data.augment import turn
 from lesionfast.data.images import Progress
 from lesionfast.data.loaders import images_at_once
 from lesionfast.models.backbones import Backbone
@@ -21,7 +24,11 @@ from lesionfast.models.fusion import FusionModel
 from lesionfast.models.inference import as_images, for_inference, in_eval_mode
 from lesionfast.models.precision import autocast, choose_precision
 
-VERSION = 5  # part of every key: raise it when the features of the same weights change
+logger = logging.getLogger("lesionfast")
+
+VERSION = 6  # part of every key: raise it when the features of the same weights change
+TURN = "view"  # begins `about` of a dihedral view, which is the same wherever an image stands
+DIGEST = 4  # float32 numbers at the end of a kept row of features: the digest of its pixels
 PLAIN = (int, float, str, type(None))  # settings of a module, as numbers of channels
 
 
@@ -54,14 +61,51 @@ class Features:
     def kept(self, rows: np.ndarray, progress: Progress | None = None) -> np.ndarray:
         """Return the features of rows from the cache, as a mapped file, or compute them.
 
-        If the pixels are not in the cache, the features are not kept there either.
+        Those that the cache has of other sets of images with the same pixels are not computed
+        again. If the pixels are not in the cache, the features are not kept there either.
         """
         file = self.file(rows)
         if file is None:
             return self.compute(rows, progress)
-        return kept_array(
-            file, len(rows), lambda append: self.compute_blocks(rows, progress, append)
+        if not self.depends_on_pixels_alone:
+            return kept_array(
+                file, len(rows), lambda append: self.compute_blocks(rows, progress, append)
+            )
+        array = kept_array(
+            file, len(rows), lambda append: self.gather(file, rows, progress, append)
         )
+        return array[:, :-DIGEST]
+
+    @property
+    def depends_on_pixels_alone(self) -> bool:
+        """Whether equal pixels have equal features, wherever they stand among others."""
+        return self.stages is None and (self.change is None or self.about[:1] == (TURN,))
+
+    def gather(
+        self, file: Path, rows: np.ndarray, progress: Progress | None, append: Append
+    ) -> None:
+        """Call `append` with the features of rows: those of other files first, then computed ones.
+
+        Each row of a file ends with the digest of its pixels.
+        """
+        digests = digest_pixels(self.pixels, rows)
+        known = find_known(file, digests)
+        for block, places in known:
+            append(block, places)
+        missing = np.setdiff1d(np.arange(len(rows)), [p for _, places in known for p in places])
+        if known and len(missing):
+            n = len(rows) - len(missing)
+            logger.info("features of %d of %d images are in the cache", n, len(rows))
+        done = 0
+
+        def append_with_digests(block: np.ndarray) -> None:
+            nonlocal done
+            places = missing[done : done + len(block)]
+            append(np.concatenate([block, digests[places]], axis=1), places)
+            done += len(block)
+
+        if len(missing):
+            self.compute_blocks(rows[missing], progress, append_with_digests)
 
     def compute_blocks(self, rows: np.ndarray, progress: Progress | None, append: Append) -> None:
         """Call `append` with the features of one batch of rows after the other."""
@@ -70,9 +114,7 @@ class Features:
         size, precision = images_at_once(device), {"precision": self.precision}
         with torch.inference_mode(), in_eval_mode(model), autocast(self.precision, device):
             for start in range(0, len(rows), size):
-                part = rows[start : start + size]
-                if self.stages is not None:
-                    part = np.resize(part, size)  # batches of one size give the same bits
+                part = np.resize(rows[start : start + size], size)  # equal sizes give equal bits
                 image = as_images(self.pixels[part], device)
                 image = self.change(image, part) if self.change else image
                 if self.stages is not None:
@@ -93,15 +135,83 @@ class Features:
             return None
         device = next(self.model.parameters()).device
         precision = choose_precision(self.precision, device)
-        made = (VERSION, Path(source).name, precision, self.stages, self.about)
+        made = (VERSION, self.pixels.shape[1:], precision, self.stages, self.about)
         made += computed_by(device)
         made += (self.model.pool_name if self.stages is None else "", backbone.mean, backbone.std)
+        made += (backbone.arch_config and backbone.arch_config["made_by"],)
         digest = hashlib.sha256(repr((*made, *structure(backbone.body))).encode())
-        digest.update(np.ascontiguousarray(rows).tobytes())
         for name, tensor in state_below(backbone, self.stages).items():
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-        return cache_folder() / "features" / f"{digest.hexdigest()[:32]}.npy"
+        images = hashlib.sha256(Path(source).name.encode())
+        images.update(np.ascontiguousarray(rows).tobytes())
+        name = f"{digest.hexdigest()[:32]}-{images.hexdigest()[:16]}.npy"
+        return cache_folder() / "features" / name
+
+
+def digest_pixels(pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return a digest of the pixels of each row, as float32 (n, 4) whose bits they are."""
+    digests = (hashlib.blake2b(pixels[row].data, digest_size=4 * DIGEST) for row in rows)
+    joined = b"".join(digest.digest() for digest in digests)
+    return np.frombuffer(joined, np.float32).reshape(-1, DIGEST)
+
+
+def find_known(file: Path, digests: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return rows that other files of the same backbone have, with the places of their digests."""
+    wanted = {digest.tobytes(): place for place, digest in enumerate(digests)}
+    found = []
+    for other in sorted(file.parent.glob(f"{file.name.partition('-')[0]}-*.npy")):
+        array = open_array(other) if wanted and other != file else None
+        if array is None:
+            continue
+        own = np.ascontiguousarray(array[:, -DIGEST:])
+        rows = {digest.tobytes(): row for row, digest in enumerate(own)}
+        here = [digest for digest in wanted if digest in rows]
+        if here:
+            places = np.array([wanted.pop(digest) for digest in here])
+            found.append((np.array(array[[rows[digest] for digest in here]]), places))
+    return found
+
+
+class FeatureEngine:
+    """Predicts as `TorchEngine` does, from features that the cache keeps.
+
+    It is for a backbone that has not learned: the features of each view are those of all heads.
+    """
+
+    def __init__(self, model: FusionModel, *, views: int, precision: str) -> None:
+        self.model, self.views, self.precision = model, views, precision
+
+    def run(
+        self, pixels: np.ndarray, rows: np.ndarray, *metadata: np.ndarray
+    ) -> tuple[list[np.ndarray], np.ndarray]:
+        """Return the probabilities (n, k) with each of the `metadata` (n, width), and features.
+
+        The images are the `rows` (n,) of pixels uint8 (N, size, size, 3).
+        """
+        views = [self.features(pixels, rows, view) for view in range(self.views)]
+        shares = [np.mean([self.classify(x, table) for x in views], axis=0) for table in metadata]
+        return shares, views[0]
+
+    def features(self, pixels: np.ndarray, rows: np.ndarray, view: int) -> np.ndarray:
+        """Return the features (n, F) of one view of images."""
+
+        def change(image: Tensor, part: np.ndarray) -> Tensor:
+            return turn(image, torch.full((len(image),), view))
+
+        turned = {"change": change, "about": (TURN, view)} if view else {}
+        source = Features(self.model, pixels, self.precision, **turned)
+        with counting_bar(f"features of view {view + 1} of {self.views}") as progress:
+            return source.kept(rows, progress)
+
+    @torch.inference_mode()
+    def classify(self, features: np.ndarray, metadata: np.ndarray) -> np.ndarray:
+        """Return the probabilities (n, k) of features (n, F) and metadata (n, width)."""
+        device = next(self.model.parameters()).device
+        given = [torch.from_numpy(np.array(part)).to(device) for part in (features, metadata)]
+        with in_eval_mode(self.model), autocast(self.precision, device):
+            logits = self.model.classify(*given)
+        return logits.float().softmax(dim=-1).cpu().numpy()
 
 
 def computed_by(device: torch.device) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 import logging
 import time
 import warnings
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from lesionfast.models.lineage import lineage_header
 from lesionfast.registry import Registry
 from lesionfast.run import Run
 from lesionfast.training.balancing import class_codes
+from lesionfast.training.callbacks.cached_features import FeatureLoader
 from lesionfast.training.callbacks.tracking import (
     history_columns,
     history_header,
@@ -160,6 +162,19 @@ def held_out_losses(
     return -np.log(np.maximum(probabilities, TINY))
 
 
+@dataclass(frozen=True, eq=False)
+class HeadInputs:
+    """What a head sees of one split: image features (n, F), metadata (n, M), class numbers (n,)."""
+
+    image: np.ndarray
+    metadata: np.ndarray
+    codes: np.ndarray
+
+    def fused(self, learn: LesionLearner) -> np.ndarray:
+        """Return the inputs of the last layer, float64 (n, W)."""
+        return fused_features(learn.model, self.image, self.metadata).astype(np.float64)
+
+
 def solve_head(learn: LesionLearner, run: Run) -> dict[str, Any]:
     """Solve the head of a run and put it into the model; write weights and history.
 
@@ -168,13 +183,15 @@ def solve_head(learn: LesionLearner, run: Run) -> dict[str, Any]:
     validation, with equal class weights.
     """
     started = time.perf_counter()
-    (x, codes), (valid, valid_codes) = (head_inputs(learn, name) for name in ("train", "valid"))
+    train, valid = (head_inputs(learn, name) for name in ("train", "valid"))
+    x = train.fused(learn)
     centre, spread = x.mean(axis=0), x.std(axis=0) + 1e-6
-    weight, bias = heads[run.config.head]((x - centre) / spread, codes, train_groups(learn))
+    standard = (x - centre) / spread
+    weight, bias = heads[run.config.head](standard, train.codes, train_groups(learn))
     weight = weight / spread
     bias = bias - weight @ centre
     logits = run.config.head in LOGITS
-    scale = 1.0 if logits else best_scale(valid @ weight.T + bias, valid_codes)
+    scale = 1.0 if logits else best_scale(valid.fused(learn) @ weight.T + bias, valid.codes)
     layer = learn.model.head[-1]
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(scale * weight))
@@ -183,28 +200,29 @@ def solve_head(learn: LesionLearner, run: Run) -> dict[str, Any]:
     header = lineage_header(learn.dls.split, run.config.arch, run.config.weights)
     tensors = learn.model.state_dict()
     run.write("weights.safetensors", lambda aside: save_tensors(tensors, aside, header))
-    write_history(learn, run, x, codes)
+    write_history(learn, run, x, train.codes, valid)
     return {
         "train_seconds": round(seconds, 2),
-        "images_per_second": round((len(x) + len(valid)) / seconds, 2),
+        "images_per_second": round((len(x) + len(valid.codes)) / seconds, 2),
         "best_epoch": 1,
         "status": "finished",
     }
 
 
-def head_inputs(learn: LesionLearner, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the inputs of the head for one split, float64 (n, W), and its class numbers (n,).
+def head_inputs(learn: LesionLearner, split: str) -> HeadInputs:
+    """Return the inputs of the head for one split.
 
     Of the training rows metadata is withheld once, as a trained head's is in every batch.
     """
     rows = learn.dls.rows[learn.dls.rows["split"] == split]
     learn.model.to(learn.dls.device)
     with counting_bar(f"features of {split}") as progress:
-        image = Features(learn.model, learn.dls.pixels).kept(rows["row"].to_numpy(), progress)
+        source = Features(learn.model, learn.dls.pixels, learn.config.precision)
+        image = source.kept(rows["row"].to_numpy(), progress)
     codes, metadata = class_codes(learn.dls, split), learn.dls.encoder.transform(rows)
     if split == "train" and hasattr(learn, "metadata_dropout"):
         metadata = learn.metadata_dropout.withhold_once(metadata, codes)
-    return fused_features(learn.model, image, metadata).astype(np.float64), codes
+    return HeadInputs(image, metadata, codes)
 
 
 def train_groups(learn: LesionLearner) -> np.ndarray:
@@ -224,15 +242,18 @@ def best_scale(logits: np.ndarray, codes: np.ndarray) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=(-15, 10), method="bounded").x))
 
 
-def write_history(learn: LesionLearner, run: Run, x: np.ndarray, codes: np.ndarray) -> None:
-    """Write history.csv, which has one line, and log it."""
+def write_history(
+    learn: LesionLearner, run: Run, x: np.ndarray, codes: np.ndarray, valid: HeadInputs
+) -> None:
+    """Write history.csv, which has one line, and log it; no image is run once more for it."""
     layer = learn.model.head[-1].to("cpu")
     with torch.no_grad():
         logits = layer(torch.from_numpy(x).float())
     train_loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(codes)).item()
     learn.model.to(learn.dls.device)
+    loader = FeatureLoader([valid.image], valid.metadata, valid.codes, learn.dls.device)
     with learn.no_bar():
-        values = [train_loss, *learn.validate()]
+        values = [train_loss, *learn.validate(dl=loader)]
     line = history_line(1, run.config.head, None, values)
     run.write_text("history.csv", f"{history_header(learn)}\n{line}\n")
     named = zip(history_columns(learn), values, strict=True)

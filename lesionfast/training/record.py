@@ -25,7 +25,7 @@ from lesionfast.evaluation.features import write_features
 from lesionfast.evaluation.melanoma import announce_melanomas, settle_rule
 from lesionfast.files import sha256
 from lesionfast.models.backbones import count_parameters
-from lesionfast.models.features import Features
+from lesionfast.models.features import FeatureEngine, Features
 from lesionfast.models.fusion import REGISTRIES
 from lesionfast.models.inference import TorchEngine
 from lesionfast.models.lineage import lineage_header
@@ -254,7 +254,8 @@ def predict_splits(
     the image features (n, F) of each split.
     """
     dls, complete, withheld, seen = learn.dls, [], [], {}
-    engine = TorchEngine(learn.model, views=config.tta, precision=config.precision)
+    build = TorchEngine if config.head == "linear" else FeatureEngine
+    engine = build(learn.model, views=config.tta, precision=config.precision)
     for split in PARTS[1:]:
         rows = dls.rows[dls.rows["split"] == split].copy()
         if rows.empty:
@@ -289,8 +290,7 @@ def keep_features(learn: Learner, run: Run, seen: dict[str, np.ndarray]) -> None
     images = learn.dls.rows.groupby("split")
     with counting_bar("features of the training images") as progress:
         source = Features(learn.model, learn.dls.pixels, run.config.precision)
-        seen = seen | {
-            "train": source.compute(images.get_group("train")["row"].to_numpy(), progress)
-        }
+        find = source.compute if run.config.head == "linear" else source.kept
+        seen = seen | {"train": find(images.get_group("train")["row"].to_numpy(), progress)}
     names = [name for split in seen for name in images.get_group(split)["image_id"]]
     write_features(run, names, np.concatenate(list(seen.values())))

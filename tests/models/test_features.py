@@ -8,11 +8,20 @@ import torch
 from safetensors.torch import save_file
 
 from lesionfast.cache import is_sound, kept_array
+from lesionfast.config import TrainConfig
 from lesionfast.errors import LesionfastError
 from lesionfast.models import features as module
 from lesionfast.models.backbones import create_backbone
-from lesionfast.models.features import Features, can_be_cut, frozen_stages, prefix_maps, resume_maps
-from lesionfast.models.fusion import FusionModel
+from lesionfast.models.features import (
+    FeatureEngine,
+    Features,
+    can_be_cut,
+    frozen_stages,
+    prefix_maps,
+    resume_maps,
+)
+from lesionfast.models.fusion import FusionModel, build_model
+from lesionfast.models.inference import TorchEngine
 
 ROWS = np.arange(20)
 
@@ -66,6 +75,70 @@ def test_one_weights_file_of_two_architectures_has_features_of_each(pixels, tmp_
                 kept[-1], Features(model, pixels, stages=stages).compute(ROWS)
             )
         assert np.abs(kept[0] - kept[1]).max() > 0.1 * np.abs(kept[0]).max()
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """The numbers of images that backbones have computed features of, call by call."""
+    counts, compute = [], Features.compute_blocks
+
+    def count(self, rows, *rest):
+        counts.append(len(rows))
+        compute(self, rows, *rest)
+
+    monkeypatch.setattr(Features, "compute_blocks", count)
+    return counts
+
+
+def test_images_of_other_sets_are_not_computed_again_and_have_the_same_bits(
+    pixels, computed, tmp_path
+):
+    model = model_of("test_vit", "avg")
+    fresh = Features(model, pixels).compute(ROWS)
+    computed.clear()
+    Features(model, pixels).kept(ROWS[:12])
+    half = Features(model, pixels).kept(ROWS[8:])
+    assert computed == [12, 8]
+    np.testing.assert_array_equal(half, fresh[8:])
+    order = np.random.default_rng(0).permutation(20)
+    shuffled = np.concatenate([pixels[order], pixels[:1] // 2])
+    file = tmp_path / "cache" / "images" / "b.npy"
+    shuffled = kept_array(file, 21, lambda append: append(shuffled))
+    found = Features(model, shuffled).kept(np.arange(21))
+    np.testing.assert_array_equal(found[:20], fresh[order])
+    assert computed == [12, 8, 1]
+    Features(model_of("test_vit", "max"), pixels).kept(ROWS)
+    assert computed == [12, 8, 1, 20]
+
+
+def test_equal_pixels_share_their_features_and_augmented_ones_are_each_rows_own(pixels, computed):
+    model = model_of("test_resnet")
+    twice = np.array([3, 3, 4])
+    np.testing.assert_array_equal(
+        Features(model, pixels).kept(twice), Features(model, pixels).compute(twice)
+    )
+    computed.clear()
+    change = {"change": lambda image, rows: image + 0.1 * image.new_tensor(rows).view(-1, 1, 1, 1)}
+    for rows in (ROWS[:4], ROWS[:3]):
+        Features(model, pixels, about=("a seed",), **change).kept(rows)
+    assert computed == [4, 3]
+
+
+@pytest.mark.parametrize(("arch", "fusion"), [("test_vit", "concat"), (None, "metadata")])
+def test_cached_views_predict_what_the_images_do(arch, fusion, pixels, computed):
+    torch.manual_seed(0)
+    config = TrainConfig(arch=arch or "test_vit", weights="none", size=32, fusion=fusion)
+    model = build_model(config, n_metadata=2, n_classes=3).eval()
+    tables = np.random.default_rng(1).normal(size=(2, 20, 2)).astype(np.float32)
+    how = {"views": 3, "precision": "float32"}
+    expected = TorchEngine(model, **how).run(pixels, ROWS, *tables)
+    found = FeatureEngine(model, **how).run(pixels, ROWS, *tables)
+    for of_features, of_images in zip(found[0], expected[0], strict=True):
+        np.testing.assert_allclose(of_features, of_images, atol=1e-5)
+    np.testing.assert_allclose(found[1], expected[1], atol=1e-4)
+    computed.clear()
+    FeatureEngine(model, **how).run(pixels, ROWS[5:], *tables[:, 5:])
+    assert computed == ([] if arch else [15] * 3)
 
 
 def other_norm(model):

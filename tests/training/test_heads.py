@@ -4,6 +4,8 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
+import timm
+from safetensors.torch import save_file
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
@@ -13,6 +15,7 @@ from lesionfast.config import SplitConfig, TrainConfig
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.interpretation import Interpretation
+from lesionfast.models.features import Features
 from lesionfast.models.fusion import load_model
 from lesionfast.training.experiment import check_options, train
 from lesionfast.training.heads import (
@@ -161,6 +164,29 @@ def test_logistic_keeps_the_prior_by_which_the_rule_divides(tmp_path):
     assert rules["balanced"]["balanced_accuracy"] > rules["argmax"]["balanced_accuracy"]
     assert run.history["phase"].tolist() == ["logistic"]
     assert "logistic regression: C" in (run.path / "log.txt").read_text()
+
+
+def test_a_second_idea_runs_no_image_through_the_backbone(tmp_path, monkeypatch):
+    """Another head, fusion or metadata; of other classes, and so another split, the first view."""
+    monkeypatch.setenv("LESIONFAST_CACHE", str(tmp_path / "cache"))
+    weights = tmp_path / "weights.safetensors"
+    save_file(timm.create_model("test_vit").state_dict(), weights)
+    config = replace(CONFIG, arch="test_vit", weights=str(weights), head="logistic", tta=2)
+    first = train(load_dataset(config), config, tmp_path / "runs")
+    counts, compute = [], Features.compute_blocks
+    monkeypatch.setattr(
+        Features,
+        "compute_blocks",
+        lambda self, rows, *rest: counts.append(len(rows)) or compute(self, rows, *rest),
+    )
+    options = [{"head": "svm"}, {"fusion": "film"}, {"metadata": "age"}]
+    options += [{"map": "bkl=nv", "tta": 1}, {"drop_class": "df", "tta": 1}]
+    for number, option in enumerate(options):
+        other = replace(config, **option)
+        run = train(load_dataset(other), other, tmp_path / "runs", str(number))
+        assert run.finished and counts == [], option
+    again = train(load_dataset(config), config, tmp_path / "runs", "again")
+    assert again.predictions.equals(first.predictions)
 
 
 @pytest.mark.parametrize("name", [each.name for each in fields(TrainConfig)])
