@@ -162,7 +162,8 @@ class TrainConfig(SplitConfig):
     arch: str = option(
         "tf_efficientnet_lite0",
         "Backbone: any torchvision or timm name, or an encoder of a hub: hf-hub:OWNER/NAME, "
-        "open_clip:NAME, transformers:OWNER/NAME (see lesionfast list archs).",
+        "open_clip:NAME, transformers:OWNER/NAME (see lesionfast list archs). Of two joined by +, "
+        "the first is trained, the second stays frozen, and their probabilities are blended.",
     )
     all: bool = option(
         False,
@@ -170,7 +171,9 @@ class TrainConfig(SplitConfig):
         "its validation, and other images are predicted by the mean of the models.",
     )
     weights: str = option(
-        "auto", "Pretrained weights: 'auto', 'none' (from scratch), a weights file or a run."
+        "auto",
+        "Pretrained weights: 'auto', 'none' (from scratch), a weights file or a run; of two "
+        "architectures, both with a comma between.",
     )
     size: int = option(
         128, "Side of the square image that the model sees, in pixels.", limits=(1, INF)

@@ -118,6 +118,10 @@ def made(tmp_path_factory) -> Path:
 COMMANDS = {  # a command, and the files that it makes
     "train": (["train", *TINY, "--epochs", "3", "--name", "killed"], "runs/killed"),
     "cache": (["train", *TINY, "--epochs", "1", "--name", "killed", "--size", "80"], "runs/killed"),
+    "folds": (
+        ["train", *TINY, "--epochs", "1", "--folds", "2", "--all", "--name", "killed"],
+        "runs/killed",
+    ),
     "interpret": (["interpret", "runs/done"], "runs/done"),
     "export": (["export", "runs/done", "--to", "model"], "model"),
     "predict": (["predict", "runs/done", "photos", "--out", "found.csv", "--resume"], "found.csv"),

@@ -334,10 +334,18 @@ def describe_options(runs: Sequence[Run]) -> list[str]:
         changed = [name for name in differing if config[name] != defaults[name]]
         options = ", ".join(f"{name.replace('_', ' ')} {config[name]}" for name in changed)
         if members := len(run.model.get("members", ())):
-            kind = f"mean of {members} folds" if run.model.get("of") == "folds" else ""
-            options = kind or f"ensemble of {members}"
+            options = describe_members(run, members)
         descriptions.append(options)
     return descriptions
+
+
+def describe_members(run: Run, members: int) -> str:
+    """Return what a run averages: "mean of 5 folds", "towers 0.71 and 0.29"."""
+    if run.model.get("of") == "folds":
+        return f"mean of {members} folds"
+    if run.model.get("of") == "towers":
+        return f"towers {' and '.join(f'{weight:.2f}' for weight in run.model['weights'])}"
+    return f"ensemble of {members}"
 
 
 def build_row(read: Interpretation, options: str) -> dict[str, Any]:

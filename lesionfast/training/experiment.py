@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ import pandas as pd
 from fastcore.basics import noop
 from torch import nn
 
-from lesionfast.config import WHERE, SplitConfig, TrainConfig, check_choice, flag_name
+from lesionfast.config import WHERE, TrainConfig, check_choice, flag_name
 from lesionfast.console import counting_bar, show_log
 from lesionfast.data.augment import augmentations, name_augmentation
 from lesionfast.data.encoder import MetadataEncoder
@@ -34,15 +34,17 @@ from lesionfast.models.lineage import check_weights
 from lesionfast.models.precision import choose_precision
 from lesionfast.run import LEARNED, OF_THE_WEIGHTS, WEIGHTS, Run, check_name
 from lesionfast.training.callbacks.progress import logging_to
-from lesionfast.training.ensembles.folds import (
-    continue_folds,
-    finish_folds,
-    name_folder,
-    prepare_folds,
+from lesionfast.training.ensembles.folds import FOLDS
+from lesionfast.training.ensembles.inner import (
+    Composite,
+    Part,
+    Trainer,
+    forget_results,
+    is_whole,
 )
-from lesionfast.training.ensembles.inner import Trainer, forget_results, is_whole
+from lesionfast.training.ensembles.towers import TOWERS, has_towers, split_towers
 from lesionfast.training.fitting import best_epoch, fit, plan_training
-from lesionfast.training.heads import heads, solve_head
+from lesionfast.training.heads import SOLVED, heads, solve_head
 from lesionfast.training.learner import LesionLearner, history_names, lesion_learner
 from lesionfast.training.losses import name_loss
 from lesionfast.training.objective import check_objective
@@ -74,12 +76,6 @@ GOES_WITH: dict[str, tuple[str, Callable[[TrainConfig], object]]] = {
     "views": ("--augment other than none", lambda c: c.augment != "none"),
 }
 MOST_SMOOTHING = 0.9
-SOLVED = {  # the options of a head that is solved; all others are of gradient descent
-    *(field.name for field in fields(SplitConfig)),
-    *("arch", "all", "weights", "size", "resize", "fusion", "pool", "head", "rule", "tta"),
-    "melanoma_sensitivity",
-    *("metadata_dropout", "melanoma", "malignant", "device", "precision", "compile", "workers"),
-}
 
 
 def check_options(config: TrainConfig) -> None:
@@ -190,9 +186,10 @@ def check_seeds(config: TrainConfig, root: str | Path, name: str | None, seeds: 
 
     Pretrained weights are the same for all seeds.
     """
-    library, arch = find_arch(config.arch)
+    first, *_ = split_towers(config)  # a frozen tower has pretrained weights
+    library, arch = find_arch(first.arch)
     net = archs[arch] if library == "lesionfast" else None
-    random = config.weights in ("auto", "none") and not getattr(net, "pretrained", False)
+    random = first.weights in ("auto", "none") and not getattr(net, "pretrained", False)
     if isinstance(net, nn.Module) and random:
         raise LesionfastError(
             f"all {seeds} seeds would start from the same weights: the backbone '{arch}' is a "
@@ -210,11 +207,12 @@ def check_seeds(config: TrainConfig, root: str | Path, name: str | None, seeds: 
 def train_once(df: pd.DataFrame, config: TrainConfig, root: str | Path, name: str | None) -> Run:
     """Train with one seed and return the run."""
     config = settle_fusion(settle_inputs(df, config))
-    check_options(config)
+    for one in split_towers(config):
+        check_options(one)
     if name:
         check_name(name)
-    if config.all:
-        return train_folds(df, config, root, name)
+    if kind := find_composite(config):
+        return train_composite(kind, df, config, root, name)
     if config.budget:
         from lesionfast.training.speed.budget import fit_to_budget
 
@@ -233,28 +231,49 @@ def train_prepared(
     return run
 
 
-def train_folds(df: pd.DataFrame, config: TrainConfig, root: str | Path, name: str | None) -> Run:
-    """Train one model a fold, in runs inside a new run, and return that; see `finish_folds`."""
-    split, parts = prepare_folds(df, config)
-    if config.budget:
-        from lesionfast.training.speed.budget import fit_to_budget, share_budget
+def find_composite(config: TrainConfig) -> Composite | None:
+    """Return the kind of run that options ask for, if it is made of several runs."""
+    return FOLDS if config.all else TOWERS if has_towers(config) else None
 
-        shared = fit_to_budget(share_budget(parts[0].config, len(parts)), parts[0].df)
-        config = replace(shared, all=True)
-        found = {"size": config.size, "epochs": config.epochs, "budget": None}
-        parts = [replace(part, config=replace(part.config, **found)) for part in parts]
-    first = prepare_learner(parts[0].df, parts[0].config)  # so that what is wrong is said now
-    run = Run.create(root, config, name, name_folder(config))
+
+def train_composite(
+    kind: Composite, df: pd.DataFrame, config: TrainConfig, root: str | Path, name: str | None
+) -> Run:
+    """Train several models, in runs inside a new run, and return that.
+
+    See `finish_folds` and `finish_towers`.
+    """
+    split, parts = kind.prepare(df, config)
+    if config.budget:
+        from lesionfast.training.speed.budget import share_budget
+
+        config, parts = share_budget(config, parts)
+    about = try_parts(kind, parts, config)
+    run = Run.create(root, config, name, kind.name(config))
     with only_trainer(run), logging_to(run.path / "log.txt"):
-        run.write_json("environment.json", describe_environment(first, config))
+        run.write_json("environment.json", about)
         run.write_text("split.csv", split)
-        del first
-        finish_folds(run, parts, Trainer(train_once, resume, {}))
+        kind.finish(run, parts, Trainer(train_once, resume, {}))
     return run
 
 
-def resume_folds(run: Run, **moved: str) -> Run:
-    """Train the folds of a run that are missing, unfinished or damaged; return the run."""
+def try_parts(kind: Composite, parts: Sequence[Part], config: TrainConfig) -> dict[str, Any]:
+    """Prepare the first part, or each, so that what is wrong is said now; return the environment.
+
+    Raises `LesionfastError` as `prepare_learner` does.
+    """
+    about: dict[str, Any] = {}
+    for part in parts if kind.every_part else parts[:1]:
+        if inner := find_composite(part.config):
+            _, inside = inner.prepare(part.df, part.config)
+            about = try_parts(inner, inside, config)
+        else:
+            about = describe_environment(prepare_learner(part.df, part.config), config)
+    return about
+
+
+def resume_composite(kind: Composite, run: Run, **moved: str) -> Run:
+    """Train the runs in a run that are missing, unfinished or damaged; return the run."""
     if is_whole(run):
         raise already_finished(run)
     if not run.holds("split.csv"):
@@ -263,9 +282,9 @@ def resume_folds(run: Run, **moved: str) -> Run:
         run = forget_results(Run(run.path))
         config = replace(run.config, **(dict.fromkeys(WHERE) | moved if moved else {}))
         df = load_dataset(config, split=run.file("split.csv"))
-        parts = continue_folds(run, df, config)
+        parts = kind.go_on(run, df, config)
         with logging_to(run.path / "log.txt"):
-            finish_folds(run, parts, Trainer(train_once, resume, moved))
+            kind.finish(run, parts, Trainer(train_once, resume, moved))
     return run
 
 
@@ -275,8 +294,8 @@ def resume(run: Run, **moved: str) -> Run:
     `moved` are the options that name the data (data, csv, images), if it has moved. Raises
     `LesionfastError` if the run is finished and whole, or its data is missing or has changed.
     """
-    if run.config.all:
-        return resume_folds(run, **moved)
+    if kind := find_composite(run.config):
+        return resume_composite(kind, run, **moved)
     check_resumable(run)
     check_registered(run.model, {name: getattr(run.config, name) for name in REGISTRIES})
     with only_trainer(run):

@@ -3,7 +3,7 @@
 import logging
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
+from lesionfast.config import SplitConfig
 from lesionfast.console import counting_bar
 from lesionfast.models.features import Features, fused_features
 from lesionfast.models.lineage import lineage_header
@@ -33,6 +34,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger("lesionfast")
 
 heads = Registry("head", "--head")
+SOLVED = {  # the options of a head that is solved; all others are of gradient descent
+    *(field.name for field in fields(SplitConfig)),
+    *("arch", "all", "weights", "size", "resize", "fusion", "pool", "head", "rule", "tta"),
+    "melanoma_sensitivity",
+    *("metadata_dropout", "melanoma", "malignant", "device", "precision", "compile", "workers"),
+}
 Linear = tuple[np.ndarray, np.ndarray]  # weights (K, W) and biases (K,)
 STRENGTHS = tuple(10 ** (exponent / 2) for exponent in range(-10, 5))  # of logistic regression
 FOLDS = 3  # of the training lesions, to choose one of them

@@ -200,10 +200,11 @@ def run_study(study: Study, out: str | Path) -> Outcome:
     after Ctrl-C.
     """
     out, outcome = Path(out), Outcome()
-    if several := [entry.name for entry in study.entries if entry.config.all]:
+    several = [e.name for e in study.entries if e.config.all or "+" in e.config.arch]
+    if several:
         raise LesionfastError(
-            f"the run '{several[0]}' has all = true, and a study trains one model a run. Leave it "
-            "out, or train that run with lesionfast train."
+            f"the run '{several[0]}' has all = true or two towers, and a study trains one model a "
+            "run. Leave it out, or train that run with lesionfast train."
         )
     states = {entry.name: read_state(entry, out) for entry in study.entries}
     if set(states.values()) != {"done"}:

@@ -26,7 +26,7 @@ from lesionfast.training.ensembles.combining import (
     pool_votes,
     write_results,
 )
-from lesionfast.training.ensembles.inner import Part, Trainer, train_parts
+from lesionfast.training.ensembles.inner import Composite, Part, Trainer, changed_data, train_parts
 
 logger = logging.getLogger("lesionfast")
 
@@ -74,11 +74,7 @@ def continue_folds(run: Run, df: pd.DataFrame, config: TrainConfig) -> list[Part
     file = run.file("split.csv")
     numbers = read_folds(file, df)
     if format_folds(df, numbers) != file.read_text(encoding="utf-8"):
-        raise LesionfastError(
-            f"the data has changed since {run.path} began: it no longer gives its split.csv. "
-            f"Restore the old data, or start again: lesionfast train --config "
-            f"{run.path / 'config.json'}"
-        )
+        raise changed_data(run)
     return list_parts(df, numbers, config)
 
 
@@ -118,6 +114,9 @@ def pool_folds(
     return pd.concat(tables, ignore_index=True)
 
 
-def name_folder(config: TrainConfig) -> str:
-    """Return what the folder of a run of folds is called after its time."""
-    return f"{config.arch}-{config.folds}-folds"
+FOLDS = Composite(
+    prepare_folds,
+    continue_folds,
+    finish_folds,
+    lambda config: f"{config.arch}-{config.folds}-folds",
+)

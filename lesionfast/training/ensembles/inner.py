@@ -10,7 +10,7 @@ import pandas as pd
 
 from lesionfast.config import TrainConfig
 from lesionfast.console import part_of_work
-from lesionfast.errors import TrainingInterrupted
+from lesionfast.errors import LesionfastError, TrainingInterrupted
 from lesionfast.run import FITTED, OF_THE_WEIGHTS, Run
 
 logger = logging.getLogger("lesionfast")
@@ -39,6 +39,31 @@ class Trainer:
     train: Train
     resume: Resume
     moved: dict[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class Composite:
+    """A kind of run that is made of runs inside it.
+
+    `prepare(df, config)` returns its split.csv and its parts, `go_on(run, df, config)` the parts of
+    one that has begun, `finish(run, parts, trainer)` trains what is missing and writes the results,
+    `name(config)` is what its folder is called. `every_part` says whether the options of each part
+    have to be checked before the first is trained, or whether they are alike.
+    """
+
+    prepare: Callable[[pd.DataFrame, TrainConfig], tuple[str, list[Part]]]
+    go_on: Callable[[Run, pd.DataFrame, TrainConfig], list[Part]]
+    finish: Callable[[Run, Sequence[Part], Trainer], None]
+    name: Callable[[TrainConfig], str]
+    every_part: bool = False
+
+
+def changed_data(run: Run) -> LesionfastError:
+    """Return the error for data that is not that of the beginning of a run."""
+    return LesionfastError(
+        f"the data has changed since {run.path} began: it no longer gives its split.csv. Restore "
+        f"the old data, or start again: lesionfast train --config {run.path / 'config.json'}"
+    )
 
 
 def train_parts(run: Run, parts: Sequence[Part], trainer: Trainer) -> tuple[list[Run], str]:
@@ -70,7 +95,7 @@ def complete(run: Run, part: Part, trainer: Trainer) -> Run:
     inner = Run(run.path / part.name)
     if is_whole(inner):
         return inner
-    if inner.holds("model.json"):
+    if inner.holds("model.json") or any(inner.path.glob("*/model.json")):
         return trainer.resume(inner, **trainer.moved)
     shutil.rmtree(inner.path, ignore_errors=True)  # it stopped before its training began
     return trainer.train(part.df, part.config, run.path, part.name)

@@ -3,7 +3,7 @@
 import logging
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -22,6 +22,7 @@ from lesionfast.models.fusion import FusionModel, build_model, stage_groups
 from lesionfast.training.balancing import balances
 from lesionfast.training.callbacks.inference import freed_memory_kept
 from lesionfast.training.callbacks.schedule import Phase
+from lesionfast.training.ensembles.inner import Part
 from lesionfast.training.fitting import caches_features, plan_training
 from lesionfast.training.record import memory_error_explained
 from lesionfast.training.speed.bench import inference_step, time_decoding, time_step, training_step
@@ -68,9 +69,16 @@ def fit_to_budget(config: TrainConfig, df: pd.DataFrame) -> TrainConfig:
     return plan
 
 
-def share_budget(config: TrainConfig, n: int) -> TrainConfig:
-    """Return a configuration with one of `n` equal parts of the budget."""
-    return replace(config, budget=f"{read_duration(config.budget or '') / n:.0f}s")
+def share_budget(config: TrainConfig, parts: Sequence[Part]) -> tuple[TrainConfig, list[Part]]:
+    """Return the options of a run, and of the runs inside it, each with its share of the budget.
+
+    They have one size and number of epochs, those that fit the first.
+    """
+    seconds = read_duration(config.budget or "") / len(parts)
+    first = fit_to_budget(replace(parts[0].config, budget=f"{seconds:.0f}s"), parts[0].df)
+    found = {"size": first.size, "epochs": first.epochs, "budget": None}
+    fitted = [replace(part, config=replace(part.config, **found)) for part in parts]
+    return replace(config, **found), fitted
 
 
 def read_duration(text: str) -> float:
