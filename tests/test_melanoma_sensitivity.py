@@ -26,7 +26,7 @@ from lesionfast.serving.export import export
 from lesionfast.stats.metrics import sensitivity
 from lesionfast.training.callbacks.progress import StopOnInterrupt
 from lesionfast.training.ensembles.combining import combine
-from lesionfast.training.experiment import resume, train
+from lesionfast.training.experiment import predict_again, resume, train
 from lesionfast.training.learner import lesion_learner
 
 TARGET = 0.9
@@ -147,6 +147,14 @@ def test_predictions_that_are_made_again_have_the_same_weight(run, tmp_path):
     (copy.path / "predictions.csv").write_text("damaged")
     again = resume(copy)
     assert again.model == run.model and again.metrics == run.metrics
+
+
+def test_predictions_of_other_rows_are_decided_by_the_same_rule(run, df, tmp_path):
+    blank = df.assign(age=None, sex=None)
+    config = replace(run.config, melanoma_sensitivity=0.0)
+    again = predict_again(run, blank, config, tmp_path, "without")
+    assert again.decision_rule == run.decision_rule
+    assert again.metrics["valid"] == Interpretation.from_run(again, "valid").metrics
 
 
 def test_a_run_without_it_is_as_before(df, tmp_path):

@@ -153,7 +153,7 @@ def print_json(value: Any) -> None:
 
 def print_run(run: Run, as_json: bool) -> None:
     """Print the metrics of a run to stderr and its path, or JSON, to stdout."""
-    from lesionfast.evaluation.melanoma import prices_of_weight
+    from lesionfast.evaluation.melanoma import describe_weight, prices_of_weight
     from lesionfast.reporting.metrics import metrics_table, price_table
 
     for split in ("valid", "test"):
@@ -161,6 +161,8 @@ def print_run(run: Run, as_json: bool) -> None:
             print_table(metrics_table(run, split), stderr=True)
     if prices := prices_of_weight(run):
         print_table(price_table(run, prices), stderr=True)
+    elif words := describe_weight(run):
+        print(words, file=sys.stderr)
     if run.metrics["status"] == "interrupted":
         print(f"interrupted; continue with: lesionfast train --resume {run.path}", file=sys.stderr)
     if as_json:

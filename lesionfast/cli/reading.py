@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("lesionfast")
 
 Rule = option(
-    str | None, "Decision rule of this report: argmax or balanced (default: that of the run)."
+    str | None,
+    "Decision rule of this report: argmax or balanced, without a weight on melanoma (default: that "
+    "of the run).",
 )
 Cost = option(str | None, "Cost of errors, such as mel:nv=10 (truth:decision).")
 Coverage = option(

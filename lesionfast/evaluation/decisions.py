@@ -22,7 +22,7 @@ from lesionfast.data.split import PARTS, load_dataset
 from lesionfast.errors import DamageError, DiskError, LesionfastError, list_first
 from lesionfast.evaluation.features import featured_run, read_features
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.evaluation.melanoma import describe_rule, fit_rule
+from lesionfast.evaluation.melanoma import describe_rule, describe_weight, fit_rule
 from lesionfast.files import check_shape, damage_explained, disk_errors, read_json
 from lesionfast.run import FEATURES, FITTED, Run
 from lesionfast.stats.calibration import Calibrator, fit_calibrator
@@ -309,12 +309,7 @@ class Decisions:
     def kept_choices(self) -> list[str]:
         """Return, in words, what the run keeps that was not asked for now and is not a default."""
         words, sets, referral = [], SETS.read(self.run), REFERRAL.read(self.run)
-        rule, sensitivity = self.run.decision_rule, self.run.model.get("melanoma_sensitivity", 0)
-        if rule.weight > 1:
-            words.append(
-                f"a weight of {rule.weight:g} on melanoma, for a validation sensitivity of "
-                f"{sensitivity:g} (--melanoma-sensitivity)"
-            )
+        words += filter(None, [describe_weight(self.run)])
         if sets and self.coverage is None and sets.coverage != COVERAGE:
             words.append(f"prediction sets with a coverage of {sets.coverage:g} (--coverage)")
         if referral and self.refer is None and referral.share != SHARE:

@@ -20,6 +20,7 @@ logger = logging.getLogger("lesionfast")
 
 FEWEST = 10  # validation lesions of melanoma
 ARGMAX = "argmax"
+OF_A_WEIGHT = ("schema", "melanoma_sensitivity", "melanoma_weight")  # in model.json
 
 
 def fit_rule(valid: Interpretation, sensitivity: float) -> DecisionRule:
@@ -50,19 +51,18 @@ def describe_rule(rule: DecisionRule, sensitivity: float) -> dict[str, Any]:
     Versions without weights refuse the second schema, for they would decide otherwise.
     """
     schema = 2 if rule.weight > 1 else 1
-    return {"schema": schema, "melanoma_sensitivity": sensitivity, "melanoma_weight": rule.weight}
+    return dict(zip(OF_A_WEIGHT, (schema, sensitivity, rule.weight), strict=True))
 
 
 def settle_rule(run: Run, predictions: pd.DataFrame) -> dict[str, Interpretation]:
     """Return new predictions of a run by split, decided as it decides from now on.
 
-    If a melanoma sensitivity was asked for, the weight is fitted on validation and kept in
-    model.json; if it can't be, a warning says why.
+    If a melanoma sensitivity was asked for and model.json has no weight yet, it is fitted on
+    validation and kept there; if it can't be, a warning says why.
     """
     tables = {name: rows.reset_index(drop=True) for name, rows in predictions.groupby("split")}
     sensitivity = run.model.get("melanoma_sensitivity", run.config.melanoma_sensitivity)
-    if sensitivity and "valid" in tables:
-        rule = run.decision_rule.plain
+    if sensitivity and "melanoma_weight" not in run.model and "valid" in tables:
         try:
             rule = fit_rule(Interpretation.from_table(run, tables["valid"], "valid"), sensitivity)
         except LesionfastError as error:
@@ -71,14 +71,28 @@ def settle_rule(run: Run, predictions: pd.DataFrame) -> dict[str, Interpretation
                 "interpret %s --melanoma-sensitivity",
                 *(error, run.path),
             )
-        run.model = run.model | describe_rule(rule, sensitivity)
-        run.write_json("model.json", run.model)
+        else:
+            run.model = run.model | describe_rule(rule, sensitivity)
+            run.write_json("model.json", run.model)
     return {name: Interpretation.from_table(run, rows, name) for name, rows in tables.items()}
+
+
+def describe_weight(run: Run) -> str:
+    """Return what the run's rule was asked for and got, in words; '' if for nothing."""
+    sensitivity, rule = run.model.get("melanoma_sensitivity", 0.0), run.decision_rule
+    if not sensitivity or "melanoma_weight" not in run.model:
+        return ""
+    what = f"a weight of {rule.weight:g} on melanoma, for"
+    if rule.weight == 1:
+        what = f"no weight on melanoma, for the rule {rule.name} reaches"
+    return f"{what} a validation sensitivity of {sensitivity:g} (--melanoma-sensitivity)"
 
 
 def announce_melanomas(read: dict[str, Interpretation]) -> None:
     """Log what a weight on melanoma costs; warn if the rule finds fewer melanomas than argmax."""
     for one in (read[name] for name in PARTS if name in read):
+        if one.split == "valid" and one.run is not None and (words := describe_weight(one.run)):
+            logger.info("%s", words)
         if one.decision_rule.weight > 1:
             weight = f"{one.decision_rule.weight:g}"
             logger.info("without and with the weight %s, %s", weight, describe_price(one))

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,8 @@ def report_sections(findings: Findings) -> list[Section]:
     """
     from threadpoolctl import threadpool_limits
 
-    beside = second_process().submit(draw_apart, pictures, findings)
+    sent = deepcopy(findings)  # by a thread, while this process fills in what it finds
+    beside = second_process().submit(draw_apart, pictures, sent)
     sections = []
     with threadpool_limits(1):  # small products of matrices only wait for each other's threads
         for build in SECTIONS:

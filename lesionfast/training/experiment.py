@@ -21,6 +21,7 @@ from lesionfast.data.metadata import settle_inputs
 from lesionfast.data.split import configure, format_split, load_dataset, settle_fusion
 from lesionfast.diagnoses import Classes, join_names
 from lesionfast.errors import LesionfastError
+from lesionfast.evaluation.melanoma import OF_A_WEIGHT
 from lesionfast.files import LOCKED, disk_errors, only_process
 from lesionfast.models.archs import archs, find_arch, name_backbone
 from lesionfast.models.fusion import (
@@ -341,11 +342,15 @@ def finish(
 def predict_again(run: Run, df: pd.DataFrame, config: TrainConfig, root: Path, name: str) -> Run:
     """Return a new run, without weights, of what a run's weights predict for other rows or views.
 
-    `df` has the rows, `config` the options of the prediction, such as --tta.
+    `df` has the rows, `config` the options of the prediction, such as --tta. It decides as the run
+    does, with its weight on melanoma.
     """
     learn = lesion_learner(LesionDataLoaders.from_run(run, df, config), run)
     made = Run.create(root, config, name)
     write_preparation(learn, made)
+    weight = {name: run.model[name] for name in OF_A_WEIGHT if name in run.model}
+    made.model = made.model | weight
+    made.write_json("model.json", made.model)
     finish(learn, made, {"train_seconds": 0.0, "status": "finished"})
     return made
 

@@ -340,7 +340,9 @@ def ablate(run: Run, out: str | Path | None = None) -> Contribution:
     """
     check_fused(run)
     folder = Path(out) if out else run.path / "ablation"
+    asked = run.model.get("melanoma_sensitivity", run.config.melanoma_sensitivity)
     base = replace(run.config, split=str(run.path / "split.csv"), budget=None)
+    base = replace(base, melanoma_sensitivity=asked)
     plain = TrainConfig().metadata_dropout  # there is no metadata to withhold
     alone = replace(base, fusion="none", metadata="none", metadata_dropout=plain)
     entries = [

@@ -15,6 +15,7 @@ from lesionfast.evaluation.melanoma import (
     decide_by,
     describe_fewer_melanomas,
     describe_price,
+    describe_weight,
     fit_rule,
     price_of_weight,
 )
@@ -100,6 +101,8 @@ def test_the_rule_can_be_asked_for_again_and_taken_back(run):
 def test_a_target_that_the_plain_rule_reaches_has_weight_1(run):
     choose_rule(run, 0.01)
     assert run.decision_rule.weight == 1 and Interpretation.from_run(run).rule == "balanced"
+    assert Decisions(run).kept_choices() == [describe_weight(run)]
+    assert describe_weight(run).startswith("no weight on melanoma, for the rule balanced reaches")
 
 
 def test_the_report_takes_the_weight_and_another_rule_is_plain(run, blank_figures, images):

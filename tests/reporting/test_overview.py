@@ -5,13 +5,16 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import Executor, Future
 
 import pytest
 
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.findings import Findings
 from lesionfast.reporting.comparison import write_comparison
-from lesionfast.reporting.overview import data_card, model_card, write_report
+from lesionfast.reporting.explanations import pictures
+from lesionfast.reporting.metrics import metrics
+from lesionfast.reporting.overview import data_card, model_card, report_sections, write_report
 from lesionfast.run import Run
 
 
@@ -149,6 +152,24 @@ def test_a_browser_sorts_a_table(report, chromium):
     table.get_by_role("button", name="class").click()
     assert column(1) == sorted(column(1))
     page.close()
+
+
+def test_what_the_second_process_is_sent_does_not_change_meanwhile(run, monkeypatch):
+    sent = []
+
+    class Idle(Executor):
+        def submit(self, function, /, build, findings):
+            sent.append(findings)
+            future = Future()
+            future.set_result((None, {}, []))
+            return future
+
+    monkeypatch.setattr("lesionfast.reporting.overview.second_process", Idle)
+    monkeypatch.setattr("lesionfast.reporting.overview.SECTIONS", [metrics, pictures])
+    findings = Findings.from_run(run)
+    before = set(vars(findings.interpretation))
+    assert len(report_sections(findings)) == 1
+    assert set(vars(sent[0].interpretation)) == before < set(vars(findings.interpretation))
 
 
 def test_the_second_process_ends_when_the_first_is_killed():
