@@ -25,6 +25,11 @@ from lesionfast.run import installed_version
 logger = logging.getLogger("lesionfast")
 
 PACKAGES = {"hf-hub": "timm", "open_clip": "open_clip_torch", "transformers": "transformers"}
+NOT_OF_A_NETWORK = (  # arguments of timm's create_model that a hub's config does not decide
+    *("num_classes", "img_size", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"),
+    *("checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit", "features_only"),
+)
+REMOTE = ("auto_map", "quantization_config", "implementation")  # settings that name foreign code
 Built = tuple["TokenBody", tuple[float, ...], tuple[float, ...]]  # the body, mean and std
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's own training images
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -177,6 +182,7 @@ class Encoder:
         """
         try:
             body = BUILDERS[self.library](self.config, size)
+            return body, tuple(self.config["mean"]), tuple(self.config["std"])
         except LesionfastError:
             raise
         except (RuntimeError, AssertionError, ValueError) as error:
@@ -191,7 +197,6 @@ class Encoder:
                 f"{self.arch} can't be built by {library}: {error}. Type another --arch, or "
                 f"upgrade: pip install --upgrade {PACKAGES[self.library]}"
             ) from None
-        return body, tuple(self.config["mean"]), tuple(self.config["std"])
 
     def conversions(self, net: nn.Module) -> Iterator[Conversion]:
         """Yield the conversions of its weights to try; the last takes them as they are."""
@@ -305,8 +310,9 @@ def create_timm(
     name: str, size: int, fixed: bool, args: Mapping[str, Any] | None = None
 ) -> nn.Module:
     """Return a timm network without its classifier; one of a fixed size is built for `size`."""
-    given = (args or {}).items()
-    args = {key: value for key, value in given if key not in ("num_classes", "img_size")}
+    if not timm.is_model(name):
+        raise TypeError(f"timm has no model {name!r}")
+    args = {key: value for key, value in (args or {}).items() if key not in NOT_OF_A_NETWORK}
     of_size = {"img_size": size} if fixed else {}
     try:
         return timm.create_model(name, num_classes=0, **args, **of_size)
@@ -397,7 +403,7 @@ def fit_positions(net: nn.Module, tensors: Tensors) -> Tensors:
 
 def read_transformers(arch: str, name: str) -> Encoder:
     """Return a vision model of transformers, from its config.json and preprocessor_config.json."""
-    from transformers import CONFIG_MAPPING, AutoModel
+    from transformers import CONFIG_MAPPING, MODEL_MAPPING
 
     wanted = Wanted(arch, name, repository=name, configs=TRANSFORMERS_CONFIGS)
     given = read_hub_json(wanted, "config.json")
@@ -409,9 +415,9 @@ def read_transformers(arch: str, name: str) -> Encoder:
             "Upgrade transformers, or type another --arch."
         )
     with quiet("transformers"):
-        whole = CONFIG_MAPPING[kind].from_dict(given)
+        whole = CONFIG_MAPPING[kind].from_dict(without_code(given))
     vision = getattr(whole, "vision_config", whole)
-    if type(vision) not in AutoModel._model_mapping or not hasattr(vision, "num_channels"):
+    if type(vision) not in MODEL_MAPPING or not hasattr(vision, "num_channels"):
         raise LesionfastError(
             f"{name} is a model of the type '{kind}', which is not an image encoder. "
             "Type another --arch."
@@ -444,11 +450,19 @@ def build_transformers(config: Mapping[str, Any], size: int) -> TokenBody:
     """Return a vision model of transformers."""
     from transformers import CONFIG_MAPPING, AutoModel
 
-    given = {name: value for name, value in config["config"].items() if name != "auto_map"}
+    given = without_code(config["config"])
     with quiet("transformers"):
         about = CONFIG_MAPPING[given["model_type"]].from_dict(given)
         net = AutoModel.from_config(about, trust_remote_code=False).float()
     return TransformersBody(net, size)
+
+
+def without_code(config: Any) -> Any:
+    """Return a config without the settings that would load code, such as attention kernels."""
+    if not isinstance(config, Mapping):
+        return config
+    kept = {k: v for k, v in config.items() if not any(part in k for part in REMOTE)}
+    return {name: without_code(value) for name, value in kept.items()}
 
 
 def convert_by_transformers(net: nn.Module, tensors: Tensors) -> Tensors:
@@ -459,6 +473,19 @@ def convert_by_transformers(net: nn.Module, tensors: Tensors) -> Tensors:
         )
     lost = {*report["missing_keys"], *report["mismatched_keys"]}
     return {name: t for name, t in loaded.state_dict().items() if name not in lost}
+
+
+def rename_tensors(body: nn.Module, tensors: Tensors, prefix: str) -> Tensors:
+    """Return the tensors of a saved model under the names of the installed transformers.
+
+    They lie under `prefix`; those of any other library keep their names.
+    """
+    own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    if not isinstance(body, TransformersBody) or own.keys() == body.net.state_dict().keys():
+        return tensors
+    others = {name: t for name, t in tensors.items() if not name.startswith(prefix)}
+    renamed = convert_by_transformers(body.net, own)
+    return others | {f"{prefix}{name}": t for name, t in renamed.items()}
 
 
 def without(tensors: Tensors, prefix: str) -> Tensors:

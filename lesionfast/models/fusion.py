@@ -16,6 +16,7 @@ from lesionfast.data.augment import augmentations
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.models.archs import archs
 from lesionfast.models.backbones import CLS, Backbone, create_backbone
+from lesionfast.models.encoders import rename_tensors
 from lesionfast.models.posterior import Posterior, Undo
 from lesionfast.models.weights import Fit, Tensors
 from lesionfast.registry import Builder, Registry, calling_module
@@ -335,6 +336,8 @@ def load_tensors(model: nn.Module, path: Path, arch: str, advice: str) -> None:
     """
     try:
         tensors = load_file(path)
+        if model.backbone is not None:
+            tensors = rename_tensors(model.backbone.body, tensors, "backbone.body.net.")
         check_tensors(model.state_dict(), tensors, arch)
         model.load_state_dict(tensors)
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:

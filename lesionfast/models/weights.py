@@ -348,7 +348,11 @@ def find_config(wanted: Wanted, name: str) -> Path | None:
     None if the repository has none; raises `LesionfastError` if that can't be known: the message
     says which files to put where.
     """
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     if found := cached_file(wanted, name):
         return found
@@ -361,6 +365,11 @@ def find_config(wanted: Wanted, name: str) -> Path | None:
     except Exception as error:  # the hub's client raises its own kinds
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
             return None
+        if isinstance(error, RepositoryNotFoundError):
+            raise LesionfastError(
+                f"--arch is '{wanted.arch}', but the hub has no repository {wanted.revision[0]}, "
+                "or it is private. Correct the name, or log in: hf auth login"
+            ) from None
         reason = (str(error) or repr(error)).splitlines()[0]
         needed = [each for each in wanted.configs if not cached_file(wanted, each)]
         needed += [] if any(cached_files(wanted)) else wanted.files[:1]

@@ -10,6 +10,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from lesionfast.config import TrainConfig
 from lesionfast.data.loaders import LesionDataLoaders
 from lesionfast.data.split import load_data
 from lesionfast.errors import LesionfastError
@@ -17,7 +18,7 @@ from lesionfast.models import weights
 from lesionfast.models.archs import find_arch
 from lesionfast.models.backbones import create_backbone
 from lesionfast.models.encoders import Encoder, find_encoder
-from lesionfast.models.fusion import FusionModel
+from lesionfast.models.fusion import FusionModel, build_model, read_model
 from lesionfast.serving.export import export
 from lesionfast.serving.predictor import Predictor
 from lesionfast.training.experiment import train
@@ -227,6 +228,25 @@ def test_weights_of_another_network_do_not_fit(encoder, tmp_path):
         create_backbone(encoder[0], size=SIDE, weights=str(tmp_path / "other.safetensors"))
 
 
+@pytest.mark.parametrize("kind", ["vit", "clip"])
+def test_a_saved_model_of_another_version_of_transformers_opens(kind, hub, tmp_path):
+    """Versions of transformers name the parts of a network in other ways."""
+    write_transformers(repository(hub), kind)
+    config = TrainConfig(arch="transformers:owner/tiny", size=SIDE, fusion="none")
+    model = build_model(config, 0, 3).eval()
+    about = {name: getattr(config, name) for name in ("arch", "size", "fusion", "dropout")}
+    about |= {"pool": "cls", "n_metadata": 0, "classes": list("abc")}
+    about["arch_config"] = model.backbone.arch_config
+    inside = "vision_model." if kind == "clip" else "vit."
+    before, after = "backbone.body.net.", f"backbone.body.net.{inside}"
+    tensors = {n.replace(before, after): t for n, t in model.state_dict().items()}
+    save_file(tensors, tmp_path / "weights.safetensors")
+    again = read_model(about, tmp_path / "weights.safetensors", "")
+    image = torch.rand(1, 3, SIDE, SIDE)
+    with torch.no_grad():
+        assert torch.equal(again(image), model(image))
+
+
 def test_a_gated_model_says_where_its_terms_are_and_how_to_log_in(monkeypatch):
     import httpx
     from huggingface_hub.errors import GatedRepoError
@@ -249,6 +269,33 @@ def test_code_from_the_hub_is_never_run(hub):
     (folder / "code.py").write_text("raise SystemExit('code of the hub has run')")
     with pytest.raises(LesionfastError, match="of the type 'mine'.*Code from a hub is never run"):
         create_backbone("transformers:owner/tiny", size=SIDE)
+    write_transformers(folder, "vit")
+    foreign = {"attn_implementation": "owner/kernel", "_attn_implementation": "owner/kernel"}
+    about = json.loads((folder / "config.json").read_text()) | {**foreign, "auto_map": {"A": "b.C"}}
+    (folder / "config.json").write_text(json.dumps(about))
+    backbone = create_backbone("transformers:owner/tiny", size=SIDE)
+    assert "owner/kernel" not in json.dumps(backbone.arch_config)
+    saved = {"config": {**backbone.arch_config["config"], **foreign}}
+    again = create_backbone(
+        "transformers:owner/tiny",
+        size=SIDE,
+        weights="none",
+        saved={"arch_config": {**backbone.arch_config, **saved}},
+    )
+    assert again.body.net.config._attn_implementation != "owner/kernel"
+
+
+def test_a_config_of_timm_loads_no_file_and_no_other_hub(hub):
+    folder = repository(hub)
+    write_timm(folder)
+    about = json.loads((folder / "config.json").read_text())
+    about["model_args"] |= {"checkpoint_path": "/no/such/file", "pretrained": True}
+    (folder / "config.json").write_text(json.dumps(about))
+    backbone = create_backbone("hf-hub:owner/tiny", size=SIDE)
+    saved = backbone.arch_config | {"architecture": "hf-hub:owner/other"}
+    for broken in (saved, {"architecture": "test_vit"}, {}):
+        with pytest.raises(LesionfastError, match="can't be built by timm"):
+            create_backbone("hf-hub:owner/tiny", size=SIDE, saved={"arch_config": broken})
 
 
 def test_what_is_no_image_encoder_says_so(hub):
