@@ -170,6 +170,14 @@ class TrainConfig(SplitConfig):
         "With --folds: train a model for each fold, in one run. Its out-of-fold predictions are "
         "its validation, and other images are predicted by the mean of the models.",
     )
+    distill: bool = option(
+        False,
+        "With --all: train one more model, the student, on the out-of-fold probabilities of the "
+        "others, and say what it loses against their mean.",
+    )
+    teacher: str | None = option(
+        None, "Learn the out-of-fold probabilities of this run of folds beside the labels."
+    )
     weights: str = option(
         "auto",
         "Pretrained weights: 'auto', 'none' (from scratch), a weights file or a run; of two "

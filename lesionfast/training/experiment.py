@@ -35,6 +35,7 @@ from lesionfast.models.lineage import check_weights
 from lesionfast.models.precision import choose_precision
 from lesionfast.run import LEARNED, OF_THE_WEIGHTS, WEIGHTS, Run, check_name
 from lesionfast.training.callbacks.progress import logging_to
+from lesionfast.training.ensembles.distilling import check_teaching, teach
 from lesionfast.training.ensembles.folds import FOLDS
 from lesionfast.training.ensembles.inner import (
     Composite,
@@ -65,6 +66,7 @@ GOES_WITH: dict[str, tuple[str, Callable[[TrainConfig], object]]] = {
     "all": ("--folds", lambda c: c.folds is not None),
     "augment_valid": ("--augment other than none", lambda c: c.augment != "none"),
     "beta": ("--balance effective", lambda c: c.balance == "effective"),
+    "distill": ("--all", lambda c: c.all),
     "cost": ("--loss asymmetric", lambda c: c.loss == "asymmetric"),
     "head_lr": ("an --lr other than auto", lambda c: c.lr != "auto"),
     "metadata_dropout": (
@@ -208,6 +210,7 @@ def check_seeds(config: TrainConfig, root: str | Path, name: str | None, seeds: 
 def train_once(df: pd.DataFrame, config: TrainConfig, root: str | Path, name: str | None) -> Run:
     """Train with one seed and return the run."""
     config = settle_fusion(settle_inputs(df, config))
+    check_teaching(config)
     for one in split_towers(config):
         check_options(one)
     if name:
@@ -375,6 +378,8 @@ def prepare_learner(df: pd.DataFrame, config: TrainConfig) -> LesionLearner:
     if config.compile:
         learn.model.compile()
     plan_training(learn.model, config)
+    if config.teacher:
+        teach(learn, Run.open(config.teacher))
     return learn
 
 

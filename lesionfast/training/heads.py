@@ -37,7 +37,7 @@ heads = Registry("head", "--head")
 SOLVED = {  # the options of a head that is solved; all others are of gradient descent
     *(field.name for field in fields(SplitConfig)),
     *("arch", "all", "weights", "size", "resize", "fusion", "pool", "head", "rule", "tta"),
-    "melanoma_sensitivity",
+    *("melanoma_sensitivity", "distill"),
     *("metadata_dropout", "melanoma", "malignant", "device", "precision", "compile", "workers"),
 }
 Linear = tuple[np.ndarray, np.ndarray]  # weights (K, W) and biases (K,)

@@ -73,6 +73,7 @@ OF_THE_MODEL += ("melanoma_sensitivity",)
 OF_TRAIN = (  # options that a Learner has no use for
     *("epochs", "head_epochs", "head_lr", "views", "start_size", "budget", "lr_decay", "ema"),
     *("unfreeze", "augment_valid", "monitor", "patience", "compile", "head"),
+    *("all", "distill", "teacher"),
 )
 
 

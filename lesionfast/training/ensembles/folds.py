@@ -1,6 +1,7 @@
 """A run of folds: one model for each fold, their mean, and what out-of-fold predictions decide."""
 
 import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,9 +10,12 @@ import numpy as np
 import pandas as pd
 
 from lesionfast.config import TrainConfig
+from lesionfast.console import part_of_work
 from lesionfast.data.split import choose_fold, deal_folds, format_folds, read_folds
 from lesionfast.diagnoses import probability_columns
-from lesionfast.errors import LesionfastError
+from lesionfast.errors import LesionfastError, TrainingInterrupted
+from lesionfast.evaluation.distilled import NAME as STUDENT
+from lesionfast.evaluation.distilled import compare_student, describe_student
 from lesionfast.evaluation.interpretation import OUT_OF_FOLD
 from lesionfast.files import sha256
 from lesionfast.run import Run
@@ -26,7 +30,15 @@ from lesionfast.training.ensembles.combining import (
     pool_votes,
     write_results,
 )
-from lesionfast.training.ensembles.inner import Composite, Part, Trainer, changed_data, train_parts
+from lesionfast.training.ensembles.distilling import student_config
+from lesionfast.training.ensembles.inner import (
+    Composite,
+    Part,
+    Trainer,
+    changed_data,
+    complete,
+    train_parts,
+)
 
 logger = logging.getLogger("lesionfast")
 
@@ -43,7 +55,7 @@ def check_folds(config: TrainConfig) -> None:
 
 def list_parts(df: pd.DataFrame, numbers: pd.Series, config: TrainConfig) -> list[Part]:
     """Return the runs of a run of folds; `numbers` (n,) is the fold of each row of the table."""
-    one, n = replace(config, all=False), config.folds
+    one, n = replace(config, all=False, distill=False), config.folds
     return [
         Part(
             NAME.format(fold),
@@ -97,6 +109,29 @@ def finish_folds(run: Run, parts: Sequence[Part], trainer: Trainer) -> None:
     logger.info("%s", describe_pool(model, [member.path.name for member in members]))
     logger.info("%s", OUT_OF_FOLD.format(n=len(members)))
     write_results(run, members, model, pool_folds, sha256(run.path / "split.csv"), status)
+    if run.config.distill and status == "finished":
+        train_student(Run(run.path), parts[0].df, trainer)
+
+
+def train_student(run: Run, df: pd.DataFrame, trainer: Trainer) -> None:
+    """Train the student of a run of folds in it, and write into metrics.json what it loses.
+
+    `df` is the table of the first fold, whose validation is the student's.
+    """
+    part, inner = Part(STUDENT, "student", df, student_config(run.config, run)), run.path / STUDENT
+    if Run(inner).holds("config.json") and Run(inner).config.teacher != str(run.path):
+        shutil.rmtree(inner)  # the run has moved since, and a student names its teacher
+    try:
+        with part_of_work(part.title):
+            logger.info("student: %s", run.path / part.name)
+            student = complete(run, part, trainer)
+    except TrainingInterrupted:
+        run.write_json("metrics.json", run.metrics | {"status": "interrupted"})
+        return
+    losses, status = compare_student(run, student), student.metrics["status"]
+    told = {STUDENT: {"run": part.name, "against": losses}}
+    run.write_json("metrics.json", run.metrics | {"status": status} | told)
+    logger.info("%s", describe_student(losses, student.path, len(run.members)))
 
 
 def pool_folds(

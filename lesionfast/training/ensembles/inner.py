@@ -104,7 +104,10 @@ def complete(run: Run, part: Part, trainer: Trainer) -> Run:
 def is_whole(run: Run) -> bool:
     """Return whether a run, and all inside it, is finished and undamaged."""
     damaged = [name for name in run.damaged() if name.rpartition("/")[2] not in FITTED]
-    return run.finished and not damaged and run.metrics["status"] == "finished"
+    if not run.finished or damaged or run.metrics["status"] != "finished":
+        return False
+    student = run.metrics.get("student")
+    return not run.config.distill or (student is not None and is_whole(Run(run.path / "student")))
 
 
 def forget_results(run: Run) -> Run:

@@ -74,7 +74,7 @@ def share_budget(config: TrainConfig, parts: Sequence[Part]) -> tuple[TrainConfi
 
     They have one size and number of epochs, those that fit the first.
     """
-    seconds = read_duration(config.budget or "") / len(parts)
+    seconds = read_duration(config.budget or "") / (len(parts) + config.distill)
     first = fit_to_budget(replace(parts[0].config, budget=f"{seconds:.0f}s"), parts[0].df)
     found = {"size": first.size, "epochs": first.epochs, "budget": None}
     fitted = [replace(part, config=replace(part.config, **found)) for part in parts]
