@@ -1,9 +1,11 @@
 """Any architecture's name -> a backbone: cut at its last feature map, in stages, with weights."""
 
+import json
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,7 +85,7 @@ def create_backbone(
     that the backbone can't take, and weights that can't be had.
     """
     library, name = find_arch(arch)
-    known = None if saved is None else saved.get("arch_config")
+    known = (model_beside(weights, arch) if saved is None else saved).get("arch_config")
     encoder = find_encoder(arch, library, name, known) if library in HUBS else None
     if encoder:
         backbone = Backbone(*encoder.build(size))
@@ -103,6 +105,17 @@ def create_backbone(
     measure(backbone, arch, size, encoder.native if encoder else None)
     give_weights(backbone, arch, size, weights, encoder)
     return backbone
+
+
+def model_beside(weights: str, arch: str) -> Mapping[str, Any]:
+    """Return the model.json of a run or an exported folder of that architecture, else nothing."""
+    file = Path(weights).expanduser() / "model.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        about = content.get("model", content)
+        return about if about["arch"] == arch else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}  # a file of weights, or none; what is damaged is said when it is read
 
 
 def settle_pool(body: nn.Module, arch: str, pool: str) -> str:
