@@ -18,6 +18,7 @@ from lesionfast.console import Table, estimate
 from lesionfast.data.split import PARTS
 from lesionfast.diagnoses import full_name
 from lesionfast.errors import DamageError, LesionfastError
+from lesionfast.evaluation.comparison import finds_fewer
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import OUT_OF_FOLD
 from lesionfast.reporting.calibration import calibration
@@ -231,5 +232,16 @@ def model_card(run: Run) -> list[str]:
         "clinics that the training images lack; the subgroups above show what these images can "
         "tell. Class shares, and so predictive values, differ between a clinic that photographs "
         "suspicious lesions and a screening.",
-        f"Decision: by the rule {run.decision_rule.name}: {run.decision_rule.in_words}.",
+        describe_decision(run),
     ]
+
+
+def describe_decision(run: Run) -> str:
+    """Return how a model decides, what its weight is for, and whether argmax finds more."""
+    rule, asked = run.decision_rule, run.model.get("melanoma_sensitivity", 0.0)
+    words = [f"Decision: by the rule {rule.name}: {rule.in_words}."]
+    if rule.weight > 1:
+        words.append(f"The weight was fitted for a validation sensitivity of {asked:g}.")
+    if finds_fewer(run):
+        words.append("By this rule it finds fewer of the validation melanomas than by argmax.")
+    return " ".join(words)

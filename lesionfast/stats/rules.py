@@ -69,11 +69,8 @@ class DecisionRule:
     @property
     def in_words(self) -> str:
         """What it decides for, as half a sentence."""
-        words = IN_WORDS[self.base]
-        if self.weight == 1:
-            return words
-        then = ", and" if self.base == "balanced" else " after"
-        return f"{words}{then} multiplication of that of melanoma by {self.weight:g}"
+        weighted = f", with the probability of melanoma times {self.weight:g}"
+        return IN_WORDS[self.base] + (weighted if self.weight > 1 else "")
 
     @property
     def plain(self) -> "DecisionRule":

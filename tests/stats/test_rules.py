@@ -103,7 +103,7 @@ def test_a_fit_begins_with_the_plain_rule():
 def test_a_weight_is_in_the_name_and_the_words():
     rule = DecisionRule("balanced", PRIOR, 1, 2.13)
     assert rule.name == "balanced (melanoma x 2.13)" and rule.plain.name == "balanced"
-    assert "by 2.13" in rule.in_words and "2.13" not in rule.plain.in_words
+    assert rule.in_words.endswith("melanoma times 2.13") and "2.13" not in rule.plain.in_words
 
 
 def test_the_confidence_is_the_share_of_the_weighted_score():
