@@ -6,7 +6,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lesionfast.console import Cell, Table, cell, estimate, log_to_console, print_table
+from lesionfast.console import (
+    Cell,
+    Table,
+    cell,
+    estimate,
+    log_to_console,
+    part_of_work,
+    print_table,
+    progress_bar,
+)
 
 
 def test_a_value_and_the_ends_of_its_interval_become_one_cell():
@@ -87,3 +96,15 @@ def test_the_console_shows_a_line_once(capsys, monkeypatch):
         "age is missing for 57 images",
         "age is missing for 58 images",
     ]
+
+
+def test_a_progress_bar_names_the_part_of_the_work():
+    def describe(bar):
+        bar.add_task("epoch 1/5", total=3, note="")
+        return bar.columns[0].render(bar.tasks[0]).plain
+
+    with part_of_work("fold 2 of 5"):
+        with part_of_work("tower 1 of 2"):
+            assert describe(progress_bar()) == "fold 2 of 5, tower 1 of 2, epoch 1/5"
+        assert describe(progress_bar()) == "fold 2 of 5, epoch 1/5"
+    assert describe(progress_bar()) == "epoch 1/5"

@@ -65,10 +65,11 @@ class Comparison:
     ) -> "Comparison":
         """Compare finished runs, each under its own rule, on one split's predictions.
 
-        Raises `LesionfastError` if a run did not finish, or the runs differ in split, images,
-        diagnoses or classes.
+        Runs of different splits can be compared on test images if their test parts are one, such as
+        a run of folds with one of its folds. Raises `LesionfastError` if a run did not finish, or
+        the runs differ in split, images, diagnoses or classes.
         """
-        check_split(runs)
+        check_split(runs, split)
         read = [Interpretation.from_run(run, split) for run in runs]
         drawn = resample_runs(read, align_images(read), resamples, seed)
         accuracy = [one.metrics["rules"][one.rule]["balanced_accuracy"] for one in read]
@@ -246,8 +247,11 @@ def comparable_runs(root: str | Path) -> list[Run]:
     return comparable
 
 
-def check_split(runs: Sequence[Run]) -> None:
-    """Raise `LesionfastError` unless the runs have one split, and each is named once."""
+def check_split(runs: Sequence[Run], split: str | None = None) -> None:
+    """Raise `LesionfastError` unless the runs have one split, and each is named once.
+
+    For the `split` 'test' it is enough that they have one test part.
+    """
     if not runs:
         raise LesionfastError("there is no run to compare. Name some: lesionfast compare RUN RUN")
     paths = [run.path.resolve() for run in runs]
@@ -256,12 +260,24 @@ def check_split(runs: Sequence[Run]) -> None:
             raise LesionfastError(f"{run.path} is named twice. Name each run once.")
     first = runs[0].metrics["split_sha256"]
     others = [run for run in runs if run.metrics["split_sha256"] != first]
-    if others:
+    if others and not (split == "test" and have_one_test(runs)):
         named = ", ".join(f"{run.path} ({run.metrics['split_sha256'][:12]})" for run in others)
         raise LesionfastError(
             f"the runs have different splits: {runs[0].path} ({first[:12]}) and {named}. "
             "Name runs of one split; to train on an existing split, type --split RUN/split.csv."
         )
+
+
+def have_one_test(runs: Sequence[Run]) -> bool:
+    """Return whether the splits of runs have the same test images, of the same lesions."""
+
+    def rows(run: Run) -> set[tuple[str, ...]]:
+        tested = run.split[run.split["split"] == "test"]
+        names = [name for name in ("image_id", "group") if name in tested]
+        return set(tested[names].itertuples(index=False, name=None))
+
+    first, *others = (rows(run) for run in runs)
+    return bool(first) and all(one == first for one in others)
 
 
 def align_images(read: Sequence[Interpretation]) -> list[np.ndarray]:

@@ -121,7 +121,7 @@ def read_encoder(run: Run) -> MetadataEncoder:
 
 def read_looks(run: Run) -> list[tuple[int, str]]:
     """Return the sizes, and ways of making images square, that the model of a run sees."""
-    return list_looks(run.full_model if run.members else run.model)
+    return list_looks(run.full_model if "members" in run.model else run.model)
 
 
 def count_cells(model: Explained, images: Sequence[Tensor]) -> tuple[int, int]:

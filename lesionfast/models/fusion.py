@@ -336,8 +336,9 @@ def load_tensors(model: nn.Module, path: Path, arch: str, advice: str) -> None:
     """
     try:
         tensors = load_file(path)
-        if model.backbone is not None:
-            tensors = rename_tensors(model.backbone.body, tensors, "backbone.body.net.")
+        for name, part in model.named_modules():  # an ensemble has several
+            if isinstance(part, Backbone):
+                tensors = rename_tensors(part.body, tensors, f"{name}.body.net.")
         check_tensors(model.state_dict(), tensors, arch)
         model.load_state_dict(tensors)
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:

@@ -223,7 +223,8 @@ def model_card(run: Run) -> list[str]:
     *inputs, last = ["a dermoscopic image", *(run.model.get("metadata") or [])]
     given = f"{', '.join(inputs)} and {last}" if inputs else last
     return [
-        f"What it does: from {given} it predicts the probability of each class: {classes}.",
+        f"What it does: from {given} it predicts the probability of each class: {classes}."
+        + (f" It averages {n} models." if (n := len(run.model.get("members", ()))) else ""),
         "Intended use: research on skin-lesion classification, teaching, and comparing methods.",
         "It is not a medical device. No authority has approved it. It was tested only on stored "
         "images, and must not be used to decide on a patient's diagnosis or treatment.",

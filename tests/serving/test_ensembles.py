@@ -185,6 +185,15 @@ def test_an_ensemble_of_ensembles_is_one_too(folds, tmp_path):
     np.testing.assert_allclose(found, probabilities, atol=1e-5)
 
 
+def test_an_ensemble_of_an_earlier_version_is_served_too(mixed):
+    old = Run(shutil.copytree(mixed.path, mixed.path.with_name("old")))
+    new = ("metadata", "metadata_dropout", "size", "tta", "of", "out_of_fold", "member_weights")
+    old.write_json("model.json", {k: v for k, v in mixed.model.items() if k not in new})
+    rows, probabilities = expected(mixed, 10)
+    found = Predictor(old.path).predict(rows)[probability_columns(mixed.classes)]
+    np.testing.assert_allclose(found, probabilities, atol=1e-5)
+
+
 def test_members_that_are_gone_are_named(mixed, tmp_path):
     alone = Run(shutil.copytree(mixed.path, tmp_path / "alone"))
     with pytest.raises(LesionfastError, match=r"averages 4 runs, and .*first is missing"):

@@ -148,7 +148,8 @@ def describe(
     )
     classes = members[0].classes
     inputs = [name for model in models for name in model.get("metadata") or []]
-    dropped = [model["metadata_dropout"] for model in models if "metadata_dropout" in model]
+    taking = [run.model for run in members if takes_metadata(run)]
+    dropped = [model["metadata_dropout"] for model in taking if "metadata_dropout" in model]
     numbers = {name: [m[name] for m in models if name in m] for name in ("size", "tta")}
     shared = all(same_prior(prior, model["prior"]) for model in models)
     return {

@@ -117,6 +117,10 @@ def test_folds_are_one_line_in_a_comparison_and_are_not_ablated(run):
     table = compare([run]).table
     assert table["options"].tolist() == ["mean of 3 folds"]
     assert table["arch"].tolist() == ["test_resnet"]
+    both = compare([run, run.members[0]])  # of other splits, with the same test part
+    assert len(both.table) == 2 and both.table["difference_low"].notna().all()
+    with pytest.raises(LesionfastError, match="the runs have different splits"):
+        compare([run, run.members[0]], "valid")
     with pytest.raises(LesionfastError, match="is an ensemble. Name one of its members: .*fold-0"):
         ablate(run)
 
@@ -129,6 +133,14 @@ def test_folds_typed_after_loading_keep_the_test_part(tmp_path):
     assert sorted(run.predictions_of("test")["image_id"]) == sorted(tested)
     assert run.split.groupby("group")["fold"].nunique().max() == 1
     assert run.config.folds == 2 and run.config.seed == 7
+
+
+def test_a_table_from_python_is_dealt_into_folds(df, tmp_path):
+    table = df.drop(columns="split").head(300)
+    loaded = load_data(table.set_axis(range(300, 600)), target="target", group="group")
+    plain = replace(TINY, folds=None, all=False, epochs=1)
+    run = train(loaded, plain, tmp_path, folds=2, all=True)
+    assert len(run.split) == 300 and run.config.data == "(DataFrame)"
 
 
 def test_without_a_test_part_there_is_only_what_is_out_of_fold(tmp_path):
