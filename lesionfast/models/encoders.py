@@ -408,6 +408,8 @@ def read_transformers(arch: str, name: str) -> Encoder:
     wanted = Wanted(arch, name, repository=name, configs=TRANSFORMERS_CONFIGS)
     given = read_hub_json(wanted, "config.json")
     kind = given.get("model_type")
+    if "architecture" in given and kind in (None, "timm_wrapper"):
+        raise LesionfastError(f"{name} is a model of timm. Type --arch hf-hub:{name}.")
     if kind not in CONFIG_MAPPING:
         raise LesionfastError(
             f"{name} is of the type '{kind}', which transformers "

@@ -305,6 +305,9 @@ def test_what_is_no_image_encoder_says_so(hub):
         create_backbone("transformers:owner/tiny", size=SIDE)
     with pytest.raises(LesionfastError, match="not a model of timm.*transformers:owner/tiny"):
         create_backbone("hf-hub:owner/tiny", size=SIDE)
+    (repository(hub) / "config.json").write_text('{"architecture": "test_vit"}')
+    with pytest.raises(LesionfastError, match="is a model of timm. Type --arch hf-hub:owner/tiny"):
+        create_backbone("transformers:owner/tiny", size=SIDE)
     (repository(hub) / "config.json").write_text("[1")
     with pytest.raises(LesionfastError, match=r"config\.json can't be read.*Delete it"):
         create_backbone("hf-hub:owner/tiny", size=SIDE)
