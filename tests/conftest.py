@@ -27,7 +27,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 SLOWEST_FIRST = (  # so that no worker is left with minutes of work at the end
     *("test_notebooks.py", "test_cli.py", "data/layouts/test_as_a_user.py"),
-    *("training/test_experiment.py",),
+    *("training/test_experiment.py", "training/ensembles/test_folds.py"),
+    *("serving/test_ensembles.py", "training/ensembles/test_towers.py"),
     *("evaluation/test_findings.py", "serving/test_export_hub.py", "serving/test_onnx.py"),
     *("serving/test_export.py", "reporting/test_overview.py", "serving/test_predictor.py"),
     *("training/test_learner_failures.py", "test_registered.py", "test_front_door.py"),

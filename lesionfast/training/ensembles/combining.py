@@ -242,7 +242,9 @@ def write_results(
     here = run.path.resolve()
     paths = [Path(os.path.relpath(m.path.resolve(), here)).as_posix() for m in members]
     digests = [sha256_once(member.path / "weights.safetensors") for member in members]
-    run.model = model | {"members": paths, "member_weights": digests}
+    before = run.model if run.holds("model.json") else {}
+    asked = {k: v for k, v in before.items() if k == "melanoma_sensitivity"}
+    run.model = model | asked | {"members": paths, "member_weights": digests}
     run.write_json("model.json", run.model)
     predictions = pool(members, run.model, False)
     run.write("predictions.csv", partial(predictions.to_csv, index=False))

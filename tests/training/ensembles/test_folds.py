@@ -16,7 +16,7 @@ from lesionfast.data.split import format_split, load_data, load_dataset
 from lesionfast.diagnoses import probability_columns
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.comparison import compare
-from lesionfast.evaluation.decisions import Decisions
+from lesionfast.evaluation.decisions import Decisions, choose_rule
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.labels import contradictions, describe_coverage, suspicious_labels
 from lesionfast.files import sha256
@@ -210,6 +210,18 @@ def test_a_missing_or_damaged_fold_is_found_and_trained_again(run, tmp_path):
     with pytest.raises(LesionfastError, match=r"averages 3 runs, and .*fold-2 is missing"):
         _ = copy.members
     assert results(resume(Run(copy.path))) == results(run)
+
+
+def test_a_melanoma_sensitivity_is_fitted_out_of_fold_and_outlives_new_predictions(run, tmp_path):
+    copy = Run(shutil.copytree(run.path, tmp_path / "copy"))
+    choose_rule(copy, 0.9)
+    weight = Run(copy.path).decision_rule.weight
+    valid = Interpretation.from_run(Run(copy.path), "valid")
+    found = valid.metrics["rules"][valid.rule]["mel_sensitivity"]
+    assert weight > 1 and found >= 0.9
+    (copy.path / "predictions.csv").write_text("image_id\n")
+    again = resume(Run(copy.path))
+    assert again.decision_rule.weight == weight and again.model["melanoma_sensitivity"] == 0.9
 
 
 def test_a_fold_of_another_run_is_noticed(run, tmp_path):
