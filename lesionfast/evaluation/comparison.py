@@ -106,7 +106,7 @@ class Comparison:
         runs (how many), and for balanced_accuracy, macro_auc, macro_f1, mel_to_nv and
         sensitivity_<class> the mean, and under `_sd` the standard deviation of a sample.
         """
-        runs = {str(run.path): run for run in self.runs if not run.model.get("members")}
+        runs = {str(run.path): run for run in self.runs if is_repeatable(run)}
         kept = self.table[self.table["path"].isin(runs)]
         keys = [repeated_options(runs[path]) for path in kept["path"]]
         shown = [*REPEATED, *(f"sensitivity_{name}" for name in self.interpretations[0].classes)]
@@ -200,6 +200,11 @@ def describe_run(row: dict[str, Any]) -> str:
     status = "" if row["status"] in ("finished", None) else f" ({row['status']})"
     lines = (f"{row['name']}{status}", built, fill(row["options"], LABEL_WIDTH))
     return "\n".join(filter(None, lines))
+
+
+def is_repeatable(run: Run) -> bool:
+    """Return whether options make a run: not one that averages runs that were named."""
+    return not run.model.get("members") or run.model.get("of") in ("folds", "towers")
 
 
 def repeated_options(run: Run) -> str:

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import balanced_accuracy_score
 
+from lesionfast.config import TrainConfig
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.comparison import (
     WITHHELD,
@@ -123,6 +124,18 @@ def rewrite(run, **changes):
     table = run.predictions.copy()
     table.assign(**changes).to_csv(run.path / "predictions.csv", index=False)
     return type(run)(run.path)
+
+
+def test_runs_of_folds_that_differ_in_seed_are_repetitions(make_run, make_worse):
+    made = [make_run()]
+    made.append(make_worse(made[0], "other", 0.5))
+    for seed, run in enumerate(made):
+        (run.path / "config.json").write_text(TrainConfig(arch="resnet18", seed=seed).to_json())
+        about = run.model | {"members": ["fold-0", "fold-1"]}
+        (run.path / "model.json").write_text(json.dumps(about | {"of": "folds"}))
+    folds = Comparison.from_runs([Run(run.path) for run in made])
+    assert folds.seeds["runs"].tolist() == [2]
+    assert folds.table["options"].tolist() == ["mean of 2 folds"] * 2
 
 
 def test_what_can_not_be_compared_is_refused(runs, make_run):

@@ -98,7 +98,9 @@ def finish_folds(run: Run, parts: Sequence[Part], trainer: Trainer) -> None:
     is therefore fitted on single models, as in cross-conformal prediction (Vovk 2015,
     doi:10.1007/s10472-013-9368-4; Barber et al. 2021, doi:10.1214/20-AOS1965), and applied to their
     mean, which is mostly better and less sure of itself: calibrated probabilities are rather too
-    cautious, and prediction sets too large, without an exact guarantee.
+    cautious, and prediction sets too large, without an exact guarantee. What a fold chooses on its
+    validation, such as the epoch of --monitor or the blend of two towers, is chosen on its own
+    out-of-fold images.
     """
     members, status = train_parts(run, parts, trainer)
     prior = np.mean([member.model["prior"] for member in members], axis=0)
