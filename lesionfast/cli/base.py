@@ -166,8 +166,7 @@ def print_run(run: Run, as_json: bool) -> None:
     if student := run.metrics.get("student"):
         from lesionfast.evaluation.distilled import describe_student
 
-        path, n = run.path / student["run"], len(run.model["members"])
-        print(describe_student(student["against"], path, n), file=sys.stderr)
+        print(describe_student(run, student), file=sys.stderr)
     if run.metrics["status"] == "interrupted":
         print(f"interrupted; continue with: lesionfast train --resume {run.path}", file=sys.stderr)
     if as_json:

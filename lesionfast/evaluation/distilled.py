@@ -1,6 +1,5 @@
 """What a student loses against the models that taught it, on test images. Torch-free."""
 
-from pathlib import Path
 from typing import Any
 
 from lesionfast.evaluation.comparison import contribution_table
@@ -28,10 +27,11 @@ def compare_student(run: Run, student: Run) -> list[dict[str, Any]]:
     return records(table.loc[wanted].reset_index())
 
 
-def describe_student(rows: list[dict[str, Any]], student: Path, n: int) -> str:
-    """Return what a student loses, as one sentence."""
+def describe_student(run: Run, student: dict[str, Any]) -> str:
+    """Return what the student of a run loses, as metrics.json has it, in words."""
+    path, rows, n = run.path / student["run"], student["against"], len(run.model["members"])
     if not rows:
-        return f"student {student}: without test images it is not compared with its teachers"
+        return f"student {path}: without test images it is not compared with its teachers"
     parts = [
         f"{METRIC_NAMES[row['metric']]}{'' if row['of'] == ALL else ' of ' + row['of']} "
         f"{row['value']:.3f} ({row['difference']:+.3f} [{row['difference_low']:+.3f}, "
@@ -40,4 +40,4 @@ def describe_student(rows: list[dict[str, Any]], student: Path, n: int) -> str:
         if row["value"] is not None
     ]
     against = f"in brackets the difference to the mean of its {n} teachers"
-    return f"student {student} on test, {against}: {'; '.join(parts)}"
+    return f"student {path} on test, {against}: {'; '.join(parts)}"

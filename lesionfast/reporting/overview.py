@@ -19,6 +19,7 @@ from lesionfast.data.split import PARTS
 from lesionfast.diagnoses import full_name
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.evaluation.comparison import finds_fewer
+from lesionfast.evaluation.distilled import describe_student
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import OUT_OF_FOLD
 from lesionfast.reporting.calibration import calibration
@@ -42,6 +43,11 @@ SOURCE = (
 )
 SAMPLE = "The built-in synthetic sample: drawn pictures, no patients. Its numbers mean nothing."
 TIGHT = "No lesion has images in two parts."
+TAUGHT = (
+    "The model learned from its labels and from what {teacher} predicts out of fold. The models of "
+    "{teacher} have seen the validation images, which are therefore a little too easy: what is "
+    "fitted on them may be too sure. They have not seen the test images."
+)
 LEAKING = "Some lesions have images in two parts: the estimates are too optimistic."
 
 logger = logging.getLogger("lesionfast")
@@ -181,6 +187,10 @@ def data_card(findings: Findings) -> tuple[list[str], list[Table]]:
     words = [f"The split has the SHA-256 {run.metrics['split_sha256']}."]
     if run.is_out_of_fold:
         words.append(OUT_OF_FOLD.format(n=len(run.model["members"])))
+    if run.config.teacher:
+        words.append(TAUGHT.format(teacher=Path(run.config.teacher).name))
+    if student := run.metrics.get("student"):
+        words.append(f"The {describe_student(run, student)}.")
     if run.config.data is None and run.config.csv is None:
         words.insert(0, SAMPLE)
     elif split["image_id"].between(*HAM10000).all():

@@ -130,10 +130,11 @@ def train_student(run: Run, df: pd.DataFrame, trainer: Trainer) -> None:
     except TrainingInterrupted:
         run.write_json("metrics.json", run.metrics | {"status": "interrupted"})
         return
-    losses, status = compare_student(run, student), student.metrics["status"]
-    told = {STUDENT: {"run": part.name, "against": losses}}
-    run.write_json("metrics.json", run.metrics | {"status": status} | told)
-    logger.info("%s", describe_student(losses, student.path, len(run.members)))
+    told = {"run": part.name, "against": compare_student(run, student)}
+    run.write_json(
+        "metrics.json", run.metrics | {"status": student.metrics["status"], STUDENT: told}
+    )
+    logger.info("%s", describe_student(run, told))
 
 
 def pool_folds(

@@ -12,7 +12,9 @@ from lesionfast.data.split import load_data, load_dataset
 from lesionfast.diagnoses import probability_columns
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.distilled import describe_student
+from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
+from lesionfast.reporting.overview import data_card
 from lesionfast.run import Run, list_runs
 from lesionfast.serving.predictor import Predictor
 from lesionfast.training.balancing import find_targets
@@ -75,7 +77,11 @@ def test_what_it_loses_is_said_with_paired_intervals(run, student):
     assert told[1]["value"] == pytest.approx(both[1]["macro_auc"])
     assert told[1]["difference"] == pytest.approx(both[1]["macro_auc"] - both[0]["macro_auc"])
     assert told[1]["difference_low"] <= told[1]["difference"] <= told[1]["difference_high"]
-    assert "mean of its 2 teachers" in describe_student(told, student.path, 2)
+    words = describe_student(run, run.metrics["student"])
+    assert "mean of its 2 teachers" in words and f"{told[1]['value']:.3f}" in words
+    cards = [" ".join(data_card(Findings.from_run(one))[0]) for one in (run, student)]
+    assert "mean of its 2 teachers" in cards[0] and "Validation is out of fold" in cards[0]
+    assert "a little too easy" in cards[1] and "out of fold." in cards[1]
 
 
 def test_its_targets_are_what_the_teacher_says_out_of_fold(run, df):
