@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
+from threadpoolctl import threadpool_limits
 
 from lesionfast.config import SplitConfig
 from lesionfast.console import counting_bar
@@ -97,9 +98,10 @@ def logistic(features: np.ndarray, codes: np.ndarray, groups: np.ndarray | None 
     """
     features = features.astype(np.float32)
     groups = np.arange(len(codes)) if groups is None else groups
-    strength = choose_strength(features, codes, groups)
-    model = new_regression().set_params(C=strength, max_iter=1000, tol=1e-4)
-    model.fit(features, codes)
+    with threadpool_limits(1):  # the steps are short: threads that wait for each other cost more
+        strength = choose_strength(features, codes, groups)
+        model = new_regression().set_params(C=strength, max_iter=1000, tol=1e-4)
+        model.fit(features, codes)
     return one_row_a_class(model.coef_, model.intercept_, 0.5)
 
 
