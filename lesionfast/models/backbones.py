@@ -1,6 +1,5 @@
 """Any architecture's name -> a backbone: cut at its last feature map, in stages, with weights."""
 
-import json
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from lesionfast.config import TrainConfig
 from lesionfast.errors import LesionfastError
+from lesionfast.files import read_json
 from lesionfast.models.archs import HUBS, SMALLEST, archs, find_arch
 from lesionfast.models.encoders import (
     Encoder,
@@ -27,6 +27,7 @@ from lesionfast.models.encoders import (
     find_encoder,
 )
 from lesionfast.models.weights import load_weights
+from lesionfast.run import Run
 
 HEADS = ("avgpool", "classifier", "fc", "head", "heads", "dropout")  # where torchvision pools
 AUXILIARY = ("AuxLogits", "aux1", "aux2")
@@ -85,8 +86,10 @@ def create_backbone(
     that the backbone can't take, and weights that can't be had.
     """
     library, name = find_arch(arch)
-    known = (model_beside(weights, arch) if saved is None else saved).get("arch_config")
-    encoder = find_encoder(arch, library, name, known) if library in HUBS else None
+    encoder = None
+    if library in HUBS:
+        known = (model_beside(weights, arch) if saved is None else saved).get("arch_config")
+        encoder = find_encoder(arch, library, name, known)
     if encoder:
         backbone = Backbone(*encoder.build(size))
         backbone.arch_config = encoder.describe()
@@ -108,14 +111,19 @@ def create_backbone(
 
 
 def model_beside(weights: str, arch: str) -> Mapping[str, Any]:
-    """Return the model.json of a run or an exported folder of that architecture, else nothing."""
-    file = Path(weights).expanduser() / "model.json"
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        about = content.get("model", content)
-        return about if about["arch"] == arch else {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}  # a file of weights, or none; what is damaged is said when it is read
+    """Return the model.json of a run or an exported folder of that architecture, else nothing.
+
+    Raises `LesionfastError` if it is damaged.
+    """
+    folder = Path(weights).expanduser()
+    if weights in ("auto", "none") or not (folder / "model.json").is_file():
+        return {}
+    if (folder / "config.json").is_file():
+        about = Run(folder).model
+    else:
+        shape = {"model": {"arch": str, "arch_config?": {str: object}}}
+        about = read_json(folder / "model.json", shape, f"Copy {folder} again.")["model"]
+    return about if about.get("arch") == arch else {}
 
 
 def settle_pool(body: nn.Module, arch: str, pool: str) -> str:

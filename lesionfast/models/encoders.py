@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lesionfast.errors import LesionfastError, did_you_mean, import_extra
+from lesionfast.files import check_shape
 from lesionfast.models.weights import Conversion, Tensors, Wanted, find_config, timm_filters
 from lesionfast.run import installed_version
 
@@ -29,7 +30,17 @@ NOT_OF_A_NETWORK = (  # arguments of timm's create_model that a hub's config doe
     *("num_classes", "img_size", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"),
     *("checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit", "features_only"),
 )
+OF_TIMM = ("timm_wrapper", "timm_backbone")  # types of transformers that load what timm can load
+BY_NAME = ("architecture", "model_args", "checkpoint_path", "backbone")  # settings that do so too
 REMOTE = ("auto_map", "quantization_config", "implementation")  # settings that name foreign code
+IN_MODEL_JSON: dict[str, dict[str, Any]] = {  # what `Encoder.config` looks like, by library
+    "hf-hub": {"architecture": str, "args": {str: object}, "fixed": bool},
+    "open_clip": {
+        **{"embed_dim": int, "vision_cfg": {str: object}},
+        **{"trunk": (str, None), "quick_gelu": bool},
+    },
+    "transformers": {"config": {str: object}},
+}
 Built = tuple["TokenBody", tuple[float, ...], tuple[float, ...]]  # the body, mean and std
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's own training images
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -229,12 +240,27 @@ def find_encoder(
     """
     require_package(arch, library)
     if saved is not None:
+        check_saved(arch, library, saved)
         return Encoder(arch, library, dict(saved), Wanted(arch, name))
     try:
         return READERS[library](arch, name)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         problem = f"{name} has no config that {PACKAGES[library]} can read ({error!r})"
         raise LesionfastError(f"--arch is '{arch}', but {problem}. Type another --arch.") from None
+
+
+def check_saved(arch: str, library: str, saved: Mapping[str, Any]) -> None:
+    """Raise `LesionfastError` unless what model.json keeps of an encoder has the right form."""
+    shape = {"size": int, "mean": [float], "std": [float], **IN_MODEL_JSON[library]}
+    try:
+        check_shape(saved, shape, "arch_config")
+        if not len(saved["mean"]) == len(saved["std"]) == 3:
+            raise ValueError("mean and std are not of three colours")
+    except ValueError as error:
+        raise LesionfastError(
+            f"{arch} can't be built by {PACKAGES[library]}: what model.json keeps of it is damaged "
+            f"({error}). Copy its folder again."
+        ) from None
 
 
 def require_package(arch: str, library: str) -> None:
@@ -382,6 +408,11 @@ def build_clip(config: Mapping[str, Any], size: int) -> TokenBody:
     from open_clip.model import _build_vision_tower
 
     vision = {**config["vision_cfg"], "image_size": size, "timm_model_pretrained": False}
+    if config["trunk"] != vision.get("timm_model_name"):
+        raise LesionfastError(
+            f"what model.json keeps of a CLIP is damaged: its trunk is {config['trunk']!r}, but "
+            f"its timm_model_name {vision.get('timm_model_name')!r}. Copy its folder again."
+        )
     if config["trunk"]:
         fixed = timm.get_pretrained_cfg(config["trunk"]).fixed_input_size
         pool = {} if vision.get("timm_proj", "linear") else {"global_pool": vision["timm_pool"]}
@@ -416,8 +447,7 @@ def read_transformers(arch: str, name: str) -> Encoder:
             f"{installed_version('transformers')} does not have. Code from a hub is never run. "
             "Upgrade transformers, or type another --arch."
         )
-    with quiet("transformers"):
-        whole = CONFIG_MAPPING[kind].from_dict(without_code(given))
+    whole = parse_config(given)
     vision = getattr(whole, "vision_config", whole)
     if type(vision) not in MODEL_MAPPING or not hasattr(vision, "num_channels"):
         raise LesionfastError(
@@ -450,17 +480,51 @@ def read_scale(wanted: Wanted, kind: str) -> dict[str, list[float]]:
 
 def build_transformers(config: Mapping[str, Any], size: int) -> TokenBody:
     """Return a vision model of transformers."""
-    from transformers import CONFIG_MAPPING, AutoModel
+    from transformers import AutoModel
 
-    given = without_code(config["config"])
+    about = parse_config(config["config"])
     with quiet("transformers"):
-        about = CONFIG_MAPPING[given["model_type"]].from_dict(given)
         net = AutoModel.from_config(about, trust_remote_code=False).float()
     return TransformersBody(net, size)
 
 
+def parse_config(given: Mapping[str, Any]) -> Any:
+    """Return the config of transformers for JSON from elsewhere.
+
+    Raises `LesionfastError` if that would load a model by its name.
+    """
+    from transformers import CONFIG_MAPPING
+
+    given = without_code(given)
+    refuse_loaders(given)
+    with quiet("transformers"):
+        config = CONFIG_MAPPING[given["model_type"]].from_dict(given)
+    refuse_loaders(config.to_dict())  # a type may have such a part by default
+    return config
+
+
+def refuse_loaders(config: Any) -> None:
+    """Raise `LesionfastError` if any part of a config names a model or a file to load."""
+    if isinstance(config, list | tuple):
+        for part in config:
+            refuse_loaders(part)
+    if not isinstance(config, Mapping):
+        return
+    kind, named = config.get("model_type"), [name for name in BY_NAME if config.get(name)]
+    if named or (isinstance(kind, str) and kind in OF_TIMM):
+        what = f"{named[0]} = {config[named[0]]!r}" if named else f"the type '{kind}'"
+        raise LesionfastError(
+            f"the config of an encoder of transformers may not load another model or a file, but "
+            f"it has {what}. Type another --arch; for a model of timm --arch hf-hub:OWNER/NAME."
+        )
+    for part in config.values():
+        refuse_loaders(part)
+
+
 def without_code(config: Any) -> Any:
     """Return a config without the settings that would load code, such as attention kernels."""
+    if isinstance(config, list | tuple):
+        return [without_code(part) for part in config]
     if not isinstance(config, Mapping):
         return config
     kept = {k: v for k, v in config.items() if not any(part in k for part in REMOTE)}

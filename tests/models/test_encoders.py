@@ -17,7 +17,7 @@ from lesionfast.errors import LesionfastError
 from lesionfast.models import weights
 from lesionfast.models.archs import find_arch
 from lesionfast.models.backbones import create_backbone
-from lesionfast.models.encoders import Encoder, find_encoder
+from lesionfast.models.encoders import Encoder, find_encoder, without_code
 from lesionfast.models.fusion import FusionModel, build_model, read_model
 from lesionfast.serving.export import export
 from lesionfast.serving.predictor import Predictor
@@ -296,6 +296,66 @@ def test_a_config_of_timm_loads_no_file_and_no_other_hub(hub):
     for broken in (saved, {"architecture": "test_vit"}, {}):
         with pytest.raises(LesionfastError, match="can't be built by timm"):
             create_backbone("hf-hub:owner/tiny", size=SIDE, saved={"arch_config": broken})
+
+
+OF_TIMM = {"model_type": "timm_wrapper", "architecture": "hf-hub:owner/other"}
+LOADERS = {
+    "a model of timm": OF_TIMM,
+    "a file": {"model_type": "vit", "model_args": {"checkpoint_path": "/no/such/file"}},
+    "a part of timm": {"model_type": "clip", "vision_config": OF_TIMM},
+    "a part in a list": {"model_type": "vit", "parts": [{"model_type": "timm_backbone"}]},
+    "a backbone": {"model_type": "detr", "backbone": "owner/other", "use_timm_backbone": False},
+}
+
+
+@pytest.mark.parametrize("given", LOADERS.values(), ids=LOADERS)
+def test_a_config_of_transformers_loads_no_model_of_timm_and_no_file(hub, given, monkeypatch):
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    opened = []
+    monkeypatch.setattr(timm, "create_model", lambda *args, **kwargs: opened.append(args))
+    how = {"size": SIDE, "weights": "none"}
+    saved = {"config": given, "size": SIDE, "mean": [0.5] * 3, "std": [0.5] * 3}
+    with pytest.raises(LesionfastError, match="may not load another model or a file, but it has"):
+        create_backbone("transformers:owner/tiny", **how, saved={"arch_config": saved})
+    (repository(hub) / "config.json").write_text(json.dumps(given))
+    with pytest.raises(LesionfastError, match="may not load|is a model of timm"):
+        create_backbone("transformers:owner/tiny", **how)
+    assert not opened
+
+
+def test_settings_that_name_code_are_left_out_of_lists_too():
+    given = {"parts": [{"auto_map": {"A": "b.C"}, "width": 3}, 2]}
+    assert without_code(given) == {"parts": [{"width": 3}, 2]}
+
+
+def test_a_saved_clip_has_the_trunk_that_its_config_names(hub):
+    write_clip(repository(hub))
+    arch, how = "open_clip:hf-hub:owner/tiny", {"size": SIDE, "weights": "none"}
+    about = create_backbone(arch, **how).arch_config
+    vision = {**about["vision_cfg"], "timm_model_name": "hf-hub:owner/other"}
+    for broken in ({"vision_cfg": vision}, {"trunk": "test_vit"}):
+        with pytest.raises(LesionfastError, match="its trunk is .*Copy its folder again"):
+            create_backbone(arch, **how, saved={"arch_config": about | broken})
+
+
+def test_what_model_json_keeps_of_an_encoder_is_checked(hub, tmp_path, monkeypatch):
+    write_timm(repository(hub))
+    arch = "hf-hub:owner/tiny"
+    about = create_backbone(arch, size=SIDE).arch_config
+    lacking = {name: value for name, value in about.items() if name != "size"}
+    folder = tmp_path / "auto"
+    folder.mkdir()
+    monkeypatch.chdir(tmp_path)
+    for damaged, message in [
+        ([1], "is damaged: it is .*not an object"),
+        ({"model": {"arch": arch, "arch_config": 3}}, "is damaged: .*arch_config.* is 3"),
+        ({"model": {"arch": arch, "arch_config": lacking}}, "has no 'size'"),
+        ({"model": {"arch": arch, "arch_config": about | {"mean": [0.5]}}}, "three colours"),
+    ]:
+        (folder / "model.json").write_text(json.dumps(damaged))
+        with pytest.raises(LesionfastError, match=message):
+            create_backbone(arch, size=SIDE, weights=str(folder))
+        assert create_backbone(arch, size=SIDE).arch_config == about  # 'auto' is no folder
 
 
 def test_what_is_no_image_encoder_says_so(hub):
