@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lesionfast.data.augment import turn
-from lesionfast.data.loaders import copy_batch, images_at_once, pick_device, read_ahead
-from lesionfast.models.fusion import FusionModel, read_model
+from lesionfast.data.loaders import copy_batch, images_at_once, read_ahead
+from lesionfast.models.fusion import FusionModel
 from lesionfast.models.precision import autocast, choose_precision
 
 TOLERANCE = 1e-2  # of the largest output: TensorFloat-32 has 10 bits
@@ -37,14 +36,6 @@ class TorchEngine:
         self.device = next(model.parameters()).device
         self.leaves_cpu_free = self.device.type != "cpu"
         self.fast: FusionModel | None = None
-
-    @classmethod
-    def open(
-        cls, about: dict, weights: Path, *, views: int, precision: str, device: str = "auto"
-    ) -> "TorchEngine":
-        """Return the engine of a saved model: what its model.json says, and its weights."""
-        model = read_model(about, weights, "Copy the whole folder again.")
-        return cls(model.to(pick_device(device)), views=views, precision=precision)
 
     def __call__(
         self, pixels: np.ndarray | Sequence[np.ndarray], metadata: np.ndarray

@@ -28,7 +28,7 @@ from lesionfast.evaluation.decisions import (
 )
 from lesionfast.files import check_shape, sha256, write_json
 from lesionfast.run import SHAPES as RUN_SHAPES
-from lesionfast.run import Run, installed_version, list_looks, list_runs_of
+from lesionfast.run import Run, installed_version, list_leaves, list_looks, list_runs_of
 from lesionfast.stats.calibration import Calibrator
 from lesionfast.stats.conformal import Conformal
 from lesionfast.stats.metrics import json_safe
@@ -52,7 +52,11 @@ MODEL = {
     **{"size": int, "tta": tuple(range(1, 9)), "resize": str},
     **{"melanoma?": (str, None), "malignant?": ([str], None), "members?": [{str: object}]},
 }
-IN_ENSEMBLE = {"precision": str, "arch": str, "pool": str, "fusion": str, "dropout": float}
+OF_ONE = {  # what one model is built by
+    **dict.fromkeys(("arch", "pool", "fusion"), str),
+    **{"dropout": float, "n_metadata": int},
+}
+IN_ENSEMBLE = {"precision": str, **OF_ONE}
 ENSEMBLE = {"weights": [float], "mean": MEANS}
 SHAPE = {
     **dict.fromkeys(("name", "image_column", "precision", "split_sha256"), str),
@@ -167,7 +171,7 @@ class Bundle:
             referral = described["referral"]
             return cls(
                 **{name: described[name] for name in AS_THEY_ARE},
-                encoder=read_encoder(described["encoder"], "members" in model),
+                encoder=read_encoder(described["encoder"], model),
                 points=POINTS.from_json({"points": described["operating_points"]}),
                 calibrator=calibration and CALIBRATION.from_json(calibration),
                 conformal=conformal and SETS.from_json(conformal),
@@ -271,9 +275,12 @@ class Bundle:
 
 
 def check_members(model: dict[str, Any]) -> None:
-    """Raise `ValueError` unless the members of an ensemble are described as models are."""
+    """Raise `ValueError` unless a model, or each member of an ensemble, can be built from this."""
+    if len(model["prior"]) != len(model["classes"]):
+        raise ValueError(f"it has {len(model['classes'])} classes and {len(model['prior'])} priors")
     members = model.get("members")
     if members is None:
+        check_shape(model, OF_ONE, "the model")
         return
     check_shape(model, ENSEMBLE, "the ensemble")
     if not members or len(members) != len(model["weights"]):
@@ -287,9 +294,11 @@ def check_members(model: dict[str, Any]) -> None:
         check_members(member)
 
 
-def read_encoder(learned: list[Any], several: bool) -> MetadataEncoder:
-    """Return the encoder of a model, or of the `several` models of an ensemble."""
-    if several:
+def read_encoder(learned: list[Any], model: dict[str, Any]) -> MetadataEncoder:
+    """Return the encoder of a model, or of the models of an ensemble; `ValueError` for too few."""
+    if "members" in model:
+        if len(learned) != len(leaves := list_leaves(model)):
+            raise ValueError(f"it has {len(leaves)} models and {len(learned)} encoders")
         return JointEncoder(MetadataEncoder.from_learned(one) for one in learned)
     return MetadataEncoder.from_learned(learned)
 

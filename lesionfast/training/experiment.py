@@ -41,6 +41,7 @@ from lesionfast.training.ensembles.inner import (
     Composite,
     Part,
     Trainer,
+    check_given,
     forget_results,
     is_whole,
 )
@@ -283,10 +284,14 @@ def resume_composite(kind: Composite, run: Run, **moved: str) -> Run:
     if not run.holds("split.csv"):
         raise never_began(run)
     with only_trainer(run):
-        run = forget_results(Run(run.path))
+        run = Run(run.path)
+        if is_whole(run):  # again, as another process may have ended it
+            raise already_finished(run)
+        check_given(run)
         config = replace(run.config, **(dict.fromkeys(WHERE) | moved if moved else {}))
         df = load_dataset(config, split=run.file("split.csv"))
         parts = kind.go_on(run, df, config)
+        run = forget_results(run)  # only now: what is wrong was said before
         with logging_to(run.path / "log.txt"):
             kind.finish(run, parts, Trainer(train_once, resume, moved))
     return run

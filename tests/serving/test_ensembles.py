@@ -133,6 +133,30 @@ def test_a_changed_description_of_members_is_refused(run, exported, tmp_path, ch
         Predictor(copy)
 
 
+@pytest.mark.parametrize("name", ["arch", "pool", "fusion", "dropout", "n_metadata"])
+def test_a_description_that_builds_no_model_is_refused(
+    folds, exported, tmp_path, change_description, name
+):
+    alone = export(folds.members[0], tmp_path / "alone")
+    change_description(alone, lambda told: told["model"].pop(name))
+    with pytest.raises(LesionfastError, match=f"the model has no '{name}'"):
+        Predictor(alone)
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    change_description(copy, lambda told: told["model"]["members"][-1].pop(name))
+    with pytest.raises(LesionfastError, match=f"a member has no '{name}'"):
+        Predictor(copy)
+
+
+def test_as_many_priors_as_classes_and_encoders_as_models(exported, tmp_path, change_description):
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    change_description(copy, lambda told: told["encoder"].pop())
+    with pytest.raises(LesionfastError, match=r"models and \d encoders"):
+        Predictor(copy)
+    change_description(copy, lambda told: told["model"]["members"][0]["prior"].pop())
+    with pytest.raises(LesionfastError, match="7 classes and 6 priors"):
+        Predictor(copy)
+
+
 def test_it_is_explained_by_the_mean_of_its_models(run):
     names = run.predictions_of("test")["image_id"].tolist()[:4]
     explanation = explain_images(run, names, "mel")

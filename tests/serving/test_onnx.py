@@ -10,7 +10,7 @@ import pytest
 from lesionfast.config import TrainConfig
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
-from lesionfast.models.inference import TorchEngine
+from lesionfast.models.ensemble import open_engine
 from lesionfast.serving.bundle import INT8, SCHEMA, Bundle
 from lesionfast.serving.export import export
 from lesionfast.serving.onnx import CALIBRATED, PLAIN, OnnxEngine, write_onnx
@@ -49,8 +49,8 @@ def unknown(bundle):
 def test_it_gives_what_pytorch_gives(folder, trained, given, batch):
     pixels, metadata = (each[:batch] for each in given)
     bundle = Bundle.read(folder)
-    torch_engine = TorchEngine.open(
-        bundle.model, folder / "model.safetensors", views=2, precision="float32", device="cpu"
+    torch_engine = open_engine(
+        folder / "model.safetensors", bundle.model, views=2, precision="float32", device="cpu"
     )
     expected, features = torch_engine(pixels, metadata)
     found = OnnxEngine(folder / "model.onnx").run(pixels, metadata)

@@ -50,6 +50,12 @@ def check_teaching(config: TrainConfig) -> None:
             f"--distill trains its student by gradient descent, and --head {first.head} is solved. "
             "Leave one of them out."
         )
+    if config.teacher and config.all:
+        raise LesionfastError(
+            f"--all would teach each fold by --teacher {config.teacher}, whose models have seen "
+            "the fold's validation images, so nothing would be out of fold. Type --fold 0 in place "
+            "of --all, or leave --teacher out."
+        )
     other = [name for name, value in PLAIN.items() if getattr(config, name) != value]
     if config.teacher and other:
         flags = ", ".join("--" + name.replace("_", "-") for name in other)

@@ -10,8 +10,8 @@ import pandas as pd
 
 from lesionfast.config import TrainConfig
 from lesionfast.console import part_of_work
-from lesionfast.errors import LesionfastError, TrainingInterrupted
-from lesionfast.run import FITTED, OF_THE_WEIGHTS, Run
+from lesionfast.errors import DamageError, LesionfastError, TrainingInterrupted
+from lesionfast.run import FITTED, GIVEN, LEARNED, OF_THE_WEIGHTS, Run, is_run
 
 logger = logging.getLogger("lesionfast")
 
@@ -108,6 +108,26 @@ def is_whole(run: Run) -> bool:
         return False
     student = run.metrics.get("student")
     return not run.config.distill or (student is not None and is_whole(Run(run.path / "student")))
+
+
+def check_given(run: Run) -> None:
+    """Raise `DamageError` for a damaged file of a run, or of one inside it, that no resuming mends.
+
+    Such are all but what training and prediction write; model.json is written again for a run that
+    is made of several.
+    """
+    inner = [Run(path) for path in sorted(run.path.glob("*")) if is_run(path)]
+    mended = {*LEARNED, *FITTED, *(["model.json"] if inner else [])}
+    for name in sorted({*run.manifest.names, *GIVEN} - mended):
+        run.manifest.require(name, run.remedy(name))
+    for one in inner:
+        try:
+            check_given(one)
+        except DamageError as error:
+            raise DamageError(
+                f"{error} Or delete {one.path}, then train it again: lesionfast train --resume "
+                f"{run.path}"
+            ) from None
 
 
 def forget_results(run: Run) -> Run:

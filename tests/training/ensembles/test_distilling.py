@@ -151,6 +151,9 @@ def test_a_teacher_that_does_not_fit_is_refused(run, df, tmp_path):
         train(df, teacher=str(run.members[0].path), loss="cross_entropy", **plain)
     with pytest.raises(LesionfastError, match="--teacher replaces what --label-smoothing"):
         train(df, teacher=str(run.path), label_smoothing=0.1, **plain)
+    folds = {"teacher": str(run.path), "folds": 2, "all": True}
+    with pytest.raises(LesionfastError, match="nothing would be out of fold. Type --fold 0"):
+        train(load_data(), **folds, **plain)
     with pytest.raises(LesionfastError, match="--distill needs --all"):
         train(load_data(), distill=True, **plain)
     with pytest.raises(LesionfastError, match="--head svm is solved"):

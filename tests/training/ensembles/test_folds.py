@@ -14,7 +14,7 @@ import pytest
 from lesionfast.config import TrainConfig
 from lesionfast.data.split import format_split, load_data, load_dataset
 from lesionfast.diagnoses import probability_columns
-from lesionfast.errors import LesionfastError
+from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.evaluation.comparison import compare
 from lesionfast.evaluation.decisions import Decisions, choose_rule
 from lesionfast.evaluation.interpretation import Interpretation
@@ -210,6 +210,26 @@ def test_a_missing_or_damaged_fold_is_found_and_trained_again(run, tmp_path):
     with pytest.raises(LesionfastError, match=r"averages 3 runs, and .*fold-2 is missing"):
         _ = copy.members
     assert results(resume(Run(copy.path))) == results(run)
+
+
+@pytest.mark.parametrize("name", ["environment.json", "fold-2/environment.json"])
+def test_damage_that_no_training_mends_is_said_before_results_are_removed(run, tmp_path, name):
+    copy = Run(shutil.copytree(run.path, tmp_path / "copy"))
+    (copy.path / name).write_text("{}")
+    with pytest.raises(DamageError, match=rf"{name} is damaged: .*Copy"):
+        resume(Run(copy.path))
+    assert Run(copy.path).metrics == run.metrics and set(Run(copy.path).damaged()) == {name}
+    if "/" in name:  # as the error says
+        shutil.rmtree((copy.path / name).parent)
+        assert results(resume(Run(copy.path))) == results(run)
+
+
+def test_results_outlive_a_resuming_without_the_data(run, tmp_path):
+    copy = Run(shutil.copytree(run.path, tmp_path / "copy"))
+    (copy.path / "fold-1" / "predictions.csv").write_text("image_id\n")
+    with pytest.raises(LesionfastError, match="nowhere"):
+        resume(Run(copy.path), data=str(tmp_path / "nowhere"))
+    assert Run(copy.path).metrics == run.metrics
 
 
 def test_a_melanoma_sensitivity_is_fitted_out_of_fold_and_outlives_new_predictions(run, tmp_path):
