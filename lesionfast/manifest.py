@@ -12,7 +12,7 @@ from lesionfast.files import damage_explained, sha256, sha256_once, write_atomic
 FILE = "manifest.json"
 LOCK = ".manifest.lock"
 SCHEMA = 1
-SCHEMAS = {"model.json": 2}  # of files whose format is not the first one; 2: with a weight
+SCHEMAS = {"model.json": 2}  # the last of files that say which they have; 2: with a weight
 LAST = "metrics.json"  # once it is listed the folder is complete: what is not listed is foreign
 MARK = '"manifest":'  # in environment.json; its value is the schema
 UPGRADE = "Upgrade it: pip install --upgrade lesionfast"
@@ -187,7 +187,18 @@ def hash_json(content: dict[str, Any]) -> str:
 def describe_file(path: Path, name: str) -> Entry:
     """Return what the manifest says of a file that is, or will be, called `name`."""
     size = path.stat().st_size
-    return {"sha256": sha256(path), "bytes": size, "schema": SCHEMAS.get(name, 1)}
+    return {"sha256": sha256(path), "bytes": size, "schema": read_schema(path, name)}
+
+
+def read_schema(path: Path, name: str) -> int:
+    """Return the schema that a file says it has; 1 if it says none."""
+    if name not in SCHEMAS:
+        return 1
+    try:
+        schema = json.loads(path.read_text(encoding="utf-8")).get("schema", 1)
+    except (ValueError, AttributeError):  # whoever reads it says what is wrong
+        return 1
+    return schema if type(schema) is int else 1
 
 
 def explain_difference(path: Path, entry: Entry | None) -> str:

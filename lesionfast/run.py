@@ -203,6 +203,16 @@ class Run:
 
         return DecisionRule.of_model(self.model)
 
+    @property
+    def melanoma_sensitivity(self) -> float:
+        """What its rule was asked for last, by the training or after it; 0 if for nothing."""
+        return self.model.get("melanoma_sensitivity", self.config.melanoma_sensitivity)
+
+    @property
+    def pool(self) -> str:
+        """The pooling of its model; what 'auto' in its config meant then it may not mean now."""
+        return self.model.get("pool", self.config.pool)
+
     @cached_property
     def members(self) -> "list[Run]":
         """The runs that an ensemble averages; none for a run of one model.

@@ -29,6 +29,17 @@ def test_what_was_written_is_whole_and_what_was_changed_is_not(manifest):
     assert "another run" in manifest.problem("b.csv")
 
 
+@pytest.mark.parametrize("schema", [1, 2])
+def test_a_file_is_listed_with_the_schema_that_it_has(manifest, schema):
+    """So an earlier version refuses only what it can't read."""
+    manifest.write("model.json", lambda aside: aside.write_text(json.dumps({"schema": schema})))
+    manifest.write("a.csv", lambda aside: aside.write_text("two"))
+    listed = json.loads(manifest.path.read_text())["files"]
+    assert (listed["model.json"]["schema"], listed["a.csv"]["schema"]) == (schema, 1)
+    manifest.write("model.json", lambda aside: aside.write_text("[1"))
+    assert manifest.problem("model.json") is None
+
+
 def test_what_was_removed_is_not_missed(manifest):
     manifest.remove("a.csv", "was never there")
     assert manifest.problem("a.csv") is None

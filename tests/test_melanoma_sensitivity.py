@@ -26,6 +26,7 @@ from lesionfast.serving.export import export
 from lesionfast.stats.metrics import sensitivity
 from lesionfast.training.callbacks.progress import StopOnInterrupt
 from lesionfast.training.ensembles.combining import combine
+from lesionfast.training.ensembles.specialists import add_specialists
 from lesionfast.training.experiment import predict_again, resume, train
 from lesionfast.training.learner import lesion_learner
 
@@ -155,6 +156,26 @@ def test_predictions_of_other_rows_are_decided_by_the_same_rule(run, df, tmp_pat
     again = predict_again(run, blank, config, tmp_path, "without")
     assert again.decision_rule == run.decision_rule
     assert again.metrics["valid"] == Interpretation.from_run(again, "valid").metrics
+    copy = Run(shutil.copytree(run.path, tmp_path / "copy"))
+    plain = {name: value for name, value in run.model.items() if not name.startswith("melanoma_")}
+    copy.write_json("model.json", plain | {"schema": 1})  # as if the weight could not be fitted
+    again = predict_again(Run(copy.path), blank, run.config, tmp_path, "plain")
+    assert again.decision_rule.weight == 1 and again.metrics["valid"]["rules"].keys() == {
+        "argmax",
+        "balanced",
+    }
+
+
+def test_a_learner_and_a_specialist_are_asked_for_what_the_run_is_asked_for_now(run, df, tmp_path):
+    copy = Run(shutil.copytree(run.path, tmp_path / "copy"))
+    choose_rule(copy, 0)
+    learn = lesion_learner(LesionDataLoaders.from_run(copy, df), copy)
+    made = Run.from_learner(learn, tmp_path / "made")
+    assert made.melanoma_sensitivity == 0 and made.decision_rule.weight == 1
+    copy.write_json("model.json", copy.model | {"pool": "max"})  # as if 'auto' had meant it
+    special = add_specialists([Run(copy.path)], "bcc", tmp_path)[1]
+    assert special.melanoma_sensitivity == 0 and special.decision_rule.weight == 1
+    assert special.model["pool"] == special.config.pool == "max" and run.model["pool"] == "avg"
 
 
 def test_a_run_without_it_is_as_before(df, tmp_path):

@@ -22,7 +22,7 @@ from lesionfast.data.split import PARTS, load_dataset
 from lesionfast.errors import DamageError, DiskError, LesionfastError, list_first
 from lesionfast.evaluation.features import featured_run, read_features
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.evaluation.melanoma import describe_rule, describe_weight, fit_rule
+from lesionfast.evaluation.melanoma import FEWEST, describe_rule, describe_weight, fit_rule
 from lesionfast.files import check_shape, damage_explained, disk_errors, read_json
 from lesionfast.run import FEATURES, FITTED, Run
 from lesionfast.stats.calibration import Calibrator, fit_calibrator
@@ -35,8 +35,8 @@ from lesionfast.stats.thresholds import OperatingPoint, apply_points, choose_poi
 
 logger = logging.getLogger("lesionfast")
 
-FEWEST = 10  # validation lesions of a class
-WARNED: set[Path] = set()  # runs that can't be written to, of which a warning was logged
+WARNED: set[tuple[Path, str]] = set()  # of runs that can't be written to, what was logged
+AGAIN = "What was fitted on validation is used but not kept: the next command fits it again."
 Value = TypeVar("Value")
 
 
@@ -326,19 +326,15 @@ class Decisions:
         return value
 
 
-def keep(run: Run, write: Callable[[], object]) -> None:
-    """Write something into a run; if that can't be done, a warning says so."""
+def keep(run: Run, write: Callable[[], object], instead: str = AGAIN) -> None:
+    """Write something into a run; if that can't be done, a warning says what happens instead."""
     try:
         with disk_errors(run.path):
             write()
     except DiskError as error:  # read-only or full, or somebody else's folder
-        if run.path not in WARNED:
-            WARNED.add(run.path)
-            logger.warning(
-                "%s What was fitted on validation is used but not kept: the next command fits it "
-                "again.",
-                error.problem,
-            )
+        if (run.path, instead) not in WARNED:
+            WARNED.add((run.path, instead))
+            logger.warning("%s %s", error.problem, instead)
 
 
 def choose_rule(run: Run, sensitivity: float) -> None:
@@ -347,15 +343,18 @@ def choose_rule(run: Run, sensitivity: float) -> None:
     It is kept in model.json, and metrics.json gets the metrics of the decisions by it; 0 takes the
     weight away. Raises `LesionfastError` as `fit_rule` does, and for a run without validation.
     """
-    rule = fit_rule(Interpretation.from_run(run, "valid"), sensitivity)
+    before, rule = run.decision_rule, fit_rule(Interpretation.from_run(run, "valid"), sensitivity)
     model = run.model | describe_rule(rule, sensitivity)
-    if model == run.model or (rule == run.decision_rule and not sensitivity):
+    plain = rule == before and not sensitivity and not run.melanoma_sensitivity
+    splits = [split for split in PARTS if split in run.metrics]
+    measured = all(rule.name in run.metrics[split]["rules"] for split in splits)
+    if measured and (plain or model == run.model):
         return
     run.model = model
-    splits = [split for split in PARTS if split in run.metrics]
     run.metrics |= {split: Interpretation.from_run(run, split).metrics for split in splits}
-    keep(run, lambda: run.write_json("model.json", run.model))
-    keep(run, lambda: run.write_json("metrics.json", run.metrics))
+    instead = f"The rule {rule.name} is used but not kept: other commands decide by {before.name}."
+    keep(run, lambda: run.write_json("model.json", run.model), instead)
+    keep(run, lambda: run.write_json("metrics.json", run.metrics), instead)
 
 
 def require_unseen(test: Interpretation) -> None:

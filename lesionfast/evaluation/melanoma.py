@@ -18,7 +18,7 @@ from lesionfast.stats.rules import DecisionRule, fit_weight
 
 logger = logging.getLogger("lesionfast")
 
-FEWEST = 10  # validation lesions of melanoma
+FEWEST = 10  # validation lesions of a class
 ARGMAX = "argmax"
 OF_A_WEIGHT = ("schema", "melanoma_sensitivity", "melanoma_weight")  # in model.json
 
@@ -61,14 +61,14 @@ def settle_rule(run: Run, predictions: pd.DataFrame) -> dict[str, Interpretation
     validation and kept there; if it can't be, a warning says why.
     """
     tables = {name: rows.reset_index(drop=True) for name, rows in predictions.groupby("split")}
-    sensitivity = run.model.get("melanoma_sensitivity", run.config.melanoma_sensitivity)
+    sensitivity = run.melanoma_sensitivity
     if sensitivity and "melanoma_weight" not in run.model and "valid" in tables:
         try:
             rule = fit_rule(Interpretation.from_table(run, tables["valid"], "valid"), sensitivity)
         except LesionfastError as error:
             logger.warning(
-                "The rule has no weight on melanoma: %s Without training again that is: lesionfast "
-                "interpret %s --melanoma-sensitivity",
+                "The rule has no weight on melanoma: %s To fit a weight without training again, "
+                "type: lesionfast interpret %s --melanoma-sensitivity 0.7",
                 *(error, run.path),
             )
         else:
@@ -84,7 +84,7 @@ def describe_weight(run: Run) -> str:
         return ""
     what = f"a weight of {rule.weight:g} on melanoma, for"
     if rule.weight == 1:
-        what = f"no weight on melanoma, for the rule {rule.name} reaches"
+        what = f"no weight on melanoma: the rule {rule.name} already reaches"
     return f"{what} a validation sensitivity of {sensitivity:g} (--melanoma-sensitivity)"
 
 

@@ -230,6 +230,8 @@ def metrics_table(run: Run, split: str = "test") -> Table:
     """
     summary = split_metrics(run, split)
     in_use = run.decision_rule.name
+    if in_use not in summary["rules"]:  # whoever chose the rule was killed before this was written
+        summary = Interpretation.from_run(run, split).metrics
     names = list(dict.fromkeys([*RULES, in_use]))
     rules = [summary["rules"][name] for name in names]
     part = f"{split} (out of fold)" if split == "valid" and run.is_out_of_fold else split

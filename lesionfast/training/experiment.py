@@ -21,7 +21,7 @@ from lesionfast.data.metadata import settle_inputs
 from lesionfast.data.split import configure, format_split, load_dataset, settle_fusion
 from lesionfast.diagnoses import Classes, join_names
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.melanoma import OF_A_WEIGHT
+from lesionfast.evaluation.melanoma import describe_rule
 from lesionfast.files import LOCKED, disk_errors, only_process
 from lesionfast.models.archs import archs, find_arch, name_backbone
 from lesionfast.models.fusion import (
@@ -311,7 +311,7 @@ def resume(run: Run, **moved: str) -> Run:
         run = Run(run.path)
         check_resumable(run)  # again, as another process may have ended it
         moved = dict.fromkeys(WHERE) | moved if moved else {}
-        config = replace(run.config, **moved, pool=run.model.get("pool", run.config.pool))
+        config = replace(run.config, **moved, pool=run.pool)
         df = load_dataset(config, split=run.file("split.csv"))
         training = read_training(run)
         if training:
@@ -351,13 +351,13 @@ def predict_again(run: Run, df: pd.DataFrame, config: TrainConfig, root: Path, n
     """Return a new run, without weights, of what a run's weights predict for other rows or views.
 
     `df` has the rows, `config` the options of the prediction, such as --tta. It decides as the run
-    does, with its weight on melanoma.
+    does, with its weight on melanoma or without.
     """
     learn = lesion_learner(LesionDataLoaders.from_run(run, df, config), run)
     made = Run.create(root, config, name)
     write_preparation(learn, made)
-    weight = {name: run.model[name] for name in OF_A_WEIGHT if name in run.model}
-    made.model = made.model | weight
+    asked = run.melanoma_sensitivity if "melanoma_weight" in run.model else 0.0
+    made.model = made.model | describe_rule(run.decision_rule, asked)
     made.write_json("model.json", made.model)
     finish(learn, made, {"train_seconds": 0.0, "status": "finished"})
     return made

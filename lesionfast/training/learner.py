@@ -294,7 +294,7 @@ def take_model(config: TrainConfig, run: Run, options: dict[str, Any]) -> TrainC
             "out, or pass the name of an architecture in place of the run."
         )
     model = {name: getattr(run.config, name) for name in OF_THE_MODEL}
-    model["pool"] = run.model.get("pool", run.config.pool)  # 'auto' may mean another by now
+    model |= {"pool": run.pool, "melanoma_sensitivity": run.melanoma_sensitivity}
     return replace(config, weights="none", **model)
 
 

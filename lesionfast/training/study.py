@@ -234,6 +234,8 @@ def read_state(entry: Entry, out: Path) -> str:
     if not (run.path / "config.json").is_file():
         return "to do"
     stored, wanted = asdict(run.config), asdict(entry.config)
+    if wanted["pool"] != "auto" and run.holds("model.json"):
+        stored["pool"] = run.pool
     found_in_data = ("metadata", "fusion") if entry.config.metadata == "auto" else ()
     changes = [
         f"{name} is {stored[name]!r} there, but {wanted[name]!r} in the study"
@@ -340,11 +342,10 @@ def ablate(run: Run, out: str | Path | None = None) -> Contribution:
     """
     check_fused(run)
     folder = Path(out) if out else run.path / "ablation"
-    asked = run.model.get("melanoma_sensitivity", run.config.melanoma_sensitivity)
     base = replace(run.config, split=str(run.path / "split.csv"), budget=None)
-    base = replace(base, melanoma_sensitivity=asked)
+    base = replace(base, melanoma_sensitivity=run.melanoma_sensitivity)
     plain = TrainConfig().metadata_dropout  # there is no metadata to withhold
-    alone = replace(base, fusion="none", metadata="none", metadata_dropout=plain)
+    alone = replace(base, fusion="none", metadata="none", metadata_dropout=plain, pool=run.pool)
     entries = [
         Entry(IMAGE, alone),
         Entry(METADATA, replace(base, fusion="metadata", unfreeze="none")),

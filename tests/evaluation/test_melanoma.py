@@ -18,8 +18,10 @@ from lesionfast.evaluation.melanoma import (
     describe_weight,
     fit_rule,
     price_of_weight,
+    settle_rule,
 )
 from lesionfast.reporting.errors import interpretation_tables
+from lesionfast.reporting.metrics import metrics_table
 from lesionfast.reporting.overview import write_report
 from lesionfast.run import Run
 from lesionfast.serving.bundle import Bundle
@@ -98,11 +100,36 @@ def test_the_rule_can_be_asked_for_again_and_taken_back(run):
     assert after.metrics == json.loads(plain["metrics.json"])
 
 
+def test_a_kill_between_the_two_files_of_a_choice_is_made_good(run):
+    before = (run.path / "metrics.json").read_text()
+    choose_rule(run, TARGET)
+    run.write_text("metrics.json", before)  # as if model.json had been the last to be written
+    name = run.decision_rule.name
+    assert metrics_table(Run(run.path)).columns[-1] == name
+    choose_rule(Run(run.path), TARGET)
+    again = Run(run.path)
+    assert all(name in again.metrics[split]["rules"] for split in ("valid", "test"))
+
+
+def test_taking_back_a_weight_that_could_not_be_fitted_is_kept(run):
+    config = {**json.loads((run.path / "config.json").read_text()), "melanoma_sensitivity": TARGET}
+    run.write_json("config.json", config)
+    run = Run(run.path)
+    assert run.melanoma_sensitivity == TARGET and run.decision_rule.weight == 1
+    choose_rule(run, 0)
+    again = Run(run.path)
+    assert again.melanoma_sensitivity == 0
+    settle_rule(again, again.predictions)
+    assert again.decision_rule.weight == 1
+
+
 def test_a_target_that_the_plain_rule_reaches_has_weight_1(run):
     choose_rule(run, 0.01)
     assert run.decision_rule.weight == 1 and Interpretation.from_run(run).rule == "balanced"
     assert Decisions(run).kept_choices() == [describe_weight(run)]
-    assert describe_weight(run).startswith("no weight on melanoma, for the rule balanced reaches")
+    assert describe_weight(run).startswith(
+        "no weight on melanoma: the rule balanced already reaches"
+    )
 
 
 def test_the_report_takes_the_weight_and_another_rule_is_plain(run, blank_figures, images):
@@ -185,4 +212,5 @@ def test_a_run_that_can_not_be_written_to_uses_the_weight(run, read_only, caplog
     read_only(run.path)
     findings = Findings.from_run(run, melanoma_sensitivity=TARGET)
     assert findings.interpretation.decision_rule.weight > 1 and "not kept" in caplog.text
+    assert "other commands decide by balanced." in caplog.text
     assert Run(run.path).decision_rule.weight == 1

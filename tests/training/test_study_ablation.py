@@ -77,6 +77,20 @@ def test_what_is_there_is_not_trained_again(run, found):
     assert again.table.equals(found.table)
 
 
+def test_what_an_earlier_version_trained_with_another_auto_is_there_too(run, found, tmp_path):
+    copy = Run(shutil.copytree(run.path, tmp_path / "copy"))
+    split = str(copy.path / "split.csv")
+    for name in (IMAGE, METADATA):
+        there = Run(copy.path / "ablation" / found.others[name].path.name)
+        there.write_text("config.json", replace(there.config, split=split, pool="auto").to_json())
+        there.write_json("model.json", there.model | {"pool": "max"})
+    copy.write_json("model.json", copy.model | {"pool": "max"})
+    again = ablate(Run(copy.path))
+    assert again.others[IMAGE].config.pool == "auto"
+    shutil.rmtree(again.others[IMAGE].path)
+    assert ablate(Run(copy.path)).others[IMAGE].model["pool"] == "max" != run.model["pool"]
+
+
 def test_the_table_and_the_words_tell_of_all_three(found):
     assert set(found.table["system"]) == {"whole", IMAGE, METADATA, WITHHELD}
     words = found.words()

@@ -97,7 +97,7 @@ def common_sensitivity(members: Sequence[Run]) -> dict[str, float]:
 
     A warning says so if they were asked for different ones; the ensemble then has none.
     """
-    asked = sorted({run.model.get("melanoma_sensitivity", 0.0) for run in members})
+    asked = sorted({run.melanoma_sensitivity for run in members})
     if len(asked) == 1:
         return {"melanoma_sensitivity": asked[0]} if asked[0] else {}
     logger.warning(

@@ -60,8 +60,8 @@ def check_teaching(config: TrainConfig) -> None:
     if config.teacher and other:
         flags = ", ".join("--" + name.replace("_", "-") for name in other)
         raise LesionfastError(
-            f"--teacher replaces what {flags} would decide. Type these as they are for the loss "
-            "cross_entropy without balancing, or leave --teacher out."
+            f"{flags} {'have' if len(other) > 1 else 'has'} no effect with --teacher. Leave "
+            f"{flags} out, or leave --teacher out."
         )
 
 

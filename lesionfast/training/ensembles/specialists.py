@@ -50,6 +50,7 @@ def train_specialist(base: Run, name: str, root: str | Path) -> Run:
     weights[name] = weights.get(name, 1.0) * TIMES
     split = str(base.path / "split.csv")
     config = replace(base.config, split=split, class_weight=write_weights(weights))
+    config = replace(config, pool=base.pool, melanoma_sensitivity=base.melanoma_sensitivity)
     run = train(load_dataset(config, split=base.file("split.csv")), config, root)
     if run.metrics["status"] == "interrupted":
         raise LesionfastError(

@@ -149,7 +149,9 @@ def test_a_teacher_that_does_not_fit_is_refused(run, df, tmp_path):
         train(load_data(seed=3), teacher=str(run.path), **plain)
     with pytest.raises(LesionfastError, match="has no out-of-fold prediction of"):
         train(df, teacher=str(run.members[0].path), loss="cross_entropy", **plain)
-    with pytest.raises(LesionfastError, match="--teacher replaces what --label-smoothing"):
+    with pytest.raises(
+        LesionfastError, match="--label-smoothing has no effect with --teacher. Leave"
+    ):
         train(df, teacher=str(run.path), label_smoothing=0.1, **plain)
     folds = {"teacher": str(run.path), "folds": 2, "all": True}
     with pytest.raises(LesionfastError, match="nothing would be out of fold. Type --fold 0"):

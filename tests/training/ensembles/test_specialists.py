@@ -59,7 +59,8 @@ def test_each_specialist_weighs_its_class_thrice_on_the_split_of_the_base(base, 
     assert [run.config.class_weight for run in members] == [None, "mel=3", "bcc=3"]
     for run in members[1:]:
         assert sha256(run.path / "split.csv") == sha256(base.path / "split.csv")
-        kept = replace(run.config, class_weight=None, split=base.config.split)
+        same = {"split": base.config.split, "pool": base.config.pool}
+        kept = replace(run.config, class_weight=None, **same)
         assert kept == base.config
     assert combine(members, tmp_path).metrics["status"] == "finished"
 
