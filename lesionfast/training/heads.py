@@ -3,6 +3,8 @@
 import logging
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -43,6 +45,7 @@ SOLVED = {  # the options of a head that is solved; all others are of gradient d
 }
 Linear = tuple[np.ndarray, np.ndarray]  # weights (K, W) and biases (K,)
 STRENGTHS = tuple(10 ** (exponent / 2) for exponent in range(-10, 5))  # of logistic regression
+MOST_STEPS = 1000  # of the last fit of a logistic regression
 FOLDS = 3  # of the training lesions, to choose one of them
 TINY = 1e-12  # of a probability whose logarithm is taken
 LOGITS = ("logistic",)  # heads whose outputs are log-probabilities already
@@ -93,16 +96,36 @@ def logistic(features: np.ndarray, codes: np.ndarray, groups: np.ndarray | None 
 
     The probabilities keep the class shares of the training images, by which the rule 'balanced'
     divides (logit adjustment, Menon et al. 2021, arXiv:2007.07314). That ranks melanomas better
-    than class weights do, which let a few images of rare classes decide. `groups` (n,) are the
-    lesions, by default each image is one.
+    than class weights do, which let a few images of rare classes decide.
+
+    `features` (n, W) are standardised, `codes` (n,) are class numbers, `groups` (n,) the lesions,
+    by default each image is one. Returns weights (K, W) and biases (K,), of two classes as well. A
+    solution that is still moving after `MOST_STEPS` is taken, and a warning says so. Raises
+    `ValueError` for fewer than two classes, and for features that are not finite.
     """
     features = features.astype(np.float32)
     groups = np.arange(len(codes)) if groups is None else groups
-    with threadpool_limits(1):  # the steps are short: threads that wait for each other cost more
+    # the steps are short: threads that wait for each other cost more
+    with threadpool_limits(1), unfinished_allowed():
         strength = choose_strength(features, codes, groups)
-        model = new_regression().set_params(C=strength, max_iter=1000, tol=1e-4)
+        model = new_regression().set_params(C=strength, max_iter=MOST_STEPS, tol=1e-4)
         model.fit(features, codes)
+    if model.n_iter_.max() >= MOST_STEPS:
+        logger.warning(
+            "the logistic regression was still moving after %d steps, and is taken as it is",
+            MOST_STEPS,
+        )
     return one_row_a_class(model.coef_, model.intercept_, 0.5)
+
+
+@contextmanager
+def unfinished_allowed() -> Iterator[None]:
+    """Keep scikit-learn's own warnings of fits that ran out of steps off the terminal."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        yield
 
 
 def new_regression() -> "LogisticRegression":

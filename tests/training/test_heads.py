@@ -1,5 +1,6 @@
 """Heads that are solved: against plain formulas and scikit-learn, and as whole runs."""
 
+import warnings
 from dataclasses import fields, replace
 
 import numpy as np
@@ -101,6 +102,18 @@ def test_logistic_is_scikit_learns_and_its_probabilities_have_the_shares_of_the_
     np.testing.assert_allclose(found.mean(axis=0), np.bincount(codes) / len(codes), atol=5e-3)
     again = heads["logistic"](x, codes, lesions)
     assert all(np.array_equal(a, b) for a, b in zip((weight, bias), again, strict=True))
+
+
+def test_a_regression_that_does_not_settle_is_said_in_one_line(caplog, monkeypatch):
+    x, codes, lesions = draw_lesions()
+    monkeypatch.setattr("lesionfast.training.heads.MOST_STEPS", 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        weight, bias = heads["logistic"](x * np.geomspace(1, 1e4, x.shape[1]), codes, lesions)
+    assert np.isfinite(weight).all() and np.isfinite(bias).all()
+    assert caplog.text.count("was still moving after 2 steps") == 1
+    with pytest.raises(ValueError, match="2 classes"):
+        heads["logistic"](x, np.zeros_like(codes), lesions)
 
 
 def test_the_penalty_is_chosen_on_lesions_and_not_on_their_images():
