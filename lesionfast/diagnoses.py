@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from sys import float_info
 from typing import TYPE_CHECKING, Any
 
 from lesionfast.errors import LesionfastError, did_you_mean
@@ -30,6 +31,8 @@ NAMES = {  # short names of the public datasets in plain words; the order decide
 }
 NAMES |= {"ak": NAMES["akiec"], "ack": NAMES["akiec"], "nev": NAMES["nv"], "sk": NAMES["sek"]}
 CANCER = "malignant"
+SMALLEST = float_info.epsilon  # the smallest probability whose logarithm is taken
+SAME = 1e-6  # what shares of one prior may differ by
 MELANOMA = ("mel", "melanoma", "malignant melanoma", "melanoma nos", "melanoma malignant", "mm")
 MALIGNANT = ("mel", "mm", "bcc", "scc", "sccka", "sccis", "cscc", "nmsc", "mcc", "dfsp", "mal oth")
 MALIGNANT += ("ak", "ack", "akiec")  # as akiec, they are counted with carcinoma in situ

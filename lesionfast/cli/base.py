@@ -163,9 +163,9 @@ def print_run(run: Run, as_json: bool) -> None:
         print_table(price_table(run, prices), stderr=True)
     elif words := describe_weight(run):
         print(words, file=sys.stderr)
-    if student := run.metrics.get("student"):
-        from lesionfast.evaluation.distilled import describe_student
+    from lesionfast.evaluation.distilled import NAME, describe_student
 
+    if student := run.metrics.get(NAME):
         print(describe_student(run, student), file=sys.stderr)
     if run.metrics["status"] == "interrupted":
         print(f"interrupted; continue with: lesionfast train --resume {run.path}", file=sys.stderr)

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from lesionfast.data.loaders import pick_device
+from lesionfast.diagnoses import SAME, SMALLEST
+from lesionfast.errors import DamageError
+from lesionfast.files import sha256_once
 from lesionfast.models.fusion import FusionModel, build_described, load_model, load_tensors
 from lesionfast.models.inference import TorchEngine
 from lesionfast.models.lineage import Lineage, read_lineage
 from lesionfast.run import Run, list_leaves, list_looks, list_runs_of
 
-SMALLEST = 2.2e-16  # the smallest probability whose logarithm is taken
-SAME = 1e-6  # what shares of one prior may differ by
 Pixels = np.ndarray | Sequence[np.ndarray]  # of each look, where there are several
 
 
@@ -124,11 +125,31 @@ class EnsembleEngine:
 def load_any(run: Run) -> FusionModel | EnsembleModel:
     """Return the trained model of a run in eval mode, that of an ensemble with all its models.
 
-    Raises `LesionfastError` if weights or members are missing or broken.
+    Raises `LesionfastError` if weights or members are missing or broken, or others than averaged.
     """
     if not run.members:
         return load_model(run)
+    check_averaged(run)
     return EnsembleModel(run.full_model, [load_model(leaf) for leaf in list_runs_of(run)]).eval()
+
+
+def check_averaged(run: Run) -> None:
+    """Raise `DamageError` if members of an ensemble have other weights than when it was made.
+
+    What it decides by was fitted on what they predicted then.
+    """
+    digests = run.model.get("member_weights") or [None] * len(run.members)
+    for member, digest in zip(run.members, digests, strict=True):
+        check_averaged(member)
+        if digest in (None, sha256_once(member.path / "weights.safetensors")):
+            continue
+        inside = run.model.get("of") in ("folds", "towers")
+        runs = " ".join(str(one.path) for one in run.members)
+        again = f"train --resume {run.path}" if inside else f"ensemble {runs}"
+        raise DamageError(
+            f"{run.path} averages {member.path}, whose weights have changed since: what it "
+            f"decides by is not of them. Make it again: lesionfast {again}"
+        )
 
 
 def open_engine(

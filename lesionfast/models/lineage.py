@@ -20,10 +20,10 @@ import pandas as pd
 from safetensors import SafetensorError, safe_open
 
 from lesionfast.data.table import read_table
-from lesionfast.errors import LesionfastError
+from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.files import read_json
 from lesionfast.manifest import Manifest
-from lesionfast.run import CONFIGS
+from lesionfast.run import CONFIGS, Run, list_runs_of
 
 logger = logging.getLogger("lesionfast")
 
@@ -38,7 +38,7 @@ class Lineage:
     """Digests of the images and lesions that weights were trained on, and selected by.
 
     `train` and `valid` are sorted uint64, and include those of the weights that the training
-    started from. `arch` is the architecture, None if it is unknown.
+    started from; `train` also those of a teacher. `arch` is the architecture, None if unknown.
     """
 
     arch: str | None
@@ -142,12 +142,14 @@ def read_run_lineage(folder: Path, seen: frozenset[Path]) -> Lineage:
     """Return the lineage of a run or a pretraining, from its split.csv, and of its own weights."""
     file = next(folder / name for name in CONFIGS if (folder / name).is_file())
     manifest, advice = Manifest(folder), f"Copy {folder} again, or type other --weights."
-    shape = {"arch?": str, "weights?": (str, None)}
+    shape = {"arch?": str, "weights?": (str, None), "teacher?": (str, None)}
     config = read_json(manifest.require(file.name, advice), shape, advice)
     split = read_table(
         manifest.require("split.csv", advice), {"image_id": "", "split": ""}, option="--weights"
     )
-    return Lineage.of(split, config.get("arch")) | earlier_lineage(config.get("weights"), seen)
+    earlier = earlier_lineage(config.get("weights"), seen)
+    taught = teacher_lineage(config.get("teacher"), seen)
+    return Lineage.of(split, config.get("arch")) | earlier | taught
 
 
 def earlier_lineage(weights: str | None, seen: frozenset[Path] = frozenset()) -> Lineage | None:
@@ -155,9 +157,32 @@ def earlier_lineage(weights: str | None, seen: frozenset[Path] = frozenset()) ->
     return None if weights in (None, "auto", "none") else read_lineage(weights, seen)
 
 
-def lineage_header(split: pd.DataFrame, arch: str, weights: str) -> dict[str, Any]:
+def teacher_lineage(teacher: str | None, seen: frozenset[Path] = frozenset()) -> Lineage | None:
+    """Return what a teacher, the path of a run, learned from: all as training; None without one.
+
+    One that is gone is left out, for the header of its student's weights has it.
+    """
+    if teacher is None or not Path(teacher).is_dir():
+        return None
+    run = Run(teacher)
+    try:
+        models = list_runs_of(run) if run.holds("model.json") else []
+    except DamageError:  # a model of it is gone
+        models = []
+    found = [read_lineage(path, seen) for path in (run.path, *(one.path for one in models))]
+    known = [lineage for lineage in found if lineage is not None]
+    if not known:
+        return None
+    whole = reduce(or_, known)
+    return Lineage(None, np.union1d(whole.train, whole.valid), np.array([], np.uint64))
+
+
+def lineage_header(
+    split: pd.DataFrame, arch: str, weights: str, teacher: str | None = None
+) -> dict[str, Any]:
     """Return the header of the weights of a training that starts from `weights`."""
-    return {KEY: (Lineage.of(split, arch) | earlier_lineage(weights)).to_dict()}
+    whole = Lineage.of(split, arch) | earlier_lineage(weights) | teacher_lineage(teacher)
+    return {KEY: whole.to_dict()}
 
 
 def check_weights(df: pd.DataFrame, weights: str, arch: str) -> None:

@@ -19,6 +19,7 @@ from lesionfast.data.split import PARTS
 from lesionfast.diagnoses import full_name
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.evaluation.comparison import finds_fewer
+from lesionfast.evaluation.distilled import NAME as STUDENT
 from lesionfast.evaluation.distilled import describe_student
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import OUT_OF_FOLD
@@ -189,7 +190,7 @@ def data_card(findings: Findings) -> tuple[list[str], list[Table]]:
         words.append(OUT_OF_FOLD.format(n=len(run.model["members"])))
     if run.config.teacher:
         words.append(TAUGHT.format(teacher=Path(run.config.teacher).name))
-    if student := run.metrics.get("student"):
+    if student := run.metrics.get(STUDENT):
         words.append(f"The {describe_student(run, student)}.")
     if run.config.data is None and run.config.csv is None:
         words.insert(0, SAMPLE)

@@ -1,17 +1,18 @@
 """Opinion pools: the probabilities of several models as one, and the weights that fit best."""
 
+import logging
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import softmax
 
-from lesionfast.errors import LesionfastError
+from lesionfast.diagnoses import SAME, SMALLEST
 from lesionfast.stats.metrics import ratio
 
+logger = logging.getLogger("lesionfast")
+
 MEANS = ("arithmetic", "geometric")
-SMALLEST = np.finfo(np.float64).eps  # the smallest probability whose logarithm is taken
-SAME = 1e-6  # what shares of one prior may differ by
 
 
 def average(probabilities: np.ndarray, weights: ArrayLike, mean: str) -> np.ndarray:
@@ -61,29 +62,34 @@ def best_weights(
 
     Each class counts as `prior` (k,) says, whatever its share of the images, so that the loss
     fits probabilities that were moved to another prior. The problem is convex for both means.
-    Raises `LesionfastError` if no minimum is found.
+    The last weights of a search that ends early count if they are no worse than equal ones, which
+    are returned otherwise, with a warning.
     """
     from scipy.optimize import minimize
 
     share = np.bincount(truth, minlength=len(prior)) / len(truth)
     importance = (prior / np.maximum(share, SMALLEST))[truth]
     n = len(probabilities)
+    equal = np.full(n, 1 / n)
+    loss = log_loss(probabilities, truth, importance / importance.sum(), mean)
     found = minimize(
-        log_loss(probabilities, truth, importance / importance.sum(), mean),
-        np.full(n, 1 / n),
+        loss,
+        equal,
         jac=True,
         method="SLSQP",
         bounds=[(0, 1)] * n,
         constraints={"type": "eq", "fun": lambda w: w.sum() - 1, "jac": np.ones_like},
         options={"ftol": 1e-10, "maxiter": 500},
     )
-    if not found.success:
-        raise LesionfastError(
-            f"the weights of least log loss could not be fitted ({found.message}). Average with "
-            "equal weights: lesionfast ensemble RUN RUN without --fit-weights."
-        )
     weights = np.where(found.x < 1e-6, 0.0, found.x)
-    return weights / weights.sum()
+    weights = weights / weights.sum()
+    if found.success or loss(weights)[0] <= loss(equal)[0]:
+        return weights
+    logger.warning(
+        "the weights of least log loss could not be fitted (%s), so all models count the same",
+        found.message,
+    )
+    return equal
 
 
 def log_loss(

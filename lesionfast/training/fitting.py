@@ -110,7 +110,7 @@ def run_epochs(
     what metrics.json records. Raises `TrainingInterrupted` if no epoch ended.
     """
     interrupt, lines = StopOnInterrupt(), EpochLines()
-    header = lineage_header(learn.dls.split, config.arch, config.weights)
+    header = lineage_header(learn.dls.split, config.arch, config.weights, config.teacher)
     best = KeepBest(config.monitor, run.path / "weights.safetensors", header)
     history = WriteHistory(run.path / "history.csv")
     cbs = [*cbs, StopOnNaN(), history, EpochBar(), interrupt, best, lines]

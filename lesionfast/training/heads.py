@@ -229,7 +229,8 @@ def solve_head(learn: LesionLearner, run: Run) -> dict[str, Any]:
         layer.weight.copy_(torch.from_numpy(scale * weight))
         layer.bias.copy_(torch.from_numpy(scale * bias))
     seconds = time.perf_counter() - started
-    header = lineage_header(learn.dls.split, run.config.arch, run.config.weights)
+    options = run.config
+    header = lineage_header(learn.dls.split, options.arch, options.weights, options.teacher)
     tensors = learn.model.state_dict()
     run.write("weights.safetensors", lambda aside: save_tensors(tensors, aside, header))
     write_history(learn, run, x, train.codes, valid)

@@ -23,7 +23,7 @@ from lesionfast.diagnoses import Classes, join_names, probability_columns, quote
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.features import write_features
 from lesionfast.evaluation.melanoma import announce_melanomas, settle_rule
-from lesionfast.files import sha256
+from lesionfast.files import sha256, sha256_once
 from lesionfast.models.backbones import count_parameters
 from lesionfast.models.features import FeatureEngine, Features
 from lesionfast.models.fusion import REGISTRIES
@@ -58,7 +58,8 @@ def write_run(learn: Learner, path: str | Path, epochs: Sequence[str], seconds: 
     path = Path(path)
     run = Run.create(path.parent, learn.config, path.name)
     write_preparation(learn, run)
-    header = lineage_header(learn.dls.split, learn.config.arch, learn.config.weights)
+    options = learn.config
+    header = lineage_header(learn.dls.split, options.arch, options.weights, options.teacher)
     run.write(
         "weights.safetensors",
         lambda aside: save_tensors(learn.model.state_dict(), aside, header),
@@ -124,7 +125,13 @@ def describe_environment(learn: Learner, config: TrainConfig) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "precision": choose_precision(config.precision, device),
+        **({"teacher_sha256": hash_teacher(config.teacher)} if config.teacher else {}),
     }
+
+
+def hash_teacher(teacher: str | Path) -> str | None:
+    """Return the SHA-256 of what a teacher predicts, which a student's targets are made of."""
+    return sha256_once(Path(teacher) / "predictions.csv")
 
 
 def announce(learn: Learner, run: Run) -> None:

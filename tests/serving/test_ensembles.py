@@ -13,7 +13,7 @@ from safetensors import safe_open
 from lesionfast.config import TrainConfig
 from lesionfast.data.split import load_dataset
 from lesionfast.diagnoses import probability_columns
-from lesionfast.errors import LesionfastError
+from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.evaluation.explain import explain_images
 from lesionfast.evaluation.features import nearest_lesions, read_features
 from lesionfast.models.ensemble import load_any, read_lineages
@@ -216,6 +216,20 @@ def test_an_ensemble_of_an_earlier_version_is_served_too(mixed):
     rows, probabilities = expected(mixed, 10)
     found = Predictor(old.path).predict(rows)[probability_columns(mixed.classes)]
     np.testing.assert_allclose(found, probabilities, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["folds", "mixed"])
+def test_members_with_other_weights_than_averaged_are_refused(request, tmp_path, name):
+    made = request.getfixturevalue(name)
+    copy = Run(shutil.copytree(made.path.parent, tmp_path / "copy") / made.path.name)
+    one = copy.members[0]
+    with (one.path / "weights.safetensors").open("ab") as file:
+        file.write(b" ")
+    one.seal()
+    again = "train --resume" if name == "folds" else "ensemble .*first .*large"
+    for use in (Predictor, load_any):
+        with pytest.raises(DamageError, match=f"weights have changed since.*lesionfast {again}"):
+            use(Run(copy.path))
 
 
 def test_members_that_are_gone_are_named(mixed, tmp_path):

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy.optimize import OptimizeResult
 
-from lesionfast.stats.metrics import decide, losses
+from lesionfast.stats.metrics import losses
 from lesionfast.stats.pooling import average, best_weights, common_prior, move_prior
 
 
@@ -28,13 +29,25 @@ def test_fitted_weights_are_the_best_on_the_simplex(mean):
     assert weights[:2].min() > weights[2]
 
 
+@pytest.mark.parametrize("better", [True, False])
+def test_a_search_that_ends_early_gives_no_worse_than_equal_weights(monkeypatch, caplog, better):
+    truth = np.array([0, 1] * 20)
+    votes = np.stack([np.where(np.eye(2)[truth] > 0, sure, 1 - sure) for sure in (0.9, 0.6)])
+    last = np.array([0.8, 0.2] if better else [0.2, 0.8])
+    ended = OptimizeResult(x=last, success=False, message="Positive directional derivative")
+    monkeypatch.setattr("scipy.optimize.minimize", lambda *given, **options: ended)
+    weights = best_weights(votes, truth, np.array([0.5, 0.5]), "arithmetic")
+    np.testing.assert_allclose(weights, last if better else [0.5, 0.5])
+    assert ("all models count the same" in caplog.text) is not better
+
+
 def test_a_moved_prior_keeps_the_balanced_decision_and_comes_back():
     rng = np.random.default_rng(0)
     probabilities, before, after = rng.dirichlet([1, 1, 1], 50), [0.7, 0.2, 0.1], [0.2, 0.2, 0.6]
     moved = move_prior(probabilities, before, after)
     np.testing.assert_allclose(moved.sum(axis=1), 1)
     np.testing.assert_array_equal(
-        decide(moved, "balanced", after), decide(probabilities, "balanced", before)
+        (moved / after).argmax(axis=1), (probabilities / before).argmax(axis=1)
     )
     np.testing.assert_allclose(move_prior(moved, after, before), probabilities)
     assert move_prior(probabilities, before, before) is probabilities

@@ -14,6 +14,7 @@ from torch.nn.functional import log_softmax, one_hot
 from lesionfast.config import TrainConfig
 from lesionfast.diagnoses import probability_columns
 from lesionfast.errors import LesionfastError, pluralize
+from lesionfast.models.lineage import teacher_lineage
 from lesionfast.run import Run
 from lesionfast.stats.pooling import move_prior
 from lesionfast.training.balancing import find_targets
@@ -22,7 +23,6 @@ from lesionfast.training.learner import LesionLearner
 
 logger = logging.getLogger("lesionfast")
 
-NAME = "student"
 SOFT = 0.7  # of the targets: what the teacher says; the rest is the label
 PLAIN: dict[str, Any] = {  # of the options that say what is minimised: the targets say it
     **{"loss": "cross_entropy", "balance": "none", "mix": "none", "subclass": None, "cost": None},
@@ -137,11 +137,16 @@ def read_soft(teacher: Run, train: pd.DataFrame, classes: list[str]) -> np.ndarr
 
 
 def check_tested(teacher: Run, rows: pd.DataFrame) -> None:
-    """Raise `LesionfastError` if a teacher learned from images, or lesions, that are tested."""
-    split = teacher.split
+    """Raise `LesionfastError` if a teacher learned from images, or lesions, that are tested.
+
+    So it does if the weights that the teacher started from did.
+    """
+    split, lineage = teacher.split, teacher_lineage(str(teacher.path))
     known = split[split["split"] != "test"]
     tested = rows[rows["split"] == "test"]
     seen = tested["image_id"].isin(known["image_id"]) | tested["group"].isin(known["group"])
+    if lineage is not None:
+        seen |= lineage.contains(tested, "train")
     if seen.any():
         raise LesionfastError(
             f"the teacher {teacher.path} was trained on {pluralize(int(seen.sum()), 'image')} of "

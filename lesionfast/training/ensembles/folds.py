@@ -4,6 +4,7 @@ import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,10 @@ from lesionfast.training.ensembles.inner import (
     Trainer,
     changed_data,
     complete,
+    is_whole,
     train_parts,
 )
+from lesionfast.training.record import hash_teacher
 
 logger = logging.getLogger("lesionfast")
 
@@ -120,9 +123,8 @@ def train_student(run: Run, df: pd.DataFrame, trainer: Trainer) -> None:
 
     `df` is the table of the first fold, whose validation is the student's.
     """
-    part, inner = Part(STUDENT, "student", df, student_config(run.config, run)), run.path / STUDENT
-    if Run(inner).holds("config.json") and Run(inner).config.teacher != str(run.path):
-        shutil.rmtree(inner)  # the run has moved since, and a student names its teacher
+    part = Part(STUDENT, STUDENT, df, student_config(run.config, run))
+    forget_student(run)
     try:
         with part_of_work(part.title):
             logger.info("student: %s", run.path / part.name)
@@ -135,6 +137,22 @@ def train_student(run: Run, df: pd.DataFrame, trainer: Trainer) -> None:
         "metrics.json", run.metrics | {"status": student.metrics["status"], STUDENT: told}
     )
     logger.info("%s", describe_student(run, told))
+
+
+def forget_student(run: Run) -> None:
+    """Remove the student of a run that predicts otherwise by now; its targets were others.
+
+    So is an unfinished one of a run that has moved since, for a student names its teacher.
+    """
+    student = Run(run.path / STUDENT)
+    if not student.holds("config.json"):
+        return
+    told = student.environment if student.holds("environment.json") else {}
+    of_others = told.get("teacher_sha256") not in (None, hash_teacher(run.path))
+    elsewhere = Path(student.config.teacher or "").resolve() != run.path.resolve()
+    if of_others or (elsewhere and not is_whole(student)):
+        logger.info("%s learned from other predictions, so it is trained again", student.path)
+        shutil.rmtree(student.path)
 
 
 def pool_folds(

@@ -11,6 +11,7 @@ import pandas as pd
 from lesionfast.config import TrainConfig
 from lesionfast.console import part_of_work
 from lesionfast.errors import DamageError, LesionfastError, TrainingInterrupted
+from lesionfast.evaluation.distilled import NAME as STUDENT
 from lesionfast.run import FITTED, GIVEN, LEARNED, OF_THE_WEIGHTS, Run, is_run
 
 logger = logging.getLogger("lesionfast")
@@ -106,8 +107,8 @@ def is_whole(run: Run) -> bool:
     damaged = [name for name in run.damaged() if name.rpartition("/")[2] not in FITTED]
     if not run.finished or damaged or run.metrics["status"] != "finished":
         return False
-    student = run.metrics.get("student")
-    return not run.config.distill or (student is not None and is_whole(Run(run.path / "student")))
+    student = run.metrics.get(STUDENT)
+    return not run.config.distill or (student is not None and is_whole(Run(run.path / STUDENT)))
 
 
 def check_given(run: Run) -> None:

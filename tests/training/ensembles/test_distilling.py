@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.distilled import describe_student
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
+from lesionfast.files import sha256
+from lesionfast.models.lineage import read_lineage
 from lesionfast.reporting.overview import data_card
 from lesionfast.run import Run, list_runs
 from lesionfast.serving.predictor import Predictor
@@ -141,6 +144,41 @@ def test_an_interrupted_student_goes_on(run, df, tmp_path, monkeypatch):
     assert own[0] == own[1]
     with pytest.raises(LesionfastError, match="nothing is left to do"):
         resume(Run(ended.path))
+
+
+@pytest.mark.parametrize("retrained", [False, True])
+def test_a_student_is_kept_as_long_as_its_teacher_predicts_the_same(run, tmp_path, retrained):
+    copy = Run(shutil.copytree(run.path, tmp_path / "copy"))
+    student = Run(copy.path / "student")
+    told = student.environment
+    assert told["teacher_sha256"] == sha256(copy.path / "predictions.csv")
+    if retrained:
+        student.write_json("environment.json", told | {"teacher_sha256": "0" * 64})
+    begun = (student.path / "config.json").stat().st_mtime_ns
+    copy.remove("metrics.json")
+    ended = resume(Run(copy.path))
+    assert Run(ended.path).metrics["student"] == run.metrics["student"]
+    assert ((student.path / "config.json").stat().st_mtime_ns != begun) is retrained
+    assert Run(student.path).environment["teacher_sha256"] == told["teacher_sha256"]
+
+
+def test_a_student_was_trained_on_what_its_teacher_was(run, student, df, tmp_path):
+    split = run.split
+    alone = Path(shutil.copy(student.path / "weights.safetensors", tmp_path))
+    for place in (student.path, alone):
+        lineage = read_lineage(place)
+        assert lineage.contains(split[split["split"] == "train"], "train").all()
+        assert not lineage.contains(split[split["split"] == "test"], "train").any()
+
+
+def test_a_teacher_whose_first_weights_saw_the_test_part_is_refused(run, df, tmp_path):
+    copy = Run(shutil.copytree(run.path, tmp_path / "copy"))
+    plain = {"arch": "test_resnet", "weights": "none", "size": 32, "epochs": 1, "out": tmp_path}
+    other = train(load_data(seed=3), **plain)
+    one = Run(copy.path / "fold-0")
+    one.write_text("config.json", replace(one.config, weights=str(other.path)).to_json())
+    with pytest.raises(LesionfastError, match=r"was trained on \d+ images? of the test part"):
+        prepare_learner(run_table(df, run), student_config(run.config, copy))
 
 
 def test_a_teacher_that_does_not_fit_is_refused(run, df, tmp_path):
