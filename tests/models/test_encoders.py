@@ -435,6 +435,7 @@ def test_a_run_of_it_is_used_and_exported_without_the_hub(encoder, hub, tmp_path
     assert create_backbone(encoder[0], size=SIDE, weights=str(run.path), pool="cls").pretrained
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
     folder = export(run, tmp_path / "model", onnx=True)
+    assert create_backbone(encoder[0], size=SIDE, weights=str(folder), pool="cls").pretrained
     assert "match predictions.csv within" in caplog.text
     assert "ONNX differs from PyTorch by at most" in caplog.text
     assert Predictor(folder)(df["path"].iloc[0], age=55, sex="female")["decision"] in run.classes
