@@ -27,7 +27,13 @@ from lesionfast.stats.metrics import sensitivity
 from lesionfast.training.callbacks.progress import StopOnInterrupt
 from lesionfast.training.ensembles.combining import combine
 from lesionfast.training.ensembles.specialists import add_specialists
-from lesionfast.training.experiment import predict_again, resume, train
+from lesionfast.training.experiment import (
+    check_melanomas,
+    predict_again,
+    resume,
+    train,
+    train_inside,
+)
 from lesionfast.training.learner import lesion_learner
 
 TARGET = 0.9
@@ -212,6 +218,22 @@ def test_an_ensemble_is_asked_for_what_its_members_were(run, df, tmp_path, caplo
     choose_rule(other, 0.5)
     assert combine([run, Run(other.path)], tmp_path).decision_rule.weight == 1
     assert "different melanoma sensitivities (0.5, 0.9" in caplog.text
+
+
+def test_folds_are_checked_as_one_table(df, tmp_path, caplog):
+    """A fold without a melanoma does not end a run whose other folds have some."""
+    melanoma = df["target"] == "mel"
+    moved = df.assign(split=df["split"].mask(melanoma & (df["split"] == "valid"), "train"))
+    check_melanomas(moved, replace(TINY, folds=2, all=True))
+    fold = train_inside(moved, replace(TINY, epochs=1), tmp_path, "fold-0")
+    assert fold.finished and "The rule has no weight on melanoma" in caplog.text
+    none = df.assign(split=df["split"].mask(melanoma, "test"))
+    for table, options, message in (
+        (none, {"folds": 2, "all": True}, r"of 'mel'\. Type another --seed, or leave"),
+        (moved, {"folds": 2}, r"of 'mel'\. Type another --fold, another --seed, or leave"),
+    ):
+        with pytest.raises(LesionfastError, match=message):
+            check_melanomas(table, replace(TINY, **options))
 
 
 def test_folds_fit_it_out_of_fold(df, tmp_path):

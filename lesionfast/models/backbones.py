@@ -320,6 +320,8 @@ def measure(backbone: Backbone, arch: str, size: int, native: int | None = None)
 def native_size(arch: str) -> int:
     """Return the size in pixels that a backbone was made for; of this project's own the least."""
     library, name = find_arch(arch)
+    if library in HUBS:
+        return find_encoder(arch, library, name).native
     if library == "lesionfast":
         return TrainConfig().size if name in archs.modules else SMALLEST
     if library == "timm":

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,7 @@ GOES_WITH: dict[str, tuple[str, Callable[[TrainConfig], object]]] = {
     "views": ("--augment other than none", lambda c: c.augment != "none"),
 }
 MOST_SMOOTHING = 0.9
+LARGER = "Type a larger --val,"
 
 
 def check_options(config: TrainConfig) -> None:
@@ -208,21 +210,33 @@ def check_seeds(config: TrainConfig, root: str | Path, name: str | None, seeds: 
         )
 
 
-def train_once(df: pd.DataFrame, config: TrainConfig, root: str | Path, name: str | None) -> Run:
-    """Train with one seed and return the run."""
+def train_once(
+    df: pd.DataFrame,
+    config: TrainConfig,
+    root: str | Path,
+    name: str | None,
+    *,
+    inside: bool = False,
+) -> Run:
+    """Train with one seed and return the run; `inside` another, whose whole table was checked."""
     config = settle_fusion(settle_inputs(df, config))
     check_teaching(config)
     for one in split_towers(config):
         check_options(one)
     if name:
         check_name(name)
+    if not inside:
+        check_melanomas(df, config)
     if kind := find_composite(config):
         return train_composite(kind, df, config, root, name)
     if config.budget:
         from lesionfast.training.speed.budget import fit_to_budget
 
         config = fit_to_budget(config, df)
-    return train_prepared(prepare_learner(df, config), config, root, name)
+    return train_prepared(prepare_learner(df, config, checked=True), config, root, name)
+
+
+train_inside = partial(train_once, inside=True)
 
 
 def train_prepared(
@@ -258,7 +272,7 @@ def train_composite(
     with only_trainer(run), logging_to(run.path / "log.txt"):
         run.write_json("environment.json", about)
         run.write_text("split.csv", split)
-        kind.finish(run, parts, Trainer(train_once, resume, {}))
+        kind.finish(run, parts, Trainer(train_inside, resume, {}))
     return run
 
 
@@ -273,7 +287,8 @@ def try_parts(kind: Composite, parts: Sequence[Part], config: TrainConfig) -> di
             _, inside = inner.prepare(part.df, part.config)
             about = try_parts(inner, inside, config)
         else:
-            about = describe_environment(prepare_learner(part.df, part.config), config)
+            learn = prepare_learner(part.df, part.config, checked=True)
+            about = describe_environment(learn, config)
     return about
 
 
@@ -293,7 +308,7 @@ def resume_composite(kind: Composite, run: Run, **moved: str) -> Run:
         parts = kind.go_on(run, df, config)
         run = forget_results(run)  # only now: what is wrong was said before
         with logging_to(run.path / "log.txt"):
-            kind.finish(run, parts, Trainer(train_once, resume, moved))
+            kind.finish(run, parts, Trainer(train_inside, resume, moved))
     return run
 
 
@@ -317,7 +332,7 @@ def resume(run: Run, **moved: str) -> Run:
         if training:
             learn = lesion_learner(LesionDataLoaders.from_run(run, df, config), run)
         else:
-            learn = prepare_learner(df, config)
+            learn = prepare_learner(df, config, checked=True)
         check_same_data(learn, run)
         if training is None:
             forget_weights(run)
@@ -363,8 +378,13 @@ def predict_again(run: Run, df: pd.DataFrame, config: TrainConfig, root: Path, n
     return made
 
 
-def prepare_learner(df: pd.DataFrame, config: TrainConfig) -> LesionLearner:
-    """Return the Learner of an experiment; wrong options are reported before images are decoded."""
+def prepare_learner(
+    df: pd.DataFrame, config: TrainConfig, *, checked: bool = False
+) -> LesionLearner:
+    """Return the Learner of an experiment; wrong options are reported before images are decoded.
+
+    `checked` says that `check_melanomas` has seen the table, or the one that it is a part of.
+    """
     find_arch(config.arch)
     check_options(config)
     fusions[config.fusion], augmentations[config.augment]
@@ -372,7 +392,8 @@ def prepare_learner(df: pd.DataFrame, config: TrainConfig) -> LesionLearner:
     check_weights(df, config.weights, config.arch)
     classes = sorted(df["target"].unique())
     check_objective(config, classes)
-    check_melanomas(df, config)
+    if not checked:
+        check_melanomas(df, config)
     if config.monitor is not None:
         named = Classes.chosen(classes, config.melanoma, config.malignant)
         check_choice("monitor", config.monitor, history_names(named))
@@ -389,7 +410,10 @@ def prepare_learner(df: pd.DataFrame, config: TrainConfig) -> LesionLearner:
 
 
 def check_melanomas(df: pd.DataFrame, config: TrainConfig) -> None:
-    """Raise `LesionfastError` if no melanoma is there to fit --melanoma-sensitivity on."""
+    """Raise `LesionfastError` if no melanoma is there to fit --melanoma-sensitivity on.
+
+    In a run of folds all images that are not test are predicted out of fold.
+    """
     classes = Classes.chosen(sorted(df["target"].unique()), config.melanoma, config.malignant)
     asked = f"--melanoma-sensitivity {config.melanoma_sensitivity:g}"
     if config.melanoma_sensitivity and classes.melanoma is None:
@@ -397,12 +421,13 @@ def check_melanomas(df: pd.DataFrame, config: TrainConfig) -> None:
             f"{asked} needs a class of melanoma; the classes are {join_names(classes)}. Name it "
             "with --melanoma, or leave the option out."
         )
-    melanomas = df.loc[df["target"] == classes.melanoma, "split"].value_counts()
-    if config.melanoma_sensitivity and not melanomas.get("valid", 0):
+    melanomas = df.loc[df["target"] == classes.melanoma, "split"]
+    fitted_on = melanomas != "test" if config.all else melanomas == "valid"
+    if config.melanoma_sensitivity and not fitted_on.any():
+        other = "Type" if config.all else "Type another --fold," if config.folds else LARGER
         raise LesionfastError(
-            f"{asked} is fitted on validation, which has none of the {int(melanomas.sum())} "
-            f"images of '{classes.melanoma}'. Type a larger --val, another --seed, or leave the "
-            "option out."
+            f"{asked} is fitted on validation, which has none of the {len(melanomas)} "
+            f"images of '{classes.melanoma}'. {other} another --seed, or leave the option out."
         )
 
 

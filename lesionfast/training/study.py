@@ -200,7 +200,9 @@ def run_study(study: Study, out: str | Path) -> Outcome:
     after Ctrl-C.
     """
     out, outcome = Path(out), Outcome()
-    several = [e.name for e in study.entries if e.config.all or "+" in e.config.arch]
+    from lesionfast.training.ensembles.towers import has_towers
+
+    several = [e.name for e in study.entries if e.config.all or has_towers(e.config)]
     if several:
         raise LesionfastError(
             f"the run '{several[0]}' has all = true or two towers, and a study trains one model a "

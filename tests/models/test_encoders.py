@@ -16,7 +16,7 @@ from lesionfast.data.split import load_data
 from lesionfast.errors import LesionfastError
 from lesionfast.models import weights
 from lesionfast.models.archs import find_arch
-from lesionfast.models.backbones import create_backbone
+from lesionfast.models.backbones import create_backbone, native_size
 from lesionfast.models.encoders import Encoder, find_encoder, without_code
 from lesionfast.models.fusion import FusionModel, build_model, read_model
 from lesionfast.serving.export import export
@@ -118,6 +118,7 @@ def encoder(request, hub):
 @torch.no_grad()
 def test_its_own_weights_and_normalisation_give_its_own_tokens(encoder):
     arch, tokens, prefix = encoder
+    assert native_size(arch) == SIDE
     backbone = create_backbone(arch, size=SIDE, pool="auto").eval()
     image = torch.rand(2, 3, SIDE, SIDE)
     mean, std = (torch.tensor(SCALE[name]).view(1, 3, 1, 1) for name in ("image_mean", "image_std"))
