@@ -238,8 +238,17 @@ def check_held_out(df: pd.DataFrame, weights: str, lineage: Lineage) -> None:
             parts = " and ".join(f"{name} ({n})" for name, n in sorted(counts.items()))
             runs = find_runs(find_weights_file(weights))
             split = runs[0] / "split.csv" if runs else "FILE with the split.csv of their run"
+            kept = f"--split {split} to keep their split, or other --weights"
+            if runs and has_seen_validation(runs[0], lineage):
+                kept = "other --weights"
             raise LesionfastError(
                 f"the weights of {weights} {what} {counts.sum()} images (or others of their "
                 f"lesions) that this split holds out for {parts}: metrics would be "
-                f"too optimistic. Type --split {split} to keep their split, or other --weights."
+                f"too optimistic. Type {kept}."
             )
+
+
+def has_seen_validation(folder: Path, lineage: Lineage) -> bool:
+    """Return whether weights were trained on validation images of their run, as a student's are."""
+    split = read_table(folder / "split.csv", {"image_id": "", "split": ""}, option="--weights")
+    return bool(np.isin(Lineage.of(split, None).valid, lineage.train).any())

@@ -171,6 +171,12 @@ def test_a_student_was_trained_on_what_its_teacher_was(run, student, df, tmp_pat
         assert not lineage.contains(split[split["split"] == "test"], "train").any()
 
 
+def test_weights_of_a_student_are_of_use_where_no_image_was_taught(run, student, df, tmp_path):
+    plain = {"arch": "test_resnet", "size": 32, "epochs": 1, "out": tmp_path}
+    with pytest.raises(LesionfastError, match=r"too optimistic\. Type other --weights\.$"):
+        train(run_table(df, run), weights=str(student.path), **plain)
+
+
 def test_a_teacher_whose_first_weights_saw_the_test_part_is_refused(run, df, tmp_path):
     copy = Run(shutil.copytree(run.path, tmp_path / "copy"))
     plain = {"arch": "test_resnet", "weights": "none", "size": 32, "epochs": 1, "out": tmp_path}
