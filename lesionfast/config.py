@@ -184,7 +184,7 @@ class TrainConfig(SplitConfig):
         "architectures, both with a comma between.",
     )
     size: int = option(
-        128, "Side of the square image that the model sees, in pixels.", limits=(1, INF)
+        112, "Side of the square image that the model sees, in pixels.", limits=(1, INF)
     )
     start_size: int | None = option(
         None, "Side of the first training images, in pixels; it grows to --size.", limits=(32, INF)
@@ -215,7 +215,7 @@ class TrainConfig(SplitConfig):
         limits=(0, 0.5),
     )
     epochs: int = option(
-        5, "Epochs of training the backbone, over all its phases.", limits=(1, INF)
+        8, "Epochs of training the backbone, over all its phases.", limits=(1, INF)
     )
     head_epochs: int = option(
         12,
@@ -252,7 +252,8 @@ class TrainConfig(SplitConfig):
         "Fine-tuning schedule: 'fresh' (head, then all layers with a fresh head), 'fresh:N' (head, "
         "then a fresh head and the last N stages), 'last:N' (the same with the head kept), "
         "'two-step' (head, then all layers), 'gradual' (head, then stage by stage), 'none' (all "
-        "layers at once); 'auto': fresh if pretrained, else none.",
+        "layers at once); 'auto': fresh:3 if pretrained (fresh for backbones of this project and "
+        "of yours), else none.",
     )
     melanoma: str | None = option(
         None,
@@ -311,7 +312,7 @@ class TrainConfig(SplitConfig):
         limits=(0, 1),
     )
     tta: int = option(
-        8, "Test-time augmentation (TTA): dihedral views to average, 1 to 8.", limits=(1, 8)
+        4, "Test-time augmentation (TTA): dihedral views to average, 1 to 8.", limits=(1, 8)
     )
     monitor: str | None = option(
         None,

@@ -1,4 +1,4 @@
-"""Named augmentation recipes, applied to whole batches: one resample, then one colour change."""
+"""Named augmentation recipes, applied to whole batches: one resample, then sharpness and colour."""
 
 import math
 import os
@@ -30,7 +30,9 @@ augmentations = Registry("augmentation", "--augment")
 class Recipe:
     """How far each picture of a batch may be changed; all changes are drawn uniformly.
 
-    `change` is a function of a user, from images (B, 3, H, W) to such images.
+    The detail finer than two pixels becomes up to `sharpen` times stronger or loses up to the share
+    `blur`; each colour channel becomes up to `tint` times stronger or weaker, as another white
+    balance makes it. `change` is a function of a user, from images (B, 3, H, W) to such images.
     """
 
     degrees: float = 0.0
@@ -40,6 +42,9 @@ class Recipe:
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
+    sharpen: float = 0.0
+    blur: float = 0.0
+    tint: float = 0.0
     dihedral: bool = False
     change: Callable[[Tensor], Tensor] | None = None
     number: int = field(default_factory=NUMBERS.__next__, init=False, repr=False, compare=False)
@@ -59,7 +64,7 @@ class Recipe:
     @property
     def recolours(self) -> bool:
         """Whether pixels change value."""
-        return bool(self.brightness or self.contrast or self.saturation)
+        return bool(self.brightness or self.contrast or self.saturation or self.tint)
 
 
 def register_augmentation(name: str) -> Callable[[Builder], Builder]:
@@ -131,14 +136,20 @@ def dihedral() -> Recipe:
 
 @augmentations.register("standard")
 def standard() -> Recipe:
-    """Any rotation and mirroring, zoom and shift up to a tenth, slight brightness and contrast."""
-    return Recipe(degrees=180, flip=True, zoom=0.1, shift=0.1, brightness=0.05, contrast=0.1)
+    """Any rotation and mirroring, zoom and shift up to a tenth, other sharpness, slight colour.
+
+    So that a lesion gets one answer whatever the pixels, focus and white balance of its picture.
+    """
+    move = {"degrees": 180, "flip": True, "zoom": 0.1, "shift": 0.1}
+    return Recipe(**move, sharpen=0.5, blur=1, brightness=0.05, contrast=0.1, tint=0.05)
 
 
 @augmentations.register("strong")
 def strong() -> Recipe:
-    """Any rotation and mirroring, zoom and shift up to a quarter, strong changes of colour."""
-    return Recipe(180, True, zoom=0.25, shift=0.2, brightness=0.1, contrast=0.2, saturation=0.2)
+    """Any rotation and mirroring, zoom and shift up to a quarter, strong changes of all else."""
+    move = {"degrees": 180, "flip": True, "zoom": 0.25, "shift": 0.2}
+    colour = {"brightness": 0.1, "contrast": 0.2, "saturation": 0.2, "tint": 0.1}
+    return Recipe(**move, sharpen=1, blur=1, **colour)
 
 
 class BatchAugment(DisplayedTransform):
@@ -166,7 +177,7 @@ class BatchAugment(DisplayedTransform):
 
 
 def augment(image: Tensor, recipe: Recipe, generator: Draws) -> Tensor:
-    """Return images (B, 3, H, W) in 0..1 after one affine resample and one change of colour.
+    """Return images (B, 3, H, W) in 0..1 after one affine resample, and other sharpness and colour.
 
     With a generator for each image, its changes do not depend on the batch that it is in.
     """
@@ -176,6 +187,8 @@ def augment(image: Tensor, recipe: Recipe, generator: Draws) -> Tensor:
         matrices = draw_affine(len(image), recipe, generator).to(image)
         grid = affine_grid(matrices, *image.shape[2:])
         image = F.grid_sample(image, grid, padding_mode="reflection", align_corners=False)
+    if recipe.sharpen or recipe.blur:
+        image = refocus(image, recipe, generator)
     if recipe.recolours:
         image = recolour(image, recipe, generator).clamp(0, 1)
     return image if recipe.change is None else change(image, recipe.change, generator)
@@ -226,9 +239,25 @@ def turn(image: Tensor, element: Tensor) -> Tensor:
     return turned
 
 
+def refocus(image: Tensor, recipe: Recipe, generator: Draws) -> Tensor:
+    """Return images (B, 3, H, W) with more or less of the detail that half of the pixels lose.
+
+    That is unsharp masking, and blurring by the same mask.
+    """
+    half = [max(1, side // 2) for side in image.shape[2:]]
+    coarse = F.interpolate(image, half, mode="bilinear", antialias=True)
+    coarse = F.interpolate(coarse, image.shape[2:], mode="bilinear")
+    middle, reach = (recipe.blur - recipe.sharpen) / 2, (recipe.blur + recipe.sharpen) / 2
+    share = middle + uniform(len(image), reach, generator)
+    return image.lerp(coarse, share.view(-1, 1, 1, 1).to(image)).clamp(0, 1)
+
+
 def recolour(image: Tensor, recipe: Recipe, generator: Draws) -> Tensor:
-    """Return images (B, 3, H, W) with other contrast, brightness and saturation."""
+    """Return images (B, 3, H, W) with other contrast, brightness, saturation and white balance."""
     n, shape = len(image), (-1, 1, 1, 1)
+    if recipe.tint:
+        gains = uniform(3 * n, math.log1p(recipe.tint), generator).exp().view(n, 3, 1, 1)
+        image = image * gains.to(image)
     scale = uniform(n, math.log1p(recipe.contrast), generator).exp().view(shape).to(image)
     offset = uniform(n, recipe.brightness, generator).view(shape).to(image)
     if recipe.saturation:

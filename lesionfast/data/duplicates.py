@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 VERSION = 3  # part of every key: raise it when the search changes
-SIDE = 128  # pixels of the pictures compared: as a training decodes them by default
+SIDE = 128  # pixels of the pictures compared
 STAGES = (0, 10, 65, 70, 100)  # percent of the time at which the steps end
 
 ARCH = "tf_efficientnet_lite0"

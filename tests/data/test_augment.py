@@ -97,6 +97,32 @@ def test_saturation_keeps_grey_grey_and_changes_colours():
     assert spread.min() < 0.45 and spread.max() > 0.55
 
 
+def test_blur_takes_fine_detail_away_and_sharpening_adds_to_it():
+    stripes = torch.tensor([0.4, 0.6]).repeat(16).expand(32, 3, 32, 32)
+    flat = torch.full((32, 3, 32, 32), 0.4)
+    for recipe, lowest, highest in ((Recipe(blur=1), 0.0, 1.0), (Recipe(sharpen=0.5), 1.0, 1.5)):
+        detail = augment(stripes, recipe, generator())[..., 8:24].std((1, 2, 3)) / stripes.std()
+        assert lowest - 0.05 < detail.min() < detail.max() < highest + 0.05
+        assert detail.max() - detail.min() > 0.3
+        torch.testing.assert_close(augment(flat, recipe, generator()), flat)
+
+
+def test_tint_scales_each_channel_of_a_picture_as_a_whole(images):
+    gains = augment(images, Recipe(tint=0.1), generator()) / images
+    assert gains.flatten(2).std(2).max() < 1e-5
+    means = gains.mean((2, 3))
+    assert 0.9 < means.min() < 0.97 and 1.03 < means.max() < 1.11
+    assert (means[:, 0] - means[:, 2]).abs().max() > 0.03
+
+
+@pytest.mark.parametrize("name", ["standard", "strong"])
+def test_the_changes_of_a_picture_do_not_depend_on_its_batch(name, images):
+    recipe = augmentations[name]()
+    together = augment(images[:4], recipe, [generator(seed) for seed in range(4)])
+    alone = [augment(images[i : i + 1], recipe, [generator(i)]) for i in range(4)]
+    torch.testing.assert_close(together, torch.cat(alone))
+
+
 def test_a_recipe_with_a_function_is_never_taken_for_another_in_a_cache():
     keys = [Recipe(change=lambda images, k=k: images * k).key for k in range(50)]
     assert len(set(keys)) == 50  # though the ids of functions that are gone are used again

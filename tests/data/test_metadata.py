@@ -85,7 +85,7 @@ def test_ham10000_as_downloaded(ham10000, caplog):
 
 
 def test_ham10000_without_the_rows_that_lack_age_or_sex(ham10000, caplog):
-    df = load_metadata(DataConfig(data=str(ham10000), missing="drop"))
+    df = load_metadata(DataConfig(data=str(ham10000), missing="drop", metadata="age,sex"))
     assert len(df) == 9948
     assert df[["age", "sex"]].notna().all(axis=None)
     assert "Left out 67 rows without age or sex (--missing drop)" in caplog.text
@@ -94,7 +94,8 @@ def test_ham10000_without_the_rows_that_lack_age_or_sex(ham10000, caplog):
 def test_missing_values_are_counted_and_kept_or_dropped(read, refusal, caplog):
     assert len(read()) == 4
     assert "Age is missing for 1 of 4 images" in caplog.text
-    assert read(missing="drop")["image_id"].tolist() == ["ISIC_1", "ISIC_3", "ISIC_4"]
+    kept = read(missing="drop", metadata="age,sex")
+    assert kept["image_id"].tolist() == ["ISIC_1", "ISIC_3", "ISIC_4"]
     assert "Left out 1 row without age or sex (--missing drop)" in caplog.text
     assert len(read(missing="drop", metadata="none")) == 4
     nothing = HEADER + "L1,ISIC_1,nv,histo,,male,back\nL2,ISIC_2,mel,histo,50,,back\n"

@@ -29,7 +29,7 @@ from lesionfast.training.speed.bench import inference_step, time_decoding, time_
 
 logger = logging.getLogger("lesionfast")
 
-SIZES = (64, 96, 128, 160, 192, 224)
+SIZES = (64, 96, 112, 128, 160, 192, 224)
 ENOUGH, MOST = 4, 12  # epochs: a larger image is worth it with ENOUGH, more than MOST overfit
 SPARE = 0.9  # of the time, for what is not measured
 DECODED = 64  # images that are decoded to measure how fast that is
@@ -168,7 +168,7 @@ def estimate(config: TrainConfig, df: pd.DataFrame) -> Estimate:
             else:
                 step = time_training(model, batch, config)
                 backbone += phase.epochs * (rows["valid"] * forward + n // size * step)
-    features = 0 if config.fusion == "metadata" else len(df)  # kept with the run
+    features = 0 if config.fusion == "metadata" else len(train)  # kept with the run
     predicting = (config.tta * (rows["valid"] + rows.get("test", 0)) + features) * forward
     return Estimate(count_parameters(model), config.epochs, head, backbone, predicting)
 

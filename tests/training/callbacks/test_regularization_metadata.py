@@ -202,7 +202,7 @@ def test_a_solved_head_learns_from_withheld_metadata_too(df):
     with torch.inference_mode():
         unknown = fusion.branch(torch.from_numpy(encoder.unknown)[None]).numpy()
     for split, more in (("train", 0.15), ("valid", 0.0)):
-        seen, _ = head_inputs(learn, split)
+        seen = head_inputs(learn, split).fused(learn)
         lacks = np.isclose(seen[:, -unknown.size :], unknown, atol=1e-5).all(axis=1)
         rows = encoder.transform(learn.dls.rows[learn.dls.rows["split"] == split])
         own = (rows == encoder.unknown).all(axis=1)

@@ -71,7 +71,7 @@ def test_the_largest_size_with_enough_epochs_is_chosen(costs, options, size, epo
 
 
 def test_only_sizes_to_which_pictures_can_grow_are_tried():
-    assert sizes_to_try(TrainConfig(start_size=96)) == (128, 160, 192, 224)
+    assert sizes_to_try(TrainConfig(start_size=96)) == (112, 128, 160, 192, 224)
     assert sizes_to_try(TrainConfig(start_size=96, size=80)) == (80,)
 
 
@@ -124,7 +124,7 @@ def test_the_time_is_that_of_all_steps(monkeypatch):
     found = estimate(TINY, df)
     assert found.head == pytest.approx((TINY.views * train + valid) * 0.1)
     assert found.backbone == pytest.approx(4 * (train // 32 + valid * 0.1))
-    images = TINY.tta * (valid + test) + len(df)  # the features of all are kept
+    images = TINY.tta * (valid + test) + train  # the features of all are kept
     assert found.predicting == pytest.approx(images * 0.1)
     assert found.seconds == found.head + found.backbone + found.predicting
     assert found.parameters == sum(p.numel() for p in build_model(TINY, 0, 7).parameters())
