@@ -136,6 +136,7 @@ class Features:
         device = next(self.model.parameters()).device
         precision = choose_precision(self.precision, device)
         made = (VERSION, self.pixels.shape[1:], precision, self.stages, self.about)
+        made += (self.depends_on_pixels_alone,)  # then its rows end with digests
         made += computed_by(device)
         made += (self.model.pool_name if self.stages is None else "", backbone.mean, backbone.std)
         made += (backbone.arch_config and backbone.arch_config["made_by"],)

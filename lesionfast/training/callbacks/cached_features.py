@@ -111,7 +111,7 @@ class CachedFeatures(Borrowing):
         View 0 is the picture itself.
         """
         about = (AUGMENTATION, self.recipe.key, self.seed, view) if view else ()
-        change = partial(self.augment, view=view)
+        change = partial(self.augment, view=view) if view else None
         source = Features(self.model, self.dls.pixels, self.precision, stages, change, about)
         if stages is not None:
             maps = ComputedMaps(source.compute, rows)
@@ -122,8 +122,6 @@ class CachedFeatures(Borrowing):
 
     def augment(self, image: Tensor, rows: np.ndarray, view: int) -> Tensor:
         """Return images (B, 3, H, W) as a view shows them; the changes of a row are its own."""
-        if not view:
-            return image
         seeds = [mix_seeds(self.seed, view, row) for row in rows]
         return augment(image, self.recipe, [torch.Generator().manual_seed(seed) for seed in seeds])
 

@@ -11,6 +11,7 @@ from lesionfast.config import TrainConfig
 from lesionfast.data.augment import augmentations
 from lesionfast.data.loaders import LesionDataLoaders, images_at_once
 from lesionfast.data.split import load_dataset
+from lesionfast.models.features import Features
 from lesionfast.training.callbacks import cached_features as module
 from lesionfast.training.callbacks.cached_features import CachedFeatures, FeatureLoader
 from lesionfast.training.learner import lesion_learner
@@ -31,6 +32,12 @@ def learn(df):
     learn.freeze()
     with learn.no_bar(), learn.no_logging():
         yield learn
+
+
+@pytest.fixture
+def fresh_cache(monkeypatch, tmp_path):
+    """Keep features in a folder that is empty."""
+    monkeypatch.setenv("LESIONFAST_CACHE", str(tmp_path))
 
 
 @pytest.fixture
@@ -71,6 +78,25 @@ def test_another_run_of_the_same_backbone_finds_its_features(df, runs_of):
         with learn.no_bar(), learn.no_logging():
             learn.fit(1, 1e-2, cbs=CachedFeatures(STANDARD, 2, seed=78))
     assert seen[0] and not seen[1]
+
+
+@pytest.mark.usefixtures("fresh_cache")
+def test_a_solved_head_and_a_trained_one_take_the_same_kept_features(df, runs_of):
+    def kept(learn):
+        rows = learn.dls.rows.loc[learn.dls.rows["split"] == "train", "row"].to_numpy()
+        return Features(learn.model, learn.dls.pixels).kept(rows)
+
+    learn = lesion_learner(LesionDataLoaders.from_df(df, TINY), config=TINY)
+    learn.freeze()
+    seen, cached = runs_of(learn), CachedFeatures(STANDARD, 1, seed=79)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 1e-2, cbs=cached)
+    ran = len(seen)
+    assert ran and kept(learn).shape[1] == learn.model.backbone.num_features
+    assert len(seen) == ran
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 1e-2, cbs=CachedFeatures(STANDARD, 1, seed=79))
+    assert len(seen) == ran
 
 
 def test_features_of_other_weights_are_not_taken(learn):
