@@ -65,11 +65,9 @@ class Plan:
 def plan_training(model: FusionModel, config: TrainConfig) -> Plan:
     """Return the plan of a training; `--unfreeze auto` is fresh:3 if pretrained, else none.
 
-    Of backbones that are not of torchvision, timm or a hub it is fresh in place of fresh:3.
-    The first stages, which see most pixels, take more than half of the time of a training and are
-    hardly changed by it, so that three trained stages learn more in the same time.
-
-    Raises `LesionfastError` if --unfreeze does not fit the model.
+    The first stages see the most pixels: without them a step takes less than half of the time.
+    Backbones that are not of torchvision, timm or a hub train all stages (fresh). Raises
+    `LesionfastError` if --unfreeze does not fit the model.
     """
     how, n_groups = config.unfreeze, len(stage_groups(model))
     if how == "auto":

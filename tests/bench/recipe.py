@@ -182,20 +182,15 @@ def measure(
 
 def measure_pooled(runs: list[Run]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Return the metrics of the pooled out-of-fold predictions of runs, and their resamples."""
-    rows = pd.concat([run.predictions_of("valid") for run in runs]).sort_values("image_id")
-    classes = runs[0].classes
-    prior = dict.fromkeys(rows["image_id"], 0)
-    for run in runs:
-        prior |= dict.fromkeys(run.predictions_of("valid")["image_id"], run.model["prior"])
-    priors = np.array([prior[image] for image in rows["image_id"]])
+    parts = [run.predictions_of("valid") for run in runs]
+    rows, classes = pd.concat(parts), runs[0].classes
+    priors = np.repeat([run.model["prior"] for run in runs], [len(part) for part in parts], axis=0)
     truth = rows["target"].map(list(classes).index).to_numpy()
     p = rows[probability_columns(classes)].to_numpy()
     p = p / p.sum(axis=1, keepdims=True)
     decision = (p / priors).argmax(axis=1)  # the balanced rule, each by the prior of its run
-    values, drawn = resampled(
-        pooled_metrics(truth, p, decision, classes), truth, rows["group"].to_numpy()
-    )
-    return values, drawn
+    find = pooled_metrics(truth, p, decision, classes)
+    return resampled(find, truth, rows["group"].to_numpy())
 
 
 def pooled_metrics(
