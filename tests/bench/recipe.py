@@ -24,6 +24,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from lesionfast.config import TrainConfig
+from lesionfast.data.augment import Recipe, register_augmentation, standard
 from lesionfast.data.images import open_images
 from lesionfast.data.split import load_dataset
 from lesionfast.diagnoses import Classes, probability_columns
@@ -37,18 +38,40 @@ FOLDS = 5
 RECIPE = "the recipe"
 ROWS: dict[str, dict[str, Any]] = {
     RECIPE: {},
+    "the default before": {"unfreeze": "fresh", "size": 128, "epochs": 5, "augment": "soft"},
+    "all layers": {"unfreeze": "fresh"},
+    "last four stages": {"unfreeze": "fresh:4"},
+    "last two stages": {"unfreeze": "fresh:2"},
+    "no head-only epochs": {"head_epochs": 0},
     "no EMA of the weights": {"ema": 0.0},
-    "twice the learning rate": {"lr": TrainConfig.lr * 2},
+    "twice the learning rate": {"lr": 2e-3},
+    "rates falling by 0.7 a stage": {"lr_decay": 0.7},
+    "batches of 64": {"batch_size": 64},
+    "batches of 64, twice the rate": {"batch_size": 64, "lr": 2e-3},
+    "weight decay 0.1": {"weight_decay": 0.1},
     "logit adjustment": {"loss": "logit_adjusted"},
     "label smoothing 0.05": {"label_smoothing": 0.05},
-    "batches of 64": {"batch_size": 64},
+    "mixup": {"mix": "mixup"},
+    "cutmix": {"mix": "cutmix"},
     "age, sex and site": {"metadata": "age,sex,localization"},
     "no age and sex": {"fusion": "none", "metadata": "none"},
+    "no change of sharpness or tint": {"augment": "soft"},
     "dihedral augmentation": {"augment": "dihedral"},
     "strong augmentation": {"augment": "strong"},
     "no augmentation": {"augment": "none"},
+    "12 epochs": {"epochs": 12},
+    "24 epochs": {"epochs": 24},
+    "128 pixels": {"size": 128},
+    "144 pixels": {"size": 144},
+    "144 pixels, 24 epochs": {"size": 144, "epochs": 24},
 }
 SHOWN = ("log loss", "macro AUC", "balanced accuracy", "melanoma at 90 %", "melanoma AUC", "ECE")
+
+
+@register_augmentation("soft")
+def soft() -> Recipe:
+    """The standard augmentation without its changes of sharpness and white balance."""
+    return replace(standard(), sharpen=0.0, blur=0.0, tint=0.0)
 
 
 def main() -> None:
