@@ -451,6 +451,35 @@ def test_a_path_that_is_not_utf8_is_printed_as_it_is(folder, tmp_path):
     assert done.stdout == name + b"\n"
 
 
+def test_shards_of_a_table_are_joined_to_the_rows_of_one_process(folder, tmp_path, monkeypatch):
+    from lesionfast.data.sample import make_sample
+    from lesionfast.serving import predictor
+
+    monkeypatch.setattr(predictor, "CHUNK", 8)
+    run = folder[0] / folder[1].stdout.strip()
+    command = ["predict", run, make_sample(), "--set", "sex=female", "--tta", 1, "--out"]
+    invoke(*command, tmp_path / "whole.csv")
+    for number in (1, 2):
+        invoke(*command, tmp_path / f"part{number}.csv", "--shard", f"{number}/2")
+    joined = invoke("predict", "--join", tmp_path / "part*.csv", "--out", tmp_path / "all.csv")
+    assert joined.stdout.strip() == str(tmp_path / "all.csv") and " 0 failed" in joined.stderr
+    assert (tmp_path / "all.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "given, told",
+    [
+        (["--tta", 2, "--out", "a.csv"], "so --tta changes nothing. Leave it out"),
+        ([], "--join writes a file. Name it with --out"),
+    ],
+)
+def test_joining_takes_no_option_that_predicts(given, told):
+    with pytest.raises(LesionfastError, match=told):
+        invoke("predict", "--join", "part1.csv", *given)
+    with pytest.raises(LesionfastError, match="no input after part1.csv. Name images"):
+        invoke("predict", "part1.csv")
+
+
 def test_what_is_set_may_have_equals_signs_in_quotes():
     from lesionfast.cli.serving import read_pairs
 

@@ -2,14 +2,18 @@
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lesionfast.cli.base import USE, Device, app, argument, option
 from lesionfast.diagnoses import split_unquoted, unquote
 from lesionfast.errors import LesionfastError, pluralize
 from lesionfast.run import Run
 
+if TYPE_CHECKING:
+    from lesionfast.serving.outputs import Count
+
 Model = argument(str, "A run, an exported folder, a model.onnx file or hf://user/name.")
-Inputs = argument(list[str], "Images, folders, globs, zip files, datasets or tables.")
+Inputs = argument(list[str] | None, "Images, folders, globs, zip files, datasets or tables.")
 OutFile = option(Path | None, "File to write: .csv, .jsonl or .parquet (default: stdout).")
 Format = option(str | None, "csv, jsonl or parquet (default: from the suffix of --out).")
 Isic = option(bool, "Write a submission to the ISIC 2018 challenge.", "--isic")
@@ -24,12 +28,14 @@ Renamed = option(
 Metadata = option(list[str] | None, "Metadata of all images, such as age=55.", "--set")
 Views = option(int | None, "Dihedral views to average, 1 to 8 (default: as many as the run).")
 Resume = option(bool, "Continue an unfinished --out.", "--resume")
+Part = option(str | None, "Predict one part of the images, such as 3/8.", "--shard")
+Join = option(bool, "Join the files of all shards, named as arguments.", "--join")
 
 
 @app.command(rich_help_panel=USE)
 def predict(
     model: Model,
-    inputs: Inputs,
+    inputs: Inputs = None,
     out: OutFile = None,
     format: Format = None,
     isic: Isic = False,
@@ -40,6 +46,8 @@ def predict(
     metadata: Metadata = None,
     tta: Views = None,
     resume: Resume = False,
+    shard: Part = None,
+    join: Join = False,
     device: Device = "auto",
 ) -> None:
     """Predict images, one row each.
@@ -50,27 +58,73 @@ def predict(
     gets a row with its error; then the exit code is 2.
 
     Example: lesionfast predict runs/20260102-030405-densenet121 photos --set age=55 --set sex=male
-    """
-    if isic and format:
-        raise LesionfastError("--isic is a format of its own. Type it without --format.")
-    if tta is not None and not 1 <= tta <= 8:
-        raise LesionfastError(f"--tta is {tta}; type 1 to 8 views.")
-    from lesionfast.serving.outputs import choose_format, predict_inputs
 
-    kind = "isic" if isic else choose_format(out, format)
+    On many machines: the same command with --shard 1/8 --out part1.csv and so on
+    in each, then: lesionfast predict --join part*.csv --out all.csv
+    """
+    kind = choose_kind(out, format, isic)
     table = {"images": images, "image": image, "separator": separator}
     table |= {"renamed": read_pairs("--map", renamed, "gender=sex")}
     table |= {"metadata": read_pairs("--set", metadata, "age=55")}
-    count = predict_inputs(
-        model, inputs, out, kind, **table, views=tta, resume=resume, device=device
-    )
+    choices = {**table, "views": tta, "resume": resume, "shard": shard}
+    if join:
+        count = join_files([model, *(inputs or [])], out, kind, choices)
+    else:
+        count = predict_files(model, inputs or [], out, kind, choices | {"device": device})
+    report_count(count, out, kind)
+
+
+def predict_files(
+    model: str, inputs: list[str], out: Path | None, kind: str, choices: dict[str, Any]
+) -> "Count":
+    """Predict the inputs; raises `LesionfastError` if there is none, or for too many views."""
+    if not inputs:
+        raise LesionfastError(
+            f"no input after {model}. Name images, a folder, a zip file or a CSV file."
+        )
+    views = choices["views"]
+    if views is not None and not 1 <= views <= 8:
+        raise LesionfastError(f"--tta is {views}; type 1 to 8 views.")
+    from lesionfast.serving.outputs import predict_inputs
+
+    return predict_inputs(model, inputs, out, kind, **choices)
+
+
+def choose_kind(out: Path | None, format: str | None, isic: bool) -> str:
+    """Return the format to write; raises `LesionfastError` for two of them."""
+    if isic and format:
+        raise LesionfastError("--isic is a format of its own. Type it without --format.")
+    from lesionfast.serving.outputs import choose_format
+
+    return "isic" if isic else choose_format(out, format)
+
+
+FLAGS = {"renamed": "--map", "metadata": "--set", "views": "--tta"}
+
+
+def join_files(paths: list[str], out: Path | None, kind: str, choices: dict[str, Any]) -> "Count":
+    """Join the files of all shards; raises `LesionfastError` for an option that predicts."""
+    given = [FLAGS.get(name, f"--{name}") for name, value in choices.items() if value]
+    if given:
+        raise LesionfastError(
+            f"--join reads files of predictions, so {given[0]} changes nothing. Leave it out."
+        )
+    if out is None:
+        raise LesionfastError("--join writes a file. Name it with --out, such as --out all.csv.")
+    from lesionfast.serving.joining import join_parts
+
+    return join_parts(paths, out, kind)
+
+
+def report_count(count: "Count", out: Path | None, kind: str) -> None:
+    """Print the file and how many images it has; raises `LesionfastError` if some failed."""
     if out is not None:
         print(f"{pluralize(count.images, 'image')}, {count.failed:,} failed", file=sys.stderr)
         print(out)
     if count.failed:
         raise LesionfastError(
             f"no prediction for {count.failed:,} of {pluralize(count.images, 'image')}; "
-            + ("the file leaves them out." if isic else "see the column 'error'.")
+            + ("the file leaves them out." if kind == "isic" else "see the column 'error'.")
         )
 
 

@@ -1,6 +1,7 @@
 """What to predict: images, folders, globs, zip files and tables, each image with its metadata."""
 
 import glob
+import hashlib
 import logging
 import os
 from collections import Counter
@@ -60,6 +61,42 @@ class Item:
     problem: str = ""
 
 
+@dataclass
+class Shard:
+    """One of `count` shards: every `count`th chunk of the images, as one process cuts them.
+
+    The numbers of an image depend on its chunk in the last digits, so a chunk is never divided.
+    """
+
+    number: int  # from 1
+    count: int
+    images: int = 0  # of all shards, as far as they were seen
+    names: Any = field(default_factory=hashlib.sha256)
+
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """Return the shard of a text such as "3/8"; raises `LesionfastError` if there is none."""
+        parts = [int(part) for part in text.split("/") if part.isascii() and part.isdigit()]
+        if text.count("/") != 1 or len(parts) != 2 or not 1 <= parts[0] <= parts[1]:
+            raise LesionfastError(
+                f"--shard {text} is not a shard. Type for example --shard 3/8 for the third of "
+                "eight, which are 1/8 to 8/8."
+            )
+        return cls(*parts)
+
+    def choose(self, items: Iterable[Item], chunk: int) -> Iterator[Item]:
+        """Yield the images of this shard; all are counted, and their names hashed."""
+        for item in items:
+            if self.images // chunk % self.count == self.number - 1:
+                yield item
+            self.images += 1
+            self.names.update(item.name.encode("utf-8", "backslashreplace") + b"\0")
+
+    def __str__(self) -> str:
+        """Return it as a person types it."""
+        return f"{self.number}/{self.count}"
+
+
 def find_items(
     inputs: Sequence[str],
     *,
@@ -69,14 +106,16 @@ def find_items(
     columns: Sequence[str] = (),
     separator: str | None = None,
     renamed: dict[str, str] | None = None,
+    choose: Callable[[Iterator[Item]], Iterator[Item]] = iter,
 ) -> Iterator[Item]:
     """Yield the images of files, folders, globs, zip files, datasets and tables, in order.
 
     `images` is the folder or zip file of the images that a table names, unless they are beside
     it; `metadata` holds for every image whose table does not say otherwise; a table should have
     `columns`; its `separator` is found unless given, and `renamed` maps columns of a table to
-    those. Raises `LesionfastError`, before the first image, for an input that does not exist, and
-    before the first image of a table that can't be read.
+    those. `choose` leaves images out before any file is opened. Raises `LesionfastError`, before
+    the first image, for an input that does not exist, and before the first image of a table that
+    can't be read.
     """
     roots = [root for pattern in inputs for root in expand(pattern)]
     for root in roots:
@@ -86,7 +125,7 @@ def find_items(
                 "Name images, a folder, a zip file or a CSV file."
             )
     tables = Tables(images, metadata or {}, image_column, columns, separator, renamed or {})
-    return add_tags(item for root in roots for item in read_input(Path(root), tables))
+    return add_tags(choose(item for root in roots for item in read_input(Path(root), tables)))
 
 
 def add_tags(items: Iterable[Item]) -> Iterator[Item]:

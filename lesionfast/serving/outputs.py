@@ -1,6 +1,7 @@
 """Predictions written to a file as they come: CSV, JSON lines, Parquet, a challenge submission.
 
-A file of CSV or JSON lines that was not finished can be resumed by the same command.
+A file of CSV or JSON lines that was not finished can be resumed by the same command. A note beside
+it says what its rows depend on; the file of a shard, which has one too, can be joined by it.
 """
 
 import csv
@@ -12,7 +13,8 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from io import TextIOWrapper
 from itertools import chain, islice
 from pathlib import Path
@@ -21,7 +23,7 @@ from typing import Any
 import pandas as pd
 
 from lesionfast.console import counting_bar
-from lesionfast.errors import LesionfastError, did_you_mean
+from lesionfast.errors import LesionfastError, did_you_mean, pluralize
 from lesionfast.evaluation.interpretation import records
 from lesionfast.evaluation.isic import COLUMNS, challenge_columns
 from lesionfast.files import (
@@ -33,7 +35,7 @@ from lesionfast.files import (
     workspace,
     write_json,
 )
-from lesionfast.serving.inputs import Item, find_items, hash_tables
+from lesionfast.serving.inputs import Item, Shard, find_items, hash_tables
 from lesionfast.serving.predictor import Predictor
 
 logger = logging.getLogger("lesionfast")
@@ -42,6 +44,7 @@ FORMATS = ("csv", "jsonl", "parquet", "isic")
 RESUMABLE = ("csv", "jsonl")  # written under their name, row by row; the others are renamed at last
 SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 ELSEWHERE = "Name another --out."
+FINISHED = "finished"  # in the note of a shard: what it holds, and what all the inputs are
 
 
 @dataclass
@@ -62,23 +65,20 @@ def predict_to(
     resume: bool = False,
     progress: Callable[[int], None] | None = None,
     options: dict[str, Any] | None = None,
+    shard: Shard | None = None,
 ) -> Count:
     """Write one row an image to a file, or to stdout; return how many there are and failed.
 
     `kind` is csv, jsonl, parquet or isic. With `resume` the images that the file already has are
     skipped, and a row that was not finished is written again. `progress(images)` is called after
-    each chunk. `options` are what else the rows depend on, as a person types it. Raises
-    `LesionfastError` for a file that exists, that another process writes, or that was begun with
-    other images, another model or other options; where there is no image, or a table can't be
-    read, no file is begun.
+    each chunk. `options` are what else the rows depend on, as a person types it; `shard` is the
+    one that chose the images, if any. Raises `LesionfastError` for a file that exists, that another
+    process writes, or that was begun with other images, another model or other options; where there
+    is no image, or a table can't be read, no file is begun.
     """
     if out is not None:
         check_out(out, kind, resume)
-    items = iter(items)
-    first = next(items, None)
-    if first is None:
-        raise LesionfastError("the inputs hold no image. Name images, or a folder of images.")
-    count, items = Count(), chain([first], items)
+    count, items = Count(), begin_items(items, predictor, shard)
     if out is None:
         write_rows(predictor, items, None, kind, count, progress)
     else:
@@ -86,12 +86,32 @@ def predict_to(
             out.parent.mkdir(parents=True, exist_ok=True)
         with only_writer(out):
             check_out(out, kind, resume)  # again, as another process may have begun it
-            if kind in RESUMABLE:
-                note = describe_origin(predictor, kind, options or {})
+            note = describe_origin(predictor, kind, options or {}, shard)
+            if kind in RESUMABLE or shard:
                 items = begin_or_resume(predictor, items, out, kind, count, note)
             write_rows(predictor, items, out, kind, count, progress)
+            if shard:
+                write_json(note_path(out), note | {FINISHED: describe_part(out, shard, count)})
     predictor.metadata.report()
     return count
+
+
+def begin_items(items: Iterable[Item], predictor: Predictor, shard: Shard | None) -> Iterator[Item]:
+    """Return the images, the first of them found; raises `LesionfastError` if there is none.
+
+    A shard may have none if others do.
+    """
+    items = iter(items)
+    first = list(islice(items, 1))
+    if first:
+        return chain(first, items)
+    if not (shard and shard.images):
+        raise LesionfastError("the inputs hold no image. Name images, or a folder of images.")
+    logger.warning(
+        "Shard %s has no image: the inputs hold %s, which are dealt out %d at a time. "
+        "Its file has no row", shard, pluralize(shard.images, "image"), predictor.chunk,
+    )  # fmt: skip
+    return items
 
 
 def predict_inputs(
@@ -107,13 +127,16 @@ def predict_inputs(
     renamed: dict[str, str] | None = None,
     views: int | None = None,
     resume: bool = False,
+    shard: str | None = None,
     device: str = "auto",
 ) -> Count:
     """Predict the images that a person named, with a progress bar; see `predict_to`.
 
     `images`, `image`, `separator` and `renamed` say how a table among the inputs is read,
-    `metadata` holds for all images. Wrong names are found before the model is loaded.
+    `metadata` holds for all images, and `shard`, such as "3/8", takes a part of them; the parts are
+    put together by `join_parts`. Wrong names are found before the model is loaded.
     """
+    part = None if shard is None else find_shard(shard, out, kind)
     if out is not None:
         check_out(out, kind, resume)
     find_items(inputs)
@@ -122,6 +145,7 @@ def predict_inputs(
     bundle = predictor.bundle
     table = {"image_column": image or bundle.image_column, "columns": bundle.encoder.columns}
     table |= {"images": images, "separator": separator, "renamed": renamed}
+    table |= {"choose": partial(part.choose, chunk=predictor.chunk)} if part else {}
     items = find_items(inputs, metadata=metadata, **table)
     options = {
         "--set": metadata,
@@ -133,7 +157,23 @@ def predict_inputs(
     }
     with counting_bar("images") as bar:
         choices = {"resume": resume, "progress": lambda count: bar(count, None)}
-        return predict_to(predictor, items, out, kind, **choices, options=options)
+        return predict_to(predictor, items, out, kind, **choices, options=options, shard=part)
+
+
+def find_shard(text: str, out: Path | None, kind: str) -> Shard:
+    """Return the shard that a person typed; raises `LesionfastError` if it can't be written."""
+    shard = Shard.parse(text)
+    if out is None:
+        raise LesionfastError(
+            f"--shard {text} writes a part, which is joined later. Name it with --out, such as "
+            f"--out part{shard.number}.csv."
+        )
+    if kind == "isic":
+        raise LesionfastError(
+            "a part of a submission can't be joined, as it has no row for an image that failed. "
+            "Leave out --isic, and type it with --join."
+        )
+    return shard
 
 
 def choose_format(out: Path | None, wanted: str | None) -> str:
@@ -331,11 +371,14 @@ def note_path(out: Path) -> Path:
     return out.with_name(f".{out.name}.resume.json")
 
 
-def describe_origin(predictor: Predictor, kind: str, options: dict[str, Any]) -> dict[str, Any]:
+def describe_origin(
+    predictor: Predictor, kind: str, options: dict[str, Any], shard: Shard | None = None
+) -> dict[str, Any]:
     """Return all that the rows of a file depend on, by the names that a person knows.
 
     `options` are those of the command, such as {"--set": {"age": "55"}}.
     """
+    dealt = {"--shard": str(shard), "images at a time": predictor.chunk} if shard else {}
     return {
         "weights": sha256(predictor.weights),
         "decisions": predictor.bundle.digest(),
@@ -343,7 +386,14 @@ def describe_origin(predictor: Predictor, kind: str, options: dict[str, Any]) ->
         "columns": hashlib.sha256(json.dumps(predictor.columns).encode()).hexdigest(),
         "--format": kind,
         **options,
+        **dealt,
     }
+
+
+def describe_part(out: Path, shard: Shard, count: Count) -> dict[str, Any]:
+    """Return what the finished file of a shard holds, and what the inputs of all shards are."""
+    inputs = {"images": shard.images, "names": shard.names.hexdigest()}
+    return {"sha256": sha256(out), **asdict(count), "inputs": inputs}
 
 
 def begin_or_resume(
@@ -358,6 +408,7 @@ def begin_or_resume(
         write_json(note_path(out), note)
         return items
     check_origin(out, note)
+    write_json(note_path(out), note)  # a shard that had ended has not now
     end = find_first_row(out, kind, predictor.columns)
     rows = read_rows(out, kind, predictor.columns, end)
     while chunk := list(islice(rows, predictor.chunk)):
@@ -380,28 +431,37 @@ def check_origin(out: Path, now: dict[str, Any]) -> None:
     """Raise `LesionfastError` unless a file was begun by the same model with the same options."""
     try:
         before = json.loads(note_path(out).read_text("utf-8"))
-        differ = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        differences = describe_changes(before, now, ", now")
     except (ValueError, TypeError, AttributeError):
         raise LesionfastError(f"{note_path(out)} is damaged. {ELSEWHERE}") from None
-    if differ:
-        differences = (describe_change(name, before.get(name), now.get(name)) for name in differ)
+    if differences:
         raise LesionfastError(
-            f"{out} was begun by another model or with other options: {'; '.join(differences)}. "
+            f"{out} was begun by another model or with other options: {differences}. "
             "Resume with the model and the options that began it, or name another --out."
         )
 
 
-def describe_change(name: str, before: Any, now: Any) -> str:
-    """Return what differs, as a person types it."""
+def describe_changes(before: dict[str, Any], now: dict[str, Any], then: str) -> str:
+    """Return what differs between two notes, but for what a shard holds; '' if nothing does."""
+    names = [name for name in {**before, **now} if name != FINISHED]
+    return "; ".join(
+        describe_change(name, before.get(name), now.get(name), then)
+        for name in names
+        if before.get(name) != now.get(name)
+    )
+
+
+def describe_change(name: str, before: Any, now: Any, then: str) -> str:
+    """Return what differs, as a person types it; `then` stands between the two values."""
     if name in ("weights", "decisions", "columns"):
-        return f"other {name} (SHA-256 {str(before)[:12]}, now {str(now)[:12]})"
+        return f"other {name} (SHA-256 {str(before)[:12]}{then} {str(now)[:12]})"
 
     def show(value: Any) -> str:
         if isinstance(value, dict):
             value = " ".join(f"{key}={text}" for key, text in value.items()) or None
         return "not given" if value is None else str(value)
 
-    return f"{name} {show(before)}, now {show(now)}"
+    return f"{name} {show(before)}{then} {show(now)}"
 
 
 def find_first_row(out: Path, kind: str, columns: list[str]) -> int:

@@ -1,0 +1,282 @@
+"""The files of all shards of a prediction joined into the one that a single process writes."""
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lesionfast.console import counting_bar
+from lesionfast.errors import LesionfastError, import_extra, list_first, pluralize
+from lesionfast.files import (
+    check_shape,
+    check_target,
+    damage_explained,
+    only_writer,
+    sha256,
+    write_atomically,
+    write_json,
+)
+from lesionfast.serving.inputs import Shard, expand
+from lesionfast.serving.outputs import (
+    FINISHED,
+    RESUMABLE,
+    Count,
+    TextWriter,
+    csv_head,
+    describe_changes,
+    find_first_row,
+    note_path,
+    read_rows,
+)
+
+OWN = ("--shard", "images at a time", FINISHED)  # of a note, what the joined file's does not have
+NOTE = {
+    "--shard": str,
+    "--format": str,
+    "images at a time": int,
+    "finished?": {
+        **dict.fromkeys(("images", "failed"), int),
+        "sha256": str,
+        "inputs": {"images": int, "names": str},
+    },
+}
+WHOLE = "Predict that shard again."
+
+
+@dataclass(frozen=True)
+class Part:
+    """The file of one shard, and its note."""
+
+    path: Path
+    note: dict[str, Any]
+    shard: Shard
+
+    @property
+    def kind(self) -> str:
+        """The format of the file."""
+        return self.note["--format"]
+
+    @property
+    def chunk(self) -> int:
+        """How many images were dealt out at a time."""
+        return self.note["images at a time"]
+
+
+def join_parts(paths: Sequence[str], out: Path, kind: str) -> Count:
+    """Write the rows of all shards to one file, in the order of a single process; count them.
+
+    `paths` are the files that `predict_inputs` wrote with `shard`, or patterns of them; `kind` is
+    their format, or isic. Raises `LesionfastError` unless they are all the shards of the same
+    inputs, each once and finished, predicted by the same model with the same options.
+    """
+    check_new(out)
+    parts = [read_part(Path(path)) for pattern in paths for path in expand(pattern)]
+    check_parts(parts)
+    parts.sort(key=lambda part: part.shard.number)
+    check_kind(parts[0], kind)
+    for part in parts:
+        check_whole(part)
+    join = {"parquet": join_parquet, "isic": join_isic}.get(kind, join_text)
+    with only_writer(out):
+        check_new(out)  # again, as another process may have begun it
+        if kind in RESUMABLE:
+            note = {k: v for k, v in parts[0].note.items() if k not in OWN}
+            write_json(note_path(out), note)
+        write_atomically(out, partial(join, parts))
+    ends = [part.note[FINISHED] for part in parts]
+    return Count(*(sum(end[name] for end in ends) for name in ("images", "failed")))
+
+
+def check_new(out: Path) -> None:
+    """Raise `LesionfastError` for a file that exists already."""
+    check_target(out)
+    if out.exists():
+        raise LesionfastError(f"{out} exists already. Name another --out.")
+
+
+def read_part(path: Path) -> Part:
+    """Return the file of a shard with its note; raises `LesionfastError` if it is none."""
+    note = note_path(path)
+    if not path.is_file():
+        raise LesionfastError(f"there is no file or pattern '{path}'. Name the parts to join.")
+    if not note.is_file():
+        raise LesionfastError(
+            f"{path} can't be joined: {note.name}, which says what it holds, is not beside it. "
+            "If it was predicted with --shard, copy that file too."
+        )
+    with damage_explained(note, WHOLE):
+        value = json.loads(note.read_text("utf-8"))
+        if isinstance(value, dict) and "--shard" not in value:
+            raise LesionfastError(
+                f"{path} can't be joined: it was predicted without --shard. Leave it out."
+            )
+        check_shape(value, NOTE)
+        return Part(path, value, Shard.parse(value["--shard"]))
+
+
+def check_parts(parts: Sequence[Part]) -> None:
+    """Raise `LesionfastError` unless parts are all shards of one prediction, each finished."""
+    first, *others = parts
+    for part in others:
+        before, now = ({**p.note, "--shard": f"K/{p.shard.count}"} for p in (first, part))
+        if differences := describe_changes(before, now, " and"):
+            raise LesionfastError(
+                f"{first.path} and {part.path} don't belong together: {differences}. "
+                "Name the parts of one model with the same options."
+            )
+    for number, count in Counter(part.shard.number for part in parts).items():
+        if count > 1:
+            same = list_first(str(p.path) for p in parts if p.shard.number == number)
+            raise LesionfastError(f"shard {number} is there {count} times: {same}. Name it once.")
+    for part in parts:
+        if FINISHED not in part.note:
+            again = "Delete it, and predict that shard again."
+            resume = "Type the command that began it again, with --resume."
+            raise LesionfastError(
+                f"{part.path} (shard {part.shard}) is not finished. "
+                f"{resume if part.kind in RESUMABLE else again}"
+            )
+    check_all_there(first.shard.count, {part.shard.number for part in parts})
+    for part in others:
+        check_inputs(first, part)
+
+
+def check_all_there(count: int, there: set[int]) -> None:
+    """Raise `LesionfastError` unless the shards from 1 to `count` are there."""
+    missing = [number for number in range(1, count + 1) if number not in there]
+    if missing:
+        raise LesionfastError(
+            f"{pluralize(len(missing), 'shard')} of {count} "
+            f"{'is' if len(missing) == 1 else 'are'} missing: {list_first(missing, 10)}. "
+            f"Predict them, with --shard {missing[0]}/{count} for the first, and name all parts."
+        )
+
+
+def check_inputs(first: Part, part: Part) -> None:
+    """Raise `LesionfastError` unless two shards are of the same images in the same order."""
+    before, now = (p.note[FINISHED]["inputs"] for p in (first, part))
+    if before != now:
+        counts = [pluralize(inputs["images"], "image") for inputs in (before, now)]
+        found = f"{counts[0]} and {counts[1]}"
+        if counts[0] == counts[1]:
+            found = f"{counts[0]} each, but with other names or in another order"
+        raise LesionfastError(
+            f"{first.path} and {part.path} are shards of different inputs: {found}. Predict all "
+            "shards again from the inputs as they are now."
+        )
+
+
+def check_kind(part: Part, kind: str) -> None:
+    """Raise `LesionfastError` unless parts can be joined to a format."""
+    if kind not in (part.kind, "isic"):
+        raise LesionfastError(
+            f"the parts are {part.kind}, and the joined file would be {kind}. "
+            f"Type --format {part.kind}."
+        )
+
+
+def check_whole(part: Part) -> None:
+    """Raise `LesionfastError` if the file of a shard changed after it was finished."""
+    if sha256(part.path) != part.note[FINISHED]["sha256"]:
+        raise LesionfastError(
+            f"{part.path} changed after it was finished: its SHA-256 is another. {WHOLE}"
+        )
+
+
+def list_chunks(parts: Sequence[Part]) -> Iterator[tuple[Part, int]]:
+    """Yield the part of each chunk of the images, and its number there, with a progress bar."""
+    images, step = parts[0].note[FINISHED]["inputs"]["images"], parts[0].chunk
+    with counting_bar("images") as bar:
+        for chunk, start in enumerate(range(0, images, step)):
+            yield parts[chunk % len(parts)], chunk // len(parts)
+            bar(min(start + step, images), images)
+
+
+def join_text(parts: Sequence[Part], out: Path) -> None:
+    """Write the lines of CSV or JSON lines, as they are."""
+    with out.open("wb") as joined:
+        if parts[0].kind == "csv":
+            joined.write(csv_head(read_columns(parts[0])).encode())
+        for text in read_texts(parts):
+            joined.write(text)
+
+
+def read_texts(parts: Sequence[Part]) -> Iterator[bytes]:
+    """Yield the lines of each chunk of parts of text; a name within quotes may have several.
+
+    A file is open only as long as a chunk of it is read, as there may be thousands.
+    """
+    columns, places = read_columns(parts[0]), {}
+    for part, _ in list_chunks(parts):
+        start = places.get(part.path)
+        start = find_first_row(part.path, part.kind, columns) if start is None else start
+        with closing(read_rows(part.path, part.kind, columns, start)) as rows:
+            *_, (_, _, end) = islice(rows, part.chunk)
+        with part.path.open("rb") as file:
+            file.seek(start)
+            yield file.read(end - start)
+        places[part.path] = end
+
+
+def read_columns(part: Part) -> list[str]:
+    """Return the columns of a part; the first one has at least a row."""
+    if part.kind == "parquet":
+        return open_parquet().read_schema(part.path).names
+    with part.path.open(encoding="utf-8", newline="") as file:
+        return next(csv.reader(file)) if part.kind == "csv" else list(json.loads(next(file)))
+
+
+def open_parquet() -> Any:
+    """Return pyarrow.parquet; raises `LesionfastError` if it is not installed."""
+    return import_extra("pyarrow.parquet", "parquet", "Parquet files can't be joined")
+
+
+def join_parquet(parts: Sequence[Part], out: Path) -> None:
+    """Write the row groups of Parquet files, each of which is a chunk."""
+    parquet = open_parquet()
+    with parquet.ParquetWriter(out, parquet.read_schema(parts[0].path)) as joined:
+        for rows in read_groups(parts):
+            joined.write_table(rows)
+
+
+def read_groups(parts: Sequence[Part]) -> Iterator[Any]:
+    """Yield the row group of each chunk of Parquet files, a pyarrow.Table."""
+    parquet = open_parquet()
+    for part, number in list_chunks(parts):
+        with parquet.ParquetFile(part.path) as file:
+            yield file.read_row_group(number)
+
+
+def join_isic(parts: Sequence[Part], out: Path) -> None:
+    """Write a submission to ISIC 2018 from parts of any format."""
+    columns = read_columns(parts[0])
+    with closing(TextWriter(out, "isic", columns)) as writer:
+        for table in read_tables(parts):
+            writer.write(table)
+
+
+def read_tables(parts: Sequence[Part]) -> Iterator[pd.DataFrame]:
+    """Yield the rows of each chunk as a table."""
+    if parts[0].kind == "parquet":
+        yield from (rows.to_pandas() for rows in read_groups(parts))
+        return
+    columns = read_columns(parts[0])
+    for text in read_texts(parts):
+        if parts[0].kind == "jsonl":
+            yield pd.DataFrame(map(json.loads, text.splitlines()))
+            continue
+        table = pd.read_csv(BytesIO(text), names=columns, dtype=str, keep_default_na=False)
+        shares = [name for name in columns if name.startswith("p_")]
+        # float32 as when they were written, so that a submission has the same digits
+        table[shares] = table[shares].replace("", "nan").astype(np.float32)
+        yield table
