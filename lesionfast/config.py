@@ -334,6 +334,12 @@ class TrainConfig(SplitConfig):
     workers: int = option(
         0, "Processes that load batches; 0 loads them in the main process.", limits=(0, INF)
     )
+    log: str | None = option(
+        None,
+        "Record curves and results elsewhere too: tensorboard, mlflow, wandb or trackio, or "
+        "several (see lesionfast list trackers).",
+        many=True,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -44,10 +44,15 @@ def import_extra(module: str, extra: str, need: str) -> Any:
     try:
         return import_module(module)
     except ImportError:
-        package = module.partition(".")[0].replace("_", "-")
-        raise LesionfastError(
-            f"{need}: {package} is not installed. Type: pip install 'lesionfast[{extra}]'"
-        ) from None
+        raise extra_missing(module.partition(".")[0], extra, need) from None
+
+
+def extra_missing(package: str, extra: str, need: str) -> LesionfastError:
+    """Return the error for an optional package that is not installed; see `import_extra`."""
+    package = package.replace("_", "-")
+    return LesionfastError(
+        f"{need}: {package} is not installed. Type: pip install 'lesionfast[{extra}]'"
+    )
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

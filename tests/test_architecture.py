@@ -46,11 +46,13 @@ TORCH_FREE = [
     *("evaluation.decisions", "evaluation.comparison", "evaluation.features"),
     *("evaluation.labels", "evaluation.isic", "reporting.overview"),
     *("reporting.comparison", "training.ensembles.combining", "training.study"),
+    *("training.trackers.services", "training.trackers.delivery"),
     *("serving.predictor", "serving.outputs", "serving.onnx", "serving.app"),
 ]
 OPTIONS_OF_OTHERS = {  # of pip, uv, apt and timm; between the processes of the benchmarks
     *("--upgrade", "--python", "--resolution", "--no-install-recommends", "--sched-on-updates"),
     *("--folder", "--system"),
+    *("--logdir", "--backend-store-uri", "--project"),  # of tensorboard, mlflow and trackio
 }
 NAMES_OPTIONS = [
     *(ROOT / "README.md", ROOT / ".ci" / "run"),

@@ -15,7 +15,17 @@ app.add_typer(data_app, name="data", rich_help_panel=DATA)
 
 DataFolder = argument(list[str] | None, "Dataset folder as downloaded, or several.")
 SplitFile = option(Path, "CSV file to write.", "--out")
-LISTS = ("archs", "augmentations", "balances", "fusions", "heads", "layouts", "losses", "mixes")
+LISTS = (
+    "archs",
+    "augmentations",
+    "balances",
+    "fusions",
+    "heads",
+    "layouts",
+    "losses",
+    "mixes",
+    "trackers",
+)
 Kind = argument(str, f"{', '.join(LISTS[:-1])} or {LISTS[-1]}.")
 Part = argument(str, "Show only names that contain this.")
 
@@ -131,6 +141,8 @@ def describe_names(what: str) -> dict[str, str]:
             from lesionfast.training.losses import losses as registry
         case "mixes":
             from lesionfast.training.callbacks.regularization import mixes as registry
+        case "trackers":
+            from lesionfast.training.trackers.services import trackers as registry
         case _:
             raise LesionfastError(
                 f"there is no list '{what}'.{did_you_mean(what, LISTS)} "

@@ -34,7 +34,7 @@ NOT_IN_PRETRAIN = (  # what an autoencoder has no use for
     *("start_size", "budget", "lr_decay", "ema", "unfreeze", "melanoma", "malignant", "subclass"),
     *("all", "balance", "beta", "class_weight", "defer_weights", "hardest", "loss", "cost", "tau"),
     *("label_smoothing", "augment_valid", "mix", "mix_alpha", "rule", "tta", "monitor", "compile"),
-    *("melanoma_sensitivity", "distill", "teacher"),
+    *("melanoma_sensitivity", "distill", "teacher", "log"),
 )
 
 
@@ -137,7 +137,7 @@ Figure = option(Path, "PNG file for the curve.")
 
 
 @app.command("lr-find", rich_help_panel=TRAIN)
-@config_options(TrainConfig, "all", "distill")
+@config_options(TrainConfig, "all", "distill", "log")
 def lr_find(given: dict[str, Any], figure: Figure = Path("lr_find.png")) -> None:
     """Print the learning rate that fastai's LR finder suggests, and draw its curve.
 
@@ -159,7 +159,7 @@ def lr_find(given: dict[str, Any], figure: Figure = Path("lr_find.png")) -> None
 
 
 @app.command(rich_help_panel=TRAIN)
-@config_options(TrainConfig, "all", "distill")
+@config_options(TrainConfig, "all", "distill", "log")
 def bench(given: dict[str, Any], json: Json = False) -> None:
     """Measure the speed of each part of training, compared with the bare model.
 

@@ -34,10 +34,10 @@ logger = logging.getLogger("lesionfast")
 
 LABEL_WIDTH = 34  # characters
 ALIKE = (  # options that do not make a difference between models
-    *("arch", "fusion", "split", "cache", "device", "precision", "workers", "compile"),
+    *("arch", "fusion", "split", "cache", "device", "precision", "workers", "compile", "log"),
     *(field.name for field in fields(SplitConfig) if field.name != "seed"),
 )
-SEEDS = ("seed", "split_seed", "split", "cache", "device", "workers")  # not of a repetition
+SEEDS = ("seed", "split_seed", "split", "cache", "device", "workers", "log")  # not of a repetition
 REPEATED = ("balanced_accuracy", "macro_auc", "macro_f1", "mel_to_nv")
 
 

@@ -60,6 +60,7 @@ from lesionfast.training.record import (
     evaluate,
     write_preparation,
 )
+from lesionfast.training.trackers.recording import check_trackers, recording
 
 logger = logging.getLogger("lesionfast")
 
@@ -226,6 +227,7 @@ def train_once(
     if name:
         check_name(name)
     if not inside:
+        check_trackers(config.log)
         check_melanomas(df, config)
     if kind := find_composite(config):
         return train_composite(kind, df, config, root, name)
@@ -246,7 +248,8 @@ def train_prepared(
     run = Run.create(root, config, name)
     with only_trainer(run), logging_to(run.path / "log.txt"):
         write_preparation(learn, run)
-        finish(learn, run)
+        with recording(run, learn):
+            finish(learn, run)
     return run
 
 
@@ -272,7 +275,8 @@ def train_composite(
     with only_trainer(run), logging_to(run.path / "log.txt"):
         run.write_json("environment.json", about)
         run.write_text("split.csv", split)
-        kind.finish(run, parts, Trainer(train_inside, resume, {}))
+        with recording(run):
+            kind.finish(run, parts, Trainer(train_inside, resume, {}))
     return run
 
 
@@ -307,7 +311,7 @@ def resume_composite(kind: Composite, run: Run, **moved: str) -> Run:
         df = load_dataset(config, split=run.file("split.csv"))
         parts = kind.go_on(run, df, config)
         run = forget_results(run)  # only now: what is wrong was said before
-        with logging_to(run.path / "log.txt"):
+        with logging_to(run.path / "log.txt"), recording(run, goes_on=True):
             kind.finish(run, parts, Trainer(train_inside, resume, moved))
     return run
 
@@ -337,7 +341,8 @@ def resume(run: Run, **moved: str) -> Run:
         if training is None:
             forget_weights(run)
         run = Run(run.path)
-        with logging_to(run.path / "log.txt"):
+        trained = training is not None or (run.path / CHECKPOINT).is_file()
+        with logging_to(run.path / "log.txt"), recording(run, learn, goes_on=trained):
             finish(learn, run, training, resume=True)
     return run
 

@@ -41,7 +41,16 @@ SOLVED = {  # the options of a head that is solved; all others are of gradient d
     *(field.name for field in fields(SplitConfig)),
     *("arch", "all", "weights", "size", "resize", "fusion", "pool", "head", "rule", "tta"),
     *("melanoma_sensitivity", "distill"),
-    *("metadata_dropout", "melanoma", "malignant", "device", "precision", "compile", "workers"),
+    *(
+        "metadata_dropout",
+        "melanoma",
+        "malignant",
+        "device",
+        "precision",
+        "compile",
+        "workers",
+        "log",
+    ),
 }
 Linear = tuple[np.ndarray, np.ndarray]  # weights (K, W) and biases (K,)
 STRENGTHS = tuple(10 ** (exponent / 2) for exponent in range(-10, 5))  # of logistic regression

@@ -242,7 +242,7 @@ def read_state(entry: Entry, out: Path) -> str:
     changes = [
         f"{name} is {stored[name]!r} there, but {wanted[name]!r} in the study"
         for name in wanted
-        if name not in ("split", *found_in_data) and stored[name] != wanted[name]
+        if name not in ("split", "log", *found_in_data) and stored[name] != wanted[name]
     ]
     own = run.path / "split.csv"
     if not changes and own.is_file() and split.is_file() and sha256(own) != sha256(split):
