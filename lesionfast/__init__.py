@@ -10,6 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lesionfast.catalog.listing import runs
+    from lesionfast.catalog.removal import remove_runs
     from lesionfast.config import TrainConfig
     from lesionfast.data.augment import register_augmentation
     from lesionfast.data.loaders import LesionDataLoaders
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from lesionfast.models.fusion import register_fusion
     from lesionfast.reporting.comparison import report
     from lesionfast.run import Run
-    from lesionfast.run import list_runs as runs
     from lesionfast.serving.predictor import Predictor
     from lesionfast.training.experiment import train
     from lesionfast.training.learner import lesion_learner
@@ -42,6 +43,7 @@ __all__ = [
     "register_backbone",
     "register_fusion",
     "register_loss",
+    "remove_runs",
     "report",
     "runs",
     "train",
@@ -60,8 +62,9 @@ WHERE = {  # the module of each public name, imported when it is first used
     "register_backbone": "models.archs",
     "register_fusion": "models.fusion",
     "register_loss": "training.losses",
+    "remove_runs": "catalog.removal",
     "report": "reporting.comparison",
-    "runs": "run:list_runs",
+    "runs": "catalog.listing",
     "train": "training.experiment",
 }
 

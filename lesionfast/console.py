@@ -117,20 +117,28 @@ MISSING = Cell("-")
 
 def cell(value: Any, form: str = ".3f") -> Cell:
     """Return a value as a cell: '-' if it is missing, thousands with commas, floats as `form`."""
-    import numpy as np
-    import pandas as pd
-
     if isinstance(value, Cell):
         return value
-    if pd.isna(value):
+    if hasattr(value, "item"):  # a number of NumPy
+        value = value.item()
+    if is_missing(value):
         return MISSING
-    if isinstance(value, bool | np.bool_):
+    if isinstance(value, bool):
         return Cell("yes" if value else "no")
-    if isinstance(value, int | np.integer):
+    if isinstance(value, int):
         return Cell(f"{value:,}", float(value))
-    if isinstance(value, float | np.floating):
-        return Cell(f"{value:{form}}", float(value))
+    if isinstance(value, float):
+        return Cell(f"{value:{form}}", value)
     return Cell(str(value))
+
+
+def is_missing(value: Any) -> bool:
+    """Return whether a value is None or NaN, or pandas' NA or NaT, without importing pandas."""
+    if type(value).__module__.startswith("pandas."):
+        import pandas as pd
+
+        return bool(pd.isna(value))
+    return value is None or (isinstance(value, float) and value != value)
 
 
 def estimate(row: "Mapping | pd.Series", name: str = "value", form: str = ".3f") -> Cell:

@@ -26,6 +26,7 @@ from lesionfast.files import (
     sweep,
     sweep_once,
     workspace,
+    write_text,
 )
 from lesionfast.manifest import SCHEMA as MANIFEST_SCHEMA
 from lesionfast.manifest import SCHEMAS, UPGRADE, Manifest
@@ -49,6 +50,8 @@ PREDICTED = ("metrics.json", "predictions.csv", WITHOUT_METADATA)
 LEARNED = (*WEIGHTS, *PREDICTED)
 OF_THE_WEIGHTS = (*PREDICTED, *FITTED)  # what changes with the weights, metrics.json first
 GIVEN = (*CONFIGS, "environment.json", "split.csv", "encoder.json", "model.json")
+DATED = {*GIVEN, *LEARNED, "manifest.json"}  # what says when a run was begun
+NOTE = "note.txt"  # not in the manifest: whoever wrote it may edit it, in any run
 NUMBER = (float, None)
 SUMMARY = {
     "n": int,
@@ -340,6 +343,26 @@ class Run:
         return learn.to_run(path)
 
     @property
+    def note(self) -> str:
+        """What a person wrote about the run; `''` if nothing. Assign text to it to keep that.
+
+        An empty text removes the note. It is in note.txt, which any editor may change.
+        """
+        path = self.path / NOTE
+        if not path.is_file():
+            return ""
+        with damage_explained(path, f"Write it again with: lesionfast runs note {self.path}"):
+            return path.read_text(encoding="utf-8", errors="replace").strip()
+
+    @note.setter
+    def note(self, text: str) -> None:
+        if text := readable_name(text.strip()):
+            write_text(self.path / NOTE, text + "\n")
+            return
+        with disk_errors(self.path / NOTE):
+            (self.path / NOTE).unlink(missing_ok=True)
+
+    @property
     def finished(self) -> bool:
         """Whether the run has ended and can be interpreted."""
         return self.holds("metrics.json")
@@ -574,10 +597,15 @@ def is_run(path: Path) -> bool:
 def begun_at(run: Run) -> int:
     """Return when a run was begun, in nanoseconds: the time of its oldest file.
 
-    A file that is replaced later does not make a run the newest.
+    A file that is replaced later does not make a run the newest. 0 if it was just removed.
     """
-    present = [run.path / name for name in (*GIVEN, *LEARNED) if (run.path / name).is_file()]
-    return min(file.stat().st_mtime_ns for file in present or [run.manifest.path])
+    try:
+        with os.scandir(run.path) as entries:
+            files = {file.name: file for file in entries if file.name in DATED and file.is_file()}
+    except FileNotFoundError:
+        return 0
+    present = [file for name, file in files.items() if name != run.manifest.path.name]
+    return min(file.stat().st_mtime_ns for file in present or files.values())
 
 
 def newest_run(root: str | Path) -> Run:

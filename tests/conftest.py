@@ -1,6 +1,7 @@
 """What every test shares: one torch thread, a cache folder, the real data, runs made up."""
 
 import gc
+import io
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
+from rich.console import Console
 
 from lesionfast.config import TrainConfig
 from lesionfast.run import Run
@@ -281,3 +283,25 @@ def drawn(monkeypatch) -> dict[str, Figure]:
 
     monkeypatch.setattr(FigureCanvasAgg, "print_png", remember)
     return found
+
+
+@pytest.fixture
+def render() -> Callable:
+    """A function that gives the lines of a table on a terminal of a width, without colours."""
+
+    def lines(table, width: int = 80) -> list[str]:
+        console = Console(file=io.StringIO(), width=width, color_system=None, markup=False)
+        console.print(table.to_rich())
+        return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+    return lines
+
+
+@pytest.fixture
+def line_of() -> Callable:
+    """A function that gives the words of the first line that starts with a text."""
+
+    def find(lines: list[str], start: str) -> list[str]:
+        return next(line for line in lines if line.strip().startswith(start)).split()
+
+    return find

@@ -17,7 +17,7 @@ from lesionfast.errors import LesionfastError
 NAMES = [
     *("Interpretation", "LesionDataLoaders", "Predictor", "Run", "TrainConfig", "__version__"),
     *("compare", "lesion_learner", "load_data", "register_augmentation", "register_backbone"),
-    *("register_fusion", "register_loss", "report", "runs", "train"),
+    *("register_fusion", "register_loss", "remove_runs", "report", "runs", "train"),
 ]
 SMALL = {"arch": "test_resnet", "weights": "none", "size": 32, "epochs": 1, "tta": 1}
 COST = """

@@ -55,6 +55,7 @@ app = typer.Typer(
     add_completion=False,
     help="Classify dermoscopic images of skin lesions, fast and honestly. Not a medical device.",
 )
+runs_app = typer.Typer(invoke_without_command=True, subcommand_metavar="[COMMAND …]")
 data_app = typer.Typer(no_args_is_help=True, help="Check, split, convert or download a dataset.")
 
 

@@ -1,9 +1,9 @@
-"""Commands that read runs: interpret, report, labels, runs, compare."""
+"""Commands that read runs: interpret, report, labels, compare."""
 
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lesionfast.cli.base import (
     READ,
@@ -21,9 +21,8 @@ from lesionfast.cli.base import (
     print_json,
 )
 from lesionfast.console import print_table
-from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.files import check_target, write_atomically
-from lesionfast.run import Run, empty_folders, list_runs
+from lesionfast.run import Run
 
 if TYPE_CHECKING:
     from lesionfast.evaluation.findings import Findings
@@ -199,82 +198,6 @@ def labels(runs: FoldRuns = None, csv: CsvFile = None, out: Root = "runs") -> No
         write_atomically(csv, lambda aside: table.to_csv(aside, index=False))
         print(csv)
     print(draw_suspicious_labels(opened, first.path / "figures", table))
-
-
-Verify = option(bool, "Read all files and report which are damaged.", "--verify")
-Seal = option(Path | None, "Accept the files of this run as they are: rewrite its manifest.")
-
-
-@app.command(rich_help_panel=READ)
-def runs(verify: Verify = False, seal: Seal = None, out: Root = "runs", json: Json = False) -> None:
-    """List the runs with their metrics, oldest first.
-
-    The exit code is 2 if a run is damaged.
-
-    Example: lesionfast runs --verify
-    """
-    if seal is not None:
-        Run.open(seal).seal()
-        print(seal)
-        return
-    if empty := empty_folders(out):
-        names = " ".join(map(str, empty))
-        logger.warning("empty folders of runs that never started; type: rmdir %s", names)
-    listed = list_runs(out)
-    if not listed:
-        raise LesionfastError(f"there is no run in {out}. Make one: lesionfast train")
-    if verify:
-        print_verified(listed, json)
-    else:
-        print_runs(listed, out, json)
-
-
-def print_runs(runs: list[Run], root: str, as_json: bool) -> None:
-    """Print runs and their metrics; raise `DamageError` if one is damaged."""
-    rows = [describe_run(run) for run in runs]
-    if as_json:
-        print_json(rows)
-    else:
-        from lesionfast.reporting.comparison import runs_table
-
-        print_table(runs_table(runs))
-    if damages := [row["damaged"] for row in rows if "damaged" in row]:
-        raise DamageError(
-            f"{len(damages)} of {len(runs)} runs are damaged: {damages[0]} "
-            f"To see all damage, type: lesionfast runs --verify --out {root}"
-        )
-
-
-def describe_run(run: Run) -> dict[str, Any]:
-    """Return the path and the metrics of a run, or what is damaged."""
-    row = {"run": str(run.path)}
-    try:
-        return row | (run.metrics if run.finished and run.classes else {})
-    except DamageError as error:
-        return row | {"damaged": str(error)}
-
-
-def print_verified(runs: list[Run], as_json: bool) -> None:
-    """Print whether the files of runs are what was written; raise `DamageError` if one is not."""
-    conditions = {run: run.condition() for run in runs}
-    if as_json:
-        print_json(
-            [
-                {"run": str(run.path), "state": state, "wrong": wrong}
-                for run, (state, wrong) in conditions.items()
-            ]
-        )
-    else:
-        from lesionfast.reporting.comparison import verified_table
-
-        print_table(verified_table(conditions))
-    if damaged := [(run, wrong) for run, (_, wrong) in conditions.items() if wrong]:
-        run, wrong = damaged[0]
-        name, why = next(iter(wrong.items()))
-        raise DamageError(
-            f"{len(damaged)} of {len(runs)} runs are damaged; the first: {run.path / name}: {why}. "
-            f"{run.remedy(name)}"
-        )
 
 
 ComparedRuns = argument(list[Path] | None, "Runs (default: all with the split of the newest).")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
 from textwrap import wrap
@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from lesionfast.console import Table, cell, count, duration, estimate
-from lesionfast.errors import DamageError
+from lesionfast.console import Table, count, duration, estimate
 from lesionfast.evaluation.comparison import LABEL_WIDTH, Comparison, comparison_tables
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
@@ -219,40 +218,4 @@ def plan_table(rows: Sequence[dict[str, Any]]) -> Table:
     for row in rows:
         numbers = count(row["parameters"]), row["size"], row["epochs"], duration(row["seconds"])
         table.add(row["name"], row["arch"], *numbers, row["state"])
-    return table
-
-
-def runs_table(runs: Sequence[Run]) -> Table:
-    """Return one row a run: its metrics on the test images under its rule."""
-    columns = ["run", "balanced accuracy", "macro AUC", "melanoma sensitivity", "min", "status"]
-    note = "on test images (else validation), by the run's rule; min: minutes of training"
-    table = Table("Runs, oldest first", columns, note=note)
-    for run in runs:
-        try:
-            cells = metric_cells(run) if run.finished else [*[None] * 4, "not ended"]
-        except DamageError:
-            cells = [*[None] * 4, "damaged"]
-        table.add(run.path.name, *cells)
-    return table
-
-
-def metric_cells(run: Run) -> list[Any]:
-    """Return the metrics, the minutes and the status of a run that has ended."""
-    summary = run.metrics.get("test", run.metrics.get("valid", {}))
-    decided = summary.get("rules", {}).get(run.decision_rule.name, {})
-    return [
-        decided.get("balanced_accuracy"),
-        summary.get("macro_auc"),
-        decided.get("mel_sensitivity"),
-        cell(run.metrics["train_seconds"] / 60, ".1f"),
-        run.metrics["status"],
-    ]
-
-
-def verified_table(conditions: Mapping[Run, tuple[str, dict[str, str]]]) -> Table:
-    """Return one row a run: whether its files are what was written, and what is wrong."""
-    table = Table("Runs and their files, oldest first", ["run", "state", "what is wrong"])
-    for run, (state, problems) in conditions.items():
-        wrong = "\n".join(f"{name}: {why}" for name, why in problems.items())
-        table.add(run.path.name, state, wrong)
     return table

@@ -1,12 +1,10 @@
 """What the tests of figures and tables share."""
 
-import io
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from lesionfast.evaluation.interpretation import Interpretation
 
@@ -51,25 +49,3 @@ def check_figure() -> Callable:
         assert "<svg" in path.with_suffix(".svg").read_text()[:1000]
 
     return check
-
-
-@pytest.fixture
-def render() -> Callable:
-    """A function that gives the lines of a table on a terminal of a width, without colours."""
-
-    def lines(table, width: int = 80) -> list[str]:
-        console = Console(file=io.StringIO(), width=width, color_system=None, markup=False)
-        console.print(table.to_rich())
-        return [line.rstrip() for line in console.file.getvalue().splitlines()]
-
-    return lines
-
-
-@pytest.fixture
-def line_of() -> Callable:
-    """A function that gives the words of the first line that starts with a text."""
-
-    def find(lines: list[str], start: str) -> list[str]:
-        return next(line for line in lines if line.strip().startswith(start)).split()
-
-    return find

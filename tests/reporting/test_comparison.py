@@ -11,7 +11,6 @@ from lesionfast.reporting.comparison import (
     draw_comparison,
     push_apart,
     run_label,
-    runs_table,
 )
 
 
@@ -72,15 +71,3 @@ def test_pictures_are_drawn_and_a_run_without_history_is_no_trouble(runs, tmp_pa
 def test_labels_that_would_overlap_are_pushed_apart():
     apart = push_apart(np.array([0.1, 0.11, 0.5, 0.505]), 0.05)
     np.testing.assert_allclose(apart, [0.1, 0.15, 0.5, 0.55])
-
-
-def test_runs_table_shows_ended_and_unfinished_runs(make_run, render, line_of):
-    done, broken = make_run(), make_run(n=50)
-    (broken.path / "metrics.json").unlink()
-    lines = render(runs_table([done, broken]))
-    rules = done.metrics["test"]["rules"]["balanced"]
-    words = line_of(lines, done.path.name)
-    assert words[1] == f"{rules['balanced_accuracy']:.3f}"
-    assert words[3] == f"{rules['mel_sensitivity']:.3f}"
-    assert words[4:] == ["1.5", "finished"]
-    assert line_of(lines, broken.path.name)[-2:] == ["not", "ended"]

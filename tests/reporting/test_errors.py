@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from lesionfast.catalog.listing import select_runs
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.reporting import images as module
-from lesionfast.reporting.comparison import runs_table
 from lesionfast.reporting.errors import (
     confusion,
     confusion_table,
@@ -108,7 +108,11 @@ def test_the_same_figure_is_the_same_file(make_run, tmp_path):
 
 def test_everything_fits_80_columns(make_run, render):
     run = make_run(localization="lower extremity")
-    tables = [*interpretation_tables(Findings.from_run(run)), metrics_table(run), runs_table([run])]
+    tables = [
+        *interpretation_tables(Findings.from_run(run)),
+        metrics_table(run),
+        select_runs([run]).to_table(),
+    ]
     for table in tables:
         natural = render(table, 200)
         assert max(map(len, natural)) <= 80

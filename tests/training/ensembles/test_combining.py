@@ -12,7 +12,6 @@ from lesionfast.evaluation.comparison import Comparison
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.files import sha256
-from lesionfast.reporting.comparison import runs_table
 from lesionfast.reporting.metrics import training
 from lesionfast.run import Run, list_runs, newest_run
 from lesionfast.training.ensembles.combining import combine
@@ -89,7 +88,7 @@ def test_an_ensemble_is_a_run_like_any_other(members, tmp_path):
         "predictions.csv",
         "split.csv",
     }
-    assert newest_run(root).path == run.path and len(runs_table(list_runs(root)).rows) == 4
+    assert newest_run(root).path == run.path and len(list_runs(root)) == 4
     assert sha256(run.path / "split.csv") == sha256(members[0].path / "split.csv")
     assert run.metrics["train_seconds"] == 270 and run.metrics["status"] == "finished"
     assert [(run.path / each).resolve() for each in run.model["members"]] == [

@@ -1,0 +1,108 @@
+"""`lesionfast runs` on a folder of many runs: seconds of the whole command, beside `--help`.
+
+    python tests/bench/many_runs.py --runs 500
+
+One tiny model is trained on the built-in sample; the other runs are copies of it with other
+metrics and options, whose large files are links. The commands take turns, each in a process of its
+own; the median and the range of their seconds are reported, and how often the time of `--help` that
+is. The files were read just before, so the disk is not measured.
+"""
+
+import argparse
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from lesionfast.run import Run
+
+ROUNDS = 7
+FILTERED = [
+    "--where",
+    "balanced_accuracy>0.7",
+    "--where",
+    "arch=densenet121",
+    "--sort",
+    "macro_auc",
+]
+COMMANDS = {
+    "lesionfast runs --help": ["--help"],
+    "lesionfast runs": [],
+    "lesionfast runs --json": ["--json"],
+    "the same, filtered and sorted": FILTERED,
+}
+
+
+def main() -> None:
+    """Make the runs and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=500, help="runs in the folder")
+    parser.add_argument("--folder", help="keep the runs here, or list those that are here")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(given.folder or made)
+        if not any(folder.glob("*/config.json")):
+            make_runs(folder, given.runs)
+        seconds = measure(folder)
+    alone = statistics.median(next(iter(seconds.values())))
+    print(f"{given.runs} runs, {ROUNDS} rounds, median (least to most)")
+    for name, times in seconds.items():
+        spread = f"({min(times):.2f} to {max(times):.2f})"
+        median = statistics.median(times)
+        print(f"{name:32} {median:6.2f} s {spread}  {median / alone:5.1f} x --help")
+
+
+def make_runs(folder: Path, n: int) -> None:
+    """Train one run and make n of it, with metrics and options that are drawn."""
+    import lesionfast as lf
+
+    tiny = {"arch": "test_resnet", "weights": "none", "size": 32, "epochs": 1, "unfreeze": "none"}
+    first = lf.train(lf.load_data(), **tiny, out=folder, name="run-000")
+    draw = random.Random(0)
+    for number in range(1, n):
+        copy_run(first, folder / f"run-{number:03}", draw)
+
+
+def copy_run(first: Run, path: Path, draw: random.Random) -> None:
+    """Make a run with the files of the first one, but other metrics and options."""
+    path.mkdir(parents=True)
+    for file in first.path.iterdir():
+        if file.is_file():
+            os.link(file, path / file.name)  # what is written anew gets a file of its own
+    run = Run(path)
+    metrics = first.metrics
+    for part in ("valid", "test"):
+        rules = {
+            name: rule | {"balanced_accuracy": draw.uniform(0.4, 0.9)}
+            for name, rule in metrics[part]["rules"].items()
+        }
+        metrics |= {part: metrics[part] | {"rules": rules, "macro_auc": draw.uniform(0.7, 1)}}
+    run.write_json("metrics.json", metrics)
+    arch = draw.choice(["densenet121", "resnet50", "tf_efficientnet_lite0"])
+    config = replace(
+        first.config, arch=arch, size=draw.choice([64, 112, 224]), seed=draw.getrandbits(16)
+    )
+    run.write_text("config.json", config.to_json())
+
+
+def measure(folder: Path) -> dict[str, list[float]]:
+    """Return the seconds of each command, by its name."""
+    seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    for round in range(ROUNDS + 1):
+        for name, words in COMMANDS.items():
+            where = [] if words == ["--help"] else ["--out", str(folder)]
+            command = [sys.executable, "-m", "lesionfast.cli", "runs", *words, *where]
+            started = time.perf_counter()
+            subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+            if round:  # the first only warms up
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+if __name__ == "__main__":
+    main()
