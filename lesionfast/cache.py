@@ -1,6 +1,8 @@
 """What can be made again is kept on disk: arrays and notes with a checksum, known by a key.
 
-Damage to a file is noticed when it is opened, and logged; the file is made again.
+Damage to a file is noticed when it is opened, and logged; the file is made again. If a new array
+would exceed LESIONFAST_CACHE_SIZE, the least recently used ones are removed first. The access time
+of an array's file is when it was last used; a lock keeps it while a process has it open.
 """
 
 import errno
@@ -8,12 +10,15 @@ import hashlib
 import json
 import logging
 import os
+import re
+import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import cache, partial
-from math import prod
+from math import ceil, prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,19 +26,31 @@ import numpy as np
 import platformdirs
 from numpy.lib import format as npy
 
+from lesionfast.errors import LesionfastError, pluralize
 from lesionfast.files import (
     LOCKED,
+    check_target,
     disk_errors,
+    format_bytes,
     free_bytes,
     only_process,
-    write_atomically,
+    put_in_place,
+    sweep,
+    workspace,
     write_json,
 )
+
+try:
+    import fcntl
+except ImportError:  # on Windows, where a file that is mapped can't be removed
+    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger("lesionfast")
 
 CHECKSUM = hashlib.sha256().digest_size  # bytes at the end of an array's file
 BLOCK = 2**23  # bytes that a thread checks at once
+KINDS = ("images", "features", "duplicates")  # folders; the built-in sample has one of its own
+LIMIT = "LESIONFAST_CACHE_SIZE"
 UNSUPPORTED = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)  # by some file systems
 Append = Callable[..., None]  # of a block of rows and, if it is not the next, their places
 
@@ -46,7 +63,10 @@ def cache_folder() -> Path:
 
 def cache_errors(folder: Path, needed: int | None = None) -> AbstractContextManager:
     """Turn a full disk and the like into a `LesionfastError` that says what to do."""
-    advice = "Set LESIONFAST_CACHE to another folder, or train with --no-cache."
+    advice = (
+        "Set LESIONFAST_CACHE to another folder, clear it with `lesionfast cache clear`, or train "
+        "with --no-cache."
+    )
     return disk_errors(folder, needed, advice)
 
 
@@ -73,12 +93,23 @@ def kept_array(file: Path, rows: int, build: Callable[[Append], Any]) -> np.memm
     One process builds, the others wait for it. Raises `LesionfastError` if the disk is full.
     """
 
-    def make() -> np.memmap | None:
-        write_atomically(file, partial(write_array, rows=rows, build=build))
-        return open_array(file, "c")
+    def make() -> np.memmap:
+        check_target(file)
+        with workspace(file.parent) as folder:
+            write_array(folder / file.name, rows, build)
+            return put_array(folder / file.name, file, "c")
 
     with cache_errors(file.parent):
-        array = find_or_build(file, partial(open_array, file, "c"), make)
+        return find_or_build(file, partial(open_array, file, "c"), make)
+
+
+def put_array(aside: Path, file: Path, mode: str = "r") -> np.memmap:
+    """Rename an array that `write_array` wrote to its place in the cache, and map it."""
+    with aside.open("rb") if fcntl else nullcontext() as source:
+        if source:
+            hold(source)  # or another process might remove it before it is mapped
+        put_in_place(aside, file)
+        array = open_array(file, mode)
     assert array is not None
     return array
 
@@ -86,15 +117,38 @@ def kept_array(file: Path, rows: int, build: Callable[[Append], Any]) -> np.memm
 def open_array(file: Path, mode: str = "r") -> np.memmap | None:
     """Map an array of the cache; None if it is missing or damaged, which is logged.
 
-    A file is checked once in a process. Mode 'r' is read-only, 'c' copies what is written to.
+    A file is checked once in a process. Mode 'r' is read-only, 'c' copies what is written to. As
+    long as the array is there, no process removes its file.
     """
     try:
-        state = file.stat()
+        source = open(file, "rb")  # noqa: SIM115 (closed below)
     except FileNotFoundError:
         return None
-    if is_sound(file, state.st_ino, state.st_size, state.st_mtime_ns):
-        return npy.open_memmap(file, mode)
-    return None
+    with source:
+        hold(source)
+        state = os.fstat(source.fileno())
+        removed = not state.st_nlink  # between opening and holding it
+        if removed or not is_sound(file, state.st_ino, state.st_size, state.st_mtime_ns):
+            return None
+        with suppress(OSError):  # the cache is read-only
+            os.utime(file, ns=(time.time_ns(), state.st_mtime_ns))
+        shape, fortran, dtype = read_header(source)
+        order = "F" if fortran else "C"
+        return np.memmap(source, dtype, mode, source.tell(), shape, order)
+
+
+def read_header(source: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Return shape, Fortran order and dtype of an array file, read up to its first number."""
+    version = npy.read_magic(source)
+    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    return read(source)
+
+
+def hold(opened: BinaryIO) -> None:
+    """Lock an open file against `remove_unused`, until it and the last map of it are closed."""
+    if fcntl:
+        with suppress(OSError):  # the file system has no locks: then nothing is removed from it
+            fcntl.flock(opened, fcntl.LOCK_SH)
 
 
 @cache
@@ -163,7 +217,8 @@ def begin_array(out: BinaryIO, shape: tuple[int, ...], dtype: np.dtype) -> None:
     header = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     npy.write_array_header_1_0(out, header)
     needed = out.tell() + prod(shape) * dtype.itemsize + CHECKSUM
-    with cache_errors(Path(out.name).parent, needed):
+    file = Path(out.name)
+    with cache_errors(file.parent, needed), making_room(file, needed):
         reserve(out, needed)
 
 
@@ -210,3 +265,172 @@ def write_note(file: Path, value: Any) -> None:
 def hash_lines(lines: Iterable[str]) -> str:
     """Return the SHA-256 of lines of text in hexadecimal."""
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An array of the cache: its file, bytes on the disk, and when it was last used (a time)."""
+
+    file: Path
+    size: int
+    used: float
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a process has it open, this one included."""
+        return not remove_unused(self.file, keep=True)
+
+    def describe(self) -> str:
+        """Return what it holds, such as "10,015 images of 112 x 112 pixels"."""
+        try:
+            with self.file.open("rb") as source:
+                state = os.fstat(source.fileno())
+                shape = read_header(source)[0]
+        except (OSError, ValueError):
+            return "a damaged file"
+        with suppress(OSError):  # to be listed is not to be used
+            os.utime(self.file, ns=(state.st_atime_ns, state.st_mtime_ns))
+        rows, *rest = shape
+        sizes = " x ".join(map(str, rest))
+        if self.file.parent.name == KINDS[0]:
+            return f"{pluralize(rows, 'image')} of {' x '.join(map(str, rest[:2]))} pixels"
+        return f"features of {pluralize(rows, 'image')}, {sizes} numbers each"
+
+
+def list_entries() -> list[Entry]:
+    """Return the arrays of the cache, the least recently used first."""
+    entries = []
+    for file in (file for kind in KINDS for file in (cache_folder() / kind).glob("*.npy")):
+        with suppress(FileNotFoundError):  # another process has just removed it
+            state = file.stat()
+            entries.append(Entry(file, state.st_size, max(state.st_atime, state.st_mtime)))
+    return sorted(entries, key=lambda entry: (entry.used, entry.file))
+
+
+def measure_cache() -> int:
+    """Return the bytes of all arrays and notes, those that are being written included."""
+    total = 0
+    for file in (file for kind in KINDS for file in (cache_folder() / kind).rglob("*")):
+        with suppress(FileNotFoundError):
+            total += file.stat().st_size if file.is_file() else 0
+    return total
+
+
+def size_limit() -> int | None:
+    """Return the most bytes that the cache may have, None if it has no limit.
+
+    Raises `LesionfastError` if LESIONFAST_CACHE_SIZE is not a size.
+    """
+    typed = os.environ.get(LIMIT, "").strip()
+    if not typed:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT])(I?)B?", typed.upper())
+    number, unit, binary = found.groups() if found else ("0", "K", "")
+    size = float(number) * (1024 if binary else 1000) ** (1 + "KMGT".index(unit))
+    if not size:
+        raise LesionfastError(
+            f"{LIMIT} is '{typed}', which is not a size. Set it to a number with K, M, G or T, "
+            f"such as {LIMIT}=20G, or leave it out for no limit."
+        )
+    return int(size)
+
+
+@contextmanager
+def making_room(file: Path, needed: int) -> Iterator[None]:
+    """Remove the least recently used arrays until a new file fits into the limit of the cache.
+
+    No other process makes room meanwhile. Raises `LesionfastError`, and removes nothing, if the
+    arrays that are not in use take too little space.
+    """
+    limit, root = size_limit(), cache_folder().absolute()
+    if limit is None or root not in file.absolute().parents:
+        yield
+        return
+    waiting = "waiting for another process that makes room in the cache"
+    with only_process(root / f"{LOCKED}{LIMIT}", waiting, wait=True):
+        going = choose_entries(limit, needed)
+        if going is None:
+            raise LesionfastError(describe_limit(limit, needed))
+        gone = [entry for entry in going if remove_unused(entry.file)]
+        if gone:
+            size = format_bytes(sum(entry.size for entry in gone))
+            logger.info(
+                "Removed %s (%s) from the cache, least recently used first, to stay within %s (%s)",
+                pluralize(len(gone), "array"), size, format_bytes(limit), LIMIT,
+            )  # fmt: skip
+        yield
+
+
+def choose_entries(limit: int, needed: int) -> list[Entry] | None:
+    """Return the arrays to remove so that `needed` more bytes fit into the limit and on the disk.
+
+    Return None if they can't be made to fit, because too much is in use.
+    """
+    over = max(measure_cache() + needed - limit, needed - free_bytes(cache_folder()))
+    chosen: list[Entry] = []
+    for entry in list_entries() if needed <= limit else []:
+        if over <= 0:
+            break
+        if not entry.in_use:
+            chosen.append(entry)
+            over -= entry.size
+    return chosen if over <= 0 else None
+
+
+def fits(needed: int) -> bool:
+    """Return whether the cache can make room for `needed` bytes within its limit, if it has one."""
+    limit = size_limit()
+    return limit is None or choose_entries(limit, needed) is not None
+
+
+def describe_limit(limit: int, needed: int) -> str:
+    """Return why an array has no room in the cache, and what to type."""
+    used = sum(entry.size for entry in list_entries() if entry.in_use)
+    in_use = f", of which {format_bytes(used)} are in use" if used else ""
+    enough = ceil((needed + used) * 1.05 / 10**6)
+    size = f"{enough}M" if enough < 1000 else f"{ceil(enough / 1000)}G"
+    return (
+        f"the cache in {cache_folder()} is limited to {format_bytes(limit)} ({LIMIT}){in_use}; "
+        f"the new array needs {format_bytes(needed)}. Set {LIMIT}={size}, or train with --no-cache."
+    )
+
+
+def clear_cache(older: float = 0, kind: str | None = None) -> tuple[list[Entry], list[Entry]]:
+    """Remove arrays that were not used for `older` seconds; return what is gone and what stays.
+
+    What a process is using stays. With a `kind` only arrays of that kind go; without `kind` and
+    `older`, the notes go too.
+    """
+    cleared: tuple[list[Entry], list[Entry]] = ([], [])
+    with cache_errors(cache_folder()):
+        for entry in list_entries():
+            if entry.used <= time.time() - older and kind in (None, entry.file.parent.name):
+                cleared[not remove_unused(entry.file)].append(entry)
+        for folder in (cache_folder() / name for name in KINDS):
+            sweep(folder)
+            for note in folder.glob("*.json") if not (older or kind) else []:
+                note.unlink(missing_ok=True)
+    return cleared
+
+
+def remove_unused(file: Path, keep: bool = False) -> bool:
+    """Remove a file of the cache unless a process has it open; return whether it is gone.
+
+    With `keep` it is left there; then return whether it could be removed.
+    """
+    try:
+        with file.open("rb+") as opened:  # for writing, as locks on a network may demand it
+            if fcntl:
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file.unlink(missing_ok=True) if not keep else None
+        if not (fcntl or keep):
+            file.unlink(missing_ok=True)
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if isinstance(error, BlockingIOError) or error.errno in (*UNSUPPORTED, errno.ENOLCK):
+            return False
+        if fcntl is None and isinstance(error, PermissionError):
+            return False
+        raise
+    return True

@@ -4,12 +4,25 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
 from lesionfast import cache as module
-from lesionfast.cache import cache_folder, is_sound, kept_array, open_array, read_note, write_note
+from lesionfast.cache import (
+    cache_folder,
+    clear_cache,
+    fits,
+    is_sound,
+    kept_array,
+    list_entries,
+    open_array,
+    read_note,
+    size_limit,
+    write_note,
+)
 from lesionfast.errors import LesionfastError
 from lesionfast.files import LOCKED
 
@@ -160,3 +173,173 @@ def test_a_second_process_waits_for_the_one_that_builds(tmp_path):
         assert other.poll() is None
     assert other.communicate(timeout=60)[0] == "mine\n"
     assert os.listdir(tmp_path) == []
+
+
+def test_two_processes_that_want_the_same_array_build_it_once(tmp_path):
+    code = (
+        "import sys, time, numpy as np\nfrom pathlib import Path\n"
+        "from lesionfast.cache import kept_array\n"
+        "def build(append):\n"
+        "    print('built', flush=True)\n"
+        "    time.sleep(1)\n"
+        "    append(np.arange(30).reshape(10, 3))\n"
+        "print(kept_array(Path(sys.argv[1]), 10, build).sum())"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "a.npy")]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in "ab"]
+    told = sorted(process.communicate(timeout=60)[0] for process in both)
+    assert told == ["435\n", "built\n435\n"]
+
+
+@pytest.mark.parametrize(
+    "typed, size",
+    [
+        *[("20G", 20 * 10**9), ("20 gb", 20 * 10**9), ("1.5T", 15 * 10**11)],
+        *[("1GiB", 2**30), ("500k", 500_000), ("2Mi", 2**21), ("", None), (" ", None)],
+    ],
+)
+def test_the_limit_is_read_as_people_write_sizes(typed, size, monkeypatch):
+    monkeypatch.setenv("LESIONFAST_CACHE_SIZE", typed)
+    assert size_limit() == size
+
+
+@pytest.mark.parametrize("typed", ["20", "many", "-1G", "0G", "20X", "1,5G", "G"])
+def test_what_is_no_size_is_refused(typed, monkeypatch):
+    monkeypatch.setenv("LESIONFAST_CACHE_SIZE", typed)
+    with pytest.raises(LesionfastError, match=f"is '{typed}', which is not a size.*=20G, or leave"):
+        size_limit()
+
+
+@pytest.fixture
+def small_cache(tmp_path, monkeypatch):
+    """A cache that may have 400 kB: three arrays of 100 kB, a, b and c, used in this order."""
+    monkeypatch.setenv("LESIONFAST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LESIONFAST_CACHE_SIZE", "400K")
+    for age, name in enumerate("cba"):
+        keep(name)
+        use(name, age + 1)
+    return tmp_path / "cache" / "features"
+
+
+def path_of(name):
+    return cache_folder() / "features" / f"{name}.npy"
+
+
+def keep(name, rows=100):
+    return kept_array(path_of(name), rows, lambda append: append(np.ones((rows, 1000), np.uint8)))
+
+
+def use(name, hours_ago):
+    then = time.time() - 3600 * hours_ago
+    os.utime(path_of(name), (then, then))
+
+
+def names():
+    return [entry.file.stem for entry in list_entries()]
+
+
+@contextmanager
+def opened_elsewhere(name):
+    """Another process that has an array mapped, and closed its file."""
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom lesionfast.cache import open_array\n"
+        "array = open_array(Path(sys.argv[1]))\n"
+        "print('open', flush=True)\nsys.stdin.read()\nprint(array.sum())"
+    )
+    command = [sys.executable, "-c", code, str(path_of(name))]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as process:
+        assert process.stdout.readline() == "open\n"
+        yield process
+        assert process.communicate(timeout=60)[0] == "100000\n"
+
+
+def test_what_was_not_used_for_longest_goes_when_the_cache_is_full(small_cache, caplog):
+    caplog.set_level("INFO", "lesionfast")
+    assert names() == ["a", "b", "c"]
+    assert open_array(path_of("a")) is not None
+    assert names() == ["b", "c", "a"]
+    keep("d")
+    assert names() == ["c", "a", "d"]
+    assert "Removed 1 array (100.2 kB) from the cache, least recently used first" in caplog.text
+    keep("e", rows=250)
+    assert names() == ["d", "e"]
+    assert os.listdir(small_cache.parent) == ["features"]
+    assert sorted(os.listdir(small_cache)) == ["d.npy", "e.npy"]
+
+
+def test_to_look_at_the_cache_is_not_to_use_it(small_cache):
+    before = [(entry.file, entry.used) for entry in list_entries()]
+    assert [entry.describe() for entry in list_entries()] == [
+        "features of 100 images, 1000 numbers each"
+    ] * 3
+    assert [entry.in_use for entry in list_entries()] == [False] * 3
+    assert [(entry.file, entry.used) for entry in list_entries()] == before
+
+
+@pytest.mark.skipif(module.fcntl is None, reason="Windows does not remove what is open")
+def test_what_another_process_uses_stays(small_cache):
+    with opened_elsewhere("a"):
+        use("a", 5)
+        assert [entry.in_use for entry in list_entries()] == [True, False, False]
+        keep("d")
+        assert names() == ["a", "c", "d"]
+        gone, kept = clear_cache()
+        assert [entry.file.stem for entry in kept] == ["a"] and len(gone) == 2
+    assert not list_entries()[0].in_use
+
+
+def test_an_array_of_this_process_stays_as_long_as_it_is_there(small_cache):
+    array = open_array(path_of("a"))
+    view = array[3:]
+    del array
+    use("a", 5)
+    keep("d")
+    assert names() == ["a", "c", "d"] and view.all()
+    del view
+    use("d", 0)
+    keep("e")
+    assert names() == ["c", "d", "e"]
+
+
+def test_an_array_that_does_not_fit_is_refused_and_nothing_is_removed(small_cache):
+    calls = []
+
+    def build(append):
+        calls.append("begun")
+        append(np.zeros((10, 1000), np.uint8))
+        calls.append("written")
+
+    told = r"limited to 400.0 kB \(LESIONFAST_CACHE_SIZE\); the new .* 500.2 kB. Set .*SIZE=1M, or"
+    with pytest.raises(LesionfastError, match=told):
+        kept_array(path_of("much"), 500, build)
+    assert calls == ["begun"] and names() == ["a", "b", "c"] and not fits(500_000)
+    held = [open_array(path_of(name)) for name in "ab"]
+    assert fits(190_000) and not fits(250_000)
+    with pytest.raises(LesionfastError, match=r"SIZE\), of which 200.3 kB are in use; the new"):
+        kept_array(path_of("much"), 250, build)
+    assert names() == ["c", "a", "b"] and len(held) == 2
+
+
+def test_a_limit_below_what_is_there_lets_the_next_array_in(small_cache, monkeypatch):
+    monkeypatch.setenv("LESIONFAST_CACHE_SIZE", "150K")
+    keep("d")
+    assert names() == ["d"]
+
+
+def test_files_elsewhere_and_a_cache_without_limit_lose_nothing(small_cache, monkeypatch, tmp_path):
+    kept_array(tmp_path / "big.npy", 900, lambda append: append(np.zeros((900, 1000), np.uint8)))
+    monkeypatch.delenv("LESIONFAST_CACHE_SIZE")
+    keep("big", rows=900)
+    assert names() == ["a", "b", "c", "big"] and fits(10**15)
+
+
+def test_clearing_takes_what_is_old_or_of_a_kind_or_all(small_cache):
+    write_note(cache_folder() / "images" / "note.json", 1)
+    gone, kept = clear_cache(older=1.5 * 3600)
+    assert ([entry.file.stem for entry in gone], kept) == (["a", "b"], [])
+    assert clear_cache(kind="images") == ([], []) and names() == ["c"]
+    assert read_note(cache_folder() / "images" / "note.json") == 1
+    clear_cache()
+    assert names() == [] and not list((cache_folder() / "images").iterdir())
+    assert clear_cache() == ([], [])

@@ -485,6 +485,32 @@ def test_joining_takes_no_option_that_predicts(given, told):
         invoke("predict", "part1.csv")
 
 
+def test_the_cache_is_listed_and_cleared(tmp_path, monkeypatch):
+    from lesionfast.data.images import open_images
+    from lesionfast.data.sample import make_sample
+
+    paths = sorted((make_sample() / "images").iterdir())[:3]
+    monkeypatch.setenv("LESIONFAST_CACHE", str(tmp_path))
+    monkeypatch.setenv("LESIONFAST_CACHE_SIZE", "20M")
+    images = open_images(paths, 32)
+    shown = invoke("cache").stdout
+    assert "3 images of 32 x 32 pixels" in shown and "yes" in shown
+    assert "LESIONFAST_CACHE_SIZE is 20.0 MB" in shown
+    found = json.loads(invoke("cache", "--json").stdout)
+    (array,) = found["arrays"]
+    assert found["limit"] == 20_000_000 and array["bytes"] < found["bytes"] and array["in_use"]
+    assert invoke("cache", "clear").stderr.startswith("kept 1 array in use, 9.")
+    del images
+    assert invoke("cache", "clear", "--older", "1d").stdout == "removed 0 arrays, 0 bytes\n"
+    assert invoke("cache", "clear", "--only", "features").stdout == "removed 0 arrays, 0 bytes\n"
+    assert invoke("cache", "clear", "--only", "images").stdout.startswith("removed 1 array, 9.")
+    assert "is empty" in invoke("cache").stdout
+    with pytest.raises(LesionfastError, match="--older is '30', which .* such as --older 30d"):
+        invoke("cache", "clear", "--older", "30")
+    with pytest.raises(LesionfastError, match="no 'feature'. Did you mean 'features'?"):
+        invoke("cache", "clear", "--only", "feature")
+
+
 def test_what_is_set_may_have_equals_signs_in_quotes():
     from lesionfast.cli.serving import read_pairs
 

@@ -1,7 +1,6 @@
 """From the files of a dataset to one array of squares, decoded once and mapped from the cache."""
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
@@ -20,6 +19,7 @@ from lesionfast.cache import (
     find_or_build,
     hash_lines,
     open_array,
+    put_array,
     read_note,
     write_array,
     write_note,
@@ -237,10 +237,8 @@ def build(task: Task, note: Path, skip_bad: bool) -> Images:
             )
         write_note(note, {"digest": digest, "bad": sorted(bad)})
         file = find_array(task, note.parent, digest, bad)
-        os.replace(folder / "pixels.npy", file)
-    logger.info("Cached %.0f MB in %s", file.stat().st_size / 2**20, file)
-    pixels = open_array(file)
-    assert pixels is not None
+        pixels = put_array(folder / "pixels.npy", file)
+    logger.info("Cached %.0f MB in %s", pixels.nbytes / 2**20, file)
     return Images(pixels, bad)
 
 

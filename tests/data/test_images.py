@@ -290,13 +290,20 @@ def test_two_processes_build_the_same_cache_at_once(cache, tmp_path):
     paths = write_images(tmp_path / "a", 300)
     gate = tmp_path / "gate"
     wait = f"import os\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.001)"
-    work = "print(int(open_images(sys.argv[1:], 64).pixels.sum()))"
+    work = (
+        "done = []\n"
+        "pixels = open_images(sys.argv[1:], 64, progress=lambda *now: done.append(now)).pixels\n"
+        "print(int(pixels.sum()), len(done))"
+    )
     processes = [start_process(paths, "print('ready', flush=True)", wait, work) for _ in "ab"]
     for process in processes:
         assert process.stdout.readline() == "ready\n"
     gate.touch()
-    sums = {int(process.communicate(timeout=60)[0]) for process in processes}
-    assert sums == {int(open_images(paths, 64, cache=False).pixels.sum())}
+    told = [process.communicate(timeout=60)[0].split() for process in processes]
+    assert {int(each[0]) for each in told} == {
+        int(open_images(paths, 64, cache=False).pixels.sum())
+    }
+    assert sorted(each[1] for each in told) == ["0", "2"]  # one decoded the blocks of 256, once
     assert {file.suffix for file in cache.iterdir()} == {".json", ".npy"}
     assert len(arrays(cache)) == 1
 

@@ -16,7 +16,7 @@ import torch
 from fastai.data.core import DataLoaders
 from torch import Tensor
 
-from lesionfast.cache import open_array
+from lesionfast.cache import fits, open_array
 from lesionfast.console import counting_bar
 from lesionfast.data.augment import VERSION as AUGMENTATION
 from lesionfast.data.augment import Recipe, augment
@@ -138,11 +138,11 @@ class ComputedMaps:
 
 
 def has_room(maps: ComputedMaps, file: Path | None) -> bool:
-    """Return whether the cache has such maps, or half of the disk's free space is enough."""
+    """Return whether the cache has such maps, or has room for them in half of the free space."""
     if file is None:
         return False
     need = prod(maps.shape) * np.dtype(np.float16).itemsize
-    return open_array(file) is not None or need < free_bytes(file) / 2
+    return open_array(file) is not None or (need < free_bytes(file) / 2 and fits(need))
 
 
 class FeatureLoader:
