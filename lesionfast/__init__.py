@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lesionfast.training.experiment import train
     from lesionfast.training.learner import lesion_learner
     from lesionfast.training.losses import register_loss
+    from lesionfast.training.trackers.base import Tracker, register_tracker
 
     __version__: str
 
@@ -34,6 +35,7 @@ __all__ = [
     "LesionDataLoaders",
     "Predictor",
     "Run",
+    "Tracker",
     "TrainConfig",
     "__version__",
     "compare",
@@ -43,6 +45,7 @@ __all__ = [
     "register_backbone",
     "register_fusion",
     "register_loss",
+    "register_tracker",
     "remove_runs",
     "report",
     "runs",
@@ -54,6 +57,7 @@ WHERE = {  # the module of each public name, imported when it is first used
     "LesionDataLoaders": "data.loaders",
     "Predictor": "serving.predictor",
     "Run": "run",
+    "Tracker": "training.trackers.base",
     "TrainConfig": "config",
     "compare": "evaluation.comparison",
     "lesion_learner": "training.learner",
@@ -62,6 +66,7 @@ WHERE = {  # the module of each public name, imported when it is first used
     "register_backbone": "models.archs",
     "register_fusion": "models.fusion",
     "register_loss": "training.losses",
+    "register_tracker": "training.trackers.base",
     "remove_runs": "catalog.removal",
     "report": "reporting.comparison",
     "runs": "catalog.listing",

@@ -238,7 +238,9 @@ def test_study_shows_its_plan_then_compares_what_is_done_and_names_what_failed(t
     assert "test_resnet, concat" in failed.stdout and "confusion.png" in failed.stdout
 
 
-@pytest.mark.parametrize("what", ["archs", "augmentations", "balances", "fusions", "losses"])
+@pytest.mark.parametrize(
+    "what", ["archs", "augmentations", "balances", "fusions", "losses", "trackers"]
+)
 def test_list_names_each_thing_with_a_sentence(what):
     lines = invoke("list", what).stdout.splitlines()
     assert len(lines) >= 2 and all(len(line.split(None, 1)) == 2 for line in lines)

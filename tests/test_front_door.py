@@ -15,9 +15,11 @@ import lesionfast as lf
 from lesionfast.errors import LesionfastError
 
 NAMES = [
-    *("Interpretation", "LesionDataLoaders", "Predictor", "Run", "TrainConfig", "__version__"),
+    *("Interpretation", "LesionDataLoaders", "Predictor", "Run", "Tracker", "TrainConfig"),
+    "__version__",
     *("compare", "lesion_learner", "load_data", "register_augmentation", "register_backbone"),
-    *("register_fusion", "register_loss", "remove_runs", "report", "runs", "train"),
+    *("register_fusion", "register_loss", "register_tracker", "remove_runs", "report", "runs"),
+    "train",
 ]
 SMALL = {"arch": "test_resnet", "weights": "none", "size": 32, "epochs": 1, "tta": 1}
 COST = """

@@ -60,6 +60,7 @@ from lesionfast.training.record import (
     evaluate,
     write_preparation,
 )
+from lesionfast.training.trackers.base import name_trackers
 from lesionfast.training.trackers.recording import check_trackers, recording
 
 logger = logging.getLogger("lesionfast")
@@ -139,11 +140,11 @@ def train(
     """Train on a table from `load_data` and return the run, a new directory under `out`.
 
     `options` are those of `lesionfast train`, by keyword: `arch="densenet121"`, `epochs=10`;
-    `arch`, `fusion`, `loss` and `augment` may be classes or functions as well. They come on top of
-    `config`, or of the options that the table was loaded with. `name` is that of the directory, by
-    default time and architecture. With `seeds` there are as many runs on one split, from `seed` on;
-    then the list of them is returned. Raises `LesionfastError` for whatever the user can fix, and
-    `TrainingInterrupted` if it is stopped before its first epoch ended.
+    `arch`, `fusion`, `loss`, `augment` and `log` may be classes or functions as well. They come on
+    top of `config`, or of the options that the table was loaded with. `name` is that of the
+    directory, by default time and architecture. With `seeds` there are as many runs on one split,
+    from `seed` on; then the list of them is returned. Raises `LesionfastError` for whatever the
+    user can fix, and `TrainingInterrupted` if it is stopped before its first epoch ended.
 
     With `folds=5, all=True` there is one model a fold, each a run inside the run. Its validation
     predictions are out of fold, those of test images the mean of the models; see `finish_folds`.
@@ -156,6 +157,7 @@ def train(
         "arch": name_backbone,
         "augment": name_augmentation,
         "fusion": name_fusion,
+        "log": name_trackers,
         "loss": name_loss,
     }
     options = {key: named.get(key, noop)(value) for key, value in options.items()}

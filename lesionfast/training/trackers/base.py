@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lesionfast.diagnoses import split_names
-from lesionfast.errors import extra_missing
+from lesionfast.errors import LesionfastError, extra_missing
 from lesionfast.registry import Registry, calling_module
 from lesionfast.stats.metrics import ALL
 
@@ -41,11 +41,16 @@ class About:
 
 
 class Tracker:
-    """Base of trackers: one records one run. Whatever it raises is logged once, as a warning.
+    """Base of trackers: one records one run. Whatever it raises becomes one warning.
 
     It is made and called in a thread of its own, beside the training. With `own_process` that is in
     a process of its own, for a service that has threads and settings of its own; it imports the
-    module that registered the tracker.
+    module that registered the tracker. Where its `package` is not installed, a training with it
+    raises `LesionfastError` before it begins.
+
+    >>> class Lines(lf.Tracker):
+    ...     def write_epoch(self, epoch, phase, values):
+    ...         print(epoch, phase, values["valid_loss"])
     """
 
     package: str | None = None  # that it needs, and the extra of lesionfast that installs it
@@ -80,12 +85,32 @@ def register_tracker(name: str) -> Callable[[type[Tracker]], type[Tracker]]:
     The class derives from `Tracker`, and is made once for each run. A second registration replaces
     the first. Raises `LesionfastError` for a name that can't be typed as an option.
 
-    >>> @register_tracker("lines")
-    ... class Lines(Tracker):
-    ...     def write_epoch(self, epoch, phase, values):
-    ...         print(epoch, phase, values)
+    >>> @lf.register_tracker("lines")
+    ... class Lines(lf.Tracker):
+    ...     def close(self, status):
+    ...         print(self.about.name, status)
     """
     return trackers.register(name, calling_module())
+
+
+def name_trackers(log: Any) -> Any:
+    """Return --log with the names of classes that were passed; each is registered by its own.
+
+    Raises `LesionfastError` for what is neither a name nor a class that derives from `Tracker`.
+    """
+    if log is None or isinstance(log, str):
+        return log
+    names = []
+    for thing in log if isinstance(log, list | tuple) else [log]:
+        if not isinstance(thing, str) and not (
+            isinstance(thing, type) and issubclass(thing, Tracker)
+        ):
+            raise LesionfastError(
+                f"log is {thing!r}; it takes names of trackers, or classes that derive from "
+                "lesionfast.Tracker."
+            )
+        names.append(thing if isinstance(thing, str) else trackers.name_passed(thing))
+    return names
 
 
 def read_names(log: str | None) -> list[str]:

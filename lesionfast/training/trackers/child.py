@@ -81,6 +81,7 @@ def serve(module: str, name: str) -> None:
     """Be the other process: answer the lines of stdin, until it ends, through a tracker."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what the tracker prints is no answer
+    os.nice(5)  # the training comes first
     import_module(module)
     tracker: Any = None
     ended = False

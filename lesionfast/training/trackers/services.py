@@ -27,7 +27,7 @@ from lesionfast.training.trackers.base import (
 )
 
 MOST_AT_ONCE = 500  # metrics or parameters in one request to MLflow, which takes up to 1,000
-LONGEST = 5000  # characters of a parameter of MLflow, which takes up to 6,000
+LONGEST = 500  # characters of a parameter that every version of MLflow takes
 LOCK_SECONDS = 60.0  # to wait for another process that makes MLflow's database
 
 
