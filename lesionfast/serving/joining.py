@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lesionfast.cache import check_room
 from lesionfast.console import counting_bar
 from lesionfast.errors import LesionfastError, import_extra, list_first, pluralize
 from lesionfast.files import (
@@ -92,7 +92,13 @@ def join_parts(paths: Sequence[str], out: Path, kind: str) -> Count:
         if kind in RESUMABLE:
             note = {k: v for k, v in parts[0].note.items() if k not in OWN}
             write_json(note_path(out), note)
-        write_atomically(out, partial(join, parts))
+        needed = sum(part.path.stat().st_size for part in parts) if kind == parts[0].kind else 0
+
+        def write(aside: Path) -> None:
+            check_room(aside.parent, needed)
+            join(parts, aside)
+
+        write_atomically(out, write, needed)
     ends = [part.note[FINISHED] for part in parts]
     return Count(*(sum(end[name] for end in ends) for name in ("images", "failed")))
 

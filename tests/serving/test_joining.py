@@ -245,3 +245,12 @@ def test_parts_are_joined_elsewhere_with_their_notes(parts, tmp_path):
             shutil.copy(file, tmp_path / "copy")
     found = join_parts([str(tmp_path / "copy" / "part*.csv")], tmp_path / "joined.csv", "csv")
     assert found == Count(images=19, failed=1)
+
+
+def test_a_full_disk_is_said_before_anything_is_joined(parts, small_disk):
+    free = shutil.disk_usage(small_disk).free
+    (small_disk / "filler").write_bytes(bytes(free - 4096))
+    told = r"joined.csv can't be written: the disk is full; it needs .* kB, and .* are free"
+    with pytest.raises(LesionfastError, match=told):
+        join_parts(list(map(str, parts)), small_disk / "joined.csv", "csv")
+    assert "joined.csv" not in {file.name for file in small_disk.iterdir()}

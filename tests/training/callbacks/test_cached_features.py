@@ -273,6 +273,14 @@ def test_a_full_disk_does_not_change_what_the_last_stages_learn(history_of, monk
     assert len(list((tmp_path / "features").iterdir())) == 3
 
 
+def test_a_limit_of_the_cache_does_not_change_what_is_learned(history_of, monkeypatch, tmp_path):
+    monkeypatch.setenv("LESIONFAST_CACHE", str(tmp_path))
+    monkeypatch.setenv("LESIONFAST_CACHE_SIZE", "1350K")  # the images have 1.3 MB of it
+    limited = history_of()
+    assert not (tmp_path / "features").exists()
+    assert limited == history_of(cache=False)
+
+
 def test_a_view_of_a_picture_does_not_depend_on_the_pictures_beside_it(learn):
     cached = CachedFeatures(augmentations["strong"](), 3, 0)
     image, rows = torch.rand(6, 3, 32, 32), np.arange(6)
