@@ -278,8 +278,18 @@ def print_table(table: Table, stderr: bool = False) -> None:
 
     console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
     shown = table.to_rich()
+    fix_widths(shown.renderables[1])
     wide = console.options.update(width=1000)
     needed = Measurement.get(console, wide, shown.renderables[1]).maximum
     if not console.is_terminal:
         console.width = max(console.width, needed, 80)
     console.print(table.to_rich(narrow=True) if needed > console.width else shown, "")
+
+
+def fix_widths(table: Any) -> None:
+    """Make each column of a rich table as wide as its text, which rich would find out twice."""
+    from rich.cells import cell_len
+
+    for column in table.columns:
+        texts = map(str, [column.header, *column.cells])
+        column.width = max(cell_len(line) for text in texts for line in text.splitlines() or [""])

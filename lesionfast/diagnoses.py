@@ -59,6 +59,11 @@ ALARMING = ("melanoma", "carcinoma", "sarcoma", "lymphoma", "cancer", "malignan"
 MARKS = ',:="'  # have a meaning in a list
 
 
+def name_rule(base: str, weight: float = 1.0) -> str:
+    """Return what tables and metrics.json call a decision rule: "balanced (melanoma x 2.13)"."""
+    return f"{base} (melanoma x {weight:g})" if weight > 1 else base
+
+
 class Classes(list[str]):
     """Class names in the order of the probabilities, and what they mean.
 

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lesionfast.config import TrainConfig
-from lesionfast.diagnoses import Classes, probability_columns
+from lesionfast.diagnoses import Classes, name_rule, probability_columns
 from lesionfast.errors import DamageError, LesionfastError, did_you_mean
 from lesionfast.files import (
+    NUMBER,
     damage_explained,
     disk_errors,
     read_json,
@@ -52,7 +53,6 @@ OF_THE_WEIGHTS = (*PREDICTED, *FITTED)  # what changes with the weights, metrics
 GIVEN = (*CONFIGS, "environment.json", "split.csv", "encoder.json", "model.json")
 DATED = {*GIVEN, *LEARNED, "manifest.json"}  # what says when a run was begun
 NOTE = "note.txt"  # not in the manifest: whoever wrote it may edit it, in any run
-NUMBER = (float, None)
 SUMMARY = {
     "n": int,
     "counts": {str: int},
@@ -205,6 +205,11 @@ class Run:
         from lesionfast.stats.rules import DecisionRule
 
         return DecisionRule.of_model(self.model)
+
+    @property
+    def rule_name(self) -> str:
+        """What tables and metrics.json call its rule; it needs no NumPy."""
+        return name_rule(self.model["rule"], self.model.get("melanoma_weight", 1.0))
 
     @property
     def melanoma_sensitivity(self) -> float:

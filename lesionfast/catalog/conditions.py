@@ -110,9 +110,9 @@ def find_name(name: str, metrics: Sequence[str], options: Sequence[str]) -> str:
             return one
     raise LesionfastError(
         f"these runs have no metric or option '{name}'."
-        f"{did_you_mean(plain, [*metrics, *options])} The metrics: "
-        f"{', '.join(summarize_names(metrics))}; of one part: valid.NAME, test.NAME. The options: "
-        f"{', '.join(sorted(options))}."
+        f"{did_you_mean(plain, [*metrics, *options])} Type a metric: "
+        f"{', '.join(summarize_names(metrics))}; of one part: valid.NAME or test.NAME; or an "
+        f"option: {', '.join(sorted(options))}."
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from lesionfast.catalog.conditions import Condition, find_name, is_number, show_value
 from lesionfast.config import EARLIER, TrainConfig
 from lesionfast.console import Cell, Table, cell
-from lesionfast.errors import DamageError, pluralize
+from lesionfast.errors import LesionfastError, pluralize
 from lesionfast.files import read_json
 from lesionfast.run import SUMMARY, Run, begun_at, is_run, list_runs
 
@@ -54,14 +54,15 @@ class Row:
     @classmethod
     def read(cls, run: Run, name: str, whole: bool = True) -> "Row":
         """Return the row of a run; without `whole` it has no more than the table always shows."""
-        shown = {"run": name, "note": run.note or None}
+        shown: dict[str, Any] = {"run": name, "note": None}
         try:
+            shown["note"] = run.note or None
             told = run.metrics if run.finished and run.classes else {}
             part, metrics = read_metrics(run, told, whole)
             own = dict(flatten({k: v for k, v in told.items() if k not in PARTS}))
             shown |= {"status": "not ended"} | own
             return cls(run, name, part, metrics, (read_options(run) if whole else {}) | shown)
-        except DamageError as error:
+        except LesionfastError as error:  # of damage, or of rights: the others are listed
             return cls(run, name, options=shown | {"status": "damaged"}, damage=str(error))
 
     def value(self, name: str) -> Any:
@@ -88,7 +89,7 @@ def read_metrics(run: Run, told: dict[str, Any], whole: bool) -> tuple[str | Non
     parts = [part for part in PARTS if part in told]
     if not parts:
         return None, {}
-    rule, plain = run.decision_rule.name, {}
+    rule, plain = run.rule_name, {}
     for part in parts:
         named = told[part] | told[part]["rules"].get(rule, {})
         plain[part] = dict(flatten(named)) if whole else {name: named.get(name) for name in SHOWN}
@@ -250,8 +251,8 @@ def select_runs(
     title, columns = "Runs, oldest first", [one.name for one in conditions]
     if sort:
         name = find_name(sort.removeprefix("-"), metrics, options)
-        kept, first = sort_rows(kept, name, name in metrics, turned=sort.startswith("-"))
-        title, columns = f"Runs by {name}, {first} first", [*columns, name]
+        kept, order = sort_rows(kept, name, name in metrics, turned=sort.startswith("-"))
+        title, columns = f"Runs by {name}, {order}", [*columns, name]
     elif conditions:
         kept.sort(key=lambda row: row.damage is not None)
     n = sum(row.damage is None for row in kept)
@@ -275,7 +276,7 @@ def known_names(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
 def sort_rows(
     rows: Sequence[Row], name: str, is_metric: bool, turned: bool
 ) -> tuple[list[Row], str]:
-    """Return rows by a value, and what comes first in a word.
+    """Return rows by a value, and their order in words.
 
     Rows without the value come after the others, damaged runs last.
     """
@@ -286,7 +287,10 @@ def sort_rows(
     numbers.sort(key=lambda row: values[row], reverse=turned != (is_metric and not is_less(name)))
     texts.sort(key=lambda row: show_value(values[row]).lower(), reverse=turned)
     missing.sort(key=lambda row: row.damage is not None)
-    words = ("best", "worst") if is_metric else ("least", "most") if numbers else ("A", "Z")
+    if is_metric:
+        words = "best first", "worst first"
+    else:
+        words = ("smallest first", "largest first") if numbers else ("A to Z", "Z to A")
     return [*numbers, *texts, *missing], words[turned]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lesionfast.diagnoses import Classes
+from lesionfast.diagnoses import Classes, name_rule
 from lesionfast.errors import LesionfastError, did_you_mean
 
 RULES = ("argmax", "balanced")
@@ -64,7 +64,7 @@ class DecisionRule:
     @property
     def name(self) -> str:
         """What tables, figures and predictions call it: "balanced (melanoma x 2.13)"."""
-        return f"{self.base} (melanoma x {self.weight:g})" if self.weight > 1 else self.base
+        return name_rule(self.base, self.weight)
 
     @property
     def in_words(self) -> str:

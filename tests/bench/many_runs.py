@@ -1,16 +1,18 @@
-"""`lesionfast runs` on a folder of many runs: seconds of the whole command, beside `--help`.
+"""`lesionfast runs` on a folder of many runs: the seconds of the whole command, beside `--help`.
 
     python tests/bench/many_runs.py --runs 500
 
 One tiny model is trained on the built-in sample; the other runs are copies of it with other
 metrics and options, whose large files are links. The commands take turns, each in a process of its
-own; the median and the range of their seconds are reported, and how often the time of `--help` that
+own. Reported are the medians of the seconds on the clock and of the processor (other work on the
+machine adds less to these), and of how often the processor time of `--help` in the same round that
 is. The files were read just before, so the disk is not measured.
 """
 
 import argparse
 import os
 import random
+import resource
 import statistics
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from pathlib import Path
 from lesionfast.run import Run
 
 ROUNDS = 7
+ALONE = "runs --help"
 FILTERED = [
     "--where",
     "balanced_accuracy>0.7",
@@ -31,10 +34,10 @@ FILTERED = [
     "macro_auc",
 ]
 COMMANDS = {
-    "lesionfast runs --help": ["--help"],
-    "lesionfast runs": [],
-    "lesionfast runs --json": ["--json"],
-    "the same, filtered and sorted": FILTERED,
+    ALONE: ["--help"],
+    "runs": [],
+    "runs --json": ["--json"],
+    "runs --where … --sort …": FILTERED,
 }
 
 
@@ -48,13 +51,18 @@ def main() -> None:
         folder = Path(given.folder or made)
         if not any(folder.glob("*/config.json")):
             make_runs(folder, given.runs)
-        seconds = measure(folder)
-    alone = statistics.median(next(iter(seconds.values())))
-    print(f"{given.runs} runs, {ROUNDS} rounds, median (least to most)")
-    for name, times in seconds.items():
-        spread = f"({min(times):.2f} to {max(times):.2f})"
-        median = statistics.median(times)
-        print(f"{name:32} {median:6.2f} s {spread}  {median / alone:5.1f} x --help")
+        n = len(list(folder.glob("*/config.json")))
+        rounds = [measure(folder) for _ in range(ROUNDS + 1)][1:]  # the first only warms up
+    print(f"{n} runs, {ROUNDS} rounds, median (least to most)")
+    for name in COMMANDS:
+        clock, used = zip(*(times[name] for times in rounds), strict=True)
+        factor = statistics.median(times[name][1] / times[ALONE][1] for times in rounds)
+        print(f"{name:24} {spread(clock)} s; of processor {spread(used)} s, {factor:.1f} x --help")
+
+
+def spread(values: tuple[float, ...]) -> str:
+    """Return the median, the least and the most of some values."""
+    return f"{statistics.median(values):5.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 def make_runs(folder: Path, n: int) -> None:
@@ -90,17 +98,17 @@ def copy_run(first: Run, path: Path, draw: random.Random) -> None:
     run.write_text("config.json", config.to_json())
 
 
-def measure(folder: Path) -> dict[str, list[float]]:
-    """Return the seconds of each command, by its name."""
-    seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
-    for round in range(ROUNDS + 1):
-        for name, words in COMMANDS.items():
-            where = [] if words == ["--help"] else ["--out", str(folder)]
-            command = [sys.executable, "-m", "lesionfast.cli", "runs", *words, *where]
-            started = time.perf_counter()
-            subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
-            if round:  # the first only warms up
-                seconds[name].append(time.perf_counter() - started)
+def measure(folder: Path) -> dict[str, tuple[float, float]]:
+    """Return the seconds of each command on the clock and of the processor, by its name."""
+    seconds = {}
+    for name, words in COMMANDS.items():
+        where = [] if name == ALONE else ["--out", str(folder)]
+        command = [sys.executable, "-m", "lesionfast.cli", "runs", *words, *where]
+        started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+        clock, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+        used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        seconds[name] = clock, used
     return seconds
 
 

@@ -180,12 +180,12 @@ def test_an_option_before_a_sub_command_is_refused(root, invoke):
     assert (root / "good").is_dir()
 
 
-def test_a_list_imports_neither_torch_nor_pandas(root):
+def test_a_list_imports_neither_torch_nor_pandas_nor_numpy(root):
     code = (
         "import sys\nfrom lesionfast.cli import app\n"
         f"sys.argv = ['lesionfast', 'runs', '--out', {str(root)!r}, '--where', 'size>1']\n"
         "try: app()\nexcept SystemExit: pass\n"
-        "print('LOADED', *{'torch', 'pandas', 'matplotlib', 'sklearn'} & set(sys.modules))"
+        "print('LOADED', *{'torch', 'pandas', 'numpy', 'sklearn'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "good" in done.stdout and done.stdout.strip().endswith("LOADED")
