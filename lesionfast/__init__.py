@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lesionfast.training.learner import lesion_learner
     from lesionfast.training.losses import register_loss
     from lesionfast.training.trackers.base import Tracker, register_tracker
+    from lesionfast.training.search.workers import search
 
     __version__: str
 
@@ -49,6 +50,7 @@ __all__ = [
     "remove_runs",
     "report",
     "runs",
+    "search",
     "train",
 ]
 WHERE = {  # the module of each public name, imported when it is first used
@@ -70,6 +72,7 @@ WHERE = {  # the module of each public name, imported when it is first used
     "remove_runs": "catalog.removal",
     "report": "reporting.comparison",
     "runs": "catalog.listing",
+    "search": "training.search.workers",
     "train": "training.experiment",
 }
 

@@ -251,7 +251,8 @@ class TrainConfig(SplitConfig):
         "auto",
         "Fine-tuning schedule: 'fresh' (head, then all layers with a fresh head), 'fresh:N' (head, "
         "then a fresh head and the last N stages), 'last:N' (the same with the head kept), "
-        "'two-step' (head, then all layers), 'gradual' (head, then stage by stage), 'none' (all "
+        "'two-step' (head, then all layers), 'gradual' (head, then stage by stage), 'head' (the "
+        "head alone for --head-epochs, on features that are kept: seconds), 'none' (all "
         "layers at once); 'auto': fresh:3 if pretrained (fresh for backbones of this project and "
         "of yours), else none.",
     )
@@ -352,6 +353,11 @@ class TrainConfig(SplitConfig):
                 f"--lr is '{self.lr}', which is not a number. Type a number such as 0.002, or auto."
             ) from None
         check_field(self.__dataclass_fields__["lr"], self.lr)
+
+    @property
+    def keeps_backbone(self) -> bool:
+        """Whether the backbone stays as it comes, so that its features are those of all heads."""
+        return self.head != "linear" or self.unfreeze == "head"
 
     def to_json(self) -> str:
         """Return all fields as indented JSON."""

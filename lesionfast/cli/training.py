@@ -1,9 +1,11 @@
-"""Commands that train: train, pretrain, lr-find, bench, ensemble, ablate, study."""
+"""Commands that train: train, pretrain, lr-find, bench, ensemble, ablate, study, search."""
 
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import typer
 
 from lesionfast.cli.base import (
     TRAIN,
@@ -22,11 +24,12 @@ from lesionfast.cli.base import (
 from lesionfast.config import WHERE, TrainConfig, flag_name
 from lesionfast.console import print_table
 from lesionfast.errors import LesionfastError
-from lesionfast.files import damage_explained
+from lesionfast.files import damage_explained, write_atomically
 from lesionfast.manifest import Manifest
 from lesionfast.run import CONFIGS, Run
 
 if TYPE_CHECKING:
+    from lesionfast.training.search.trials import Search
     from lesionfast.training.study import Outcome
 
 NOT_IN_PRETRAIN = (  # what an autoencoder has no use for
@@ -296,3 +299,106 @@ def print_outcome(outcome: "Outcome", folder: Path) -> None:
     if outcome.failures:
         reasons = "; ".join(f"'{name}': {why}" for name, why in outcome.failures.items())
         raise LesionfastError(f"{len(outcome.failures)} runs failed. {reasons}")
+
+
+Space = option(Path | None, "TOML file of the options and values to try.")
+Trials = option(int | None, "Trials of all workers together (default: 20, without --budget).")
+Workers = option(int, "Processes that try at the same time on this machine.")
+Storage = option(
+    str | None, "Database of the trials, such as postgresql://user@host/name (default: a file)."
+)
+Heads = option(bool, "Try last layers alone, on a frozen backbone: seconds each.", "--heads")
+By = option(str, "Metric on validation that decides: macro_auc, balanced_accuracy or log_loss.")
+Random = option(bool, "Draw all values at random.", "--random")
+Prune = option(str, "Stop hopeless trials early: asha, hyperband or none.")
+Time = option(str | None, "Time for the trials, such as 2h, in place of --trials.", "--budget")
+Join = option(Path | None, "Work on the search in this folder with its own options.")
+SearchFolder = option(Path, "Folder of the search.", "--out")
+OneSearch = argument(Path, "Folder of a search.")
+search_app = typer.Typer(invoke_without_command=True)
+app.add_typer(search_app, name="search", rich_help_panel=TRAIN)
+
+
+@search_app.callback()
+@config_options(TrainConfig, "budget", "workers")
+def search(
+    given: dict[str, Any],
+    context: typer.Context,
+    space: Space = None,
+    trials: Trials = None,
+    workers: Workers = 1,
+    heads: Heads = False,
+    by: By = "macro_auc",
+    random: Random = False,
+    prune: Prune = "asha",
+    budget: Time = None,
+    storage: Storage = None,
+    join: Join = None,
+    out: SearchFolder = Path("runs/search"),
+    json: Json = False,
+) -> None:
+    """Search for better options, and train the best ones again.
+
+    Type the same command again to go on, or on other machines to share the
+    work. Options that are typed are not searched. See: lesionfast search show
+
+    Example: lesionfast search --data HAM10000 --trials 50 --workers 2
+    """
+    if context.invoked_subcommand:
+        return
+    from lesionfast.training.search import space as spaces
+    from lesionfast.training.search import workers as engine
+
+    if join is not None:
+        engine.join(join, trials, budget, storage)
+        return
+    engine.import_optuna()
+    sampler = "random" if random else "tpe"
+    settings = spaces.read_settings(space, given, heads=heads, by=by, sampler=sampler, pruner=prune)
+    begun = engine.Search.begin(out, settings, storage)
+    found = engine.run_search(begun, trials, workers, budget)
+    print_search(found.search, found.price.words(), json)
+    if not json:
+        print_run(found.run, False)
+
+
+@search_app.command("show")
+def show_search(
+    folder: OneSearch = Path("runs/search"), storage: Storage = None, json: Json = False
+) -> None:
+    """Show the best trials of a search, and which options matter; draw its figures.
+
+    Example: lesionfast search show runs/search
+    """
+    from lesionfast.training.search.trials import SETTINGS, Search
+    from lesionfast.training.search.winner import price_choice
+
+    if not (folder / SETTINGS).is_file():
+        raise LesionfastError(
+            f"{folder} is no search. Make one with lesionfast search, or type its folder."
+        )
+    search = Search(folder, storage)
+    print_search(search, price_choice(search).words(), json)
+
+
+def print_search(search: "Search", words: str, as_json: bool) -> None:
+    """Print the best trials to stderr, write table, figures and page, and print their paths."""
+    from lesionfast.reporting import search as chapter
+    from lesionfast.training.search.trials import trial_table
+
+    by, trials = search.settings.by, trial_table(search)
+    tables = [chapter.trials_table(trials, by, search.settings.more_is_better)]
+    if shares := chapter.find_importance(search.study):
+        tables.append(chapter.importance_table(shares))
+    figures = chapter.draw_search(search.study, search.path / "figures", by)
+    page = chapter.write_search(search.path / "report.html", tables, [words], figures)
+    csv = search.path / "trials.csv"
+    write_atomically(csv, lambda aside: trials.to_csv(aside, index=False))
+    if as_json:
+        rows = trials.astype(object).where(trials.notna(), None).to_dict("records")
+        print_json({"search": str(search.path), "words": words, "trials": rows})
+        return
+    for table in tables:
+        print_table(table, stderr=True)
+    print(words, file=sys.stderr)
+    print(csv, page, *figures, sep="\n")

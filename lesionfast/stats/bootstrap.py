@@ -1,6 +1,6 @@
 """Confidence intervals from resampling lesions, the same lesions for every run. NumPy alone."""
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -36,6 +36,34 @@ def resampled(
     values = {key: float(each[0]) for key, each in find(np.ones((1, len(truth)))).items()}
     parts = [find(counts[:, codes]) for counts in drawn_lesions(truth, codes, resamples, seed)]
     return values, {key: np.concatenate([part[key] for part in parts]) for key in values}
+
+
+def out_of_bag_choice(
+    metrics: Sequence[Callable[[np.ndarray], np.ndarray]],
+    truth: np.ndarray,
+    lesions: ArrayLike,
+    *,
+    more_is_better: bool = True,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> np.ndarray:
+    """Return what the best of several models has on the lesions that did not choose it.
+
+    Each of `metrics` takes weights (b, n) and returns (b,). In each resample of lesions the best
+    model is chosen on those that were drawn, and its metric on the others is returned,
+    (resamples,); NaN where a class is missing from them. (Tsamardinos et al. 2018, algorithm 3 of
+    doi:10.1007/s10994-018-5714-4.)
+    """
+    codes = np.unique(np.asarray(lesions), return_inverse=True)[1]
+    check_resampling(truth, [], codes, resamples)
+    found, sign = [], 1 if more_is_better else -1
+    for counts in drawn_lesions(truth, codes, resamples, seed):
+        drawn = counts[:, codes]
+        inside = sign * np.stack([find(drawn) for find in metrics])
+        outside = np.stack([find((drawn == 0).astype(np.float64)) for find in metrics])
+        best = np.where(np.isnan(inside), -np.inf, inside).argmax(axis=0)
+        found.append(np.take_along_axis(outside, best[None], axis=0)[0])
+    return np.concatenate(found)
 
 
 def check_resampling(

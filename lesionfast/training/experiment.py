@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from fastai.callback.core import Callback
 from fastcore.basics import noop
 from torch import nn
 
@@ -72,6 +73,7 @@ GOES_WITH: dict[str, tuple[str, Callable[[TrainConfig], object]]] = {
     "beta": ("--balance effective", lambda c: c.balance == "effective"),
     "distill": ("--all", lambda c: c.all),
     "cost": ("--loss asymmetric", lambda c: c.loss == "asymmetric"),
+    "epochs": ("an --unfreeze other than head", lambda c: c.unfreeze != "head"),
     "head_lr": ("an --lr other than auto", lambda c: c.lr != "auto"),
     "metadata_dropout": (
         "--metadata, and a --fusion other than none",
@@ -111,6 +113,10 @@ def check_conflicts(config: TrainConfig) -> None:
         raise LesionfastError(
             f"--start-size is {config.start_size}, from which images can't grow to --size "
             f"{config.size}. Type a --start-size below {config.size}, or leave it out."
+        )
+    if config.unfreeze == "head" and not config.head_epochs:
+        raise LesionfastError(
+            "--unfreeze head trains for --head-epochs alone, which is 0. Type --head-epochs 12."
         )
     if config.hardest < 1 and config.mix != "none":
         raise LesionfastError(
@@ -220,8 +226,12 @@ def train_once(
     name: str | None,
     *,
     inside: bool = False,
+    cbs: Sequence[Callback] = (),
 ) -> Run:
-    """Train with one seed and return the run; `inside` another, whose whole table was checked."""
+    """Train with one seed and return the run; `inside` another, whose whole table was checked.
+
+    `cbs` are callbacks of the Learner; a run that is made of several has none.
+    """
     config = settle_fusion(settle_inputs(df, config))
     check_teaching(config)
     for one in split_towers(config):
@@ -237,7 +247,9 @@ def train_once(
         from lesionfast.training.speed.budget import fit_to_budget
 
         config = fit_to_budget(config, df)
-    return train_prepared(prepare_learner(df, config, checked=True), config, root, name)
+    learn = prepare_learner(df, config, checked=True)
+    learn.add_cbs(cbs)
+    return train_prepared(learn, config, root, name)
 
 
 train_inside = partial(train_once, inside=True)

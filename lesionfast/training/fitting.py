@@ -74,7 +74,7 @@ def plan_training(model: FusionModel, config: TrainConfig) -> Plan:
         own = find_arch(config.arch)[0] == "lesionfast"
         trained = "fresh" if own else f"fresh:{min(TRAINED, n_groups - 1)}"
         how = trained if model.backbone is not None and model.backbone.pretrained else "none"
-    epochs = config.epochs + (config.head_epochs if how != "none" else 0)
+    epochs = (config.epochs if how != "head" else 0) + (config.head_epochs if how != "none" else 0)
     return Plan(how, plan_phases(how, n_groups, epochs, config.head_epochs), n_groups)
 
 

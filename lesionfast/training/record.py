@@ -261,7 +261,8 @@ def predict_splits(
     the image features (n, F) of each split.
     """
     dls, complete, withheld, seen = learn.dls, [], [], {}
-    build = TorchEngine if config.head == "linear" else FeatureEngine
+    kept = config.keeps_backbone and learn.model.backbone is not None
+    build = FeatureEngine if kept else TorchEngine
     engine = build(learn.model, views=config.tta, precision=config.precision)
     for split in PARTS[1:]:
         rows = dls.rows[dls.rows["split"] == split].copy()
@@ -297,7 +298,7 @@ def keep_features(learn: Learner, run: Run, seen: dict[str, np.ndarray]) -> None
     images = learn.dls.rows.groupby("split")
     with counting_bar("features of the training images") as progress:
         source = Features(learn.model, learn.dls.pixels, run.config.precision)
-        find = source.compute if run.config.head == "linear" else source.kept
+        find = source.kept if run.config.keeps_backbone else source.compute
         seen = seen | {"train": find(images.get_group("train")["row"].to_numpy(), progress)}
     names = [name for split in seen for name in images.get_group(split)["image_id"]]
     write_features(run, names, np.concatenate(list(seen.values())))

@@ -14,7 +14,7 @@ from torch import nn
 from lesionfast.errors import LesionfastError
 from lesionfast.training.callbacks.inference import Borrowing, resumes
 
-HOWS = "fresh, fresh:N, gradual, two-step, last:N, none"
+HOWS = "fresh, fresh:N, gradual, two-step, last:N, head, none"
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ def plan_phases(unfreeze: str, n_groups: int, epochs: int, head_epochs: int = 1)
     fresh: the head, then all with a new head. fresh:N: the head, then a new head and the last N
     stages. last:N: the same with the head kept. two-step: the head, then all. gradual (Howard and
     Ruder 2018, arXiv:1801.06146, section 3.3): the head, then one stage more per epoch, then, for
-    at least half of the rest, everything. none: all at once. The head alone learns for
-    `head_epochs`, or not at all if that would leave no epoch for the rest.
+    at least half of the rest, everything. none: all at once. head: the head and nothing else. The
+    head alone learns for `head_epochs`, or not at all if that would leave no epoch for the rest.
     """
     head, *stops = group_stops(unfreeze, n_groups)
     lengths = []
@@ -65,8 +65,8 @@ def group_stops(unfreeze: str, n_groups: int) -> list[int]:
         return list(range(1, n_groups + 1))
     if unfreeze in ("fresh", "two-step"):
         return [1, n_groups] if n_groups > 1 else [1]
-    if unfreeze == "none":
-        return [n_groups]
+    if unfreeze in ("head", "none"):
+        return [1 if unfreeze == "head" else n_groups]
     raise LesionfastError(
         f"--unfreeze is '{unfreeze}', which does not fit a model with {n_groups - 1} stages and a "
         f"head. Type one of: {HOWS}, with N from 1 to {n_groups - 1}."

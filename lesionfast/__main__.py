@@ -1,0 +1,5 @@
+"""`python -m lesionfast`: the command line."""
+
+from lesionfast.cli import main
+
+main()

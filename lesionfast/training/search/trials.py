@@ -1,0 +1,356 @@
+"""The trials of a search: any number of workers claim, train and record them, and may be killed."""
+
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from fastai.callback.core import Callback
+from filelock import FileLock, Timeout
+
+from lesionfast.config import TrainConfig
+from lesionfast.data.split import format_split, load_dataset, write_split
+from lesionfast.errors import LesionfastError, TrainingInterrupted
+from lesionfast.files import write_text
+from lesionfast.run import Run
+from lesionfast.training.callbacks.tracking import history_columns
+from lesionfast.training.search.space import OBJECTIVES, Settings
+from lesionfast.training.study import load_once
+
+if TYPE_CHECKING:
+    from optuna.pruners import BasePruner
+    from optuna.samplers import BaseSampler
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial, Trial
+
+logger = logging.getLogger("lesionfast")
+
+SETTINGS, SPLIT, JOURNAL = "search.json", "split.csv", "journal.log"
+NAME = "try-{:04d}"
+HEAVY = (
+    "weights.safetensors",
+    "features.safetensors",
+)  # of a trial, which only its numbers outlive
+LOST, TRY, ERROR, SECONDS = "lost", "try", "error", "seconds"  # what a trial says of itself
+
+
+class Search:
+    """A search in its folder: settings, split, the journal of its trials, and their runs.
+
+    `storage` is the address of a database in place of the journal, such as
+    postgresql://user@host/name. Raises `LesionfastError` without Optuna.
+    """
+
+    def __init__(self, path: str | Path, storage: str | None = None) -> None:
+        self.path, self.address = Path(path), storage
+        self.settings = Settings.from_json((self.path / SETTINGS).read_text(encoding="utf-8"))
+        self.load = load_once(self.path / SPLIT)
+        self.study = self.open_study()
+
+    @classmethod
+    def begin(cls, path: str | Path, settings: Settings, storage: str | None = None) -> "Search":
+        """Make a search, or join one of the same settings and data that is there.
+
+        Raises `LesionfastError` if the one that is there is another.
+        """
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        with FileLock(path / ".begin.lock"):
+            settle(path / SETTINGS, settings.to_json(), "options or space")
+            df = load_dataset(settings.base)
+            settle(path / SPLIT, format_split(df), "data or split", lambda to: write_split(df, to))
+        return cls(path, storage)
+
+    def open_study(self) -> "Study":
+        """Return Optuna's study, made by the first that asks."""
+        optuna = import_optuna()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        return optuna.create_study(
+            storage=self.address or open_journal(self.path / JOURNAL),
+            study_name=f"lesionfast-{self.path.resolve().name}",
+            direction="maximize" if self.settings.more_is_better else "minimize",
+            load_if_exists=True,
+        )
+
+    @property
+    def trials(self) -> "list[FrozenTrial]":
+        """The trials that count: all but those that were lost with their worker."""
+        return [t for t in self.study.get_trials(deepcopy=False) if not t.user_attrs.get(LOST)]
+
+    def in_state(self, *states: str) -> "list[FrozenTrial]":
+        """Return the trials that are in one of Optuna's states, by their names."""
+        return [trial for trial in self.trials if trial.state.name in states]
+
+    @property
+    def best(self) -> "FrozenTrial":
+        """The best finished trial; of equal ones the first. Raises `LesionfastError` for none."""
+        finished = [t for t in self.in_state("COMPLETE") if t.value is not None]
+        if not finished:
+            failed = self.in_state("FAIL")
+            why = f" The first error: {failed[0].user_attrs.get(ERROR)}" if failed else ""
+            raise LesionfastError(
+                f"no trial of {self.path} has finished.{why} Type the command again for more, "
+                "with a higher --trials."
+            )
+        sign = 1 if self.settings.more_is_better else -1
+        return max(finished, key=lambda t: (sign * t.value, -number_of(t)))
+
+    def run_of(self, trial: "FrozenTrial") -> Run:
+        """Return the run of a trial, which has no weights."""
+        return Run(self.path / NAME.format(number_of(trial)))
+
+    # Claiming
+
+    def claim(self, wanted: int | None) -> "Claim | None":
+        """Return the next trial, which is this worker's; None if `wanted` have begun.
+
+        A trial whose worker is gone is lost, and tried again with the same values.
+        """
+        with FileLock(self.path / ".claim.lock"):
+            self.reap()
+            begun = [t for t in self.trials if t.state.name != "WAITING"]
+            if wanted is not None and len(begun) >= wanted:
+                return None
+            tries = [number_of(t) for t in self.study.get_trials(deepcopy=False)]
+            number = max(tries, default=-1) + 1
+            self.study.sampler = make_sampler(self.settings, number)
+            self.study.pruner = make_pruner(self.settings)
+            trial = self.study.ask()
+            if TRY not in trial.user_attrs:
+                trial.set_user_attr(TRY, number)
+            values = {one.name: one.suggest(trial) for one in self.settings.space}
+            lock = FileLock(self.lock_of(trial.number))
+            lock.acquire(timeout=0)
+        return Claim(trial, values, lock)
+
+    def reap(self) -> None:
+        """Give up trials whose workers are gone, and queue their values again."""
+        from optuna.trial import Trial
+
+        for old in self.in_state("RUNNING"):
+            lock = FileLock(self.lock_of(old.number))
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue
+            lock.release()
+            if any(
+                t.number == old.number for t in self.in_state("RUNNING")
+            ):  # it has not just ended
+                logger.info("%s was lost with its worker; it is tried again", self.run_of(old).path)
+                self.give_up(Trial(self.study, old._trial_id))
+
+    def give_up(self, trial: "Trial") -> None:
+        """Record that a trial was lost, and queue its values for the next claim."""
+        values, number = trial.params, trial.user_attrs.get(TRY)
+        trial.set_user_attr(LOST, True)
+        self.study.tell(trial.number, state=trial_state("FAIL"))
+        if values and number is not None:
+            self.study.enqueue_trial(values, user_attrs={TRY: number})
+
+    def lock_of(self, number: int) -> Path:
+        """Return the file that the worker of a trial holds."""
+        return self.path / f".trial-{number}.lock"
+
+    # Training
+
+    def work(self, wanted: int | None, until: float | None = None) -> None:
+        """Try until `wanted` trials have begun, or the time `until` (of `time.monotonic`) is near.
+
+        Raises `TrainingInterrupted` after Ctrl-C; its trial is tried again later.
+        """
+        while until is None or time.monotonic() + self.mean_seconds() <= until:
+            if (claim := self.claim(wanted)) is None:
+                break
+            try:
+                self.attempt(claim)
+            finally:
+                claim.lock.release()
+                self.lock_of(claim.trial.number).unlink(missing_ok=True)
+            logger.info("%s", self.describe(wanted))
+
+    def attempt(self, claim: "Claim") -> None:
+        """Train a trial, and record its value, that it was pruned, or why it failed."""
+        import optuna
+
+        trial, started = claim.trial, time.monotonic()
+        name = NAME.format(trial.user_attrs[TRY])
+        try:
+            run = self.train(trial, self.settings.configure(claim.values), name)
+        except optuna.TrialPruned:
+            self.study.tell(trial, state=trial_state("PRUNED"))
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        except (TrainingInterrupted, KeyboardInterrupt):
+            self.give_up(trial)
+            raise TrainingInterrupted(
+                f"the search was interrupted in {self.path / name}. Type the same command again "
+                "to continue."
+            ) from None
+        except Exception as error:  # whatever goes wrong with one must not stop the others
+            kind = "" if isinstance(error, LesionfastError) else f"{type(error).__name__}: "
+            logger.warning("%s failed: %s%s", self.path / name, kind, error)
+            trial.set_user_attr(ERROR, f"{kind}{error}")
+            self.study.tell(trial, state=trial_state("FAIL"))
+        else:
+            trial.set_user_attr(SECONDS, round(time.monotonic() - started, 2))
+            self.study.tell(trial, read_objective(run, self.settings.by))
+
+    def train(self, trial: "Trial", config: TrainConfig, name: str) -> Run:
+        """Return the run of a trial, without weights: trained on images that are not test."""
+        from lesionfast.training.experiment import find_composite, train_once
+
+        shutil.rmtree(self.path / name, ignore_errors=True)  # of a worker that was killed
+        config = replace(config, split=str(self.path / SPLIT))
+        df = self.load(config)
+        df = df[df["split"] != "test"].reset_index(drop=True)
+        prunes = self.settings.pruner != "none" and find_composite(config) is None
+        cbs = [ReportEpochs(trial, OBJECTIVES[self.settings.by][0])] if prunes else []
+        run = train_once(df, config, self.path, name, cbs=cbs)
+        if run.metrics["status"] == "interrupted":
+            raise TrainingInterrupted(f"{run.path} was interrupted.")
+        run.remove(*HEAVY)
+        return run
+
+    def mean_seconds(self) -> float:
+        """Return how long a finished trial took on average, 0 while there is none."""
+        took = [t.user_attrs[SECONDS] for t in self.in_state("COMPLETE") if SECONDS in t.user_attrs]
+        return sum(took) / len(took) if took else 0.0
+
+    def describe(self, wanted: int | None) -> str:
+        """Return the state in one line: tries, the best, pruned and failed ones, time left."""
+        ended = self.in_state("COMPLETE", "PRUNED", "FAIL")
+        parts = [f"{len(ended)}{f' of {wanted}' if wanted else ''} trials"]
+        if self.in_state("COMPLETE"):
+            best = self.best
+            parts.append(
+                f"best {self.settings.by} {best.value:.4f} ({self.run_of(best).path.name})"
+            )
+        counts = {"pruned": len(self.in_state("PRUNED")), "failed": len(self.in_state("FAIL"))}
+        parts += [f"{count} {word}" for word, count in counts.items() if count]
+        running = max(1, len(self.in_state("RUNNING")) + 1)
+        if wanted and (left := wanted - len(ended)) > 0:
+            parts.append(
+                f"about {max(1, round(left * self.mean_seconds() / running / 60))} min left"
+            )
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Claim:
+    """A trial that one worker has: Optuna's, its values, and the lock that says it is alive."""
+
+    trial: "Trial"
+    values: dict[str, Any]
+    lock: FileLock
+
+
+class ReportEpochs(Callback):
+    """Report each epoch to a trial, and stop it if the pruner finds it hopeless.
+
+    `column` is that of the history. Epochs are counted across all phases.
+    """
+
+    order = 66  # after the epoch has been written
+
+    def __init__(self, trial: "Trial", column: str) -> None:
+        self.trial, self.column = trial, column
+
+    def after_epoch(self) -> None:
+        """Raise `optuna.TrialPruned` for a hopeless trial."""
+        import optuna
+
+        place = history_columns(self.learn).index(self.column)
+        self.trial.report(float(self.recorder.values[-1][place]), step=self.epoch + 1)
+        if self.trial.should_prune():
+            raise optuna.TrialPruned(f"epoch {self.epoch + 1}")  # fastai reads the words
+
+
+def import_optuna() -> Any:
+    """Return Optuna; raises `LesionfastError` with what to type if it is not installed."""
+    try:
+        import optuna
+    except ImportError:
+        raise LesionfastError(
+            "a search needs Optuna. Type: pip install 'lesionfast[search]'"
+        ) from None
+    return optuna
+
+
+def open_journal(file: Path) -> Any:
+    """Return Optuna's storage in a file that many processes append to."""
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    return JournalStorage(JournalFileBackend(str(file)))
+
+
+def settle(file: Path, text: str, what: str, write: Callable[[Path], Any] | None = None) -> None:
+    """Write what a search is fixed to, once; raise `LesionfastError` if it is another by now."""
+    if not file.is_file():
+        write(file) if write else write_text(file, text)
+    elif file.read_text(encoding="utf-8") != text:
+        raise LesionfastError(
+            f"{file.parent} is a search with other {what}: they do not give its {file.name}. Type "
+            "the earlier ones to go on with it, or another --out for a new search."
+        )
+
+
+def make_sampler(settings: Settings, number: int) -> "BaseSampler":
+    """Return the sampler of one try, the same for the same seed and number."""
+    from optuna.samplers import RandomSampler, TPESampler
+
+    seed = (settings.base.seed * 1_000_003 + number) % 2**32
+    if settings.sampler == "random":
+        return RandomSampler(seed=seed)
+    return TPESampler(seed=seed, constant_liar=True)
+
+
+def make_pruner(settings: Settings) -> "BasePruner":
+    """Return the pruner: none stops in the epochs of the head alone, which cost nothing."""
+    from optuna.pruners import HyperbandPruner, NopPruner, SuccessiveHalvingPruner
+
+    first = settings.base.head_epochs + 1
+    if settings.pruner == "asha":
+        return SuccessiveHalvingPruner(min_resource=first, reduction_factor=2)
+    if settings.pruner == "hyperband":
+        last = settings.base.head_epochs + settings.base.epochs
+        return HyperbandPruner(
+            min_resource=first, max_resource=max(last, first), reduction_factor=2
+        )
+    return NopPruner()
+
+
+def read_objective(run: Run, by: str) -> float:
+    """Return the metric of a run on validation; balanced accuracy is by the rule in use."""
+    valid = run.metrics["valid"]
+    found = valid["rules"][run.model["rule"]] if by == "balanced_accuracy" else valid
+    return float(found[by])
+
+
+def number_of(trial: "FrozenTrial") -> int:
+    """Return which try a trial is; one that is tried again keeps its number."""
+    return int(trial.user_attrs.get(TRY, -1))
+
+
+def trial_state(name: str) -> Any:
+    """Return Optuna's state of that name."""
+    from optuna.trial import TrialState
+
+    return TrialState[name]
+
+
+def trial_table(search: Search) -> pd.DataFrame:
+    """Return one row a trial that counts: number, state, value, its options, seconds and error."""
+    rows = [
+        {
+            "try": number_of(trial), "state": trial.state.name.lower(),
+            search.settings.by: trial.value, **trial.params,
+            "seconds": trial.user_attrs.get(SECONDS), "error": trial.user_attrs.get(ERROR),
+        }
+        for trial in search.trials
+    ]  # fmt: skip
+    return pd.DataFrame(rows).sort_values("try", ignore_index=True) if rows else pd.DataFrame()

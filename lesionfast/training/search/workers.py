@@ -1,0 +1,142 @@
+"""A whole search: its workers on this machine, the best trial trained again, and what was found."""
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lesionfast.errors import LesionfastError
+from lesionfast.models.fusion import REGISTRIES
+from lesionfast.run import Run
+from lesionfast.training.search.space import read_settings
+from lesionfast.training.search.trials import Search, import_optuna
+from lesionfast.training.search.winner import Price, price_choice, train_best
+from lesionfast.training.speed.budget import read_duration
+
+logger = logging.getLogger("lesionfast")
+
+TRIALS = 20
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a search found: itself, the run of the best trial, and what its choosing costs."""
+
+    search: Search
+    run: Run
+    price: Price
+
+
+def search(
+    space: str | Path | None = None,
+    out: str | Path = "runs/search",
+    *,
+    trials: int | None = None,
+    workers: int = 1,
+    budget: str | None = None,
+    storage: str | None = None,
+    heads: bool = False,
+    by: str = "macro_auc",
+    sampler: str = "tpe",
+    prune: str = "asha",
+    **options: Any,
+) -> Found:
+    """Try values of options, train the best trial again, and return what was found.
+
+    `space` is a TOML file, by default the space of this package (with `heads` that of heads alone);
+    `options` are those of `lesionfast train`, which stay. All trials are judged by one metric of
+    the validation images, or of all out-of-fold predictions with `folds`; test images are predicted
+    once, by the best. There are `trials` (default: 20), or as many as the `budget` of time allows,
+    such as "2h". The same call again goes on with the search in the folder `out`, also from other
+    machines at the same time. Raises `LesionfastError` for whatever the user can fix, and
+    `TrainingInterrupted` after Ctrl-C.
+    """
+    import_optuna()
+    settings = read_settings(space, options, heads=heads, by=by, sampler=sampler, pruner=prune)
+    return run_search(Search.begin(out, settings, storage), trials, workers, budget)
+
+
+def run_search(
+    search: Search, trials: int | None = None, workers: int = 1, budget: str | None = None
+) -> Found:
+    """Work on a search with so many workers on this machine; return what it found."""
+    if workers < 1 or (trials is not None and trials < 1):
+        raise LesionfastError(
+            f"--workers is {workers} and --trials {trials}; both take a whole number from 1."
+        )
+    until = time.monotonic() + read_duration(budget) if budget else None
+    wanted = trials or (None if budget else TRIALS)
+    with threads_shared(workers), ExitStack() as stack:
+        helpers = [
+            stack.enter_context(start_worker(search, number, wanted, budget))
+            for number in range(2, workers + 1)
+        ]
+        search.work(wanted, until)
+        for helper in helpers:
+            helper.wait()
+    search.work(wanted, until)  # what a worker lost that was killed
+    return Found(search, train_best(search), price_choice(search))
+
+
+def join(path: str | Path, trials: int | None, budget: str | None, storage: str | None) -> None:
+    """Work on a search that is there, and leave its end to others."""
+    until = time.monotonic() + read_duration(budget) if budget else None
+    Search(path, storage).work(trials or (None if budget else TRIALS), until)
+
+
+@contextmanager
+def start_worker(
+    search: Search, number: int, wanted: int | None, budget: str | None
+) -> Iterator[subprocess.Popen]:
+    """Run another process that joins a search; it ends with this one. Its log is in the folder.
+
+    Raises `LesionfastError` for what was registered in a notebook, which it could not find.
+    """
+    modules = {m for registry in REGISTRIES.values() for m in registry.modules.values() if m}
+    if "__main__" in modules:
+        raise LesionfastError(
+            "other workers can't find what was registered in a notebook or a script. Move it into "
+            "a module and import that, or leave --workers out."
+        )
+    imports = [word for module in sorted(modules) for word in ("--import", module)]
+    given: Mapping[str, Any] = {"--trials": wanted, "--budget": budget, "--storage": search.address}
+    typed = [word for flag, value in given.items() if value for word in (flag, str(value))]
+    command = [sys.executable, "-m", "lesionfast", *imports, "search"]
+    with (search.path / f"worker-{number}.log").open("a", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            [*command, "--join", str(search.path), *typed], stdout=log, stderr=log
+        )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+
+
+@contextmanager
+def threads_shared(workers: int) -> Iterator[None]:
+    """Give each of several workers its share of the processors."""
+    import torch
+
+    if workers == 1:
+        yield
+        return
+    before, threads = os.environ.get("OMP_NUM_THREADS"), torch.get_num_threads()
+    share = max(1, threads // workers)
+    os.environ["OMP_NUM_THREADS"] = str(share)
+    torch.set_num_threads(share)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before

@@ -1,0 +1,217 @@
+"""A search: spaces, trials of several workers, lost ones, and the run of the best."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("optuna")
+
+from lesionfast.errors import LesionfastError
+from lesionfast.run import Run
+from lesionfast.stats.bootstrap import out_of_bag_choice
+from lesionfast.training.search.space import Settings, read_settings
+from lesionfast.training.search.trials import Search, trial_table
+from lesionfast.training.search.winner import price_choice
+from lesionfast.training.search.workers import run_search, search
+
+SPACE = """
+[defaults]
+arch = "test_resnet"
+weights = "none"
+size = 32
+epochs = 1
+head_epochs = 0
+tta = 1
+
+[space]
+lr = {log = [1e-4, 1e-2]}
+dropout = {range = [0.0, 0.5]}
+batch_size = [16, 32]
+"""
+TRIALS = 20
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> Path:
+    """A space of short trainings on the built-in sample."""
+    file = tmp_path / "space.toml"
+    file.write_text(SPACE)
+    return file
+
+
+def command(space: Path, out: Path, *words: str) -> list[str]:
+    """The command of a search whose values do not depend on the order of its trials."""
+    fixed = ["--space", str(space), "--out", str(out), "--random", "--prune", "none"]
+    return [sys.executable, "-m", "lesionfast", "search", *fixed, *words]
+
+
+def values_of(opened: Search) -> dict[int, tuple]:
+    """The values and the result of each finished trial, by its number."""
+    done = opened.in_state("COMPLETE")
+    found = {t.user_attrs["try"]: (sorted(t.params.items()), t.value) for t in done}
+    assert len(found) == len(done), "two trials have one number"
+    return found
+
+
+def begin(space: Path, out: Path, **judged: str) -> Search:
+    given = {"sampler": "random", "pruner": "none", "by": "macro_auc"} | judged
+    return Search.begin(out, read_settings(space, {}, **given))
+
+
+def test_killed_worker_costs_one_trial_and_changes_nothing(space: Path, tmp_path: Path) -> None:
+    whole = begin(space, tmp_path / "whole")
+    run_search(whole, TRIALS)
+    expected = values_of(whole)
+    assert sorted(expected) == list(range(TRIALS))
+
+    out = tmp_path / "killed"
+    first = subprocess.Popen(command(space, out, "--trials", str(TRIALS), "--workers", "2"))
+    try:
+        wait_for(lambda: len(list(out.glob("try-*/metrics.json"))) >= 4)
+        wait_for(lambda: children(first.pid) and list(out.glob(".trial-*.lock")))
+        os.kill(children(first.pid)[0], signal.SIGKILL)
+        time.sleep(1)
+    finally:
+        first.kill()
+        first.wait()
+        for pid in children(first.pid):
+            os.kill(pid, signal.SIGKILL)
+    assert len(list(out.glob("try-*/metrics.json"))) < TRIALS
+    subprocess.run(command(space, out, "--trials", str(TRIALS), "--workers", "2"), check=True)
+    again = Search(out)
+    assert values_of(again) == expected
+    assert again.best.params == whole.best.params
+    assert not again.in_state("RUNNING", "WAITING")
+
+
+def wait_for(condition: object, seconds: float = 120) -> None:
+    """Wait until a condition holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    file = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in file.read_text().split()] if file.exists() else []
+
+
+def test_trials_never_see_test_images_and_the_best_does(space: Path, tmp_path: Path) -> None:
+    found = search(space, tmp_path / "s", trials=2, prune="none", sampler="random")
+    for trial in found.search.in_state("COMPLETE"):
+        run = found.search.run_of(trial)
+        assert set(run.split["split"]) == {"train", "valid"}
+        assert "test" not in run.metrics and not run.holds("weights.safetensors")
+    assert "test" in found.run.metrics and found.run.holds("weights.safetensors")
+    best = found.search.best
+    assert found.run.config.lr == best.params["lr"]
+    assert found.run.metrics["valid"]["macro_auc"] == pytest.approx(best.value)
+    again = search(space, tmp_path / "s", trials=2, prune="none", sampler="random")
+    assert again.run.metrics == found.run.metrics  # it was not trained again
+
+
+def test_trial_that_fails_is_recorded_and_the_others_go_on(space: Path, tmp_path: Path) -> None:
+    space.write_text(SPACE + 'loss = ["cross_entropy", "logit_adjusted"]\ntau = [0.5]\n')
+    begun = begin(space, tmp_path / "s")
+    begun.work(6)
+    table = trial_table(begun)
+    failed = table[table["state"] == "fail"]
+    assert (failed["loss"] == "cross_entropy").all() and len(failed)
+    assert failed["error"].str.contains("--tau needs --loss logit_adjusted").all()
+    assert (table.loc[table["state"] == "complete", "loss"] == "logit_adjusted").all()
+
+
+def test_hopeless_trials_are_pruned(space: Path, tmp_path: Path) -> None:
+    space.write_text(SPACE.replace("epochs = 1", "epochs = 4").replace("[1e-4", "[1e-9"))
+    begun = begin(space, tmp_path / "s", pruner="asha")
+    begun.work(10)
+    pruned = begun.in_state("PRUNED")
+    assert pruned and len(pruned) + len(begun.in_state("COMPLETE")) == 10
+    assert all(max(t.intermediate_values) < 4 for t in pruned)
+    assert not any(begun.run_of(t).path.exists() for t in pruned)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("learning = [1]", "unknown field 'learning'"),
+        ("val = [0.1, 0.2]", "share data, split, seed"),
+        ("ema = {log = [0.1, 1.5]}", "ema"),
+        ("ema = {log = [0.0, 0.5]}", "above 0"),
+        ("ema = 0.5", "Write a list of values"),
+        ('augment = {range = ["none", "strong"]}', "is no number"),
+        ("weight_decay = {range = [0.1, 0.01]}", "the lower one first"),
+    ],
+)
+def test_spaces_are_checked_before_anything_is_trained(
+    space: Path, line: str, message: str
+) -> None:
+    space.write_text(SPACE + line + "\n")
+    with pytest.raises(LesionfastError, match=re.escape(message)):
+        read_settings(space, {})
+
+
+def test_spaces_of_the_package_hold_and_typed_options_are_not_searched() -> None:
+    for heads in (False, True):
+        settings = read_settings(None, {"dropout": 0.1}, heads=heads)
+        assert settings.base.dropout == 0.1
+        assert "dropout" not in {one.name for one in settings.space}
+        assert Settings.from_json(settings.to_json()) == settings
+
+
+def test_other_settings_or_data_are_refused(space: Path, tmp_path: Path) -> None:
+    begin(space, tmp_path / "s")
+    with pytest.raises(LesionfastError, match=r"other options or space.*another --out"):
+        begin(space, tmp_path / "s", by="log_loss")
+    text = (tmp_path / "s" / "split.csv").read_text().replace("train", "valid", 1)
+    (tmp_path / "s" / "split.csv").write_text(text)
+    with pytest.raises(LesionfastError, match="other data or split"):
+        begin(space, tmp_path / "s")
+
+
+def test_choosing_the_best_of_noise_is_priced() -> None:
+    rng = np.random.default_rng(0)
+    n = 300
+    truth, lesions = rng.integers(0, 2, n), np.arange(n)
+    scores = rng.random((20, n))  # no model is better than another: the true mean is 0.5
+
+    def mean_of(values: np.ndarray):
+        return lambda weights: (weights * values).sum(axis=1) / weights.sum(axis=1)
+
+    metrics = [mean_of(values) for values in scores]
+    drawn = out_of_bag_choice(metrics, truth, lesions, resamples=1000)
+    best = scores.mean(axis=1).max()
+    assert abs(drawn.mean() - 0.5) < abs(best - 0.5)
+    alone = out_of_bag_choice(metrics[:1], truth, lesions, resamples=1000)
+    assert alone.mean() == pytest.approx(scores[0].mean(), abs=0.003)
+
+
+def test_folds_are_judged_by_pooled_predictions(space: Path, tmp_path: Path) -> None:
+    options = {"folds": 2, "trials": 2, "prune": "none"}
+    found = search(space, tmp_path / "s", **options)
+    run = found.search.run_of(found.search.best)
+    counts = run.split["split"].value_counts()
+    assert run.is_out_of_fold and run.metrics["valid"]["n"] == len(run.predictions)
+    assert counts.get("test", 0) == 0 and price_choice(found.search).trials == 2
+
+
+def test_head_alone_learns_on_features_that_are_kept(tmp_path: Path) -> None:
+    space = tmp_path / "heads.toml"
+    space.write_text(
+        '[defaults]\nunfreeze = "head"\nsize = 32\ntta = 1\n[space]\nhead_lr = {log = [1e-3, 1e-1]}'
+    )
+    found = search(space, tmp_path / "s", trials=2)
+    assert set(found.run.history["phase"]) == {"head"}
+    assert len(found.run.history) == found.run.config.head_epochs
+    shutil.rmtree(found.search.path / "best")
+    assert Run(found.search.path / "best").finished is False
