@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from lesionfast.training.experiment import train
     from lesionfast.training.learner import lesion_learner
     from lesionfast.training.losses import register_loss
-    from lesionfast.training.trackers.base import Tracker, register_tracker
     from lesionfast.training.search.workers import search
+    from lesionfast.training.trackers.base import Tracker, register_tracker
 
     __version__: str
 
