@@ -162,8 +162,9 @@ class Run:
         """Call `write` with a temporary path, rename it to the file `name`, and list that.
 
         This, `write_text` and `write_json` are the only ways to write what is read later: a file
-        that manifest.json does not list counts as damaged. log.txt, which grows, is not listed,
-        and neither are figures and reports, which no command reads.
+        that manifest.json does not list counts as damaged. log.txt, which grows, and note.txt,
+        which a person may edit, are not listed, and neither are figures and reports, which no
+        command reads.
         """
         return self.manifest.write(name, write)
 
@@ -581,10 +582,7 @@ def rename_to_new(made: Path, path: Path) -> bool:
 def list_runs(root: str | Path = "runs") -> list[Run]:
     """Return all runs under the folder `root`, oldest first; a broken run is among them.
 
-    Raises `LesionfastError` only when a run is read.
-
-    >>> [run.path.name for run in lf.runs("runs")][0]
-    'one'
+    Nothing of them is read yet.
     """
     return sorted(
         (Run(path) for path in sorted(Path(root).glob("*")) if is_run(path)), key=begun_at

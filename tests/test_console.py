@@ -1,10 +1,12 @@
 """Tables carry every interval, to the terminal, Markdown and JSON; a log line is shown once."""
 
+import io
 import logging
 
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from lesionfast.console import (
     Cell,
@@ -108,3 +110,14 @@ def test_a_progress_bar_names_the_part_of_the_work():
             assert describe(progress_bar()) == "fold 2 of 5, tower 1 of 2, epoch 1/5"
         assert describe(progress_bar()) == "fold 2 of 5, epoch 1/5"
     assert describe(progress_bar()) == "epoch 1/5"
+
+
+def test_a_table_is_printed_as_rich_would_lay_it_out(capsys):
+    table = Table("Title", ["name", "balanced accuracy", "text"], note="note")
+    table.add("first", 0.5, "two\nlines")
+    table.add_line()
+    table.add("皮膚 é", None, "")
+    print_table(table)
+    console = Console(file=io.StringIO(), width=80, highlight=False, markup=False, emoji=False)
+    console.print(table.to_rich(), "")
+    assert capsys.readouterr().out == console.file.getvalue()

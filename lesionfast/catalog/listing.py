@@ -182,12 +182,13 @@ def runs(
 ) -> Listing:
     """Return the runs under a folder, oldest first; a damaged run is among them.
 
-    `where` are conditions that must all hold, such as "balanced_accuracy>0.7", "valid.macro_auc>=
-    0.9", "arch=densenet121" or "note~baseline": metrics of the test part where a run has one, else
-    of validation, and options of config.json; see `Condition`. `sort` is a metric, the best first,
-    or an option; "-NAME" turns the order round. Damaged runs come last, whatever the conditions.
-    With `nested`, runs in folders below are listed too, such as those of studies, but not the runs
-    that a run consists of. Raises `LesionfastError` for a condition or a name that makes no sense.
+    `where` are conditions that must all hold, such as "balanced_accuracy>0.7", "valid.log_loss<1",
+    "arch=densenet121" or "note~baseline": on metrics, of the test part where a run has one, else of
+    validation, and on options of config.json; see `Condition`. `sort` is a metric, the best first,
+    or an option; "-NAME" turns the order round. No condition leaves out a damaged run, but it comes
+    last then. With `nested`, runs in folders below are listed too, such as those of studies, but
+    not the runs that a run consists of. Raises `LesionfastError` for a condition that makes no
+    sense, and for a name that no run has.
 
     >>> [run.path.name for run in lf.runs("runs", where="run=one", sort="balanced_accuracy")]
     ['one']

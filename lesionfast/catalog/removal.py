@@ -110,17 +110,22 @@ def check_needed(paths: Sequence[Path], root: str | Path | None) -> None:
     """Raise `LesionfastError` if a run that stays needs one of those at `paths`."""
     gone = set(paths)
     roots = {outermost(path) for path in paths} | ({Path(root).resolve()} if root else set())
-    needed = []
+    needed: dict[tuple[Path, Path], str] = {}
     for run in sorted({run for folder in roots for run in walk_runs(folder, inside=True)}):
         if gone.isdisjoint((run, *run.parents)):
             for other, why in list_needs(run, roots):
-                hit = gone.intersection((other, *other.parents))
-                needed += [f"{one} ({why} {run})" for one in hit]
+                for one in gone.intersection((other, *other.parents)):
+                    needed.setdefault((one, run), f"{from_here(one)} ({why} {from_here(run)})")
     if needed:
         raise LesionfastError(
-            f"other runs need what would be removed: {list_first(dict.fromkeys(needed))}. Remove "
-            "those as well, or type --force."
+            f"other runs need what would be removed: {list_first(needed.values())}. Remove those "
+            "as well, or type --force."
         )
+
+
+def from_here(path: Path) -> Path:
+    """Return a path as seen from the working directory, if it lies there."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def outermost(run: Path) -> Path:
