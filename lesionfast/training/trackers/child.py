@@ -72,8 +72,9 @@ class Child:
 
     def kill(self) -> None:
         """End the process and all that it started."""
-        with suppress(OSError):
+        with suppress(OSError, AttributeError):  # there are no groups on Windows
             os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill()
         self.process.wait()
 
 
@@ -81,7 +82,8 @@ def serve(module: str, name: str) -> None:
     """Be the other process: answer the lines of stdin, until it ends, through a tracker."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what the tracker prints is no answer
-    os.nice(5)  # the training comes first
+    if hasattr(os, "nice"):
+        os.nice(5)  # the training comes first
     import_module(module)
     tracker: Any = None
     ended = False

@@ -16,6 +16,7 @@ from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation, records
 from lesionfast.files import sha256
 from lesionfast.reporting.errors import draw_confusion
+from lesionfast.reporting.metrics import draw_roc
 from lesionfast.run import Run, is_run
 from lesionfast.training.trackers.base import About, check_tracker, read_names, trackers
 from lesionfast.training.trackers.delivery import Delivery, read_kept
@@ -76,7 +77,7 @@ class Record:
                 self.send_epoch(header.split(","), line.split(","))
 
     def send_results(self) -> None:
-        """Send the final metrics with their intervals, and the confusion matrix."""
+        """Send the final metrics with their intervals, the confusion matrix and the ROC curves."""
         run, rows = Run(self.run.path), []
         splits = [split for split in ("valid", "test") if split in run.metrics]
         for split in splits:
@@ -86,6 +87,8 @@ class Record:
         folder = Findings(interpretation).folder
         folder.mkdir(parents=True, exist_ok=True)
         self.send("write_figure", "confusion", str(draw_confusion(interpretation, folder)))
+        roc = draw_roc(interpretation, interpretation.measures, folder)
+        self.send("write_figure", "roc", str(roc))
 
     def send(self, method: str, *given: Any) -> None:
         for delivery in self.deliveries.values():

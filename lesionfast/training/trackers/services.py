@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lesionfast.console import estimate
+from lesionfast.files import write_atomically
 from lesionfast.training.trackers.base import (
     PROJECT,
     About,
@@ -26,6 +27,7 @@ from lesionfast.training.trackers.base import (
     trackers,
 )
 
+DATABASE = "mlflow.db"
 MOST_AT_ONCE = 500  # metrics or parameters in one request to MLflow, which takes up to 1,000
 LONGEST = 500  # characters of a parameter that every version of MLflow takes
 LOCK_SECONDS = 60.0  # to wait for another process that makes MLflow's database
@@ -110,7 +112,7 @@ class MLflow(Tracker):
     def look(cls, about: About) -> str:
         if server := os.environ.get("MLFLOW_TRACKING_URI"):
             return f"{server}, as MLFLOW_TRACKING_URI says"
-        database = short_path(local_folder(about) / "mlflow.db")
+        database = short_path(local_folder(about) / DATABASE)
         look = f"mlflow ui --backend-store-uri sqlite:///{database}"
         return f"{database}; look at it with: {look}"
 
@@ -125,6 +127,8 @@ class MLflow(Tracker):
         folder = local_folder(self.about)
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock", timeout=LOCK_SECONDS):
+            if not (folder / DATABASE).exists():
+                make_database(folder / DATABASE)
             yield
 
     def experiment(self) -> str:
@@ -172,7 +176,25 @@ def local_folder(about: About) -> Path:
 
 def local_database(about: About) -> str:
     """Return the address of MLflow's local database."""
-    return f"sqlite:///{local_folder(about) / 'mlflow.db'}"
+    return f"sqlite:///{local_folder(about) / DATABASE}"
+
+
+def make_database(file: Path) -> None:
+    """Make a database for MLflow, which changes it a hundred times, without waiting for the disk.
+
+    It gets its name when it is whole.
+    """
+    from mlflow import MlflowClient
+    from sqlalchemy import Engine, event
+
+    def hurry(connection: Any, record: Any) -> None:
+        connection.execute("PRAGMA synchronous=OFF")
+
+    event.listen(Engine, "connect", hurry)
+    try:
+        write_atomically(file, lambda aside: MlflowClient(f"sqlite:///{aside}").get_experiment("0"))
+    finally:
+        event.remove(Engine, "connect", hurry)
 
 
 def allowed_name(name: str) -> str:
@@ -182,7 +204,10 @@ def allowed_name(name: str) -> str:
 
 @trackers.register("wandb")
 class WandB(Tracker):
-    """Weights & Biases: offline files in the run's folder wandb, or as WANDB_MODE says."""
+    """Weights & Biases: offline files in the run's folder wandb, or as WANDB_MODE says.
+
+    Those of a run inside another are in that one's folder.
+    """
 
     package, own_process = "wandb", True
 
@@ -197,7 +222,7 @@ class WandB(Tracker):
         self.image = wandb.Image
         self.run = wandb.init(
             project=os.environ.get("WANDB_PROJECT") or PROJECT,
-            dir=about.path,
+            dir=outer_folder(about),
             id=about.id,
             resume="allow" if about.id and mode == "online" else None,
             name=about.name,
@@ -213,7 +238,7 @@ class WandB(Tracker):
         mode = os.environ.get("WANDB_MODE") or "offline"
         if mode != "offline":
             return f"Weights & Biases, {mode}, as WANDB_MODE says"
-        folder = short_path(Path(about.path) / "wandb")
+        folder = short_path(outer_folder(about) / "wandb")
         return f"{folder}; send it to a server with: wandb sync {folder}/offline-run-*"
 
     def write_epoch(self, epoch: int, phase: str, values: dict[str, float]) -> None:
@@ -228,6 +253,11 @@ class WandB(Tracker):
     def close(self, status: str) -> None:
         self.run.summary.update({"status": status})
         self.run.finish(exit_code=0 if status == "finished" else 1)
+
+
+def outer_folder(about: About) -> Path:
+    """Return the folder of a run, or of the run around it."""
+    return Path(about.root) / (about.group or about.name)
 
 
 @trackers.register("trackio")

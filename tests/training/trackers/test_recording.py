@@ -63,8 +63,9 @@ def test_a_training_tells_its_options_each_epoch_and_the_results(
         if (row["split"], row["metric"], row["of"]) == ("test", "balanced_accuracy", "all")
     ]
     assert found["value"] == pytest.approx(value) and found["low"] <= value <= found["high"]
-    ((name, path),) = told(kept, "figure")
-    assert (name, path) == ("confusion", str(run.path / "figures" / "confusion.png"))
+    figures = {name: run.path / "figures" / f"{name}.png" for name in ("confusion", "roc")}
+    assert dict(told(kept, "figure")) == {name: str(path) for name, path in figures.items()}
+    assert all(path.is_file() for path in figures.values())
     assert told(kept, "close") == [("finished",)]
     assert run.condition() == ("whole", {}) and OPEN == []
     assert (run.path / "history.csv").read_bytes() == (plain.path / "history.csv").read_bytes()

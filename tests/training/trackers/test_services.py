@@ -55,7 +55,7 @@ def test_tensorboard_has_curves_by_phase_options_results_and_the_figure(
     assert texts["status"] == "finished"
     value = run.metrics["test"]["rules"]["balanced"]["balanced_accuracy"]
     assert math.isclose(read.Scalars("test/balanced_accuracy")[0].value, value, abs_tol=1e-6)
-    assert read.Tags()["images"] == ["confusion"]
+    assert read.Tags()["images"] == ["confusion", "roc"]
 
 
 def test_a_tensorboard_that_goes_on_hides_what_was_after_the_last_epoch(about):
@@ -118,6 +118,15 @@ def test_trackio_has_all_of_it_in_a_database_beside_the_runs(make_logged, warnin
     assert {name for name, *_ in found} == {run.path.name}
     assert [step for _, step, metrics in found if b"valid_loss" in metrics] == [1, 2, 3, 4, 5, 6]
     assert any(b"test/mel/auc_low" in metrics for *_, metrics in found)
+
+
+def test_several_processes_make_the_database_of_mlflow_once(about, tmp_path, warnings):
+    need("mlflow", "sqlalchemy")
+    ways = [Delivery("mlflow", about, tmp_path / f"{name}.json") for name in "ab"]
+    for way in ways:
+        way.finish("finished")
+    assert all(way.wait(time.monotonic()) for way in ways) and warnings() == []
+    assert ways[0].id != ways[1].id
 
 
 @pytest.mark.parametrize("answers", [False, True])
