@@ -125,6 +125,10 @@ COMMANDS = {  # a command, and the files that it makes
     "interpret": (["interpret", "runs/done"], "runs/done"),
     "export": (["export", "runs/done", "--to", "model"], "model"),
     "predict": (["predict", "runs/done", "photos", "--out", "found.csv", "--resume"], "found.csv"),
+    "shard": (
+        ["predict", "runs/done", "photos", "--shard", "1/2", "--out", "part.csv", "--resume"],
+        "part.csv",
+    ),
     "pretrain": (["pretrain", *TINY[:-2], "--epochs", "2", "--out", "pre"], "pre"),
 }
 

@@ -29,6 +29,7 @@ Metadata = option(list[str] | None, "Metadata of all images, such as age=55.", "
 Views = option(int | None, "Dihedral views to average, 1 to 8 (default: as many as the run).")
 Resume = option(bool, "Continue an unfinished --out.", "--resume")
 Part = option(str | None, "Predict one part of the images, such as 3/8.", "--shard")
+WithFeatures = option(bool, "Add the image features: feature_0 and so on.", "--features")
 Join = option(bool, "Join the files of all shards, named as arguments.", "--join")
 
 
@@ -47,6 +48,7 @@ def predict(
     tta: Views = None,
     resume: Resume = False,
     shard: Part = None,
+    features: WithFeatures = False,
     join: Join = False,
     device: Device = "auto",
 ) -> None:
@@ -67,6 +69,7 @@ def predict(
     table |= {"renamed": read_pairs("--map", renamed, "gender=sex")}
     table |= {"metadata": read_pairs("--set", metadata, "age=55")}
     choices = {**table, "views": tta, "resume": resume, "shard": shard}
+    choices |= {"features": features}
     if join:
         count = join_files([model, *(inputs or [])], out, kind, choices)
     else:

@@ -161,10 +161,11 @@ def check_all_there(count: int, there: set[int]) -> None:
     """Raise `LesionfastError` unless the shards from 1 to `count` are there."""
     missing = [number for number in range(1, count + 1) if number not in there]
     if missing:
+        one, names = len(missing) == 1, list_first(missing, 10)
+        subject = f"shard {names} of {count} is" if one else f"shards {names} of {count} are"
         raise LesionfastError(
-            f"{pluralize(len(missing), 'shard')} of {count} "
-            f"{'is' if len(missing) == 1 else 'are'} missing: {list_first(missing, 10)}. "
-            f"Predict them, with --shard {missing[0]}/{count} for the first, and name all parts."
+            f"{subject} missing. Predict {'it' if one else 'each'}, such as with --shard "
+            f"{missing[0]}/{count}, and name all parts."
         )
 
 

@@ -128,19 +128,20 @@ def predict_inputs(
     views: int | None = None,
     resume: bool = False,
     shard: str | None = None,
+    features: bool = False,
     device: str = "auto",
 ) -> Count:
     """Predict the images that a person named, with a progress bar; see `predict_to`.
 
     `images`, `image`, `separator` and `renamed` say how a table among the inputs is read,
-    `metadata` holds for all images, and `shard`, such as "3/8", takes a part of them; the parts are
-    put together by `join_parts`. Wrong names are found before the model is loaded.
+    `metadata` holds for all images. `shard`, such as "3/8", predicts a part for `join_parts`.
+    `features` adds the image features. Wrong names are found before the model is loaded.
     """
     part = None if shard is None else find_shard(shard, out, kind)
     if out is not None:
         check_out(out, kind, resume)
     find_items(inputs)
-    predictor = Predictor(model, views=views, device=device)
+    predictor = Predictor(model, views=views, device=device, features=features)
     predictor.check(metadata)
     bundle = predictor.bundle
     table = {"image_column": image or bundle.image_column, "columns": bundle.encoder.columns}
@@ -351,6 +352,8 @@ class ParquetWriter:
         self.writer = pyarrow.parquet.ParquetWriter(out, self.schema)
 
     def _choose_type(self, name: str) -> Any:
+        if name.startswith("feature_"):
+            return self.pyarrow.float32()
         if name.startswith(("p_", "calibrated_")) or name == "outlier_score":
             return self.pyarrow.float64()
         if "_at_" in name or name in ("refer", "outlier"):

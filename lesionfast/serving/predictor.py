@@ -47,7 +47,9 @@ class Predictor:
 
     `source` is a Run, the folder of a run or of an exported model, a model.onnx, or an address
     such as hf://user/name. `views` is the number of dihedral views that are averaged, the run's
-    own unless given. Raises `LesionfastError` for anything else, and for files that are broken.
+    own unless given; with `features` a row also has the image features of the first view, feature_0
+    and so on (of an ensemble, those of its first model). Raises `LesionfastError` for anything
+    else, and for files that are broken.
 
     Call it with one image, a path, a PIL image or uint8 (H, W, 3), and what is known of the person,
     age in years; `predict` takes a table with the column `path`.
@@ -60,7 +62,12 @@ class Predictor:
     """
 
     def __init__(
-        self, source: str | Path | Run, *, views: int | None = None, device: str = "auto"
+        self,
+        source: str | Path | Run,
+        *,
+        views: int | None = None,
+        device: str = "auto",
+        features: bool = False,
     ) -> None:
         self.bundle, self.engine, self.weights = open_model(source, views, device)
         self.views = self.bundle.model["tta"] if views is None else views
@@ -70,7 +77,8 @@ class Predictor:
             self.bundle.encoder, partial(find_caution, self.bundle.model, run)
         )
         self.chunk = CHUNK
-        self.columns = ["image", *self.bundle.columns, "not_known", "error"]
+        self.features = self._name_features() if features else []
+        self.columns = ["image", *self.bundle.columns, "not_known", *self.features, "error"]
 
     def __call__(self, image: Picture, **metadata: Any) -> dict[str, Any]:
         """Return the prediction of one image: the columns of `Bundle.assess`, and not_known.
@@ -159,6 +167,19 @@ class Predictor:
             seen.append(np.asarray(fit_square(picture, size, resize)))
         return seen
 
+    def _name_features(self) -> list[str]:
+        """Return the columns of the features, as many as an empty image has.
+
+        Raises `LesionfastError` if there is none.
+        """
+        pixels = [np.zeros((1, size, size, 3), np.uint8) for size, _ in self.bundle.looks]
+        _, features = self.engine(pixels, self.metadata.encode([{}]))
+        if not features.shape[1]:
+            raise LesionfastError(
+                "the model has no image features, as it sees only metadata. Leave out --features."
+            )
+        return [f"feature_{number}" for number in range(features.shape[1])]
+
     def _prepare(self, reader: FileReader, item: Item) -> tuple[list[np.ndarray], dict] | str:
         """Return the pixels and the metadata of an image, or why there is no prediction."""
         if item.path is None:
@@ -177,10 +198,13 @@ class Predictor:
             looks = zip(*(prepared[i][0] for i in good), strict=True)
             pixels = [np.stack(look) for look in looks]
             values = [prepared[i][1] for i in good]
-            found = self.bundle.assess(*self.engine(pixels, self.metadata.encode(values)))
+            probabilities, features = self.engine(pixels, self.metadata.encode(values))
+            found = self.bundle.assess(probabilities, features)
             found["not_known"] = [
                 tuple(name for name, value in row.items() if pd.isna(value)) for row in values
             ]
+            if self.features:
+                found = found.join(pd.DataFrame(features, found.index, self.features))
             found.index = good
             rows = found if len(good) == len(items) else found.astype(object).reindex(rows.index)
         return rows.assign(error=errors, image=[item.name for item in items])[self.columns]

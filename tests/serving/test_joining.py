@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -65,6 +66,23 @@ def test_joined_shards_are_the_file_of_one_process(predictor, items, tmp_path, k
     assert (found.images, found.failed) == (expected.images, expected.failed) == (19, 1)
     assert joined.read_bytes() == whole.read_bytes()
     assert [part.read_bytes() == whole.read_bytes() for part in parts] == [count == 1] * count
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_features_are_extracted_in_shards_too(exported, photos, tmp_path, kind):
+    pytest.importorskip("pyarrow")
+    predictor = Predictor(exported, features=True)
+    predictor.chunk = 4
+    items = [Item(str(i), path) for i, path in enumerate([*photos[:9], "gone.jpg"])]
+    predict_to(predictor, items, tmp_path / f"whole.{kind}", kind)
+    parts = predict_shards(predictor, items, tmp_path, 2, kind)
+    joined = tmp_path / f"joined.{kind}"
+    join_parts(list(map(str, parts)), joined, kind)
+    assert joined.read_bytes() == (tmp_path / f"whole.{kind}").read_bytes()
+    table = pd.read_csv(joined) if kind == "csv" else pd.read_parquet(joined)
+    features = table.filter(like="feature_").to_numpy()
+    assert features.shape == (10, len(predictor.features)) and np.isnan(features[9]).all()
+    assert np.isfinite(features[:9]).all() and features[:9].std() > 0
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
@@ -150,6 +168,10 @@ def drop_last(parts):
     return parts[:-1]
 
 
+def keep_first(parts):
+    return parts[:1]
+
+
 def repeat(parts):
     return [*parts, parts[1]]
 
@@ -203,7 +225,8 @@ def torn(parts):
 
 
 REFUSED = {
-    drop_last: "1 shard of 3 is missing: 3. Predict them, with --shard 3/3",
+    drop_last: "shard 3 of 3 is missing. Predict it, such as with --shard 3/3, and name all",
+    keep_first: "shards 2, 3 of 3 are missing. Predict each, such as with --shard 2/3, and",
     repeat: "shard 2 is there 2 times: .*part2.csv, .*part2.csv. Name it once",
     without_note: "part2.csv can't be joined: .part2.csv.resume.json, .* is not beside it",
     with_damaged_note: ".part2.csv.resume.json is damaged: .* Predict that shard again",

@@ -9,6 +9,7 @@ from lesionfast.config import TrainConfig
 from lesionfast.data.loaders import LesionDataLoaders
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
+from lesionfast.evaluation.features import read_features
 from lesionfast.serving.export import export
 from lesionfast.serving.inputs import Item
 from lesionfast.serving.predictor import AHEAD, CHUNK, Predictor
@@ -36,6 +37,14 @@ def test_the_probabilities_are_those_of_the_training(source, trained, exported, 
     expected = known.loc[found["image"], columns].to_numpy()
     np.testing.assert_allclose(found[columns].to_numpy(float), expected, rtol=0, atol=1e-5)
     assert (found["error"] == "").all()
+
+
+def test_features_are_those_that_the_run_keeps(trained, test_rows, predictor):
+    found = Predictor(trained, features=True).predict(test_rows)
+    names = [name for name in found if name.startswith("feature_")]
+    expected = read_features(trained).loc[found["image"]].to_numpy()
+    np.testing.assert_allclose(found[names].to_numpy(), expected, rtol=1e-3, atol=1e-3)  # float16
+    pd.testing.assert_frame_equal(found.drop(columns=names), predictor.predict(test_rows))
 
 
 def test_one_image_is_the_row_of_many(predictor, test_rows):
