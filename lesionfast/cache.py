@@ -130,11 +130,17 @@ def open_array(file: Path, mode: str = "r") -> np.memmap | None:
         removed = not state.st_nlink  # between opening and holding it
         if removed or not is_sound(file, state.st_ino, state.st_size, state.st_mtime_ns):
             return None
-        with suppress(OSError):  # the cache is read-only
-            os.utime(file, ns=(time.time_ns(), state.st_mtime_ns))
+        note_use(source, time.time_ns())
         shape, fortran, dtype = read_header(source)
         order = "F" if fortran else "C"
         return np.memmap(source, dtype, mode, source.tell(), shape, order)
+
+
+def note_use(opened: BinaryIO, used: int) -> None:
+    """Set when an open file of the cache was last used, in nanoseconds since 1970."""
+    target = opened.fileno() if os.utime in os.supports_fd else opened.name
+    with suppress(OSError):  # the cache is read-only
+        os.utime(target, ns=(used, os.fstat(opened.fileno()).st_mtime_ns))
 
 
 def read_header(source: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -284,12 +290,11 @@ class Entry:
         """Return what it holds, such as "10,015 images of 112 x 112 pixels"."""
         try:
             with self.file.open("rb") as source:
-                state = os.fstat(source.fileno())
+                used = os.fstat(source.fileno()).st_atime_ns
                 shape = read_header(source)[0]
+                note_use(source, used)  # to be listed is not to be used
         except (OSError, ValueError):
             return "a damaged file"
-        with suppress(OSError):  # to be listed is not to be used
-            os.utime(self.file, ns=(state.st_atime_ns, state.st_mtime_ns))
         rows, *rest = shape
         sizes = " x ".join(map(str, rest))
         if self.file.parent.name == KINDS[0]:
@@ -364,17 +369,21 @@ def making_room(file: Path, needed: int) -> Iterator[None]:
 def choose_entries(limit: int, needed: int) -> list[Entry] | None:
     """Return the arrays to remove so that `needed` more bytes fit into the limit and on the disk.
 
-    Return None if they can't be made to fit, because too much is in use.
+    Return None if they can't fit into the limit, because too much is in use; return nothing to
+    remove if only the disk is too full, which writing will find.
     """
-    over = max(measure_cache() + needed - limit, needed - free_bytes(cache_folder()))
-    chosen: list[Entry] = []
+    over = measure_cache() + needed - limit
+    wanted = max(over, needed - free_bytes(cache_folder()))
+    chosen, freed = [], 0
     for entry in list_entries() if needed <= limit else []:
-        if over <= 0:
+        if freed >= wanted:
             break
         if not entry.in_use:
             chosen.append(entry)
-            over -= entry.size
-    return chosen if over <= 0 else None
+            freed += entry.size
+    if freed >= wanted:
+        return chosen
+    return None if freed < over else []
 
 
 def fits(needed: int) -> bool:
@@ -428,9 +437,8 @@ def remove_unused(file: Path, keep: bool = False) -> bool:
     except FileNotFoundError:
         return True
     except OSError as error:
-        if isinstance(error, BlockingIOError) or error.errno in (*UNSUPPORTED, errno.ENOLCK):
-            return False
-        if fcntl is None and isinstance(error, PermissionError):
+        in_use = BlockingIOError if fcntl else PermissionError
+        if keep or isinstance(error, in_use) or error.errno in (*UNSUPPORTED, errno.ENOLCK):
             return False
         raise
     return True

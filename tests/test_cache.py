@@ -343,3 +343,15 @@ def test_clearing_takes_what_is_old_or_of_a_kind_or_all(small_cache):
     clear_cache()
     assert names() == [] and not list((cache_folder() / "images").iterdir())
     assert clear_cache() == ([], [])
+
+
+def test_a_limit_above_the_disk_makes_room_on_the_disk_if_that_helps(small_disk, monkeypatch):
+    monkeypatch.setenv("LESIONFAST_CACHE", str(small_disk))
+    monkeypatch.setenv("LESIONFAST_CACHE_SIZE", "20M")
+    keep("a", rows=300)
+    keep("b", rows=300)
+    keep("c", rows=600)
+    assert names() == ["b", "c"]
+    with pytest.raises(LesionfastError, match="the disk is full; it needs 2.0 MB"):
+        keep("d", rows=2000)
+    assert names() == ["b", "c"]

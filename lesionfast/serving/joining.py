@@ -122,12 +122,13 @@ def read_part(path: Path) -> Part:
         )
     with damage_explained(note, WHOLE):
         value = json.loads(note.read_text("utf-8"))
-        if isinstance(value, dict) and "--shard" not in value:
-            raise LesionfastError(
-                f"{path} can't be joined: it was predicted without --shard. Leave it out."
-            )
-        check_shape(value, NOTE)
-        return Part(path, value, Shard.parse(value["--shard"]))
+        check_shape(value, {})
+        if "--shard" in value:
+            check_shape(value, NOTE)
+            return Part(path, value, Shard.parse(value["--shard"]))
+    raise LesionfastError(
+        f"{path} can't be joined: it was predicted without --shard. Leave it out."
+    )
 
 
 def check_parts(parts: Sequence[Part]) -> None:

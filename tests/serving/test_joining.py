@@ -231,7 +231,7 @@ REFUSED = {
     without_note: "part2.csv can't be joined: .part2.csv.resume.json, .* is not beside it",
     with_damaged_note: ".part2.csv.resume.json is damaged: .* Predict that shard again",
     with_note_of_another_shape: ".part2.csv.resume.json is damaged: 'images at a time' is 'four'",
-    of_one_process: "part2.csv can't be joined: it was predicted without --shard. Leave it out",
+    of_one_process: "^[^:]*part2.csv can't be joined: it was predicted without --shard. Leave",
     of_other_weights: r"don't belong together: other weights \(SHA-256 \w+ and 0123456789ab\)",
     of_another_age: "part1.csv and .*part2.csv don't belong.*--set not given and age=55. Name",
     of_more_shards: "don't belong together: --shard K/3 and K/4. Name the parts of one model",
