@@ -6,7 +6,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from queue import Full, Queue
+from queue import SimpleQueue
 from threading import Event, Thread
 from typing import Any
 
@@ -32,7 +32,7 @@ class Delivery:
         self, name: str, about: About, file: Path, parent: "Delivery | None" = None
     ) -> None:
         self.name, self.about, self.file, self.parent = name, about, file, parent
-        self.queue: Queue = Queue(MOST_WAITING)
+        self.queue: SimpleQueue = SimpleQueue()
         self.tracker: Any = None
         self.id = about.id
         self.opened = Event()  # or failed to
@@ -45,27 +45,28 @@ class Delivery:
     def send(self, method: str, *given: Any) -> None:
         """Put a call of the tracker into the queue; if it is full, the call is lost."""
         self.sent += 1
-        with suppress(Full):
-            self.queue.put_nowait((method, given))
+        if self.queue.qsize() < MOST_WAITING:
+            self.queue.put((method, given))
 
     def finish(self, status: str) -> None:
         """End the record as soon as all is delivered; see `wait`."""
-        self.send("close", status)
-        with suppress(Full):
-            self.queue.put_nowait(None)
+        self.sent += 1
+        self.queue.put(("close", (status,)))
+        self.queue.put(None)
 
     def wait(self, start: float) -> bool:
         """Wait for the thread while it delivers; return whether all has been delivered.
 
         A tracker that does not answer is left behind, and one warning says what is lost.
         """
+        left = ""
         while self.thread.is_alive():
             now, busy = time.monotonic(), self.busy
             silent = 0.0 if busy is None else now - busy
             opened = self.opened.is_set()
             most = MOST_FOR_ONE if opened else self.seconds_to_open
             if silent > most or (opened and now - start > MOST_SECONDS):
-                self.problem = f"no answer for {silent:.0f} seconds"
+                left = f"no answer for {silent:.0f} seconds" if silent > most else "it is too slow"
                 if isinstance(self.tracker, Child):
                     self.tracker.kill()
                 break
@@ -75,7 +76,7 @@ class Delivery:
                 "--log %s: %d of %d entries were not delivered: %s. The training is not affected; "
                 "history.csv and metrics.json in %s have all numbers",
                 *(self.name, self.sent - self.delivered, self.sent),
-                *(self.problem or "it was too slow", self.about.path),
+                *(left or self.problem or "there were too many at once", self.about.path),
             )
         return self.delivered == self.sent
 

@@ -4,6 +4,7 @@ import sys
 import time
 from dataclasses import replace
 from importlib import import_module
+from threading import Event
 
 import pytest
 
@@ -99,13 +100,32 @@ def test_a_tracker_that_can_not_be_made_loses_everything(about, tmp_path, warnin
     assert "the settings are wrong" in warnings()[0]
 
 
-def test_a_full_queue_loses_what_comes_then(about, hanging, tmp_path, impatient, monkeypatch):
+def test_a_full_queue_loses_what_comes_then_and_still_ends_the_record(
+    about, kept, tmp_path, monkeypatch, warnings
+):
     monkeypatch.setattr(delivery, "MOST_WAITING", 3)
-    way = Delivery("hanging", about, tmp_path / "a.json")
+    first, opened = Event(), Delivery.open
+    monkeypatch.setattr(Delivery, "open", lambda way: (first.wait(5), opened(way)))
+    way = Delivery("list", about, tmp_path / "a.json")
     for _ in range(50):
         way.send(*EPOCH)
-    assert way.sent == 50 and way.queue.qsize() <= 3
+    assert way.sent == 50 and way.queue.qsize() == 3
+    first.set()
     assert not end(way)
+    assert [call[0] for call in kept] == ["open", "epoch", "epoch", "epoch", "close"]
+    assert "47 of 51 entries were not delivered: there were too many at once" in warnings()[0]
+
+
+def test_a_tracker_that_is_too_slow_is_left_behind(about, tmp_path, impatient, warnings):
+    @register_tracker("slow")
+    class Slow(Tracker):
+        def write_epoch(self, *given):
+            time.sleep(0.2)
+
+    way = Delivery("slow", about, tmp_path / "a.json")
+    for _ in range(50):
+        way.send(*EPOCH)
+    assert not end(way) and "not delivered: it is too slow" in warnings()[0]
 
 
 MODULE = """
