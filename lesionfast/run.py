@@ -597,6 +597,14 @@ def is_run(path: Path) -> bool:
     return manifest.is_file() and b'"config.json"' in manifest.read_bytes()
 
 
+def outermost(run: Path) -> Path:
+    """Return the folder that a run lies in; of a run in a run that of the outer one."""
+    folder = run.parent
+    while is_run(folder):
+        folder = folder.parent
+    return folder
+
+
 def begun_at(run: Run) -> int:
     """Return when a run was begun, in nanoseconds: the time of its oldest file.
 

@@ -13,7 +13,7 @@ from lesionfast.catalog.listing import walk_runs
 from lesionfast.config import TrainConfig
 from lesionfast.errors import LesionfastError, list_first
 from lesionfast.files import LOCK, LOCKED, REASONS, UNFINISHED, disk_errors, only_process, workspace
-from lesionfast.run import Run, is_run
+from lesionfast.run import Run, is_run, outermost
 
 OPTIONS = {setting.name for setting in fields(TrainConfig)}
 KNOWN = {"arch", "seed", "epochs"}  # options that every config.json has, of whatever version
@@ -126,14 +126,6 @@ def check_needed(paths: Sequence[Path], root: str | Path | None) -> None:
 def from_here(path: Path) -> Path:
     """Return a path as seen from the working directory, if it lies there."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def outermost(run: Path) -> Path:
-    """Return the folder that a run lies in; of a run in a run that of the outer one."""
-    folder = run.parent
-    while is_run(folder):
-        folder = folder.parent
-    return folder
 
 
 def list_needs(run: Path, roots: Iterable[Path]) -> Iterator[tuple[Path, str]]:

@@ -17,7 +17,7 @@ from lesionfast.evaluation.interpretation import Interpretation, records
 from lesionfast.files import sha256
 from lesionfast.reporting.errors import draw_confusion
 from lesionfast.reporting.metrics import draw_roc
-from lesionfast.run import Run, is_run
+from lesionfast.run import Run, outermost
 from lesionfast.training.trackers.base import About, check_tracker, read_names, trackers
 from lesionfast.training.trackers.delivery import Delivery, read_kept
 
@@ -84,7 +84,7 @@ class Record:
             interpretation = Interpretation.from_run(run, split)
             rows += [{"split": split, **row} for row in records(interpretation.measures)]
         self.send("write_results", rows)
-        folder = Findings(interpretation).folder
+        folder = Findings(interpretation).folder.absolute()
         folder.mkdir(parents=True, exist_ok=True)
         self.send("write_figure", "confusion", str(draw_confusion(interpretation, folder)))
         roc = draw_roc(interpretation, interpretation.measures, folder)
@@ -120,17 +120,17 @@ def usable_trackers(run: Run, given_up: set[str]) -> list[str]:
 
 def describe(run: Run, tracker_id: str | None, epoch: int) -> About:
     """Return what a tracker is told of a run, which it calls so, and has up to an epoch."""
-    path = outermost = run.path.absolute()
-    while is_run(outermost.parent):
-        outermost = outermost.parent
+    path = run.path.absolute()
+    root = outermost(path)
+    name = path.relative_to(root)
     return About(
-        name=path.relative_to(outermost.parent).as_posix(),
+        name=name.as_posix(),
         path=str(path),
-        root=str(outermost.parent),
+        root=str(root),
         config=asdict(run.config),
         split_sha256=sha256(run.path / "split.csv"),
         environment=run.environment if run.holds("environment.json") else {},
-        group=None if path == outermost else outermost.name,
+        group=name.parts[0] if len(name.parts) > 1 else None,
         id=tracker_id,
         epoch=epoch,
     )
