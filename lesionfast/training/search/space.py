@@ -94,33 +94,41 @@ class Settings:
 
 
 def read_settings(
-    file: str | Path | None, given: Mapping[str, Any], *, heads: bool = False, **judged: str
+    space: str | Path | Mapping[str, Any] | None,
+    given: Mapping[str, Any],
+    *,
+    heads: bool = False,
+    **judged: str,
 ) -> Settings:
     """Return the search that a TOML file describes; options that were typed override it.
 
-    Without a file it is the default space, with `heads` that of heads on a frozen backbone. An
-    option that was typed is not searched. Raises `LesionfastError` for a file that is not TOML,
-    for unknown tables and options, and for values that an option can't have.
+    A mapping is what a file has below [space]. Without either it is the default space, with `heads`
+    that of heads on a frozen backbone. An option that was typed is not searched. Raises
+    `LesionfastError` for a file that is not TOML, for unknown tables and options, and for values
+    that an option can't have.
     """
-    path = Path(file) if file else HEADS if heads else DEFAULT
-    tables = read_tables(path)
+    if isinstance(space, Mapping):
+        path, tables = Path("the space"), {"space": dict(space)}
+    else:
+        path = Path(space) if space else HEADS if heads else DEFAULT
+        tables = read_tables(path)
     shared = {**tables.get("defaults", {}), **given}
     base = read_config(f"[defaults] of {path}", shared, {})
     if base.folds:
         base = replace(base, all=True)
-    space = [
+    dimensions = [
         read_dimension(path, name, value, shared)
         for name, value in tables["space"].items()
         if name not in given
     ]
-    if not space:
+    if not dimensions:
         raise LesionfastError(
             f"all options of [space] in {path} were typed, so there is nothing to search. Leave "
             "one of them out."
         )
     final = {k: v for k, v in tables.get("final", {}).items() if k not in given}
     read_config(f"[final] of {path}", final, shared)
-    return Settings(base, tuple(space), final, **judged)
+    return Settings(base, tuple(dimensions), final, **judged)
 
 
 def read_tables(path: Path) -> dict[str, dict[str, Any]]:

@@ -69,12 +69,21 @@ class Search:
         """Return Optuna's study, made by the first that asks."""
         optuna = import_optuna()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        return optuna.create_study(
-            storage=self.address or open_journal(self.path / JOURNAL),
-            study_name=f"lesionfast-{self.path.resolve().name}",
-            direction="maximize" if self.settings.more_is_better else "minimize",
-            load_if_exists=True,
-        )
+        try:
+            return optuna.create_study(
+                storage=self.address or open_journal(self.path / JOURNAL),
+                study_name=f"lesionfast-{self.path.resolve().name}",
+                direction="maximize" if self.settings.more_is_better else "minimize",
+                load_if_exists=True,
+            )
+        except Exception as error:  # of whichever driver and server
+            if not self.address:
+                raise
+            raise LesionfastError(
+                f"--storage {self.address} can't be opened: {str(error).splitlines()[0]} Install "
+                "its driver (for PostgreSQL: pip install 'psycopg[binary]'), and look whether the "
+                "server answers."
+            ) from None
 
     @property
     def trials(self) -> "list[FrozenTrial]":

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from lesionfast.errors import LesionfastError
 from lesionfast.models.fusion import REGISTRIES
 from lesionfast.run import Run
 from lesionfast.training.search.space import read_settings
-from lesionfast.training.search.trials import Search, import_optuna
+from lesionfast.training.search.trials import Search, import_optuna, trial_table
 from lesionfast.training.search.winner import Price, price_choice, train_best
 from lesionfast.training.speed.budget import read_duration
 
@@ -32,9 +34,23 @@ class Found:
     run: Run
     price: Price
 
+    def __repr__(self) -> str:
+        return f"{self.search.path}: {self.price.words()}"
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """One row a trial: its number, state, value, options, seconds, and error if it failed."""
+        return trial_table(self.search)
+
+    def draw(self) -> list[Path]:
+        """Draw values, options and what matters, to figures of its folder; return their paths."""
+        from lesionfast.reporting.search import draw_search
+
+        return draw_search(self.search.study, self.search.path / "figures", self.price.by)
+
 
 def search(
-    space: str | Path | None = None,
+    space: str | Path | Mapping[str, Any] | None = None,
     out: str | Path = "runs/search",
     *,
     trials: int | None = None,
@@ -49,12 +65,13 @@ def search(
 ) -> Found:
     """Try values of options, train the best trial again, and return what was found.
 
-    `space` is a TOML file, by default the space of this package (with `heads` that of heads alone);
-    `options` are those of `lesionfast train`, which stay. All trials are judged by one metric of
-    the validation images, or of all out-of-fold predictions with `folds`; test images are predicted
-    once, by the best. There are `trials` (default: 20), or as many as the `budget` of time allows,
-    such as "2h". The same call again goes on with the search in the folder `out`, also from other
-    machines at the same time. Raises `LesionfastError` for whatever the user can fix, and
+    `space` is a TOML file or what one has below [space], such as `{"lr": {"log": [1e-4, 1e-2]}}`;
+    by default it is the space of this package (with `heads` that of heads alone). `options` are
+    those of `lesionfast train`, which stay. All trials are judged by one metric of the validation
+    images, or of all out-of-fold predictions with `folds`; test images are predicted once, by the
+    best. There are `trials` (default: 20), or as many as the `budget` of time allows, such as "2h".
+    The same call again goes on with the search in the folder `out`, also from other machines at
+    the same time. Raises `LesionfastError` for whatever the user can fix, and
     `TrainingInterrupted` after Ctrl-C.
     """
     import_optuna()

@@ -6,7 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -215,3 +217,37 @@ def test_head_alone_learns_on_features_that_are_kept(tmp_path: Path) -> None:
     assert len(found.run.history) == found.run.config.head_epochs
     shutil.rmtree(found.search.path / "best")
     assert Run(found.search.path / "best").finished is False
+
+
+@pytest.fixture
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a database that a server started here has."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
+    user = shutil.which("runuser") if os.getuid() == 0 else None
+    if not programs or (os.getuid() == 0 and not user):
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    pytest.importorskip("psycopg", reason="its driver is missing: pip install psycopg[binary]")
+    folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))
+    as_user = [user, "-u", "postgres", "--"] if user else []
+    if user:
+        shutil.chown(folder, "postgres")
+    pg_ctl, data = str(programs[-1]), str(folder / "data")
+
+    def run(*words: str) -> None:
+        subprocess.run([*as_user, pg_ctl, "-D", data, *words], check=True, cwd=folder)
+
+    run("initdb", "-o", "--auth=trust --username=postgres")
+    run("start", "-w", "-l", str(folder / "log"), "-o", f"-c listen_addresses='' -k {folder}")
+    try:
+        yield f"postgresql://postgres@/postgres?host={folder}"
+    finally:
+        run("stop", "-m", "immediate")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_workers_share_a_database(space: Path, tmp_path: Path, postgres: str) -> None:
+    out = tmp_path / "s"
+    words = ("--trials", "6", "--workers", "2", "--storage", postgres)
+    subprocess.run(command(space, out, *words), check=True)
+    assert sorted(values_of(Search(out, postgres))) == list(range(6))
+    assert not (out / "journal.log").exists()
