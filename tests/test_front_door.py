@@ -18,16 +18,8 @@ NAMES = [
     *("Interpretation", "LesionDataLoaders", "Predictor", "Run", "Tracker", "TrainConfig"),
     "__version__",
     *("compare", "lesion_learner", "load_data", "register_augmentation", "register_backbone"),
-    *(
-        "register_fusion",
-        "register_loss",
-        "register_tracker",
-        "remove_runs",
-        "report",
-        "runs",
-        "search",
-    ),
-    "train",
+    *("register_fusion", "register_loss", "register_tracker", "remove_runs", "report"),
+    *("runs", "search", "train"),
 ]
 SMALL = {"arch": "test_resnet", "weights": "none", "size": 32, "epochs": 1, "tta": 1}
 COST = """

@@ -73,6 +73,10 @@ def search(
     The same call again goes on with the search in the folder `out`, also from other machines at
     the same time. Raises `LesionfastError` for whatever the user can fix, and
     `TrainingInterrupted` after Ctrl-C.
+
+    >>> small = {"arch": "test_resnet", "weights": "none", "size": 32, "epochs": 1}
+    >>> lf.search({"lr": [1e-3, 1e-2]}, trials=1, **small).run.finished
+    True
     """
     import_optuna()
     settings = read_settings(space, options, heads=heads, by=by, sampler=sampler, pruner=prune)

@@ -251,3 +251,10 @@ def test_workers_share_a_database(space: Path, tmp_path: Path, postgres: str) ->
     subprocess.run(command(space, out, *words), check=True)
     assert sorted(values_of(Search(out, postgres))) == list(range(6))
     assert not (out / "journal.log").exists()
+
+
+@pytest.mark.parametrize("address", ["postgresql://nobody@localhost:1/x", "nonsense"])
+def test_database_that_does_not_answer_is_said(space: Path, tmp_path: Path, address: str) -> None:
+    begin(space, tmp_path / "s")
+    with pytest.raises(LesionfastError, match=r"--storage .* can't be opened"):
+        Search(tmp_path / "s", address)
