@@ -128,9 +128,10 @@ def make_option(field: Field) -> inspect.Parameter:
     if field.default is not None and not isinstance(field.default, bool):
         text += f" (default: {field.default})"
     panel = next(PANELS[owner] for owner in PANELS if field.name in owner.__annotations__)
-    option = typer.Option(flags, help=text, rich_help_panel=panel)
     kind = str if field.type == float | str else field.type
-    kind = list[str] if field.metadata["many"] else kind
+    many = {"metavar": "<str>"} if field.metadata["many"] else {}  # <list[str]> takes room
+    kind = list[str] if many else kind
+    option = typer.Option(flags, help=text, rich_help_panel=panel, **many)
     keyword = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(
         field.name, keyword, default=None, annotation=Annotated[kind | None, option]

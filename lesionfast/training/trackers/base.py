@@ -122,8 +122,14 @@ def read_names(log: str | None) -> list[str]:
 def check_tracker(name: str) -> None:
     """Raise `LesionfastError` for an unknown tracker, or one whose package is not installed."""
     package = getattr(trackers[name], "package", None)
-    if package is not None and find_spec(package) is None:
+    if package is not None and not is_installed(package):
         raise extra_missing(package, package, f"--log {name}")
+
+
+def is_installed(package: str) -> bool:
+    """Return whether a package is installed; a folder of its name, such as wandb, is none."""
+    found = find_spec(package)
+    return found is not None and found.origin is not None
 
 
 def curves(phase: str, values: dict[str, float]) -> dict[str, float]:

@@ -24,7 +24,7 @@ class Child:
     """A tracker of another process, with the methods of `Tracker`; `kill` ends it at once."""
 
     def __init__(self, name: str, about: About) -> None:
-        paths = os.pathsep.join(filter(None, sys.path))
+        paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         module = trackers.modules.get(name, SERVICES)
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "lesionfast.training.trackers.child", module, name],

@@ -10,6 +10,7 @@ from lesionfast.training.trackers.base import (
     curves,
     flat_config,
     flat_results,
+    is_installed,
     read_names,
     trackers,
 )
@@ -35,6 +36,13 @@ def test_an_unknown_tracker_and_a_missing_package_say_what_to_type(monkeypatch):
         LesionfastError, match=r"--log mlflow: absent-package is not installed.*\[a"
     ):
         check_tracker("mlflow")
+
+
+def test_a_folder_of_the_name_of_a_package_is_no_package(tmp_path, monkeypatch):
+    (tmp_path / "folder_of_files").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert is_installed("json") and not is_installed("folder_of_files")
+    assert not is_installed("absent_package")
 
 
 def test_each_curve_is_whole_and_by_phase_and_has_no_undefined_points():
