@@ -207,6 +207,7 @@ def test_a_solved_head_refuses_every_option_of_gradient_descent(name):
     """Of each option a value other than the default: taken where it acts, else refused."""
     kept = {"arch", "weights", "size", "resize", "fusion", "pool", "head", "rule", "tta", "compile"}
     kept |= {"device", "precision", "workers", "metadata_dropout", "melanoma", "malignant", "all"}
+    kept.add("log")
     kept |= {"melanoma_sensitivity", "distill"}  # the student of --distill refuses it itself
     kept |= {*(each.name for each in fields(SplitConfig))}
     other = replace(CONFIG, head="svm", **{name: another(name)} if name != "head" else {})
