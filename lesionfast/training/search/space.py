@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 SPACES = Path(__file__).parents[1] / "studies"
 DEFAULT, HEADS = SPACES / "search.toml", SPACES / "search_heads.toml"
 TABLES = ("defaults", "space", "final")
-FIXED = {*SHARED, "seed", "all", "distill", "teacher", "budget", "device", "precision", "workers"}
+FIXED = {  # what no search tries
+    *(*SHARED, "seed", "all", "distill", "teacher", "budget", "device", "precision", "workers"),
+    "log",
+}
 OBJECTIVES = {  # of a metric: the column of the history that prunes, and whether more is better
     "macro_auc": ("macro_auc", True),
     "balanced_accuracy": ("balanced_accuracy", True),

@@ -76,7 +76,7 @@ class Tracker:
         """Record a figure, a PNG file."""
 
     def close(self, status: str) -> None:
-        """End the record; the status is finished, interrupted or failed."""
+        """End the record; the status is finished, interrupted, pruned (of a search) or failed."""
 
 
 def register_tracker(name: str) -> Callable[[type[Tracker]], type[Tracker]]:

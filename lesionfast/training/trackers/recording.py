@@ -11,7 +11,7 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 
 import lesionfast.training.trackers.services  # noqa: F401 - registers them
-from lesionfast.errors import LesionfastError, TrainingInterrupted
+from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation, records
 from lesionfast.files import sha256
@@ -24,6 +24,10 @@ from lesionfast.training.trackers.delivery import Delivery, read_kept
 logger = logging.getLogger("lesionfast")
 
 KEPT = "trackers"  # the folder of a run with what its trackers call it
+ENDS = {  # an exception that ends a training -> the status of its record, else failed
+    **dict.fromkeys(("KeyboardInterrupt", "TrainingInterrupted"), "interrupted"),
+    "TrialPruned": "pruned",  # of Optuna
+}
 OPEN: list["Record"] = []  # that are under way: of a run, and of runs around it
 
 
@@ -161,7 +165,7 @@ def recording(run: Run, learn: Learner | None = None, *, goes_on: bool = False) 
     if not read_names(run.config.log):
         yield
         return
-    record, status = Record(run, goes_on), "failed"
+    record, status = Record(run, goes_on), ""
     callback = RecordEpochs(record)
     OPEN.append(record)
     if learn is not None:
@@ -170,8 +174,8 @@ def recording(run: Run, learn: Learner | None = None, *, goes_on: bool = False) 
         yield
         status = Run(run.path).metrics["status"]
         send_rest(record)
-    except (KeyboardInterrupt, TrainingInterrupted):
-        status = "interrupted"
+    except BaseException as error:
+        status = ENDS.get(type(error).__name__, "failed")
         raise
     finally:
         if learn is not None:

@@ -165,7 +165,7 @@ class MLflow(Tracker):
         self.client.log_artifact(self.id, path, "figures")
 
     def close(self, status: str) -> None:
-        words = {"finished": "FINISHED", "interrupted": "KILLED"}
+        words = {"finished": "FINISHED", "interrupted": "KILLED", "pruned": "KILLED"}
         self.client.set_terminated(self.id, words.get(status, "FAILED"))
 
 

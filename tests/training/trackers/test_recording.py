@@ -185,9 +185,14 @@ def test_a_problem_with_the_results_is_no_problem_of_the_training(
 
 
 def test_an_error_of_the_training_closes_the_record_as_failed(make_logged, kept):
-    with pytest.raises(LesionfastError), recording(make_logged("list")):
+    run = make_logged("list")
+    with pytest.raises(LesionfastError), recording(run):
         raise LesionfastError("the training loss became nan")
     assert told(kept, "close") == [("failed",)] and OPEN == []
+    optuna = pytest.importorskip("optuna")
+    with pytest.raises(optuna.TrialPruned), recording(run):
+        raise optuna.TrialPruned
+    assert told(kept, "close")[1:] == [("pruned",)]
 
 
 def test_a_class_is_a_tracker_and_other_things_are_refused(df, tmp_path, blank_figures):
