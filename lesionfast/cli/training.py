@@ -351,6 +351,7 @@ def search(
 
     if join is not None:
         engine.join(join, trials, budget, storage)
+        print(join)
         return
     engine.import_optuna()
     sampler = "random" if random else "tpe"

@@ -3,7 +3,8 @@
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -218,7 +219,8 @@ class Search:
         df = df[df["split"] != "test"].reset_index(drop=True)
         prunes = self.settings.pruner != "none" and find_composite(config) is None
         cbs = [ReportEpochs(trial, OBJECTIVES[self.settings.by][0])] if prunes else []
-        run = train_once(df, config, self.path, name, cbs=cbs)
+        with quiet_console():
+            run = train_once(df, config, self.path, name, cbs=cbs)
         if run.metrics["status"] == "interrupted":
             raise TrainingInterrupted(f"{run.path} was interrupted.")
         run.remove(*HEAVY)
@@ -276,6 +278,23 @@ class ReportEpochs(Callback):
         self.trial.report(float(self.recorder.values[-1][place]), step=self.epoch + 1)
         if self.trial.should_prune():
             raise optuna.TrialPruned(f"epoch {self.epoch + 1}")  # fastai reads the words
+
+
+@contextmanager
+def quiet_console() -> Iterator[None]:
+    """Keep what a training says out of the console; its own log.txt has all of it."""
+    handlers = list(logger.handlers)
+
+    def says_nothing(record: logging.LogRecord) -> bool:
+        return False
+
+    for handler in handlers:
+        handler.addFilter(says_nothing)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(says_nothing)
 
 
 def import_optuna() -> Any:

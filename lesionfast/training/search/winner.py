@@ -29,8 +29,9 @@ MOST = 30  # trials that the price of choosing is computed from: the best ones
 class Price:
     """What a metric of the best of several trials is worth on images that did not choose it.
 
-    `value` is the best trial's own, `corrected` the mean of what the best trial of a resample of
-    lesions has on the lesions outside it, with its 95 % interval.
+    `trials` are all that were tried, the pruned and failed ones too. `value` is the best trial's
+    own, `corrected` the mean of what the best trial of a resample of lesions has on the lesions
+    outside it, with its 95 % interval.
     """
 
     by: str
@@ -72,7 +73,8 @@ def price_choice(search: Search) -> Price:
     drawn = out_of_bag_choice(metrics, truth, lesions, more_is_better=sign > 0)
     low, high = interval(drawn)
     value, mean = search.best.value, float(np.nanmean(drawn))
-    return Price(search.settings.by, len(done), value, mean, low, high)
+    tried = search.in_state("COMPLETE", "PRUNED", "FAIL")
+    return Price(search.settings.by, len(tried), value, mean, low, high)
 
 
 def weighted(one: Interpretation, order: np.ndarray, by: str) -> Callable[[np.ndarray], np.ndarray]:
