@@ -1,7 +1,7 @@
 """Commands that train: train, pretrain, lr-find, bench, ensemble, ablate, study, search."""
 
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from lesionfast.run import CONFIGS, Run
 
 if TYPE_CHECKING:
     from lesionfast.training.search.trials import Search
+    from lesionfast.training.search.winner import Price
     from lesionfast.training.study import Outcome
 
 NOT_IN_PRETRAIN = (  # what an autoencoder has no use for
@@ -305,13 +306,18 @@ Space = option(Path | None, "TOML file of the options and values to try.")
 Trials = option(int | None, "Trials of all workers together (default: 20, without --budget).")
 Workers = option(int, "Processes that try at the same time on this machine.")
 Storage = option(
-    str | None, "Database of the trials, such as postgresql://user@host/name (default: a file)."
+    str | None,
+    "Database of the trials, such as postgresql://user@host/name (default: a file).",
+    "--storage",
+    envvar="LESIONFAST_STORAGE",
 )
 Heads = option(bool, "Try last layers alone, on a frozen backbone: seconds each.", "--heads")
 By = option(str, "Metric on validation that decides: macro_auc, balanced_accuracy or log_loss.")
 Random = option(bool, "Draw all values at random.", "--random")
 Prune = option(str, "Stop hopeless trials early: asha, hyperband or none.")
-Time = option(str | None, "Time for the trials, such as 2h, in place of --trials.", "--budget")
+Time = option(
+    str | None, "Time for the trials, such as 2h; the best is trained after it.", "--budget"
+)
 Join = option(Path | None, "Work on the search in this folder with its own options.")
 SearchFolder = option(Path, "Folder of the search.", "--out")
 OneSearch = argument(Path, "Folder of a search.")
@@ -350,6 +356,12 @@ def search(
     from lesionfast.training.search import workers as engine
 
     if join is not None:
+        typed = [*given, *(n for n, v in {"space": space, "heads": heads}.items() if v)]
+        if typed or workers != 1:
+            raise LesionfastError(
+                f"--join works on {join} with the options of that search, but "
+                f"{', '.join(map(flag_name, typed or ['workers']))} was given too. Leave it out."
+            )
         engine.join(join, trials, budget, storage)
         print(join)
         return
@@ -358,7 +370,7 @@ def search(
     settings = spaces.read_settings(space, given, heads=heads, by=by, sampler=sampler, pruner=prune)
     begun = engine.Search.begin(out, settings, storage)
     found = engine.run_search(begun, trials, workers, budget)
-    print_search(found.search, found.price.words(), json)
+    print_search(found.search, found.price, json, found.run)
     if not json:
         print_run(found.run, False)
 
@@ -371,18 +383,14 @@ def show_search(
 
     Example: lesionfast search show runs/search
     """
-    from lesionfast.training.search.trials import SETTINGS, Search
+    from lesionfast.training.search.trials import Search
     from lesionfast.training.search.winner import price_choice
 
-    if not (folder / SETTINGS).is_file():
-        raise LesionfastError(
-            f"{folder} is no search. Make one with lesionfast search, or type its folder."
-        )
     search = Search(folder, storage)
-    print_search(search, price_choice(search).words(), json)
+    print_search(search, price_choice(search), json)
 
 
-def print_search(search: "Search", words: str, as_json: bool) -> None:
+def print_search(search: "Search", price: "Price", as_json: bool, best: Run | None = None) -> None:
     """Print the best trials to stderr, write table, figures and page, and print their paths."""
     from lesionfast.reporting import search as chapter
     from lesionfast.training.search.trials import trial_table
@@ -392,14 +400,16 @@ def print_search(search: "Search", words: str, as_json: bool) -> None:
     if shares := chapter.find_importance(search.study):
         tables.append(chapter.importance_table(shares))
     figures = chapter.draw_search(search.study, search.path / "figures", by)
-    page = chapter.write_search(search.path / "report.html", tables, [words], figures)
+    page = chapter.write_search(search.path / "report.html", tables, [price.words()], figures)
     csv = search.path / "trials.csv"
     write_atomically(csv, lambda aside: trials.to_csv(aside, index=False))
     if as_json:
         rows = trials.astype(object).where(trials.notna(), None).to_dict("records")
-        print_json({"search": str(search.path), "words": words, "trials": rows})
+        run = {"run": str(best.path), **best.metrics} if best else {}
+        about = {"search": str(search.path), "price": asdict(price), "trials": rows}
+        print_json(about | ({"best": run} if run else {}))
         return
     for table in tables:
         print_table(table, stderr=True)
-    print(words, file=sys.stderr)
+    print(price.words(), file=sys.stderr)
     print(csv, page, *figures, sep="\n")

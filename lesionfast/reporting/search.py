@@ -21,9 +21,13 @@ logger = logging.getLogger("lesionfast")
 
 SHOWN = 10  # trials
 FEWEST = 4  # finished trials that say something of an option
+STATES = {
+    "complete": "finished", "pruned": "pruned", "fail": "failed", "running": "running",
+    "waiting": "waiting",
+}  # fmt: skip
 CAPTIONS = {
     "history": "Each trial, and the best value so far",
-    "importance": "How much of the differences between trials each option explains",
+    "importance": "How much each option matters",
     "slices": "The value of each trial over each option",
     "parallel": "All options of each trial, coloured by its value",
 }
@@ -50,16 +54,10 @@ def trials_table(trials: pd.DataFrame, by: str, more_is_better: bool) -> Table:
     return table
 
 
-STATES = {
-    "complete": "finished", "pruned": "pruned", "fail": "failed", "running": "running",
-    "waiting": "waiting",
-}  # fmt: skip
-
-
 def importance_table(shares: Mapping[str, float]) -> Table:
-    """Return how much of the differences between trials each option explains."""
+    """Return how much each option matters."""
     table = Table(
-        "What matters", ["option", "importance"], note="shares of the variance (PED-ANOVA)"
+        "What matters", ["option", "importance"], note="relative, of 1 in all (PED-ANOVA)"
     )
     for name, share in shares.items():
         table.add(name, cell(share, ".2f"))
@@ -93,6 +91,7 @@ def draw_search(study: Study, folder: Path, by: str) -> list[Path]:
     """Draw Optuna's plots of a study to `folder` as PNG; return their paths."""
     if len(finished(study)) < FEWEST:
         return []
+    from optuna.importance import PedAnovaImportanceEvaluator
     from optuna.visualization import matplotlib as plots
 
     drawn: dict[str, Callable[[], Any]] = {
@@ -101,7 +100,9 @@ def draw_search(study: Study, folder: Path, by: str) -> list[Path]:
         "parallel": lambda: plots.plot_parallel_coordinate(study, target_name=by),
     }
     if find_importance(study):
-        drawn["importance"] = lambda: plots.plot_param_importances(study, target_name=by)
+        drawn["importance"] = lambda: plots.plot_param_importances(
+            study, evaluator=PedAnovaImportanceEvaluator(), target_name=by
+        )
     return [save_plot(plot, folder / f"{name}.png") for name, plot in drawn.items()]
 
 

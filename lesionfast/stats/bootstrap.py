@@ -59,10 +59,12 @@ def out_of_bag_choice(
     found, sign = [], 1 if more_is_better else -1
     for counts in drawn_lesions(truth, codes, resamples, seed):
         drawn = counts[:, codes]
+        left = (drawn == 0).astype(np.float64)
         inside = sign * np.stack([find(drawn) for find in metrics])
-        outside = np.stack([find((drawn == 0).astype(np.float64)) for find in metrics])
         best = np.where(np.isnan(inside), -np.inf, inside).argmax(axis=0)
-        found.append(np.take_along_axis(outside, best[None], axis=0)[0])
+        values = np.stack([find(left) for find in metrics])[best, np.arange(len(left))]
+        whole = np.all([left[:, truth == k].any(axis=1) for k in np.unique(truth)], axis=0)
+        found.append(np.where(whole, values, np.nan))
     return np.concatenate(found)
 
 

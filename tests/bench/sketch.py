@@ -31,6 +31,7 @@ from lesionfast.data.encoder import MetadataEncoder
 from lesionfast.data.images import open_images
 from lesionfast.data.split import load_dataset
 from lesionfast.diagnoses import Classes
+from lesionfast.files import write_atomically
 from lesionfast.stats.bootstrap import interval, resampled
 
 ARCH, SOURCE = "tf_efficientnet_lite0", 150  # pixels of the square that is cut from each picture
@@ -365,26 +366,34 @@ def main() -> None:
     arguments = parser.parse_args()
     out, data = Path(arguments.out), Data(arguments.data)
     out.mkdir(parents=True, exist_ok=True)
+    part = "".join(f"-{n}" for n in (arguments.epochs, arguments.limit) if n)  # of a whole row
     for name in arguments.rows:
-        file = out / f"{name.replace(' ', '-')}.npz"
+        file = out / f"{name.replace(' ', '-')}{part}.npz"
         if not file.exists():
             options = ROWS[name]
             options = replace(options, epochs=arguments.epochs) if arguments.epochs else options
             started = time.perf_counter()
             pooled = train(options, data, arguments.weights, arguments.limit)
-            np.savez(file, **{f"p{views}": p for views, p in pooled.items()})
+            kept = {f"p{views}": p for views, p in pooled.items()}
+            write_atomically(file, lambda aside, kept=kept: save(aside, kept))
             print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
-    found = table(out, arguments.rows, arguments.views, data)
+    found = table(out, arguments.rows, part, arguments.views, data)
     found.to_csv(out / f"views{arguments.views}.csv", index=False)
     print(found.to_string(index=False))
 
 
-def table(out: Path, names: list[str], views: int, data: Data) -> pd.DataFrame:
+def save(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays to a file of any name."""
+    with file.open("wb") as stream:
+        np.savez(stream, **arrays)
+
+
+def table(out: Path, names: list[str], part: str, views: int, data: Data) -> pd.DataFrame:
     """Return the pooled metrics of each row, and its paired differences to the first."""
     rows: list[dict[str, str]] = []
     first: Any = None
     for name in names:
-        kept = np.load(out / f"{name.replace(' ', '-')}.npz")
+        kept = np.load(out / f"{name.replace(' ', '-')}{part}.npz")
         p, prior = kept[f"p{views}"].astype(float), kept["p0"]
         p = p / p.sum(axis=1, keepdims=True)
         find = pooled_metrics(data.truth, p, (p / prior).argmax(axis=1), Classes(data.classes))

@@ -29,6 +29,9 @@ OBJECTIVES = {  # of a metric: the column of the history that prunes, and whethe
 SAMPLERS = ("tpe", "random")
 PRUNERS = ("asha", "hyperband", "none")
 KINDS = ("range", "log")
+LENGTHS = ("epochs", "head_epochs", "start_size")  # options that change what an epoch is
+LOSSES = ("loss", "balance", "tau", "beta", "class_weight", "cost", "hardest", "label_smoothing")
+OF_THE_MACHINE = {"device": "auto", "precision": "auto", "workers": 0, "cache": True}
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,21 @@ class Settings:
         check_choice("by", self.by, tuple(OBJECTIVES))
         check_choice("sampler", self.sampler, SAMPLERS)
         check_choice("prune", self.pruner, PRUNERS)
+
+    @property
+    def unpruned(self) -> str:
+        """Why no trial can be stopped early, '' if it can: epochs have to compare across trials."""
+        searched = {one.name: one.values for one in self.space}
+        lengths = [name for name in LENGTHS if name in searched]
+        if self.pruner == "none":
+            return "--prune none was typed"
+        if "head" in searched.get("unfreeze", [self.base.unfreeze]):
+            return "trials of the head alone take seconds"
+        if lengths:
+            return f"trials of different {' and '.join(lengths)} can't be compared by epoch"
+        if self.by == "log_loss" and (losses := [name for name in LOSSES if name in searched]):
+            return f"the losses of different {' and '.join(losses)} can't be compared"
+        return ""
 
     @property
     def more_is_better(self) -> bool:
@@ -115,7 +133,10 @@ def read_settings(
     else:
         path = Path(space) if space else HEADS if heads else DEFAULT
         tables = read_tables(path)
-    shared = {**tables.get("defaults", {}), **given}
+    if not tables["space"]:
+        raise LesionfastError(f"{path} is empty. Name an option and its values: lr=[1e-3, 1e-2].")
+    defaults = read_tables(HEADS)["defaults"] if heads else {}
+    shared = {**defaults, **tables.get("defaults", {}), **given}
     base = read_config(f"[defaults] of {path}", shared, {})
     if base.folds:
         base = replace(base, all=True)
@@ -166,7 +187,7 @@ def read_dimension(path: Path, name: str, value: Any, shared: Mapping[str, Any])
             f"{where} can't be searched: all trials share data, split, seed and machine. Move it "
             "to [defaults]."
         )
-    if isinstance(value, list) and value:
+    if isinstance(value, list | tuple) and value:
         dimension = Dimension(name, "choice", tuple(value))
     elif isinstance(value, dict) and len(value) == 1 and next(iter(value)) in KINDS:
         ((kind, ends),) = value.items()
@@ -187,7 +208,7 @@ def read_ends(where: str, name: str, kind: str, ends: Any) -> tuple[float, float
     of = FIELDS[name].type if name in FIELDS else None
     numbers = isinstance(ends, list) and all(type(one) in (int, float) for one in ends)
     if name in FIELDS and of not in (int, float, float | str):
-        raise LesionfastError(f"{where} is no number. Write a list of its values.")
+        raise LesionfastError(f"{where} is not numeric. Write a list of its values.")
     if not numbers or len(ends) != 2 or not ends[0] < ends[1] or (kind == "log" and ends[0] <= 0):
         raise LesionfastError(
             f"{where} is {ends!r}. Write two numbers, the lower one first"
@@ -195,3 +216,16 @@ def read_ends(where: str, name: str, kind: str, ends: Any) -> tuple[float, float
         )
     low, high = ends if of is int else map(float, ends)
     return low, high
+
+
+def find_difference(old: Settings, new: Settings) -> str:
+    """Return the first thing in which two searches differ, '' for the same one."""
+    first, second = (replace(one.base, **OF_THE_MACHINE) for one in (old, new))
+    for name in FIELDS:
+        before, now = getattr(first, name), getattr(second, name)
+        if before != now:
+            return f"{name} was {before!r} and is {now!r} now"
+    for name in ("space", "final", "by", "sampler", "pruner"):
+        if getattr(old, name) != getattr(new, name):
+            return f"its {name} was another"
+    return ""

@@ -1,13 +1,17 @@
 """The trials of a search: any number of workers claim, train and record them, and may be killed."""
 
+import json
 import logging
+import math
+import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pandas as pd
 from fastai.callback.core import Callback
@@ -16,10 +20,11 @@ from filelock import FileLock, Timeout
 from lesionfast.config import TrainConfig
 from lesionfast.data.split import format_split, load_dataset, write_split
 from lesionfast.errors import LesionfastError, TrainingInterrupted
-from lesionfast.files import write_text
+from lesionfast.files import REASONS, error_number, write_json, write_text
 from lesionfast.run import Run
+from lesionfast.training.callbacks.schedule import current_phase
 from lesionfast.training.callbacks.tracking import history_columns
-from lesionfast.training.search.space import OBJECTIVES, Settings
+from lesionfast.training.search.space import OBJECTIVES, Settings, find_difference
 from lesionfast.training.study import load_once
 
 if TYPE_CHECKING:
@@ -31,6 +36,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("lesionfast")
 
 SETTINGS, SPLIT, JOURNAL = "search.json", "split.csv", "journal.log"
+PLACE = "place.json"  # where the trials are kept, and the name that they have there
+PASSWORD = re.compile(r"(://[^:/@]*):[^@]*@")
+HOPELESS = 3  # trials that fail before any has finished
+FIRST_RUNG = 2  # epochs of the last phase before a trial can be stopped
 NAME = "try-{:04d}"
 HEAVY = (
     "weights.safetensors",
@@ -42,12 +51,24 @@ LOST, TRY, ERROR, SECONDS = "lost", "try", "error", "seconds"  # what a trial sa
 class Search:
     """A search in its folder: settings, split, the journal of its trials, and their runs.
 
-    `storage` is the address of a database in place of the journal, such as
-    postgresql://user@host/name. Raises `LesionfastError` without Optuna.
+    All its workers share the folder. `storage` is the address of a database in place of the
+    journal, such as postgresql://user@host/name. Raises `LesionfastError` for a folder that is not
+    a search, for another storage than it began with, and without Optuna.
     """
 
     def __init__(self, path: str | Path, storage: str | None = None) -> None:
         self.path, self.address = Path(path), storage
+        if not (self.path / PLACE).is_file():
+            raise LesionfastError(
+                f"{path} is not a search. Begin one with lesionfast search, or type its folder."
+            )
+        self.place = json.loads((self.path / PLACE).read_text(encoding="utf-8"))
+        if self.place["storage"] != hide_password(storage):
+            began = self.place["storage"]
+            raise LesionfastError(
+                f"{path} keeps its trials in {began or 'its own folder'}. "
+                f"{f'Type --storage {began}.' if began else 'Leave --storage out.'}"
+            )
         self.settings = Settings.from_json((self.path / SETTINGS).read_text(encoding="utf-8"))
         self.load = load_once(self.path / SPLIT)
         self.study = self.open_study()
@@ -61,10 +82,22 @@ class Search:
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
         with FileLock(path / ".begin.lock"):
-            settle(path / SETTINGS, settings.to_json(), "options or space")
             df = load_dataset(settings.base)
-            settle(path / SPLIT, format_split(df), "data or split", lambda to: write_split(df, to))
-        return cls(path, storage)
+            if not (path / PLACE).is_file():
+                write_split(df, path / SPLIT)
+                write_text(path / SETTINGS, settings.to_json())
+                place = {"name": f"lesionfast-{uuid4().hex}", "storage": hide_password(storage)}
+                write_json(path / PLACE, place)
+        search = cls(path, storage)
+        changed = find_difference(search.settings, settings)
+        if not changed and (path / SPLIT).read_text(encoding="utf-8") != format_split(df):
+            changed = f"the data no longer gives its {SPLIT}"
+        if changed:
+            raise LesionfastError(
+                f"{path} was begun with other options: {changed}. Type the earlier ones to go on "
+                "with it, or another --out for a new search."
+            )
+        return search
 
     def open_study(self) -> "Study":
         """Return Optuna's study, made by the first that asks."""
@@ -73,7 +106,7 @@ class Search:
         try:
             return optuna.create_study(
                 storage=self.address or open_journal(self.path / JOURNAL),
-                study_name=f"lesionfast-{self.path.resolve().name}",
+                study_name=self.place["name"],
                 direction="maximize" if self.settings.more_is_better else "minimize",
                 load_if_exists=True,
             )
@@ -81,9 +114,9 @@ class Search:
             if not self.address:
                 raise
             raise LesionfastError(
-                f"--storage {self.address} can't be opened: {str(error).splitlines()[0]} Install "
-                "its driver (for PostgreSQL: pip install 'psycopg[binary]'), and look whether the "
-                "server answers."
+                f"--storage {hide_password(self.address)} can't be opened: "
+                f"{hide_password(str(error).splitlines()[0])} Install its driver (for PostgreSQL: "
+                "pip install 'psycopg[binary]'), and check that the server is running."
             ) from None
 
     @property
@@ -104,7 +137,7 @@ class Search:
             why = f" The first error: {failed[0].user_attrs.get(ERROR)}" if failed else ""
             raise LesionfastError(
                 f"no trial of {self.path} has finished.{why} Type the command again for more, "
-                "with a higher --trials."
+                "with a higher --trials or a longer --budget."
             )
         sign = 1 if self.settings.more_is_better else -1
         return max(finished, key=lambda t: (sign * t.value, -number_of(t)))
@@ -125,8 +158,9 @@ class Search:
             begun = [t for t in self.trials if t.state.name != "WAITING"]
             if wanted is not None and len(begun) >= wanted:
                 return None
-            tries = [number_of(t) for t in self.study.get_trials(deepcopy=False)]
-            number = max(tries, default=-1) + 1
+            queued = [number_of(trial) for trial in self.in_state("WAITING")]
+            tries = [number_of(trial) for trial in self.study.get_trials(deepcopy=False)]
+            number = queued[0] if queued else max(tries, default=-1) + 1
             self.study.sampler = make_sampler(self.settings, number)
             self.study.pruner = make_pruner(self.settings)
             trial = self.study.ask()
@@ -159,7 +193,7 @@ class Search:
         values, number = trial.params, trial.user_attrs.get(TRY)
         trial.set_user_attr(LOST, True)
         self.study.tell(trial.number, state=trial_state("FAIL"))
-        if values and number is not None:
+        if number is not None:
             self.study.enqueue_trial(values, user_attrs={TRY: number})
 
     def lock_of(self, number: int) -> Path:
@@ -182,6 +216,13 @@ class Search:
                 claim.lock.release()
                 self.lock_of(claim.trial.number).unlink(missing_ok=True)
             logger.info("%s", self.describe(wanted))
+            failed = self.in_state("FAIL")
+            if len(failed) >= HOPELESS and len(failed) == len(self.trials):
+                raise LesionfastError(
+                    f"the first {len(failed)} trials of {self.path} failed. The first error: "
+                    f"{failed[0].user_attrs.get(ERROR)} Type the corrected command with another "
+                    "--out."
+                )
 
     def attempt(self, claim: "Claim") -> None:
         """Train a trial, and record its value, that it was pruned, or why it failed."""
@@ -191,7 +232,9 @@ class Search:
         name = NAME.format(trial.user_attrs[TRY])
         try:
             run = self.train(trial, self.settings.configure(claim.values), name)
+            value = read_objective(run, self.settings.by)
         except optuna.TrialPruned:
+            trial.set_user_attr(SECONDS, round(time.monotonic() - started, 2))
             self.study.tell(trial, state=trial_state("PRUNED"))
             shutil.rmtree(self.path / name, ignore_errors=True)
         except (TrainingInterrupted, KeyboardInterrupt):
@@ -201,13 +244,17 @@ class Search:
                 "to continue."
             ) from None
         except Exception as error:  # whatever goes wrong with one must not stop the others
+            if error_number(error) in REASONS:  # but with the disk it would be the same for all
+                self.give_up(trial)
+                raise
+            Run(self.path / name).remove(*HEAVY)
             kind = "" if isinstance(error, LesionfastError) else f"{type(error).__name__}: "
             logger.warning("%s failed: %s%s", self.path / name, kind, error)
             trial.set_user_attr(ERROR, f"{kind}{error}")
             self.study.tell(trial, state=trial_state("FAIL"))
         else:
             trial.set_user_attr(SECONDS, round(time.monotonic() - started, 2))
-            self.study.tell(trial, read_objective(run, self.settings.by))
+            self.study.tell(trial, value)
 
     def train(self, trial: "Trial", config: TrainConfig, name: str) -> Run:
         """Return the run of a trial, without weights: trained on images that are not test."""
@@ -216,8 +263,14 @@ class Search:
         shutil.rmtree(self.path / name, ignore_errors=True)  # of a worker that was killed
         config = replace(config, split=str(self.path / SPLIT))
         df = self.load(config)
+        shared = len((self.path / SPLIT).read_text(encoding="utf-8").splitlines()) - 1
+        if len(df) != shared:
+            raise LesionfastError(
+                f"it has {len(df)} of the {shared} images of {self.path / SPLIT}: --missing drop "
+                "leaves out other rows with other metadata. Type --missing keep."
+            )
         df = df[df["split"] != "test"].reset_index(drop=True)
-        prunes = self.settings.pruner != "none" and find_composite(config) is None
+        prunes = not self.settings.unpruned and find_composite(config) is None
         cbs = [ReportEpochs(trial, OBJECTIVES[self.settings.by][0])] if prunes else []
         with quiet_console():
             run = train_once(df, config, self.path, name, cbs=cbs)
@@ -228,7 +281,8 @@ class Search:
 
     def mean_seconds(self) -> float:
         """Return how long a finished trial took on average, 0 while there is none."""
-        took = [t.user_attrs[SECONDS] for t in self.in_state("COMPLETE") if SECONDS in t.user_attrs]
+        ended = self.in_state("COMPLETE", "PRUNED")
+        took = [trial.user_attrs[SECONDS] for trial in ended if SECONDS in trial.user_attrs]
         return sum(took) / len(took) if took else 0.0
 
     def describe(self, wanted: int | None) -> str:
@@ -262,7 +316,8 @@ class Claim:
 class ReportEpochs(Callback):
     """Report each epoch to a trial, and stop it if the pruner finds it hopeless.
 
-    `column` is that of the history. Epochs are counted across all phases.
+    `column` is that of the history. Epochs are those of the last phase, whose cycle is the same for
+    all trials: the head alone, before it, costs next to nothing.
     """
 
     order = 66  # after the epoch has been written
@@ -274,8 +329,12 @@ class ReportEpochs(Callback):
         """Raise `optuna.TrialPruned` for a hopeless trial."""
         import optuna
 
+        phase = current_phase(self.learn)
+        if phase.end < self.n_epoch:
+            return
         place = history_columns(self.learn).index(self.column)
-        self.trial.report(float(self.recorder.values[-1][place]), step=self.epoch + 1)
+        value = float(self.recorder.values[-1][place])
+        self.trial.report(value, step=self.epoch + 1 - phase.first)
         if self.trial.should_prune():
             raise optuna.TrialPruned(f"epoch {self.epoch + 1}")  # fastai reads the words
 
@@ -316,17 +375,6 @@ def open_journal(file: Path) -> Any:
     return JournalStorage(JournalFileBackend(str(file)))
 
 
-def settle(file: Path, text: str, what: str, write: Callable[[Path], Any] | None = None) -> None:
-    """Write what a search is fixed to, once; raise `LesionfastError` if it is another by now."""
-    if not file.is_file():
-        write(file) if write else write_text(file, text)
-    elif file.read_text(encoding="utf-8") != text:
-        raise LesionfastError(
-            f"{file.parent} is a search with other {what}: they do not give its {file.name}. Type "
-            "the earlier ones to go on with it, or another --out for a new search."
-        )
-
-
 def make_sampler(settings: Settings, number: int) -> "BaseSampler":
     """Return the sampler of one try, the same for the same seed and number."""
     from optuna.samplers import RandomSampler, TPESampler
@@ -338,25 +386,35 @@ def make_sampler(settings: Settings, number: int) -> "BaseSampler":
 
 
 def make_pruner(settings: Settings) -> "BasePruner":
-    """Return the pruner: none stops in the epochs of the head alone, which cost nothing."""
+    """Return the pruner; steps are epochs of the last phase."""
     from optuna.pruners import HyperbandPruner, NopPruner, SuccessiveHalvingPruner
 
-    first = settings.base.head_epochs + 1
+    first, last = FIRST_RUNG, max(settings.base.epochs, FIRST_RUNG)
     if settings.pruner == "asha":
         return SuccessiveHalvingPruner(min_resource=first, reduction_factor=2)
     if settings.pruner == "hyperband":
-        last = settings.base.head_epochs + settings.base.epochs
-        return HyperbandPruner(
-            min_resource=first, max_resource=max(last, first), reduction_factor=2
-        )
+        return HyperbandPruner(min_resource=first, max_resource=last, reduction_factor=2)
     return NopPruner()
 
 
 def read_objective(run: Run, by: str) -> float:
-    """Return the metric of a run on validation; balanced accuracy is by the rule in use."""
+    """Return the metric of a run on validation; balanced accuracy is by the rule in use.
+
+    Raises `LesionfastError` where it is not defined.
+    """
     valid = run.metrics["valid"]
     found = valid["rules"][run.model["rule"]] if by == "balanced_accuracy" else valid
+    if found[by] is None or not math.isfinite(found[by]):
+        raise LesionfastError(
+            f"{by} is not defined on the validation images, which may lack a class. Type another "
+            "--by, or a larger --val."
+        )
     return float(found[by])
+
+
+def hide_password(address: str | None) -> str | None:
+    """Return an address without its password."""
+    return address and PASSWORD.sub(r"\1:…@", address)
 
 
 def number_of(trial: "FrozenTrial") -> int:
@@ -376,7 +434,8 @@ def trial_table(search: Search) -> pd.DataFrame:
     rows = [
         {
             "try": number_of(trial), "state": trial.state.name.lower(),
-            search.settings.by: trial.value, **trial.params,
+            search.settings.by: trial.value if trial.state.name == "COMPLETE" else None,
+            **trial.params,
             "seconds": trial.user_attrs.get(SECONDS), "error": trial.user_attrs.get(ERROR),
         }
         for trial in search.trials

@@ -1,6 +1,5 @@
 """What a search found: the best trial, what its choosing costs, and the run that it becomes."""
 
-import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -9,19 +8,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 from filelock import FileLock
 
-from lesionfast.errors import LesionfastError, pluralize
+from lesionfast.diagnoses import join_names
+from lesionfast.errors import LesionfastError, TrainingInterrupted, pluralize
 from lesionfast.evaluation.comparison import align_images
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.files import write_json
 from lesionfast.run import Run
 from lesionfast.stats.bootstrap import interval, out_of_bag_choice
 from lesionfast.stats.measures import weighted_metrics
-from lesionfast.stats.metrics import ALL
+from lesionfast.stats.metrics import ALL, METRIC_NAMES
 from lesionfast.training.search.trials import SPLIT, Search, number_of
 
 logger = logging.getLogger("lesionfast")
 
-BEST, FOUND = "best", "found.json"
+BEST = "best-{:04d}"  # the number of the trial
 MOST = 30  # trials that the price of choosing is computed from: the best ones
 
 
@@ -43,9 +42,15 @@ class Price:
 
     def words(self) -> str:
         """Return the price in one sentence."""
+        name, tried = METRIC_NAMES[self.by].split(",")[0], pluralize(self.trials, "trial")
+        best = (
+            f"{name} {self.value:.3f} is the best of {tried} on the validation images, which chose "
+            "it"
+        )
+        if np.isnan(self.corrected):
+            return f"{best}; they have too few lesions of a class to say what to expect on others"
         return (
-            f"{self.by} {self.value:.3f} is the best of {pluralize(self.trials, 'trial')} on the "
-            f"images that chose it; on others expect about {self.corrected:.3f} "
+            f"{best}; on other images expect about {self.corrected:.3f} "
             f"[{self.low:.3f}, {self.high:.3f}]"
         )
 
@@ -55,9 +60,11 @@ def price_choice(search: Search) -> Price:
 
     A bootstrap over lesions chooses the best trial in each resample, and reads its metric on the
     lesions that were not drawn (Tsamardinos et al. 2018, doi:10.1007/s10994-018-5714-4). The best
-    30 trials take part: others are never chosen. It is an estimate from the validation images
-    alone, and rather too low: a resample has two thirds of the lesions to choose with.
+    30 trials take part: others are seldom chosen. Resamples that leave no lesion of a class out are
+    not counted. It is an estimate from the validation images alone. Raises `LesionfastError` if no
+    trial has finished.
     """
+    best = search.best
     sign = 1 if search.settings.more_is_better else -1
     done = sorted(search.in_state("COMPLETE"), key=lambda t: -sign * t.value)
     runs = [run for trial in done[:MOST] if (run := search.run_of(trial)).finished]
@@ -72,7 +79,8 @@ def price_choice(search: Search) -> Price:
     truth, lesions = read[0].truth[order], read[0].lesions[order]
     drawn = out_of_bag_choice(metrics, truth, lesions, more_is_better=sign > 0)
     low, high = interval(drawn)
-    value, mean = search.best.value, float(np.nanmean(drawn))
+    value = float(best.value)
+    mean = float("nan") if np.isnan(drawn).all() else float(np.nanmean(drawn))
     tried = search.in_state("COMPLETE", "PRUNED", "FAIL")
     return Price(search.settings.by, len(tried), value, mean, low, high)
 
@@ -87,20 +95,35 @@ def weighted(one: Interpretation, order: np.ndarray, by: str) -> Callable[[np.nd
 def train_best(search: Search) -> Run:
     """Return the run of the best trial: trained once more, with the options of [final].
 
-    It is the only one that test images meet, once. A run of the same values that is there is kept.
+    Trials meet no test images, this run does. It is named after the trial; one that is there is
+    kept or resumed. A search that goes on may find a better trial, whose run is then another one
+    that has met the test images: the log says how many. Raises `TrainingInterrupted` after Ctrl-C.
     """
-    with FileLock(search.path / ".best.lock"):
-        best, path = search.best, search.path / BEST
-        config = search.settings.configure(best.params, final=True)
-        config = replace(config, split=str(search.path / SPLIT))
-        found = {"try": number_of(best), "values": best.params}
-        file = search.path / FOUND
-        same = file.is_file() and json.loads(file.read_text(encoding="utf-8")) == found
-        if same and (run := Run(path)).finished and run.metrics["status"] == "finished":
-            return run
-        from lesionfast.training.experiment import train_once
+    from lesionfast.training.experiment import resume, train_once
 
-        shutil.rmtree(path, ignore_errors=True)
-        logger.info("%s is the best; it is trained again, and predicts test images", path)
-        write_json(file, found)
-        return train_once(search.load(config), config, search.path, BEST)
+    with FileLock(search.path / ".best.lock"):
+        best = search.best
+        name = BEST.format(number_of(best))
+        run = Run(search.path / name)
+        if run.finished and run.metrics["status"] == "finished":
+            return run
+        if run.holds("model.json"):
+            run = resume(run)
+        else:
+            shutil.rmtree(run.path, ignore_errors=True)  # it stopped before its training began
+            config = search.settings.configure(best.params, final=True)
+            config = replace(config, split=str(search.path / SPLIT))
+            logger.info("%s is trained with the best options, and predicts test images", run.path)
+            run = train_once(search.load(config), config, search.path, name)
+        if run.metrics["status"] != "finished":
+            raise TrainingInterrupted(
+                f"{run.path} was interrupted. Type the same command again to continue."
+            )
+    others = sorted(path.name for path in search.path.glob(BEST.replace("{:04d}", "*")))
+    if len(others) > 1:
+        logger.warning(
+            "%d runs of this search have met the test images: %s. Choosing among them by their "
+            "test metrics would make those too good",
+            *(len(others), join_names(others)),
+        )
+    return run

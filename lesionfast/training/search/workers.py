@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from lesionfast.config import TrainConfig, read_options
 from lesionfast.errors import LesionfastError
 from lesionfast.models.fusion import REGISTRIES
 from lesionfast.run import Run
@@ -23,7 +24,8 @@ from lesionfast.training.speed.budget import read_duration
 
 logger = logging.getLogger("lesionfast")
 
-TRIALS = 20
+TRIALS, PAUSE = 20, 1.0  # by default; seconds
+LOG, STORAGE = "worker-{}.log", "LESIONFAST_STORAGE"
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,9 +69,9 @@ def search(
 
     `space` is a TOML file or what one has below [space], such as `{"lr": {"log": [1e-4, 1e-2]}}`;
     by default it is the space of this package (with `heads` that of heads alone). `options` are
-    those of `lesionfast train`, which stay. All trials are judged by one metric of the validation
-    images, or of all out-of-fold predictions with `folds`; test images are predicted once, by the
-    best. There are `trials` (default: 20), or as many as the `budget` of time allows, such as "2h".
+    those of `lesionfast train`, which stay. One metric decides: of the validation images, or of all
+    out-of-fold predictions with `folds`. Trials predict no test images; the best, trained again,
+    does. There are `trials` (default: 20), or as many as the `budget` of time allows, such as "2h".
     The same call again goes on with the search in the folder `out`, also from other machines at
     the same time. Raises `LesionfastError` for whatever the user can fix, and
     `TrainingInterrupted` after Ctrl-C.
@@ -79,6 +81,7 @@ def search(
     True
     """
     import_optuna()
+    options = read_options(TrainConfig, options)
     settings = read_settings(space, options, heads=heads, by=by, sampler=sampler, pruner=prune)
     return run_search(Search.begin(out, settings, storage), trials, workers, budget)
 
@@ -87,35 +90,59 @@ def run_search(
     search: Search, trials: int | None = None, workers: int = 1, budget: str | None = None
 ) -> Found:
     """Work on a search with so many workers on this machine; return what it found."""
-    if workers < 1 or (trials is not None and trials < 1):
-        raise LesionfastError(
-            f"--workers is {workers} and --trials {trials}; both take a whole number from 1."
-        )
-    until = time.monotonic() + read_duration(budget) if budget else None
-    wanted = trials or (None if budget else TRIALS)
+    until, wanted = end_of(budget), count_wanted(trials, budget)
+    if workers < 1:
+        raise LesionfastError(f"--workers is {workers}; type a whole number from 1, such as 2.")
+    if why := search.settings.unpruned:
+        logger.info("no trial is stopped early: %s", why)
     with threads_shared(workers), ExitStack() as stack:
         helpers = [
             stack.enter_context(start_worker(search, number, wanted, budget))
             for number in range(2, workers + 1)
         ]
         search.work(wanted, until)
-        for helper in helpers:
-            helper.wait()
+        for number, helper in enumerate(helpers, 2):
+            if helper.wait():
+                logger.warning(
+                    "worker %d stopped with an error, so the others did its trials; see %s",
+                    *(number, search.path / LOG.format(number)),
+                )
     search.work(wanted, until)  # what a worker lost that was killed
-    return Found(search, train_best(search), price_choice(search))
+    wait_for_others(search)
+    price = price_choice(search)
+    return Found(search, train_best(search), price)
+
+
+def count_wanted(trials: int | None, budget: str | None) -> int | None:
+    """Return how many trials are wanted, None if the time decides."""
+    if trials is not None and trials < 1:
+        raise LesionfastError(f"--trials is {trials}; type a whole number from 1, such as 20.")
+    return trials or (None if budget else TRIALS)
+
+
+def end_of(budget: str | None) -> float | None:
+    """Return when a budget of time ends, by `time.monotonic`; None without one."""
+    return time.monotonic() + read_duration(budget) if budget else None
+
+
+def wait_for_others(search: Search) -> None:
+    """Wait for the trials of workers elsewhere, which may be better than all that have ended."""
+    while search.in_state("RUNNING"):
+        time.sleep(PAUSE)
+        search.reap()
 
 
 def join(path: str | Path, trials: int | None, budget: str | None, storage: str | None) -> None:
     """Work on a search that is there, and leave its end to others."""
-    until = time.monotonic() + read_duration(budget) if budget else None
-    Search(path, storage).work(trials or (None if budget else TRIALS), until)
+    wanted, until = count_wanted(trials, budget), end_of(budget)
+    Search(path, storage).work(wanted, until)
 
 
 @contextmanager
 def start_worker(
     search: Search, number: int, wanted: int | None, budget: str | None
 ) -> Iterator[subprocess.Popen]:
-    """Run another process that joins a search; it ends with this one. Its log is in the folder.
+    """Run another process that joins a search, until this one is left. Its log is in the folder.
 
     Raises `LesionfastError` for what was registered in a notebook, which it could not find.
     """
@@ -126,12 +153,14 @@ def start_worker(
             "a module and import that, or leave --workers out."
         )
     imports = [word for module in sorted(modules) for word in ("--import", module)]
-    given: Mapping[str, Any] = {"--trials": wanted, "--budget": budget, "--storage": search.address}
+    given: Mapping[str, Any] = {"--trials": wanted, "--budget": budget}
     typed = [word for flag, value in given.items() if value for word in (flag, str(value))]
     command = [sys.executable, "-m", "lesionfast", *imports, "search"]
-    with (search.path / f"worker-{number}.log").open("a", encoding="utf-8") as log:
+    hidden = {STORAGE: search.address} if search.address else {}  # with its password
+    with (search.path / LOG.format(number)).open("a", encoding="utf-8") as log:
         process = subprocess.Popen(
-            [*command, "--join", str(search.path), *typed], stdout=log, stderr=log
+            [*command, "--join", str(search.path), *typed],
+            **{"stdout": log, "stderr": log, "env": os.environ | hidden},
         )
         try:
             yield process
