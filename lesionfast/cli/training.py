@@ -356,14 +356,8 @@ def search(
     from lesionfast.training.search import workers as engine
 
     if join is not None:
-        typed = [*given, *(n for n, v in {"space": space, "heads": heads}.items() if v)]
-        if typed or workers != 1:
-            raise LesionfastError(
-                f"--join works on {join} with the options of that search, but "
-                f"{', '.join(map(flag_name, typed or ['workers']))} was given too. Leave it out."
-            )
-        engine.join(join, trials, budget, storage)
-        print(join)
+        idle = {**given, **({"space": space} if space else {}), **({"heads": 1} if heads else {})}
+        join_search(join, [*idle, *(["workers"] if workers != 1 else [])], trials, budget, storage)
         return
     engine.import_optuna()
     sampler = "random" if random else "tpe"
@@ -373,6 +367,21 @@ def search(
     print_search(found.search, found.price, json, found.run)
     if not json:
         print_run(found.run, False)
+
+
+def join_search(
+    folder: Path, idle: list[str], trials: int | None, budget: str | None, storage: str | None
+) -> None:
+    """Work on a search that is there; raise `LesionfastError` for options that would be `idle`."""
+    from lesionfast.training.search import workers
+
+    if idle:
+        raise LesionfastError(
+            f"--join works on {folder} with the options of that search, but "
+            f"{', '.join(map(flag_name, idle))} was given too. Leave it out."
+        )
+    workers.join(folder, trials, budget, storage)
+    print(folder)
 
 
 @search_app.command("show")

@@ -31,7 +31,7 @@ PRUNERS = ("asha", "hyperband", "none")
 KINDS = ("range", "log")
 LENGTHS = ("epochs", "head_epochs", "start_size")  # options that change what an epoch is
 LOSSES = ("loss", "balance", "tau", "beta", "class_weight", "cost", "hardest", "label_smoothing")
-OF_THE_MACHINE = {"device": "auto", "precision": "auto", "workers": 0, "cache": True}
+OF_THE_MACHINE = {"device": "auto", "precision": "auto", "workers": 0, "cache": True, "log": None}
 
 
 @dataclass(frozen=True)

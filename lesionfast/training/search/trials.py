@@ -26,6 +26,7 @@ from lesionfast.training.callbacks.schedule import current_phase
 from lesionfast.training.callbacks.tracking import history_columns
 from lesionfast.training.search.space import OBJECTIVES, Settings, find_difference
 from lesionfast.training.study import load_once
+from lesionfast.training.trackers.recording import check_trackers
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
@@ -82,6 +83,7 @@ class Search:
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
         with FileLock(path / ".begin.lock"):
+            check_trackers(settings.base.log)
             df = load_dataset(settings.base)
             if not (path / PLACE).is_file():
                 write_split(df, path / SPLIT)
