@@ -120,6 +120,7 @@ def save_plot(plot: Callable[[], Any], path: Path) -> Path:
         for axis in figure.axes:
             axis.xaxis.set_minor_formatter(NullFormatter())  # of a logarithm: they overlap
             axis.yaxis.set_minor_formatter(NullFormatter())
+            axis.tick_params(axis="x", labelrotation=30)
         settings = {"dpi": DOTS_PER_INCH, "bbox_inches": "tight", "pil_kwargs": QUICKLY}
         write_atomically(path, lambda aside: figure.savefig(aside, format="png", **settings))
         pyplot.close(figure)

@@ -337,7 +337,7 @@ class ReportEpochs(Callback):
         place = history_columns(self.learn).index(self.column)
         value = float(self.recorder.values[-1][place])
         self.trial.report(value, step=self.epoch + 1 - phase.first)
-        if self.trial.should_prune():
+        if self.epoch + 1 < self.n_epoch and self.trial.should_prune():
             raise optuna.TrialPruned(f"epoch {self.epoch + 1}")  # fastai reads the words
 
 
