@@ -48,7 +48,7 @@ def test_two_step_is_head_then_all():
 
 @pytest.mark.parametrize("how", ["gradul", "last:0", "fresh:6", "last:x", ""])
 def test_wrong_unfreeze_says_what_to_type(how):
-    with pytest.raises(LesionfastError, match=r"two-step, last:N, none.*from 1 to 5"):
+    with pytest.raises(LesionfastError, match=r"two-step, last:N, head, none.*from 1 to 5"):
         plan_phases(how, 6, 4)
 
 
