@@ -87,14 +87,7 @@ def read_study(file: str | Path, given: Mapping[str, Any] | None = None) -> Stud
 
 def read_tables(file: Path) -> dict[str, Any]:
     """Return the TOML tables `defaults` and `run`; raises `LesionfastError` for anything else."""
-    try:
-        tables = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError:
-        raise LesionfastError(
-            f"there is no file {file}. Type lesionfast study FILE.toml."
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise LesionfastError(f"{file} is not valid TOML: {error}. Correct that line.") from None
+    tables = read_toml(file, "Type lesionfast study FILE.toml.")
     for name in tables:
         if name not in ("defaults", "run"):
             hint = did_you_mean(name, ("defaults", "run"))
@@ -106,6 +99,19 @@ def read_tables(file: Path) -> dict[str, Any]:
     if not isinstance(defaults, dict) or not isinstance(runs, list) or not runs:
         raise LesionfastError(f'{file} has no runs. Write [[run]] and below it name = "first".')
     return tables
+
+
+def read_toml(file: Path, advice: str) -> dict[str, Any]:
+    """Return what a TOML file holds; `advice` is for one that is not there.
+
+    Raises `LesionfastError` for that, and for a file that is not TOML.
+    """
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError:
+        raise LesionfastError(f"there is no file {file}. {advice}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise LesionfastError(f"{file} is not valid TOML: {error}. Correct that line.") from None
 
 
 def read_entry(file: Path, number: int, table: Any, shared: Mapping[str, Any]) -> Entry:
@@ -268,13 +274,24 @@ def share_split(study: Study, out: Path) -> None:
 
 
 def load_once(split: Path) -> Callable[[TrainConfig], pd.DataFrame]:
-    """Return a function that reads the data of a run; runs that read the same share it."""
+    """Return a function that reads the data of a run; runs that read the same share it.
+
+    It raises `LesionfastError` for a run that has not all images of the split.
+    """
     kept: dict[tuple, pd.DataFrame] = {}
 
     def load(config: TrainConfig) -> pd.DataFrame:
         key = tuple(getattr(config, field.name) for field in fields(DataConfig))
         if key not in kept:
-            kept[key] = load_dataset(config, split=split)
+            df = load_dataset(config, split=split)
+            shared = len(split.read_text(encoding="utf-8").splitlines()) - 1
+            if len(df) != shared:
+                raise LesionfastError(
+                    f'it has {len(df)} of the {shared} images of {split}: missing = "drop" leaves '
+                    'out other rows with other metadata columns. Write missing = "keep" below '
+                    "[defaults]."
+                )
+            kept[key] = df
         return kept[key]
 
     return load
@@ -296,13 +313,7 @@ def complete(entry: Entry, out: Path, load: Callable[[TrainConfig], pd.DataFrame
                 shutil.rmtree(run.path)
         split = out / "split.csv"
         config = replace(entry.config, split=str(split))
-        df, shared = load(config), len(split.read_text(encoding="utf-8").splitlines()) - 1
-        if len(df) != shared:
-            raise LesionfastError(
-                f'it has {len(df)} of the {shared} images of {split}: missing = "drop" leaves out '
-                'other rows with other metadata columns. Write missing = "keep" below [defaults].'
-            )
-        run = train(df, config, out, name=entry.folder)
+        run = train(load(config), config, out, name=entry.folder)
     if run.metrics["status"] == "interrupted":
         raise TrainingInterrupted(f"{run.path} was interrupted.")
     return run

@@ -1,7 +1,6 @@
 """The space of a search: which options are tried, and which values of each. Torch-free."""
 
 import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lesionfast.config import TrainConfig, check_choice
 from lesionfast.errors import LesionfastError, did_you_mean
-from lesionfast.training.study import FIELDS, SHARED, read_config
+from lesionfast.training.study import FIELDS, SHARED, read_config, read_toml
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
@@ -157,14 +156,7 @@ def read_settings(
 
 def read_tables(path: Path) -> dict[str, dict[str, Any]]:
     """Return the TOML tables of a search; raises `LesionfastError` for anything else."""
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise LesionfastError(
-            f"there is no file {path}. Type --space FILE.toml, or leave it out."
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise LesionfastError(f"{path} is not valid TOML: {error}. Correct that line.") from None
+    tables = read_toml(path, "Type --space FILE.toml, or leave it out.")
     for name, table in tables.items():
         if name not in TABLES or not isinstance(table, dict):
             raise LesionfastError(

@@ -21,7 +21,7 @@ from lesionfast.config import TrainConfig
 from lesionfast.data.split import format_split, load_dataset, write_split
 from lesionfast.errors import LesionfastError, TrainingInterrupted
 from lesionfast.files import REASONS, error_number, write_json, write_text
-from lesionfast.run import Run
+from lesionfast.run import FEATURES, Run
 from lesionfast.training.callbacks.schedule import current_phase
 from lesionfast.training.callbacks.tracking import history_columns
 from lesionfast.training.search.space import OBJECTIVES, Settings, find_difference
@@ -42,10 +42,7 @@ PASSWORD = re.compile(r"(://[^:/@]*):[^@]*@")
 HOPELESS = 3  # trials that fail before any has finished
 FIRST_RUNG = 2  # epochs of the last phase before a trial can be stopped
 NAME = "try-{:04d}"
-HEAVY = (
-    "weights.safetensors",
-    "features.safetensors",
-)  # of a trial, which only its numbers outlive
+HEAVY = ("weights.safetensors", FEATURES)  # what is removed when a trial has ended
 LOST, TRY, ERROR, SECONDS = "lost", "try", "error", "seconds"  # what a trial says of itself
 
 
@@ -265,12 +262,6 @@ class Search:
         shutil.rmtree(self.path / name, ignore_errors=True)  # of a worker that was killed
         config = replace(config, split=str(self.path / SPLIT))
         df = self.load(config)
-        shared = len((self.path / SPLIT).read_text(encoding="utf-8").splitlines()) - 1
-        if len(df) != shared:
-            raise LesionfastError(
-                f"it has {len(df)} of the {shared} images of {self.path / SPLIT}: --missing drop "
-                "leaves out other rows with other metadata. Type --missing keep."
-            )
         df = df[df["split"] != "test"].reset_index(drop=True)
         prunes = not self.settings.unpruned and find_composite(config) is None
         cbs = [ReportEpochs(trial, OBJECTIVES[self.settings.by][0])] if prunes else []
