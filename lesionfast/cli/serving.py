@@ -56,8 +56,9 @@ def predict(
 
     A row has the decision and its rule, probabilities, flags at the thresholds
     chosen on validation, the prediction set, whether to refer the image, and its
-    OOD score: how unlike the training images it is. An image that can't be read
-    gets a row with its error; then the exit code is 2.
+    OOD score: how unlike the training images it is. An image too unlike them gets
+    no decision, and is referred. An image that can't be read gets a row with its
+    error; then the exit code is 2.
 
     Example: lesionfast predict runs/20260102-030405-densenet121 photos --set age=55 --set sex=male
 

@@ -102,7 +102,10 @@ class Service:
         return self.predictor.metadata.caution if row["not_known"] else ""
 
     def answer(self, data: bytes, metadata: dict[str, Any]) -> Answer:
-        """Return the prediction with its Grad-CAM and similar lesions; raises what `row` does."""
+        """Return the prediction with its Grad-CAM and similar lesions; raises what `row` does.
+
+        Without a decision there is neither.
+        """
         row = self.row(data, metadata)
         pictures, left_out = {}, []
         with self._lock:  # a large image takes much memory to decode
@@ -110,10 +113,11 @@ class Service:
                 np.array(fit_square(decode(data, size), size, resize))
                 for size, resize in self.bundle.looks
             ]
-            for name, find in {
+            finders = {
                 "heat": lambda: self.heat(seen, metadata, row["decision"]),
                 "similar": lambda: self.similar(seen),
-            }.items():
+            }
+            for name, find in finders.items() if row["decision"] else ():
                 try:
                     pictures[name] = find()
                 except LesionfastError as error:
@@ -190,13 +194,14 @@ class Model(BaseModel):
 class Prediction(BaseModel):
     """The prediction of one image; what the model does not provide is null."""
 
-    decision: str
+    decision: str | None
+    no_decision: str = Field(description="why there is no decision; '' if there is one")
     rule: str
     probabilities: dict[str, float] = Field(
         description="of the model, by class; rule, flags, set and referral are based on these"
     )
     calibrated: dict[str, float] | None = Field(description="calibrated probabilities, by class")
-    flags: dict[str, bool] = Field(description="at the thresholds chosen on validation")
+    flags: dict[str, bool | None] = Field(description="at the thresholds chosen on validation")
     prediction_set: list[str] | None = Field(description="classes, the most probable first")
     coverage: float | None
     refer: bool | None
@@ -274,6 +279,7 @@ def to_prediction(bundle: Bundle, row: dict[str, Any], caution: str) -> Predicti
 
     return Prediction(
         decision=row["decision"],
+        no_decision=row["no_decision"],
         rule=row["rule"],
         probabilities=by_class("p"),
         calibrated=by_class("calibrated") if bundle.calibrator else None,

@@ -287,7 +287,7 @@ def answer_html(service: Service, image: bytes, metadata: dict[str, str]) -> str
     return render(
         "answer.html",
         outlier=bool(row.get("outlier")),
-        decision=f"Decision: {full_name(row['decision'])}",
+        decision=f"Decision: {full_name(row['decision'])}" if row["decision"] else "No decision",
         rule=f"Rule {row['rule']}: {bundle.decision_rule.in_words}.",
         caption=f"Probabilities, {'' if bundle.calibrator else 'not '}calibrated on validation",
         bars=bars,
@@ -301,7 +301,7 @@ def answer_html(service: Service, image: bytes, metadata: dict[str, str]) -> str
 def describe_row(bundle: Bundle, row: dict[str, Any]) -> list[str]:
     """Return flags, prediction set, referral and missing metadata, a sentence each."""
     words = []
-    for point in bundle.points:
+    for point in bundle.points if row["decision"] else ():
         what = "melanoma" if point.of == bundle.classes.melanoma else "malignant"
         flagged = "Flagged" if row[flag_column(point)] else "Not flagged"
         words.append(
@@ -315,6 +315,7 @@ def describe_row(bundle: Bundle, row: dict[str, Any]) -> list[str]:
     if bundle.referral:
         least = f"the least certain {bundle.referral.share:.0%} of images"
         refer = f"Among {least}: refer it to a dermatologist."
+        refer = refer if row["decision"] else "Without a decision: refer it to a dermatologist."
         words.append(refer if row["refer"] else f"Not among {least}.")
     if row["not_known"]:
         words.append(f"Predicted without: {', '.join(row['not_known'])}.")

@@ -77,6 +77,7 @@ CHOSEN = {  # on validation: an attribute of `Decisions` and of `Bundle`, and it
     "ood": "OOD scores",
 }
 PACKAGES = ("lesionfast", "torch", "timm", "torchvision")
+UNLIKE = "unlike the training images"  # why there is no decision
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,14 +242,15 @@ class Bundle:
     def assess(self, probabilities: np.ndarray, features: np.ndarray) -> pd.DataFrame:
         """Return one row an image, from probabilities (n, k) and image features (n, F).
 
-        Columns: decision and rule; p_<class>, the probabilities of the model, on which the rule,
-        the flags, the sets and the referral are based; and as far as the model has them
-        calibrated_<class>, a flag an operating point (`flag_column`), prediction_set (a tuple of
-        class names, most probable first), refer, outlier_score and outlier.
+        Columns: decision, no_decision (why there is none, else '') and rule; p_<class>, the
+        probabilities of the model, on which the rule, the flags, the sets and the referral are
+        based; and as far as the model has them calibrated_<class>, a flag an operating point
+        (`flag_column`), prediction_set (a tuple of class names, most probable first), refer,
+        outlier_score and outlier. An outlier is treated as `withhold` says.
         """
         classes, rule = self.classes, self.decision_rule
         names, decision = np.asarray(classes, object), rule.decide(probabilities)
-        columns = {"decision": names[decision], "rule": rule.name}
+        columns = {"decision": names[decision], "no_decision": "", "rule": rule.name}
         columns |= dict(zip(probability_columns(classes), probabilities.T, strict=True))
         if self.calibrator:
             calibrated = self.calibrator.apply(probabilities).T
@@ -265,13 +267,33 @@ class Bundle:
         if self.ood:
             scores = self.ood.score(features)
             columns |= {"outlier_score": scores, "outlier": scores > self.ood.threshold}
-        return pd.DataFrame(columns, index=range(len(probabilities)))
+        table = pd.DataFrame(columns, index=range(len(probabilities)))
+        return withhold(table, probabilities, self) if self.ood else table
 
     @property
     def columns(self) -> list[str]:
         """The columns of `assess`."""
         k, width = len(self.classes), self.ood.train.shape[1] if self.ood else 0
         return list(self.assess(np.full((1, k), 1 / k), np.ones((1, width))))
+
+
+def withhold(table: pd.DataFrame, probabilities: np.ndarray, bundle: Bundle) -> pd.DataFrame:
+    """Return rows of `Bundle.assess`; an outlier has no decision and no flag, and a reason why.
+
+    It is referred, and every class is in its prediction set: the model knows nothing of it.
+    """
+    outlier = table["outlier"].to_numpy()
+    flags = [flag_column(point) for point in bundle.points]
+    table = table.astype(dict.fromkeys(["decision", *flags], object))
+    table.loc[outlier, ["decision", *flags]] = None
+    table.loc[outlier, "no_decision"] = UNLIKE
+    table["refer"] = outlier | table.get("refer", False)
+    if "prediction_set" in table:
+        order = np.argsort(-probabilities, axis=1, kind="stable")
+        every = np.asarray(bundle.classes, object)[order]
+        sets = zip(outlier, table["prediction_set"], every, strict=True)
+        table["prediction_set"] = [tuple(all_) if is_out else own for is_out, own, all_ in sets]
+    return table
 
 
 def check_members(model: dict[str, Any]) -> None:

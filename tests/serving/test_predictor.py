@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ from lesionfast.data.loaders import LesionDataLoaders
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.features import read_features
+from lesionfast.serving.bundle import UNLIKE, flag_column
 from lesionfast.serving.export import export
 from lesionfast.serving.inputs import Item
 from lesionfast.serving.predictor import AHEAD, CHUNK, Predictor
@@ -234,3 +236,19 @@ def test_a_model_of_images_or_of_metadata_alone(changes, photos, tmp_path):
     columns = [f"p_{name}" for name in run.classes]
     expected = known.loc[found["image"], columns].to_numpy()
     np.testing.assert_allclose(found[columns].to_numpy(float), expected, rtol=0, atol=1e-5)
+
+
+def test_what_is_unlike_the_training_images_has_no_decision(exported, photos):
+    predictor = Predictor(exported)
+    bundle = predictor.bundle
+    calm, bar = predictor(photos[0]), replace(bundle.ood, threshold=-1.0)
+    assert calm["decision"] in bundle.classes and calm["no_decision"] == ""
+    predictor.bundle = replace(bundle, ood=bar)  # now everything is above the threshold
+    row = predictor(photos[0])
+    assert row["decision"] is None and row["no_decision"] == UNLIKE
+    assert row["outlier"] is True and row["refer"] is True
+    assert sorted(row["prediction_set"]) == sorted(bundle.classes)
+    assert row["prediction_set"][0] == max(bundle.classes, key=lambda name: row[f"p_{name}"])
+    assert {row[flag_column(point)] for point in bundle.points} == {None}
+    kept = [name for name in row if name.startswith(("p_", "calibrated_"))]
+    assert [row[name] for name in kept] == [calm[name] for name in kept]
