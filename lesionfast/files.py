@@ -40,7 +40,7 @@ REASONS = {  # what a user can do something about, by the number of the system's
 ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ADVICE = dict.fromkeys(ROOM, "Free some space, or name another folder.")
 ADVICE[errno.ENAMETOOLONG] = "Type a shorter name."
-CONTAINER = re.compile(r"\.(?:zip|hdf5|h5|parquet|npz)/", re.IGNORECASE)  # holds many images
+CONTAINER = re.compile(r"\.(?:zip|tar|hdf5|h5|parquet|npz)/", re.IGNORECASE)  # holds many images
 NUMBER = (float, None)  # a shape of JSON: a number, or null where it is not defined
 KINDS = {
     stat.S_IFLNK: "a symbolic link",

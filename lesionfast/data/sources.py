@@ -26,6 +26,7 @@ from lesionfast.files import readable_name, split_path, stamp
 
 logger = logging.getLogger("lesionfast")
 
+PACKS = (".zip", ".tar")  # files of a folder that are looked into
 PART = 8  # files that a thread reads one after the other
 
 
@@ -35,11 +36,12 @@ def is_visible(name: str) -> bool:
 
 
 def list_images(images: str | Path | Sequence[str | Path]) -> pd.DataFrame:
-    """List images under folders and in zip, HDF5, Parquet and .npz files: columns `stem`, `path`.
+    """List images under folders, and in zip, tar, HDF5, Parquet and .npz files: `stem`, `path`.
 
-    They are sorted by path. Folders are searched with all below, zip files in them included, of
-    which only the directory is read; a member's path is "<file>/<member>". Paths are absolute;
-    hidden files are left out, and so are names that are not UTF-8, which no table can hold.
+    They are sorted by path. Folders are searched with all below, zip and tar files in them
+    included, of which only the directory is read; a member's path is "<file>/<member>". Paths are
+    absolute; hidden files are left out, and so are names that are not UTF-8, which no table can
+    hold.
     """
     roots = [images] if isinstance(images, str | Path) else list(images)
     roots = [Path(os.path.abspath(Path(root).expanduser())) for root in roots]
@@ -80,7 +82,7 @@ def find_images(root: Path) -> Iterator[str]:
 
 
 def list_members(file: str | Path) -> list[str]:
-    """Return "<file>/<member>" of every image in a zip, HDF5, Parquet or .npz file.
+    """Return "<file>/<member>" of every image in a zip, tar, HDF5, Parquet or .npz file.
 
     Raises `LesionfastError` if the file is broken or holds no images.
     """
@@ -92,7 +94,7 @@ def list_members(file: str | Path) -> list[str]:
 def find_images_in_folder(
     folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, others: list[str] | None = None
 ) -> Iterator[str]:
-    """Yield the images in a folder and below, and those in its zip files, in order.
+    """Yield the images in a folder and below, and those in its zip and tar files, in order.
 
     Files without a suffix are images if they begin like one. The names of other files are added to
     `others`.
@@ -109,7 +111,7 @@ def find_images_in_folder(
             path = Path(parent, name).as_posix()
             if name.lower().endswith(suffixes) or is_image(path, read_head):
                 yield path
-            elif name.lower().endswith(".zip"):
+            elif name.lower().endswith(PACKS):
                 yield from list_members(path)
             else:
                 others.append(name)

@@ -1,18 +1,19 @@
-"""Files that hold many images: zip, HDF5, Parquet and .npz; listed and read, never unpacked.
+"""Files that hold many images: zip, tar, HDF5, Parquet and .npz; listed and read, never unpacked.
 
-The path of an image in one is "<file>/<member>": the member of a zip file, the name of an HDF5
-dataset, the number of a Parquet row, the array and the position in it of an .npz file.
+The path of an image in one is "<file>/<member>": the member of a zip or tar file, the name of an
+HDF5 dataset, the number of a Parquet row, the array and the position in it of an .npz file.
 """
 
 import os
 import re
+import tarfile
 import threading
 import zipfile
 import zlib
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -21,14 +22,17 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from lesionfast.cache import cache_folder, hash_lines, read_note, write_note
 from lesionfast.data.formats.pictures import HEAD, IMAGE_SUFFIXES, check_size, find_kind
 from lesionfast.errors import LesionfastError, import_extra, list_first
-from lesionfast.files import disk_errors, temporary_folder
+from lesionfast.files import disk_errors, stamp, temporary_folder
 
 HIDDEN_PART = re.compile(r"(?:^|/)(?:\.|__MACOSX(?:/|$))")  # of a path with forward slashes
 IN_MEMORY_BYTES = 2**27  # of an array of an .npz file: a larger one is unpacked to a temporary file
 BATCH_ROWS = 16  # of a Parquet file, read together
 KEPT_BYTES = 2**26  # of a Parquet file, kept for threads that are a little behind
+TAR_VERSION = 1  # part of the key of a tar file's index: raise it when that changes
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 
 
 def content_key(data: bytes) -> str:
@@ -156,6 +160,92 @@ class Zip(Container):
             return self._archive.getinfo(member)
         except KeyError:
             raise self.missing(member) from None
+
+
+class Tar(Container):
+    """A tar file that is not compressed, such as a WebDataset shard; `names` are all its files.
+
+    Its headers are read once, and where its files lie is kept in the cache. Then each is read by
+    itself, in any order and by any number of threads and processes. The package `webdataset` reads
+    shards from start to end: that allows neither a split by lesions, nor class balancing, nor
+    predictions in the order of the table.
+    """
+
+    kind = "tar"
+
+    def __init__(self, file: str) -> None:
+        super().__init__(file)
+        note = (
+            cache_folder() / "images" / f"{hash_lines([str(TAR_VERSION), stamp(file)])[:32]}.json"
+        )
+        index = read_note(note)
+        if index is None:
+            index = dict(zip(("names", "starts", "sizes"), self._read_headers(), strict=True))
+            with suppress(LesionfastError, OSError):  # a cache that can't be written is no problem
+                write_note(note, index)
+        self.names: list[str] = index["names"]
+        encoded = np.array([name.encode("utf-8", "surrogateescape") for name in self.names], "S")
+        order = np.argsort(encoded, kind="stable")
+        self._sorted = encoded[order]  # arrays take a tenth of the memory of a dict
+        self._starts = np.array(index["starts"], np.int64)[order]
+        self._sizes = np.array(index["sizes"], np.int64)[order]
+
+    def list_members(self) -> list[str]:
+        names = (name for name in self.names if not HIDDEN_PART.search(name))
+        return [name for name in names if is_image(name, partial(self.read_start, most=HEAD))]
+
+    def read(self, member: str) -> bytes:
+        start, size = self._find(member)
+        check_size(size)
+        return self._read_at(start, size)
+
+    def read_start(self, member: str, most: int) -> bytes:
+        start, size = self._find(member)
+        return self._read_at(start, min(size, most))
+
+    def read_all(self, members: Sequence[str]) -> Iterator[bytes]:
+        """Yield what files hold; faster than `read` for many small ones."""
+        with open(self.file, "rb") as file:
+            for member in members:
+                start, size = self._find(member)
+                check_size(size)
+                file.seek(start)
+                yield file.read(size)
+
+    def _read_at(self, start: int, size: int) -> bytes:
+        """Return some bytes of the file, which is not kept open: there may be thousands."""
+        with open(self.file, "rb") as file:
+            file.seek(start)
+            data = file.read(size)
+        if len(data) < size:
+            raise OSError("the tar file has become shorter")
+        return data
+
+    def _find(self, member: str) -> tuple[int, int]:
+        """Return start and size of a file; of several with one name the last, as tar does."""
+        name = member.encode("utf-8", "surrogateescape")
+        place = int(np.searchsorted(self._sorted, name, side="right")) - 1
+        if place < 0 or self._sorted[place] != name:
+            raise self.missing(member)
+        return int(self._starts[place]), int(self._sizes[place])
+
+    def _read_headers(self) -> tuple[list[str], list[int], list[int]]:
+        """Return name, start and size of each file in it; raises `LesionfastError` if broken."""
+        with open(self.file, "rb") as file:
+            if file.read(8).startswith(COMPRESSED):
+                raise LesionfastError(
+                    f"{self.file} is compressed, so no image in it can be read by itself. Write it "
+                    "again as a plain tar file; images are compressed already."
+                )
+        names, starts, sizes = [], [], []
+        with self.explained(tarfile.TarError, EOFError), tarfile.open(self.file, "r:") as archive:
+            while (info := archive.next()) is not None:
+                if info.isreg() and not info.issparse():
+                    names.append(info.name)
+                    starts.append(info.offset_data)
+                    sizes.append(info.size)
+                archive.members = []  # else it keeps a kilobyte of each
+        return names, starts, sizes
 
 
 class Hdf5(Container):
@@ -444,6 +534,7 @@ class Npz(Container):
 
 CONTAINERS: dict[str, type[Container]] = {
     ".zip": Zip,
+    ".tar": Tar,
     ".hdf5": Hdf5,
     ".h5": Hdf5,
     ".parquet": Parquet,

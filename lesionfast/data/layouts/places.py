@@ -38,11 +38,12 @@ class Place:
 
 
 def read_place(parent: str, root: Path) -> Place:
-    """Return what the path of a folder says; a zip file counts as a folder if it has none."""
+    """Return what the path of a folder says; a zip or tar file is a folder if it has none."""
     part, kind, names, folders = "", "", [], parent.split("/") if parent else []
     below = 0  # number of names above the part
     for i, name in enumerate(folders):
-        zipped = name.lower().endswith(".zip") and not (root / "/".join(folders[: i + 1])).is_dir()
+        packed = name.lower().endswith((".zip", ".tar"))
+        zipped = packed and not (root / "/".join(folders[: i + 1])).is_dir()
         words = [word.lower() for word in WORDS.findall(name[:-4] if zipped else name)]
         found = read_part(words)
         if MASKS & set(words):

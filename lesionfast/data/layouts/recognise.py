@@ -28,6 +28,7 @@ from lesionfast.data.layouts import (  # noqa: F401 (importing a module register
     milk10k,
     pad_ufes_20,
     tables,
+    webdataset,
 )
 from lesionfast.data.layouts.base import Dataset, Folder, from_one_hot, layouts
 from lesionfast.data.layouts.several import is_kind, join_datasets
@@ -41,7 +42,9 @@ from lesionfast.errors import LesionfastError, pluralize
 logger = logging.getLogger("lesionfast")
 
 ID_SUFFIX = re.compile(r"([ _-]|(?<=patient)|(?<=lesion)|(?<=subject))id$")
-LAST = ("huggingface", "medmnist", "folders_by_class", "table")  # what fits anything comes last
+LAST = (  # what fits anything comes last
+    *("huggingface", "webdataset", "medmnist", "folders_by_class", "table"),
+)
 
 
 def find_dataset(config: DataConfig) -> Dataset:

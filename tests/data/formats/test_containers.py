@@ -1,7 +1,8 @@
-"""Images in zip, HDF5, Parquet and .npz files are listed and read as if they were files."""
+"""Images in zip, tar, HDF5, Parquet and .npz files are listed and read as if they were files."""
 
 import io
 import sys
+import tarfile
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -72,13 +73,25 @@ def write_zip(path, pictures):
     return path
 
 
+def write_tar(path, pictures):
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        for name, data in pictures.items():
+            for suffix, held in ((".jpg", data), (".json", b"{}")):
+                info = tarfile.TarInfo(f"sub/{name}{suffix}")
+                info.size = len(held)
+                archive.addfile(info, io.BytesIO(held))
+    return path
+
+
 @pytest.fixture(
-    params=["zip", "opaque", "bytes", "compressed", "varying", "struct", "binary", "large"]
+    params=["zip", "tar", "opaque", "bytes", "compressed", "varying", "struct", "binary", "large"]
 )
 def container(request, pictures, tmp_path):
     """A file of each kind that holds the pictures."""
     if request.param == "zip":
         return write_zip(tmp_path / "all.ZIP", pictures)
+    if request.param == "tar":
+        return write_tar(tmp_path / "all.tar", pictures)
     if request.param in ("opaque", "bytes", "compressed", "varying"):
         return write_hdf5(tmp_path / "all.hdf5", pictures, request.param)
     return write_parquet(tmp_path / "all.parquet", pictures, request.param, row_group_size=25)
@@ -108,7 +121,7 @@ def test_a_file_of_images_is_listed_only_if_it_is_named(container, pictures):
     if container.suffix != ".parquet":
         assert listed["stem"].tolist() == list(pictures)
     in_folder = list_images(container.parent)
-    assert len(in_folder) == (COUNT if container.suffix == ".ZIP" else 0)
+    assert len(in_folder) == (COUNT if container.suffix in (".ZIP", ".tar") else 0)
 
 
 def test_a_file_of_images_is_closed_at_the_end(container, tmp_path):
@@ -135,6 +148,23 @@ def test_images_decode_and_are_cached_as_from_files(container, pictures, tmp_pat
         (tmp_path / f"{name}.jpg").write_bytes(data)
     assert (open_images(list_members(container), 8).pixels == open_images(files, 8).pixels).all()
     assert len(list((tmp_path / "cache" / "images").glob("*.npy"))) == 1
+
+
+def test_names_of_a_tar_file_need_not_be_ascii_and_the_last_of_one_name_counts(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as archive:
+        for name, data in (("ä/ü.jpg", b"1"), ("long" * 60 + ".jpg", b"2"), ("ä/ü.jpg", b"3")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+        link = tarfile.TarInfo("link.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    with open_container(str(tmp_path / "a.tar")) as container:
+        assert set(container.list_members()) == {"ä/ü.jpg", "long" * 60 + ".jpg"}
+        assert container.read("ä/ü.jpg") == b"3"
+        assert container.read("long" * 60 + ".jpg") == b"2"
+        with pytest.raises(FileNotFoundError):
+            container.read("link.jpg")
 
 
 def write_npz(path, arrays, save=np.savez_compressed):
