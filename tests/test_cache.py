@@ -171,7 +171,7 @@ def test_a_second_process_waits_for_the_one_that_builds(tmp_path):
         other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert "waiting for another process" in other.stdout.readline()
         assert other.poll() is None
-    assert other.communicate(timeout=60)[0] == "mine\n"
+    assert other.communicate(timeout=600)[0] == "mine\n"
     assert os.listdir(tmp_path) == []
 
 
@@ -187,7 +187,7 @@ def test_two_processes_that_want_the_same_array_build_it_once(tmp_path):
     )
     command = [sys.executable, "-c", code, str(tmp_path / "a.npy")]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in "ab"]
-    told = sorted(process.communicate(timeout=60)[0] for process in both)
+    told = sorted(process.communicate(timeout=600)[0] for process in both)
     assert told == ["435\n", "built\n435\n"]
 
 
@@ -251,7 +251,7 @@ def opened_elsewhere(name):
     with subprocess.Popen(command, text=True, **pipes) as process:
         assert process.stdout.readline() == "open\n"
         yield process
-        assert process.communicate(timeout=60)[0] == "100000\n"
+        assert process.communicate(timeout=600)[0] == "100000\n"
 
 
 def test_what_was_not_used_for_longest_goes_when_the_cache_is_full(small_cache, caplog):

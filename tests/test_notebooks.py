@@ -21,7 +21,8 @@ def test_the_notebook_runs(path, tmp_path, monkeypatch):
     monkeypatch.delenv("LESIONFAST_DATA", raising=False)
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
+    patience = {"timeout": 600, "startup_timeout": 600}  # seconds, for a busy machine
+    NotebookClient(notebook, resources={"metadata": {"path": tmp_path}}, **patience).execute()
     assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
     assert any(path.name == "metrics.json" for path in tmp_path.rglob("*"))
 
@@ -110,7 +111,7 @@ assert lf.train(df, epochs=1, **small).metrics["status"] == "finished"
 @pytest.fixture
 def kernel(tmp_path):
     """A real kernel: a function that runs a cell, interrupted once the first epoch has ended."""
-    manager, client = start_new_kernel(kernel_name="python3", cwd=str(tmp_path))
+    manager, client = start_new_kernel(startup_timeout=600, cwd=str(tmp_path))
 
     def run_cell(code: str, interrupt: bool = True) -> dict:
         done = []
@@ -121,7 +122,7 @@ def kernel(tmp_path):
                 done.append(text)
                 manager.interrupt_kernel()
 
-        reply = client.execute_interactive(code, timeout=120, output_hook=read_output)
+        reply = client.execute_interactive(code, timeout=600, output_hook=read_output)
         assert bool(done) == interrupt
         return reply["content"]
 

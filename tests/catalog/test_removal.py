@@ -108,7 +108,7 @@ def test_a_run_that_is_being_trained_is_not_removed(make, inside):
     hold = (
         "import sys, time\nfrom pathlib import Path\nfrom lesionfast.files import only_process\n"
         "with only_process(Path(sys.argv[1]), 'busy'):\n    print('held', flush=True)\n"
-        "    time.sleep(60)\n"
+        "    time.sleep(600)\n"
     )
     command = [sys.executable, "-c", hold, str(lock)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -131,11 +131,11 @@ def test_a_file_that_is_being_written_holds_the_run(root):
     def write(aside: Path) -> None:
         aside.write_text("x")
         started.set()
-        go_on.wait(30)
+        go_on.wait(600)
 
     writer = threading.Thread(target=write_atomically, args=(root / "good" / "log.txt", write))
     writer.start()
-    started.wait(30)
+    started.wait(600)
     try:
         with pytest.raises(LesionfastError, match="another process is training or writing"):
             remove_runs(root / "good")

@@ -299,7 +299,7 @@ def test_two_processes_build_the_same_cache_at_once(cache, tmp_path):
     for process in processes:
         assert process.stdout.readline() == "ready\n"
     gate.touch()
-    told = [process.communicate(timeout=60)[0].split() for process in processes]
+    told = [process.communicate(timeout=600)[0].split() for process in processes]
     assert {int(each[0]) for each in told} == {
         int(open_images(paths, 64, cache=False).pixels.sum())
     }
@@ -311,7 +311,7 @@ def test_two_processes_build_the_same_cache_at_once(cache, tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 def test_a_kill_while_building_leaves_nothing_that_is_taken_for_a_cache(cache, tmp_path):
     paths = write_images(tmp_path / "a", 300)
-    stop = "def stop(done, total): print('building', flush=True); time.sleep(60)"
+    stop = "def stop(done, total): print('building', flush=True); time.sleep(600)"
     process = start_process(paths, stop, "open_images(sys.argv[1:], 64, progress=stop)")
     assert process.stdout.readline() == "building\n"
     process.kill()

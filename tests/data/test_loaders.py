@@ -66,7 +66,7 @@ def test_reading_ahead_gives_the_same_batches_one_of_them_early(df):
 
     ahead = read_ahead(counted())
     first = next(ahead)
-    assert made.acquire(timeout=60) and made.acquire(timeout=60)  # the second was not asked for
+    assert made.acquire(timeout=600) and made.acquire(timeout=600)  # the second was not asked for
     plain = list(LesionDataLoaders.from_df(df, TINY).valid.read_batches(iter(range(50))))
     for ours, own in zip([first, *ahead], plain, strict=True):
         for one, other in zip(ours, own, strict=True):

@@ -242,7 +242,7 @@ def test_two_processes_that_want_the_same_features_compute_them_once(stages, pix
     for process in both:
         process.stdin.write("\n")
         process.stdin.flush()
-    told = [process.communicate(timeout=120)[0].split() for process in both]
+    told = [process.communicate(timeout=600)[0].split() for process in both]
     assert sorted(int(each[0]) > 0 for each in told) == [False, True]
     assert told[0][1:] == told[1][1:]
     assert len(os.listdir(Path(pixels.filename).parents[1] / "features")) == 1

@@ -86,18 +86,18 @@ def test_a_server_that_never_answers_is_given_up(silent, monkeypatch):
     start = time.perf_counter()
     with pytest.raises(OSError, match="timed out|did not answer"):
         require_answer(silent)
-    assert time.perf_counter() - start < 3
+    assert time.perf_counter() - start < 60
 
 
 def test_a_name_server_that_never_answers_is_given_up(monkeypatch):
     """It outlasts the timeouts of sockets, so a clock of our own bounds it."""
     monkeypatch.setattr(weights, "SECONDS", 0.3)
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: time.sleep(5))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: time.sleep(600))
     monkeypatch.setenv("no_proxy", "*")
     start = time.perf_counter()
     with pytest.raises(OSError, match="hub.example did not answer within 0.3 s"):
         require_answer("http://hub.example/weights.pth")
-    assert time.perf_counter() - start < 3
+    assert time.perf_counter() - start < 60
 
 
 def test_a_download_that_stalls_ends_and_leaves_sockets_as_they_were(silent, monkeypatch):
@@ -120,7 +120,7 @@ def test_offline_the_error_names_three_ways_soon_and_the_first_one_works(wanted)
     start = time.perf_counter()
     with pytest.raises(LesionfastError) as raised:
         download(wanted)
-    assert time.perf_counter() - start < 15
+    assert time.perf_counter() - start < 60
     message = raised.value.message
     assert "--weights FILE" in message and "--weights none" in message
     url, folder = re.search(

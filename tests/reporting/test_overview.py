@@ -121,8 +121,17 @@ def chromium():
         browser.close()
 
 
-def test_a_browser_shows_it(report, chromium):
-    page, said = chromium.new_page(viewport={"width": 375, "height": 800}), []
+@pytest.fixture
+def page(chromium):
+    page = chromium.new_page()
+    page.set_default_timeout(300_000)  # a busy machine takes long
+    yield page
+    page.close()
+
+
+def test_a_browser_shows_it(report, page):
+    page.set_viewport_size({"width": 375, "height": 800})
+    said = []
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda each: said.append(each.url) if each.url.startswith("http") else None)
@@ -132,11 +141,9 @@ def test_a_browser_shows_it(report, chromium):
     assert wide <= 375
     loaded = page.evaluate("[...document.images].map(i => i.complete && i.naturalWidth > 0)")
     assert len(loaded) >= 4 and all(loaded)
-    page.close()
 
 
-def test_a_browser_sorts_a_table(report, chromium):
-    page = chromium.new_page()
+def test_a_browser_sorts_a_table(report, page):
     page.goto(report.as_uri())
     table = page.locator("#metrics table").nth(1)
 
@@ -151,7 +158,6 @@ def test_a_browser_sorts_a_table(report, chromium):
     assert [float(value) for value in column(3)] == rising[::-1]
     table.get_by_role("button", name="class").click()
     assert column(1) == sorted(column(1))
-    page.close()
 
 
 def test_what_the_second_process_is_sent_does_not_change_meanwhile(run, monkeypatch):
@@ -182,11 +188,11 @@ def test_the_second_process_ends_when_the_first_is_killed():
     assert is_running(second)
     first.kill()
     first.communicate()
-    for _ in range(300):
+    for _ in range(1200):
         if not is_running(second):
             return
         time.sleep(0.1)
-    pytest.fail("it runs 30 seconds after")
+    pytest.fail("it runs two minutes after")
 
 
 def is_running(pid):

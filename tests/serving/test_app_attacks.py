@@ -33,7 +33,7 @@ def running(app):
         thread.start()
         yield listener.getsockname()[1]
         server.should_exit = True
-        thread.join(20)
+        thread.join(120)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def lives(port, caplog):
 
 def ask(port, method, path, body=b"", **headers):
     """Return status, headers and body of a request; `Host` may be given."""
-    client = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    client = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
     client.putrequest(method, path, skip_host="Host" in headers)
     if body:
         client.putheader("Content-Length", str(len(body)))
@@ -109,7 +109,7 @@ def post(port, *parts, path="/predict", **headers):
 
 def exchange(port, data: bytes) -> bytes:
     """Return what comes back for raw bytes, after which nothing more is sent."""
-    with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
+    with socket.create_connection(("127.0.0.1", port), timeout=600) as client:
         client.sendall(data)
         client.shutdown(socket.SHUT_WR)
         return b"".join(iter(lambda: client.recv(65536), b""))
@@ -281,13 +281,13 @@ BEGIN = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\
 def test_bytes_are_counted_while_they_arrive(port, path):
     """A body in chunks says nothing of its size: it is refused long before its end."""
     sent = 0
-    with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
+    with socket.create_connection(("127.0.0.1", port), timeout=600) as client:
         client.sendall(head_of("Transfer-Encoding: chunked", path=path))
         client.sendall(chunk_of(BEGIN))
         client.settimeout(0.001)
         answer = b""
         while sent < 60 * 10**6 and not answer:
-            client.settimeout(60)
+            client.settimeout(600)
             client.sendall(chunk_of(bytes(10**6)))
             sent += 10**6
             client.settimeout(0.001)
@@ -310,7 +310,7 @@ def chunk_of(data: bytes) -> bytes:
     ],
 )
 def test_a_length_that_is_too_large_or_none_is_refused_before_the_body(port, size, status):
-    with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
+    with socket.create_connection(("127.0.0.1", port), timeout=600) as client:
         client.sendall(head_of(f"Content-Length: {size}"))
         assert status_of(client.recv(65536)) == status
 
@@ -365,7 +365,7 @@ def test_what_is_no_form_is_refused(port, photo, kind):
 
 def test_an_upload_that_does_not_end_is_ended(port, monkeypatch):
     monkeypatch.setattr(api, "MOST_SECONDS", 0.2)
-    with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
+    with socket.create_connection(("127.0.0.1", port), timeout=600) as client:
         client.sendall(head_of("Content-Length: 1000") + BEGIN)
         answer = client.recv(65536)
     assert status_of(answer) == 408 and b"took longer than" in answer
@@ -374,7 +374,7 @@ def test_an_upload_that_does_not_end_is_ended(port, monkeypatch):
 @contextmanager
 def half_sent(port, number: int, size: int = 0):
     """Uploads that have begun, and do not go on."""
-    clients = [socket.create_connection(("127.0.0.1", port), timeout=60) for _ in range(number)]
+    clients = [socket.create_connection(("127.0.0.1", port), timeout=600) for _ in range(number)]
     for client in clients:
         client.sendall(head_of("Content-Length: 19000000") + BEGIN + bytes(size))
     yield clients

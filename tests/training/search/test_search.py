@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,6 @@ lr = {log = [1e-4, 1e-2]}
 dropout = {range = [0.0, 0.5]}
 batch_size = [16, 32]
 """
-TRIALS = 20
 
 
 @pytest.fixture
@@ -70,32 +69,29 @@ def begin(space: Path, out: Path, **judged: str) -> Search:
 
 
 def test_killed_worker_costs_one_trial_and_changes_nothing(space: Path, tmp_path: Path) -> None:
-    whole = begin(space, tmp_path / "whole")
-    run_search(whole, TRIALS)
-    expected = values_of(whole)
-    assert sorted(expected) == list(range(TRIALS))
-
     out = tmp_path / "killed"
-    first = subprocess.Popen(command(space, out, "--trials", str(TRIALS), "--workers", "2"))
+    first = subprocess.Popen(command(space, out, "--trials", "1000", "--workers", "2"))
     try:
-        wait_for(lambda: len(list(out.glob("try-*/metrics.json"))) >= 4)
-        wait_for(lambda: children(first.pid) and list(out.glob(".trial-*.lock")))
-        os.kill(children(first.pid)[0], signal.SIGKILL)
-        time.sleep(1)
+        wait_for(lambda: len(in_training(out)) == 2)
+        kill_when(helper_of(first.pid), lambda: len(in_training(out)) == 2)
+        ended = len(list(out.glob("try-*/metrics.json")))
+        wait_for(lambda: len(list(out.glob("try-*/metrics.json"))) > ended + 1)
+        kill_when(first.pid, lambda: len(in_training(out)) == 1)  # the lost one was tried again
     finally:
         first.kill()
         first.wait()
-        for pid in children(first.pid):
-            os.kill(pid, signal.SIGKILL)
-    assert len(list(out.glob("try-*/metrics.json"))) < TRIALS
-    subprocess.run(command(space, out, "--trials", str(TRIALS), "--workers", "2"), check=True)
-    again = Search(out)
-    assert values_of(again) == expected
-    assert again.best.params == whole.best.params
+    begun = len(list(out.glob("try-*/")))
+    again = begin(space, out)
+    run_search(again, begun)
     assert not again.in_state("RUNNING", "WAITING")
 
+    whole = begin(space, tmp_path / "whole")
+    run_search(whole, begun)
+    assert sorted(values_of(again)) == list(range(begun)) and values_of(again) == values_of(whole)
+    assert again.best.params == whole.best.params
 
-def wait_for(condition: object, seconds: float = 120) -> None:
+
+def wait_for(condition: Callable[[], object], seconds: float = 600) -> None:
     """Wait until a condition holds."""
     end = time.monotonic() + seconds
     while not condition():
@@ -103,10 +99,28 @@ def wait_for(condition: object, seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
-def children(pid: int) -> list[int]:
-    """The processes that a process has started."""
-    file = Path(f"/proc/{pid}/task/{pid}/children")
-    return [int(child) for child in file.read_text().split()] if file.exists() else []
+def in_training(out: Path) -> list[Path]:
+    """The trials that have begun and not ended."""
+    return [one for one in out.glob("try-*/") if not (one / "metrics.json").exists()]
+
+
+def helper_of(pid: int) -> int:
+    """The second worker of a search, which its first worker has started."""
+    started = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    (found,) = [one for one in started if b"--join" in Path(f"/proc/{one}/cmdline").read_bytes()]
+    return int(found)
+
+
+def kill_when(pid: int, condition: Callable[[], bool]) -> None:
+    """Kill a process at a moment when a condition holds, which stopping it keeps from passing."""
+
+    def is_the_moment() -> bool:
+        os.kill(pid, signal.SIGSTOP)
+        found = condition()
+        os.kill(pid, signal.SIGKILL if found else signal.SIGCONT)
+        return found
+
+    wait_for(is_the_moment)
 
 
 def test_trials_never_see_test_images_and_the_best_does(space: Path, tmp_path: Path) -> None:

@@ -135,4 +135,4 @@ def test_the_time_is_that_of_all_steps(monkeypatch):
 def test_a_model_without_backbone_is_measured_too():
     config = replace(TINY, fusion="metadata", unfreeze="auto", epochs=1)
     found = estimate(config, load_dataset(config))
-    assert found.parameters < 10_000 and 0 < found.seconds < 30
+    assert found.parameters < 10_000 and 0 < found.seconds < 600

@@ -68,17 +68,19 @@ def hanging() -> Iterator[None]:
 
 
 @pytest.fixture
-def refused() -> None:
-    """The tracker 'refused' calls a server that is closed, whatever it is told."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = server.getsockname()
+def refused() -> Iterator[None]:
+    """The tracker 'refused' calls a port where nothing listens, whatever it is told."""
 
     @register_tracker("refused")
     class Refused(Tracker):
         def call(self, *given):
-            socket.create_connection(address).close()
+            socket.create_connection(taken.getsockname()).close()
 
         write_epoch = write_results = write_figure = close = call
+
+    with socket.socket() as taken:  # nothing listens at its port, and nobody else is given it
+        taken.bind(("127.0.0.1", 0))
+        yield
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from lesionfast.training.trackers.child import Child
 from lesionfast.training.trackers.delivery import Delivery, read_kept
 
 EPOCH = ("write_epoch", 1, "head", {"valid_loss": 1.5})
+LONG = 60  # seconds: nothing here takes as long, on a busy machine either
 
 
 def end(way: Delivery) -> bool:
@@ -43,21 +44,22 @@ def test_a_server_that_never_answers_is_left_behind(
     way = Delivery("hanging", about, tmp_path / "a.json")
     for _ in range(10):
         way.send(*EPOCH)
-    assert seconds() < 0.5
     assert not end(way)
-    assert seconds() < 2
+    assert way.delivered == 0 and seconds() < LONG
     (warning,) = warnings()
-    assert "--log hanging: 11 of 11 entries were not delivered: no answer for 1 second" in warning
+    assert "--log hanging: 11 of 11 entries were not delivered: no answer for " in warning
 
 
-def test_a_tracker_that_hung_for_long_is_not_waited_for(about, hanging, tmp_path, monkeypatch):
-    monkeypatch.setattr(delivery, "MOST_FOR_ONE", 0.3)
+def test_a_tracker_that_hung_for_long_is_not_waited_for(
+    about, hanging, tmp_path, monkeypatch, seconds
+):
+    monkeypatch.setattr(delivery, "MOST_FOR_ONE", 2 * LONG)
     way = Delivery("hanging", about, tmp_path / "a.json")
     way.send(*EPOCH)
-    time.sleep(0.5)
-    start = time.monotonic()
-    assert not end(way)
-    assert time.monotonic() - start < 0.2
+    while not (way.opened.is_set() and way.queue.empty() and way.busy):
+        time.sleep(0.01)
+    way.busy -= 3 * LONG
+    assert not end(way) and seconds() < LONG
 
 
 def test_a_closed_server_loses_entries_and_one_warning_says_so(
@@ -69,7 +71,7 @@ def test_a_closed_server_loses_entries_and_one_warning_says_so(
     assert not end(way)
     (warning,) = warnings()
     assert "11 of 11 entries were not delivered: [Errno 111] Connection refused" in warning
-    assert "have all numbers" in warning and seconds() < 5
+    assert "have all numbers" in warning and seconds() < LONG
 
 
 def test_one_entry_that_fails_does_not_lose_the_others(about, tmp_path, warnings):
@@ -105,7 +107,7 @@ def test_a_full_queue_loses_what_comes_then_and_still_ends_the_record(
 ):
     monkeypatch.setattr(delivery, "MOST_WAITING", 3)
     first, opened = Event(), Delivery.open
-    monkeypatch.setattr(Delivery, "open", lambda way: (first.wait(5), opened(way)))
+    monkeypatch.setattr(Delivery, "open", lambda way: (first.wait(LONG), opened(way)))
     way = Delivery("list", about, tmp_path / "a.json")
     for _ in range(50):
         way.send(*EPOCH)
@@ -186,7 +188,7 @@ def test_a_process_whose_training_is_killed_ends_the_record(apart, about, tmp_pa
     child = Child("apart", about)
     child.open()
     child.process.stdin.close()
-    child.process.wait(10)
+    child.process.wait(LONG)
     assert (tmp_path / "one" / "closed").read_text() == "interrupted"
 
 
