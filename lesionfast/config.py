@@ -106,6 +106,11 @@ class DataConfig(Columns):
         "Rows with missing metadata: 'keep' them with an indicator input, or 'drop' them.",
         ("keep", "drop"),
     )
+    corrections: str | None = option(
+        None,
+        "CSV file of answers about labels (image,answer): labels change, "
+        "unclear images are left out, lesions are joined; the split stays.",
+    )
     skip_bad: bool = option(False, "Skip and count corrupt images instead of stopping.")
     cache: bool = option(True, "Keep decoded images in the user's cache folder (default).")
 

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from lesionfast.stats.rules import DecisionRule
 
 WITHOUT_METADATA = "predictions_without_metadata.csv"
+UNCORRECTED = "predictions_before_corrections.csv"
+CORRECTIONS = "corrections.csv"
 CONFIGS = ("config.json", "pretrain.json")  # of a run, and of a pretraining
 FEATURES = "features.safetensors"
 FITTED = (  # what was chosen on validation, and the features of the images
@@ -47,10 +49,10 @@ FITTED = (  # what was chosen on validation, and the features of the images
     *("outliers.safetensors", FEATURES),
 )
 WEIGHTS = ("history.csv", "weights.safetensors")
-PREDICTED = ("metrics.json", "predictions.csv", WITHOUT_METADATA)
+PREDICTED = ("metrics.json", "predictions.csv", WITHOUT_METADATA, UNCORRECTED)
 LEARNED = (*WEIGHTS, *PREDICTED)
 OF_THE_WEIGHTS = (*PREDICTED, *FITTED)  # what changes with the weights, metrics.json first
-GIVEN = (*CONFIGS, "environment.json", "split.csv", "encoder.json", "model.json")
+GIVEN = (*CONFIGS, "environment.json", CORRECTIONS, "split.csv", "encoder.json", "model.json")
 DATED = {*GIVEN, *LEARNED, "manifest.json"}  # what says when a run was begun
 NOTE = "note.txt"  # not in the manifest: whoever wrote it may edit it, in any run
 SUMMARY = {
@@ -76,6 +78,8 @@ SHAPES = {
         "status": str,
         "valid?": SUMMARY,
         "test?": SUMMARY,
+        "corrections?": {"file": str, "sha256": str, str: object},
+        "before_corrections?": {"valid?": SUMMARY, "test?": SUMMARY},
     },
     "model.json": {
         "classes": [str],
@@ -97,11 +101,13 @@ SHAPES = {
     "environment.json": {str: object},
 }
 COLUMNS = {
-    **dict.fromkeys(("predictions.csv", WITHOUT_METADATA), ("image_id", "split", "target")),
+    **dict.fromkeys(
+        ("predictions.csv", WITHOUT_METADATA, UNCORRECTED), ("image_id", "split", "target")
+    ),
     "history.csv": ("epoch", "phase"),
     "split.csv": ("image_id", "split"),
 }
-TEXTS = ("image_id", "group", "target", "phase", "split")
+TEXTS = ("image_id", "group", "target", "phase", "split", "original_target", "correction")
 
 
 class Run:
@@ -287,6 +293,14 @@ class Run:
     def predictions_without_metadata(self) -> "pd.DataFrame | None":
         """The same with all metadata withheld; None if the run has none, or is an old one."""
         return self._csv(WITHOUT_METADATA) if self.holds(WITHOUT_METADATA) else None
+
+    @cached_property
+    def predictions_before_corrections(self) -> "pd.DataFrame | None":
+        """The predictions of all held-out images with their original labels and lesions.
+
+        None for a run without corrections.
+        """
+        return self._csv(UNCORRECTED) if self.holds(UNCORRECTED) else None
 
     def predictions_of(self, split: str) -> "pd.DataFrame":
         """Return the predictions of one split; raises `LesionfastError` if there are none."""

@@ -165,6 +165,7 @@ def print_run(run: Run, as_json: bool) -> None:
         print_table(price_table(run, prices), stderr=True)
     elif words := describe_weight(run):
         print(words, file=sys.stderr)
+    print_corrections(run)
     from lesionfast.evaluation.distilled import NAME, describe_student
 
     if student := run.metrics.get(NAME):
@@ -175,6 +176,17 @@ def print_run(run: Run, as_json: bool) -> None:
         print_json({"run": str(run.path), **run.metrics})
     else:
         print(run.path)
+
+
+def print_corrections(run: Run) -> None:
+    """Print what corrections change in the metrics of a run to stderr, if it has some."""
+    if "corrections" not in run.metrics:
+        return
+    from lesionfast.evaluation.labelling.corrected import corrections_table, describe_corrections
+
+    print(describe_corrections(run), file=sys.stderr)
+    for split in run.metrics["before_corrections"]:
+        print_table(corrections_table(run, split), stderr=True)
 
 
 def print_comparison(

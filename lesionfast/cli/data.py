@@ -53,7 +53,7 @@ def check(given: dict[str, Any], data: DataFolder = None, json: Json = False) ->
 
 
 @data_app.command()
-@config_options(SplitConfig, "data")
+@config_options(SplitConfig, "data", "corrections")
 def split(
     given: dict[str, Any], data: DataFolder = None, out: SplitFile = Path("split.csv")
 ) -> None:
@@ -74,7 +74,7 @@ Target = option(Path, "Folder to write to.", "--to")
 
 
 @data_app.command()
-@config_options(DataConfig, "data")
+@config_options(DataConfig, "data", "corrections")
 def convert(given: dict[str, Any], to: Target, data: DataFolder = None) -> None:
     """Write a dataset as one CSV file and one folder of images, and print the folder.
 

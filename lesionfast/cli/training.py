@@ -38,7 +38,7 @@ NOT_IN_PRETRAIN = (  # what an autoencoder has no use for
     *("start_size", "budget", "lr_decay", "ema", "unfreeze", "melanoma", "malignant", "subclass"),
     *("all", "balance", "beta", "class_weight", "defer_weights", "hardest", "loss", "cost", "tau"),
     *("label_smoothing", "augment_valid", "mix", "mix_alpha", "rule", "tta", "monitor", "compile"),
-    *("melanoma_sensitivity", "distill", "teacher", "log"),
+    *("melanoma_sensitivity", "distill", "teacher", "log", "corrections"),
 )
 
 

@@ -11,7 +11,9 @@ import pandas as pd
 
 from lesionfast.config import DataConfig, SplitConfig
 from lesionfast.console import MOST_ROWS, Cell, Table
-from lesionfast.data.columns.leaks import KEYS
+from lesionfast.data.columns.leaks import FORMER, KEYS
+from lesionfast.data.corrections.answers import UNCLEAR
+from lesionfast.data.corrections.applying import LEFT_OUT, Effect, correct, is_corrected
 from lesionfast.data.duplicates import find_near_duplicates, open_pictures
 from lesionfast.data.images import Images, find_sizes, read_image
 from lesionfast.data.layouts.base import Dataset
@@ -75,6 +77,10 @@ def audit(
     found = find_dataset(config)
     df = read_dataset(found, config)
     summary, noun = describe(found, df), name_group(found)
+    whole, df = df, correct(df.assign(split="train"), config)
+    corrections = [*check_corrections(df, config)]
+    df = df[df["split"] != LEFT_OUT].drop(columns=["split", *FORMER], errors="ignore")
+    df = df.reset_index(drop=True)
     if announce:
         announce(summary)
     images = open_pictures(df["path"].tolist(), cache=config.cache)
@@ -82,7 +88,8 @@ def audit(
     findings = [
         *count_classes(df, noun),
         *name_classes(df),
-        *check_groups(df, noun, config),
+        *corrections,
+        *check_groups(df, whole, noun, config),
         *check_missing(df, config),
         *check_files(found),
         check_corrupt(df, images, config),
@@ -117,14 +124,37 @@ def name_classes(df: pd.DataFrame) -> Iterator[Finding]:
         yield Finding("benign classes with alarming names", len(classes.doubtful), "note", detail)
 
 
-def check_groups(df: pd.DataFrame, noun: str, config: DataConfig) -> Iterator[Finding]:
-    """Count groups with several images, and try whether the classes can be split."""
+def check_corrections(df: pd.DataFrame, config: DataConfig) -> Iterator[Finding]:
+    """Count what the corrections of a table change; nothing without any."""
+    if not is_corrected(df):
+        return
+    effect, file = Effect.of(df), config.corrections
+    changed = df[df["target"] != df["original_target"]]
+    named = [
+        f"{row.image_id} ({row.original_target} to {row.target})" for row in changed.itertuples()
+    ]
+    detail = f"{list_first(named, 5)} by {file}"
+    yield judge("labels changed by corrections", effect.changed, "note", detail)
+    yield judge("labels confirmed by corrections", effect.confirmed, "ok", f"by {file}")
+    unclear = df.loc[df["correction"] == UNCLEAR, "image_id"]
+    detail = f"{list_first(unclear, 5)}: unclear by {file}, so they are not used"
+    yield judge("images left out by corrections", effect.unclear, "note", detail)
+    yield judge("lesions joined by corrections", effect.joined, "note", f"by {file}")
+
+
+def check_groups(
+    df: pd.DataFrame, whole: pd.DataFrame, noun: str, config: DataConfig
+) -> Iterator[Finding]:
+    """Count groups with several images, and try whether the classes can be split.
+
+    `whole` is the table without corrections, which is what is split.
+    """
     sizes = df["group"].value_counts()
     several = sizes[sizes > 1]
     detail = f"{several.sum():,} images, up to {sizes.max()} per {noun}"
     yield judge(f"{noun}s with several images", len(several), "ok", detail)
     try:
-        split_metadata(df, SplitConfig(**vars(config)))
+        split_metadata(whole, SplitConfig(**vars(config)))
     except LesionfastError as error:
         yield judge("classes that can't be split", 1, "problem", error.message)
 

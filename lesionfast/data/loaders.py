@@ -25,6 +25,7 @@ from PIL import Image
 
 from lesionfast.config import SplitConfig, TrainConfig
 from lesionfast.data.augment import BatchAugment, build_recipe
+from lesionfast.data.corrections.applying import correct_late
 from lesionfast.data.encoder import MetadataEncoder
 from lesionfast.data.images import describe_bad, fill, open_dataset_images
 from lesionfast.data.sources import FileReader
@@ -279,6 +280,7 @@ class LesionDataLoaders(DataLoaders):
         named = {"size": size, "batch_size": bs}
         options |= {name: value for name, value in named.items() if value is not None}
         config = configure(df, config, **options)
+        df = correct_late(df, config)
         images = open_dataset_images(df, config, progress)
         df = df.assign(row=np.arange(len(df)))
         rows = df[~df["row"].isin(images.bad)].reset_index(drop=True)

@@ -17,6 +17,7 @@ from lesionfast.config import (
 )
 from lesionfast.console import counting_bar
 from lesionfast.data.columns.labels import expand_map
+from lesionfast.data.corrections.applying import carry, correct, is_corrected, restore
 from lesionfast.data.metadata import (
     check_inputs,
     find_conflicts,
@@ -31,6 +32,7 @@ from lesionfast.diagnoses import split_names
 from lesionfast.errors import LesionfastError, did_you_mean, list_first, pluralize
 from lesionfast.files import sha256, write_text
 from lesionfast.manifest import Manifest
+from lesionfast.run import CORRECTIONS
 
 logger = logging.getLogger("lesionfast")
 
@@ -60,6 +62,9 @@ def load_data(
     True
     """
     if isinstance(data, pd.DataFrame):
+        if is_corrected(data) and "corrections" not in options:
+            logger.warning("The table is read without its corrections. Type corrections=FILE again")
+        data = restore(data)
         config = SplitConfig(**read_options(SplitConfig, {"data": IN_MEMORY, **options}))
         if OPTIONS in data.attrs:  # it was loaded before, and has the names of lesionfast
             names = {key: getattr(config, key) for key in ("target", "group")}
@@ -73,17 +78,26 @@ def load_data(
 def load_dataset(config: SplitConfig, split: Path | None = None) -> pd.DataFrame:
     """Return the checked and split table: find the data, read it, join near-duplicates, split.
 
-    `split`, the split.csv of a run, decides instead of `config`. Raises `LesionfastError` for bad
-    data.
+    `split`, the split.csv of a run, decides instead of `config`, and so does the copy of the
+    corrections beside it. Raises `LesionfastError` for bad data.
     """
     df = load_metadata(config)
-    if split is not None:
-        return keep_options(read_split(df, split, with_groups=True), config)
-    return split_metadata(df, config)
+    if split is None:
+        return split_metadata(df, config)
+    df = read_split(df, split, with_groups=True)
+    return keep_options(correct(df, config, find_corrections(split)), config)
+
+
+def find_corrections(split: Path) -> Path | None:
+    """Return the corrections of a run by its split.csv; None if it has none."""
+    kept = split.with_name(CORRECTIONS)
+    if not kept.is_file() and not Manifest(split.parent).lists(CORRECTIONS):
+        return None
+    return Manifest(split.parent).require(CORRECTIONS, f"Copy {split.parent} again.")
 
 
 def split_metadata(df: pd.DataFrame, config: SplitConfig) -> pd.DataFrame:
-    """Join near-duplicates and add the column `split`, as the options say.
+    """Join near-duplicates, add the column `split`, and correct labels, as the options say.
 
     It comes from the file --split, else --test-on holds out the test part, else it is the dataset's
     own, as far as no lesion is in two of its parts; else, and with --folds or --split new, it is
@@ -110,7 +124,7 @@ def split_metadata(df: pd.DataFrame, config: SplitConfig) -> pd.DataFrame:
         df = use_own_split(df, config)
     if config.folds:
         warn_of_unused(config, ["val"], f"--folds {config.folds} says what is validated")
-    return keep_options(df, config)
+    return keep_options(correct(df, config), config)
 
 
 def check_ways(config: SplitConfig) -> None:
@@ -156,6 +170,7 @@ def configure(df: pd.DataFrame, config: TrainConfig | None = None, **options: An
         check_inputs(Path("the table"), df, config)
         return settle_fusion(config)
     late = {*AFTER_LOADING, *(["folds"] if given.get("all") and not loaded["folds"] else [])}
+    late |= {"corrections"} if loaded.get("corrections") is None else set()
     for name, value in given.items():
         settled = name in loaded and name not in late
         if settled and value != loaded[name]:
@@ -293,8 +308,8 @@ def write_split(df: pd.DataFrame, path: str | Path) -> str:
 
 
 def format_split(df: pd.DataFrame) -> str:
-    """Return the content of the file that `write_split` writes."""
-    table = df.sort_values("image_id")[["image_id", "group", "target", "split"]]
+    """Return the content of the file that `write_split` writes, the same with corrections."""
+    table = restore(df).sort_values("image_id")[["image_id", "group", "target", "split"]]
     return table.to_csv(index=False, lineterminator="\n")
 
 
@@ -307,6 +322,8 @@ def deal_folds(df: pd.DataFrame, config: TrainConfig) -> pd.Series:
     """
     loaded = df.attrs.get(OPTIONS, {})
     redrawn = loaded.get("folds") == config.folds and not config.test_on
+
+    df = restore(df)
 
     def deal(fold: int) -> pd.Series:
         rows = df if redrawn else df[df["split"] != "test"]
@@ -327,11 +344,12 @@ def choose_fold(
 ) -> pd.DataFrame:
     """Return a table whose validation is one fold of `deal_folds`; what is not test is train."""
     split = numbers.eq(fold).map({True: "valid", False: "train"}).where(numbers.notna(), "test")
-    return keep_options(df.assign(split=split.astype("str")), replace(config, fold=fold))
+    return keep_options(carry(df, split.astype("str")), replace(config, fold=fold))
 
 
 def format_folds(df: pd.DataFrame, numbers: pd.Series) -> str:
     """Return the split.csv of a run of folds: its images are train, with a fold, or test."""
+    df = restore(df)
     split = numbers.notna().map({True: "train", False: "test"})
     table = df.assign(**{"split": split, FOLD: numbers}).sort_values("image_id")
     columns = ["image_id", "group", "target", "split", FOLD]

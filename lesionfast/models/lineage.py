@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from safetensors import SafetensorError, safe_open
 
+from lesionfast.data.corrections.applying import restore
 from lesionfast.data.table import read_table
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.files import read_json
@@ -181,7 +182,7 @@ def lineage_header(
     split: pd.DataFrame, arch: str, weights: str, teacher: str | None = None
 ) -> dict[str, Any]:
     """Return the header of the weights of a training that starts from `weights`."""
-    whole = Lineage.of(split, arch) | earlier_lineage(weights) | teacher_lineage(teacher)
+    whole = Lineage.of(restore(split), arch) | earlier_lineage(weights) | teacher_lineage(teacher)
     return {KEY: whole.to_dict()}
 
 
@@ -226,6 +227,7 @@ def check_held_out(df: pd.DataFrame, weights: str, lineage: Lineage) -> None:
 
     Nor may the weights have been selected by test images, as they are by those of validation.
     """
+    df = restore(df)  # what is left out now is trained on, or measured, without corrections
     held_out = df[df["split"] != "train"]
     tested = (held_out["split"] == "test").to_numpy()
     problems = {

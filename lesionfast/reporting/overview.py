@@ -23,6 +23,7 @@ from lesionfast.evaluation.distilled import NAME as STUDENT
 from lesionfast.evaluation.distilled import describe_student
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import OUT_OF_FOLD
+from lesionfast.evaluation.labelling.corrected import corrections_table, describe_corrections
 from lesionfast.reporting.calibration import calibration
 from lesionfast.reporting.decisions import challenge, operating, prediction_sets, referral
 from lesionfast.reporting.errors import confusion, melanoma
@@ -196,21 +197,25 @@ def data_card(findings: Findings) -> tuple[list[str], list[Table]]:
         words.insert(0, SAMPLE)
     elif split["image_id"].between(*HAM10000).all():
         words.insert(0, SOURCE)
+    if corrections := describe_corrections(run):
+        words.append(corrections)
     if "group" in split:
         parts_of_lesions = split.groupby("group")["split"].nunique()
         words.append(TIGHT if (parts_of_lesions == 1).all() else LEAKING)
+    tables = [corrections_table(run, findings.interpretation.split)] if corrections else []
     try:
         df = findings.dataset
     except DamageError:
         raise
     except LesionfastError as error:
         words.append(f"The data is not here, so classes are not counted: {error}")
-        return words, [count_images(split.assign(target="all"), "Images and lesions of each part")]
+        counts = count_images(split.assign(target="all"), "Images and lesions of each part")
+        return words, [*tables, counts]
     missing = Table("Images with missing metadata", ["column", *PARTS])
     for column in run.config.metadata_columns:
         gaps = df[column].isna()
         missing.add(column, *(int(gaps[df["split"] == part].sum()) for part in PARTS))
-    return words, [count_images(df, "Images and lesions of each class and part"), missing]
+    return words, [*tables, count_images(df, "Images and lesions of each class and part"), missing]
 
 
 def count_images(df: pd.DataFrame, title: str) -> Table:

@@ -17,6 +17,7 @@ from torch import nn
 from lesionfast.config import WHERE, TrainConfig, check_choice, flag_name
 from lesionfast.console import counting_bar, show_log
 from lesionfast.data.augment import augmentations, name_augmentation
+from lesionfast.data.corrections.applying import correct_late
 from lesionfast.data.encoder import MetadataEncoder
 from lesionfast.data.loaders import LesionDataLoaders, pick_device
 from lesionfast.data.metadata import settle_inputs
@@ -59,6 +60,7 @@ from lesionfast.training.record import (
     describe_environment,
     describe_model,
     evaluate,
+    keep_corrections,
     write_preparation,
 )
 from lesionfast.training.trackers.base import name_trackers
@@ -168,6 +170,7 @@ def train(
     }
     options = {key: named.get(key, noop)(value) for key, value in options.items()}
     config = configure(df, config, **options)
+    df = correct_late(df, config)
     runs = train_seeds(df, config, out, name, seeds)
     return runs if seeds > 1 else runs[0]
 
@@ -288,6 +291,7 @@ def train_composite(
     run = Run.create(root, config, name, kind.name(config))
     with only_trainer(run), logging_to(run.path / "log.txt"):
         run.write_json("environment.json", about)
+        keep_corrections(run, df)
         run.write_text("split.csv", split)
         with recording(run):
             kind.finish(run, parts, Trainer(train_inside, resume, {}))

@@ -16,12 +16,22 @@ from fastai.learner import Learner
 
 from lesionfast.config import TrainConfig
 from lesionfast.console import counting_bar
+from lesionfast.data.corrections.applying import (
+    ORIGINAL,
+    Effect,
+    describe_effect,
+    held_out,
+    is_corrected,
+    kept_data,
+    restore,
+)
 from lesionfast.data.encoder import describe_missing
 from lesionfast.data.loaders import LesionDataLoaders
 from lesionfast.data.split import PARTS, format_split
 from lesionfast.diagnoses import Classes, join_names, probability_columns, quote
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.features import write_features
+from lesionfast.evaluation.labelling.corrected import record_corrections
 from lesionfast.evaluation.melanoma import announce_melanomas, settle_rule
 from lesionfast.files import sha256, sha256_once
 from lesionfast.models.backbones import count_parameters
@@ -30,7 +40,7 @@ from lesionfast.models.fusion import REGISTRIES
 from lesionfast.models.inference import TorchEngine
 from lesionfast.models.lineage import lineage_header
 from lesionfast.models.precision import choose_precision, describe_precision
-from lesionfast.run import WITHOUT_METADATA, Run, describe_software
+from lesionfast.run import CORRECTIONS, UNCORRECTED, WITHOUT_METADATA, Run, describe_software
 from lesionfast.training.callbacks.tracking import history_header, history_line, save_tensors
 from lesionfast.training.objective import default_cost, shifting_options
 
@@ -76,10 +86,17 @@ def write_run(learn: Learner, path: str | Path, epochs: Sequence[str], seconds: 
 
 def write_preparation(learn: Learner, run: Run) -> None:
     """Write what is fixed before the first step: split, encoder, environment and model."""
+    keep_corrections(run, learn.dls.split)
     run.write_text("split.csv", format_split(learn.dls.split))
     run.write_text("encoder.json", learn.dls.encoder.to_json())
     run.write_json("environment.json", describe_environment(learn, run.config))
     run.write_json("model.json", describe_model(learn, run.config))
+
+
+def keep_corrections(run: Run, df: pd.DataFrame) -> None:
+    """Keep the corrections of a table in a run, as they were read."""
+    if data := kept_data(df):
+        run.write(CORRECTIONS, lambda aside: aside.write_bytes(data))
 
 
 def describe_model(learn: Learner, config: TrainConfig) -> dict[str, Any]:
@@ -139,6 +156,14 @@ def announce(learn: Learner, run: Run) -> None:
     config, device = run.config, learn.dls.device
     logger.info("run %s", run.path)
     logger.info("images: %s", count_images(learn))
+    if is_corrected(learn.dls.split):
+        told = describe_effect(learn.dls.split)
+        logger.info(
+            "corrections %s (sha256 %s): %s",
+            told["file"],
+            told["sha256"],
+            Effect.of(learn.dls.split),
+        )
     for name, reason in learn.dls.bad.items():
         logger.info("skipped image %s: %s", name, reason)
     for name in config.metadata_columns:
@@ -230,9 +255,9 @@ def evaluate(learn: Learner, run: Run, training: dict[str, Any]) -> None:
     """
     logger.info("predicting validation and test images, %d views of each", run.config.tta)
     with memory_error_explained(run.config):
-        predictions, without, seen = predict_splits(learn, run.config)
+        everything, without, seen = predict_splits(learn, run.config)
         keep_features(learn, run, seen)
-    run.write("predictions.csv", partial(predictions.to_csv, index=False))
+    predictions = keep_predictions(run, everything)
     read = settle_rule(run, predictions)
     learn.decision_rule = run.decision_rule
     if run.model["metadata"] and run.model["fusion"] != "none":
@@ -244,6 +269,7 @@ def evaluate(learn: Learner, run: Run, training: dict[str, Any]) -> None:
             "split_sha256": sha256(run.path / "split.csv"),
             **training,
             **{name: one.metrics for name, one in read.items()},
+            **(record_corrections(run, learn.dls.split) if is_corrected(learn.dls.split) else {}),
         },
     )
     announce_melanomas(read)
@@ -257,6 +283,8 @@ def predict_splits(
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, np.ndarray]]:
     """Return one row per image of validation and test, with a column `p_<class>` for each class.
 
+    Images that corrections leave out of them are among the rows.
+
     The second table has the probabilities of the same views with all metadata withheld; then come
     the image features (n, F) of each split.
     """
@@ -265,18 +293,37 @@ def predict_splits(
     build = FeatureEngine if kept else TorchEngine
     engine = build(learn.model, views=config.tta, precision=config.precision)
     for split in PARTS[1:]:
-        rows = dls.rows[dls.rows["split"] == split].copy()
+        rows = held_out(dls.rows, split).copy()
         if rows.empty:
             continue
         metadata = dls.encoder.transform(rows)
         unknown = np.tile(dls.encoder.unknown, (len(rows), 1))
         positions = rows.pop("row").to_numpy()
-        (first, second), seen[split] = engine.run(dls.pixels, positions, metadata, unknown)
+        (first, second), features = engine.run(dls.pixels, positions, metadata, unknown)
+        measured = (rows["split"] == split).to_numpy()
+        seen[split] = features[measured]
         complete.append(with_scores(rows, first, dls.vocab))
         keys = rows[["image_id", "target", "group", "split"]]
-        withheld.append(with_scores(keys, second, dls.vocab))
+        withheld.append(with_scores(keys, second, dls.vocab)[measured])
     tables = (pd.concat(parts, ignore_index=True) for parts in (complete, withheld))
     return *tables, seen
+
+
+def keep_predictions(run: Run, everything: pd.DataFrame) -> pd.DataFrame:
+    """Write the predictions of held-out images, and return them.
+
+    After corrections these are without what is left out, and a second file has all of them with
+    their original labels and lesions.
+    """
+    predictions = everything
+    if is_corrected(everything):
+        whole = restore(everything)
+        run.write(UNCORRECTED, partial(whole.to_csv, index=False))
+        measured = everything["split"].isin(PARTS)
+        dropped = [ORIGINAL["group"], ORIGINAL["split"]]
+        predictions = everything[measured].drop(columns=dropped).reset_index(drop=True)
+    run.write("predictions.csv", partial(predictions.to_csv, index=False))
+    return predictions
 
 
 def with_scores(

@@ -23,7 +23,8 @@ from lesionfast.errors import LesionfastError, did_you_mean, pluralize
 logger = logging.getLogger("lesionfast")
 
 KEYS = ("image_id", "path", "target", "group")  # columns that every table of images has
-RESERVED = (*KEYS, "split", "row")  # columns that lesionfast adds
+FORMER = ("original_target", "original_group", "original_split", "correction")
+RESERVED = (*KEYS, "split", "row", *FORMER)  # columns that lesionfast adds
 ENOUGH_LESIONS = 5  # a value of fewer lesions can be of one class by chance
 LESIONS_A_BIN = 25
 MOST_FLAGS = 10  # a column of numbers with more values than that is measured, not coded

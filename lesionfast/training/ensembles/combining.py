@@ -19,9 +19,16 @@ from lesionfast.diagnoses import (
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.comparison import align_images, check_split
 from lesionfast.evaluation.interpretation import Interpretation
+from lesionfast.evaluation.labelling.corrected import measure_uncorrected
 from lesionfast.evaluation.melanoma import announce_melanomas, settle_rule
 from lesionfast.files import sha256_once, write_text
-from lesionfast.run import WITHOUT_METADATA, Run, describe_software
+from lesionfast.run import (
+    CORRECTIONS,
+    UNCORRECTED,
+    WITHOUT_METADATA,
+    Run,
+    describe_software,
+)
 from lesionfast.stats.pooling import (
     MEANS,
     average,
@@ -109,12 +116,12 @@ def common_sensitivity(members: Sequence[Run]) -> dict[str, float]:
     return {"melanoma_sensitivity": 0.0}
 
 
-def collect_votes(members: Sequence[Run], split: str, withheld: bool = False) -> Votes:
-    """Return the members' predictions, with `withheld` those without any metadata.
+def collect_votes(members: Sequence[Run], split: str, file: str = "predictions.csv") -> Votes:
+    """Return the members' predictions in a file of theirs.
 
     Raises `LesionfastError` if their images differ.
     """
-    tables = [choose_rows(run, split, withheld) for run in members]
+    tables = [choose_rows(run, split, file) for run in members]
     pairs = zip(members, tables, strict=True)
     read = [Interpretation.from_table(run, table, split) for run, table in pairs]
     orders = align_images(read)
@@ -123,9 +130,13 @@ def collect_votes(members: Sequence[Run], split: str, withheld: bool = False) ->
     return Votes(np.stack(probabilities), read[0].truth[orders[0]], rows)
 
 
-def choose_rows(run: Run, split: str, withheld: bool = False) -> pd.DataFrame:
-    """Return a run's predictions of a split; `withheld`: without metadata, if it takes any."""
-    table = run.predictions_without_metadata if withheld else None
+def choose_rows(run: Run, split: str, file: str = "predictions.csv") -> pd.DataFrame:
+    """Return a run's predictions of a split in a file: its usual ones if it has no such file."""
+    others = {
+        WITHOUT_METADATA: lambda: run.predictions_without_metadata,
+        UNCORRECTED: lambda: run.predictions_before_corrections,
+    }
+    table = others[file]() if file in others else None
     if table is None:
         return run.predictions_of(split)
     return table[table["split"] == split].reset_index(drop=True)
@@ -189,17 +200,19 @@ def write(run: Run, members: Sequence[Run], model: dict[str, Any]) -> None:
     words = describe_pool(model, [str(member.path) for member in members])
     logger.info("%s", words)
     write_text(run.path / "log.txt", words + "\n")
-    run.write("split.csv", partial(shutil.copyfile, members[0].file("split.csv")))
+    for name in (CORRECTIONS, "split.csv"):
+        if all(member.holds(name) for member in members):
+            run.write(name, partial(shutil.copyfile, members[0].file(name)))
     write_results(run, members, model, pool_predictions, members[0].metrics["split_sha256"])
 
 
 def pool_predictions(
-    members: Sequence[Run], model: dict[str, Any], withheld: bool = False
+    members: Sequence[Run], model: dict[str, Any], file: str = "predictions.csv"
 ) -> pd.DataFrame:
-    """Return the predictions of an ensemble: those of its members, averaged."""
+    """Return the predictions of an ensemble: those in a file of its members, averaged."""
     tables, prior = [], np.asarray(model["prior"])
     for split in list_splits(members):
-        votes = move_votes(collect_votes(members, split, withheld), members, prior)
+        votes = move_votes(collect_votes(members, split, file), members, prior)
         tables.append(pool_votes(votes, model))
     return pd.concat(tables, ignore_index=True)
 
@@ -237,7 +250,7 @@ def write_results(
 ) -> None:
     """Write model.json with the members and their weights' SHA-256, predictions and metrics.
 
-    `pool(members, model, withheld)` returns the predictions, `withheld` those without metadata.
+    `pool(members, model, file)` returns the predictions from those in a file of the members.
     """
     here = run.path.resolve()
     paths = [Path(os.path.relpath(m.path.resolve(), here)).as_posix() for m in members]
@@ -246,20 +259,35 @@ def write_results(
     asked = {k: v for k, v in before.items() if k == "melanoma_sensitivity"}
     run.model = model | asked | {"members": paths, "member_weights": digests}
     run.write_json("model.json", run.model)
-    predictions = pool(members, run.model, False)
+    predictions = pool(members, run.model, "predictions.csv")
     run.write("predictions.csv", partial(predictions.to_csv, index=False))
     fused = [member for member in members if takes_metadata(member)]
     if fused and all(member.holds(WITHOUT_METADATA) for member in fused):
-        withheld = pool(members, run.model, True)
+        withheld = pool(members, run.model, WITHOUT_METADATA)
         run.write(WITHOUT_METADATA, partial(withheld.to_csv, index=False))
+    corrected = all(member.holds(UNCORRECTED) for member in members)
+    if corrected:
+        whole = pool(members, run.model, UNCORRECTED)
+        run.write(UNCORRECTED, partial(whole.to_csv, index=False))
     metrics = {
         "split_sha256": split_sha256,
         "train_seconds": round(sum(member.metrics["train_seconds"] for member in members), 2),
         "status": status,
     }
     read = settle_rule(run, predictions)
-    run.write_json("metrics.json", metrics | {name: one.metrics for name, one in read.items()})
+    metrics |= {name: one.metrics for name, one in read.items()}
+    metrics |= pool_corrections(run, members) if corrected else {}
+    run.write_json("metrics.json", metrics)
     announce_melanomas(read)
+
+
+def pool_corrections(run: Run, members: Sequence[Run]) -> dict[str, Any]:
+    """Return what metrics.json says of the corrections that all members were trained with."""
+    told = [member.metrics.get("corrections", {}) for member in members]
+    if len({one.get("sha256") for one in told}) > 1:
+        return {}
+    moved = max(one.get("moved", 0) for one in told)  # folds leave out images of each other
+    return {"corrections": told[0] | {"moved": moved}, **measure_uncorrected(run)}
 
 
 def takes_metadata(run: Run) -> bool:

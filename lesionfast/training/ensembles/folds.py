@@ -156,16 +156,16 @@ def forget_student(run: Run) -> None:
 
 
 def pool_folds(
-    members: Sequence[Run], model: dict[str, Any], withheld: bool = False
+    members: Sequence[Run], model: dict[str, Any], file: str = "predictions.csv"
 ) -> pd.DataFrame:
     """Return the out-of-fold predictions as validation, and the mean of the models as test."""
     columns, prior, tables = probability_columns(model["classes"]), model["prior"], []
     for member in members:
-        rows = choose_rows(member, "valid", withheld)
+        rows = choose_rows(member, "valid", file)
         moved = move_prior(rows[columns].to_numpy(), member.model["prior"], prior)
         tables.append(rows.assign(**dict(zip(columns, moved.T, strict=True))))
     if "test" in list_splits(members):
-        votes = move_votes(collect_votes(members, "test", withheld), members, np.asarray(prior))
+        votes = move_votes(collect_votes(members, "test", file), members, np.asarray(prior))
         tables.append(pool_votes(votes, model))
     return pd.concat(tables, ignore_index=True)
 

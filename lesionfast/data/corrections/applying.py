@@ -1,0 +1,253 @@
+"""Corrections applied to a table that is split: labels, left-out images, joined lesions.
+
+The split itself stays: it is the one that the table has without corrections. What an image was
+before stands in the columns original_target, original_group and original_split.
+"""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from lesionfast.config import DataConfig
+from lesionfast.data.columns.labels import DROP, fold, read_map
+from lesionfast.data.corrections.answers import IS, RIGHT, UNCLEAR, Answers, read_answers
+from lesionfast.data.parts.groups import join_groups
+from lesionfast.diagnoses import split_names
+from lesionfast.errors import LesionfastError, did_you_mean, list_first, pluralize
+from lesionfast.files import readable_name
+
+logger = logging.getLogger("lesionfast")
+
+LEFT_OUT = "left out"  # in the column `split`: neither trained on nor measured
+ORIGINAL = {name: f"original_{name}" for name in ("target", "group", "split")}
+CORRECTION = "correction"  # the answer about the label of an image
+ATTR = "corrections"  # in the attrs of a table: the file as it was read
+RANKS = {"train": 0, "valid": 1, "test": 2}  # who is held out more
+
+
+@dataclass(frozen=True)
+class Effect:
+    """How many images corrections concern: `changed` have another label, `confirmed` the same.
+
+    `unclear` images are left out; `joined` lesions have become fewer ones; `moved` images are left
+    out because their lesion is now in a part that is held out more.
+    """
+
+    changed: int
+    confirmed: int
+    unclear: int
+    joined: int
+    moved: int
+
+    @classmethod
+    def of(cls, df: pd.DataFrame) -> "Effect":
+        """Return the effect on a corrected table."""
+        unclear = df[CORRECTION] == UNCLEAR
+        lesions = df[[ORIGINAL["group"], "group"]].drop_duplicates()
+        return cls(
+            changed=int((df["target"] != df[ORIGINAL["target"]]).sum()),
+            confirmed=int((df[CORRECTION] == RIGHT).sum()),
+            unclear=int(unclear.sum()),
+            joined=int(lesions["group"].duplicated(keep=False).sum()),
+            moved=int(((df["split"] == LEFT_OUT) & ~unclear).sum()),
+        )
+
+    def __str__(self) -> str:
+        words = [
+            f"{pluralize(self.changed, 'label')} changed",
+            f"{self.confirmed:,} confirmed",
+            f"{pluralize(self.unclear, 'unclear image')} left out",
+        ]
+        if self.joined:
+            words.append(f"{pluralize(self.joined, 'lesion')} joined to fewer")
+        if self.moved:
+            words.append(
+                f"{pluralize(self.moved, 'image')} left out whose lesion is now held out elsewhere"
+            )
+        return "; ".join(words)
+
+
+def correct(df: pd.DataFrame, config: DataConfig, kept: Path | None = None) -> pd.DataFrame:
+    """Return a split table with the corrections that the options name, or as it is.
+
+    `kept` is the copy in a run, which goes before the file that was named. A class that changes
+    keeps what it was in `original_target`, a lesion in `original_group`, and `original_split` is
+    the part. Images that are unclear get the split 'left out', and so do those of a joined lesion
+    that is in several parts, in all but the part that is held out most. Images that the table does
+    not have are counted. Raises `LesionfastError` for an unknown class, if no image of the file is
+    in the table, and if a class has no training image any more.
+    """
+    if kept is None and config.corrections is None:
+        return df
+    answers = read_answers(kept or config.corrections)
+    if kept is not None:
+        answers = Answers(answers.log, config.corrections or answers.name, answers.data)
+    return apply(df, answers, config)
+
+
+def correct_late(df: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
+    """Return a table with the corrections of the options, unless it was loaded with them."""
+    return df if is_corrected(df) else correct(df, config)
+
+
+def apply(df: pd.DataFrame, answers: Answers, config: DataConfig) -> pd.DataFrame:
+    """Return a split table with answers; see `correct`."""
+    df = restore(df)
+    labels, known = answers.labels, set(df["image_id"])
+    report_unknown(answers, known)
+    wanted = name_classes(df, answers, config)
+    changes = {image: name for image, name in wanted.items() if image in known}
+    texts = {image: answer.text for image, answer in labels.items()}
+    unclear = {image for image, name in wanted.items() if name == DROP}
+    texts |= dict.fromkeys(unclear, UNCLEAR)
+    target = df["image_id"].map({k: v for k, v in changes.items() if v != DROP})
+    target = target.fillna(df["target"]).astype("str")
+    original = {ORIGINAL[name]: df[name] for name in ("target", "group")}
+    correction = df["image_id"].map(texts).fillna("").astype("str")
+    corrected = df.assign(**original, **{CORRECTION: correction}, target=target)
+    corrected = join_groups(corrected, answers.pairs)
+    corrected = settle_parts(corrected)
+    corrected.attrs[ATTR] = {"name": answers.name, "data": answers.data.decode("latin-1")}
+    check_classes(corrected, answers)
+    report(corrected, answers)
+    return corrected
+
+
+def report_unknown(answers: Answers, known: set[str]) -> None:
+    """Count the images that the table does not have; raise `LesionfastError` if it has none."""
+    absent = sorted(answers.images - known)
+    if not absent:
+        return
+    if not answers.images & known:
+        hint = did_you_mean(absent[0], known)
+        raise LesionfastError(
+            f"none of the {pluralize(len(absent), 'image')} of {answers.name} is in the data; the "
+            f"first is '{absent[0]}'.{hint} Name the corrections of this dataset with "
+            "--corrections."
+        )
+    logger.warning(
+        "%s: left out answers about %s that the data does not have, such as %s",
+        answers.name, pluralize(len(absent), "image"), absent[0],
+    )  # fmt: skip
+
+
+def name_classes(df: pd.DataFrame, answers: Answers, config: DataConfig) -> dict[str, str]:
+    """Return the class of each image that has another one by the answers, in the table's spelling.
+
+    A class that --map renames gets its new name, and one that the options leave out is 'drop'.
+    Raises `LesionfastError` for a class that is none.
+    """
+    classes = {fold(name): name for name in df["target"].unique()}
+    renamed = read_map(config.map) if config.map else {}
+    renamed = {fold(old): classes.get(fold(new), new) for old, new in renamed.items()}
+    dropped = {fold(name): DROP for name in split_names(config.drop_class or "")}
+    names = {**dropped, **renamed, **classes}
+    wanted = {}
+    for image, answer in answers.labels.items():
+        if answer.kind != IS:
+            continue
+        if (name := names.get(fold(answer.value))) is None:
+            raise LesionfastError(
+                f"{answers.name} says that '{image}' is '{answer.value}', which is not a class of "
+                f"the data.{did_you_mean(answer.value, classes.values())} Its classes: "
+                f"{list_first(sorted(classes.values()), 30)}. Correct the line, or append 'undo'."
+            )
+        wanted[image] = name
+    return wanted
+
+
+def settle_parts(df: pd.DataFrame) -> pd.DataFrame:
+    """Return a corrected table whose column `split` is that of the corrections.
+
+    What it is now becomes `original_split`. No joined lesion is in two parts: its images in the
+    part that is held out most stay.
+    """
+    part = df["split"]
+    rank = part.map(RANKS)
+    joined = df["group"].map(df.groupby("group")[ORIGINAL["group"]].nunique()) > 1
+    behind = joined & (rank < rank.groupby(df["group"]).transform("max"))
+    away = behind | (df[CORRECTION] == UNCLEAR)
+    return df.assign(**{ORIGINAL["split"]: part, "split": part.mask(away, LEFT_OUT)})
+
+
+def is_corrected(df: pd.DataFrame) -> bool:
+    """Return whether a table has corrections."""
+    return CORRECTION in df
+
+
+def restore(df: pd.DataFrame) -> pd.DataFrame:
+    """Return a table as it is without its corrections: labels, lesions and parts."""
+    if not is_corrected(df):
+        return df
+    present = {name: former for name, former in ORIGINAL.items() if former in df}
+    before = df.assign(**{name: df[former] for name, former in present.items()})
+    return before.drop(columns=[*present.values(), CORRECTION])
+
+
+def held_out(df: pd.DataFrame, split: str) -> pd.DataFrame:
+    """Return the images of a part with those that corrections leave out of it."""
+    part = ORIGINAL["split"] if is_corrected(df) else "split"
+    return df[df[part] == split]
+
+
+def carry(df: pd.DataFrame, split: pd.Series) -> pd.DataFrame:
+    """Return a table with other parts, whose corrections stay."""
+    df = df.assign(split=split)
+    return settle_parts(df) if is_corrected(df) else df
+
+
+def check_classes(df: pd.DataFrame, answers: Answers) -> None:
+    """Raise `LesionfastError` if a class has no training image, but had some before."""
+    before = set(df[ORIGINAL["target"]])
+    gone = sorted(before - set(df.loc[df["split"] == "train", "target"]))
+    if gone:
+        raise LesionfastError(
+            f"{answers.name} leaves no training image of class {list_first(gone, 5)}. Take some "
+            "answers back with 'undo', or make classes one with --map."
+        )
+
+
+def report(df: pd.DataFrame, answers: Answers) -> None:
+    """Log what corrections change, and which lesions have several labels now."""
+    logger.info(
+        "corrections %s (sha256 %s): %s",
+        answers.name, answers.sha256[:12], Effect.of(df),
+    )  # fmt: skip
+    used = df[df["split"] != LEFT_OUT]
+    moved = df[(df["split"] == LEFT_OUT) & (df[CORRECTION] != UNCLEAR)]
+    if len(moved):
+        logger.warning(
+            "%s left out of training or validation, because their lesions are joined with lesions "
+            "that are held out: %s",
+            pluralize(len(moved), "image"), list_first(moved["image_id"]),
+        )  # fmt: skip
+    touched = used.loc[
+        (used[CORRECTION] != "") | (used["group"] != used[ORIGINAL["group"]]), "group"
+    ]
+    of_touched = used[used["group"].isin(touched)]
+    torn = of_touched.groupby("group")["target"].nunique()
+    if len(names := torn.index[torn > 1]):
+        logger.warning(
+            "Images of one lesion have different classes after the corrections: %s, such as %s. "
+            "Answer the other images too",
+            pluralize(len(names), "lesion"), list_first(names),
+        )  # fmt: skip
+
+
+def describe_effect(df: pd.DataFrame) -> dict[str, object]:
+    """Return what a run keeps of the corrections of its table: the file, its hash, the effect."""
+    told = {"file": kept_name(df), "sha256": hashlib.sha256(kept_data(df)).hexdigest()}
+    return told | vars(Effect.of(df))
+
+
+def kept_name(df: pd.DataFrame) -> str:
+    """Return how the file of a table's corrections was named."""
+    return readable_name(df.attrs.get(ATTR, {}).get("name", "corrections.csv"))
+
+
+def kept_data(df: pd.DataFrame) -> bytes:
+    """Return the file of a table's corrections as it was read; nothing if it has none."""
+    return df.attrs.get(ATTR, {}).get("data", "").encode("latin-1")
