@@ -14,7 +14,7 @@ from lesionfast.errors import LesionfastError
 from lesionfast.files import REASONS, error_number
 
 # isort: off
-from lesionfast.cli import training, reading, runs, serving, data, cache  # noqa: F401 (order of --help)
+from lesionfast.cli import training, reading, labelling, runs, serving, data, cache  # noqa: F401 (order of --help)
 # isort: on
 
 

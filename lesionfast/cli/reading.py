@@ -1,4 +1,4 @@
-"""Commands that read runs: interpret, report, labels, compare."""
+"""Commands that read runs: interpret, report, compare."""
 
 import logging
 import sys
@@ -21,7 +21,7 @@ from lesionfast.cli.base import (
     print_json,
 )
 from lesionfast.console import print_table
-from lesionfast.files import check_target, write_atomically
+from lesionfast.files import check_target
 from lesionfast.run import Run
 
 if TYPE_CHECKING:
@@ -160,44 +160,6 @@ def report(
         print(write_report(Findings.from_run(opened[0], split), to))
     else:
         print(write_comparison(opened, to or Path(out) / "comparison" / "report.html", split))
-
-
-FoldRuns = argument(
-    list[Path] | None,
-    "The run of --folds 5 --all, or those of --fold 0 to 4 (default: the newest run).",
-)
-
-
-@app.command(rich_help_panel=READ)
-def labels(runs: FoldRuns = None, csv: CsvFile = None, out: Root = "runs") -> None:
-    """List and draw images whose label is doubtful (confident learning).
-
-    A run can judge only images that it was not trained on: its validation and
-    test images. The run of train --folds 5 --all judges all. The command also lists
-    pairs of images with different decisions: images of one lesion, and
-    near-duplicates with different lesion ids.
-
-    Example: lesionfast labels runs/20260102-030405-densenet121-5-folds
-    """
-    from lesionfast.evaluation.labels import contradictions, find_duplicates, suspicious_labels
-    from lesionfast.reporting.errors import (
-        contradictions_table,
-        draw_suspicious_labels,
-        labels_table,
-    )
-
-    if csv:
-        check_target(csv)
-    opened = open_runs(runs, out)
-    first, table = opened[0], suspicious_labels(opened)
-    print_table(labels_table(table))
-    if "group" in first.predictions:
-        pairs = find_duplicates(first)
-        print_table(contradictions_table(contradictions(opened, pairs)))
-    if csv:
-        write_atomically(csv, lambda aside: table.to_csv(aside, index=False))
-        print(csv)
-    print(draw_suspicious_labels(opened, first.path / "figures", table))
 
 
 ComparedRuns = argument(list[Path] | None, "Runs (default: all with the split of the newest).")

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from textwrap import fill
@@ -27,7 +27,7 @@ from lesionfast.stats.bootstrap import (
     share_interval,
 )
 from lesionfast.stats.measures import SHARES, count_lesions_behind, weighted_metrics
-from lesionfast.stats.metrics import ALL, mean_defined, ratio, weighted_recall
+from lesionfast.stats.metrics import ALL, mean_defined, metric_name, ratio, weighted_recall
 from lesionfast.stats.rules import DecisionRule
 
 logger = logging.getLogger("lesionfast")
@@ -35,9 +35,10 @@ logger = logging.getLogger("lesionfast")
 LABEL_WIDTH = 34  # characters
 ALIKE = (  # options that do not make a difference between models
     *("arch", "fusion", "split", "cache", "device", "precision", "workers", "compile", "log"),
-    *(field.name for field in fields(SplitConfig) if field.name != "seed"),
+    *(field.name for field in fields(SplitConfig) if field.name not in ("seed", "corrections")),
 )
 SEEDS = ("seed", "split_seed", "split", "cache", "device", "workers", "log")  # not of a repetition
+ORIGINAL, CORRECTED = "original labels", "corrected labels"
 REPEATED = ("balanced_accuracy", "macro_auc", "macro_f1", "mel_to_nv")
 
 
@@ -66,11 +67,12 @@ class Comparison:
         """Compare finished runs, each under its own rule, on one split's predictions.
 
         Runs of different splits can be compared on test images if their test parts are one, such as
-        a run of folds with one of its folds. Raises `LesionfastError` if a run did not finish, or
-        the runs differ in split, images, diagnoses or classes.
+        a run of folds with one of its folds. Runs of different corrections are measured by the
+        original labels, and `corrections` says what these change. Raises `LesionfastError` if a run
+        did not finish, or the runs differ in split, images, diagnoses or classes.
         """
         check_split(runs, split)
-        read = [Interpretation.from_run(run, split) for run in runs]
+        read = read_alike(runs, split)
         drawn = resample_runs(read, align_images(read), resamples, seed)
         accuracy = [one.metrics["rules"][one.rule]["balanced_accuracy"] for one in read]
         ranking = sorted(range(len(read)), key=lambda i: (-accuracy[i], read[i].run.path.name))
@@ -97,6 +99,27 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         return "".join(table.to_html() for table in comparison_tables(self))
+
+    @property
+    def by_original_labels(self) -> bool:
+        """Whether the runs have different corrections, and are measured by the original labels."""
+        return len(set(map(find_corrections, self.runs))) > 1
+
+    @cached_property
+    def corrections(self) -> pd.DataFrame:
+        """What training with corrections changes, by the original and by the corrected labels.
+
+        One run with corrections is compared with one without: of the same other options if there is
+        one, else the best. The columns are those of `contribution_table` with run, plain (the one
+        without) and labels. Empty unless there are runs of both kinds.
+        """
+        plain = [run for run in self.runs if find_corrections(run) is None]
+        tables = []
+        for run in self.runs if plain else []:
+            if find_corrections(run) is not None:
+                alike = [other for other in plain if differ_in_corrections(run, other)]
+                tables.append(measure_gain(run, (alike or plain)[0], self.split))
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
     @cached_property
     def seeds(self) -> pd.DataFrame:
@@ -125,6 +148,7 @@ class Comparison:
         names = ("split", "split_sha256", "resamples", "seed")
         about = {name: getattr(self, name) for name in names}
         tables = {"runs": records(self.table), "seeds": records(self.seeds)}
+        tables |= {"corrections": records(self.corrections)} if len(self.corrections) else {}
         return {**about, "images": len(self.interpretations[0].rows), **tables}
 
     def write_csv(self, path: Path) -> Path:
@@ -135,8 +159,10 @@ class Comparison:
 def comparison_table(comparison: Comparison) -> Table:
     """Return one row a run, the best first, with 95 % intervals."""
     melanoma = comparison.interpretations[0].classes.melanoma
+    labels = f" by their {ORIGINAL}" if comparison.by_original_labels else ""
     table = Table(
-        f"{comparison.split}: {len(comparison.interpretations[0].rows)} images, the best run first",
+        f"{comparison.split}: {len(comparison.interpretations[0].rows)} images{labels}, the best "
+        "run first",
         ["run", "balanced accuracy", "macro AUC, F1", "difference to the best"],
         note=f"in brackets: 95 % intervals of {comparison.resamples:,} resamples of the lesions, "
         "the same for all runs; time: of the training; "
@@ -164,6 +190,24 @@ def comparison_table(comparison: Comparison) -> Table:
     return table
 
 
+def gains_table(comparison: Comparison) -> Table:
+    """Return what training with corrections changes, by the original and the corrected labels."""
+    table = Table(
+        f"{comparison.split}: what training with corrections changes",
+        ["run", "metric", "labels", "without", "with", "difference"],
+        note="difference: paired, over the same resamples of the lesions; without: the run "
+        + ", ".join(dict.fromkeys(comparison.corrections["plain"])),
+    )
+    classes = comparison.interpretations[0].classes
+    keys = ["run", "metric", "of"]
+    for (run, metric, of), rows in comparison.corrections.groupby(keys, sort=False):
+        for labels, pair in rows.groupby("labels", sort=False):
+            plain, changed = (pair[pair["system"] == kind].iloc[0] for kind in ("whole", CORRECTED))
+            cells = estimate(plain), estimate(changed), estimate(changed, "difference", "+.3f")
+            table.add(run, metric_name(metric, of, classes), labels.split()[0], *cells)
+    return table
+
+
 def seeds_table(comparison: Comparison) -> Table:
     """Return the means of runs that differ in seed alone, and how far they spread."""
     melanoma = comparison.interpretations[0].classes.melanoma
@@ -183,8 +227,9 @@ def seeds_table(comparison: Comparison) -> Table:
 
 
 def comparison_tables(comparison: Comparison) -> list[Table]:
-    """Return the table of the runs and, if some differ in seed alone, that of their means."""
+    """Return the table of the runs, of what corrections change, and of the means over seeds."""
     tables = [comparison_table(comparison)]
+    tables += [gains_table(comparison)] if len(comparison.corrections) else []
     return [*tables, seeds_table(comparison)] if len(comparison.seeds) else tables
 
 
@@ -283,6 +328,50 @@ def have_one_test(runs: Sequence[Run]) -> bool:
 
     first, *others = (rows(run) for run in runs)
     return bool(first) and all(one == first for one in others)
+
+
+def find_corrections(run: Run) -> str | None:
+    """Return the SHA-256 of the corrections that a run was trained with, None without any."""
+    return run.metrics.get("corrections", {}).get("sha256")
+
+
+def differ_in_corrections(one: Run, other: Run) -> bool:
+    """Return whether two runs have the same options but for their corrections."""
+    configs = [replace(run.config, corrections=None) for run in (one, other)]
+    return configs[0] == configs[1]
+
+
+def read_alike(runs: Sequence[Run], split: str) -> list[Interpretation]:
+    """Return the predictions of runs by labels that they share: the original ones, if need be."""
+    if len(set(map(find_corrections, runs))) == 1:
+        return [Interpretation.from_run(run, split) for run in runs]
+    return [read_originally(run, split) for run in runs]
+
+
+def read_originally(run: Run, split: str) -> Interpretation:
+    """Return the predictions of a run by the original labels."""
+    return Interpretation.before_corrections(run, split) or Interpretation.from_run(run, split)
+
+
+def measure_gain(run: Run, plain: Run, split: str) -> pd.DataFrame:
+    """Return what a run with corrections gains over one without, as `Comparison.corrections`.
+
+    By the corrected labels, what they leave out is left out for both.
+    """
+    now, base = Interpretation.from_run(run, split), read_originally(plain, split)
+    labels = now.table.set_index("image_id")[["target", "group"]]
+    rows = base.table[base.table["image_id"].isin(labels.index)].reset_index(drop=True)
+    own = labels.loc[rows["image_id"]]
+    rows = rows.assign(target=own["target"].to_numpy(), group=own["group"].to_numpy())
+    pairs = {
+        ORIGINAL: (base, read_originally(run, split)),
+        CORRECTED: (Interpretation.from_table(plain, rows, split), now),
+    }
+    tables = [
+        contribution_table(first, {CORRECTED: second}).assign(labels=name)
+        for name, (first, second) in pairs.items()
+    ]
+    return pd.concat(tables, ignore_index=True).assign(run=run.path.name, plain=plain.path.name)
 
 
 def align_images(read: Sequence[Interpretation]) -> list[np.ndarray]:

@@ -73,6 +73,20 @@ class Interpretation:
         return cls.from_table(run, run.predictions_of(split), split, rule)
 
     @classmethod
+    def before_corrections(
+        cls, run: Run, split: str = "test", rule: str | DecisionRule | None = None
+    ) -> "Interpretation | None":
+        """Read the predictions of all held-out images by their original labels and lesions.
+
+        None for a run without corrections, and for a split that it does not predict.
+        """
+        table = run.predictions_before_corrections
+        rows = None if table is None else table[table["split"] == split].reset_index(drop=True)
+        if rows is None or rows.empty:
+            return None
+        return cls.from_table(run, rows, split, rule)
+
+    @classmethod
     def from_table(
         cls,
         run: Run,

@@ -8,12 +8,15 @@ import numpy as np
 import pandas as pd
 
 from lesionfast.console import counting_bar
+from lesionfast.data.columns.labels import fold
+from lesionfast.data.corrections.answers import IS, UNCLEAR, Answers, read_answers
 from lesionfast.data.duplicates import find_near_duplicates
+from lesionfast.data.parts.groups import join_groups
 from lesionfast.data.split import load_dataset
 from lesionfast.diagnoses import probability_columns
-from lesionfast.errors import DamageError, LesionfastError
+from lesionfast.errors import DamageError, LesionfastError, pluralize
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.run import Run
+from lesionfast.run import CORRECTIONS, Run
 
 logger = logging.getLogger("lesionfast")
 
@@ -22,7 +25,7 @@ SAME_LESION, NEAR_DUPLICATE = "same lesion", "near-duplicate"
 SHARES_ALIKE = 0.1  # more than the class shares of the folds of one small data set differ by
 
 
-def suspicious_labels(runs: Sequence[Run]) -> pd.DataFrame:
+def suspicious_labels(runs: Sequence[Run], answers: Answers | None = None) -> pd.DataFrame:
     """Return the images whose label is probably wrong by confident learning, least likely first.
 
     `runs` is the run of `lesionfast train --folds 5 --all`, or those of `--fold 0` to `--fold 4`:
@@ -30,7 +33,8 @@ def suspicious_labels(runs: Sequence[Run]) -> pd.DataFrame:
     are averaged. Another single run covers its validation and test images. An image is listed if a
     class other than its own has more than the mean probability that the images of that class give
     it, and the most of such classes (Northcutt et al. 2021, arXiv:1911.00068, the confident joint;
-    by cleanlab). Columns:
+    by cleanlab). What `answers` and the corrections of the runs say is applied first, and no image
+    is listed whose label has been answered. Columns:
     image_id, group, target, suggested (the most probable class), self_confidence (the probability
     of the label), probability (of the suggested class), and dx_type, age, sex, localization and
     path where the dataset has them. Raises `LesionfastError` for runs that are not folds of one
@@ -39,7 +43,8 @@ def suspicious_labels(runs: Sequence[Run]) -> pd.DataFrame:
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_self_confidence_for_each_label
 
-    table = out_of_sample(runs)
+    answers = join_answers(runs, answers)
+    table = apply_answers(out_of_sample(runs), answers, runs[0].classes)
     logger.info("label check: %s", describe_coverage(runs))
     truth, probabilities = runs[0].read_probabilities(table)
     present, codes = np.unique(truth, return_inverse=True)  # no threshold without images
@@ -57,7 +62,48 @@ def suspicious_labels(runs: Sequence[Run]) -> pd.DataFrame:
     columns = ["image_id", "group", "target", *estimates]
     columns += [name for name in ABOUT if name in table]
     rows = table.assign(**estimates).loc[doubted, columns]
+    rows = rows[~rows["image_id"].isin(answers.labels)]
     return rows.sort_values(["self_confidence", "image_id"]).reset_index(drop=True)
+
+
+def join_answers(runs: Sequence[Run], answers: Answers | None = None) -> Answers:
+    """Return answers after those that the runs were trained with, unless they begin with them."""
+    own = answers or Answers()
+    files = [run.file(CORRECTIONS) for run in runs if run.holds(CORRECTIONS)]
+    kept = {path.read_bytes(): path for path in files}
+    logs = [read_answers(path).log for data, path in kept.items() if not own.data.startswith(data)]
+    return Answers(tuple(one for log in [*logs, own.log] for one in log), own.name, own.data)
+
+
+def apply_answers(table: pd.DataFrame, answers: Answers, classes: Sequence[str]) -> pd.DataFrame:
+    """Return predictions with the labels that were answered, without what is unclear; counted.
+
+    Raises `LesionfastError` for a class that the run does not have.
+    """
+    labels = answers.labels
+    own = set(labels) & set(table["image_id"])
+    named = {fold(name): name for name in classes}
+    changes = {}
+    for image in sorted(own):
+        if labels[image].kind != IS:
+            continue
+        if (name := named.get(fold(labels[image].value))) is None:
+            raise LesionfastError(
+                f"the corrections say that '{image}' is '{labels[image].value}', which is not a "
+                f"class of the run. Its classes: {', '.join(classes)}. Correct the line, or append "
+                "'undo'."
+            )
+        changes[image] = name
+    unclear = {image for image in own if labels[image].kind == UNCLEAR}
+    if own:
+        logger.info(
+            "answered already, so not listed: %s (%d other classes, %d unclear)",
+            pluralize(len(own), "label"), len(changes), len(unclear),
+        )  # fmt: skip
+    target = table["image_id"].map(changes).fillna(table["target"])
+    table = table.assign(target=target)
+    table = join_groups(table, answers.pairs) if "group" in table else table
+    return table[~table["image_id"].isin(unclear)].reset_index(drop=True)
 
 
 def out_of_sample(runs: Sequence[Run]) -> pd.DataFrame:
@@ -104,7 +150,7 @@ def check_folds(runs: Sequence[Run]) -> None:
             "run, such as that of: lesionfast train --folds 5 --all"
         )
     for run in runs[1:]:
-        for name in ("data", "csv", "target", "group", "seed", "test", "folds"):
+        for name in ("data", "csv", "target", "group", "seed", "test", "folds", "corrections"):
             ours, theirs = getattr(first.config, name), getattr(run.config, name)
             if ours != theirs:
                 raise LesionfastError(
@@ -141,12 +187,17 @@ def describe_coverage(runs: Sequence[Run]) -> str:
     return f"{len(table):,} of {total:,} images, {parts}"
 
 
-def contradictions(runs: Sequence[Run], pairs: pd.DataFrame | None = None) -> pd.DataFrame:
+def contradictions(
+    runs: Sequence[Run], pairs: pd.DataFrame | None = None, answers: Answers | None = None
+) -> pd.DataFrame:
     """Return what `disagreeing_duplicates` does, over all images that the runs were not trained on.
 
-    The first run's rule decides. Raises `LesionfastError` as `suspicious_labels` does.
+    The first run's rule decides. What was answered is applied first. Raises `LesionfastError` as
+    `suspicious_labels` does.
     """
-    read = Interpretation.from_table(runs[0], out_of_sample(runs), "unseen")
+    answers = join_answers(runs, answers)
+    table = apply_answers(out_of_sample(runs), answers, runs[0].classes)
+    read = Interpretation.from_table(runs[0], table, "unseen")
     return disagreeing_duplicates(read, pairs)
 
 

@@ -1,6 +1,5 @@
-"""What corrections of labels change: in what a run is measured by, and in what it learned."""
+"""What corrections of labels change in what a run is measured by."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,15 +9,12 @@ from lesionfast.console import Table, estimate
 from lesionfast.data.corrections.applying import describe_effect
 from lesionfast.data.split import PARTS
 from lesionfast.errors import LesionfastError, pluralize
-from lesionfast.evaluation.comparison import ENDS, contribution_metrics, contribution_table
+from lesionfast.evaluation.comparison import CORRECTED, ENDS, ORIGINAL, contribution_metrics
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.run import Run
 from lesionfast.stats.bootstrap import Found, interval, resampled, share_interval
 from lesionfast.stats.measures import SHARES, count_lesions_behind, weighted_metrics
 from lesionfast.stats.metrics import metric_name
-from lesionfast.stats.rules import DecisionRule
-
-ORIGINAL, CORRECTED = "original labels", "corrected labels"
 
 
 def record_corrections(run: Run, df: pd.DataFrame) -> dict[str, Any]:
@@ -28,23 +24,8 @@ def record_corrections(run: Run, df: pd.DataFrame) -> dict[str, Any]:
 
 def measure_uncorrected(run: Run) -> dict[str, Any]:
     """Return the metrics of a run's parts by the original labels, as metrics.json has them."""
-    splits = [split for split in PARTS[1:] if before_corrections(run, split) is not None]
-    read = {split: before_corrections(run, split) for split in splits}
+    read = {split: Interpretation.before_corrections(run, split) for split in PARTS[1:]}
     return {"before_corrections": {split: one.metrics for split, one in read.items() if one}}
-
-
-def before_corrections(
-    run: Run, split: str, rule: str | DecisionRule | None = None
-) -> Interpretation | None:
-    """Return the predictions of all held-out images with their original labels and lesions.
-
-    None for a run without corrections, and for a part that it has not.
-    """
-    table = run.predictions_before_corrections
-    rows = None if table is None else table[table["split"] == split].reset_index(drop=True)
-    if rows is None or rows.empty:
-        return None
-    return Interpretation.from_table(run, rows, split, rule)
 
 
 def relabelled(run: Run, split: str = "test") -> pd.DataFrame:
@@ -54,7 +35,7 @@ def relabelled(run: Run, split: str = "test") -> pd.DataFrame:
     difference_high: by the corrected labels less by the original ones, over the same resamples of
     the original lesions. Raises `LesionfastError` for a run without corrections.
     """
-    former, now = before_corrections(run, split), Interpretation.from_run(run, split)
+    former, now = Interpretation.before_corrections(run, split), Interpretation.from_run(run, split)
     if former is None:
         raise LesionfastError(
             f"{run.path} was trained without corrections. Name a run of: lesionfast train "
@@ -133,40 +114,3 @@ def corrections_table(run: Run, split: str = "test") -> Table:
         cells = [estimate(by_labels[labels]) for labels in (ORIGINAL, CORRECTED)]
         table.add(name, *cells, estimate(by_labels[CORRECTED], "difference", "+.3f"))
     return table
-
-
-@dataclass(frozen=True, eq=False)
-class Gain:
-    """What a run that was trained with corrections gains over one without, by either labels.
-
-    `table` has the columns of `contribution_table` and labels, 'original labels' or 'corrected
-    labels'.
-    """
-
-    run: Run
-    plain: Run
-    table: pd.DataFrame
-
-
-def measure_gain(run: Run, plain: Run, split: str = "test") -> Gain:
-    """Return what training with corrections changes against a run without them, of one split.
-
-    The images, and by the corrected labels those that are not left out, are the same for both, and
-    so are the resamples of the lesions. Raises `LesionfastError` for runs of different images.
-    """
-    former = before_corrections(run, split)
-    if former is None:
-        raise LesionfastError(f"{run.path} was trained without corrections. Name another run.")
-    now = Interpretation.from_run(run, split)
-    base = before_corrections(plain, split) or Interpretation.from_run(plain, split)
-    labels = now.table.set_index("image_id")[["target", "group"]]
-    rows = base.table[base.table["image_id"].isin(labels.index)]
-    own = labels.loc[rows["image_id"]]
-    rows = rows.assign(target=own["target"].to_numpy(), group=own["group"].to_numpy())
-    relabelled_base = Interpretation.from_table(plain, rows.reset_index(drop=True), split)
-    pairs = {ORIGINAL: (base, former), CORRECTED: (relabelled_base, now)}
-    tables = [
-        contribution_table(first, {"corrected": second}).assign(labels=name)
-        for name, (first, second) in pairs.items()
-    ]
-    return Gain(run, plain, pd.concat(tables, ignore_index=True))
