@@ -51,6 +51,7 @@ CHECKSUM = hashlib.sha256().digest_size  # bytes at the end of an array's file
 BLOCK = 2**23  # bytes that a thread checks at once
 KINDS = ("images", "features", "duplicates")  # folders; the built-in sample has one of its own
 LIMIT = "LESIONFAST_CACHE_SIZE"
+SHARE = 0.9  # of the free disk space that an array may take which is not needed
 UNSUPPORTED = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)  # by some file systems
 Append = Callable[..., None]  # of a block of rows and, if it is not the next, their places
 
@@ -390,6 +391,26 @@ def fits(needed: int) -> bool:
     """Return whether the cache can make room for `needed` bytes within its limit, if it has one."""
     limit = size_limit()
     return limit is None or choose_entries(limit, needed) is not None
+
+
+def has_room(needed: int) -> bool:
+    """Return whether `needed` bytes fit into the limit of the cache, and into its free disk space.
+
+    A tenth of that space stays free: a training writes more than arrays.
+    """
+    limit = size_limit()
+    going = [] if limit is None else choose_entries(limit, needed)
+    if going is None:
+        return False
+    return needed <= SHARE * (free_bytes(cache_folder()) + sum(entry.size for entry in going))
+
+
+def describe_room() -> str:
+    """Return what bounds a new array of the cache: "20.0 GB (LESIONFAST_CACHE_SIZE)"."""
+    limit, free = size_limit(), free_bytes(cache_folder())
+    if limit is not None and limit < free:
+        return f"at most {format_bytes(limit)} ({LIMIT})"
+    return f"{format_bytes(free)} of free disk space"
 
 
 def describe_limit(limit: int, needed: int) -> str:

@@ -15,7 +15,7 @@ from lesionfast.data.columns.leaks import FORMER, KEYS
 from lesionfast.data.corrections.answers import UNCLEAR
 from lesionfast.data.corrections.applying import LEFT_OUT, Effect, correct, is_corrected
 from lesionfast.data.duplicates import find_near_duplicates, open_pictures
-from lesionfast.data.images import Images, find_sizes, read_image
+from lesionfast.data.images import Images, find_sizes, iterate_rows, read_image
 from lesionfast.data.layouts.base import Dataset
 from lesionfast.data.layouts.recognise import describe, find_dataset, name_group
 from lesionfast.data.metadata import read_dataset
@@ -205,7 +205,9 @@ def check_pictures(df: pd.DataFrame, images: Images) -> Iterator[Finding]:
     `images` are those of `open_pictures`; only those of one colour there are read at full size.
     """
     paths, names = df["path"].tolist(), df["image_id"].tolist()
-    flat = [i for i in range(len(df)) if i not in images.bad and is_flat(images.pixels[i])]
+    good = [i for i in range(len(df)) if i not in images.bad]
+    squares = zip(good, iterate_rows(images.pixels, good), strict=True)
+    flat = [i for i, pixels in squares if is_flat(pixels)]
     flat = [i for i in flat if is_flat(np.asarray(read_image(paths[i])))]
     black = {i: " (black)" if images.pixels[i].max() <= FLAT else "" for i in flat}
     advice = ". They show no lesion: replace them, or remove their rows"
@@ -230,7 +232,7 @@ def find_exact_duplicates(df: pd.DataFrame, images: Images) -> list[list[int]]:
     """
     good = [i for i in range(len(df)) if i not in images.bad]
     paths, sets = df["path"].tolist(), []
-    for alike in find_equal(good, (images.pixels[i] for i in good)):
+    for alike in find_equal(good, iterate_rows(images.pixels, good)):
         sets += find_equal(alike, (np.asarray(read_image(paths[i])) for i in alike))
     return sets
 

@@ -32,12 +32,21 @@ from lesionfast.cache import (
     Append,
     cache_errors,
     cache_folder,
+    has_room,
     hash_lines,
     kept_array,
     read_note,
     write_note,
 )
-from lesionfast.data.images import Images, Progress, content_digest, list_codecs, open_images
+from lesionfast.data.images import (
+    Images,
+    Pixels,
+    Progress,
+    SourcePixels,
+    content_digest,
+    list_codecs,
+    open_images,
+)
 from lesionfast.data.sources import count_threads
 from lesionfast.errors import LesionfastError
 
@@ -56,6 +65,7 @@ PACKAGES = {
 MADE_BY = ("torch", "timm", PACKAGES[ARCH][0], "scikit-learn")  # what features depend on
 BLOCKS = slice(2, 6)  # of the backbone, whose maps are described
 ZOOMS = (1.0, 1.35, 2.2)  # of the centre
+BYTES = 5088  # of the features of a picture
 BATCH = 16  # pictures: few, so that their maps stay in the processor's cache
 DIMENSIONS, SAMPLE = 256, 20_000  # of whitened features; pictures from which these are learned
 NEIGHBOURS = 10  # of a picture at each zoom
@@ -104,10 +114,10 @@ def find_near_duplicates(
         if kept is not None:
             return name_pairs(df, pd.DataFrame(kept))
         opened = images or open_pictures(paths, report_stage(progress, 0), cache=cache)
-        keep = cache and not opened.bad
+        keep = cache and not opened.bad and has_room(len(df) * BYTES)
         features_file = cache_folder() / "features" / f"{features_key}.npy" if keep else None
         pairs = search(opened, groups, features_file, progress)
-        if keep:
+        if cache and not opened.bad:
             write_note(file, pairs.to_dict("list"))
     return name_pairs(df, pairs)
 
@@ -144,7 +154,9 @@ def search(
     good = np.setdiff1d(np.arange(len(groups)), list(images.bad))
     rows: list[tuple] = []
     if len(np.unique(groups[good])) > 1:
-        pixels = images.pixels[good] if images.bad else images.pixels
+        pixels = images.pixels
+        if images.bad:
+            pixels = pixels.choose(good) if isinstance(pixels, SourcePixels) else pixels[good]
         features = read_features(pixels, file, report_stage(progress, 1))
         candidates = find_candidates(features, groups[good], report_stage(progress, 2))
         rows = verify(pixels, candidates, report_stage(progress, 3))
@@ -201,7 +213,7 @@ def workers() -> Iterator[ThreadPoolExecutor]:
         cv2.setNumThreads(before[1])
 
 
-def read_features(pixels: np.ndarray, file: Path | None, progress: Progress) -> np.ndarray:
+def read_features(pixels: Pixels, file: Path | None, progress: Progress) -> np.ndarray:
     """Return the features of pictures from the cache, or compute them: float16 (n, zooms, F).
 
     `pixels` is uint8 (n, SIDE, SIDE, 3).
@@ -311,7 +323,7 @@ def find_related(found: list[tuple], groups: np.ndarray) -> np.ndarray:
     return pairs[["at_x", "at_y"]].to_numpy()
 
 
-def verify(pixels: np.ndarray, candidates: np.ndarray, progress: Progress) -> list[tuple]:
+def verify(pixels: Pixels, candidates: np.ndarray, progress: Progress) -> list[tuple]:
     """Return the pairs that show the same: positions, the wider first, score and transform."""
     find = lru_cache(KEPT)(lambda i: find_keypoints(enlarge(pixels[i])))
 

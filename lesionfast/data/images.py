@@ -1,12 +1,19 @@
-"""From the files of a dataset to one array of squares, decoded once and mapped from the cache."""
+"""From the files of a dataset to one array of squares, decoded once and mapped from the cache.
+
+Where the array has no room, `SourcePixels` takes its place, and decodes what is read from it.
+"""
 
 import logging
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +23,9 @@ from lesionfast.cache import (
     Append,
     cache_errors,
     cache_folder,
+    describe_room,
     find_or_build,
+    has_room,
     hash_lines,
     open_array,
     put_array,
@@ -37,11 +46,12 @@ from lesionfast.data.sources import (
     FileReader,
     content_keys,
     count_threads,
+    free_memory,
     read_each,
     storage_order,
 )
 from lesionfast.errors import LesionfastError, list_first, pluralize
-from lesionfast.files import stamps, workspace
+from lesionfast.files import format_bytes, stamps, workspace
 
 logger = logging.getLogger("lesionfast")
 
@@ -50,9 +60,89 @@ RESIZES = ("squish", "crop")
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in luminance (ITU-R BT.601)
 HEADER = 2**15  # bytes of a file that have the size of the picture in them, but for a few
 BLOCK = 256  # images decoded before they are passed on: bounds the memory
+HEADERS = 2**12  # bytes that a file of the cache has besides its pixels, or fewer
+OPENING = threading.Lock()
 CODECS = ("pil", "libjpeg_turbo", "jpg", "webp", "libtiff")  # what pixels depend on
 
 Progress = Callable[[int, int], None]  # of how many images are done, and of how many
+
+
+class SourcePixels:
+    """Stands in for the array of decoded images uint8 (n, size, size, 3) where it has no room.
+
+    A position, an array of them or a slice of it is decoded when it is read, as often as it is
+    read, by as many threads as there are processors; of a bad image the pixels are 0. Processes
+    that are forked or get a copy open the files for themselves. `filename` is that of the array
+    which it stands for, None without a cache. Raises `LesionfastError` for an image that can't be
+    read any more.
+    """
+
+    dtype, ndim = np.dtype(np.uint8), 4
+
+    def __init__(self, task: "Task", bad: Iterable[int] = (), filename: Path | None = None) -> None:
+        self.task, self.bad, self.filename = task, frozenset(bad), filename
+        self._process = 0  # that opened the files
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return self.task.shape
+
+    def __len__(self) -> int:
+        return len(self.task.paths)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"task": self.task, "bad": self.bad, "filename": self.filename, "_process": 0}
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return iterate_rows(self, range(len(self)))
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        if isinstance(rows, slice):
+            return self._decode(np.arange(*rows.indices(len(self))))
+        rows = np.asarray(rows)
+        if rows.dtype == bool:
+            rows = np.flatnonzero(rows)
+        places, back = np.unique(rows, return_inverse=True)  # in the order of the source
+        return self._decode(places)[back.reshape(rows.shape)]
+
+    def take(self, rows: Any, axis: int = 0, **kwargs: Any) -> np.ndarray:
+        """Return the images at some positions, as `np.take` asks for them."""
+        return self[rows]
+
+    def choose(self, rows: Sequence[int]) -> "SourcePixels":
+        """Return what stands in for the array of some of the images."""
+        paths = [self.task.paths[row] for row in rows]
+        bad = [place for place, row in enumerate(rows) if row in self.bad]
+        return SourcePixels(replace(self.task, paths=paths, progress=None), bad)
+
+    def _decode(self, places: np.ndarray) -> np.ndarray:
+        """Return the images at places (k,)."""
+        with OPENING:
+            if self._process != os.getpid():
+                self._process, self._reader = os.getpid(), FileReader()
+                self._threads = ThreadPoolExecutor(count_threads())
+        pixels = np.zeros((len(places), *self.shape[1:]), np.uint8)
+        good = [i for i, place in enumerate(places) if place not in self.bad]
+        paths = [self.task.paths[places[i]] for i in good]
+        decode_one = partial(fill, resize=self.task.resize, reader=self._reader)
+        run = map if len(good) == 1 else self._threads.map
+        reasons = run(decode_one, [pixels[i] for i in good], paths)
+        bad = {i: why for i, why in enumerate(reasons) if why}
+        if bad:
+            raise LesionfastError(
+                f"{describe_bad(paths, bad)}. They could be read before: put them back as they "
+                "were, and run it again."
+            )
+        return pixels
+
+
+Pixels = np.ndarray | SourcePixels  # read alike, by positions
+
+
+def iterate_rows(pixels: Pixels, rows: Sequence[int]) -> Iterator[np.ndarray]:
+    """Yield images uint8 (size, size, 3) at some positions, read a block at a time."""
+    for start in range(0, len(rows), BLOCK):
+        yield from pixels[np.asarray(rows[start : start + BLOCK], int)]
 
 
 @dataclass(frozen=True)
@@ -62,7 +152,7 @@ class Images:
     The pixels of a bad image are 0.
     """
 
-    pixels: np.ndarray
+    pixels: Pixels
     bad: dict[int, str] = field(default_factory=dict)
 
 
@@ -84,6 +174,11 @@ class Task:
         """The shape of the pixels: (n, size, size, 3)."""
         return (len(self.paths), self.size, self.size, 3)
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of a file of the pixels."""
+        return prod(self.shape) + HEADERS
+
 
 def open_images(
     paths: Sequence[str | Path],
@@ -98,7 +193,10 @@ def open_images(
     """Return images as squares of `size` pixels, decoded now or mapped from the cache.
 
     `resize` is 'squish' (the whole picture) or 'crop' (its centre square). The cache is keyed by
-    the bytes of the images, wherever they lie. `progress(done, total)` is called while decoding.
+    the bytes of the images, wherever they lie. Where their array has no room in it, or without a
+    cache in half of the free memory, they are tried once and decoded whenever they are read
+    (`SourcePixels`). `progress(done, total)` is called while decoding.
+
     Raises `LesionfastError` for bad images, unless `skip_bad`; then they are counted in the log,
     unless `report` is off.
     """
@@ -147,7 +245,10 @@ def describe_bad(paths: Sequence[object], bad: dict[int, str]) -> str:
 
 
 def decode_all(task: Task) -> Images:
-    """Decode all images into a plain array."""
+    """Decode all images into a plain array, if there is memory for it."""
+    free = free_memory()
+    if free is not None and task.nbytes > free / 2:
+        return open_sources(task, f"{format_bytes(free)} of free memory")
     pixels, bad = np.zeros(task.shape, np.uint8), {}
     for places, block, bad_of_block in decode_blocks(task):
         pixels[places] = block
@@ -155,10 +256,40 @@ def decode_all(task: Task) -> Images:
     return Images(pixels, bad)
 
 
+def open_sources(task: Task, room: str, note: Path | None = None) -> Images:
+    """Return images that are decoded whenever they are read; each is tried once before.
+
+    `room` is what there is for the array of all, in words. The note remembers what was bad.
+    """
+    logger.info(
+        "%s decoded to %d x %d pixels take %s, and there is room for %s: they are decoded "
+        "whenever they are read",
+        pluralize(len(task.paths), "image"), task.size, task.size, format_bytes(task.nbytes), room,
+    )  # fmt: skip
+    contents = read_contents(task.paths, note) if note else {}
+    if contents.get("tried"):
+        bad = try_again(task, contents["bad"])
+    else:
+        logger.info("Trying to decode each of them, once")
+        bad = {}
+        for _, _, bad_of_block in decode_blocks(task):
+            bad.update(bad_of_block)
+    if note is None:
+        return Images(SourcePixels(task, bad), bad)
+    write_note(note, {"digest": contents["digest"], "bad": sorted(bad), "tried": True})
+    file = find_array(task, note.parent, contents["digest"], bad)
+    return Images(SourcePixels(task, bad, file), bad)
+
+
 def is_cached(paths: Sequence[str | Path], size: int, resize: str = "squish") -> bool:
     """Return whether these images are decoded already."""
     task = Task([Path(path).as_posix() for path in paths], size, resize)
     return look_up(task, find_note(task.paths)) is not None
+
+
+def can_be_kept(count: int, size: int) -> bool:
+    """Return whether the array of so many images has room in the cache."""
+    return has_room(count * size * size * 3 + HEADERS)
 
 
 def content_digest(paths: Sequence[str]) -> str:
@@ -207,16 +338,23 @@ def list_codecs() -> str:
 def look_up(task: Task, note: Path) -> Images | None:
     """Return the images if the cache has them; files that were bad are tried once more."""
     contents = read_contents(task.paths, note)
-    with FileReader() as reader:
-        scratch = np.zeros(task.shape[1:], np.uint8)
-        tried = {i: fill(scratch, task.paths[i], task.resize, reader) for i in contents["bad"]}
-    bad = {i: why for i, why in tried.items() if why}
+    bad = try_again(task, contents["bad"])
     pixels = open_array(find_array(task, note.parent, contents["digest"], bad))
     return None if pixels is None else Images(pixels, bad)
 
 
+def try_again(task: Task, bad: Sequence[int]) -> dict[int, str]:
+    """Return which images at some positions are still bad, and why."""
+    with FileReader() as reader:
+        scratch = np.zeros(task.shape[1:], np.uint8)
+        tried = {i: fill(scratch, task.paths[i], task.resize, reader) for i in bad}
+    return {i: why for i, why in tried.items() if why}
+
+
 def build(task: Task, note: Path, skip_bad: bool) -> Images:
     """Decode all images into a new file of the cache; only one process may do so."""
+    if not has_room(task.nbytes):
+        return open_sources(task, describe_room(), note)
     digest, bad = read_contents(task.paths, note)["digest"], {}
     images = pluralize(len(task.paths), "image")
     logger.info("Decoding %s to %d x %d pixels, once", images, task.size, task.size)

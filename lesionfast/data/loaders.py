@@ -27,7 +27,7 @@ from lesionfast.config import SplitConfig, TrainConfig
 from lesionfast.data.augment import BatchAugment, build_recipe
 from lesionfast.data.corrections.applying import correct_late
 from lesionfast.data.encoder import MetadataEncoder
-from lesionfast.data.images import describe_bad, fill, open_dataset_images
+from lesionfast.data.images import Pixels, describe_bad, fill, open_dataset_images
 from lesionfast.data.sources import FileReader
 from lesionfast.data.split import PARTS, configure, load_data, load_dataset
 from lesionfast.errors import LesionfastError
@@ -59,7 +59,7 @@ class LesionImages(TensorImage):
 class ReadRows(DisplayedTransform):
     """Read what an array holds for the number or numbers "row" of a row or rows of the metadata."""
 
-    def __init__(self, array: np.ndarray, tensor_type: type[TensorBase]) -> None:
+    def __init__(self, array: Pixels, tensor_type: type[TensorBase]) -> None:
         super().__init__()
         self.array, self.tensor_type = array, tensor_type
 
@@ -237,8 +237,9 @@ class LesionDataLoaders(DataLoaders):
     Make them with `from_df`, `from_csv`, `from_folder` or `from_run`, which raise `LesionfastError`
     for bad data and unknown options. They keep `config` (the options),
     `encoder` (of the metadata), `rows` (of the images that can be read), `split` (all rows),
-    `pixels` (the decoded images, uint8 (n, H, W, 3), at the positions of the column "row") and
-    `bad` (why images were skipped, by image id).
+    `pixels` (the decoded images, uint8 (n, H, W, 3), at the positions of the column "row"; where
+    they have no room, `SourcePixels`, which decodes what is read) and `bad` (why images were
+    skipped, by image id).
 
     >>> dls = lf.LesionDataLoaders.from_df(df, size=64, bs=16)
     >>> image, metadata, target = dls.one_batch()
@@ -250,7 +251,7 @@ class LesionDataLoaders(DataLoaders):
     encoder: MetadataEncoder
     rows: pd.DataFrame
     split: pd.DataFrame
-    pixels: np.ndarray
+    pixels: Pixels
     bad: dict[str, str]
 
     @classmethod
@@ -471,7 +472,7 @@ def check_not_normalized(tfms: Iterable[Any]) -> None:
 
 
 def lesion_block(
-    pixels: np.ndarray,
+    pixels: Pixels,
     encoder: MetadataEncoder,
     df: pd.DataFrame,
     classes: list[str],

@@ -14,10 +14,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from lesionfast.cache import Append, cache_folder, kept_array, open_array
+from lesionfast.cache import Append, cache_folder, has_room, kept_array, open_array
 from lesionfast.console import counting_bar
 from lesionfast.data.augment import turn
-from lesionfast.data.images import Progress
+from lesionfast.data.images import Pixels, Progress, SourcePixels
 from lesionfast.data.loaders import images_at_once
 from lesionfast.models.backbones import Backbone
 from lesionfast.models.fusion import FusionModel
@@ -43,7 +43,7 @@ class Features:
     """
 
     model: FusionModel
-    pixels: np.ndarray
+    pixels: Pixels
     precision: str = "float32"
     stages: int | None = None
     change: Callable[[Tensor, np.ndarray], Tensor] | None = None
@@ -62,10 +62,10 @@ class Features:
         """Return the features of rows from the cache, as a mapped file, or compute them.
 
         Those that the cache has of other sets of images with the same pixels are not computed
-        again. If the pixels are not in the cache, the features are not kept there either.
+        again. If the pixels have no file in the cache, the features are not kept there either.
         """
         file = self.file(rows)
-        if file is None:
+        if file is None or not self.has_room(file, rows):
             return self.compute(rows, progress)
         if not self.depends_on_pixels_alone:
             return kept_array(
@@ -78,8 +78,19 @@ class Features:
 
     @property
     def depends_on_pixels_alone(self) -> bool:
-        """Whether equal pixels have equal features, wherever they stand among others."""
-        return self.stages is None and (self.change is None or self.about[:1] == (TURN,))
+        """Whether equal pixels have equal features, wherever they stand among others.
+
+        Of pixels that are decoded whenever they are read, it is not asked: to compare them takes
+        as long as their features.
+        """
+        plain = self.change is None or self.about[:1] == (TURN,)
+        return self.stages is None and plain and not isinstance(self.pixels, SourcePixels)
+
+    def has_room(self, file: Path, rows: np.ndarray) -> bool:
+        """Return whether features can be kept; where pixels have no room, others may have none."""
+        if not isinstance(self.pixels, SourcePixels) or open_array(file) is not None:
+            return True
+        return has_room(len(rows) * self.compute(rows[:1]).nbytes)
 
     def gather(
         self, file: Path, rows: np.ndarray, progress: Progress | None, append: Append

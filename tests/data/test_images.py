@@ -196,17 +196,6 @@ def test_another_version_of_a_decoder_decodes_again(cache, tmp_path, monkeypatch
     assert len(arrays(cache)) == 2
 
 
-def test_a_disk_too_small_for_the_pixels_is_said_and_nothing_is_left(
-    small_disk, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("LESIONFAST_CACHE", str(small_disk))
-    paths = write_images(tmp_path / "a")
-    with pytest.raises(LesionfastError, match=r"it needs 2\.4 MB, .* are free.*--no-cache"):
-        open_images(paths, 256)
-    assert {file.suffix for file in (small_disk / "images").iterdir()} == {".json"}
-    assert open_images(paths, 256, cache=False).pixels.shape == (12, 256, 256, 3)
-
-
 def test_bad_images_are_counted_and_named_with_the_way_on(cache, tmp_path):
     paths = write_images(tmp_path / "a")
     for i in (2, 7):

@@ -191,7 +191,7 @@ class Tar(Container):
         self._sizes = np.array(index["sizes"], np.int64)[order]
 
     def list_members(self) -> list[str]:
-        names = (name for name in self.names if not HIDDEN_PART.search(name))
+        names = (name for name in dict.fromkeys(self.names) if not HIDDEN_PART.search(name))
         return [name for name in names if is_image(name, partial(self.read_start, most=HEAD))]
 
     def read(self, member: str) -> bytes:

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.encoder import MetadataEncoder
-from lesionfast.data.images import is_cached
+from lesionfast.data.images import can_be_kept, is_cached
 from lesionfast.data.loaders import pick_device
 from lesionfast.errors import LesionfastError
 from lesionfast.models.backbones import count_parameters
@@ -107,10 +107,13 @@ def plan_sizes(config: TrainConfig, df: pd.DataFrame) -> Iterator[tuple[TrainCon
             if size == SIZES[-1] or not is_default("size", config):
                 raise
             continue
-        fixed = cost.head + cost.predicting
+        fixed, epoch = cost.head + cost.predicting, cost.backbone / cost.epochs
         if not (config.cache and is_cached(paths, size, config.resize)):
-            fixed += time_decoding(paths[:DECODED], plan) * len(paths)
-        yield plan, fixed, cost.backbone / cost.epochs
+            decoding = time_decoding(paths[:DECODED], plan) * len(paths)
+            fixed += decoding
+            if config.cache and not can_be_kept(len(paths), size):
+                epoch += decoding
+        yield plan, fixed, epoch
 
 
 def sizes_to_try(config: TrainConfig) -> tuple[int, ...]:
