@@ -266,6 +266,11 @@ def open_sources(task: Task, room: str, note: Path | None = None) -> Images:
         "whenever they are read",
         pluralize(len(task.paths), "image"), task.size, task.size, format_bytes(task.nbytes), room,
     )  # fmt: skip
+    if any(".parquet/" in path.lower() for path in task.paths[:1] + task.paths[-1:]):
+        logger.warning(
+            "A row of a Parquet file can't be read without those before it in its row group, which "
+            "slows training down. `lesionfast data convert` writes files that are read one by one"
+        )
     contents = read_contents(task.paths, note) if note else {}
     if contents.get("tried"):
         bad = try_again(task, contents["bad"])

@@ -3,15 +3,18 @@
 import logging
 import os
 from collections import Counter
+from contextlib import suppress
 
 import pandas as pd
 
+from lesionfast.cache import cache_folder, hash_lines, read_note, write_note
 from lesionfast.data.sources import content_keys
 from lesionfast.errors import LesionfastError, pluralize
-from lesionfast.files import split_path
+from lesionfast.files import split_path, stamps
 
 logger = logging.getLogger("lesionfast")
 
+TO_READ = (".parquet/", ".tar/", ".h5/", ".hdf5/")
 KEPT_FIRST = ("test", "valid", "train")  # of copies in several parts: a test set stays whole
 
 
@@ -31,9 +34,19 @@ def find_content(paths: list[str]) -> pd.Series:
 
 
 def read_keys(paths: list[str]) -> list[str]:
-    """Return the content key of each image, its path if it can't be read."""
-    keys = zip(content_keys(paths), paths, strict=True)
-    return [path if key.startswith("unreadable") else key for key, path in keys]
+    """Return the content key of each image, its path if it can't be read.
+
+    The cache keeps those of images in other files than zip files, which have to be read for it.
+    """
+    read = any(name in path.lower() for name in TO_READ for path in paths[:1] + paths[-1:])
+    note = cache_folder() / "images" / f"{hash_lines(['keys', *stamps(paths), *paths])[:32]}.json"
+    keys = read_note(note) if read else None
+    if keys is None:
+        keys = content_keys(paths)
+        with suppress(LesionfastError, OSError):  # a cache that can't be written is no problem
+            write_note(note, keys) if read else None
+    both = zip(keys, paths, strict=True)
+    return [path if key.startswith("unreadable") else key for key, path in both]
 
 
 def size_on_disk(path: str) -> str:
