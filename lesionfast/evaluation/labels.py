@@ -22,6 +22,7 @@ logger = logging.getLogger("lesionfast")
 
 ABOUT = ("dx_type", "age", "sex", "localization", "path")  # shown where the dataset has them
 SAME_LESION, NEAR_DUPLICATE = "same lesion", "near-duplicate"
+MOST_OF_A_LESION = 100  # images: all pairs of a patient with thousands would fill the memory
 SHARES_ALIKE = 0.1  # more than the class shares of the folds of one small data set differ by
 
 
@@ -210,17 +211,27 @@ def disagreeing_duplicates(
 ) -> pd.DataFrame:
     """Return pairs of images of the same thing that were decided differently.
 
-    These are images of one lesion, and the near-duplicates in `pairs` (image_a and image_b, as
-    `find_near_duplicates` returns them) if both are predicted. Columns: kind ('same lesion' or
+    These are images of one lesion (groups of more than 100 images are patients, and left out), and
+    the near-duplicates in `pairs` (image_a and image_b, as `find_near_duplicates` returns them) if
+    both are predicted. Columns: kind ('same lesion' or
     'near-duplicate'), image, group, truth and decision of either, and difference, the total
     variation distance of their probabilities (0 to 1), the largest first.
     """
     rows, probabilities = interpretation.rows, interpretation.probabilities
     positions = {name: place for place, name in enumerate(rows["image_id"])}
+    decision = rows["decision"].to_numpy()
+    groups = [*rows.groupby("group", sort=False).indices.values()]
+    lesions = [members for members in groups if len(members) <= MOST_OF_A_LESION]
+    if patients := len(groups) - len(lesions):
+        logger.info(
+            "Groups of more than %d images are not compared, as those of one lesion would be: %d",
+            MOST_OF_A_LESION, patients,
+        )  # fmt: skip
     kinds = {
-        pair: SAME_LESION
-        for members in rows.groupby("group", sort=False).indices.values()
-        for pair in combinations(sorted(members.tolist()), 2)
+        (a, b): SAME_LESION
+        for members in lesions
+        for a, b in combinations(sorted(members.tolist()), 2)
+        if decision[a] != decision[b]
     }
     if pairs is not None:
         require_pairs(pairs)
@@ -228,7 +239,6 @@ def disagreeing_duplicates(
         logger.info("near-duplicates: %d of %d pairs are predicted", len(seen), len(pairs))
         for a, b in zip(seen["image_a"], seen["image_b"], strict=True):
             kinds.setdefault(tuple(sorted((positions[a], positions[b]))), NEAR_DUPLICATE)
-    decision = rows["decision"].to_numpy()
     lines = []
     for (a, b), kind in kinds.items():
         if decision[a] != decision[b]:

@@ -190,6 +190,18 @@ def test_pairs_of_one_lesion_and_near_duplicates_that_disagree(make_run, caplog)
         disagreeing_duplicates(interpretation, pairs[["image_a"]])
 
 
+def test_images_of_a_patient_with_hundreds_are_not_compared(make_run, monkeypatch, caplog):
+    interpretation = Interpretation.from_run(make_run(), rule="argmax")
+    interpretation.rows["group"] = "patient"
+    most, n = "lesionfast.evaluation.labels.MOST_OF_A_LESION", len(interpretation.rows)
+    monkeypatch.setattr(most, n)
+    assert len(disagreeing_duplicates(interpretation))
+    monkeypatch.setattr(most, n - 1)
+    with caplog.at_level(logging.INFO, logger="lesionfast"):
+        assert disagreeing_duplicates(interpretation).empty
+    assert "as those of one lesion would be: 1" in caplog.text
+
+
 def test_the_grid_shows_label_and_suggestion(make_run, images, tmp_path, drawn):
     run, _ = flip(make_run())
     table = suspicious_labels([run]).assign(dx_type="histo")

@@ -36,6 +36,18 @@ def test_neighbours_are_those_of_a_full_sort(n, k):
     np.testing.assert_allclose(OODScorer.fit(x, valid).score(valid), expected, atol=3e-3)  # float16
 
 
+def test_of_many_training_images_some_are_enough(monkeypatch):
+    x, valid, test = (clusters(n, seed) for seed, n in enumerate((6000, 400, 500)))
+    whole = OODScorer.fit(x, valid)
+    monkeypatch.setattr("lesionfast.stats.ood.MOST", 2000)
+    some = OODScorer.fit(x, valid)
+    assert (len(whole.train), len(some.train)) == (6000, 2000)
+    np.testing.assert_allclose(some.score(test), whole.score(test), rtol=0.2)
+    assert np.corrcoef(some.score(test), whole.score(test))[0, 1] > 0.98
+    assert some.threshold == pytest.approx(whole.threshold, rel=0.05)
+    np.testing.assert_array_equal(OODScorer.fit(x, valid).train, some.train)
+
+
 def test_what_does_not_fit_is_refused():
     x, valid = clusters(30, 0), clusters(10, 1)
     with pytest.raises(LesionfastError, match="1 validation image; found 30 and 0"):

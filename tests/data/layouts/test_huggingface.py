@@ -247,3 +247,14 @@ def test_pictures_are_read_a_few_at_a_time(tmp_path, monkeypatch):
     )
     load(tmp_path)
     assert asked == [["label", "image.path"]] * 3
+
+
+def test_the_bytes_of_the_images_are_compared_once(tmp_path, monkeypatch):
+    from lesionfast.data.layouts import copies
+
+    monkeypatch.setenv("LESIONFAST_CACHE", str(tmp_path / "cache"))
+    read, calls = copies.content_keys, []
+    monkeypatch.setattr(copies, "content_keys", lambda paths: calls.append(paths) or read(paths))
+    first = load(write(tmp_path / "hub"))
+    pd.testing.assert_frame_equal(load(tmp_path / "hub"), first)
+    assert len(calls[0]) == 24 and sum(map(len, calls)) == 24
