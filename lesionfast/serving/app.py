@@ -8,6 +8,7 @@ import secrets
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from functools import partial
 from io import BytesIO
 from ipaddress import ip_address
@@ -79,13 +80,23 @@ def serve(
     `LesionfastError` without FastAPI and what it takes, for an address that can't be listened to,
     for a weak token, and for what is not a model.
     """
+    serve_page(lambda: build_app(Service(source, device), host, token), host, port, token)
+
+
+def serve_page(
+    build: Callable[[], ASGIApp], host: str, port: int, token: str | None = None
+) -> None:
+    """Answer requests at host and port with the application that `build` makes, until stopped.
+
+    Raises `LesionfastError` for an address that can't be listened to, and for a weak token.
+    """
     if token is not None:
         check_token(token)
     with listen(host, port) as listener:
-        service = Service(source, device)
+        app = build()
         if host not in LOCAL and token is None:
             logger.warning(
-                "%s is open to the network: anyone who reaches it can upload images. Ask for a "
+                "%s is open to the network: anyone who reaches it can use the page. Ask for a "
                 "token with --token.",
                 host,
             )
@@ -93,7 +104,7 @@ def serve(
         name = f"[{host}]" if ":" in host else host
         print(f"http://{name}:{listener.getsockname()[1]}", flush=True)
         try:
-            build_server(build_app(service, host, token)).run(sockets=[listener])
+            build_server(app).run(sockets=[listener])
         except KeyboardInterrupt:  # Ctrl-C is how a page is stopped
             return
 

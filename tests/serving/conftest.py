@@ -69,3 +69,19 @@ def wordy(exported, tmp_path_factory, change_description) -> Path:
     (folder / "model.json").write_text(text, "utf-8")
     change_description(folder, lambda told: None)
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium, or a skip that says how to have it."""
+    from playwright.sync_api import Error, sync_playwright
+
+    with sync_playwright() as playwright:
+        system = Path("/usr/bin/chromium")
+        path = {"executable_path": str(system)} if system.is_file() else {}
+        try:
+            opened = playwright.chromium.launch(args=["--no-sandbox"], **path)
+        except Error:
+            pytest.skip("no Chromium here; type: playwright install chromium")
+        yield opened
+        opened.close()

@@ -62,22 +62,6 @@ def files_in(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if not path.is_dir()]  # PyTorch makes a folder
 
 
-@pytest.fixture(scope="module")
-def browser():
-    """A headless Chromium, or a skip that says how to have it."""
-    from playwright.sync_api import Error, sync_playwright
-
-    with sync_playwright() as playwright:
-        system = Path("/usr/bin/chromium")
-        path = {"executable_path": str(system)} if system.is_file() else {}
-        try:
-            opened = playwright.chromium.launch(args=["--no-sandbox"], **path)
-        except Error:
-            pytest.skip("no Chromium here; type: playwright install chromium")
-        yield opened
-        opened.close()
-
-
 def open_page(browser, **options):
     """An empty page that waits for minutes where it has to wait, as on a busy machine."""
     page = browser.new_page(**options)

@@ -11,7 +11,7 @@ import hashlib
 import io
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -126,9 +126,8 @@ class Answers:
             other for _, other in self.pairs
         }
 
-    @property
-    def latest(self) -> Answer | None:
-        """The latest answer that was not taken back: what an undo takes back."""
+    def find_latest(self, images: Container[str] | None = None) -> Answer | None:
+        """Return the latest answer that was not taken back, of all images or of some."""
         left = {image: len(answers) for image, answers in self._lasting.items()}
         taken = dict.fromkeys(left, 0)
         for answer in reversed(self.log):
@@ -136,7 +135,7 @@ class Answers:
                 taken[answer.image] += 1
             elif taken[answer.image]:
                 taken[answer.image] -= 1
-            else:
+            elif images is None or answer.image in images:
                 return answer
         return None
 

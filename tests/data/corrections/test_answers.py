@@ -54,9 +54,11 @@ def test_the_latest_answer_counts_and_undo_goes_back_one(tmp_path):
     lines = ["a,is mel", "a,is nv", "b,right", "a,same lesion as b", "a,undo", "a,undo"]
     read = read_answers(write(tmp_path / "c.csv", *lines))
     assert {image: one.text for image, one in read.labels.items()} == {"a": "is mel", "b": "right"}
-    assert read.pairs == [] and read.latest == answer("b", "right")
-    assert read_answers(write(tmp_path / "c.csv", *lines[:4])).latest.text == "same lesion as b"
-    assert Answers().latest is None and Answers((answer("a", "right"),)).latest.image == "a"
+    assert read.pairs == [] and read.find_latest() == answer("b", "right")
+    assert (
+        read_answers(write(tmp_path / "c.csv", *lines[:4])).find_latest().text == "same lesion as b"
+    )
+    assert Answers().find_latest() is None and read.find_latest({"a"}).text == "is mel"
     both = Answers((answer("a", "is mel"), answer("a", "same lesion as b")))
     assert both.labels["a"].value == "mel" and both.same_as("a") == ["b"]
 
