@@ -1,10 +1,13 @@
 """Commands about labels: which are doubtful, the page that takes answers, what to label next."""
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lesionfast.cli.base import (
     READ,
+    USE,
     CsvFile,
     Device,
     Root,
@@ -34,6 +37,10 @@ Corrections = option(
 )
 Page = option(bool, "Open a local page that asks for the labels, and keeps the answers.", "--page")
 List = option(Path | None, "With --page: ask for the images of this list of lesionfast next.")
+FiftyOne = option(
+    Path | None, "Write doubtful labels and answers to this folder, for FiftyOne.", "--fiftyone"
+)
+LabelStudio = option(Path | None, "Write them to this JSON file, as tasks for Label Studio.")
 Who = option(str, "With --page: who answers, kept with each answer.")
 
 
@@ -58,6 +65,8 @@ def labels(
     port: Port = 7860,
     token: Token = None,
     device: Device = "auto",
+    fiftyone: FiftyOne = None,
+    label_studio: LabelStudio = None,
     csv: CsvFile = None,
     out: Root = "runs",
 ) -> None:
@@ -82,7 +91,28 @@ def labels(
         return
     if list is not None:
         raise LesionfastError(f"--list {list} is for the page. Type --page with it.")
-    print_doubts(open_runs(runs, out), corrections, csv)
+    opened = open_runs(runs, out)
+    print_doubts(opened, corrections, csv)
+    if fiftyone or label_studio:
+        export_labels(opened, corrections, fiftyone, label_studio)
+
+
+def export_labels(
+    runs: "list[Run]", corrections: Path | None, fiftyone: Path | None, studio: Path | None
+) -> None:
+    """Write doubtful labels and answers for FiftyOne and Label Studio; print the paths."""
+    from lesionfast.data.corrections.answers import read_answers
+    from lesionfast.evaluation.labelling.exports import (
+        list_cases,
+        write_fiftyone,
+        write_label_studio,
+    )
+
+    cases = list_cases(runs, read_answers(corrections) if corrections else None)
+    if fiftyone:
+        print(write_fiftyone(cases, fiftyone, runs[0].classes))
+    if studio:
+        print(*write_label_studio(cases, studio, runs[0].classes, runs[0].path.name), sep="\n")
 
 
 def print_doubts(runs: "list[Run]", corrections: Path | None, csv: Path | None) -> None:
@@ -107,3 +137,51 @@ def print_doubts(runs: "list[Run]", corrections: Path | None, csv: Path | None) 
         write_atomically(csv, lambda aside: table.to_csv(aside, index=False))
         print(csv)
     print(draw_suspicious_labels(runs, first.path / "figures", table))
+
+
+Inputs = argument(list[str], "Images, folders, zip files or tables without labels.")
+Model = argument(Path, "The run whose doubt decides.")
+Count = option(int, "How many images to list.", "--n")
+NextFile = option(Path, "CSV file to write the list to.")
+Answered = option(Path | None, "CSV file of answers; images that have one are left out.")
+Labelled = option(
+    Path | None,
+    "Write the images with a class in --corrections to this CSV file instead, as a dataset for "
+    "train --data, and a split beside it that keeps held-out images held out.",
+)
+
+
+@app.command("next", rich_help_panel=USE)
+def list_next(
+    run: Model,
+    inputs: Inputs,
+    n: Count = 50,
+    csv: NextFile = Path("next.csv"),
+    corrections: Answered = None,
+    labelled: Labelled = None,
+    device: Device = "auto",
+) -> None:
+    """List which unlabelled images to label next, and print the list's path.
+
+    Of the images that the run is least sure of, or on which the models of its
+    folds disagree, it lists those that differ most from each other and from the
+    training images. The page of labels takes the list.
+
+    Example: lesionfast next runs/20260102-030405-densenet121 photos --n 100
+    """
+    from lesionfast.data.corrections.answers import read_answers
+    from lesionfast.serving.labelling.candidates import choose_next, write_labelled, write_list
+
+    opened, answers = Run.open(run), read_answers(corrections) if corrections else None
+    if labelled:
+        if answers is None:
+            raise LesionfastError("--labelled needs answers. Type --corrections FILE with it.")
+        table, split = write_labelled(opened, inputs, answers, labelled)
+        words = ["lesionfast", "train", "--data", opened.config.data or "DATA", "--data"]
+        words += [str(table), "--split", str(split), "--corrections", str(corrections)]
+        print(f"train with: {shlex.join(words)}", file=sys.stderr)
+        print(table)
+        return
+    check_target(csv)
+    print(write_list(choose_next(opened, inputs, n, answers, device), csv))
+    print(f"label them: lesionfast labels {run} --page --list {csv}", file=sys.stderr)

@@ -111,15 +111,24 @@ class EnsembleEngine:
         `pixels` are uint8 (n, size, size, 3), one array for each look if there are several;
         `metadata` float32 (n, width) is what each model takes, side by side.
         """
+        return self.pool_votes(self.vote(pixels, metadata))
+
+    def vote(self, pixels: Pixels, metadata: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return what each model finds, probabilities (n, k) and features (n, F)."""
         looks = [pixels] if isinstance(pixels, np.ndarray) else list(pixels)
         ends = np.cumsum(self.model.widths)[:-1]
         parts = np.split(np.ascontiguousarray(metadata), ends, axis=1)
-        found = [
+        return [
             engine(looks[look], part)
             for engine, look, part in zip(self.engines, self.model.looks, parts, strict=True)
         ]
-        pooled = self.model.pool([torch.from_numpy(one).double() for one, _ in found])
-        return pooled.float().numpy(), found[self.model.featured][1]
+
+    def pool_votes(
+        self, votes: Sequence[tuple[np.ndarray, np.ndarray]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the probabilities and features of the ensemble from those of its models."""
+        pooled = self.model.pool([torch.from_numpy(one).double() for one, _ in votes])
+        return pooled.float().numpy(), votes[self.model.featured][1]
 
 
 def load_any(run: Run) -> FusionModel | EnsembleModel:
