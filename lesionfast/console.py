@@ -2,6 +2,7 @@
 
 import html
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("lesionfast")
 
+# Of the processes that a launcher has started together, the first speaks.
+LATER_PROCESS = int(os.environ.get("WORLD_SIZE") or 1) > 1 and os.environ.get("RANK", "0") != "0"
 SHOWN: set[str] = set()  # lines of the log that are on the console
 
 
@@ -41,6 +44,8 @@ def log_to_console(level: int | None = None) -> None:
 
     handler = logging.StreamHandler(sys.stderr)
     handler.setLevel(level or (logging.INFO if sys.stderr.isatty() else logging.WARNING))
+    if LATER_PROCESS:
+        handler.setLevel(logging.CRITICAL)
     handler.setFormatter(logging.Formatter("%(message)s"))
     handler.addFilter(is_new)
     logger.addHandler(handler)
@@ -77,7 +82,8 @@ def progress_bar() -> "Progress":
         progress.TextColumn("{task.fields[note]}"),
         console=console,
         transient=True,
-        disable=not (find_spec("ipywidgets") if console.is_jupyter else console.is_terminal),
+        disable=LATER_PROCESS
+        or not (find_spec("ipywidgets") if console.is_jupyter else console.is_terminal),
     )
 
 

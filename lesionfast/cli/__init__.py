@@ -3,19 +3,22 @@
 import gc
 import os
 import sys
+import time
 import warnings
 from io import TextIOWrapper
 
 import typer
 
 from lesionfast.cli.base import app
-from lesionfast.console import log_to_console
+from lesionfast.console import LATER_PROCESS, log_to_console
 from lesionfast.errors import LesionfastError
 from lesionfast.files import REASONS, error_number
 
 # isort: off
 from lesionfast.cli import training, reading, labelling, runs, serving, data, cache  # noqa: F401 (order of --help)
 # isort: on
+
+PATIENCE = 5  # seconds for a launcher to notice that the first process has ended
 
 
 def main() -> None:
@@ -54,6 +57,11 @@ def run_and_flush() -> None:
 
 
 def exit_with(message: str) -> None:
-    """Print an error that the user can fix, and exit with code 2."""
+    """Print an error that the user can fix, and exit with code 2.
+
+    Of several processes with the same error the first ends at once, and its launcher the others.
+    """
+    if LATER_PROCESS:
+        time.sleep(PATIENCE)
     typer.secho(f"error: {message}", fg="red", err=True)
     sys.exit(2)

@@ -68,6 +68,7 @@ def print_version(wanted: bool) -> None:
 
 @app.callback()
 def set_global_options(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -82,6 +83,11 @@ def set_global_options(
     ] = None,
 ) -> None:
     """Global options."""
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1 and context.invoked_subcommand != "train":
+        raise LesionfastError(
+            f"a launcher has started lesionfast {context.invoked_subcommand} several times, but "
+            "only lesionfast train shares its work so. Start it once, or unset WORLD_SIZE."
+        )
     if modules:
         sys.path.append(os.getcwd())  # last, and only then: a folder is not to be trusted
     for name in modules or []:

@@ -1,5 +1,6 @@
 """Commands that train: train, pretrain, lr-find, bench, ensemble, ablate, study, search."""
 
+import os
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from lesionfast.cli.base import (
     print_run,
 )
 from lesionfast.config import WHERE, TrainConfig, flag_name
-from lesionfast.console import print_table
+from lesionfast.console import LATER_PROCESS, print_table
 from lesionfast.errors import LesionfastError
 from lesionfast.files import damage_explained, write_atomically
 from lesionfast.manifest import Manifest
@@ -45,6 +46,7 @@ NOT_IN_PRETRAIN = (  # what an autoencoder has no use for
 Config = option(Path | None, "Take the options of this config.json or pretrain.json.")
 Resume = option(Path | None, "Continue this interrupted run, or repair a damaged one.")
 Name = option(str | None, "Name of the run (default: time and architecture).")
+Gpus = option(int | None, "Train with this many GPUs of this machine together.")
 Seeds = option(int, "Number of runs, with one seed each, on the same split.")
 
 
@@ -57,6 +59,7 @@ def train(
     out: Root = "runs",
     name: Name = None,
     seeds: Seeds = 1,
+    gpus: Gpus = None,
     json: Json = False,
 ) -> None:
     """Train a classifier and print the path of its run.
@@ -67,6 +70,8 @@ def train(
 
     Example: lesionfast train --data HAM10000 --arch densenet121
     """
+    if gpus is not None and launch_processes(gpus, given.get("device", "auto")):
+        return
     if resume is not None:
         typed = [*given, *(["config"] if config else []), *(["name"] if name else [])]
         typed += ["seeds"] if seeds != 1 else []
@@ -88,10 +93,34 @@ def train(
         from lesionfast.training import experiment
 
         runs = experiment.train_seeds(df, settings, out, name, seeds)
+    if LATER_PROCESS:
+        return
     for run in runs:
         print_run(run, json)
     if len(runs) > 1:
         print_spread(runs)
+
+
+def launch_processes(n: int, device: str) -> bool:
+    """Run this command in n processes, one for each GPU, and exit as they do; False in one of them.
+
+    With the device cpu they are n processes of the CPU. Raises `LesionfastError` without n GPUs.
+    """
+    if "WORLD_SIZE" in os.environ:
+        return False
+    import torch
+
+    there = n if device == "cpu" else torch.cuda.device_count()
+    if not 1 <= n <= there:
+        raise LesionfastError(
+            f"--gpus is {n}, and PyTorch finds {there} GPUs here. Type a number from 1 to that, or "
+            "leave --gpus out."
+        )
+    if n == 1:
+        return False
+    from lesionfast.training.processes import launch
+
+    sys.exit(launch(sys.argv[1:], n))
 
 
 def print_spread(runs: list[Run]) -> None:

@@ -22,7 +22,43 @@ from lesionfast.registry import Builder, Registry, calling_module
 PROCESS = os.urandom(8).hex()
 NUMBERS = count()  # of the recipes of this process
 VERSION = 1  # part of the key of kept views: raise it when a seed gives other changes
-Draws = torch.Generator | Sequence[torch.Generator]  # one for a batch, or one for each image
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of several processes reads: the `rank`-th of `size` parts, of batches or of rows.
+
+    All processes draw the same order. Of each training batch a process has its part, and all of it
+    if there are fewer rows than processes; of the rows of a validation each has a block.
+    """
+
+    rank: int = 0
+    size: int = 1
+    of: str = "batches"
+
+    def of_epoch(self, n: int) -> slice:
+        """Return which of the n rows of an epoch are read."""
+        return self.part(n) if self.of == "rows" else slice(0, n)
+
+    def of_batch(self, n: int) -> slice:
+        """Return which of the n rows of a batch are read."""
+        return self.part(n) if self.of == "batches" and n >= self.size else slice(0, n)
+
+    def part(self, n: int) -> slice:
+        """Return which of n rows belong to this process."""
+        return slice(self.rank * n // self.size, (self.rank + 1) * n // self.size)
+
+
+@dataclass(frozen=True)
+class PartOfDraws:
+    """The draws of some images of a batch of `total`: those that they have in the whole batch."""
+
+    generator: torch.Generator
+    part: slice
+    total: int
+
+
+Draws = torch.Generator | PartOfDraws | Sequence[torch.Generator]  # of a batch, or of each image
 augmentations = Registry("augmentation", "--augment")
 
 
@@ -163,16 +199,21 @@ class BatchAugment(DisplayedTransform):
 
     def __init__(self, recipe: Recipe, seed: int = 0) -> None:
         super().__init__()
-        self.recipe, self.generator = recipe, torch.Generator()
+        self.recipe, self.generator, self.part = recipe, torch.Generator(), None
         self.reseed(seed)
 
     def reseed(self, seed: int) -> None:
         """Start the sequence of random changes that belongs to `seed`."""
         self.generator.manual_seed(seed)
 
+    def take(self, share: Share, total: int) -> None:
+        """Change the images of a process's share of batches of `total` as the whole batch would."""
+        self.part = None if share.size == 1 else (share.of_batch(total), total)
+
     def encodes(self, image: TensorImage) -> TensorImage:
         """Return the changed images, channels-last in memory."""
-        changed = augment(image.as_subclass(Tensor), self.recipe, self.generator)
+        draws = self.generator if self.part is None else PartOfDraws(self.generator, *self.part)
+        changed = augment(image.as_subclass(Tensor), self.recipe, draws)
         return TensorImage(changed.contiguous(memory_format=torch.channels_last))
 
 
@@ -199,11 +240,14 @@ def change(image: Tensor, function: Callable[[Tensor], Tensor], generator: Draws
 
     Raises `LesionfastError` if it returns another shape.
     """
+    first = 0
+    if isinstance(generator, PartOfDraws):
+        generator, first = generator.generator, generator.part.start
     generators = [generator] if isinstance(generator, torch.Generator) else generator
     changed = []
     for part, one in zip(image.chunk(len(generators)), generators, strict=True):
         with torch.random.fork_rng():
-            torch.manual_seed(int(torch.randint(2**62, (1,), generator=one)))
+            torch.manual_seed(int(torch.randint(2**62, (1,), generator=one)) + first)
             changed.append(function(part))
         if getattr(changed[-1], "shape", None) != part.shape:
             got = tuple(getattr(changed[-1], "shape", ())) or type(changed[-1]).__name__
@@ -285,6 +329,11 @@ def uniform(n: int, limit: float, generator: Draws) -> Tensor:
 
 def draw(function: Callable[..., Tensor], n: int, generator: Draws) -> Tensor:
     """Return n random numbers, from one generator or in equal parts from each of several."""
+    if isinstance(generator, PartOfDraws):
+        part, total = generator.part, generator.total
+        each = n // (part.stop - part.start)
+        whole = function((total * each,), generator=generator.generator)
+        return whole[part.start * each : part.stop * each]
     if isinstance(generator, torch.Generator):
         return function((n,), generator=generator)
     return torch.cat([function((n // len(generator),), generator=one) for one in generator])

@@ -24,7 +24,7 @@ from fasttransform import DisplayedTransform, Pipeline
 from PIL import Image
 
 from lesionfast.config import SplitConfig, TrainConfig
-from lesionfast.data.augment import BatchAugment, build_recipe
+from lesionfast.data.augment import BatchAugment, Share, build_recipe
 from lesionfast.data.corrections.applying import correct_late
 from lesionfast.data.encoder import MetadataEncoder
 from lesionfast.data.images import Pixels, describe_bad, fill, open_dataset_images
@@ -91,6 +91,7 @@ class BatchLoader(TfmdDL):
     """
 
     sampler: Sampler | None = None
+    share = Share()  # of several processes; not on copies made by `new`
     classes: list[str] | None = None  # of rows without labels
     parents: list[int] | None = None  # the classes of targets that are sub-classes
     encoder: MetadataEncoder  # of the rows; not on copies made by `new`
@@ -109,7 +110,7 @@ class BatchLoader(TfmdDL):
         """Yield the batches one after the other."""
         numbers = self.dataset.items["row"].to_numpy()
         for positions in chunked(samples, self.bs, self.drop_last):
-            rows = {"row": numbers[positions]}
+            rows = {"row": numbers[positions[self.share.of_batch(len(positions))]]}
             image, *others = (read.tfms(rows) for read in self.dataset.tls)
             yield (self.change_items(image), *others)
 
@@ -134,7 +135,15 @@ class BatchLoader(TfmdDL):
 
     def get_idxs(self) -> list[int]:
         """Return the positions of one epoch in order."""
-        return super().get_idxs() if self.sampler is None else self.sampler(self.rng)
+        positions = super().get_idxs() if self.sampler is None else self.sampler(self.rng)
+        return positions[self.share.of_epoch(len(positions))]
+
+    def take(self, share: Share) -> None:
+        """Read what one of several processes has to read."""
+        self.share = share
+        for transform in self.after_batch.fs:
+            if isinstance(transform, BatchAugment):
+                transform.take(share, self.bs)
 
     def set_sampler(self, sampler: Sampler | None) -> None:
         """Draw the positions of each epoch with `sampler(rng)`, a list; None: every row once."""

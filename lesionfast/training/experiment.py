@@ -54,6 +54,13 @@ from lesionfast.training.heads import SOLVED, heads, solve_head
 from lesionfast.training.learner import LesionLearner, history_names, lesion_learner
 from lesionfast.training.losses import name_loss
 from lesionfast.training.objective import check_objective
+from lesionfast.training.processes import (
+    as_first,
+    join_processes,
+    only_first_changes,
+    only_first_writes,
+    process,
+)
 from lesionfast.training.record import (
     CHECKPOINT,
     announce,
@@ -178,7 +185,31 @@ def train(
 def train_seeds(
     df: pd.DataFrame, config: TrainConfig, root: str | Path, name: str | None, seeds: int
 ) -> list[Run]:
-    """Return the runs of several seeds on one split; an interruption ends the series."""
+    """Return the runs of several seeds on one split; an interruption ends the series.
+
+    In each of several processes that train together these are the runs of the first.
+    """
+    join_processes(config.device)
+    check_together(config)
+    with only_first_writes(root) as folder:
+        runs = train_series(df, config, folder, name, seeds)
+        paths = as_first([run.path.absolute() for run in runs])
+        return [Run(path) for path in paths] if process.rank else runs
+
+
+def check_together(config: TrainConfig) -> None:
+    """Raise `LesionfastError` for an option that several processes can't share."""
+    if process.size > 1 and config.budget:
+        raise LesionfastError(
+            f"--budget plans by the speed of one process, and there are {process.size}. Leave it "
+            "out, and choose --epochs, --size and --arch."
+        )
+
+
+def train_series(
+    df: pd.DataFrame, config: TrainConfig, root: str | Path, name: str | None, seeds: int
+) -> list[Run]:
+    """Return the runs of several seeds, as this process writes them."""
     if not isinstance(seeds, int) or seeds < 1:
         raise LesionfastError(f"--seeds is {seeds!r}; type a whole number from 1, such as 3.")
     if seeds == 1:
@@ -294,7 +325,7 @@ def train_composite(
         keep_corrections(run, df)
         run.write_text("split.csv", split)
         with recording(run):
-            kind.finish(run, parts, Trainer(train_inside, resume, {}))
+            kind.finish(run, parts, Trainer(train_inside, resume_here, {}))
     return run
 
 
@@ -330,7 +361,7 @@ def resume_composite(kind: Composite, run: Run, **moved: str) -> Run:
         parts = kind.go_on(run, df, config)
         run = forget_results(run)  # only now: what is wrong was said before
         with logging_to(run.path / "log.txt"), recording(run, goes_on=True):
-            kind.finish(run, parts, Trainer(train_inside, resume, moved))
+            kind.finish(run, parts, Trainer(train_inside, resume_here, moved))
     return run
 
 
@@ -340,6 +371,15 @@ def resume(run: Run, **moved: str) -> Run:
     `moved` are the options that name the data (data, csv, images), if it has moved. Raises
     `LesionfastError` if the run is finished and whole, or its data is missing or has changed.
     """
+    join_processes(run.config.device)
+    with only_first_changes(run) as own:
+        resumed = resume_here(own, **moved)
+        path = as_first(resumed.path.absolute())
+        return Run(path) if process.rank else resumed
+
+
+def resume_here(run: Run, **moved: str) -> Run:
+    """Finish a run as this process writes it."""
     if kind := find_composite(run.config):
         return resume_composite(kind, run, **moved)
     check_resumable(run)

@@ -16,6 +16,7 @@ from lesionfast.models.fusion import FusionModel, stage_groups
 from lesionfast.models.lineage import lineage_header
 from lesionfast.run import Run
 from lesionfast.training.callbacks.cached_features import CachedFeatures
+from lesionfast.training.callbacks.distribution import distribution_callbacks
 from lesionfast.training.callbacks.inference import AugmentValid
 from lesionfast.training.callbacks.progress import EpochBar, EpochLines, StopOnInterrupt
 from lesionfast.training.callbacks.regularization import EMA
@@ -35,6 +36,7 @@ from lesionfast.training.callbacks.tracking import (
     WriteHistory,
 )
 from lesionfast.training.learner import LesionLearner, find_lr
+from lesionfast.training.processes import as_first, gather
 from lesionfast.training.record import CHECKPOINT, LR, memory_error_explained
 
 logger = logging.getLogger("lesionfast")
@@ -119,7 +121,16 @@ def run_epochs(
     header = lineage_header(learn.dls.split, config.arch, config.weights, config.teacher)
     best = KeepBest(config.monitor, run.path / "weights.safetensors", header)
     history = WriteHistory(run.path / "history.csv")
-    cbs = [*cbs, StopOnNaN(), history, EpochBar(), interrupt, best, lines]
+    cbs = [
+        *cbs,
+        *distribution_callbacks(),
+        StopOnNaN(),
+        history,
+        EpochBar(),
+        interrupt,
+        best,
+        lines,
+    ]
     if config.monitor and config.patience:  # without a monitor a cycle runs to its end
         cbs.append(EarlyStopping(config.monitor, config.patience))
     with memory_error_explained(config), learn.no_bar(), learn.no_logging():
@@ -133,7 +144,7 @@ def run_epochs(
         "train_seconds": round(lines.train_seconds, 2),
         "images_per_second": round(lines.images_per_second, 2),
         "best_epoch": best.best_epoch + 1,
-        "status": "interrupted" if interrupt.interrupted else "finished",
+        "status": "interrupted" if any(gather(interrupt.interrupted)) else "finished",
     }
 
 
@@ -166,7 +177,7 @@ def highest_lr(learn: LesionLearner, run: Run) -> float:
         return run.config.lr
     if not run.holds(LR):
         starts_frozen = plan_training(learn.model, run.config).starts_frozen
-        run.write_json(LR, find_lr(learn, starts_frozen))
+        run.write_json(LR, as_first(find_lr(learn, starts_frozen)))
     return read_json(run.file(LR), float, run.remedy(LR))
 
 

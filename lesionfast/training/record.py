@@ -43,6 +43,7 @@ from lesionfast.models.precision import choose_precision, describe_precision
 from lesionfast.run import CORRECTIONS, UNCORRECTED, WITHOUT_METADATA, Run, describe_software
 from lesionfast.training.callbacks.tracking import history_header, history_line, save_tensors
 from lesionfast.training.objective import default_cost, shifting_options
+from lesionfast.training.processes import gather, process
 
 logger = logging.getLogger("lesionfast")
 
@@ -141,6 +142,7 @@ def describe_environment(learn: Learner, config: TrainConfig) -> dict[str, Any]:
         **describe_software(*packages),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
+        "processes": process.size,
         "precision": choose_precision(config.precision, device),
         **({"teacher_sha256": hash_teacher(config.teacher)} if config.teacher else {}),
     }
@@ -175,6 +177,8 @@ def announce(learn: Learner, run: Run) -> None:
         *(config.arch, config.size, config.fusion, run.model["weights_origin"]),
     )
     logger.info("device %s: %s", device, describe_precision(config.precision, device))
+    if process.size > 1:
+        logger.info("%d processes share the %d images of a step", process.size, learn.dls.train.bs)
     announce_balance(learn, config)
     if config.loss == "asymmetric":
         logger.info("costs (truth:decision): %s", default_cost(config, list(learn.dls.vocab)))
@@ -299,7 +303,7 @@ def predict_splits(
         metadata = dls.encoder.transform(rows)
         unknown = np.tile(dls.encoder.unknown, (len(rows), 1))
         positions = rows.pop("row").to_numpy()
-        (first, second), features = engine.run(dls.pixels, positions, metadata, unknown)
+        (first, second), features = shared(engine, dls.pixels, positions, metadata, unknown)
         measured = (rows["split"] == split).to_numpy()
         seen[split] = features[measured]
         complete.append(with_scores(rows, first, dls.vocab))
@@ -326,6 +330,19 @@ def keep_predictions(run: Run, everything: pd.DataFrame) -> pd.DataFrame:
     return predictions
 
 
+def shared(
+    engine: TorchEngine, pixels: np.ndarray, positions: np.ndarray, *metadata: np.ndarray
+) -> Any:
+    """Return what an engine finds of the images at positions (n,); each process runs its share."""
+    if len(positions) < process.size or isinstance(engine, FeatureEngine):
+        return engine.run(pixels, positions, *metadata)
+    own = process.share("rows").of_epoch(len(positions))
+    found = engine.run(pixels, positions[own], *(table[own] for table in metadata))
+    probabilities, features = zip(*gather(found), strict=True)
+    joined = [np.concatenate(parts) for parts in zip(*probabilities, strict=True)]
+    return joined, None if features[0] is None else np.concatenate(features)
+
+
 def with_scores(
     rows: pd.DataFrame, probabilities: np.ndarray, classes: Sequence[str]
 ) -> pd.DataFrame:
@@ -345,7 +362,11 @@ def keep_features(learn: Learner, run: Run, seen: dict[str, np.ndarray]) -> None
     images = learn.dls.rows.groupby("split")
     with counting_bar("features of the training images") as progress:
         source = Features(learn.model, learn.dls.pixels, run.config.precision)
-        find = source.kept if run.config.keeps_backbone else source.compute
-        seen = seen | {"train": find(images.get_group("train")["row"].to_numpy(), progress)}
+        rows = images.get_group("train")["row"].to_numpy()
+        if run.config.keeps_backbone:
+            seen = seen | {"train": source.kept(rows, progress)}
+        else:
+            own = rows[process.share("rows").of_epoch(len(rows))]
+            seen = seen | {"train": np.concatenate(gather(source.compute(own, progress)))}
     names = [name for split in seen for name in images.get_group(split)["image_id"]]
     write_features(run, names, np.concatenate(list(seen.values())))

@@ -19,7 +19,7 @@ from torch import Tensor
 from lesionfast.cache import fits, open_array
 from lesionfast.console import counting_bar
 from lesionfast.data.augment import VERSION as AUGMENTATION
-from lesionfast.data.augment import Recipe, augment
+from lesionfast.data.augment import Recipe, Share, augment
 from lesionfast.data.loaders import Sampler
 from lesionfast.files import free_bytes
 from lesionfast.models.features import Features, can_be_cut, frozen_stages, resume_maps
@@ -164,12 +164,16 @@ class FeatureLoader:
         self.features, self.device, self.sampler = features, device, sampler
         self.metadata, self.targets = torch.tensor(metadata), torch.tensor(targets)
         self.n = len(targets) if sampler is None else len(sampler(Random(0)))
-        self.batch_size = batch_size
+        self.batch_size, self.share = batch_size, Share()
         self.reseed(0)
 
     def reseed(self, seed: int) -> None:
         """Make the order and views of the next epoch those that belong to `seed`."""
         self.rng = Random(seed)
+
+    def take(self, share: Share) -> None:
+        """Read what one of several processes has to read."""
+        self.share = share
 
     def __len__(self) -> int:
         return ceil(self.n / self.batch_size)
@@ -177,9 +181,12 @@ class FeatureLoader:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         positions = list(range(self.n)) if self.sampler is None else self.sampler(self.rng)
         views = np.array(self.rng.choices(range(len(self.features)), k=self.n))
-        for start in range(0, self.n, self.batch_size):
-            rows = np.array(positions[start : start + self.batch_size])
-            features = self.pick(views[start : start + self.batch_size], rows)
+        own = self.share.of_epoch(self.n)
+        for start in range(own.start, own.stop, self.batch_size):
+            batch = slice(start, min(start + self.batch_size, own.stop))
+            own_rows = self.share.of_batch(batch.stop - batch.start)
+            rows = np.array(positions[batch])[own_rows]
+            features = self.pick(views[batch][own_rows], rows)
             batch = (features, self.metadata[rows], self.targets[rows])
             yield tuple(tensor.to(self.device) for tensor in batch)
 

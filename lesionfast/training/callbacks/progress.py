@@ -17,6 +17,7 @@ from lesionfast.console import progress_bar
 from lesionfast.training.callbacks.cached_features import FeatureLoader
 from lesionfast.training.callbacks.inference import Borrowing
 from lesionfast.training.callbacks.tracking import Resumable, history_columns
+from lesionfast.training.processes import process
 
 logger = logging.getLogger("lesionfast")
 
@@ -74,7 +75,7 @@ class EpochLines(Resumable):
     def after_batch(self) -> None:
         """Count the images of a training step, but not their features."""
         if self.training and not isinstance(self.dl, FeatureLoader):
-            self.seen += len(self.yb[0])
+            self.seen += len(self.yb[0]) * process.size
 
     def after_train(self) -> None:
         """Add up images and seconds; an epoch that was cut short counts in neither."""
@@ -105,6 +106,7 @@ class StopOnInterrupt(Borrowing):
 
     def __init__(self) -> None:
         self.interrupted, self.main = False, False
+        self.agreed = False  # with the other processes, which have to stop at the same step
 
     def before_fit(self) -> None:
         self.main = threading.current_thread() is threading.main_thread()
@@ -118,7 +120,7 @@ class StopOnInterrupt(Borrowing):
         print("\nCtrl-C: stopping; the run keeps the weights saved so far", file=sys.stderr)
 
     def after_batch(self) -> None:
-        if self.interrupted:
+        if self.agreed or (self.interrupted and process.size == 1):
             raise CancelFitException
 
     def clean_up(self) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from lesionfast.errors import LesionfastError
 from lesionfast.training.callbacks.inference import Borrowing, resumes
+from lesionfast.training.processes import process
 
 HOWS = "fresh, fresh:N, gradual, two-step, last:N, head, none"
 
@@ -238,7 +239,7 @@ class SeedEpochs(Callback):
 
     def before_epoch(self) -> None:
         seed = mix_seeds(self.seed, self.epoch)
-        torch.manual_seed(seed)
+        torch.manual_seed(seed + process.rank)  # other dropout in each of several processes
         if hasattr(self.dls.train, "reseed"):
             self.dls.train.reseed(seed)
 
