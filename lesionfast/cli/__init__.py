@@ -18,7 +18,7 @@ from lesionfast.files import REASONS, error_number
 from lesionfast.cli import training, reading, labelling, runs, serving, data, cache  # noqa: F401 (order of --help)
 # isort: on
 
-PATIENCE = 5  # seconds for a launcher to notice that the first process has ended
+PATIENCE = 10  # seconds for a launcher to notice that the first process has ended
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ batch. The first writes the run, the others write to a temporary folder that is 
 """
 
 import atexit
+import logging
 import os
 import shutil
 import sys
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import distributed
@@ -141,6 +143,7 @@ def launch(command: list[str], n: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the processes say more
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n)))
     patience = {"shutdown_timeout": 600} if hasattr(LaunchConfig, "shutdown_timeout") else {}
     config = LaunchConfig(
@@ -150,6 +153,7 @@ def launch(command: list[str], n: int) -> int:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
+        run_id=uuid4().hex,
         **patience,
     )
     try:

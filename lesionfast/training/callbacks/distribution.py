@@ -6,6 +6,7 @@ the whole batch, and batch norm, the loss and the gradients are those of all sha
 wraps the model once, before stages are unfrozen.
 """
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -19,6 +20,11 @@ from torch.overrides import TorchFunctionMode
 from lesionfast.data.augment import Share
 from lesionfast.training.callbacks.inference import Borrowing, InContext
 from lesionfast.training.processes import gather, process
+
+# Of torch 2.14 on, and before it: the buffers are the same in all processes, as batch norm's are.
+BUFFERS = ("forward_sync_buffers", "broadcast_buffers")
+TAKEN = next(name for name in BUFFERS if name in signature(DistributedDataParallel).parameters)
+WITHOUT_BUFFERS = {TAKEN: False}
 
 
 def distribution_callbacks() -> list[Callback]:
@@ -85,7 +91,7 @@ class DataParallel(InContext):
         """Put the wrapped model in the model's place."""
         learned = [parameter.requires_grad for parameter in self.model.parameters()]
         if learned != self.learned:
-            self.parallel = DistributedDataParallel(self.model, broadcast_buffers=False)
+            self.parallel = DistributedDataParallel(self.model, **WITHOUT_BUFFERS)
             self.learned = learned
         self.enter(WholeBatchNorm())
         self.whole, self.learn.model = self.model, self.parallel

@@ -1,0 +1,61 @@
+"""Train as one or several processes and print what each step and validation saw, as JSON.
+
+`torchrun --nproc-per-node 2 distributed_losses.py`; test_processes.py compares the answers.
+"""
+
+import json
+import sys
+
+import torch
+from fastai.callback.core import Callback
+
+from lesionfast.config import TrainConfig
+from lesionfast.data.split import load_data
+from lesionfast.training.experiment import train_once
+from lesionfast.training.processes import join_processes, only_first_writes, process
+
+SMALL = {"arch": "test_resnet", "weights": "none", "size": 32, "epochs": 2, "tta": 1}
+EXACT = {"dropout": 0.0, "metadata_dropout": 0.0, "precision": "float32", "device": "cpu"}
+CASES = {
+    "weights": {"balance": "weights", "batch_size": 64, "unfreeze": "none", "fusion": "film"},
+    "uneven": {"loss": "focal", "batch_size": 33, "unfreeze": "none", "lr": 1e-4},
+    "frozen": {"head_epochs": 1, "unfreeze": "fresh:2", "batch_size": 64},
+}
+
+
+class Seen(Callback):
+    """The loss of each step, how many validation rows were seen, and their losses."""
+
+    order = 59
+
+    def __init__(self):
+        self.losses, self.rows, self.valid, self.own = [], [], [], 0  # own: rows of its steps
+
+    def after_loss(self):
+        if self.training:
+            self.losses.append(float(self.loss.detach()))
+            self.own += len(self.yb[0])
+
+    def after_validate(self):
+        metric = self.recorder.metrics[0]
+        self.rows.append([int(self.recorder.loss.count), torch.cat(list(metric.targs)).tolist()])
+        self.valid.append(float(self.recorder.loss.value))
+
+
+def train_all(root):
+    """Train each case and return what it saw."""
+    df, answers = load_data(), {}
+    for name, options in CASES.items():
+        with only_first_writes(root) as folder:
+            config = TrainConfig(**SMALL, **EXACT, **options)
+            train_once(df, config, folder, name, cbs=[one := Seen()])
+        answers[name] = {key: getattr(one, key) for key in ("losses", "rows", "valid", "own")}
+    return {"processes": process.size, **answers}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    join_processes("cpu")
+    found = train_all(sys.argv[1])
+    if process.rank == 0:
+        print(json.dumps(found))
