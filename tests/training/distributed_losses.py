@@ -23,7 +23,7 @@ CASES = {
 }
 
 
-class Seen(Callback):
+class WhatItSaw(Callback):
     """The loss of each step, how many validation rows were seen, and their losses."""
 
     order = 59
@@ -48,7 +48,7 @@ def train_all(root):
     for name, options in CASES.items():
         with only_first_writes(root) as folder:
             config = TrainConfig(**SMALL, **EXACT, **options)
-            train_once(df, config, folder, name, cbs=[one := Seen()])
+            train_once(df, config, folder, name, cbs=[one := WhatItSaw()])
         answers[name] = {key: getattr(one, key) for key in ("losses", "rows", "valid", "own")}
     return {"processes": process.size, **answers}
 
