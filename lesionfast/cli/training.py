@@ -74,17 +74,7 @@ def train(
         return
     if resume is not None:
         typed = [*given, *(["config"] if config else []), *(["name"] if name else [])]
-        typed += ["seeds"] if seeds != 1 else []
-        if others := [flag_name(field) for field in typed if field not in WHERE]:
-            raise LesionfastError(
-                f"--resume continues {resume} with the options of that run, but "
-                f"{', '.join(others)} was given too. Type only --resume (and --data, if the data "
-                "has moved)."
-            )
-        earlier = Run.open(resume)
-        from lesionfast.training import experiment
-
-        runs = [experiment.resume(earlier, **given)]
+        runs = [go_on(resume, given, typed + (["seeds"] if seeds != 1 else []))]
     else:
         from lesionfast.data.split import load_dataset
 
@@ -99,6 +89,19 @@ def train(
         print_run(run, json)
     if len(runs) > 1:
         print_spread(runs)
+
+
+def go_on(path: Path, given: dict[str, Any], typed: list[str]) -> Run:
+    """Continue a run; raise `LesionfastError` if more was `typed` than where its data is."""
+    if others := [flag_name(field) for field in typed if field not in WHERE]:
+        raise LesionfastError(
+            f"--resume continues {path} with the options of that run, but {', '.join(others)} was "
+            "given too. Type only --resume (and --data, if the data has moved)."
+        )
+    earlier = Run.open(path)
+    from lesionfast.training import experiment
+
+    return experiment.resume(earlier, **given)
 
 
 def launch_processes(n: int, device: str) -> bool:
