@@ -78,8 +78,8 @@ def check_launch(kind: str, local_rank: int) -> None:
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if asked != "no":
         raise LesionfastError(
-            f"accelerate asks for {asked}, but the precision is an option here. Launch with "
-            "--mixed_precision no, and type --precision bfloat16 or float16 after train."
+            f"accelerate asks for {asked}, but the precision is an option here. Tell accelerate no "
+            "mixed precision, and type --precision bfloat16 or float16 after train."
         )
 
 
