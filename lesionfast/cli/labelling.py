@@ -146,8 +146,8 @@ NextFile = option(Path, "CSV file to write the list to.")
 Answered = option(Path | None, "CSV file of answers; images that have one are left out.")
 Labelled = option(
     Path | None,
-    "Write the images with a class in --corrections to this CSV file instead, as a dataset for "
-    "train --data, and a split beside it that keeps held-out images held out.",
+    "Copy the images with a class in --corrections to this new folder instead, a dataset for train "
+    "--data; beside it a split that keeps held-out images held out.",
 )
 
 
@@ -176,11 +176,11 @@ def list_next(
     if labelled:
         if answers is None:
             raise LesionfastError("--labelled needs answers. Type --corrections FILE with it.")
-        table, split = write_labelled(opened, inputs, answers, labelled)
+        folder, split = write_labelled(opened, inputs, answers, labelled)
         words = ["lesionfast", "train", "--data", opened.config.data or "DATA", "--data"]
-        words += [str(table), "--split", str(split), "--corrections", str(corrections)]
+        words += [str(folder), "--split", str(split), "--corrections", str(corrections)]
         print(f"train with: {shlex.join(words)}", file=sys.stderr)
-        print(table)
+        print(folder)
         return
     check_target(csv)
     print(write_list(choose_next(opened, inputs, n, answers, device), csv))

@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 
 from lesionfast.data.corrections.answers import IS, Answers
-from lesionfast.data.sources import image_stem
+from lesionfast.data.sources import FileReader, image_stem
 from lesionfast.data.split import FOLD
 from lesionfast.diagnoses import probability_columns
 from lesionfast.errors import LesionfastError, list_first, pluralize
 from lesionfast.evaluation.features import read_features
 from lesionfast.evaluation.labelling.selection import choose_images, disagreements, margins
-from lesionfast.files import check_target, write_atomically
+from lesionfast.files import check_target, disk_errors, workspace, write_atomically
 from lesionfast.models.ensemble import EnsembleEngine
 from lesionfast.run import Run
 from lesionfast.serving.inputs import Item, find_items
@@ -182,17 +182,19 @@ def write_list(table: pd.DataFrame, path: Path) -> Path:
 
 
 def write_labelled(
-    run: Run, inputs: Sequence[str], answers: Answers, path: Path
+    run: Run, inputs: Sequence[str], answers: Answers, folder: Path
 ) -> tuple[Path, Path]:
-    """Write the images that were given a class as a dataset, and a split with them in training.
+    """Write the images that were given a class as a new dataset, and a split with them in training.
 
-    The table has image_id, path, dx and the metadata; the split, beside it, is that of the run
-    with the new images as 'train', so that held-out images stay held out. Returns both paths.
-    Raises `LesionfastError` if no image of the inputs was given a class.
+    The folder has metadata.csv (image_id, dx and the metadata) and copies of the images; the split,
+    FOLDER-split.csv, is that of the run with the new images as 'train', so that held-out images
+    stay held out. Returns both paths. Raises `LesionfastError` if the folder exists, and if no
+    image of the inputs was given a class.
     """
-    split = path.with_name(f"{path.stem}-split.csv")
-    for file in (path, split):
-        check_target(file)
+    split = folder.with_name(f"{folder.name}-split.csv")
+    check_target(split)
+    if folder.exists():
+        raise LesionfastError(f"{folder} exists already. Name another folder with --labelled.")
     items = list_unique(inputs, run.model.get("metadata") or [])
     named = {image: one.value for image, one in answers.labels.items() if one.kind == IS}
     chosen = [item for item in items if item.name in named]
@@ -201,12 +203,17 @@ def write_labelled(
             f"no image of {list_first(inputs)} was given a class in {answers.name}. Label some: "
             f"lesionfast labels {run.path} --page --list FILE"
         )
-    rows = [{"image_id": i.name, "path": i.path, "dx": named[i.name], **i.metadata} for i in chosen]
-    table = pd.DataFrame(rows).fillna("")
-    write_atomically(path, lambda aside: table.to_csv(aside, index=False))
+    rows = [{"image_id": item.name, "dx": named[item.name], **item.metadata} for item in chosen]
+    with disk_errors(folder), workspace(folder.absolute().parent) as aside, FileReader() as reader:
+        (aside / "images").mkdir()
+        for item in chosen:
+            name = item.name + Path(item.path).suffix
+            (aside / "images" / name).write_bytes(reader.read(item.path))
+        pd.DataFrame(rows).fillna("").to_csv(aside / "metadata.csv", index=False)
+        aside.rename(folder)
     parts = pd.DataFrame(list_parts(run, [item.name for item in chosen]))
-    write_atomically(split, lambda aside: parts.to_csv(aside, index=False))
-    return path, split
+    write_atomically(split, lambda path: parts.to_csv(path, index=False))
+    return folder, split
 
 
 def list_parts(run: Run, new: Sequence[str]) -> Iterator[dict[str, str]]:

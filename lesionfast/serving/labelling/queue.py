@@ -237,7 +237,8 @@ class Queue:
 
     def _seen(self, item: Item) -> tuple[np.ndarray, np.ndarray]:
         with FileReader() as reader:
-            seen = self.service.predictor.pixels(reader, item.path)
+            looks = self.service.predictor.pixels(reader, item.path)
+        seen = [np.array(look) for look in looks]  # ones that PyTorch may write to
         target = item.suggested or item.label
         return seen[0], self.service.heat(seen, self._metadata(item), target)
 

@@ -1,0 +1,124 @@
+"""What to label next of a folder, the page that takes the list, and the training that follows."""
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import lesionfast as lf
+from lesionfast.config import DataConfig
+from lesionfast.data.corrections.answers import Answer, Answers, append_answer
+from lesionfast.data.layouts.convert import convert
+from lesionfast.errors import LesionfastError
+from lesionfast.evaluation.labelling.selection import margins
+from lesionfast.serving.labelling.candidates import choose_next, write_labelled, write_list
+from lesionfast.serving.labelling.queue import Queue, read_list
+from lesionfast.serving.predictor import Predictor
+
+TINY = {"arch": "test_resnet", "weights": "none", "size": 32, "epochs": 1, "unfreeze": "none"}
+TINY |= {"tta": 1, "precision": "float32"}
+NEW = 40
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> tuple[Path, Path]:
+    """The sample without some of its lesions, and a folder of their images under other names."""
+    root = tmp_path_factory.mktemp("data")
+    whole = convert(DataConfig(), root / "labelled")
+    table = pd.read_csv(whole / "metadata.csv", dtype=str)
+    (root / "photos").mkdir()
+    lesions = table["lesion_id"].drop_duplicates().tail(NEW)
+    new = table[table["lesion_id"].isin(lesions)]
+    for name in new["image_id"]:
+        (file,) = (whole / "images").glob(f"{name}.*")
+        shutil.move(file, root / "photos" / f"new_{file.name}")
+    table[~table["image_id"].isin(new["image_id"])].to_csv(whole / "metadata.csv", index=False)
+    return whole, root / "photos"
+
+
+@pytest.fixture(scope="module")
+def run(folders, tmp_path_factory) -> lf.Run:
+    """Three folds."""
+    df = lf.load_data(folders[0])
+    out = tmp_path_factory.mktemp("runs")
+    return lf.train(df, out=out, name="folds", folds=3, all=True, **TINY)
+
+
+@pytest.fixture(scope="module")
+def listed(run, folders) -> pd.DataFrame:
+    return choose_next(run, [str(folders[1])], n=8)
+
+
+def test_the_list_has_the_doubt_of_the_folds(run, folders, listed):
+    assert len(listed) == 8 and listed["image"].is_unique
+    assert listed["image"].str.startswith("new_").all()
+    assert all(Path(path).is_file() for path in listed["path"])
+    assert (listed["disagreement"] > 0).all() and listed["margin"].between(0, 1).all()
+    predicted = Predictor(run).predict(listed[["path"]])
+    probabilities = predicted[[f"p_{name}" for name in run.classes]].to_numpy(float)
+    assert listed["margin"].to_numpy() == pytest.approx(
+        margins(probabilities, run.decision_rule), abs=1e-5
+    )
+    assert predicted["decision"].tolist() == listed["suggested"].tolist()
+
+
+def test_answered_and_known_images_are_not_listed(run, folders, listed, caplog):
+    answers = Answers(tuple(Answer.parse(image, "is nv") for image in listed["image"]))
+    again = choose_next(run, [str(folders[1]), str(folders[0] / "images")], 5, answers)
+    assert not set(again["image"]) & set(listed["image"])
+    assert again["image"].str.startswith("new_").all()
+    assert "8 images with an answer" in caplog.text and "that the run knows" in caplog.text
+    with pytest.raises(LesionfastError, match="known or answered, so there is nothing"):
+        choose_next(run, [str(folders[0] / "images")])
+    with pytest.raises(LesionfastError, match="--n is 0; type 1 or more"):
+        choose_next(run, [str(folders[1])], 0)
+
+
+def test_two_images_of_one_name_are_refused(run, folders, tmp_path):
+    photo = next(folders[1].iterdir())
+    shutil.copy(photo, tmp_path / photo.name)
+    with pytest.raises(LesionfastError, match="two images are named 'new_.*Rename one"):
+        choose_next(run, [str(folders[1]), str(tmp_path)])
+
+
+def test_the_page_takes_the_list(run, listed, tmp_path):
+    file = write_list(listed, tmp_path / "next.csv")
+    queue = Queue(run, read_list(file), tmp_path / "c.csv", "A")
+    first = queue.pending[0]
+    assert first.image == listed["image"].iloc[0] and first.label == ""
+    view = queue.view(first)
+    assert view.left_out == () and view.heat is not None and len(view.similar) == 4
+    with pytest.raises(LesionfastError, match="has no label to confirm"):
+        queue.answer(first.image, "right")
+    queue.answer(first.image, "is mel")
+    assert queue.done == 1 and queue.pending[0].image == listed["image"].iloc[1]
+    queue.postpone(queue.pending[0].image)
+    assert queue.pending[0].image == listed["image"].iloc[2]
+    assert queue.pending[-1].image == listed["image"].iloc[1]
+    assert queue.undo().text == "is mel" and queue.pending[0].image == first.image
+    with pytest.raises(LesionfastError, match="no answer to take back"):
+        queue.undo()
+
+
+def test_labelled_images_join_the_training_and_the_held_out_ones_stay(
+    run, folders, listed, tmp_path
+):
+    file = tmp_path / "new.csv"
+    for image in listed["image"].head(3):
+        append_answer(file, Answer.parse(image, "is nv"))
+    append_answer(file, Answer.parse(listed["image"].iloc[3], "unclear"))
+    from lesionfast.data.corrections.answers import read_answers
+
+    table, split = write_labelled(run, [str(folders[1])], read_answers(file), tmp_path / "more")
+    assert len(pd.read_csv(table / "metadata.csv")) == len(list((table / "images").iterdir())) == 3
+    df = lf.load_data([folders[0], table], split=split, corrections=file)
+    parts = df.set_index("image_id")["split"]
+    assert set(parts[listed["image"].head(3)]) == {"train"} and len(df) == len(run.split) + 3
+    tested = run.split.loc[run.split["split"] == "test", "image_id"]
+    assert set(parts[parts == "test"].index) == set(tested)
+    assert (df.groupby("group")["split"].nunique() == 1).all()
+    with pytest.raises(LesionfastError, match="more exists already. Name another folder"):
+        write_labelled(run, [str(folders[1])], read_answers(file), table)
+    with pytest.raises(LesionfastError, match="was given a class"):
+        write_labelled(run, [str(folders[1])], Answers(), tmp_path / "none")
