@@ -28,12 +28,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # must be set before torch is imp
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 SLOWEST_FIRST = (  # so that no worker is left with minutes of work at the end
-    *("test_notebooks.py", "test_cli.py", "data/layouts/test_as_a_user.py"),
-    *("training/test_experiment.py", "training/ensembles/test_folds.py"),
-    *("serving/test_ensembles.py", "training/ensembles/test_towers.py"),
-    *("evaluation/test_findings.py", "serving/test_export_hub.py", "serving/test_onnx.py"),
-    *("serving/test_export.py", "reporting/test_overview.py", "serving/test_predictor.py"),
-    *("training/test_learner_failures.py", "test_registered.py", "test_front_door.py"),
+    *("test_notebooks.py", "training/test_experiment.py", "test_cli.py"),
+    *("serving/test_export_hub.py", "data/layouts/test_as_a_user.py", "serving/test_onnx.py"),
+    *("serving/test_app.py", "serving/test_ensembles.py", "training/test_learner_failures.py"),
+    *("data/test_duplicates.py", "evaluation/test_findings.py", "models/test_features.py"),
+    *("training/ensembles/test_folds.py", "training/search/test_search.py", "test_registered.py"),
+    *("serving/test_predictor.py", "test_front_door.py", "serving/test_export.py"),
+    *("reporting/test_overview.py", "data/test_audit.py", "models/test_backbones.py"),
+    *("training/ensembles/test_towers.py", "data/test_table.py", "data/test_sample.py"),
 )
 
 
@@ -58,8 +60,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory) -> Path:
-    """Keep the user's own cache folder out of the tests."""
-    folder = tmp_path_factory.mktemp("cache")
+    """One for all workers, which keeps the user's own cache folder out of the tests."""
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "cache"
+    folder.mkdir(exist_ok=True)
     os.environ["LESIONFAST_CACHE"] = str(folder)
     return folder
 

@@ -62,7 +62,8 @@ TORCH_FREE = [
     *("serving.predictor", "serving.outputs", "serving.onnx", "serving.app"),
 ]
 OPTIONS_OF_OTHERS = {  # of pip, uv, apt and timm; between the processes of the benchmarks
-    *("--upgrade", "--python", "--resolution", "--no-install-recommends", "--sched-on-updates"),
+    *("--upgrade", "--python", "--resolution", "--extra", "--no-deps"),
+    *("--no-install-recommends", "--sched-on-updates"),
     *("--folder", "--system"),
     *("--logdir", "--backend-store-uri", "--project"),  # of tensorboard, mlflow and trackio
 }

@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
-@pytest.mark.parametrize("arguments", ["list losses", "train --help"])
+@pytest.mark.parametrize("arguments", ["cache", "train --help"])
 def test_output_that_a_full_disk_does_not_take_is_an_error_in_one_line(arguments, tmp_path):
     command = [sys.executable, "-m", "lesionfast.cli", *arguments.split()]
     with open("/dev/full", "w") as full:
@@ -62,7 +62,7 @@ def test_output_that_a_full_disk_does_not_take_is_an_error_in_one_line(arguments
 
 
 def test_a_reader_that_has_seen_enough_ends_a_command_quietly():
-    command = [sys.executable, "-m", "lesionfast.cli", "list", "losses"]
+    command = [sys.executable, "-m", "lesionfast.cli", "cache"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     assert process.stderr.read() == b""
@@ -119,7 +119,7 @@ def then_name_torch(command, cwd):
     code = (
         f"import sys\nfrom lesionfast.cli import main\nsys.argv = ['lesionfast', '{command}']\n"
         "try: main()\nexcept SystemExit as end: assert not end.code\n"
-        "print('LOADED', *{'torch', 'fastai'} & set(sys.modules))"
+        "print('LOADED', *{'torch', 'fastai', 'captum'} & set(sys.modules))"
     )
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd)
 
@@ -131,7 +131,7 @@ def test_interpret_takes_the_newest_run_and_draws_without_torch(folder):
     assert shown.stdout.strip().endswith("LOADED")
     figures = [line for line in shown.stdout.splitlines() if line.endswith(".png")]
     assert len(figures) >= 6 and all((folder / f).stat().st_size > 5000 for f in figures)
-    assert "mel" in shown.stdout
+    assert "mel" in shown.stdout and "report.html" in shown.stdout
 
 
 @pytest.mark.usefixtures("blank_figures")
@@ -292,22 +292,21 @@ def test_data_split_writes_the_split_that_train_uses(folder, tmp_path):
     assert (newest(out) / "split.csv").read_bytes() == file.read_bytes()
 
 
-def test_data_check_ends_with_0_or_2(tmp_path):
-    sample = make_sample()
-    good = lesionfast("data", "check", sample)
-    assert good.returncode == 0, good.stdout + good.stderr
-    assert "mel" in good.stdout
-    bad = tmp_path / "bad"
-    (bad / "images").mkdir(parents=True)
+def test_data_check_ends_with_0_or_2(tmp_path, monkeypatch, capsys):
+    sample, folder = make_sample(), tmp_path / "data"
+    (folder / "images").mkdir(parents=True)
     table = pd.read_csv(next(sample.glob("*.csv"))).head(60)
-    table.to_csv(bad / "metadata.csv", index=False)
+    table.to_csv(folder / "metadata.csv", index=False)
     for name in table["image_id"]:
-        (bad / "images" / f"{name}.jpg").write_bytes(
-            (sample / "images" / f"{name}.jpg").read_bytes()
-        )
-    (bad / "images" / f"{table['image_id'][0]}.jpg").write_bytes(b"")
-    found = lesionfast("data", "check", bad)
-    assert found.returncode == 2 and table["image_id"][0] in found.stdout
+        shutil.copy(sample / "images" / f"{name}.jpg", folder / "images")
+    good = invoke("data", "check", folder)
+    assert good.exit_code == 0, good.output
+    assert "mel" in good.stdout
+    (folder / "images" / f"{table['image_id'][0]}.jpg").write_bytes(b"")
+    monkeypatch.setattr(sys, "argv", ["lesionfast", "data", "check", str(folder)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2 and table["image_id"][0] in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
