@@ -18,6 +18,7 @@ from lesionfast.files import sha256
 from lesionfast.reporting.errors import draw_confusion
 from lesionfast.reporting.metrics import draw_roc
 from lesionfast.run import Run, outermost
+from lesionfast.training.processes import process
 from lesionfast.training.trackers.base import About, check_tracker, read_names, trackers
 from lesionfast.training.trackers.delivery import Delivery, read_kept
 
@@ -160,9 +161,9 @@ def recording(run: Run, learn: Learner | None = None, *, goes_on: bool = False) 
 
     `learn` trains it, None if runs inside it do. With `goes_on` the trackers continue what they
     have of it. No tracker stops or slows the training: one that fails or does not answer loses
-    entries, and a warning says so.
+    entries, and a warning says so. Of several processes that train together the first records.
     """
-    if not read_names(run.config.log):
+    if not read_names(run.config.log) or process.rank:
         yield
         return
     record, status = Record(run, goes_on), ""
