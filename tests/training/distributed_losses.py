@@ -8,9 +8,11 @@ import sys
 
 import torch
 from fastai.callback.core import Callback
+from torch import nn
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.split import load_data
+from lesionfast.models.archs import register_backbone
 from lesionfast.training.experiment import train_once
 from lesionfast.training.processes import join_processes, only_first_writes, process
 
@@ -19,8 +21,21 @@ EXACT = {"dropout": 0.0, "metadata_dropout": 0.0, "precision": "float32", "devic
 CASES = {
     "weights": {"balance": "weights", "batch_size": 64, "unfreeze": "none", "fusion": "film"},
     "uneven": {"loss": "focal", "batch_size": 33, "unfreeze": "none", "lr": 1e-4},
+    "unused": {"arch": "half_used", "batch_size": 50, "unfreeze": "none"},
     "frozen": {"head_epochs": 1, "unfreeze": "fresh:2", "batch_size": 64},
 }
+
+
+@register_backbone("half_used")
+class HalfUsed(nn.Module):
+    """A backbone of which one layer is never run."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.idle = nn.Conv2d(3, 8, 3, stride=4), nn.Linear(2, 2)
+
+    def forward(self, image):
+        return self.used(image)
 
 
 class WhatItSaw(Callback):
@@ -47,7 +62,7 @@ def train_all(root):
     df, answers = load_data(), {}
     for name, options in CASES.items():
         with only_first_writes(root) as folder:
-            config = TrainConfig(**SMALL, **EXACT, **options)
+            config = TrainConfig(**SMALL | EXACT | options)
             train_once(df, config, folder, name, cbs=[one := WhatItSaw()])
         answers[name] = {key: getattr(one, key) for key in ("losses", "rows", "valid", "own")}
     return {"processes": process.size, **answers}

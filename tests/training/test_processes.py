@@ -39,7 +39,7 @@ def answers(tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("case", ["weights", "uneven", "frozen"])
+@pytest.mark.parametrize("case", ["weights", "uneven", "unused", "frozen"])
 def test_two_processes_learn_what_one_does(answers, case):
     one, two = (answer[case] for answer in answers)
     assert len(two["losses"]) == len(one["losses"]) > 4
@@ -49,7 +49,7 @@ def test_two_processes_learn_what_one_does(answers, case):
     assert abs(two["own"] - one["own"] / 2) <= len(one["losses"])  # a half of each step
 
 
-@pytest.mark.parametrize("case", ["weights", "uneven", "frozen"])
+@pytest.mark.parametrize("case", ["weights", "uneven", "unused", "frozen"])
 def test_each_validation_image_counts_once(answers, case):
     one, two = (answer[case] for answer in answers)
     assert two["rows"] == one["rows"] and one["rows"][0][0] == len(one["rows"][0][1])

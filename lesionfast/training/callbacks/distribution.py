@@ -24,7 +24,7 @@ from lesionfast.training.processes import gather, process
 # Of torch 2.14 on, and before it: the buffers are the same in all processes, as batch norm's are.
 BUFFERS = ("forward_sync_buffers", "broadcast_buffers")
 TAKEN = next(name for name in BUFFERS if name in signature(DistributedDataParallel).parameters)
-WITHOUT_BUFFERS = {TAKEN: False}
+DATA_PARALLEL = {TAKEN: False, "find_unused_parameters": True}  # a user's module may have some
 
 
 def distribution_callbacks() -> list[Callback]:
@@ -91,7 +91,7 @@ class DataParallel(InContext):
         """Put the wrapped model in the model's place."""
         learned = [parameter.requires_grad for parameter in self.model.parameters()]
         if learned != self.learned:
-            self.parallel = DistributedDataParallel(self.model, **WITHOUT_BUFFERS)
+            self.parallel = DistributedDataParallel(self.model, **DATA_PARALLEL)
             self.learned = learned
         self.enter(WholeBatchNorm())
         self.whole, self.learn.model = self.model, self.parallel
