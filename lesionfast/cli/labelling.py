@@ -91,6 +91,8 @@ def labels(
         return
     if list is not None:
         raise LesionfastError(f"--list {list} is for the page. Type --page with it.")
+    for file in filter(None, (csv, label_studio)):
+        check_target(file)
     opened = open_runs(runs, out)
     print_doubts(opened, corrections, csv)
     if fiftyone or label_studio:
@@ -125,8 +127,6 @@ def print_doubts(runs: "list[Run]", corrections: Path | None, csv: Path | None) 
         labels_table,
     )
 
-    if csv:
-        check_target(csv)
     answers = read_answers(corrections) if corrections else None
     first, table = runs[0], suspicious_labels(runs, answers)
     print_table(labels_table(table))
