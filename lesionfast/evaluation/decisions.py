@@ -5,7 +5,6 @@ and the rule's weight on melanoma. Nothing else in lesionfast is fitted after tr
 of it on test images.
 """
 
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -13,22 +12,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import numpy as np
 import pandas as pd
-from safetensors import safe_open
-from safetensors.numpy import save_file
 
-from lesionfast.data.split import PARTS, load_dataset
+from lesionfast.data.split import PARTS
 from lesionfast.errors import DamageError, DiskError, LesionfastError, list_first
-from lesionfast.evaluation.features import featured_run, read_features
+from lesionfast.evaluation.features import read_features
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.melanoma import FEWEST, describe_rule, describe_weight, fit_rule
-from lesionfast.files import check_shape, damage_explained, disk_errors, read_json
+from lesionfast.evaluation.outliers import fit_ood, load_ood, save_ood
+from lesionfast.files import disk_errors, read_json
 from lesionfast.run import FEATURES, FITTED, Run
 from lesionfast.stats.calibration import Calibrator, fit_calibrator
 from lesionfast.stats.conformal import COVERAGE, Conformal, check_coverage, fit_conformal
 from lesionfast.stats.metrics import json_safe
-from lesionfast.stats.ood import OODScorer
+from lesionfast.stats.ood import Scorer
 from lesionfast.stats.rules import DecisionRule
 from lesionfast.stats.selective import SHARE, Referral, check_share, fit_referral
 from lesionfast.stats.thresholds import OperatingPoint, apply_points, choose_points
@@ -94,39 +91,20 @@ class Kept(Generic[Value]):
 
 
 @dataclass(frozen=True)
-class KeptScorer(Kept[OODScorer]):
-    """The OOD score is kept as safetensors, for it holds the features of the training images."""
+class KeptScorer(Kept[Scorer]):
+    """The OOD score is kept as safetensors, for it holds large arrays."""
 
-    def write(self, run: Run, value: OODScorer) -> Path:
+    def write(self, run: Run, value: Scorer) -> Path:
         """Write it into a run."""
         return run.write(self.file, lambda path: save_ood(value, path))
 
-    def load(self, path: Path, advice: str) -> OODScorer:
+    def load(self, path: Path, advice: str) -> Scorer:
         """Return it; raises `DamageError` for a damaged file."""
         return load_ood(path)
 
-    def read(self, run: Run) -> OODScorer | None:
+    def read(self, run: Run) -> Scorer | None:
         """Return what a run keeps, None if it keeps none; raises `DamageError`."""
         return load_ood(run.file(self.file)) if run.holds(self.file) else None
-
-
-def save_ood(scorer: OODScorer, path: Path) -> None:
-    """Write an OOD score as safetensors."""
-    about = {"method": "knn", "level": scorer.level, "threshold": scorer.threshold}
-    train = scorer.train.astype(np.float16)
-    save_file({"train": train}, path, {"outliers": json.dumps(about)})
-
-
-def load_ood(path: Path) -> OODScorer:
-    """Read what `save_ood` wrote, into a run or an export; raises `DamageError`."""
-    advice = f"If it is in a run: lesionfast interpret {path.parent}; else copy it again."
-    with damage_explained(path, advice), safe_open(path, framework="np") as file:
-        about = json.loads(file.metadata()["outliers"])
-        check_shape(about, {"method": "knn", "level": float, "threshold": float})
-        train = file.get_tensor("train").astype(np.float32)
-        scorer = OODScorer(train, about["threshold"], about["level"])
-        scorer.score(np.zeros((1, train.shape[1]), np.float32))  # the tensor has the right form
-        return scorer
 
 
 def fit_sets(valid: Interpretation, coverage: float = COVERAGE) -> Conformal:
@@ -156,20 +134,6 @@ def fit_referral_threshold(valid: Interpretation, share: float = SHARE) -> Refer
     """Return which images to refer, under the rule of the validation predictions."""
     threshold = fit_referral(valid.confidence, share)
     return Referral(float(share), threshold, valid.rule, tuple(valid.classes))
-
-
-def fit_ood(valid: Interpretation) -> OODScorer:
-    """Return the OOD score; raises `LesionfastError` without features, or with data elsewhere.
-
-    That of an ensemble is that of the first of its models that sees images, fitted on the training
-    and validation images of that.
-    """
-    run = featured_run(valid.run)
-    features = read_features(run)
-    df = load_dataset(run.config, split=run.file("split.csv"))
-    df = df[df["image_id"].isin(features.index)]
-    train, valid_ids = (df.loc[df["split"] == part, "image_id"] for part in ("train", "valid"))
-    return OODScorer.fit(features.loc[train], features.loc[valid_ids])
 
 
 def as_json(value: Calibrator | Conformal | Referral, images: int) -> dict[str, Any]:
@@ -232,7 +196,7 @@ REFERRAL = Kept(
     to_json=as_json,
     from_json=lambda content: from_fields(Referral, content),
 )
-OOD = KeptScorer("OOD score", "outliers.safetensors", fit_ood)
+OOD = KeptScorer("OOD score", "outliers.safetensors", lambda valid: fit_ood(valid.run))
 KEPT = {kept.file: kept for kept in (POINTS, CALIBRATION, SETS, REFERRAL, OOD)}
 
 
@@ -295,7 +259,7 @@ class Decisions:
         return REFERRAL.fit(valid, share=self.referral.share)
 
     @cached_property
-    def ood(self) -> OODScorer:
+    def ood(self) -> Scorer:
         """The OOD score; raises `LesionfastError` without features, or with data elsewhere."""
         return self._read_or_fit(OOD)
 

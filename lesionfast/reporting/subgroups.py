@@ -20,6 +20,7 @@ from lesionfast.evaluation.comparison import (
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.labels import disagreeing_duplicates
+from lesionfast.evaluation.outliers import score_images
 from lesionfast.reporting.images import draw_words
 from lesionfast.reporting.page import (
     GREY,
@@ -220,18 +221,18 @@ def out_of_distribution(findings: Findings) -> Section | None:
     if not (findings.on_test and findings.keeps_features):
         return None
     try:
-        scorer = findings.decisions.ood
+        scorer, rows = findings.decisions.ood, findings.interpretation.rows
+        scores = score_images(findings.run, scorer, findings.dataset, rows["image_id"])
     except LesionfastError as error:
         findings.left_out("the OOD score", error)
         return None
-    rows, features = findings.interpretation.rows, findings.features
-    scored = rows[rows["image_id"].isin(features.index)]
-    scores = pd.Series(scorer.score(features.loc[scored["image_id"]]), scored.index)
-    flagged = scored.assign(score=scores)[scores > scorer.threshold]
+    scored = rows.loc[scores.index].assign(score=scores)
+    flagged = scored[scores > scorer.threshold]
     words = [
         f"{len(flagged)} of {len(scored)} images ({len(flagged) / len(scored):.1%}) are less like "
-        f"the training images than {scorer.level:.0%} of the validation images are "
-        "(OOD score: distance to the nearest training images). Trust the model less on them.",
+        f"the training images than {scorer.level:.0%} of the validation images are (OOD score: "
+        "distance to the training images). `lesionfast predict` gives such an image no decision; "
+        "the metrics here count the model's decision for all images.",
     ]
     worst = flagged.sort_values("score", ascending=False).head(MOST_ROWS)
     names = {"image_id": "image", "score": "OOD score", "truth": "truth", "decision": "decision"}

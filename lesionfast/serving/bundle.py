@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,15 @@ from lesionfast.evaluation.decisions import (
     REFERRAL,
     SETS,
     Decisions,
-    load_ood,
 )
+from lesionfast.evaluation.outliers import load_ood
 from lesionfast.files import check_shape, sha256, write_json
 from lesionfast.run import SHAPES as RUN_SHAPES
 from lesionfast.run import Run, installed_version, list_leaves, list_looks, list_runs_of
 from lesionfast.stats.calibration import Calibrator
 from lesionfast.stats.conformal import Conformal
 from lesionfast.stats.metrics import json_safe
-from lesionfast.stats.ood import OODScorer
+from lesionfast.stats.ood import Scorer
 from lesionfast.stats.pooling import MEANS
 from lesionfast.stats.rules import DecisionRule
 from lesionfast.stats.selective import Referral
@@ -97,7 +98,7 @@ class Bundle:
     calibrator: Calibrator | None = None
     conformal: Conformal | None = None
     referral: Referral | None = None
-    ood: OODScorer | None = None
+    ood: Scorer | None = None
     split_sha256: str = ""
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -158,7 +159,7 @@ class Bundle:
         write_json(folder / FILE, described | {"sha256": hash_description(described)})
 
     @classmethod
-    def from_dict(cls, described: dict[str, Any], ood: OODScorer | None) -> "Bundle":
+    def from_dict(cls, described: dict[str, Any], ood: Scorer | None) -> "Bundle":
         """Return the bundle that `to_dict` described; raises `LesionfastError` if it can't be."""
         check_schema(described)
         try:
@@ -186,7 +187,7 @@ class Bundle:
             ) from None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-safe values, without the training features of the OOD score."""
+        """Return JSON-safe values, without the arrays of the OOD score."""
         return {
             "schema": SCHEMA if self.decision_rule.weight > 1 or "members" in self.model else 1,
             "name": self.name,
@@ -208,7 +209,9 @@ class Bundle:
         kept = {k: v for k, v in self.to_dict().items() if k not in ("name", "versions")}
         found = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
         if self.ood:
-            found.update(b"train" + self.ood.train.tobytes())
+            found.update(repr(self.ood.threshold).encode())
+            for name, array in self.ood.tensors.items():
+                found.update(name.encode() + array.tobytes())
         return found.hexdigest()
 
     def draw_images(
@@ -239,8 +242,20 @@ class Bundle:
             return "valid"
         return "test" if "test" in set(run.predictions["split"]) else None
 
-    def assess(self, probabilities: np.ndarray, features: np.ndarray) -> pd.DataFrame:
-        """Return one row an image, from probabilities (n, k) and image features (n, F).
+    @property
+    def featured_look(self) -> int:
+        """Which of the looks has the image features: that of the first model that sees images."""
+        leaves = [leaf for leaf, _ in list_leaves(self.model)]
+        seeing = [leaf for leaf in leaves if leaf.get("fusion") not in (None, "metadata")]
+        first = (seeing or leaves)[0]
+        return self.looks.index((first["size"], first["resize"]))
+
+    def assess(
+        self, probabilities: np.ndarray, features: np.ndarray, pixels: Sequence[np.ndarray]
+    ) -> pd.DataFrame:
+        """Return one row an image, from probabilities (n, k), image features (n, F) and pixels.
+
+        The pixels are uint8 (n, size, size, 3) of each look; only the OOD score takes them.
 
         Columns: decision, no_decision (why there is none, else '') and rule; p_<class>, the
         probabilities of the model, on which the rule, the flags, the sets and the referral are
@@ -265,7 +280,7 @@ class Bundle:
         if self.referral:
             columns["refer"] = self.referral.referred(rule.confidence(probabilities))
         if self.ood:
-            scores = self.ood.score(features)
+            scores = self.ood.score(features, pixels[self.featured_look])
             columns |= {"outlier_score": scores, "outlier": scores > self.ood.threshold}
         table = pd.DataFrame(columns, index=range(len(probabilities)))
         return withhold(table, probabilities, self) if self.ood else table
@@ -273,8 +288,9 @@ class Bundle:
     @property
     def columns(self) -> list[str]:
         """The columns of `assess`."""
-        k, width = len(self.classes), self.ood.train.shape[1] if self.ood else 0
-        return list(self.assess(np.full((1, k), 1 / k), np.ones((1, width))))
+        k, width = len(self.classes), self.ood.width if self.ood else 0
+        pixels = [np.zeros((1, size, size, 3), np.uint8) for size, _ in self.looks]
+        return list(self.assess(np.full((1, k), 1 / k), np.ones((1, width)), pixels))
 
 
 def withhold(table: pd.DataFrame, probabilities: np.ndarray, bundle: Bundle) -> pd.DataFrame:

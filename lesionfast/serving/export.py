@@ -18,9 +18,10 @@ from huggingface_hub import errors
 from lesionfast.console import Table, escape_markdown, estimate
 from lesionfast.diagnoses import probability_columns
 from lesionfast.errors import DamageError, DiskError, LesionfastError
-from lesionfast.evaluation.decisions import OOD, save_ood
+from lesionfast.evaluation.decisions import OOD
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
+from lesionfast.evaluation.outliers import save_ood
 from lesionfast.files import disk_errors, format_bytes, free_bytes, workspace, write_text
 from lesionfast.models.lineage import KEY
 from lesionfast.reporting.overview import data_card, model_card
@@ -114,7 +115,7 @@ def estimate_size(run: Run, bundle: Bundle, onnx: bool, int8: bool) -> int:
     """Return about how many bytes an export takes while it is written."""
     files = [leaf.path / "weights.safetensors" for leaf in list_runs_of(run)]
     weights = sum(file.stat().st_size for file in files if file.is_file())  # loading them says more
-    ood = bundle.ood.train.nbytes if bundle.ood else 0
+    ood = sum(array.nbytes for array in bundle.ood.tensors.values()) if bundle.ood else 0
     return BESIDE + ood + round(weights * (1 + 1.2 * onnx + 2.5 * int8))
 
 

@@ -14,13 +14,14 @@ import numpy as np
 
 from lesionfast.data.sources import count_threads
 from lesionfast.errors import DamageError, LesionfastError
-from lesionfast.evaluation.decisions import OOD, load_ood
+from lesionfast.evaluation.decisions import OOD
+from lesionfast.evaluation.outliers import load_ood
 from lesionfast.files import sha256
 from lesionfast.run import Run, list_leaves
 from lesionfast.serving.bundle import FILE, Bundle, check_file, read_description
 from lesionfast.stats.calibration import TINY
 from lesionfast.stats.metrics import balanced_accuracy, sensitivity
-from lesionfast.stats.ood import OODScorer
+from lesionfast.stats.ood import Scorer
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -150,7 +151,7 @@ def check_listed(path: Path) -> None:
     check_file(path, files[path.name])
 
 
-def load_ood_beside(path: Path, files: dict[str, str]) -> OODScorer | None:
+def load_ood_beside(path: Path, files: dict[str, str]) -> Scorer | None:
     """Return the OOD score, if its file lies beside an ONNX file; else log a warning.
 
     `files` are the SHA-256 in the ONNX file; for one of an earlier version, those in model.json.

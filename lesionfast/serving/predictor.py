@@ -199,7 +199,7 @@ class Predictor:
             pixels = [np.stack(look) for look in looks]
             values = [prepared[i][1] for i in good]
             probabilities, features = self.engine(pixels, self.metadata.encode(values))
-            found = self.bundle.assess(probabilities, features)
+            found = self.bundle.assess(probabilities, features, pixels)
             found["not_known"] = [
                 tuple(name for name, value in row.items() if pd.isna(value)) for row in values
             ]

@@ -11,25 +11,35 @@ from lesionfast.config import TrainConfig
 from lesionfast.data.images import open_images
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.decisions import OOD, Decisions, load_ood, save_ood
-from lesionfast.evaluation.features import read_features, run_backbone
+from lesionfast.evaluation.decisions import OOD, Decisions
+from lesionfast.evaluation.features import run_backbone
+from lesionfast.evaluation.outliers import load_ood, save_ood, score_images
 from lesionfast.run import Run
-from lesionfast.stats.ood import OODScorer
+from lesionfast.stats.ood import NeighbourScorer, OODScorer, unit
 from lesionfast.training.experiment import train
 
 CONFIG = TrainConfig(arch="test_resnet", weights="none", size=32, head="prototype", fusion="none")
 
 
-def test_an_ood_score_is_kept_and_read_again(tmp_path):
-    x, valid = np.random.default_rng(0).normal(size=(2, 100, 12))
-    scorer = OODScorer.fit(np.asfortranarray(x), valid)
+X, VALID = np.random.default_rng(0).normal(size=(2, 100, 12)).astype(np.float32)
+SEEN = np.random.default_rng(0).integers(0, 256, (100, 16, 16, 3)).astype(np.uint8)
+KINDS = {
+    "as now": OODScorer.fit(np.asfortranarray(X), VALID, SEEN, SEEN[::-1]),
+    "of an earlier version": NeighbourScorer(np.float32(np.float16(unit(X))), 1.25),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_ood_score_is_kept_and_read_again(tmp_path, kind):
+    scorer = KINDS[kind]
     path = tmp_path / OOD.file
     with pytest.raises(LesionfastError, match="is missing.*lesionfast interpret"):
         load_ood(path)
     save_ood(scorer, path)
     again = load_ood(path)
     assert (again.level, again.threshold) == (0.95, scorer.threshold)
-    np.testing.assert_array_equal(again.score(valid), scorer.score(valid))
+    assert type(again) is type(scorer)
+    np.testing.assert_array_equal(again.score(VALID, SEEN), scorer.score(VALID, SEEN))
     path.write_bytes(b"nothing")
     with pytest.raises(LesionfastError, match="is damaged.*lesionfast interpret"):
         load_ood(path)
@@ -80,7 +90,7 @@ def pictures(kind: str, pixels: np.ndarray) -> np.ndarray:
 
 
 def score(run, scorer, pixels: np.ndarray) -> np.ndarray:
-    return scorer.score(run_backbone(run, pixels, np.arange(len(pixels))))
+    return scorer.score(run_backbone(run, pixels, np.arange(len(pixels))), pixels)
 
 
 @pytest.mark.parametrize("kind", ["inverted", "black", "noise", "checkerboard", "stripes", "drawn"])
@@ -103,7 +113,9 @@ def test_the_ood_threshold_is_of_validation_images_and_kept_with_the_run(run, sc
     assert np.quantile(scores, 0.95) == pytest.approx(scorer.threshold, abs=0.01)
     assert (scores > scorer.threshold).mean() == pytest.approx(0.05, abs=0.04)
     rows = run.predictions[run.predictions["split"] == "test"]
-    test = scorer.score(read_features(run).loc[rows["image_id"]])
+    df = load_dataset(CONFIG, split=run.path / "split.csv")
+    test = score_images(run, scorer, df, rows["image_id"])
+    assert test.index.equals(rows.index)
     assert (test > scorer.threshold).mean() < 0.2
 
 

@@ -66,7 +66,7 @@ def test_the_weight_is_kept_and_decides_everywhere(run):
     bundle = Bundle(
         **dict.fromkeys(("name", "image_column", "precision", "encoder")), model=again.model
     )
-    row = bundle.assess(test.probabilities, np.empty((len(test.rows), 0)))
+    row = bundle.assess(test.probabilities, np.empty((len(test.rows), 0)), [])
     assert row["decision"].tolist() == test.rows["decision"].tolist()
     assert set(row["rule"]) == {test.rule}
     compared = Comparison.from_runs([again])

@@ -160,7 +160,7 @@ def test_training_from_an_exported_model_refuses_the_images_that_it_saw(
 
 
 def test_a_full_disk_says_what_is_needed_and_keeps_no_half_folder(trained, small_disk, monkeypatch):
-    message = r"model needs about 1\d\.\d MB, and 1\.0 MB are free\. Free some space, or type"
+    message = r"model needs about \d\d\.\d MB, and 1\.0 MB are free\. Free some space, or type"
     with pytest.raises(LesionfastError, match=message):
         export(trained, small_disk / "model")
     monkeypatch.setattr("lesionfast.serving.export.check_room", lambda *_: None)
@@ -389,7 +389,7 @@ def test_the_command_predicts_from_the_folder(exported, photos, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     head, row = done.stdout.splitlines()
-    assert head.startswith("image,decision,rule,p_akiec") and row.startswith(photos[0])
+    assert head.startswith("image,decision,no_decision,rule,p_akiec") and row.startswith(photos[0])
     failed = subprocess.run(
         [*command, str(exported / "README.md"), "--out", "out.jsonl"],
         capture_output=True,
