@@ -91,6 +91,53 @@ def write_json(path: Path, value: Any) -> Path:
     return write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def append_texts(path: Path, texts: Sequence[str], head: str = "") -> None:
+    """Append texts to a file, each in one write; all are on the disk when this returns.
+
+    A new file begins with `head`; an existing one whose last line has no end gets it. Nothing of a
+    text is left in the file if it can't be written whole. Raises `LesionfastError` for a full disk
+    and the like.
+    """
+    with disk_errors(path):
+        check_target(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            size = os.fstat(descriptor).st_size
+            torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+            start = "\n" if torn else "" if size else head
+            for number, text in enumerate(texts):
+                write_whole(descriptor, (text if number else start + text).encode())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if not size:
+            sync_folder(path.parent)
+
+
+def write_whole(descriptor: int, data: bytes) -> None:
+    """Write all bytes, or cut the file to what it was and raise `OSError`."""
+    before = os.fstat(descriptor).st_size
+    try:
+        written = os.write(descriptor, data)
+        while written < len(data):  # the disk has become full: the next call says so
+            written += os.write(descriptor, data[written:])
+    except OSError:
+        os.ftruncate(descriptor, before)
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the name of a new file on the disk, where the system can."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def check_target(path: Path) -> None:
     """Raise `LesionfastError` if `path` is a link, a device, a folder or the like."""
     try:

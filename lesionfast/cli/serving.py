@@ -30,6 +30,11 @@ Views = option(int | None, "Dihedral views to average, 1 to 8 (default: as many 
 Resume = option(bool, "Continue an unfinished --out.", "--resume")
 Part = option(str | None, "Predict one part of the images, such as 3/8.", "--shard")
 WithFeatures = option(bool, "Add the image features: feature_0 and so on.", "--features")
+LogFile = option(
+    Path | None,
+    "Append each answer to this file, a line of JSON, for lesionfast monitor; no picture or name.",
+    "--log-predictions",
+)
 Join = option(bool, "Join the files of all shards, named as arguments.", "--join")
 
 
@@ -50,6 +55,7 @@ def predict(
     shard: Part = None,
     features: WithFeatures = False,
     join: Join = False,
+    log: LogFile = None,
     device: Device = "auto",
 ) -> None:
     """Predict images, one row each.
@@ -70,7 +76,7 @@ def predict(
     table |= {"renamed": read_pairs("--map", renamed, "gender=sex")}
     table |= {"metadata": read_pairs("--set", metadata, "age=55")}
     choices = {**table, "views": tta, "resume": resume, "shard": shard}
-    choices |= {"features": features}
+    choices |= {"features": features, "log": log}
     if join:
         count = join_files([model, *(inputs or [])], out, kind, choices)
     else:
@@ -103,7 +109,7 @@ def choose_kind(out: Path | None, format: str | None, isic: bool) -> str:
     return "isic" if isic else choose_format(out, format)
 
 
-FLAGS = {"renamed": "--map", "metadata": "--set", "views": "--tta"}
+FLAGS = {"renamed": "--map", "metadata": "--set", "views": "--tta", "log": "--log-predictions"}
 
 
 def join_files(paths: list[str], out: Path | None, kind: str, choices: dict[str, Any]) -> "Count":
@@ -193,14 +199,16 @@ def open_page(
     port: Port = 7860,
     host: Host = "127.0.0.1",
     token: Token = None,
+    log: LogFile = None,
     device: Device = "auto",
 ) -> None:
     """Serve a web page and an HTTP API on this machine that predict images.
 
-    It fetches nothing from the network and keeps no upload. Stop it with Ctrl-C.
+    It fetches nothing from the network and keeps no upload, but with
+    --log-predictions a line about each. Stop it with Ctrl-C.
 
     Example: lesionfast app runs/20260102-030405-densenet121
     """
     from lesionfast.serving.app import serve
 
-    serve(model, host=host, port=port, token=token, device=device)
+    serve(model, host=host, port=port, token=token, device=device, log=log)

@@ -79,9 +79,10 @@ class Answer:
 class Service:
     """Predicts images for many clients, one after the other."""
 
-    def __init__(self, source: str | Path | Run, device: str = "auto") -> None:
+    def __init__(self, source: str | Path | Run, device: str = "auto", **stated: Any) -> None:
+        """Open a model; `stated` is `log`, as in `Predictor`."""
         self.path = locate(source)
-        self.predictor = Predictor(self.path, device=device)
+        self.predictor = Predictor(self.path, device=device, **stated)
         self.bundle = self.predictor.bundle
         self.is_run = (self.path / "config.json").is_file()
         self._lock = Lock()

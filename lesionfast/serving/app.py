@@ -73,14 +73,16 @@ def serve(
     port: int = 7860,
     token: str | None = None,
     device: str = "auto",
+    log: Path | None = None,
 ) -> None:
     """Open the page of a model at host and port, and its HTTP API, until it is stopped.
 
-    With a `token`, page and API answer those only who have it. Uploads stay in memory. Raises
+    With a `token`, page and API answer those only who have it. Uploads stay in memory; `log` is a
+    file that keeps each answer. Raises
     `LesionfastError` without FastAPI and what it takes, for an address that can't be listened to,
     for a weak token, and for what is not a model.
     """
-    serve_page(lambda: build_app(Service(source, device), host, token), host, port, token)
+    serve_page(lambda: build_app(Service(source, device, log=log), host, token), host, port, token)
 
 
 def serve_page(

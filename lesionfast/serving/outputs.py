@@ -125,23 +125,21 @@ def predict_inputs(
     image: str | None = None,
     separator: str | None = None,
     renamed: dict[str, str] | None = None,
-    views: int | None = None,
     resume: bool = False,
     shard: str | None = None,
-    features: bool = False,
-    device: str = "auto",
+    **choices: Any,
 ) -> Count:
     """Predict the images that a person named, with a progress bar; see `predict_to`.
 
     `images`, `image`, `separator` and `renamed` say how a table among the inputs is read,
     `metadata` holds for all images. `shard`, such as "3/8", predicts a part for `join_parts`.
-    `features` adds the image features. Wrong names are found before the model is loaded.
+    `choices` are as in `Predictor`. Wrong names are found before the model is loaded.
     """
     part = None if shard is None else find_shard(shard, out, kind)
     if out is not None:
         check_out(out, kind, resume)
     find_items(inputs)
-    predictor = Predictor(model, views=views, device=device, features=features)
+    predictor = Predictor(model, **choices)
     predictor.check(metadata)
     bundle = predictor.bundle
     table = {"image_column": image or bundle.image_column, "columns": bundle.encoder.columns}
@@ -157,8 +155,8 @@ def predict_inputs(
         "the table": hash_tables(inputs),
     }
     with counting_bar("images") as bar:
-        choices = {"resume": resume, "progress": lambda count: bar(count, None)}
-        return predict_to(predictor, items, out, kind, **choices, options=options, shard=part)
+        given = {"resume": resume, "progress": lambda count: bar(count, None)}
+        return predict_to(predictor, items, out, kind, **given, options=options, shard=part)
 
 
 def find_shard(text: str, out: Path | None, kind: str) -> Shard:

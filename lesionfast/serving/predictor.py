@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -23,6 +24,7 @@ from lesionfast.evaluation.interpretation import Interpretation, records
 from lesionfast.run import Run
 from lesionfast.serving.bundle import FILE, ONNX, WEIGHTS, Bundle
 from lesionfast.serving.inputs import Item, MetadataReader, find_patient
+from lesionfast.serving.monitoring.log import PredictionLog, check_log, hash_input
 
 CHUNK = 256  # images that are decoded and predicted together: bounds the memory
 AHEAD = 2  # chunks that are decoded while a GPU runs one
@@ -48,8 +50,9 @@ class Predictor:
     `source` is a Run, the folder of a run or of an exported model, a model.onnx, or an address
     such as hf://user/name. `views` is the number of dihedral views that are averaged, the run's
     own unless given; with `features` a row also has the image features of the first view, feature_0
-    and so on (of an ensemble, those of its first model). Raises `LesionfastError` for anything
-    else, and for files that are broken.
+    and so on (of an ensemble, those of its first model). With `log`, a file, each answer is kept
+    there before it is given. Raises `LesionfastError` for anything else, for files that are broken,
+    and for a log that can't be written.
 
     Call it with one image, a path, a PIL image or uint8 (H, W, 3), and what is known of the person,
     age in years; `predict` takes a table with the column `path`.
@@ -68,7 +71,10 @@ class Predictor:
         views: int | None = None,
         device: str = "auto",
         features: bool = False,
+        log: str | Path | None = None,
     ) -> None:
+        if log is not None:
+            check_log(log)
         self.bundle, self.engine, self.weights = open_model(source, views, device)
         self.views = self.bundle.model["tta"] if views is None else views
         folder = self.weights.parent
@@ -76,6 +82,7 @@ class Predictor:
         self.metadata = MetadataReader(
             self.bundle.encoder, partial(find_caution, self.bundle.model, run)
         )
+        self.log = PredictionLog.open(log, self.bundle, self.weights) if log is not None else None
         self.chunk = CHUNK
         self.features = self._name_features() if features else []
         self.columns = ["image", *self.bundle.columns, "not_known", *self.features, "error"]
@@ -97,7 +104,8 @@ class Predictor:
             self.metadata.warn()
         except BadImage as bad:
             raise LesionfastError(f"the image can't be predicted: {bad}.") from None
-        row = self._predict_chunk([Item("", None)], [(pixels, values)])
+        key = self._hash(reader, image)
+        row = self._predict_chunk([Item("", None)], [Prepared(pixels, values, key)])
         return records(row.drop(columns=["image", "error"]))[0]
 
     def check(self, metadata: dict[str, Any]) -> None:
@@ -180,34 +188,62 @@ class Predictor:
             )
         return [f"feature_{number}" for number in range(features.shape[1])]
 
-    def _prepare(self, reader: FileReader, item: Item) -> tuple[list[np.ndarray], dict] | str:
+    def _prepare(self, reader: FileReader, item: Item) -> "Prepared":
         """Return the pixels and the metadata of an image, or why there is no prediction."""
         if item.path is None:
-            return item.problem or f"there is no image '{item.name}'"
+            return Prepared(error=item.problem or f"there is no image '{item.name}'")
+        key = self._hash(reader, item.path)
         try:
-            return self.pixels(reader, item.path), self.metadata.read(item.metadata)
+            pixels, values = self.pixels(reader, item.path), self.metadata.read(item.metadata)
         except (BadImage, BadValue) as bad:
-            return str(bad)
+            return Prepared(key=key, error=str(bad))
+        return Prepared(pixels, values, key)
 
-    def _predict_chunk(self, items: list[Item], prepared: list[Any]) -> pd.DataFrame:
+    def _hash(self, reader: FileReader, image: Picture) -> str:
+        """Return the SHA-256 of an image for the log; '' without one, or for a missing file."""
+        if self.log is None:
+            return ""
+        try:
+            is_path = isinstance(image, str | Path)
+            return hash_input(reader.read(str(image)) if is_path else image)
+        except Exception:  # decoding says what is wrong with it
+            return ""
+
+    def _predict_chunk(self, items: list[Item], prepared: list["Prepared"]) -> pd.DataFrame:
         """Return the rows of images, of which some are only a reason why there is none."""
-        errors = [image if isinstance(image, str) else "" for image in prepared]
+        errors = [image.error for image in prepared]
         good = [i for i, error in enumerate(errors) if not error]
         rows = pd.DataFrame(columns=self.columns, index=range(len(items)), dtype=object)
+        answers: dict[int, dict[str, Any]] = {}
         if good:
-            looks = zip(*(prepared[i][0] for i in good), strict=True)
+            looks = zip(*(prepared[i].pixels for i in good), strict=True)
             pixels = [np.stack(look) for look in looks]
-            values = [prepared[i][1] for i in good]
+            values = [prepared[i].metadata for i in good]
             probabilities, features = self.engine(pixels, self.metadata.encode(values))
             found = self.bundle.assess(probabilities, features, pixels)
             found["not_known"] = [
                 tuple(name for name, value in row.items() if pd.isna(value)) for row in values
             ]
+            if self.log:
+                answers = dict(zip(good, records(found), strict=True))
             if self.features:
                 found = found.join(pd.DataFrame(features, found.index, self.features))
             found.index = good
             rows = found if len(good) == len(items) else found.astype(object).reindex(rows.index)
+        if self.log:
+            about = [(image.key, image.metadata) for image in prepared]
+            self.log.append(*zip(*about, strict=True), list(map(answers.get, range(len(items)))))
         return rows.assign(error=errors, image=[item.name for item in items])[self.columns]
+
+
+@dataclass
+class Prepared:
+    """What the model sees of an image, its metadata, its SHA-256 for a log, and what is wrong."""
+
+    pixels: list[np.ndarray] = field(default_factory=list)
+    metadata: dict[str, Any] = field(default_factory=dict)
+    key: str = ""
+    error: str = ""
 
 
 def locate(source: str | Path | Run) -> Path:

@@ -10,7 +10,6 @@ import csv
 import hashlib
 import io
 import logging
-import os
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from lesionfast.data.table import open_table
 from lesionfast.errors import LesionfastError, did_you_mean
-from lesionfast.files import check_target, disk_errors
+from lesionfast.files import append_texts
 
 logger = logging.getLogger("lesionfast")
 
@@ -189,45 +188,7 @@ def append_answer(path: str | Path, answer: Answer) -> None:
 
     Raises `LesionfastError` for a full disk and the like.
     """
-    path = Path(path).expanduser()
-    with disk_errors(path):
-        check_target(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        begun = path.exists() and path.stat().st_size > 0
-        text = ("" if begun else format_line(COLUMNS)) + answer.to_line()
-        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            if begun and os.pread(descriptor, 1, path.stat().st_size - 1) != b"\n":
-                text = f"\n{text}"  # an editor left the last line without its end
-            write_whole(descriptor, text.encode())
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        if not begun:
-            sync_folder(path.parent)
-
-
-def write_whole(descriptor: int, data: bytes) -> None:
-    """Write all bytes, or cut the file to what it was and raise `OSError`."""
-    before = os.fstat(descriptor).st_size
-    try:
-        written = os.write(descriptor, data)
-        while written < len(data):  # the disk has become full: the next call says so
-            written += os.write(descriptor, data[written:])
-    except OSError:
-        os.ftruncate(descriptor, before)
-        raise
-
-
-def sync_folder(folder: Path) -> None:
-    """Put the name of a new file on the disk, where the system can."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    append_texts(Path(path).expanduser(), [answer.to_line()], head=format_line(COLUMNS))
 
 
 def format_line(values: Iterable[str]) -> str:

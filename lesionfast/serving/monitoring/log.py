@@ -1,0 +1,231 @@
+"""The log of predictions: one line of JSON a picture, which no picture, file name or name is in.
+
+A line says when (UTC), which model (the SHA-256 of its weights and of its decisions, and of the
+split that it was checked on), which input (the SHA-256 of the bytes), metadata in classes (age in
+steps of five years, 90 and older together), and what the answer was; null if there was none.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from math import floor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from lesionfast.data.columns.values import is_age
+from lesionfast.errors import LesionfastError
+from lesionfast.files import (
+    LOCKED,
+    NUMBER,
+    append_texts,
+    check_shape,
+    only_process,
+    sha256,
+)
+from lesionfast.run import installed_version
+from lesionfast.stats.metrics import json_safe
+
+if TYPE_CHECKING:
+    from lesionfast.serving.bundle import Bundle
+
+logger = logging.getLogger("lesionfast")
+
+YEARS = 5  # of a class of ages
+OLDEST = 90  # from here on ages are one class (45 CFR 164.514(b)(2)(i)(C))
+DIGITS = 6  # of a probability
+PATIENCE = 30  # seconds that a line waits for those of other processes
+TOLD = ("advice", "likely", "decision", "no_decision", "prediction_set", "refer", "outlier")
+ANSWER = {
+    "probabilities": {str: float},
+    "decision": (str, None),
+    "outlier?": (bool, None),
+    "outlier_score?": NUMBER,
+    "refer?": (bool, None),
+}
+LINE = {
+    **dict.fromkeys(("time", "version", "model", "decisions", "split", "input"), str),
+    "metadata": {str: (str, None)},
+    "answer": (None, ANSWER),
+}
+
+
+@dataclass
+class PredictionLog:
+    """Appends what a model answered to a file, a line a picture, which is kept before it is told.
+
+    Several threads and processes may append to one file.
+    """
+
+    path: Path
+    about: dict[str, str]
+    encoder: Any
+    classes: Sequence[str]
+
+    @classmethod
+    def open(cls, path: str | Path, bundle: "Bundle", weights: Path) -> "PredictionLog":
+        """Return the log of a model; raises `LesionfastError` if the file can't be written."""
+        about = {
+            "version": installed_version(),
+            "model": sha256(weights),
+            "decisions": bundle.digest(),
+            "split": bundle.split_sha256,
+        }
+        return cls(check_log(path), about, bundle.encoder, bundle.classes)
+
+    def append(
+        self,
+        inputs: Sequence[str],
+        metadata: Sequence[Mapping[str, Any] | None],
+        answers: Sequence[Mapping[str, Any] | None],
+    ) -> None:
+        """Append a line for each picture: the hash of its bytes, what was known, the answer.
+
+        `answers` are rows of `Predictor`, or None where there is none. All are on the disk when
+        this returns. Raises `LesionfastError` for a full disk and the like.
+        """
+        begin = {"time": now(), **self.about}
+        lines = []
+        for key, known, row in zip(inputs, metadata, answers, strict=True):
+            line = begin | {"input": key, "metadata": self._classify(known or {})}
+            line["answer"] = row and describe_answer(row, self.classes)
+            lines.append(f"{json.dumps(json_safe(line), ensure_ascii=False)}\n")
+        append_lines(self.path, lines)
+
+    def _classify(self, known: Mapping[str, Any]) -> dict[str, str | None]:
+        return {
+            learned["name"]: classify(learned, known.get(learned["name"]))
+            for learned in self.encoder.learned
+        }
+
+
+def check_log(path: str | Path) -> Path:
+    """Return the path of a log; raises `LesionfastError` if it can't be written, or is no log."""
+    path = Path(path).expanduser()
+    try:
+        append_lines(path, [])
+        if path.stat().st_size:
+            next(read_lines(path), None)
+    except LesionfastError as error:
+        raise LesionfastError(
+            f"{error} Without its log nothing is predicted. Name another file with "
+            "--log-predictions, or leave it out."
+        ) from None
+    return path
+
+
+def append_lines(path: Path, lines: Sequence[str]) -> None:
+    """Append lines after those of other processes, which are waited for."""
+    busy = f"{path} can't be written: another process has held it for {PATIENCE} s."
+    lock = path.absolute().with_name(f"{LOCKED}{path.name}")
+    if not lines:
+        append_texts(path, [])
+        return
+    with only_process(lock, busy, about=path, patience=PATIENCE):
+        append_texts(path, lines)
+
+
+def now() -> str:
+    """Return the time in UTC, such as "2026-01-02T03:04:05.678Z"."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def hash_input(image: Any) -> str:
+    """Return the SHA-256 of encoded bytes; of decoded pixels that of size, mode and pixels."""
+    if isinstance(image, Image.Image):
+        image = np.asarray(image)
+    if isinstance(image, np.ndarray):
+        about = f"{image.shape} {image.dtype} ".encode()
+        return hashlib.sha256(about + np.ascontiguousarray(image).tobytes()).hexdigest()
+    return hashlib.sha256(image).hexdigest()
+
+
+def classify(learned: Mapping[str, Any], value: Any) -> str | None:
+    """Return the class of a value: "55-59" for an age, a text that training saw, or a range.
+
+    None if it is missing. A range is half a standard deviation of the training values wide.
+    """
+    if value is None or pd.isna(value):
+        return None
+    if learned["kind"] == "text":
+        return str(value) if value in learned["values"] else None
+    if is_age(learned["name"]):
+        low = YEARS * floor(value / YEARS)
+        return f"{OLDEST}+" if low >= OLDEST else f"{low}-{low + YEARS - 1}"
+    step = learned["scale"] / 2
+    low = learned["mean"] + step * floor((value - learned["mean"]) / step)
+    return f"{low:.4g} to {low + step:.4g}"
+
+
+def describe_answer(row: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any]:
+    """Return what is kept of a row of `Predictor`: what a person was told, and how sure it was."""
+    prefix = "calibrated" if f"calibrated_{classes[0]}" in row else "p"
+    probabilities = {name: round(float(row[f"{prefix}_{name}"]), DIGITS) for name in classes}
+    told = {name: row[name] for name in TOLD if name in row}
+    if (score := row.get("outlier_score")) is not None:
+        told["outlier_score"] = round(float(score), DIGITS)
+    return {**told, "probabilities": probabilities}
+
+
+@dataclass
+class Lines:
+    """What a log holds: its lines, and how many were left out because they can't be read."""
+
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    torn: int = 0
+
+
+def read_log(path: str | Path) -> Lines:
+    """Read a log; a line that can't be read is counted.
+
+    Raises `LesionfastError` for a file that is missing, or holds no line of a log.
+    """
+    path, found = Path(path).expanduser(), Lines()
+    for line in read_lines(path):
+        if line is None:
+            found.torn += 1
+        else:
+            found.lines.append(line)
+    if found.torn:
+        logger.warning("%s: %d lines can't be read and are left out", path, found.torn)
+    return found
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any] | None]:
+    """Yield the lines of a log, None for one that can't be read; raises as `read_log` does."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            first = True
+            for text in filter(str.strip, file):
+                line = parse_line(text)
+                if first and line is None and not text.lstrip().startswith("{"):
+                    raise LesionfastError(
+                        f"{path} is not a log of predictions; its first line is "
+                        f"{text.strip()[:40]!r}."
+                    )
+                first = False
+                yield line
+    except FileNotFoundError:
+        raise LesionfastError(
+            f"there is no log {path}. Keep one: lesionfast predict RUN IMAGES --log-predictions "
+            f"{path}"
+        ) from None
+    except OSError as error:
+        raise LesionfastError(f"{path} can't be read: {error.strerror}.") from None
+
+
+def parse_line(text: str) -> dict[str, Any] | None:
+    """Return a line of a log, None if it is damaged."""
+    try:
+        line = json.loads(text)
+        check_shape(line, LINE)
+        datetime.fromisoformat(line["time"])
+    except ValueError:
+        return None
+    return line
