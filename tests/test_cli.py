@@ -32,7 +32,7 @@ TINY = [
 
 def lesionfast(*arguments, cwd=None):
     """Run the command in a process of its own, without a terminal."""
-    command = [sys.executable, "-m", "lesionfast.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "lesionfast", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
 
 
@@ -53,7 +53,7 @@ def folder(tmp_path_factory):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
 @pytest.mark.parametrize("arguments", ["cache", "train --help"])
 def test_output_that_a_full_disk_does_not_take_is_an_error_in_one_line(arguments, tmp_path):
-    command = [sys.executable, "-m", "lesionfast.cli", *arguments.split()]
+    command = [sys.executable, "-m", "lesionfast", *arguments.split()]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     assert done.returncode == 2
@@ -62,7 +62,7 @@ def test_output_that_a_full_disk_does_not_take_is_an_error_in_one_line(arguments
 
 
 def test_a_reader_that_has_seen_enough_ends_a_command_quietly():
-    command = [sys.executable, "-m", "lesionfast.cli", "cache"]
+    command = [sys.executable, "-m", "lesionfast", "cache"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     assert process.stderr.read() == b""

@@ -65,7 +65,7 @@ def folder(tmp_path_factory):
 
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     """The command line, run in a folder that Python does not search of itself."""
-    code = [sys.executable, "-P", "-m", "lesionfast.cli", *arguments]
+    code = [sys.executable, "-P", "-m", "lesionfast", *arguments]
     return subprocess.run(code, cwd=folder, capture_output=True, text=True)
 
 

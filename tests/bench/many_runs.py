@@ -103,7 +103,7 @@ def measure(folder: Path) -> dict[str, tuple[float, float]]:
     seconds = {}
     for name, words in COMMANDS.items():
         where = [] if name == ALONE else ["--out", str(folder)]
-        command = [sys.executable, "-m", "lesionfast.cli", "runs", *words, *where]
+        command = [sys.executable, "-m", "lesionfast", "runs", *words, *where]
         started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
         clock, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)

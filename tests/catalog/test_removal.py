@@ -200,7 +200,7 @@ def test_the_command_removes_what_meets_the_conditions_but_nothing_damaged(root,
 @pytest.mark.parametrize("answer", ["y", "n", ""])
 def test_on_a_terminal_it_asks(root, answer):
     terminal, own = pty.openpty()
-    command = [sys.executable, "-m", "lesionfast.cli", "runs", "rm", str(root / "good")]
+    command = [sys.executable, "-m", "lesionfast", "runs", "rm", str(root / "good")]
     os.write(terminal, f"{answer}\n".encode())
     done = subprocess.run(command, stdin=own, capture_output=True, text=True)
     os.close(own)

@@ -35,7 +35,7 @@ REFUSED = "Failed to load resource: the server responded with a status of 4"
 
 def start(model, folder: Path):
     """Start the command at a free port; return it and the address that it prints."""
-    command = [sys.executable, "-m", "lesionfast.cli", "app", str(model), "--port", "0"]
+    command = [sys.executable, "-m", "lesionfast", "app", str(model), "--port", "0"]
     log = (folder.parent / f"{folder.name}.log").open("w")
     environment = os.environ | {"TMPDIR": str(folder)}
     server = subprocess.Popen(

@@ -383,7 +383,7 @@ def make_ensemble(trained, tmp_path):
 
 
 def test_the_command_predicts_from_the_folder(exported, photos, tmp_path):
-    command = [sys.executable, "-m", "lesionfast.cli", "predict", str(exported), photos[0]]
+    command = [sys.executable, "-m", "lesionfast", "predict", str(exported), photos[0]]
     done = subprocess.run(
         [*command, "--set", "age=55"], capture_output=True, text=True, cwd=tmp_path, check=False
     )

@@ -198,7 +198,7 @@ def lesionfast(*given, home, hub=None, token=TOKEN, **more):
     environment["HF_ENDPOINT"] = hub or "http://127.0.0.1:9"  # nobody answers there
     if token:
         environment["HF_TOKEN"] = token
-    command = [sys.executable, "-m", "lesionfast.cli", *map(str, given)]
+    command = [sys.executable, "-m", "lesionfast", *map(str, given)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 

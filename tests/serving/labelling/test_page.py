@@ -28,7 +28,7 @@ class Server:
     """The command with its page; `url` is what it printed."""
 
     def __init__(self, run: lf.Run, file: Path, *more: str) -> None:
-        words = [sys.executable, "-m", "lesionfast.cli", "labels", str(run.path), "--page"]
+        words = [sys.executable, "-m", "lesionfast", "labels", str(run.path), "--page"]
         words += ["--port", "0", "--corrections", str(file), *more]
         self.log = (file.parent / "server.log").open("w")
         self.process = subprocess.Popen(
@@ -178,7 +178,7 @@ def test_no_other_site_and_no_second_page_writes_answers(run, serve, tmp_path):
     assert post(f"{server.url}/undo", json={}).status_code == 422
     assert post(f"{server.url}/answer", content=b"x" * 20_000).status_code == 422
     assert post(f"{server.url}/answer", content=b"[1]").status_code == 422
-    words = [sys.executable, "-m", "lesionfast.cli", "labels", str(run.path), "--page"]
+    words = [sys.executable, "-m", "lesionfast", "labels", str(run.path), "--page"]
     words += ["--port", "0", "--corrections", str(file)]
     second = subprocess.run(words, capture_output=True, text=True, timeout=600)
     assert second.returncode == 2 and "another process is writing" in second.stderr
