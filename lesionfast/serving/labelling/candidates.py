@@ -16,7 +16,12 @@ from lesionfast.data.split import FOLD
 from lesionfast.diagnoses import probability_columns
 from lesionfast.errors import LesionfastError, list_first, pluralize
 from lesionfast.evaluation.features import read_features
-from lesionfast.evaluation.labelling.selection import choose_images, disagreements, margins
+from lesionfast.evaluation.labelling.selection import (
+    choose_images,
+    disagreements,
+    margins,
+    share_scores,
+)
 from lesionfast.files import check_target, disk_errors, workspace, write_atomically
 from lesionfast.models.ensemble import EnsembleEngine
 from lesionfast.run import Run
@@ -148,7 +153,7 @@ def describe_doubt(run: Run, table: pd.DataFrame, votes: np.ndarray | None) -> p
     return table.assign(
         suggested=np.asarray(run.classes, dtype=object)[chosen],
         probability=probabilities[np.arange(len(chosen)), chosen],
-        margin=margins(probabilities, rule),
+        margin=margins(share_scores(probabilities, rule)),
         disagreement=0.0 if votes is None else disagreements(votes.astype(np.float64)),
     )
 

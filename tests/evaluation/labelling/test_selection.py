@@ -10,18 +10,19 @@ from lesionfast.evaluation.labelling.selection import (
     entropies,
     margins,
     rank_doubt,
+    share_scores,
 )
 from lesionfast.stats.rules import DecisionRule
 
 
 def test_the_margin_is_that_of_the_scores_of_the_rule():
     probabilities = np.array([[0.7, 0.2, 0.1], [0.5, 0.5, 0.0]])
-    assert margins(probabilities, DecisionRule("argmax")) == pytest.approx([0.5, 0.0])
-    balanced = DecisionRule("balanced", (0.7, 0.2, 0.1))
-    assert margins(probabilities, balanced) == pytest.approx(
-        [0.0, 2.5 / (5 / 7 + 2.5) - 5 / 7 / (5 / 7 + 2.5)]
-    )
-    assert margins(np.ones((2, 1)), DecisionRule("argmax")).tolist() == [1.0, 1.0]
+    assert margins(probabilities) == pytest.approx([0.5, 0.0])
+    assert share_scores(probabilities, DecisionRule("argmax")) == pytest.approx(probabilities)
+    shares = share_scores(probabilities, DecisionRule("balanced", (0.7, 0.2, 0.1)))
+    assert shares[0] == pytest.approx([1 / 3] * 3)
+    assert margins(shares) == pytest.approx([0.0, (2.5 - 5 / 7) / (2.5 + 5 / 7)])
+    assert margins(np.ones((2, 1))).tolist() == [1.0, 1.0]
 
 
 def test_models_disagree_where_their_mean_is_less_sure_than_they_are():

@@ -11,7 +11,7 @@ from lesionfast.config import DataConfig
 from lesionfast.data.corrections.answers import Answer, Answers, append_answer
 from lesionfast.data.layouts.convert import convert
 from lesionfast.errors import LesionfastError
-from lesionfast.evaluation.labelling.selection import margins
+from lesionfast.evaluation.labelling.selection import margins, share_scores
 from lesionfast.serving.labelling.candidates import choose_next, write_labelled, write_list
 from lesionfast.serving.labelling.queue import Queue, read_list
 from lesionfast.serving.predictor import Predictor
@@ -57,9 +57,8 @@ def test_the_list_has_the_doubt_of_the_folds(run, folders, listed):
     assert (listed["disagreement"] > 0).all() and listed["margin"].between(0, 1).all()
     predicted = Predictor(run).predict(listed[["path"]])
     probabilities = predicted[[f"p_{name}" for name in run.classes]].to_numpy(float)
-    assert listed["margin"].to_numpy() == pytest.approx(
-        margins(probabilities, run.decision_rule), abs=1e-5
-    )
+    expected = margins(share_scores(probabilities, run.decision_rule))
+    assert listed["margin"].to_numpy() == pytest.approx(expected, abs=1e-5)
     assert predicted["decision"].tolist() == listed["suggested"].tolist()
 
 
