@@ -84,6 +84,8 @@ def labels(
     Example: lesionfast labels runs/20260102-030405-densenet121-5-folds --page
     """
     if page:
+        if csv or fiftyone or label_studio:
+            raise LesionfastError("--page writes answers alone. Type the other files without it.")
         queue = open_queue(open_runs(runs, out), list, corrections, who, device)
         from lesionfast.serving.labelling.page import serve_labels
 

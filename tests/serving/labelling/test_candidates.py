@@ -1,5 +1,6 @@
 """What to label next of a folder, the page that takes the list, and the training that follows."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pandas as pd
 import pytest
 
 import lesionfast as lf
+from lesionfast.cli import app
 from lesionfast.config import DataConfig
 from lesionfast.data.corrections.answers import Answer, Answers, append_answer
 from lesionfast.data.layouts.convert import convert
@@ -121,3 +123,35 @@ def test_labelled_images_join_the_training_and_the_held_out_ones_stay(
         write_labelled(run, [str(folders[1])], read_answers(file), table)
     with pytest.raises(LesionfastError, match="was given a class"):
         write_labelled(run, [str(folders[1])], Answers(), tmp_path / "none")
+
+
+def test_the_commands_write_what_they_print(run, folders, listed, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    call(["next", str(run.path), str(folders[1]), "--n", "3"])
+    shown = capsys.readouterr()
+    assert shown.out.strip() == "next.csv" and "--page --list next.csv" in shown.err
+    assert pd.read_csv("next.csv")["image"].nunique() == 3
+    append_answer("c.csv", Answer.parse(listed["image"].iloc[0], "is nv"))
+    more = ["--corrections", "c.csv", "--labelled", "more"]
+    call(["next", str(run.path), str(folders[1]), *more])
+    shown = capsys.readouterr()
+    assert shown.out.strip() == "more" and Path("more-split.csv").is_file()
+    assert f"--data {folders[0]} --data more --split more-split.csv" in shown.err
+    image = run.predictions["image_id"].iloc[0]
+    append_answer("d.csv", Answer.parse(image, "unclear"))
+    files = ["--fiftyone", "fo", "--label-studio", "tasks.json", "--corrections", "d.csv"]
+    call(["labels", str(run.path), *files])
+    assert capsys.readouterr().out.split()[-3:] == ["fo", "tasks.json", "tasks.xml"]
+    assert json.loads(Path("tasks.json").read_text()) and Path("fo/samples.json").is_file()
+    for wrong, message in (
+        (["labels", str(run.path), "--list", "next.csv"], "--list next.csv is for the page"),
+        (["labels", str(run.path), "--page", "--csv", "x.csv"], "--page writes answers alone"),
+        (["next", str(run.path), str(folders[1]), "--labelled", "y"], "--labelled needs answers"),
+    ):
+        with pytest.raises(LesionfastError, match=message):
+            call(wrong)
+
+
+def call(words: list[str]) -> None:
+    """Run a command in this process."""
+    app(words, standalone_mode=False)
