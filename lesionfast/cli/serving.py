@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from lesionfast.serving.outputs import Count
 
 Model = argument(str, "A run, an exported folder, a model.onnx file or hf://user/name.")
-Inputs = argument(list[str] | None, "Images, folders, globs, zip files, datasets or tables.")
+Inputs = argument(list[str] | None, "Images, folders, globs, zip or tar files, datasets or tables.")
 OutFile = option(Path | None, "File to write: .csv, .jsonl or .parquet (default: stdout).")
 Format = option(str | None, "csv, jsonl or parquet (default: from the suffix of --out).")
 Isic = option(bool, "Write a submission to the ISIC 2018 challenge.", "--isic")
-Images = option(Path | None, "Folder or zip file of a CSV file's images (default: its folder).")
+Images = option(Path | None, "Folder, zip or tar file of a CSV's images (default: its folder).")
 Separator = option(
     str | None, "Character between the fields of a CSV file (default: from its header)."
 )
