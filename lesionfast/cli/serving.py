@@ -1,10 +1,11 @@
-"""Commands that use a trained model: predict, export, push, app."""
+"""Commands that use a trained model: predict, export, push, app, monitor."""
 
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lesionfast.cli.base import USE, Device, app, argument, option
+from lesionfast.cli.base import USE, Device, Json, app, argument, option, print_json
+from lesionfast.console import print_table
 from lesionfast.diagnoses import split_unquoted, unquote
 from lesionfast.errors import LesionfastError, pluralize
 from lesionfast.run import Run
@@ -212,3 +213,41 @@ def open_page(
     from lesionfast.serving.app import serve
 
     serve(model, host=host, port=port, token=token, device=device, log=log)
+
+
+Log = argument(Path, "The file that --log-predictions wrote.")
+Every = option(str, "Period: week, month, or a number of pictures (default: by the log's length).")
+Figure = option(Path | None, "Folder for the figure (default: drift/ beside the log).", "--figures")
+
+
+@app.command(rich_help_panel=USE)
+def monitor(
+    run: RunFolder, log: Log, every: Every = "", figures: Figure = None, json: Json = False
+) -> None:
+    """Say whether pictures have drifted from those that a run was checked on.
+
+    It compares a log of predictions with the run's validation: ages, sexes, sites
+    and answers by the population stability index, and the share of pictures
+    unlike the training images. It says if there are too few pictures to tell.
+
+    Example: lesionfast monitor runs/20260102-030405-densenet121 answers.jsonl
+    """
+    from lesionfast.serving.monitoring.display import (
+        describe_drift,
+        draw_drift,
+        drift_tables,
+        drift_to_dict,
+    )
+    from lesionfast.serving.monitoring.drift import measure_drift
+    from lesionfast.serving.monitoring.log import read_log
+
+    opened = Run.open(run)
+    drift = measure_drift(opened, read_log(log), every)
+    figure = draw_drift(opened, drift, figures or log.absolute().parent / "drift")
+    if json:
+        print_json(drift_to_dict(drift, figure))
+        return
+    print(*describe_drift(drift), "", sep="\n")
+    for table in drift_tables(drift):
+        print_table(table)
+    print(figure)
