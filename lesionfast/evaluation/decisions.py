@@ -25,7 +25,7 @@ from lesionfast.run import FEATURES, FITTED, Run
 from lesionfast.stats.calibration import Calibrator, fit_calibrator
 from lesionfast.stats.conformal import COVERAGE, Conformal, check_coverage, fit_conformal
 from lesionfast.stats.metrics import json_safe
-from lesionfast.stats.ood import Scorer
+from lesionfast.stats.ood import NeighbourScorer, Scorer
 from lesionfast.stats.rules import DecisionRule
 from lesionfast.stats.selective import SHARE, Referral, check_share, fit_referral
 from lesionfast.stats.thresholds import OperatingPoint, apply_points, choose_points
@@ -104,7 +104,16 @@ class KeptScorer(Kept[Scorer]):
 
     def read(self, run: Run) -> Scorer | None:
         """Return what a run keeps, None if it keeps none; raises `DamageError`."""
-        return load_ood(run.file(self.file)) if run.holds(self.file) else None
+        if not run.holds(self.file):
+            return None
+        scorer = load_ood(run.file(self.file))
+        if isinstance(scorer, NeighbourScorer):
+            logger.warning(
+                "The OOD score of %s was fitted by an earlier version, which recognizes fewer "
+                "pictures that are not dermoscopic. To fit it again, remove %s and type: "
+                "lesionfast interpret %s", run.path, run.path / self.file, run.path,
+            )  # fmt: skip
+        return scorer
 
 
 def fit_sets(valid: Interpretation, coverage: float = COVERAGE) -> Conformal:

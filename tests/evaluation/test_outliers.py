@@ -1,4 +1,6 @@
-"""What is fitted on validation is kept and read again; the OOD score of what is not skin."""
+"""The OOD score of a run is kept and read again, and tells what is not skin."""
+
+import shutil
 
 import numpy as np
 import pytest
@@ -124,6 +126,15 @@ def test_an_ood_score_is_fitted_when_first_asked_for(run, scorer, pixels):
     run.remove(OOD.file)
     np.testing.assert_allclose(score(run, Decisions(run).ood, pixels), expected)
     assert (run.path / OOD.file).is_file()
+
+
+def test_a_score_of_an_earlier_version_is_used_and_said(run, tmp_path, caplog):
+    old = Run(shutil.copytree(run.path, tmp_path / "old"))
+    width = Decisions(run).ood.width
+    OOD.write(old, NeighbourScorer(np.eye(20, width, dtype=np.float32), 1.25))
+    read = Decisions(Run(old.path)).ood
+    assert isinstance(read, NeighbourScorer) and read.threshold == 1.25
+    assert f"interpret {old.path}" in caplog.text and "an earlier version" in caplog.text
 
 
 def test_a_run_without_features_has_no_ood_score(make_run):
