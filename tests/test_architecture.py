@@ -59,6 +59,8 @@ TORCH_FREE = [
     *("evaluation.labels", "evaluation.isic", "reporting.overview"),
     *("reporting.comparison", "training.ensembles.combining", "training.study"),
     *("training.trackers.services", "training.trackers.delivery"),
+    *("data.corrections.applying", "evaluation.labelling.corrected"),
+    *("evaluation.labelling.exports", "serving.labelling.page"),
     *("serving.predictor", "serving.outputs", "serving.onnx", "serving.app"),
 ]
 OPTIONS_OF_OTHERS = {  # of pip, uv, apt and timm; between the processes of the benchmarks

@@ -86,9 +86,9 @@ def labels(
     if page:
         if csv or fiftyone or label_studio:
             raise LesionfastError("--page writes answers alone. Type the other files without it.")
-        queue = open_queue(open_runs(runs, out), list, corrections, who, device)
-        from lesionfast.serving.labelling.page import serve_labels
+        from lesionfast.serving.labelling.page import serve_labels  # first: it says what it needs
 
+        queue = open_queue(open_runs(runs, out), list, corrections, who, device)
         serve_labels(queue, host=host, port=port, token=token)
         return
     if list is not None:

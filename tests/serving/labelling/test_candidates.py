@@ -15,7 +15,8 @@ from lesionfast.data.layouts.convert import convert
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.labelling.selection import margins, share_scores
 from lesionfast.serving.labelling.candidates import choose_next, write_labelled, write_list
-from lesionfast.serving.labelling.queue import Queue, read_list
+from lesionfast.serving.labelling.page import item_html
+from lesionfast.serving.labelling.queue import Item, Queue, read_list
 from lesionfast.serving.predictor import Predictor
 
 TINY = {"arch": "test_resnet", "weights": "none", "size": 32, "epochs": 1, "unfreeze": "none"}
@@ -90,6 +91,9 @@ def test_the_page_takes_the_list(run, listed, tmp_path):
     assert first.image == listed["image"].iloc[0] and first.label == ""
     view = queue.view(first)
     assert view.left_out == () and view.heat is not None and len(view.similar) == 4
+    html = item_html(queue)
+    assert "What is it?" in html and 'data-answer="right"' not in html
+    assert 'data-answer="is mel"' in html and "0 of 8 answered" in html
     with pytest.raises(LesionfastError, match="has no label to confirm"):
         queue.answer(first.image, "right")
     queue.answer(first.image, "is mel")
@@ -100,6 +104,14 @@ def test_the_page_takes_the_list(run, listed, tmp_path):
     assert queue.undo().text == "is mel" and queue.pending[0].image == first.image
     with pytest.raises(LesionfastError, match="no answer to take back"):
         queue.undo()
+
+
+def test_nothing_in_a_list_becomes_html(run, listed, tmp_path):
+    name = '"><script>alert(1)</script>'
+    row = {"suggested": "<b>mel", "probability": 0.5, "sex": "<i>male"}
+    item = Item(name, listed["path"].iloc[0], "<u>nv", "mel", row)
+    html = item_html(Queue(run, [item], tmp_path / "c.csv"), "<script>")
+    assert not any(mark in html for mark in ("<script", "<b>", "<i>", "<u>"))
 
 
 def test_labelled_images_join_the_training_and_the_held_out_ones_stay(
