@@ -91,7 +91,7 @@ def test_predict_export_page_and_learner_decide_as_interpret_does(run, predicted
     expected = predicted.rows["decision"].tolist()
     test = test.reset_index()
     folder = export(run, tmp_path / "model")
-    assert json.loads((folder / "model.json").read_text())["schema"] == 2
+    assert json.loads((folder / "model.json").read_text())["schema"] == 3
     for source in (run, folder):
         told = lf.Predictor(source).predict(test)
         decided = told["no_decision"] == ""
@@ -109,7 +109,7 @@ def test_predict_export_page_and_learner_decide_as_interpret_does(run, predicted
     service = Service(folder)
     known = {name: str(row[name]) for name in ("age", "sex") if row[name] == row[name]}
     page = answer_html(service, Path(row["path"]).read_bytes(), known)
-    assert "Decision: mel" in page and f"times {run.decision_rule.weight:g}." in page
+    assert f"times {run.decision_rule.weight:g}) decides for melanoma." in page
 
 
 def test_onnx_decides_so_too(run, predicted, df, tmp_path):
@@ -255,7 +255,7 @@ def test_the_commands_take_it(run, tmp_path, blank_figures):
     rule = Run(copy).decision_rule
     assert f"Weight {rule.weight:g} on melanoma" in asked.stdout and rule.name in asked.stdout
     assert "(--melanoma-sensitivity)" in asked.stderr
-    told = invoke("predict", copy, run.predictions["path"].iloc[0])
+    told = invoke("predict", copy, run.predictions["path"].iloc[0], "--all")
     assert told.exit_code == 0 and rule.name in told.stdout
     with pytest.raises(LesionfastError, match="between 0 and 1; found 80"):
         invoke("interpret", copy, "--melanoma-sensitivity", "80")

@@ -34,7 +34,11 @@ Rule = option(
     "Decision rule of this report: argmax or balanced, without a weight on melanoma (default: that "
     "of the run).",
 )
-Cost = option(str | None, "Cost of errors, such as mel:nv=10 (truth:decision).")
+Cost = option(
+    str | None,
+    "Costs that advice weighs, such as missed_melanoma=30,missed_cancer=10; the run keeps them "
+    "(initially these and needless_excision=1). Or of confusions, for this report: mel:nv=10.",
+)
 Coverage = option(
     float | None, "Target coverage of the prediction sets; the run keeps it (initially 0.9)."
 )
@@ -74,8 +78,8 @@ def interpret(
 ) -> None:
     """Show what a run confuses, melanoma first; write figures/ and report.html.
 
-    The run keeps --melanoma-sensitivity, --coverage and --refer: predict,
-    export and report use them until you choose others here.
+    The run keeps --melanoma-sensitivity, --coverage, --refer and stated costs:
+    predict, export and report use them until you choose others here.
 
     Example: lesionfast interpret runs/20260102-030405-densenet121 --nearest ISIC_0024306
     """

@@ -30,6 +30,27 @@ Metadata = option(list[str] | None, "Metadata of all images, such as age=55.", "
 Views = option(int | None, "Dihedral views to average, 1 to 8 (default: as many as the run).")
 Resume = option(bool, "Continue an unfinished --out.", "--resume")
 Part = option(str | None, "Predict one part of the images, such as 3/8.", "--shard")
+All = option(
+    bool,
+    "Write all columns: the decision of the metrics, the model's own probabilities, flags, …",
+    "--all",
+)
+Cost = option(
+    str | None,
+    "Costs of errors that the advice weighs, such as missed_melanoma=30,missed_cancer=10 (default: "
+    "those of the model, initially these and needless_excision=1).",
+)
+Prior = option(
+    str | None,
+    "Class shares of your clinic, such as mel=0.02,nv=0.9, that probabilities are moved to; the "
+    "other classes share the rest.",
+)
+PriorOrEstimate = option(
+    str | None,
+    "Class shares of your clinic, such as mel=0.02,nv=0.9, that probabilities are moved to; the "
+    "other classes share the rest. Or estimate: from these pictures.",
+    "--prior",
+)
 WithFeatures = option(bool, "Add the image features: feature_0 and so on.", "--features")
 LogFile = option(
     Path | None,
@@ -39,7 +60,31 @@ LogFile = option(
 Join = option(bool, "Join the files of all shards, named as arguments.", "--join")
 
 
-@app.command(rich_help_panel=USE)
+COLUMNS = """
+\b
+column          meaning
+image           the name of the image
+advice          what to do, in one sentence
+refer           True: have the lesion examined
+prediction_set  the classes that can't be ruled out, most probable first
+p_mel, …        the calibrated probability of each class (of more than 7
+                classes: of the gravest, then the most frequent)
+error           why there is no prediction; then the exit code is 2
+
+\b
+more with --all
+likely               the most probable class
+decision, rule       the decision that the metrics of the run are about
+no_decision          why there is no decision
+uncalibrated_mel, …  the model's own probabilities
+mel_at_…, …          whether it reaches a threshold chosen on validation
+outlier_score        how unlike the training images it is
+outlier              True: too unlike them
+not_known            the metadata that was missing
+"""
+
+
+@app.command(rich_help_panel=USE, epilog=COLUMNS)
 def predict(
     model: Model,
     inputs: Inputs = None,
@@ -54,18 +99,19 @@ def predict(
     tta: Views = None,
     resume: Resume = False,
     shard: Part = None,
+    every: All = False,
+    cost: Cost = None,
+    prior: PriorOrEstimate = None,
     features: WithFeatures = False,
     join: Join = False,
     log: LogFile = None,
     device: Device = "auto",
 ) -> None:
-    """Predict images, one row each.
+    """Predict images, one row each: what to do, and how probable each class is.
 
-    A row has the decision and its rule, probabilities, flags at the thresholds
-    chosen on validation, the prediction set, whether to refer the image, and its
-    OOD score: how unlike the training images it is. An image too unlike them gets
-    no decision, and is referred. An image that can't be read gets a row with its
-    error; then the exit code is 2.
+    The advice weighs probabilities by stated costs, see --cost. An image unlike
+    the training images gets no decision: every class is in its set, and it is
+    referred.
 
     Example: lesionfast predict runs/20260102-030405-densenet121 photos --set age=55 --set sex=male
 
@@ -77,7 +123,8 @@ def predict(
     table |= {"renamed": read_pairs("--map", renamed, "gender=sex")}
     table |= {"metadata": read_pairs("--set", metadata, "age=55")}
     choices = {**table, "views": tta, "resume": resume, "shard": shard}
-    choices |= {"features": features, "log": log}
+    choices |= {"features": features, "all_columns": every, "cost": cost, "prior": prior}
+    choices |= {"log": log}
     if join:
         count = join_files([model, *(inputs or [])], out, kind, choices)
     else:
@@ -110,7 +157,8 @@ def choose_kind(out: Path | None, format: str | None, isic: bool) -> str:
     return "isic" if isic else choose_format(out, format)
 
 
-FLAGS = {"renamed": "--map", "metadata": "--set", "views": "--tta", "log": "--log-predictions"}
+FLAGS = {"renamed": "--map", "metadata": "--set", "views": "--tta", "all_columns": "--all"}
+FLAGS |= {"log": "--log-predictions"}
 
 
 def join_files(paths: list[str], out: Path | None, kind: str, choices: dict[str, Any]) -> "Count":
@@ -159,14 +207,23 @@ Int8 = option(bool, "Write model.onnx and model-int8.onnx too; measure what 8 bi
 
 
 @app.command(rich_help_panel=USE)
-def export(run: RunFolder, to: ModelFolder, onnx: Onnx = False, int8: Int8 = False) -> None:
+def export(
+    run: RunFolder,
+    to: ModelFolder,
+    onnx: Onnx = False,
+    int8: Int8 = False,
+    cost: Cost = None,
+    prior: Prior = None,
+) -> None:
     """Export a run as one folder that holds the whole model, without a pickle.
+
+    The model keeps --cost and --prior: whoever predicts with it gets them.
 
     Example: lesionfast export runs/20260102-030405-densenet121 --to model --onnx
     """
     from lesionfast.serving import export
 
-    print(export.export(Run.open(run), to, onnx=onnx, int8=int8))
+    print(export.export(Run.open(run), to, onnx=onnx, int8=int8, cost=cost, prior=prior))
 
 
 Source = argument(Path, "A run, or an exported folder.")
@@ -200,6 +257,8 @@ def open_page(
     port: Port = 7860,
     host: Host = "127.0.0.1",
     token: Token = None,
+    cost: Cost = None,
+    prior: Prior = None,
     log: LogFile = None,
     device: Device = "auto",
 ) -> None:
@@ -212,7 +271,8 @@ def open_page(
     """
     from lesionfast.serving.app import serve
 
-    serve(model, host=host, port=port, token=token, device=device, log=log)
+    stated = {"cost": cost, "prior": prior, "log": log}
+    serve(model, host=host, port=port, token=token, device=device, **stated)
 
 
 Log = argument(Path, "The file that --log-predictions wrote.")

@@ -2,37 +2,41 @@
 
 These are the operating points, the calibration, the prediction sets, the referral, the OOD score
 and the rule's weight on melanoma. Nothing else in lesionfast is fitted after training, and nothing
-of it on test images.
+of it on test images. Points, sets and referral are of the probabilities that people see, which are
+calibrated. Beside them the run keeps the costs of errors that a person stated.
 """
 
 import logging
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import pandas as pd
 
 from lesionfast.data.split import PARTS
 from lesionfast.errors import DamageError, DiskError, LesionfastError, list_first
 from lesionfast.evaluation.features import read_features
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.evaluation.melanoma import FEWEST, describe_rule, describe_weight, fit_rule
+from lesionfast.evaluation.melanoma import ARGMAX, FEWEST, describe_rule, describe_weight, fit_rule
 from lesionfast.evaluation.outliers import fit_ood, load_ood, save_ood
 from lesionfast.files import disk_errors, read_json
 from lesionfast.run import FEATURES, FITTED, Run
-from lesionfast.stats.calibration import Calibrator, fit_calibrator
+from lesionfast.stats.advice.costs import Costs
+from lesionfast.stats.calibration import Calibrator, apply_held_out, fit_calibrator
 from lesionfast.stats.conformal import COVERAGE, Conformal, check_coverage, fit_conformal
 from lesionfast.stats.metrics import json_safe
 from lesionfast.stats.ood import NeighbourScorer, Scorer
-from lesionfast.stats.rules import DecisionRule
 from lesionfast.stats.selective import SHARE, Referral, check_share, fit_referral
 from lesionfast.stats.thresholds import OperatingPoint, apply_points, choose_points
 
 logger = logging.getLogger("lesionfast")
 
 WARNED: set[tuple[Path, str]] = set()  # of runs that can't be written to, what was logged
+SHOWN = {"of": "shown probabilities"}  # in a file: earlier versions fitted on the model's own
+COSTS = "costs.json"
 AGAIN = "What was fitted on validation is used but not kept: the next command fits it again."
 Value = TypeVar("Value")
 
@@ -42,7 +46,8 @@ class Kept(Generic[Value]):
     """One thing that is fitted on validation and kept in the run as a file.
 
     `fit_on` takes the validation predictions and options. `shape` is that of the JSON, as
-    `check_shape` takes it; `to_json` takes the value and the number of validation images.
+    `check_shape` takes it; `to_json` takes the value and the number of validation images. `about`
+    are values that the JSON has to have: a file of an earlier version that has not is stale.
     """
 
     name: str
@@ -51,6 +56,7 @@ class Kept(Generic[Value]):
     shape: Any = None
     to_json: Callable[[Value, int], dict[str, Any]] | None = None
     from_json: Callable[[dict[str, Any]], Value] | None = None
+    about: Mapping[str, str] = field(default_factory=dict)
 
     def fit(self, valid: Interpretation, **options: Any) -> Value:
         """Return it, fitted; raises `LesionfastError` for another split than validation."""
@@ -64,7 +70,7 @@ class Kept(Generic[Value]):
     def write(self, run: Run, value: Value) -> Path:
         """Write it into a run."""
         images = int((run.predictions["split"] == "valid").sum())
-        about = {"classes": list(run.classes)}
+        about = {"classes": list(run.classes), **self.about}
         content = about | self.to_json(value, images) | {"fitted_on": "valid"}
         return run.write_json(self.file, content)
 
@@ -72,8 +78,8 @@ class Kept(Generic[Value]):
         """Return what a file holds; raises `DamageError`, which ends in `advice`."""
         return read_json(path, self.shape, advice)
 
-    def read(self, run: Run) -> Value | None:
-        """Return what a run keeps, None if it keeps none.
+    def read(self, run: Run, *, stale: bool = False) -> Value | None:
+        """Return what a run keeps, None if it keeps none or, unless asked for, a stale one.
 
         Raises `LesionfastError` if that is damaged, or of other classes or another split.
         """
@@ -87,7 +93,8 @@ class Kept(Generic[Value]):
                 f"{content.get('classes')}; the run needs 'valid' and {list(run.classes)}. "
                 "Remove the file, and it is fitted again."
             )
-        return self.from_json(content)
+        fresh = self.about.items() <= content.items()
+        return self.from_json(content) if fresh or stale else None
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,7 @@ class KeptScorer(Kept[Scorer]):
         """Return it; raises `DamageError` for a damaged file."""
         return load_ood(path)
 
-    def read(self, run: Run) -> Scorer | None:
+    def read(self, run: Run, *, stale: bool = False) -> Scorer | None:
         """Return what a run keeps, None if it keeps none; raises `DamageError`."""
         if not run.holds(self.file):
             return None
@@ -117,10 +124,10 @@ class KeptScorer(Kept[Scorer]):
 
 
 def fit_sets(valid: Interpretation, coverage: float = COVERAGE) -> Conformal:
-    """Return prediction sets of the probabilities as predictions.csv has them.
+    """Return prediction sets; classes with too few lesions are named in the log.
 
-    Not of calibrated ones: a calibration that is fitted on the same images would use up part of
-    the guarantee. Classes with too few lesions are named in the log.
+    Of calibrated probabilities, the calibration must not have been fitted on the same images, which
+    would use up part of the guarantee: see `Decisions.shown`.
     """
     sets = fit_conformal(*labelled(valid), coverage)
     if sets.unbounded:
@@ -169,6 +176,7 @@ POINTS = Kept(
     shape={"points": [{"of": str, "goal": str, **NUMBERS}]},
     to_json=lambda points, images: {"points": [asdict(point) for point in points]},
     from_json=lambda content: [OperatingPoint(**point) for point in content["points"]],
+    about=SHOWN,
 )
 CALIBRATION = Kept(
     "calibration",
@@ -196,6 +204,7 @@ SETS = Kept(
     },
     to_json=lambda sets, images: as_json(sets, images) | {"unbounded": sets.unbounded},
     from_json=Conformal.from_dict,
+    about=SHOWN,
 )
 REFERRAL = Kept(
     "referral",
@@ -204,6 +213,7 @@ REFERRAL = Kept(
     shape={"share": float, "threshold": float, "rule": str, "classes": [str]},
     to_json=as_json,
     from_json=lambda content: from_fields(Referral, content),
+    about=SHOWN,
 )
 OOD = KeptScorer("OOD score", "outliers.safetensors", lambda valid: fit_ood(valid.run))
 KEPT = {kept.file: kept for kept in (POINTS, CALIBRATION, SETS, REFERRAL, OOD)}
@@ -212,18 +222,25 @@ KEPT = {kept.file: kept for kept in (POINTS, CALIBRATION, SETS, REFERRAL, OOD)}
 class Decisions:
     """What a run's validation chose: thresholds, calibration, prediction sets, referral, OOD score.
 
-    `coverage` and `refer` replace what the run keeps. Without them the run's choice holds, and only
-    what is missing is fitted, by the defaults. It is kept in the run, under the run's own rule; if
-    the run can't be written to, a warning says so and the choice is used.
-    Raises `LesionfastError` for shares outside 0 to 1, and for a run without validation.
+    `coverage`, `refer` and `cost` (of errors, such as missed_melanoma=50) replace what the run
+    keeps. Without them the run's choice holds, and only what is missing is fitted, by the defaults.
+    It is kept in the run; if the run can't be written to, a warning says so and the choice is used.
+    Raises `LesionfastError` for shares outside 0 to 1, unknown costs, and for a run without
+    validation.
     """
 
     def __init__(
-        self, run: Run, *, coverage: float | None = None, refer: float | None = None
+        self,
+        run: Run,
+        *,
+        coverage: float | None = None,
+        refer: float | None = None,
+        cost: str | None = None,
     ) -> None:
         check_coverage(COVERAGE if coverage is None else coverage)
         check_share(SHARE if refer is None else refer)
-        self.run, self.coverage, self.refer = run, coverage, refer
+        self.run, self.coverage, self.refer, self.cost = run, coverage, refer, cost
+        self.costs = state_costs(run, cost)
 
     @cached_property
     def valid(self) -> Interpretation:
@@ -232,6 +249,27 @@ class Decisions:
         if warning := few_lesions_warning(valid):
             logger.warning("%s", warning)
         return valid
+
+    @cached_property
+    def shown(self) -> Interpretation:
+        """The validation predictions as people see them: calibrated, the most probable class.
+
+        The probabilities of each lesion are calibrated by a fit without it, for points, sets and
+        referral are fitted on them. They are the model's own where no calibration can be fitted.
+        """
+        valid, calibrator = self.valid, self.calibrator_or_none
+        if calibrator is None:
+            return show(valid, valid.probabilities)
+        data = valid.truth, valid.probabilities, valid.lesions
+        return show(valid, apply_held_out(calibrator, *data))
+
+    def show(self, test: Interpretation) -> Interpretation:
+        """Return predictions of another split as people see them."""
+        require_unseen(test)
+        calibrator = self.calibrator_or_none
+        return show(
+            test, calibrator.apply(test.probabilities) if calibrator else test.probabilities
+        )
 
     @cached_property
     def points(self) -> list[OperatingPoint]:
@@ -244,28 +282,32 @@ class Decisions:
         return self._read_or_fit(CALIBRATION)
 
     @cached_property
+    def calibrator_or_none(self) -> Calibrator | None:
+        """The calibration, None where validation is too small to fit one."""
+        try:
+            return self.calibrator
+        except DamageError:
+            raise
+        except LesionfastError as error:
+            logger.warning("The probabilities are not calibrated: %s", error)
+            return None
+
+    @cached_property
     def conformal(self) -> Conformal:
         """The prediction sets."""
-        kept = SETS.read(self.run)
+        kept, before = SETS.read(self.run), SETS.read(self.run, stale=True)
         if kept and self.coverage in (None, kept.coverage):
             return kept
-        return self._fit(SETS, coverage=COVERAGE if self.coverage is None else self.coverage)
+        return self._fit(SETS, coverage=self.coverage or (before.coverage if before else COVERAGE))
 
     @cached_property
     def referral(self) -> Referral:
-        """Which images to refer, under the run's own rule."""
-        kept = REFERRAL.read(self.run)
-        share = self.refer or (kept.share if kept else SHARE)
-        if kept and (kept.share, kept.rule) == (share, self.run.decision_rule.name):
+        """Which images to refer, by the probability of the most probable class."""
+        kept, before = REFERRAL.read(self.run), REFERRAL.read(self.run, stale=True)
+        share = self.refer or (before.share if before else SHARE)
+        if kept and kept.share == share:
             return kept
         return self._fit(REFERRAL, share=share)
-
-    def referral_by(self, rule: DecisionRule) -> Referral:
-        """Return which images to refer under another rule, of the same share; it is not kept."""
-        if rule.name == self.run.decision_rule.name:
-            return self.referral
-        valid = Interpretation.from_run(self.run, "valid", rule)
-        return REFERRAL.fit(valid, share=self.referral.share)
 
     @cached_property
     def ood(self) -> Scorer:
@@ -278,15 +320,20 @@ class Decisions:
             _ = self.conformal
         if self.refer is not None:
             _ = self.referral
+        if self.cost is not None:
+            keep(self.run, lambda: self.run.write_json(COSTS, asdict(self.costs)))
 
     def kept_choices(self) -> list[str]:
         """Return, in words, what the run keeps that was not asked for now and is not a default."""
-        words, sets, referral = [], SETS.read(self.run), REFERRAL.read(self.run)
+        sets, referral = (kept.read(self.run, stale=True) for kept in (SETS, REFERRAL))
+        words = []
         words += filter(None, [describe_weight(self.run)])
         if sets and self.coverage is None and sets.coverage != COVERAGE:
             words.append(f"prediction sets with a coverage of {sets.coverage:g} (--coverage)")
         if referral and self.refer is None and referral.share != SHARE:
             words.append(f"a share of {referral.share:g} to refer (--refer)")
+        if self.cost is None and self.costs != Costs():
+            words.append(f"costs of errors: {self.costs} (--cost)")
         return words
 
     def _read_or_fit(self, kept: Kept[Value]) -> Value:
@@ -294,9 +341,34 @@ class Decisions:
         return self._fit(kept) if value is None else value
 
     def _fit(self, kept: Kept[Value], **options: Any) -> Value:
-        value = kept.fit(self.valid, **options)
+        value = kept.fit(self.shown if kept.about else self.valid, **options)
         keep(self.run, lambda: kept.write(self.run, value))
         return value
+
+
+def show(read: Interpretation, probabilities: np.ndarray) -> Interpretation:
+    """Return predictions with the probabilities that people see, and the most probable class."""
+    rule = replace(read.decision_rule.plain, base=ARGMAX)
+    about = (read.run, read.split, rule, read.classes)
+    return Interpretation.build(about, read.truth, probabilities, read.table)
+
+
+def state_costs(run: Run, cost: str | None = None) -> Costs:
+    """Return the costs of errors that a run keeps, or else the defaults, changed by `cost`.
+
+    Raises `DamageError` for a damaged file, unless they are stated again.
+    """
+    if not run.holds(COSTS):
+        return Costs.parse(cost)
+    advice = f"State them again: lesionfast interpret {run.path} --cost {Costs()}"
+    try:
+        path = run.manifest.require(COSTS, advice)
+        kept = Costs(**read_json(path, dict.fromkeys(asdict(Costs()), float), advice))
+    except DamageError:
+        if cost is None:
+            raise
+        kept = None
+    return Costs.parse(cost, kept)
 
 
 def keep(run: Run, write: Callable[[], object], instead: str = AGAIN) -> None:
@@ -341,9 +413,9 @@ def require_unseen(test: Interpretation) -> None:
 
 def points_table(test: Interpretation, points: list[OperatingPoint] | None = None) -> pd.DataFrame:
     """Return what operating points, the run's own unless given, reach on an unseen split."""
-    require_unseen(test)
-    points = Decisions(test.run).points if points is None else points
-    return apply_points(points, test.truth, test.probabilities, test.lesions, test.classes)
+    decisions = Decisions(test.run)
+    shown, points = decisions.show(test), decisions.points if points is None else points
+    return apply_points(points, test.truth, shown.probabilities, test.lesions, test.classes)
 
 
 def few_lesions_warning(valid: Interpretation) -> str:

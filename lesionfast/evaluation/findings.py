@@ -13,11 +13,13 @@ from lesionfast.data.split import load_dataset
 from lesionfast.diagnoses import read_costs
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.evaluation.comparison import WITHHELD, contribution_table, without_metadata
-from lesionfast.evaluation.decisions import Decisions, choose_rule, discard_damaged
+from lesionfast.evaluation.decisions import Decisions, choose_rule, discard_damaged, show
 from lesionfast.evaluation.features import dataset_features, keeps_features, read_features
 from lesionfast.evaluation.interpretation import Interpretation, records
 from lesionfast.evaluation.melanoma import describe_fewer_melanomas, price_of_weight
+from lesionfast.evaluation.outliers import score_images
 from lesionfast.run import FEATURES, Run
+from lesionfast.stats.advice.advice import Advice, advise
 from lesionfast.stats.calibration import Calibrator
 from lesionfast.stats.rules import RULES, DecisionRule
 from lesionfast.stats.selective import Referral
@@ -41,9 +43,10 @@ class Findings:
     ) -> None:
         self.interpretation = interpretation
         self.run = interpretation.run
-        self.decisions = Decisions(self.run, coverage=coverage, refer=refer)
-        self.cost = cost
-        self.costs = read_cost_matrix(cost, interpretation.classes)  # (k, k)
+        stated = None if cost is None or ":" in cost else cost  # of misses, which the run keeps
+        self.decisions = Decisions(self.run, coverage=coverage, refer=refer, cost=stated)
+        self.cost = None if stated else cost
+        self.costs = read_cost_matrix(self.cost, interpretation.classes)  # (k, k)
         self.explain, self.masks = explain or masks is not None, masks
         self.files: dict[str, Path] = {}  # the figures that were drawn, by name
 
@@ -102,14 +105,10 @@ class Findings:
         weighted = self.interpretation.decision_rule.weight > 1
         return {one.split: price_of_weight(one) for one in read} if weighted else {}
 
-    @cached_property
+    @property
     def calibrator(self) -> Calibrator | None:
         """The calibration that validation chose; None, with a warning, if it can't be used."""
-        try:
-            return self.decisions.calibrator
-        except LesionfastError as error:
-            logger.warning("Costs and decision curves use uncalibrated probabilities: %s", error)
-            return None
+        return self.decisions.calibrator_or_none
 
     @cached_property
     def chances(self) -> np.ndarray:
@@ -118,9 +117,38 @@ class Findings:
         return self.calibrator.apply(probabilities) if self.calibrator else probabilities
 
     @cached_property
+    def shown(self) -> Interpretation:
+        """The predictions as people see them: calibrated, decided for the most probable class."""
+        return show(self.interpretation, self.chances)
+
+    @property
     def referral(self) -> Referral:
-        """Which images to refer under the rule of these decisions, by a threshold of validation."""
-        return self.decisions.referral_by(self.interpretation.decision_rule)
+        """Which images to refer, by a threshold of validation."""
+        return self.decisions.referral
+
+    @cached_property
+    def advice(self) -> Advice:
+        """What a person would be told of these images, by what validation chose."""
+        chances, decisions = self.chances, self.decisions
+        sets = decisions.conformal.sets(chances)
+        unsure = self.referral.referred(self.shown.confidence)
+        outlier = np.zeros(len(chances), bool)
+        if self.ood_scores is not None:
+            outlier[self.ood_scores.index] = self.ood_scores > decisions.ood.threshold
+        given = self.interpretation.classes, decisions.costs, sets, unsure, outlier
+        return advise(chances, *given)
+
+    @cached_property
+    def ood_scores(self) -> pd.Series | None:
+        """The OOD score of each image that has features, by its number; None without a scorer."""
+        if not (self.on_test and self.keeps_features):
+            return None
+        images = self.interpretation.rows["image_id"]
+        try:
+            return score_images(self.run, self.decisions.ood, self.dataset, images)
+        except LesionfastError as error:
+            self.left_out("the OOD score", error)
+            return None
 
     @property
     def keeps_features(self) -> bool:
@@ -157,11 +185,13 @@ class Findings:
         other = without_metadata(self.run, read.split, read.decision_rule)
         return None if other is None else contribution_table(read, {WITHHELD: other})
 
-    def drawn(self, draw: Callable[..., Path], *more: Any) -> Path:
-        """Return the figure of `draw(interpretation, *more, folder)`, drawn once."""
+    def drawn(
+        self, draw: Callable[..., Path], *more: Any, read: Interpretation | None = None
+    ) -> Path:
+        """Return the figure of `draw(read, *more, folder)`, drawn once; of the predictions."""
         name = draw.__name__.removeprefix("draw_")
         if name not in self.files:
-            self.files[name] = draw(self.interpretation, *more, self.folder)
+            self.files[name] = draw(read or self.interpretation, *more, self.folder)
         return self.files[name]
 
     def left_out(self, what: str, why: Exception) -> None:

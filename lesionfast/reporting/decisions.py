@@ -31,7 +31,12 @@ from lesionfast.reporting.page import (
 from lesionfast.stats.conformal import BY_CLASS, KINDS, MARGINAL, Conformal, coverage_table
 from lesionfast.stats.metrics import METRIC_NAMES
 from lesionfast.stats.selective import Referral, aurc_table, referral_table, risk_coverage
-from lesionfast.stats.thresholds import OperatingPoint, decision_curve, positive_and_score
+from lesionfast.stats.thresholds import (
+    OperatingPoint,
+    apply_points,
+    decision_curve,
+    positive_and_score,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,8 +53,9 @@ def operating(findings: Findings) -> Section | None:
         return None
     kind = "calibrated" if findings.calibrator else "uncalibrated"
     words = [
-        "The thresholds are chosen on validation, to reach the named specificity or sensitivity "
-        "there, and reported on these images. The run keeps them in operating.json.",
+        f"The thresholds of the {kind} probabilities are chosen on validation, to reach the named "
+        "specificity or sensitivity there, and reported on these images. The run keeps them in "
+        "operating.json.",
         *filter(None, [few_lesions_warning(findings.validation)]),
     ]
     tables = [operating_table(points_table(read, findings.decisions.points))]
@@ -62,8 +68,8 @@ def operating(findings: Findings) -> Section | None:
     points = "The thresholds on the curves of validation and these images"
     curves = "Net benefit of flagging by the model, over the threshold"
     pictures = [
-        draw_picture(findings, draw_operating, points),
-        draw_picture(findings, draw_decision_curves, curves, findings.chances, kind),
+        draw_picture(findings, draw_operating, points, findings.decisions, read=findings.shown),
+        draw_picture(findings, draw_decision_curves, curves, kind, read=findings.shown),
     ]
     return Section("Operating points", words, tables, pictures)
 
@@ -82,11 +88,14 @@ def costs_table(findings: Findings) -> Table:
     return Table.from_frame(findings.mean_costs, "Mean cost per image", names, note)
 
 
-def draw_operating(test: Interpretation, folder: Path) -> Path:
-    """Draw the ROC curves of validation and test, the points of validation, where they land."""
-    points = Decisions(test.run).points
-    table = points_table(test, points)
-    valid = Interpretation.from_run(test.run, "valid")
+def draw_operating(test: Interpretation, decisions: Decisions, folder: Path) -> Path:
+    """Draw the ROC curves of validation and test, the points of validation, where they land.
+
+    `test` are predictions as people see them.
+    """
+    points, valid = decisions.points, decisions.shown
+    arrays = test.truth, test.probabilities, test.lesions, test.classes
+    table = apply_points(points, *arrays)
     text = (
         f"{subtitle(test, rule=False)} (filled marks, with 95 % intervals over lesions)\n"
         f"thresholds chosen on {subtitle(valid, rule=False)} (open marks)"
@@ -164,10 +173,8 @@ def draw_point(axis: Axes, point: OperatingPoint, row: pd.Series, split: str) ->
     )  # fmt: skip
 
 
-def draw_decision_curves(
-    test: Interpretation, chances: np.ndarray, kind: str, folder: Path
-) -> Path:
-    """Draw the net benefit of flagging by `chances` (n, k), of flagging all and flagging none.
+def draw_decision_curves(test: Interpretation, kind: str, folder: Path) -> Path:
+    """Draw the net benefit of flagging by the probabilities, of flagging all and flagging none.
 
     `kind` is 'calibrated', as a threshold is a chance, or else 'uncalibrated'.
     """
@@ -178,15 +185,15 @@ def draw_decision_curves(
     figure = new_figure(11, 5.6, "Decision curves", text)
     for axis, of in panels(figure, test):
         if separable(axis, of, test):
-            draw_benefit(axis, of, test, chances)
+            draw_benefit(axis, of, test)
         names = {"xlabel": f"threshold ({kind} probability)"}
         style_axis(axis, "below", ylabel="net benefit (true positives per image)", **names)
     return save(figure, folder / "decision_curves.png", test)
 
 
-def draw_benefit(axis: Axes, of: str, test: Interpretation, chances: np.ndarray) -> None:
+def draw_benefit(axis: Axes, of: str, test: Interpretation) -> None:
     """Draw one decision curve with its band and the two that need no model."""
-    table = decision_curve(test.truth, chances, test.lesions, test.classes, of)
+    table = decision_curve(test.truth, test.probabilities, test.lesions, test.classes, of)
     x = table["threshold"]
     axis.fill_between(x, table["low"], table["high"], color="#0072B2", alpha=0.22, linewidth=0)
     axis.plot(x, table["net_benefit"], color="#0072B2", linewidth=2, label="flag by the model")
@@ -233,7 +240,7 @@ def prediction_sets(findings: Findings) -> Section | None:
     """Return how often sets of classes hold the truth, by class and by age."""
     if not findings.on_test:
         return None
-    sets, read = findings.decisions.conformal, findings.interpretation
+    sets, read = findings.decisions.conformal, findings.shown
     words = [
         f"Prediction sets aim to contain the true class of {sets.coverage:.0%} of the lesions: in "
         "each class (class-conditional), or over all classes (marginal), which may miss the aim "
@@ -244,7 +251,8 @@ def prediction_sets(findings: Findings) -> Section | None:
         it = "it" if len(sets.unbounded) == 1 else "they"
         words.append(f"Too few validation lesions of {names}: {it} can never be ruled out.")
     words += filter(None, [few_lesions_warning(findings.validation)])
-    picture = draw_picture(findings, draw_coverage, "Coverage and size of the sets", sets)
+    about = "Coverage and size of the sets"
+    picture = draw_picture(findings, draw_coverage, about, sets, read=read)
     return Section("Prediction sets", words, [sets_table(run_coverage(read, sets))], [picture])
 
 
@@ -299,15 +307,17 @@ def referral(findings: Findings) -> Section | None:
     """Return what referring the least certain images to a dermatologist does."""
     if not findings.on_test:
         return None
-    rule, read = findings.referral, findings.interpretation
+    rule, read = findings.referral, findings.shown
     words = [
-        f"Images with a confidence below {rule.threshold:.3f} are referred to a dermatologist: "
-        f"{rule.share:.0%} of the validation images.",
+        "The least certain images are referred to a dermatologist: those whose most probable "
+        f"class has a probability below {rule.threshold:.3f}, {rule.share:.0%} of the validation "
+        "images. The table is about the most probable class of each image.",
     ]
     table = run_referral(read, rule)
     table["metric"] = table["metric"].map(lambda name: METRIC_NAMES.get(name, name))
     names = {"metric": "metric", "of": "class", "among": "among", "value": "value"}
-    picture = draw_picture(findings, draw_risk_coverage, "Risk among the images kept", rule)
+    about = "Risk among the images kept"
+    picture = draw_picture(findings, draw_risk_coverage, about, rule, read=read)
     return Section("Referral", words, [Table.from_frame(table, "Referral", names)], [picture])
 
 
@@ -345,7 +355,7 @@ def run_referral(test: Interpretation, referral: Referral) -> pd.DataFrame:
     if test.rule != referral.rule:
         raise LesionfastError(
             f"the referral is for the rule '{referral.rule}'; found decisions by "
-            f"'{test.rule}'. Pass Decisions(run).referral_by(test.decision_rule)."
+            f"'{test.rule}'. Pass Decisions(run).show(test)."
         )
     arrays = test.truth, test.decision, referral.referred(test.confidence), test.lesions
     return referral_table(*arrays, test.classes)

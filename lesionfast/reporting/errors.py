@@ -49,7 +49,7 @@ def melanoma(findings: Findings) -> Section | None:
         return None
     truth = read.rows["truth"] == melanoma
     missed = int((truth & (read.rows["decision"] != melanoma)).sum())
-    words = f"{missed} of {int(truth.sum())} melanomas are misclassified."
+    words = f"{missed} of {int(truth.sum())} melanomas are misclassified by the rule {read.rule}."
     more = [findings.fewer_melanomas] if findings.fewer_melanomas else []
     pictures = []
     if read.classes.costliest:

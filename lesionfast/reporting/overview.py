@@ -24,6 +24,7 @@ from lesionfast.evaluation.distilled import describe_student
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import OUT_OF_FOLD
 from lesionfast.evaluation.labelling.corrected import corrections_table, describe_corrections
+from lesionfast.reporting.advice.chapter import advice, predictive, run_advice
 from lesionfast.reporting.calibration import calibration
 from lesionfast.reporting.decisions import challenge, operating, prediction_sets, referral
 from lesionfast.reporting.errors import confusion, melanoma
@@ -34,7 +35,8 @@ from lesionfast.reporting.subgroups import labels, metadata, out_of_distribution
 from lesionfast.run import Run
 
 SECTIONS: list[Callable[[Findings], Section | None]] = [
-    *(melanoma, confusion, metrics, operating, challenge, calibration, prediction_sets, referral),
+    *(advice, melanoma, confusion, metrics, operating, predictive, challenge, calibration),
+    *(prediction_sets, referral),
     *(subgroups, metadata, labels, out_of_distribution, pictures, attribution, training),
 ]
 HAM10000 = ("ISIC_0024306", "ISIC_0034320")  # its first and last image
@@ -87,6 +89,7 @@ def write_report(findings: Findings, to: Path | None = None) -> Path:
             )
             if (row := findings.measure(metric, of)) is not None and not pd.isna(row["value"])
         ],
+        run_advice(findings),
     )
 
 

@@ -19,6 +19,7 @@ from lesionfast.diagnoses import NAMES, plain
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.files import write_atomically, write_text
+from lesionfast.reporting.advice.sentences import read_messages
 from lesionfast.run import installed_version
 
 if TYPE_CHECKING:
@@ -159,10 +160,14 @@ def save(figure: "Figure", path: Path, about: Interpretation | str = "") -> Path
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of a page: what it shows in words, and its PNG as a data URI."""
+    """A figure of a page: what it shows in words, and its PNG as a data URI.
+
+    `alternative` has its numbers, for those who do not see it.
+    """
 
     words: str
     source: str
+    alternative: str = ""
 
     @classmethod
     def from_file(cls, path: Path, words: str) -> "Picture":
@@ -175,9 +180,18 @@ class Picture:
         return cls(words, f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}")
 
 
-def draw_picture(findings: Findings, draw: Callable[..., Path], words: str, *more: Any) -> Picture:
-    """Return the figure of `draw(interpretation, *more, folder)`, drawn once, as a picture."""
-    return Picture.from_file(findings.drawn(draw, *more), words)
+def draw_picture(
+    findings: Findings,
+    draw: Callable[..., Path],
+    words: str,
+    *more: Any,
+    read: Interpretation | None = None,
+) -> Picture:
+    """Return the figure of `draw(read, *more, folder)`, drawn once, as a picture.
+
+    `read` are the predictions of the findings unless given.
+    """
+    return Picture.from_file(findings.drawn(draw, *more, read=read), words)
 
 
 @dataclass(frozen=True)
@@ -202,15 +216,18 @@ def write_page(
     sections: Sequence[Section],
     headline: dict[str, Any] | None = None,
     numbers: Sequence[tuple[str, Cell]] = (),
+    advice: Sequence[str] = (),
 ) -> Path:
     """Write sections as one HTML file that carries all it shows; return its path.
 
     `headline` has the name and the cell of the first number, words about it, and the hash of the
-    split; `numbers` are the names and cells of those that follow.
+    split; `numbers` are the names and cells of those that follow. `advice` stands before them all:
+    a sentence, and what it is derived from.
     """
     text = render(
         "report.html",
         title=title,
+        advice=advice,
         subtitle=f"lesionfast report. {NOT_A_DEVICE}",
         headline=headline,
         numbers=numbers,
@@ -222,7 +239,10 @@ def write_page(
 
 
 def render(template: str, **values: Any) -> str:
-    """Return a template of this package filled with values, which are escaped."""
+    """Return a template of this package filled with values, which are escaped.
+
+    `page` are the messages of all pages.
+    """
     environment = Environment(
         loader=FunctionLoader(read_template),
         autoescape=True,
@@ -231,7 +251,8 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     style, script = read_template("page.css"), read_template("page.js")
-    return environment.get_template(template).render(style=style, script=script, **values)
+    shared = {"style": style, "script": script, "page": read_messages()["page"]}
+    return environment.get_template(template).render(**shared, **values)
 
 
 def read_template(name: str) -> str:

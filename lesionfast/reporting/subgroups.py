@@ -9,7 +9,6 @@ import pandas as pd
 
 from lesionfast.console import Table, estimate
 from lesionfast.diagnoses import Classes, full_name
-from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.comparison import (
     ENDS,
     WITHHELD,
@@ -20,7 +19,6 @@ from lesionfast.evaluation.comparison import (
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.labels import disagreeing_duplicates
-from lesionfast.evaluation.outliers import score_images
 from lesionfast.reporting.images import draw_words
 from lesionfast.reporting.page import (
     GREY,
@@ -218,16 +216,11 @@ def contribution_table(
 
 def out_of_distribution(findings: Findings) -> Section | None:
     """Return how many images look unlike the training images."""
-    if not (findings.on_test and findings.keeps_features):
+    scores = findings.ood_scores
+    if scores is None:
         return None
-    try:
-        scorer, rows = findings.decisions.ood, findings.interpretation.rows
-        scores = score_images(findings.run, scorer, findings.dataset, rows["image_id"])
-    except LesionfastError as error:
-        findings.left_out("the OOD score", error)
-        return None
-    scored = rows.loc[scores.index].assign(score=scores)
-    flagged = scored[scores > scorer.threshold]
+    scorer, scored = findings.decisions.ood, findings.interpretation.rows.loc[scores.index]
+    flagged = scored.assign(score=scores)[scores > scorer.threshold]
     words = [
         f"{len(flagged)} of {len(scored)} images ({len(flagged) / len(scored):.1%}) are less like "
         f"the training images than {scorer.level:.0%} of the validation images are (OOD score: "

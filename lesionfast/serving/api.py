@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -24,9 +24,11 @@ from lesionfast.data.formats.pictures import NOT_A_PICTURE, decode, picture_size
 from lesionfast.data.images import fit_square
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.features import rank_by_features, read_features
+from lesionfast.reporting.advice.sentences import malignant_first
 from lesionfast.run import Run
 from lesionfast.serving.bundle import Bundle, flag_column
 from lesionfast.serving.predictor import Predictor, locate
+from lesionfast.serving.reasons import list_reasons
 
 NOTE = "Not a medical device: for research, not for diagnosis."
 SIMILAR = 4  # training lesions shown
@@ -63,15 +65,16 @@ class Busy(LesionfastError):
 class Answer:
     """The prediction of one image, and pictures as far as there are any.
 
-    `row` is that of `Predictor`, `seen` what the model saw, uint8 (size, size, 3), `heat` the
-    Grad-CAM of the decision in 0..1 (size, size), `similar` the most similar training lesions, as
-    of `nearest_lesions`; `left_out` says why a picture is missing.
+    `row` is that of `Predictor`, `seen` what the model saw, uint8 (size, size, 3), `focus` the
+    class that the advice is about, `heat` its Grad-CAM in 0..1 (size, size), `similar` the most
+    similar training lesions, as of `nearest_lesions`; `left_out` says why a picture is missing.
     """
 
     row: dict[str, Any]
     seen: np.ndarray
     left_out: list[str]
     caution: str
+    focus: str | None = None
     heat: np.ndarray | None = None
     similar: pd.DataFrame | None = None
 
@@ -80,7 +83,7 @@ class Service:
     """Predicts images for many clients, one after the other."""
 
     def __init__(self, source: str | Path | Run, device: str = "auto", **stated: Any) -> None:
-        """Open a model; `stated` is `log`, as in `Predictor`."""
+        """Open a model; `stated` are `cost`, `prior` and `log`, as in `Predictor`."""
         self.path = locate(source)
         self.predictor = Predictor(self.path, device=device, **stated)
         self.bundle = self.predictor.bundle
@@ -105,28 +108,28 @@ class Service:
     def answer(self, data: bytes, metadata: dict[str, Any]) -> Answer:
         """Return the prediction with its Grad-CAM and similar lesions; raises what `row` does.
 
-        Without a decision there is neither.
+        Of a picture unlike the training images there is neither.
         """
         row = self.row(data, metadata)
-        pictures, left_out = {}, []
+        focus, pictures, left_out = choose_focus(row, self.bundle), {}, []
         with self._lock:  # a large image takes much memory to decode
             seen = [
                 np.array(fit_square(decode(data, size), size, resize))
                 for size, resize in self.bundle.looks
             ]
             finders = {
-                "heat": lambda: self.heat(seen, metadata, row["decision"]),
+                "heat": lambda: self.heat(seen, metadata, focus),
                 "similar": lambda: self.similar(seen),
             }
-            for name, find in finders.items() if row["decision"] else ():
+            for name, find in finders.items() if focus else ():
                 try:
                     pictures[name] = find()
                 except LesionfastError as error:
                     left_out.append(str(error))
-        return Answer(row, seen[0], left_out, self.caution(row), **pictures)
+        return Answer(row, seen[0], left_out, self.caution(row), focus, **pictures)
 
-    def heat(self, seen: list[np.ndarray], metadata: dict[str, Any], decision: str) -> np.ndarray:
-        """Return the Grad-CAM of the decision, float32 (size, size) in 0..1.
+    def heat(self, seen: list[np.ndarray], metadata: dict[str, Any], name: str) -> np.ndarray:
+        """Return the Grad-CAM of a class, float32 (size, size) in 0..1.
 
         `seen` is the image in each look of the model.
         """
@@ -139,7 +142,7 @@ class Service:
 
         engine, reader = self.predictor.engine, self.predictor.metadata
         numbers = torch.from_numpy(reader.encode([reader.read(metadata)]))
-        target = torch.tensor([self.bundle.classes.index(decision)])
+        target = torch.tensor([self.bundle.classes.index(name)])
         images = [as_images(look[None], engine.device) for look in seen]
         given = (part.to(engine.device) for part in (numbers, target))
         return grad_cam(engine.model, images, *given)[0].cpu().numpy()
@@ -159,6 +162,16 @@ class Service:
 
         run = Run(self.path)
         return read_features(run), load_dataset(run.config, split=run.file("split.csv"))
+
+
+def choose_focus(row: dict[str, Any], bundle: Bundle) -> str | None:
+    """Return the class that the advice of a row is about: the gravest cancer, or the likely one.
+
+    None without a decision.
+    """
+    judged_grave = row["refer"] and row["likely"]
+    cancers = malignant_first(row["prediction_set"], bundle.classes) if judged_grave else []
+    return (*cancers, row["likely"])[0]
 
 
 def check_limits(data: bytes) -> None:
@@ -192,24 +205,37 @@ class Model(BaseModel):
     note: str = NOTE
 
 
-class Prediction(BaseModel):
-    """The prediction of one image; what the model does not provide is null."""
+class Details(BaseModel):
+    """The statistics behind a prediction; what the model does not provide is null."""
 
-    decision: str | None
-    no_decision: str = Field(description="why there is no decision; '' if there is one")
+    decision: str | None = Field(description="by the rule of the metrics")
     rule: str
-    probabilities: dict[str, float] = Field(
-        description="of the model, by class; rule, flags, set and referral are based on these"
-    )
-    calibrated: dict[str, float] | None = Field(description="calibrated probabilities, by class")
+    uncalibrated: dict[str, float] = Field(description="the model's own probabilities, by class")
     flags: dict[str, bool | None] = Field(description="at the thresholds chosen on validation")
-    prediction_set: list[str] | None = Field(description="classes, the most probable first")
-    coverage: float | None
-    refer: bool | None
+    coverage: float | None = Field(description="of the prediction set, within each class")
+    costs: dict[str, float] = Field(description="of errors, which the advice weighs")
+    prior: dict[str, float] | None = Field(
+        description="class shares of the clinic that the probabilities are moved to"
+    )
     outlier_score: float | None
     outlier: bool | None
-    not_known: list[str]
+
+
+class Prediction(BaseModel):
+    """The prediction of one image."""
+
+    advice: str = Field(description="what to do, in one sentence")
+    refer: bool = Field(description="whether to have the lesion examined")
+    because: list[str] = Field(description="what the advice is derived from")
+    likely: str | None = Field(description="the most probable class; null without a decision")
+    no_decision: str = Field(description="why there is no decision; '' if there is one")
+    probabilities: dict[str, float] = Field(description="calibrated, by class")
+    prediction_set: list[str] = Field(
+        description="classes that can't be ruled out, the most probable first"
+    )
+    not_known: list[str] = Field(description="the metadata that was missing")
     caution: str = Field(description="how missing metadata may affect this model; '' if it doesn't")
+    details: Details
     note: str = NOTE
 
 
@@ -278,20 +304,24 @@ def to_prediction(bundle: Bundle, row: dict[str, Any], caution: str) -> Predicti
     def by_class(prefix: str) -> dict[str, float]:
         return {name: row[f"{prefix}_{name}"] for name in bundle.classes}
 
-    return Prediction(
+    told = ("advice", "refer", "likely", "no_decision", "prediction_set", "not_known")
+    details = Details(
         decision=row["decision"],
-        no_decision=row["no_decision"],
         rule=row["rule"],
-        probabilities=by_class("p"),
-        calibrated=by_class("calibrated") if bundle.calibrator else None,
+        uncalibrated=by_class("uncalibrated"),
         flags={flag_column(point): row[flag_column(point)] for point in bundle.points},
-        prediction_set=row["prediction_set"] if bundle.conformal else None,
         coverage=bundle.conformal.coverage if bundle.conformal else None,
-        refer=row.get("refer"),
+        costs=asdict(bundle.costs),
+        prior=dict(zip(bundle.classes, bundle.clinic, strict=True)) if bundle.clinic else None,
         outlier_score=row.get("outlier_score"),
         outlier=row.get("outlier"),
-        not_known=row["not_known"],
+    )
+    return Prediction(
+        **{name: row[name] for name in told},
+        because=list_reasons(bundle, row),
+        probabilities=by_class("p"),
         caution=caution,
+        details=details,
     )
 
 
@@ -355,6 +385,11 @@ async def read_form(request: Request, stream: AsyncIterator[bytes]) -> tuple[byt
     size = request.headers.get("content-length", "")
     if len(size) > len(str(MOST_FORM)) or (size.isdecimal() and int(size) > MOST_FORM):
         raise too_large()
+    if names := ", ".join(request.query_params):
+        raise LesionfastError(
+            f"the address has {names} after the question mark, which is not read. Send metadata as "
+            "fields of the form, such as -F age=55."
+        )
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise LesionfastError("this is not a form. Send the image as multipart/form-data.")
     limits = {"max_files": 1, "max_fields": MOST_FIELDS, "max_part_size": MOST_FIELD_BYTES}

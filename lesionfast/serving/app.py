@@ -13,17 +13,17 @@ from functools import partial
 from io import BytesIO
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from lesionfast.data.formats.pictures import FORMATS
-from lesionfast.diagnoses import full_name
+from lesionfast.diagnoses import full_name, probability_columns
 from lesionfast.errors import LesionfastError
+from lesionfast.reporting.advice.sentences import name_class, say
 from lesionfast.reporting.images import patient, read_pixels, rounded_percent
 from lesionfast.reporting.page import Picture, read_template, render
-from lesionfast.serving.bundle import Bundle, flag_column
+from lesionfast.serving.bundle import Bundle
 
 try:
     import python_multipart  # noqa: F401
@@ -39,6 +39,7 @@ except ImportError as error:
     ) from None
 
 from lesionfast.serving.api import MOST_BYTES, MOST_PIXELS, Answer, Service, Uploads, build_api
+from lesionfast.serving.reasons import list_details, list_reasons
 
 logger = logging.getLogger("lesionfast")
 
@@ -62,6 +63,8 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
+MOST = f"{MOST_BYTES // 10**6} MB and {MOST_PIXELS // 10**6} megapixels"
+SPOKEN = ("predicting", "choose_first", "too_large", "one_at_a_time", "lost", "failed")  # by app.js
 SHUTDOWN = 3  # seconds that clients have to end
 SHARE = 0.45  # of the heat map in the picture
 
@@ -74,15 +77,21 @@ def serve(
     token: str | None = None,
     device: str = "auto",
     log: Path | None = None,
+    cost: str | None = None,
+    prior: str | None = None,
 ) -> None:
     """Open the page of a model at host and port, and its HTTP API, until it is stopped.
 
-    With a `token`, page and API answer those only who have it. Uploads stay in memory; `log` is a
-    file that keeps each answer. Raises
+    With a `token`, page and API answer those only who have it. `cost` and `prior` are as in
+    `Predictor`. Uploads stay in memory; `log` is a file that keeps each answer. Raises
     `LesionfastError` without FastAPI and what it takes, for an address that can't be listened to,
     for a weak token, and for what is not a model.
     """
-    serve_page(lambda: build_app(Service(source, device, log=log), host, token), host, port, token)
+
+    def build() -> ASGIApp:
+        return build_app(Service(source, device, cost=cost, prior=prior, log=log), host, token)
+
+    serve_page(build, host, port, token)
 
 
 def serve_page(
@@ -274,11 +283,11 @@ def page_html(bundle: Bundle) -> str:
     return render(
         "app.html",
         columns=bundle.encoder.learned,
-        formats=", ".join(FORMATS),
         types=",".join(f"image/{name.lower()}" for name in FORMATS),
         most_bytes=MOST_BYTES,
-        most=f"{MOST_BYTES // 10**6} MB and {MOST_PIXELS // 10**6} megapixels",
-        about=f"Model {bundle.name}, split {bundle.split_sha256[:12]}.",
+        image_help=say("page.image_help", formats=", ".join(FORMATS), most=MOST),
+        spoken=SPOKEN,
+        about=say("page.about", name=bundle.name, split=bundle.split_sha256[:12]),
     )
 
 
@@ -286,69 +295,43 @@ def answer_html(service: Service, image: bytes, metadata: dict[str, str]) -> str
     """Return the answer to an image as a section of HTML; raises what `Service.answer` does."""
     answer, bundle = service.answer(image, metadata), service.bundle
     row, classes = answer.row, bundle.classes
-    prefix = "calibrated" if bundle.calibrator else "p"
-    values = {name: row[f"{prefix}_{name}"] for name in classes}
     bars = [
         {
             "name": full_name(name),
-            "width": f"{100 * value:.1f}",
-            "text": rounded_percent(value),
-            "grave": name == classes.melanoma,
+            "width": f"{100 * row[column]:.1f}",
+            "text": rounded_percent(row[column]),
+            "grave": name in classes.malignant,
         }
-        for name, value in values.items()
+        for name, column in zip(classes, probability_columns(classes), strict=True)
     ]
     return render(
         "answer.html",
-        outlier=bool(row.get("outlier")),
-        decision=f"Decision: {full_name(row['decision'])}" if row["decision"] else "No decision",
-        rule=f"Rule {row['rule']}: {bundle.decision_rule.in_words}.",
-        caption=f"Probabilities, {'' if bundle.calibrator else 'not '}calibrated on validation",
+        advice=row["advice"],
+        urgent=row["refer"],
+        reasons=list_reasons(bundle, row),
         bars=bars,
-        words=describe_row(bundle, row),
+        is_judged=row["likely"] is not None,
+        statistics=list_details(bundle, row),
         caution=answer.caution[:1].upper() + answer.caution[1:],
         pictures=list_pictures(answer),
         left_out=answer.left_out,
     )
 
 
-def describe_row(bundle: Bundle, row: dict[str, Any]) -> list[str]:
-    """Return flags, prediction set, referral and missing metadata, a sentence each."""
-    words = []
-    for point in bundle.points if row["decision"] else ():
-        what = "melanoma" if point.of == bundle.classes.melanoma else "malignant"
-        flagged = "Flagged" if row[flag_column(point)] else "Not flagged"
-        words.append(
-            f"{flagged} as {what} at the threshold for a {point.goal} of {point.level:.0%}."
-        )
-    if bundle.conformal:
-        listed = " or ".join(map(full_name, row["prediction_set"])) or "no class fits"
-        words.append(
-            f"Prediction set with {bundle.conformal.coverage:.0%} coverage of each class: {listed}."
-        )
-    if bundle.referral:
-        least = f"the least certain {bundle.referral.share:.0%} of images"
-        refer = f"Among {least}: refer it to a dermatologist."
-        refer = refer if row["decision"] else "Without a decision: refer it to a dermatologist."
-        words.append(refer if row["refer"] else f"Not among {least}.")
-    if row["not_known"]:
-        words.append(f"Predicted without: {', '.join(row['not_known'])}.")
-    return words
-
-
 def list_pictures(answer: Answer) -> list[Picture]:
     """Return what the model saw, the heat over it, and similar training lesions."""
-    pictures = [Picture("what the model saw", to_source(answer.seen))]
+    pictures = [Picture(say("page.seen"), to_source(answer.seen))]
     if answer.heat is not None:
-        caption = "Grad-CAM of the decision: what the model reacts to, not why"
+        caption = say("page.heat", focus=name_class(answer.focus))
         pictures.append(Picture(caption, to_source(overlay(answer.seen, answer.heat))))
     rows = [] if answer.similar is None else [row for _, row in answer.similar.iterrows()]
     for row in rows:
-        caption = ", ".join(filter(None, [full_name(row["target"]), patient(row)]))
+        lesion = ", ".join(filter(None, [full_name(row["target"]), patient(row)]))
         try:
             source = to_source(read_pixels(row["path"]))
         except (LesionfastError, OSError):  # the image is gone
             continue
-        pictures.append(Picture(f"similar in training: {caption}", source))
+        pictures.append(Picture(say("page.similar", lesion=lesion), source))
     return pictures
 
 

@@ -5,7 +5,7 @@ import json
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +24,29 @@ from lesionfast.evaluation.decisions import (
     POINTS,
     REFERRAL,
     SETS,
+    SHOWN,
     Decisions,
 )
 from lesionfast.evaluation.outliers import load_ood
 from lesionfast.files import check_shape, sha256, write_json
+from lesionfast.reporting.advice.sentences import describe_advice
 from lesionfast.run import SHAPES as RUN_SHAPES
 from lesionfast.run import Run, installed_version, list_leaves, list_looks, list_runs_of
-from lesionfast.stats.calibration import Calibrator
+from lesionfast.stats.advice.advice import NO_DECISION, Advice, advise
+from lesionfast.stats.advice.costs import Costs
+from lesionfast.stats.advice.prevalence import ESTIMATE, read_prior, write_prior
+from lesionfast.stats.calibration import Calibrator, clipped_log
 from lesionfast.stats.conformal import Conformal
 from lesionfast.stats.metrics import json_safe
 from lesionfast.stats.ood import Scorer
-from lesionfast.stats.pooling import MEANS
-from lesionfast.stats.rules import DecisionRule
+from lesionfast.stats.pooling import MEANS, move_prior, prior_factors
+from lesionfast.stats.rules import DecisionRule, as_prior
 from lesionfast.stats.selective import Referral
 from lesionfast.stats.thresholds import OperatingPoint, positive_and_score
 
 logger = logging.getLogger("lesionfast")
 
-SCHEMA = 2  # 1 without a weight on melanoma, and of one model
+SCHEMA = 3  # until 2 flags, sets and referral were of uncalibrated probabilities
 FILE, CARD = "model.json", "README.md"
 WEIGHTS, ONNX, INT8 = "model.safetensors", "model.onnx", "model-int8.onnx"
 FILES = (WEIGHTS, OOD.file, ONNX, INT8)  # all that an export may hold besides model.json and card
@@ -68,6 +73,10 @@ SHAPE = {
     "conformal": (None, SETS.shape),
     "referral": (None, REFERRAL.shape),
     "versions": {str: str},
+    "of?": str,
+    "costs?": dict.fromkeys(asdict(Costs()), float),
+    "prevalence?": [float],
+    "clinic?": ([float], None),
 }
 AS_THEY_ARE = ("name", "model", "image_column", "precision", "split_sha256", "versions")
 CHOSEN = {  # on validation: an attribute of `Decisions` and of `Bundle`, and its name in a warning
@@ -79,6 +88,7 @@ CHOSEN = {  # on validation: an attribute of `Decisions` and of `Bundle`, and it
 }
 PACKAGES = ("lesionfast", "torch", "timm", "torchvision")
 UNLIKE = "unlike the training images"  # why there is no decision
+MOST_SHOWN = 7  # classes whose probability a row has unless all columns are asked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +96,11 @@ class Bundle:
     """Architecture, classes, preprocessing, encoder, and all that was chosen on validation.
 
     `model` is the model.json of a run; in that of an ensemble each member is described. What the
-    run has no validation images or features for is None, or an empty list of points.
+    run has no validation images or features for is None, or an empty list of points. `costs` are
+    those that the advice weighs, `prevalence` (k,) the class shares that the calibrated
+    probabilities hold for, and `clinic` (k,) those of another clinic that they are moved to.
+    `of_shown` says that points, sets and referral are of the calibrated probabilities; in an export
+    of an earlier version they are of the model's own.
     """
 
     name: str
@@ -101,6 +115,10 @@ class Bundle:
     ood: Scorer | None = None
     split_sha256: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    costs: Costs = field(default_factory=Costs)
+    prevalence: tuple[float, ...] = ()
+    clinic: tuple[float, ...] | None = None
+    of_shown: bool = True
 
     @property
     def classes(self) -> Classes:
@@ -140,7 +158,31 @@ class Bundle:
             **chosen | {"points": chosen["points"] or []},
             split_sha256=run.metrics["split_sha256"],
             versions={name: installed_version(name) for name in PACKAGES},
+            costs=decisions.costs,
+            prevalence=find_prevalence(run),
         )
+
+    def restated(self, cost: str | None = None, prior: str | None = None) -> "Bundle":
+        """Return the bundle with other costs of errors, or for another clinic's class shares.
+
+        `cost` is such as "missed_melanoma=50", `prior` such as "mel=0.02,nv=0.9". Raises
+        `LesionfastError` as `Costs.parse` and `read_prior` do.
+        """
+        costs = Costs.parse(cost, self.costs)
+        clinic = self.clinic
+        if prior == ESTIMATE:
+            raise LesionfastError(
+                "--prior estimate needs the pictures to estimate from: type it with predict and a "
+                "folder, and the shares that it prints here."
+            )
+        if prior is not None:
+            clinic = tuple(read_prior(prior, self.classes, self.prevalence).tolist())
+        return replace(self, costs=costs, clinic=clinic)
+
+    @property
+    def clinic_in_words(self) -> str:
+        """The class shares that probabilities were moved to, as a person types them; '' if none."""
+        return write_prior(self.clinic, self.classes) if self.clinic else ""
 
     @classmethod
     def read(cls, folder: Path) -> "Bundle":
@@ -179,6 +221,7 @@ class Bundle:
                 conformal=conformal and SETS.from_json(conformal),
                 referral=referral and REFERRAL.from_json(referral),
                 ood=ood,
+                **read_stated(described),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
@@ -189,7 +232,7 @@ class Bundle:
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-safe values, without the arrays of the OOD score."""
         return {
-            "schema": SCHEMA if self.decision_rule.weight > 1 or "members" in self.model else 1,
+            "schema": SCHEMA,
             "name": self.name,
             "model": self.model,
             "image_column": self.image_column,
@@ -200,6 +243,10 @@ class Bundle:
             "conformal": self.conformal and json_safe(asdict(self.conformal)),
             "referral": self.referral and json_safe(asdict(self.referral)),
             "outliers": self.ood is not None,
+            **(SHOWN if self.of_shown else {}),
+            "costs": asdict(self.costs),
+            "prevalence": list(self.prevalence),
+            "clinic": self.clinic and list(self.clinic),
             "split_sha256": self.split_sha256,
             "versions": self.versions,
         }
@@ -250,6 +297,31 @@ class Bundle:
         first = (seeing or leaves)[0]
         return self.looks.index((first["size"], first["resize"]))
 
+    def calibrate(self, probabilities: np.ndarray) -> np.ndarray:
+        """Return the probabilities (n, k) as validation calibrates them, if it does."""
+        return self.calibrator.apply(probabilities) if self.calibrator else probabilities
+
+    def move(self, chances: np.ndarray) -> np.ndarray:
+        """Return calibrated probabilities (n, k) for the clinic's class shares, if there are any.
+
+        (Saerens et al. 2002, doi:10.1162/089976602753284446, eq. 2.4.)
+        """
+        return chances if self.clinic is None else move_prior(chances, self.prevalence, self.clinic)
+
+    def calibration_matrix(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return weight (k, k) and bias (k,) that make log-probabilities those people see.
+
+        None if they are the model's own.
+        """
+        k = len(self.classes)
+        plain = self.calibrator is None or self.calibrator.method == "none"
+        if plain and self.clinic is None:
+            return None
+        weight, bias = (np.eye(k), np.zeros(k)) if plain else self.calibrator.matrix()
+        if self.clinic is not None:
+            bias = bias + clipped_log(prior_factors(self.prevalence, self.clinic))
+        return weight, bias
+
     def assess(
         self, probabilities: np.ndarray, features: np.ndarray, pixels: Sequence[np.ndarray]
     ) -> pd.DataFrame:
@@ -257,33 +329,67 @@ class Bundle:
 
         The pixels are uint8 (n, size, size, 3) of each look; only the OOD score takes them.
 
-        Columns: decision, no_decision (why there is none, else '') and rule; p_<class>, the
-        probabilities of the model, on which the rule, the flags, the sets and the referral are
-        based; and as far as the model has them calibrated_<class>, a flag an operating point
-        (`flag_column`), prediction_set (a tuple of class names, most probable first), refer,
-        outlier_score and outlier. An outlier is treated as `withhold` says.
+        Columns that people get: advice, a sentence; refer, whether to have the lesion examined;
+        prediction_set, the classes that can't be ruled out (a tuple, most probable first); and
+        p_<class>, calibrated and moved to the clinic's class shares. The others are likely, the
+        most probable class; decision and rule, those of the metrics, of the model's own
+        probabilities; no_decision (why there is none, else ''); uncalibrated_<class>, the model's
+        own probabilities; and as far as the model has them a flag an operating point
+        (`flag_column`), outlier_score and outlier. What is unlike the training images has no likely
+        class, no decision and no flag.
+
+        Flags, sets and referral are of calibrated probabilities that are not moved: what they
+        promise is about the lesions of a class, however many there are.
         """
-        classes, rule = self.classes, self.decision_rule
-        names, decision = np.asarray(classes, object), rule.decide(probabilities)
-        columns = {"decision": names[decision], "no_decision": "", "rule": rule.name}
-        columns |= dict(zip(probability_columns(classes), probabilities.T, strict=True))
-        if self.calibrator:
-            calibrated = self.calibrator.apply(probabilities).T
-            columns |= dict(zip([f"calibrated_{n}" for n in classes], calibrated, strict=True))
+        chances = self.calibrate(probabilities)
+        seen = self.move(chances)
+        scored = chances if self.of_shown else probabilities
+        scores = self.ood.score(features, pixels[self.featured_look]) if self.ood else None
+        outlier = scores > self.ood.threshold if self.ood else np.zeros(len(seen), bool)
+        sets = self.conformal.sets(scored) if self.conformal else None
+        unsure = self._find_unsure(probabilities, scored)
+        advice = advise(seen, self.classes, self.costs, sets, unsure, outlier)
+        decision = self.decision_rule.decide(probabilities)
+        columns = self._describe(advice, seen) | {
+            "decision": self._name(decision, outlier),
+            "rule": self.decision_rule.name,
+            "no_decision": np.where(outlier, UNLIKE, ""),
+            **dict(zip(own_columns(self.classes), probabilities.T, strict=True)),
+        }
         for point in self.points:
-            _, score = positive_and_score(point.of, decision, probabilities, classes)
-            columns[flag_column(point)] = score >= point.threshold
-        if self.conformal:
-            order = np.argsort(-probabilities, axis=1, kind="stable")
-            rows = zip(order, self.conformal.sets(probabilities), strict=True)
-            columns["prediction_set"] = [tuple(names[row[chosen[row]]]) for row, chosen in rows]
-        if self.referral:
-            columns["refer"] = self.referral.referred(rule.confidence(probabilities))
+            _, score = positive_and_score(point.of, decision, scored, self.classes)
+            flags = (score >= point.threshold).astype(object)
+            columns[flag_column(point)] = np.where(outlier, None, flags)
         if self.ood:
-            scores = self.ood.score(features, pixels[self.featured_look])
-            columns |= {"outlier_score": scores, "outlier": scores > self.ood.threshold}
-        table = pd.DataFrame(columns, index=range(len(probabilities)))
-        return withhold(table, probabilities, self) if self.ood else table
+            columns |= {"outlier_score": scores, "outlier": outlier}
+        return pd.DataFrame(columns, index=range(len(probabilities)))
+
+    def _find_unsure(self, probabilities: np.ndarray, scored: np.ndarray) -> np.ndarray | None:
+        """Return which images are among the least certain, None if the model has no threshold."""
+        if self.referral is None:
+            return None
+        rule = self.decision_rule
+        confidence = scored.max(axis=1) if self.of_shown else rule.confidence(probabilities)
+        return self.referral.referred(confidence)
+
+    def _describe(self, advice: Advice, seen: np.ndarray) -> dict[str, Any]:
+        """Return the columns that people get, from the probabilities that they see (n, k)."""
+        classes, order = np.asarray(self.classes, object), np.argsort(-seen, axis=1, kind="stable")
+        rows = zip(order, advice.open, strict=True)
+        sets = [tuple(classes[row[chosen[row]]]) for row, chosen in rows]
+        told = zip(advice.key, classes[advice.likely], sets, strict=True)
+        withheld = advice.key == NO_DECISION
+        return {
+            "advice": [describe_advice(*row, self.classes) for row in told],
+            "refer": advice.refer,
+            "prediction_set": sets,
+            **dict(zip(probability_columns(classes), seen.T.astype(np.float32), strict=True)),
+            "likely": self._name(advice.likely, withheld),
+        }
+
+    def _name(self, numbers: np.ndarray, withheld: np.ndarray) -> np.ndarray:
+        """Return the names of class numbers (n,), None where they are `withheld`."""
+        return np.where(withheld, None, np.asarray(self.classes, object)[numbers])
 
     @property
     def columns(self) -> list[str]:
@@ -292,24 +398,52 @@ class Bundle:
         pixels = [np.zeros((1, size, size, 3), np.uint8) for size, _ in self.looks]
         return list(self.assess(np.full((1, k), 1 / k), np.ones((1, width)), pixels))
 
+    @property
+    def main_columns(self) -> list[str]:
+        """The columns that people get unless they ask for all.
 
-def withhold(table: pd.DataFrame, probabilities: np.ndarray, bundle: Bundle) -> pd.DataFrame:
-    """Return rows of `Bundle.assess`; an outlier has no decision and no flag, and a reason why.
+        Of more than 7 classes only the gravest have a probability there, and the most frequent.
+        """
+        classes = self.classes
+        shares = dict(zip(classes, self.prevalence, strict=True))
+        first = sorted(classes, key=lambda name: (classes.gravity(name), -shares[name]))
+        shown = [name for name in classes if name in first[:MOST_SHOWN]]
+        return ["advice", "refer", "prediction_set", *probability_columns(shown)]
 
-    It is referred, and every class is in its prediction set: the model knows nothing of it.
+
+def own_columns(classes: Sequence[str]) -> list[str]:
+    """Return the columns of `Bundle.assess` that hold the model's own probabilities."""
+    return [f"uncalibrated_{name}" for name in classes]
+
+
+def find_prevalence(run: Run) -> tuple[float, ...]:
+    """Return the class shares (k,) that a run's calibrated probabilities hold for.
+
+    They are those of the validation images, which calibrated them; one image more, of the shares
+    seen in training, keeps a class that validation lacks possible.
     """
-    outlier = table["outlier"].to_numpy()
-    flags = [flag_column(point) for point in bundle.points]
-    table = table.astype(dict.fromkeys(["decision", *flags], object))
-    table.loc[outlier, ["decision", *flags]] = None
-    table.loc[outlier, "no_decision"] = UNLIKE
-    table["refer"] = outlier | table.get("refer", False)
-    if "prediction_set" in table:
-        order = np.argsort(-probabilities, axis=1, kind="stable")
-        every = np.asarray(bundle.classes, object)[order]
-        sets = zip(outlier, table["prediction_set"], every, strict=True)
-        table["prediction_set"] = [tuple(all_) if is_out else own for is_out, own, all_ in sets]
-    return table
+    prior = as_prior(run.model["prior"], len(run.classes))
+    valid = run.predictions[run.predictions["split"] == "valid"]["target"]
+    counts = np.array([(valid == name).sum() for name in run.classes]) + prior / prior.sum()
+    return tuple((counts / counts.sum()).tolist())
+
+
+def read_stated(described: dict[str, Any]) -> dict[str, Any]:
+    """Return what model.json says of costs and class shares; earlier versions say nothing.
+
+    Raises `ValueError` for shares that are not one a class.
+    """
+    model = described["model"]
+    prevalence, clinic = described.get("prevalence", model["prior"]), described.get("clinic")
+    for shares in (prevalence, clinic):
+        if shares is not None and len(shares) != len(model["classes"]):
+            raise ValueError(f"it has {len(model['classes'])} classes and {len(shares)} shares")
+    return {
+        "costs": Costs(**described.get("costs", {})),
+        "prevalence": tuple(prevalence),
+        "clinic": clinic and tuple(clinic),
+        "of_shown": SHOWN.items() <= described.items(),
+    }
 
 
 def check_members(model: dict[str, Any]) -> None:

@@ -73,21 +73,30 @@ checked.
 """
 
 
-def export(run: Run, to: Path, *, onnx: bool = False, int8: bool = False) -> Path:
+def export(
+    run: Run,
+    to: Path,
+    *,
+    onnx: bool = False,
+    int8: bool = False,
+    cost: str | None = None,
+    prior: str | None = None,
+) -> Path:
     """Write a run as a folder that needs nothing else, and return its path.
 
     It holds model.safetensors (with the digests of what it learned from), model.json (architecture,
-    classes, preprocessing, encoder, rule, calibration, thresholds, prediction sets, split hash,
-    versions, the SHA-256 of every file), README.md (a model card), outliers.safetensors if the run
-    keeps features, and with `onnx` model.onnx, with `int8` also one of 8-bit numbers. No file is a
-    pickle. The folder appears when it is whole, its weights loaded and compared with the run's
-    predictions. Raises `LesionfastError` if there is one of that name, for a run that can't
-    predict, for weights that are not the run's own, and for a full disk and the like.
+    classes, preprocessing, encoder, rule, calibration, thresholds, prediction sets, costs, split
+    hash, versions, the SHA-256 of every file), README.md (a model card), outliers.safetensors if
+    the run keeps features, and with `onnx` model.onnx, with `int8` also one of 8-bit numbers. No
+    file is a pickle. `cost` and `prior` are as in `Predictor`; the model keeps them. The folder
+    appears when it is whole, its weights loaded and compared with the run's predictions. Raises
+    `LesionfastError` if there is one of that name, for a run that can't predict, for weights that
+    are not the run's own, and for a full disk and the like.
     """
     to = Path(to).expanduser()
     if to.exists():
         raise exists_already(to)
-    bundle = Bundle.from_run(run)
+    bundle = Bundle.from_run(run).restated(cost, prior)
     needed = estimate_size(run, bundle, onnx or int8, int8)
     check_room(to, needed)
     with disk_errors(to, needed), workspace(to.parent) as unfinished:

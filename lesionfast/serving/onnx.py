@@ -172,8 +172,8 @@ def write_onnx(run: Run, bundle: Bundle, path: Path) -> None:
 
     The graph takes `image`, uint8 (batch, size, size, 3), and `metadata`, float32 (batch, width);
     an ensemble of models that see different sizes takes `image_1`, `image_2`, … in that order, and
-    averages its models in the graph. It gives `probabilities` (calibrated), `model_probabilities`
-    (on which the rule, thresholds and prediction sets are based) and `features`. It is compared
+    averages its models in the graph. It gives `probabilities` (calibrated, and for the clinic's
+    class shares), `model_probabilities` and `features`. It is compared
     with PyTorch on up to 200 images of the run's data, or random ones if the data is not found.
     Raises `LesionfastError`, and leaves no file, if a probability differs by more than 1e-4.
     """
@@ -231,7 +231,7 @@ def build_whole(model: "FusionModel | EnsembleModel", bundle: Bundle) -> "nn.Mod
 
     from lesionfast.models.ensemble import EnsembleModel
 
-    calibrator = bundle.calibrator
+    linear = bundle.calibration_matrix()
     several = isinstance(model, EnsembleModel)
     parts = list_parts(model, bundle)
     widths = model.widths if several else [bundle.encoder.width]
@@ -241,9 +241,9 @@ def build_whole(model: "FusionModel | EnsembleModel", bundle: Bundle) -> "nn.Mod
         def __init__(self) -> None:
             super().__init__()
             self.parts = torch.nn.ModuleList(part for part, _, _ in parts)
-            self.calibrated = bool(calibrator and calibrator.method != "none")
+            self.calibrated = linear is not None
             if self.calibrated:
-                weight, bias = (torch.tensor(part).float() for part in calibrator.matrix())
+                weight, bias = (torch.tensor(part).float() for part in linear)
                 self.register_buffer("weight", weight.T.contiguous())
                 self.register_buffer("bias", bias)
 
@@ -337,7 +337,7 @@ def compare(run: Run, bundle: Bundle, path: Path) -> None:
     engine = open_engine(run, bundle.model, precision="float32", device="cpu")
     expected, _ = engine(pixels, metadata)
     found = OnnxEngine(path).run(pixels, metadata)
-    calibrated = bundle.calibrator.apply(expected) if bundle.calibrator else expected
+    calibrated = bundle.move(bundle.calibrate(expected))
     differences = [np.abs(found[PLAIN] - expected), np.abs(found[CALIBRATED] - calibrated)]
     largest = float(max(difference.max() for difference in differences))
     if not largest <= TOLERANCE:

@@ -37,6 +37,7 @@ from lesionfast.files import (
 )
 from lesionfast.serving.inputs import Item, Shard, find_items, hash_tables
 from lesionfast.serving.predictor import Predictor
+from lesionfast.stats.advice.prevalence import ESTIMATE, write_prior
 
 logger = logging.getLogger("lesionfast")
 
@@ -127,41 +128,58 @@ def predict_inputs(
     renamed: dict[str, str] | None = None,
     resume: bool = False,
     shard: str | None = None,
+    cost: str | None = None,
+    prior: str | None = None,
     **choices: Any,
 ) -> Count:
     """Predict the images that a person named, with a progress bar; see `predict_to`.
 
     `images`, `image`, `separator` and `renamed` say how a table among the inputs is read,
     `metadata` holds for all images. `shard`, such as "3/8", predicts a part for `join_parts`.
-    `choices` are as in `Predictor`. Wrong names are found before the model is loaded.
+    `cost`, `prior` and `choices` are as in `Predictor`; the prior "estimate" is that of these
+    images, which are then predicted twice. Wrong names are found before the model is loaded.
     """
-    part = None if shard is None else find_shard(shard, out, kind)
+    part = None if shard is None else find_shard(shard, out, kind, prior)
     if out is not None:
         check_out(out, kind, resume)
     find_items(inputs)
-    predictor = Predictor(model, **choices)
+    predictor = Predictor(model, cost=cost, prior=None if prior == ESTIMATE else prior, **choices)
     predictor.check(metadata)
     bundle = predictor.bundle
     table = {"image_column": image or bundle.image_column, "columns": bundle.encoder.columns}
-    table |= {"images": images, "separator": separator, "renamed": renamed}
+    table |= {"images": images, "separator": separator, "renamed": renamed, "metadata": metadata}
+    if prior == ESTIMATE:
+        prior = settle_prior(predictor, find_items(inputs, **table))
     table |= {"choose": partial(part.choose, chunk=predictor.chunk)} if part else {}
-    items = find_items(inputs, metadata=metadata, **table)
-    options = {
-        "--set": metadata,
-        "--images": images and str(images.absolute()),
-        "--image": image,
-        "--separator": separator,
-        "--map": renamed,
-        "the table": hash_tables(inputs),
-    }
+    items = find_items(inputs, **table)
+    options = {"--set": metadata, "--images": images and str(images.absolute()), "--image": image}
+    options |= {"--separator": separator, "--map": renamed, "--cost": cost, "--prior": prior}
     with counting_bar("images") as bar:
-        given = {"resume": resume, "progress": lambda count: bar(count, None)}
-        return predict_to(predictor, items, out, kind, **given, options=options, shard=part)
+        given = {"resume": resume, "progress": lambda count: bar(count, None), "shard": part}
+        given |= {"options": options | {"the table": hash_tables(inputs)}}
+        return predict_to(predictor, items, out, kind, **given)
 
 
-def find_shard(text: str, out: Path | None, kind: str) -> Shard:
+def settle_prior(predictor: Predictor, items: Iterable[Item]) -> str:
+    """Give a predictor the class shares of the images, estimated; return and log them as typed."""
+    with counting_bar("images for --prior estimate") as bar:
+        shares = predictor.estimate_prior(items, progress=lambda count: bar(count, None))
+    prior = write_prior(shares, predictor.bundle.classes)
+    predictor.bundle = predictor.bundle.restated(prior=prior)
+    if predictor.log:
+        predictor.log.about["decisions"] = predictor.bundle.digest()
+    logger.info("estimated class shares of these images; to use them again: --prior %s", prior)
+    return prior
+
+
+def find_shard(text: str, out: Path | None, kind: str, prior: str | None = None) -> Shard:
     """Return the shard that a person typed; raises `LesionfastError` if it can't be written."""
     shard = Shard.parse(text)
+    if prior == ESTIMATE:
+        raise LesionfastError(
+            "a shard does not see all the images that --prior estimate needs. Estimate once "
+            "without --shard, and type the shares that it prints."
+        )
     if out is None:
         raise LesionfastError(
             f"--shard {text} writes a part, which is joined later. Name it with --out, such as "
@@ -352,7 +370,7 @@ class ParquetWriter:
     def _choose_type(self, name: str) -> Any:
         if name.startswith("feature_"):
             return self.pyarrow.float32()
-        if name.startswith(("p_", "calibrated_")) or name == "outlier_score":
+        if name.startswith(("p_", "uncalibrated_")) or name == "outlier_score":
             return self.pyarrow.float64()
         if "_at_" in name or name in ("refer", "outlier"):
             return self.pyarrow.bool_()

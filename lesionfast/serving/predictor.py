@@ -1,9 +1,10 @@
 """Predictor: a run, an exported folder or an ONNX file, ready for images."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -25,6 +26,7 @@ from lesionfast.run import Run
 from lesionfast.serving.bundle import FILE, ONNX, WEIGHTS, Bundle
 from lesionfast.serving.inputs import Item, MetadataReader, find_patient
 from lesionfast.serving.monitoring.log import PredictionLog, check_log, hash_input
+from lesionfast.stats.advice.prevalence import estimate_prior
 
 CHUNK = 256  # images that are decoded and predicted together: bounds the memory
 AHEAD = 2  # chunks that are decoded while a GPU runs one
@@ -50,16 +52,19 @@ class Predictor:
     `source` is a Run, the folder of a run or of an exported model, a model.onnx, or an address
     such as hf://user/name. `views` is the number of dihedral views that are averaged, the run's
     own unless given; with `features` a row also has the image features of the first view, feature_0
-    and so on (of an ensemble, those of its first model). With `log`, a file, each answer is kept
-    there before it is given. Raises `LesionfastError` for anything else, for files that are broken,
-    and for a log that can't be written.
+    and so on (of an ensemble, those of its first model). `cost` replaces the costs that the advice
+    weighs, such as "missed_melanoma=50", and `prior` moves the probabilities to the class shares of
+    another clinic, such as "mel=0.02,nv=0.9". `all_columns=False` leaves the columns that the
+    command writes without --all. With `log`, a file, each answer is kept there before it is given.
+    Raises `LesionfastError` for anything else, for files that are broken, and for a log that can't
+    be written.
 
     Call it with one image, a path, a PIL image or uint8 (H, W, 3), and what is known of the person,
     age in years; `predict` takes a table with the column `path`.
 
     >>> prediction = lf.Predictor(run)(df["path"].iloc[0], age=55, sex="female")
-    >>> prediction["decision"] in run.classes
-    True
+    >>> prediction["advice"], prediction["refer"]  # doctest: +SKIP
+    ('Melanoma can\'t be ruled out: have it examined.', True)
     >>> lf.Predictor(run).predict(df.head(3)).shape[0]
     3
     """
@@ -72,10 +77,14 @@ class Predictor:
         device: str = "auto",
         features: bool = False,
         log: str | Path | None = None,
+        cost: str | None = None,
+        prior: str | None = None,
+        all_columns: bool = True,
     ) -> None:
         if log is not None:
             check_log(log)
-        self.bundle, self.engine, self.weights = open_model(source, views, device)
+        bundle, self.engine, self.weights = open_model(source, views, device)
+        self.bundle = bundle.restated(cost, prior)
         self.views = self.bundle.model["tta"] if views is None else views
         folder = self.weights.parent
         run = Run(folder) if (folder / "config.json").is_file() else None
@@ -85,10 +94,11 @@ class Predictor:
         self.log = PredictionLog.open(log, self.bundle, self.weights) if log is not None else None
         self.chunk = CHUNK
         self.features = self._name_features() if features else []
-        self.columns = ["image", *self.bundle.columns, "not_known", *self.features, "error"]
+        columns = [*bundle.columns, "not_known"] if all_columns else bundle.main_columns
+        self.columns = ["image", *columns, *self.features, "error"]
 
     def __call__(self, image: Picture, **metadata: Any) -> dict[str, Any]:
-        """Return the prediction of one image: the columns of `Bundle.assess`, and not_known.
+        """Return the prediction of one image: advice, refer and the others of `Bundle.assess`.
 
         `image` is a path, encoded bytes, a PIL image, or uint8 (H, W, 3); `metadata` is what is
         known of the person, such as age=55, sex="female"; a DICOM file may know it too. Raises
@@ -116,7 +126,7 @@ class Predictor:
         """Return one row for each row of a table with `path` and the model's metadata columns.
 
         Columns: image (image_id where the table has it, else path), those of `Bundle.assess`,
-        not_known (the columns that were missing) and error (why there is no prediction), under the
+        not_known (the metadata that was missing) and error (why there is no prediction), under the
         same index.
         """
         if not isinstance(df, pd.DataFrame):
@@ -160,6 +170,33 @@ class Predictor:
                 chunk, tasks = waiting.popleft()
                 yield self._predict_chunk(chunk, [image for t in tasks for image in t.result()])
                 begin()
+
+    def estimate_prior(
+        self, items: Iterable[Item], progress: Callable[[int], None] | None = None
+    ) -> np.ndarray:
+        """Return the class shares (k,) among unlabelled images, as `stats.advice.prevalence` does.
+
+        Left out are images that can't be read, or are unlike the training images. Raises
+        `LesionfastError` if none is left.
+        """
+        whole, names = copy(self), probability_columns(self.bundle.classes)
+        whole.bundle, whole.features = replace(self.bundle, clinic=None), []
+        whole.metadata = MetadataReader(self.bundle.encoder)  # which counts for itself
+        whole.log = None
+        whole.columns = ["image", *whole.bundle.columns, "error"]
+        found, count = [], 0
+        for table in whole.stream(items):
+            good = (table["error"] == "") & table["likely"].notna()
+            found.append(table.loc[good, names].to_numpy(np.float64))
+            count += len(table)
+            if progress:
+                progress(count)
+        if not sum(map(len, found)):
+            raise LesionfastError(
+                "--prior estimate found no image that the model can judge. Type the class shares, "
+                "such as --prior mel=0.02, or leave it out."
+            )
+        return estimate_prior(np.concatenate(found), self.bundle.prevalence)
 
     def pixels(self, reader: FileReader, image: Picture) -> list[np.ndarray]:
         """Return what the model sees of an image, uint8 (size, size, 3) for each of its looks.

@@ -289,6 +289,28 @@ def held_out_loss(images: Folded, method: str, penalty: float) -> float:
     return float(total / len(truth))
 
 
+def apply_held_out(
+    calibrator: Calibrator,
+    truth: np.ndarray,
+    probabilities: np.ndarray,
+    lesions: ArrayLike,
+    seed: int = 0,
+) -> np.ndarray:
+    """Return the images that a calibrator was fitted on, (n, k), each calibrated without itself.
+
+    The map of the same method and regularisation is fitted on the other folds of lesions. What is
+    fitted on these probabilities next is so not fitted on images that the calibration has seen.
+    """
+    if calibrator.method == "none":
+        return probabilities
+    folds, found = assign_folds(truth, lesions, seed), np.empty(probabilities.shape)
+    for fold in np.unique(folds):
+        out = folds == fold
+        how = calibrator.classes, calibrator.method, calibrator.regularisation
+        found[out] = fit_scaling(truth[~out], probabilities[~out], *how).apply(probabilities[out])
+    return found
+
+
 BINS = 15
 NOISE = " noise"
 

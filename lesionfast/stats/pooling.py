@@ -42,9 +42,16 @@ def move_prior(probabilities: np.ndarray, before: ArrayLike, after: ArrayLike) -
     """
     if same_prior(before, after):
         return probabilities
-    factor = np.nan_to_num(ratio(after, before))
-    odds = np.asarray(probabilities, np.float64) * factor
+    odds = np.asarray(probabilities, np.float64) * prior_factors(before, after)
     return odds / np.maximum(odds.sum(axis=1, keepdims=True), SMALLEST)
+
+
+def prior_factors(before: ArrayLike, after: ArrayLike) -> np.ndarray:
+    """Return after / before (k,), what a move of the prior multiplies probabilities by.
+
+    It is 0 for a class that was never learned.
+    """
+    return np.nan_to_num(ratio(after, before))
 
 
 def common_prior(priors: Sequence[ArrayLike]) -> tuple[np.ndarray, bool]:

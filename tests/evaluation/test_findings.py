@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from lesionfast.errors import LesionfastError
+from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.evaluation.decisions import (
     CALIBRATION,
     REFERRAL,
@@ -22,6 +22,7 @@ from lesionfast.reporting.calibration import calibration
 from lesionfast.reporting.decisions import operating, prediction_sets
 from lesionfast.reporting.overview import write_report
 from lesionfast.run import OF_THE_WEIGHTS, Run
+from lesionfast.stats.advice.costs import Costs
 from lesionfast.stats.measures import measure
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
@@ -112,14 +113,45 @@ def test_a_look_by_another_rule_changes_nothing_that_the_run_keeps(run):
     write_report(other)
     assert (other.referral.rule, other.referral.share) == ("argmax", 0.4)
     assert (run.path / "referral.json").read_bytes() == kept
-    assert Findings.from_run(Run(run.path)).referral.rule == "balanced"
 
 
-def test_the_share_of_a_referral_by_another_rule_that_an_old_run_keeps_is_not_lost(run):
-    REFERRAL.write(run, REFERRAL.fit(Interpretation.from_run(run, "valid", "argmax"), share=0.4))
-    found = Decisions(Run(run.path)).referral
-    assert (found.rule, found.share) == ("balanced", 0.4)
-    assert json.loads((run.path / "referral.json").read_text())["rule"] == "balanced"
+def test_what_a_run_of_an_earlier_version_chose_is_not_lost(run):
+    valid = Interpretation.from_run(run, "valid")
+    for kept, chosen in ((REFERRAL, {"share": 0.4}), (SETS, {"coverage": 0.7})):
+        path = kept.write(run, kept.fit(valid, **chosen))
+        told = json.loads(path.read_text())
+        assert told.pop("of") == "shown probabilities"  # not the model's own, as at that time
+        path.write_text(json.dumps(told))
+    found = Decisions(Run(run.path))
+    assert "coverage of 0.7" in found.kept_choices()[0]
+    assert (found.referral.rule, found.referral.share) == ("argmax", 0.4)
+    assert found.conformal == SETS.fit(found.shown, coverage=0.7)
+    for name in ("referral.json", "conformal.json"):
+        assert "of" in json.loads((run.path / name).read_text())
+
+
+def test_stated_costs_are_kept_until_others_are(run):
+    assert Findings.from_run(run).decisions.costs == Costs()
+    findings = Findings.from_run(run, cost="missed_melanoma=50")
+    assert findings.cost is None and findings.decisions.costs == Costs(50)
+    again = Decisions(Run(run.path), cost="missed_cancer=5")
+    assert again.costs == Costs(50, 5)
+    told = Decisions(Run(run.path)).kept_choices()
+    assert told == [
+        "costs of errors: missed_melanoma=50,missed_cancer=10,needless_excision=1 (--cost)"
+    ]
+    (run.path / "costs.json").write_text("{")
+    with pytest.raises(DamageError, match="State them again: lesionfast interpret"):
+        Decisions(Run(run.path))
+    assert Decisions(Run(run.path), cost="missed_cancer=5").costs == Costs(30, 5)
+
+
+def test_more_is_advised_to_be_examined_where_a_miss_costs_more(run):
+    few, many = (
+        Findings.from_run(Run(run.path), cost=f"missed_melanoma={price}").advice
+        for price in (1, 99)
+    )
+    assert (many.refer >= few.refer).all() and many.refer.sum() > few.refer.sum()
 
 
 def test_a_calibration_that_was_chosen_by_hand_holds(run):

@@ -136,7 +136,7 @@ def test_the_report_takes_the_weight_and_another_rule_is_plain(run, blank_figure
     images(run.predictions)
     findings = Findings.from_run(run, melanoma_sensitivity=TARGET, cost="mel:nv=10", refer=0.3)
     name = run.decision_rule.name
-    assert findings.interpretation.rule == findings.referral.rule == name
+    assert findings.interpretation.rule == name and findings.referral.rule == "argmax"
     assert findings.mean_costs["rule"].tolist()[:3] == ["argmax", "balanced", name]
     page = write_report(findings).read_text()
     assert f"Weight {run.decision_rule.weight:g} on melanoma" in page and name in page
@@ -145,7 +145,7 @@ def test_the_report_takes_the_weight_and_another_rule_is_plain(run, blank_figure
     assert any("a weight of" in choice for choice in findings.decisions.kept_choices())
     other = Findings.from_run(Run(run.path), rule="balanced")
     assert other.interpretation.rule == "balanced" and not other.price_of_weight
-    assert Decisions(Run(run.path)).referral.rule == name
+    assert Decisions(Run(run.path)).referral == findings.referral
 
 
 def test_the_price_is_that_of_the_same_predictions(run):

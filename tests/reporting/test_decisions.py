@@ -20,7 +20,8 @@ from lesionfast.stats.selective import risk_coverage
 
 def test_points_sit_where_the_table_says(make_run, tmp_path, drawn):
     test = Interpretation.from_run(make_run())
-    path = draw_operating(test, tmp_path)
+    decisions = Decisions(test.run)
+    path = draw_operating(decisions.show(test), decisions, tmp_path)
     with Image.open(path) as picture:
         assert picture.format == "PNG" and picture.width > 900
     assert path.with_suffix(".svg").is_file()
@@ -39,7 +40,7 @@ def test_points_sit_where_the_table_says(make_run, tmp_path, drawn):
 
 def test_decision_curves_have_three_lines_and_a_band(make_run, tmp_path, drawn):
     test = Interpretation.from_run(make_run())
-    draw_decision_curves(test, test.probabilities, "uncalibrated", tmp_path)
+    draw_decision_curves(test, "uncalibrated", tmp_path)
     for axis in next(iter(drawn.values())).axes:
         assert len(axis.lines) == 3 and len(axis.collections) == 1
         assert axis.get_xlabel() and axis.get_ylabel() and axis.get_legend()
@@ -47,8 +48,8 @@ def test_decision_curves_have_three_lines_and_a_band(make_run, tmp_path, drawn):
 
 def test_other_classes_say_that_there_is_nothing(make_run, tmp_path, drawn):
     test = Interpretation.from_run(make_run(classes=("nv", "df"), n=40))
-    draw_operating(test, tmp_path)
-    draw_decision_curves(test, test.probabilities, "uncalibrated", tmp_path)
+    draw_operating(test, Decisions(test.run), tmp_path)
+    draw_decision_curves(test, "uncalibrated", tmp_path)
     for figure in drawn.values():
         assert all(NOTHING in [t.get_text() for t in axis.texts] for axis in figure.axes)
 

@@ -48,7 +48,7 @@ def test_the_headline_comes_first_with_interval_n_and_split(run, report):
 
 def test_the_parts_are_in_the_order_that_a_reader_needs(report):
     parts = re.findall(r'(?:section|details) id="([\w-]+)"', report.read_text())
-    assert parts[:2] == ["melanoma", "confusion"]
+    assert parts[:3] == ["advice", "melanoma", "confusion"]
     assert parts[-4:] == ["training", "data-card", "model-card", "configuration"]
 
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from lesionfast.serving.api import (
     to_prediction,
 )
 from lesionfast.serving.app import answer_html, listen
+from lesionfast.stats.advice.costs import Costs
 
 WIDE, PHONE = {"width": 1280, "height": 1000}, {"width": 375, "height": 800}
 PDF = b"%PDF-1.7\n1 0 obj\n<< /Type /Catalog >>\nendobj\n"
@@ -123,31 +125,32 @@ def predict(page):
     page.get_by_role("button", name="Predict").click()
 
 
-def wait_for_decision(page):
-    page.locator(".lf-decision").wait_for()
+def wait_for_advice(page):
+    page.locator(".lf-advice").wait_for()
 
 
 def test_an_image_gets_its_answer(page, photos, trained):
     choose(page, photos[0])
     fill_age(page, "55")
     predict(page)
-    wait_for_decision(page)
+    wait_for_advice(page)
     text = page.locator(".lf-answer").inner_text()
-    for words in ("Decision: ", "Rule balanced: ", "mel (melanoma)", "calibrated on valid"):
+    advice = page.locator(".lf-advice").inner_text()
+    assert text.startswith(advice) and advice.endswith(".")
+    for words in ("mel (melanoma)", "Probabilities: melanoma ", "Not ruled out: "):
         assert words in text
-    for words in (
-        "Prediction set with 90% coverage of each class",
-        "Predicted without: sex",
-        "medical dev",
-    ):
+    for words in ("for 90% of lesions of each class", "Predicted without sex", "medical dev"):
         assert words in text
+    assert "The rule balanced" not in text  # statistics come after the advice
+    page.get_by_text("Details").click()
+    assert "The rule balanced of the metrics" in page.locator("details").inner_text()
     assert page.locator(".lf-bars tr").count() == len(trained.classes)
     widths = "bars => bars.map(each => each.getBoundingClientRect().width)"
     assert page.locator(".lf-bars rect").evaluate_all(widths) != [0] * len(trained.classes)
     loaded = "images => images.every(each => each.naturalWidth > 0)"
     pictures = page.locator(".lf-pictures img")
     assert pictures.count() == 6 and pictures.evaluate_all(loaded)
-    assert "Grad-CAM" in text and text.count("similar in training") == 4
+    assert "Grad-CAM" in text and text.count("Similar in training") == 4
 
 
 def test_predict_can_be_pressed_again_with_the_same_picture(page, photos):
@@ -156,7 +159,7 @@ def test_predict_can_be_pressed_again_with_the_same_picture(page, photos):
     page.on("response", lambda response: statuses.append(response.status))
     for _ in range(3):
         predict(page)
-        wait_for_decision(page)
+        wait_for_advice(page)
         texts.append(page.locator(".lf-answer").inner_text())
     assert texts[0] == texts[1] == texts[2] and statuses == [200, 200, 200]
 
@@ -170,7 +173,7 @@ def test_an_answer_goes_as_soon_as_a_field_changes(page, photos):
     ]
     for change in changes:
         predict(page)
-        wait_for_decision(page)
+        wait_for_advice(page)
         change()
         assert page.locator("#answer").inner_text() == ""
 
@@ -185,7 +188,7 @@ def test_an_answer_that_comes_too_late_is_not_shown(page, photos):
     assert page.locator("#answer").inner_text() == ""
     page.unroute("**/answer")
     predict(page)
-    wait_for_decision(page)
+    wait_for_advice(page)
 
 
 def test_an_image_can_be_dropped(page, photos):
@@ -198,7 +201,7 @@ def test_an_image_can_be_dropped(page, photos):
     }"""
     page.evaluate(script, data)
     predict(page)
-    wait_for_decision(page)
+    wait_for_advice(page)
 
 
 def test_a_document_named_jpg_is_refused(page):
@@ -206,7 +209,7 @@ def test_a_document_named_jpg_is_refused(page):
     predict(page)
     page.locator(".lf-error").wait_for()
     assert "This is not a picture in a supported format" in page.locator(".lf-error").inner_text()
-    assert page.locator(".lf-decision").count() == 0
+    assert page.locator(".lf-advice").count() == 0
 
 
 def test_what_is_wrong_is_said(page, photos):
@@ -230,8 +233,10 @@ def test_it_looks_unlike_a_lesion(page):
     Image.new("RGB", (200, 150), (0, 255, 0)).save(black, "JPEG")
     choose(page, black.getvalue())
     predict(page)
-    wait_for_decision(page)
-    assert page.get_by_text("This does not look like a dermoscopic image").count() == 1
+    wait_for_advice(page)
+    advice = page.locator(".lf-advice").inner_text()
+    assert advice == "This does not look like a dermoscopic picture; no decision is given."
+    assert page.locator(".lf-bars").count() == 0
 
 
 def test_by_keyboard_alone(page, photos):
@@ -248,7 +253,7 @@ def test_by_keyboard_alone(page, photos):
     assert page.get_by_label("sex").input_value() == "male"
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
-    wait_for_decision(page)
+    wait_for_advice(page)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -257,7 +262,7 @@ def test_a_phone_needs_no_scrolling_to_the_side(page, photos, scheme):
     page.emulate_media(color_scheme=scheme)
     choose(page, photos[0])
     predict(page)
-    wait_for_decision(page)
+    wait_for_advice(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
     ink, paper = (page.evaluate(f"getComputedStyle(document.body).{p}") for p in COLOURS)
     assert (brightness(ink) > brightness(paper)) == (scheme == "dark")
@@ -305,7 +310,7 @@ def test_fifty_requests_of_eight_clients_are_those_one_by_one(server, photos):
     for one, other in zip(alone, together, strict=True):
         numbers = [list(each["probabilities"].values()) for each in (one, other)]
         np.testing.assert_allclose(*numbers, rtol=0, atol=1e-6)
-        assert one["decision"] == other["decision"]
+        assert one["advice"] == other["advice"] and one["likely"] == other["likely"]
     assert len({json.dumps(each["probabilities"]) for each in alone}) > 10
 
 
@@ -317,6 +322,8 @@ def test_the_answer_fits_its_schema(server, photos, trained):
     answer = post(server[0], photos[0]).json()
     assert set(told["required"]) <= set(answer) <= set(told["properties"])
     assert list(answer["probabilities"]) == trained.classes
+    assert list(answer)[:3] == ["advice", "refer", "because"] and len(answer["because"]) > 2
+    assert answer["details"]["costs"] == asdict(Costs()) and answer["details"]["prior"] is None
     assert answer["not_known"] == ["age", "sex"] and "Not a medical device" in answer["note"]
     about = httpx.get(f"{server[0]}/model").json()
     assert about["metadata"] == ["age", "sex"] and about["classes"] == trained.classes
@@ -338,12 +345,20 @@ def test_the_answer_fits_its_schema(server, photos, trained):
             422,
             "which the model never saw in training. Type one of: female, male",
         ),
+        (None, {"sex": "Herr Frau"}, 422, "sex is 'Herr Frau', which the model never saw"),
         (None, {"height": "180"}, 422, "the model does not take height"),
     ],
 )
 def test_what_can_not_be_answered_has_its_status(server, photos, data, form, status, message):
     answer = post(server[0], data or photos[0], **form)
     assert answer.status_code == status and message in answer.json()["error"]
+
+
+def test_metadata_in_the_address_is_not_ignored_in_silence(server, photos):
+    files = {"image": ("a.jpg", Path(photos[0]).read_bytes())}
+    answer = httpx.post(f"{server[0]}/predict?sex=Frau", files=files, timeout=60)
+    assert answer.status_code == 422
+    assert "the address has sex after the question mark" in answer.json()["error"]
 
 
 def test_an_image_of_too_many_pixels_is_refused_by_its_header():
@@ -409,8 +424,8 @@ def test_a_class_name_of_several_words_stays_whole(wordy, photos):
     assert set(answer.prediction_set) <= set(service.bundle.classes)
     assert answer.not_known == ["age", "sex at birth"]
     html = answer_html(service, data, {})
-    assert "or basal cell, carcinoma" in html and "<b>" not in html
-    assert "Predicted without: age, sex at birth." in html
+    assert "basal cell, carcinoma" in html and "<b>" not in html
+    assert "Predicted without age, sex at birth." in html
 
 
 def test_a_model_of_old_says_what_missing_metadata_does(

@@ -19,7 +19,7 @@ from lesionfast.evaluation.features import nearest_lesions, read_features
 from lesionfast.models.ensemble import load_any, read_lineages
 from lesionfast.run import Run, list_runs_of
 from lesionfast.serving.api import Service
-from lesionfast.serving.bundle import Bundle
+from lesionfast.serving.bundle import Bundle, own_columns
 from lesionfast.serving.export import export
 from lesionfast.serving.predictor import Predictor
 from lesionfast.training.ensembles.combining import combine
@@ -79,8 +79,8 @@ def expected(run, n=40):
 def test_a_run_predicts_what_it_predicted(run):
     rows, probabilities = expected(run)
     found = Predictor(run).predict(rows)
-    np.testing.assert_allclose(found[probability_columns(run.classes)], probabilities, atol=1e-5)
-    kept = {"calibrated_mel", "prediction_set", "refer", "outlier_score", "decision"}
+    np.testing.assert_allclose(found[own_columns(run.classes)], probabilities, atol=1e-5)
+    kept = {"uncalibrated_mel", "prediction_set", "refer", "outlier_score", "decision"}
     assert kept <= set(found) and found["outlier_score"].notna().all()
 
 
@@ -88,11 +88,11 @@ def test_a_run_predicts_what_it_predicted(run):
 def test_an_export_is_one_folder_that_predicts_alike(run, exported, file):
     rows, probabilities = expected(run)
     found, own = Predictor(exported / file).predict(rows), Predictor(run).predict(rows)
-    np.testing.assert_allclose(found[probability_columns(run.classes)], probabilities, atol=1e-4)
+    np.testing.assert_allclose(found[own_columns(run.classes)], probabilities, atol=1e-4)
     assert list(found) == list(own)
     for name in ("decision", "prediction_set", "refer", "outlier"):
         assert found[name].tolist() == own[name].tolist()
-    np.testing.assert_allclose(found["calibrated_mel"], own["calibrated_mel"], atol=1e-4)
+    np.testing.assert_allclose(found["p_mel"], own["p_mel"], atol=1e-4)
     np.testing.assert_allclose(found["outlier_score"], own["outlier_score"], atol=1e-3)
 
 
@@ -109,7 +109,7 @@ def test_one_image_with_what_is_known_of_the_person(run, exported):
 def test_an_export_holds_all_weights_under_one_schema_and_their_lineage(run, exported):
     about = json.loads((exported / "model.json").read_text())
     leaves = list_runs_of(run)
-    assert about["schema"] == 2 and len(about["model"]["members"]) == len(leaves)
+    assert about["schema"] == 3 and len(about["model"]["members"]) == len(leaves)
     assert {path.name for path in exported.iterdir()} == {
         *("model.json", "README.md", "model.safetensors", "outliers.safetensors", "model.onnx")
     }
@@ -205,7 +205,7 @@ def test_an_ensemble_of_ensembles_is_one_too(folds, tmp_path):
     nested = combine([folds, twin], tmp_path)
     assert nested.is_out_of_fold and len(load_any(nested).members) == 6
     rows, probabilities = expected(folds, 10)
-    found = Predictor(nested).predict(rows)[probability_columns(folds.classes)]
+    found = Predictor(nested).predict(rows)[own_columns(folds.classes)]
     np.testing.assert_allclose(found, probabilities, atol=1e-5)
 
 
@@ -214,7 +214,7 @@ def test_an_ensemble_of_an_earlier_version_is_served_too(mixed):
     new = ("metadata", "metadata_dropout", "size", "tta", "of", "out_of_fold", "member_weights")
     old.write_json("model.json", {k: v for k, v in mixed.model.items() if k not in new})
     rows, probabilities = expected(mixed, 10)
-    found = Predictor(old.path).predict(rows)[probability_columns(mixed.classes)]
+    found = Predictor(old.path).predict(rows)[own_columns(mixed.classes)]
     np.testing.assert_allclose(found, probabilities, atol=1e-5)
 
 

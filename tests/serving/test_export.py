@@ -35,8 +35,10 @@ def test_the_folder_is_whole_and_told(exported, trained):
     assert sorted(told["files"]) == ["model.safetensors", "outliers.safetensors"]
     for name, expected in told["files"].items():
         assert sha256(exported / name) == expected
-    assert told["schema"] == 1 and told["split_sha256"] == trained.metrics["split_sha256"]
+    assert told["schema"] == 3 and told["split_sha256"] == trained.metrics["split_sha256"]
     assert {"encoder", "operating_points", "calibration", "conformal", "referral"} <= set(told)
+    assert told["of"] == "shown probabilities" and told["costs"]["missed_melanoma"] == 30
+    assert sum(told["prevalence"]) == pytest.approx(1) and told["clinic"] is None
     assert told["operating_points"] and told["model"]["prior"] == trained.model["prior"]
 
 
@@ -389,7 +391,9 @@ def test_the_command_predicts_from_the_folder(exported, photos, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     head, row = done.stdout.splitlines()
-    assert head.startswith("image,decision,no_decision,rule,p_akiec") and row.startswith(photos[0])
+    assert head.startswith("image,advice,refer,prediction_set,p_akiec") and row.startswith(
+        photos[0]
+    )
     failed = subprocess.run(
         [*command, str(exported / "README.md"), "--out", "out.jsonl"],
         capture_output=True,

@@ -232,7 +232,7 @@ def test_predict_from_the_hub_then_without_it(shared, exported, photos, tmp_path
     hub, _, home = shared
     expected = rows(lesionfast("predict", f"hf://{NAME}", photos[0], home=home, hub=hub.url))
     here = Predictor(exported)(photos[0])
-    assert expected[0]["decision"] == here["decision"]
+    assert expected[0]["advice"] == here["advice"]
     assert float(expected[0]["p_mel"]) == pytest.approx(here["p_mel"], abs=1e-6)
     cached = [path for path in home.rglob("snapshots/*/*") if path.is_file()]
     assert {path.name for path in cached} == {

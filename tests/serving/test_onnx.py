@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lesionfast.config import TrainConfig
+from lesionfast.data.sources import FileReader
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
 from lesionfast.models.ensemble import open_engine
@@ -69,7 +70,7 @@ def test_its_rows_are_those_of_the_run(folder, trained):
     assert list(found) == list(expected)
     for name in ("decision", "prediction_set", "refer", "outlier", "not_known", "error"):
         assert found[name].tolist() == expected[name].tolist(), name
-    numbers = [name for name in found if name.startswith(("p_", "calibrated_"))]
+    numbers = [name for name in found if name.startswith(("p_", "uncalibrated_"))]
     np.testing.assert_allclose(
         found[numbers].to_numpy(float), expected[numbers].to_numpy(float), rtol=0, atol=1e-4
     )
@@ -180,9 +181,22 @@ def test_a_model_of_images_or_of_metadata_alone(changes, tmp_path):
     run = train(df, config, tmp_path)
     found = Predictor(export(run, tmp_path / "model", onnx=True) / "model.onnx").predict(df)
     known = run.predictions.set_index("image_id")
-    columns = [f"p_{name}" for name in run.classes]
-    found = found.set_index("image").loc[known.index, columns].to_numpy(float)
-    np.testing.assert_allclose(found, known[columns].to_numpy(), rtol=0, atol=1e-4)
+    own = [f"uncalibrated_{name}" for name in run.classes]
+    found = found.set_index("image").loc[known.index, own].to_numpy(float)
+    expected = known[[f"p_{name}" for name in run.classes]].to_numpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+def test_a_graph_gives_the_probabilities_of_another_clinic(trained, tmp_path, photos):
+    folder = export(trained, tmp_path / "model", onnx=True, prior="mel=0.01,nv=0.9")
+    predictor = Predictor(folder / "model.onnx")
+    found = predictor(photos[0])
+    with FileReader() as reader:
+        pixels = [look[None] for look in predictor.pixels(reader, photos[0])]
+    graph = predictor.engine.run(pixels, predictor.metadata.encode([{}]))[CALIBRATED][0]
+    shown = [found[f"p_{name}"] for name in trained.classes]
+    np.testing.assert_allclose(graph, shown, rtol=0, atol=1e-4)
+    assert found["p_mel"] < Predictor(trained)(photos[0])["p_mel"]
 
 
 def test_missing_packages_say_what_to_type(trained, tmp_path, monkeypatch):

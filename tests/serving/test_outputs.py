@@ -1,6 +1,8 @@
 import csv
 import json
+import logging
 import os
+import re
 import shlex
 import shutil
 from dataclasses import replace
@@ -12,7 +14,7 @@ import pytest
 from lesionfast.errors import LesionfastError
 from lesionfast.serving import predictor as predictor_module
 from lesionfast.serving.inputs import Item, find_items
-from lesionfast.serving.outputs import describe_origin, note_path, predict_to
+from lesionfast.serving.outputs import describe_origin, note_path, predict_inputs, predict_to
 from lesionfast.serving.predictor import Predictor
 
 
@@ -289,3 +291,36 @@ def test_progress_and_what_was_not_known_are_told(predictor, items, tmp_path, ca
     predict_to(predictor, items, tmp_path / "out.csv", progress=seen.append)
     assert seen == [4, 8, 10]
     assert "Age is missing for 9 of 9 images" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_file_has_few_columns_unless_all_are_asked_for(exported, photos, tmp_path, kind):
+    pytest.importorskip("pyarrow")
+    few, every = tmp_path / f"few.{kind}", tmp_path / f"every.{kind}"
+    predict_inputs(exported, photos[:3], few, kind, metadata={}, all_columns=False)
+    predict_inputs(exported, photos[:3], every, kind, metadata={})
+    few, every = read(few), read(every)
+    assert len(few[0]) == 12 and {"decision", "uncalibrated_mel", "not_known"} <= set(every[0])
+    assert [row["advice"] for row in few] == [row["advice"] for row in every]
+
+
+def test_an_estimated_prior_is_the_one_that_is_printed(exported, photos, tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "lesionfast"):
+        predict_inputs(exported, photos, tmp_path / "a.csv", "csv", metadata={}, prior="estimate")
+    typed = re.search(r"to use them again: --prior (\S+)", caplog.text)[1]
+    assert json.loads(note_path(tmp_path / "a.csv").read_text())["--prior"] == typed
+    predict_inputs(exported, photos, tmp_path / "b.csv", "csv", metadata={}, prior=typed)
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+    with pytest.raises(LesionfastError, match="a shard does not see all the images"):
+        choices = {"metadata": {}, "prior": "estimate", "shard": "1/2"}
+        predict_inputs(exported, photos, tmp_path / "c.csv", "csv", **choices)
+
+
+def test_a_file_goes_on_with_the_same_costs_and_class_shares_alone(exported, photos, tmp_path):
+    out, same = tmp_path / "out.csv", {"cost": "missed_cancer=5", "prior": "mel=0.05"}
+    predict_inputs(exported, photos[:3], out, "csv", metadata={}, **same)
+    for other in ({}, {**same, "prior": "mel=0.1"}, {**same, "cost": None}):
+        with pytest.raises(LesionfastError, match="other options: .*--(cost|prior)"):
+            predict_inputs(exported, photos[:5], out, "csv", metadata={}, resume=True, **other)
+    done = predict_inputs(exported, photos[:5], out, "csv", metadata={}, resume=True, **same)
+    assert done.images == 5 and len(read(out)) == 5

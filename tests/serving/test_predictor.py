@@ -1,5 +1,7 @@
 import io
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,6 +12,7 @@ from lesionfast.config import TrainConfig
 from lesionfast.data.loaders import LesionDataLoaders
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError
+from lesionfast.evaluation.decisions import Decisions
 from lesionfast.evaluation.features import read_features
 from lesionfast.serving.bundle import UNLIKE, flag_column
 from lesionfast.serving.export import export
@@ -37,7 +40,10 @@ def test_the_probabilities_are_those_of_the_training(source, trained, exported, 
     known = trained.predictions.set_index("image_id")
     columns = [f"p_{name}" for name in trained.classes]
     expected = known.loc[found["image"], columns].to_numpy()
-    np.testing.assert_allclose(found[columns].to_numpy(float), expected, rtol=0, atol=1e-5)
+    own = found[[f"uncalibrated_{name}" for name in trained.classes]].to_numpy(float)
+    np.testing.assert_allclose(own, expected, rtol=0, atol=1e-5)
+    shown = Decisions(trained).calibrator.apply(expected)
+    np.testing.assert_allclose(found[columns].to_numpy(float), shown, rtol=0, atol=1e-4)
     assert (found["error"] == "").all()
 
 
@@ -56,7 +62,7 @@ def test_one_image_is_the_row_of_many(predictor, test_rows):
     assert one["decision"] == many["decision"] and one["prediction_set"] == list(
         many["prediction_set"]
     )
-    names = [name for name in one if name.startswith(("p_", "calibrated_"))]
+    names = [name for name in one if name.startswith(("p_", "uncalibrated_"))]
     assert len(names) == 2 * len(predictor.bundle.classes)
     np.testing.assert_allclose([one[n] for n in names], many[names].astype(float), atol=1e-6)
     assert sum(one[f"p_{name}"] for name in predictor.bundle.classes) == pytest.approx(1, abs=1e-5)
@@ -167,7 +173,7 @@ def test_fewer_views_are_another_mean(trained, photos):
 
 
 def test_bfloat16_gives_nearly_what_float32_does(trained, test_rows):
-    columns, found = [f"p_{name}" for name in trained.classes], {}
+    columns, found = [f"uncalibrated_{name}" for name in trained.classes], {}
     for precision in ("float32", "bfloat16"):
         predictor = Predictor(trained)
         predictor.engine.precision = precision
@@ -218,7 +224,7 @@ def test_a_run_gives_back_a_fastai_learner(trained):
         found = learn.get_preds(ds_idx=1)[0].numpy()
         both = Predictor(trained, views=1).predict(learn.dls.rows.query("split == 'valid'"))
         learn.fit(1, 0.0)
-    columns = [f"p_{name}" for name in trained.classes]
+    columns = [f"uncalibrated_{name}" for name in trained.classes]
     np.testing.assert_allclose(found, both[columns].to_numpy(float), rtol=0, atol=1e-5)
 
 
@@ -233,9 +239,9 @@ def test_a_model_of_images_or_of_metadata_alone(changes, photos, tmp_path):
     run = train(df, config, tmp_path)
     known = run.predictions.set_index("image_id")
     found = Predictor(export(run, tmp_path / "model")).predict(df[df["split"] == "test"])
-    columns = [f"p_{name}" for name in run.classes]
-    expected = known.loc[found["image"], columns].to_numpy()
-    np.testing.assert_allclose(found[columns].to_numpy(float), expected, rtol=0, atol=1e-5)
+    expected = known.loc[found["image"], [f"p_{name}" for name in run.classes]].to_numpy()
+    own = found[[f"uncalibrated_{name}" for name in run.classes]].to_numpy(float)
+    np.testing.assert_allclose(own, expected, rtol=0, atol=1e-5)
 
 
 def test_what_is_unlike_the_training_images_has_no_decision(exported, photos):
@@ -250,5 +256,89 @@ def test_what_is_unlike_the_training_images_has_no_decision(exported, photos):
     assert sorted(row["prediction_set"]) == sorted(bundle.classes)
     assert row["prediction_set"][0] == max(bundle.classes, key=lambda name: row[f"p_{name}"])
     assert {row[flag_column(point)] for point in bundle.points} == {None}
-    kept = [name for name in row if name.startswith(("p_", "calibrated_"))]
+    assert row["likely"] is None and row["advice"].startswith("This does not look like")
+    kept = [name for name in row if name.startswith(("p_", "uncalibrated_"))]
     assert [row[name] for name in kept] == [calm[name] for name in kept]
+
+
+def test_what_people_get_has_no_line_against_another(predictor, test_rows):
+    found, classes = predictor.predict(test_rows), predictor.bundle.classes
+    judged = found[found["likely"].notna()]
+    shown = judged[[f"p_{name}" for name in classes]].to_numpy(float)
+    assert (judged["likely"] == np.asarray(classes)[shown.argmax(axis=1)]).all()
+    for row in judged.itertuples():
+        cancers = set(row.prediction_set) & set(classes.malignant)
+        assert row.likely in row.prediction_set
+        if not row.refer:
+            assert row.likely not in classes.malignant
+            assert ("not ruled out" in row.advice) == bool(cancers)
+        if "can't be ruled out" in row.advice:
+            assert row.refer and cancers
+    assert found["refer"].nunique() == 2
+
+
+def test_costs_and_class_shares_change_the_advice(exported, test_rows):
+    usual = Predictor(exported).predict(test_rows)
+    bold = Predictor(exported, cost="missed_melanoma=1.1,missed_cancer=1.1").predict(test_rows)
+    rare = Predictor(exported, prior="mel=0.001").predict(test_rows)
+    assert bold["refer"].sum() < usual["refer"].sum()
+    assert rare["p_mel"].mean() < usual["p_mel"].mean() / 10
+    columns = [f"p_{name}" for name in Predictor(exported).bundle.classes]
+    np.testing.assert_allclose(rare[columns].to_numpy(float).sum(axis=1), 1, atol=1e-5)
+    flags = [name for name in usual if "_at_" in name]
+    pd.testing.assert_frame_equal(rare[flags], usual[flags])  # what they promise is by class
+    with pytest.raises(LesionfastError, match="'missed' is not a cost"):
+        Predictor(exported, cost="missed=3")
+    with pytest.raises(LesionfastError, match="type it with predict and a folder"):
+        Predictor(exported, prior="estimate")
+
+
+def test_the_class_shares_of_pictures_are_estimated(exported, test_rows):
+    predictor = Predictor(exported)
+    items = [Item(row.image_id, row.path) for row in test_rows.itertuples()]
+    found = predictor.estimate_prior(items)
+    assert found.sum() == pytest.approx(1) and (found >= 0).all()
+    assert not predictor.metadata.missing  # it counts for the predictions that follow
+    with pytest.raises(LesionfastError, match="found no image that the model can judge"):
+        predictor.estimate_prior([Item("gone", None)])
+
+
+def test_the_columns_that_people_get_are_few(exported, photos):
+    few = Predictor(exported, all_columns=False)
+    assert few.columns == [
+        *("image", "advice", "refer", "prediction_set"),
+        *(f"p_{name}" for name in few.bundle.classes),
+        "error",
+    ]
+    every = Predictor(exported)
+    assert len(few.columns) == 12 and set(few.columns) < set(every.columns)
+    row = few(photos[0])
+    assert row == {name: every(photos[0])[name] for name in row}
+
+
+def test_of_many_classes_the_gravest_and_the_most_frequent_are_shown(exported):
+    bundle = Predictor(exported).bundle
+    names = ["mel", *(f"benign {n}" for n in range(9)), "bcc"]
+    model = bundle.model | {"classes": names, "prior": [1 / 11] * 11}
+    many = replace(bundle, model=model, prevalence=tuple(np.arange(1, 12) / 66))
+    expected = ["mel", *(f"benign {n}" for n in range(4, 9)), "bcc"]
+    assert many.main_columns[3:] == [f"p_{name}" for name in expected]
+
+
+def test_an_export_of_an_earlier_version_keeps_its_flags(exported, tmp_path, change_description):
+    def make_old(told):
+        for name in ("of", "costs", "prevalence", "clinic"):
+            told.pop(name)
+        told["schema"] = 2
+        told["operating_points"][0]["threshold"] = 0.5
+
+    folder = Path(shutil.copytree(exported, tmp_path / "old"))
+    change_description(folder, make_old)
+    bundle = Predictor(folder).bundle
+    assert not bundle.of_shown and bundle.prevalence == tuple(bundle.model["prior"])
+    own = np.full((2, 7), 0.05)
+    own[0, 4] = own[1, 5] = 0.7
+    point = bundle.points[0]
+    assert point.of == "mel"
+    row = replace(bundle, ood=None).assess(own, np.ones((2, 0)), [])
+    assert row[flag_column(point)].tolist() == [True, False]

@@ -142,7 +142,7 @@ def test_a_class_of_few_lesions_is_always_in_the_set_and_said(make_run, caplog):
     assert all(f"{name} ({counts[run.classes.index(name)]})" in caplog.text for name in few)
     sets = kept.sets(Interpretation.from_run(run).probabilities)
     assert sets[:, [run.classes.index(name) for name in few]].all()
-    assert kept == SETS.fit(valid)
+    assert kept == SETS.fit(Decisions(run).shown)
 
 
 def test_nothing_of_test_reaches_the_sets(make_run):

@@ -149,9 +149,10 @@ def test_a_run_keeps_its_threshold_and_test_does_not_move_it(make_run):
     run = make_run()
     assert REFERRAL.read(run) is None and Decisions(run, refer=0.25).referral
     path = run.path / "referral.json"
-    valid, test = Interpretation.from_run(run, "valid"), Interpretation.from_run(run)
+    decisions = Decisions(run)
+    valid, test = decisions.shown, decisions.show(Interpretation.from_run(run))
     kept = REFERRAL.read(run)
-    assert kept == REFERRAL.fit(valid, share=0.25) and kept.rule == "balanced"
+    assert kept == REFERRAL.fit(valid, share=0.25) and kept.rule == "argmax"
     assert kept.referred(valid.confidence).mean() == pytest.approx(0.25, abs=1 / 600)
     table = run_referral(test, kept)
     assert table["value"][0] == kept.referred(test.confidence).mean()

@@ -119,8 +119,20 @@ def test_the_file_is_of_validation_whatever_the_test_rows_say(make_run):
     path.unlink()
     assert Decisions(Run(run.path)).points and path.read_bytes() == before
     assert json.loads(before)["fitted_on"] == "valid"
-    valid = Interpretation.from_run(run, "valid")
-    assert Decisions(run).points == choose_points(valid.truth, valid.probabilities, valid.classes)
+    shown = Decisions(run).shown
+    assert shown.split == "valid" and shown.rule == "argmax"
+    assert Decisions(run).points == choose_points(shown.truth, shown.probabilities, shown.classes)
+
+
+def test_points_of_the_models_own_probabilities_are_chosen_again(make_run):
+    run = make_run()
+    expected, path = Decisions(run).points, run.path / "operating.json"
+    told = json.loads(path.read_text())
+    assert told.pop("of") == "shown probabilities"
+    told["points"][0]["threshold"] = 0.123  # by an earlier version
+    path.write_text(json.dumps(told))
+    assert Decisions(Run(run.path)).points == expected
+    assert json.loads(path.read_text())["of"] == "shown probabilities"
 
 
 def test_points_are_read_or_chosen_and_never_reported_on_validation(make_run):

@@ -353,7 +353,8 @@ def test_a_learner_trained_by_hand_becomes_a_run(learn, tmp_path):
     row = learn.dls.rows.iloc[0]
     predicted = lf.Predictor(run, views=1)(row["path"], age=row["age"], sex=row["sex"])
     own = learn.predict(row)[2]
-    assert [predicted[f"p_{name}"] for name in run.classes] == pytest.approx(own.tolist(), abs=0.02)
+    model = [predicted[f"uncalibrated_{name}"] for name in run.classes]
+    assert model == pytest.approx(own.tolist(), abs=0.02)
     again = lf.lesion_learner(lf.LesionDataLoaders.from_run(run), run)
     torch.testing.assert_close(again.predict(row)[2], own, atol=0.02, rtol=0)
     with pytest.raises(LesionfastError, match="already has a directory mine"):

@@ -5,6 +5,7 @@ const image = document.getElementById("image");
 const drop = document.getElementById("drop");
 const button = document.getElementById("predict");
 const answer = document.getElementById("answer");
+const words = answer.dataset; // what is said to a person, in the language of the page
 let asked = null; // what stops the request whose answer is awaited
 
 function show(text, isError = false) {
@@ -31,21 +32,21 @@ function wait(request) {
 
 function problem() {
   const file = image.files[0];
-  if (!file) return "choose an image first.";
+  if (!file) return words.chooseFirst;
   const most = Number(image.dataset.mostBytes);
-  if (file.size > most) return `at most ${most / 1e6} MB are taken. Save the image smaller.`;
+  if (file.size > most) return words.tooLarge.replace("{most}", most / 1e6);
   return "";
 }
 
 async function reasonOf(response) {
   const problem = await response.json().catch(() => ({}));
-  return problem.error || `the page failed with status ${response.status}. Its terminal says why.`;
+  return problem.error || words.failed.replace("{status}", response.status);
 }
 
 async function predict() {
   const request = new AbortController();
   wait(request);
-  show("predicting …");
+  show(words.predicting);
   try {
     const sent = { method: "POST", body: new FormData(form), signal: request.signal };
     const response = await fetch("/answer", sent);
@@ -53,8 +54,7 @@ async function predict() {
     const section = await response.text();
     if (asked === request) answer.innerHTML = section; // escaped by the server's template
   } catch (error) {
-    const lost = "the image could not be sent. Choose it again, and see whether the page still runs.";
-    if (asked === request) show(error instanceof TypeError ? lost : error.message, true);
+    if (asked === request) show(error instanceof TypeError ? words.lost : error.message, true);
   }
   if (asked === request) wait(null);
 }
@@ -81,5 +81,5 @@ drop.addEventListener("drop", (event) => {
   forget();
   const files = event.dataTransfer.files;
   if (files.length === 1) image.files = files;
-  else show("drop one image at a time.", true);
+  else show(words.oneAtATime, true);
 });

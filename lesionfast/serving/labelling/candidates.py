@@ -13,7 +13,6 @@ import pandas as pd
 from lesionfast.data.corrections.answers import IS, Answers
 from lesionfast.data.sources import FileReader, image_stem
 from lesionfast.data.split import FOLD
-from lesionfast.diagnoses import probability_columns
 from lesionfast.errors import LesionfastError, list_first, pluralize
 from lesionfast.evaluation.features import read_features
 from lesionfast.evaluation.labelling.selection import (
@@ -25,6 +24,7 @@ from lesionfast.evaluation.labelling.selection import (
 from lesionfast.files import check_target, disk_errors, workspace, write_atomically
 from lesionfast.models.ensemble import EnsembleEngine
 from lesionfast.run import Run
+from lesionfast.serving.bundle import own_columns
 from lesionfast.serving.inputs import Item, find_items
 from lesionfast.serving.predictor import Predictor
 
@@ -147,7 +147,7 @@ def describe_doubt(run: Run, table: pd.DataFrame, votes: np.ndarray | None) -> p
 
     `votes` are the probabilities of the models of an ensemble, (models, n, k).
     """
-    probabilities = table[probability_columns(run.classes)].to_numpy(np.float64)
+    probabilities = table[own_columns(run.classes)].to_numpy(np.float64)
     rule = run.decision_rule
     chosen = rule.decide(probabilities)
     return table.assign(

@@ -165,8 +165,7 @@ def classify(learned: Mapping[str, Any], value: Any) -> str | None:
 
 def describe_answer(row: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any]:
     """Return what is kept of a row of `Predictor`: what a person was told, and how sure it was."""
-    prefix = "calibrated" if f"calibrated_{classes[0]}" in row else "p"
-    probabilities = {name: round(float(row[f"{prefix}_{name}"]), DIGITS) for name in classes}
+    probabilities = {name: round(float(row[f"p_{name}"]), DIGITS) for name in classes}
     told = {name: row[name] for name in TOLD if name in row}
     if (score := row.get("outlier_score")) is not None:
         told["outlier_score"] = round(float(score), DIGITS)

@@ -59,7 +59,7 @@ def test_the_list_has_the_doubt_of_the_folds(run, folders, listed):
     assert all(Path(path).is_file() for path in listed["path"])
     assert (listed["disagreement"] > 0).all() and listed["margin"].between(0, 1).all()
     predicted = Predictor(run).predict(listed[["path"]])
-    probabilities = predicted[[f"p_{name}" for name in run.classes]].to_numpy(float)
+    probabilities = predicted[[f"uncalibrated_{name}" for name in run.classes]].to_numpy(float)
     expected = margins(share_scores(probabilities, run.decision_rule))
     assert listed["margin"].to_numpy() == pytest.approx(expected, abs=1e-5)
     assert predicted["decision"].tolist() == listed["suggested"].tolist()

@@ -13,6 +13,7 @@ from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.comparison import compare
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.run import Run, list_runs
+from lesionfast.serving.bundle import own_columns
 from lesionfast.serving.export import export
 from lesionfast.serving.predictor import Predictor
 from lesionfast.stats.metrics import losses
@@ -74,7 +75,7 @@ def test_one_export_holds_both(run, tmp_path):
     rows = run.predictions_of("test").head(12)
     expected = rows[probability_columns(run.classes)].to_numpy()
     for source in (run, folder, folder / "model.onnx"):
-        found = Predictor(source).predict(rows)[probability_columns(run.classes)]
+        found = Predictor(source).predict(rows)[own_columns(run.classes)]
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
@@ -97,9 +98,8 @@ def test_folds_of_towers(tmp_path):
     assert [one.path.name for one in run.members[0].members] == ["tower-0", "tower-1"]
     assert run.members[1].members[1].config.head == "prototype"
     rows = run.predictions_of("test").head(8)
-    columns = probability_columns(run.classes)
-    found = Predictor(run).predict(rows)[columns]
-    np.testing.assert_allclose(found, rows[columns], atol=1e-5)
+    columns, found = probability_columns(run.classes), Predictor(run).predict(rows)
+    np.testing.assert_allclose(found[own_columns(run.classes)], rows[columns], atol=1e-5)
     shutil.rmtree(run.path / "fold-1" / "tower-1")
     assert "fold-1/tower-1" in Run(run.path).damaged()
     again = resume(Run(run.path))

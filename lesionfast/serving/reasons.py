@@ -1,0 +1,82 @@
+"""What the advice on a picture is derived from, and the statistics behind it, in sentences."""
+
+from typing import Any
+
+import numpy as np
+
+from lesionfast.diagnoses import probability_columns
+from lesionfast.reporting.advice.sentences import list_classes, name_class, say, word
+from lesionfast.reporting.images import rounded_percent
+from lesionfast.serving.bundle import Bundle, flag_column
+from lesionfast.stats.advice.advice import kinds_of_lesion
+
+
+def list_reasons(bundle: Bundle, row: dict[str, Any]) -> list[str]:
+    """Return what the advice of a row of `Predictor` is derived from, a sentence each."""
+    if row["likely"] is None:
+        return [say("reason.all")]
+    chances = np.array([[row[column] for column in probability_columns(bundle.classes)]])
+    words = [say("reason.shares", shares=describe_shares(bundle, chances[0]))]
+    left = list_classes(row["prediction_set"])
+    if bundle.conformal:
+        coverage = f"{bundle.conformal.coverage:.0%}"
+        words.append(say("reason.set", left=left, coverage=coverage))
+    else:
+        words.append(say("reason.set_by_costs", left=left))
+    if bundle.classes.malignant:
+        leave, examine = bundle.costs.expected(chances, bundle.classes)[0] / needless(bundle)
+        words.append(
+            say(
+                "reason.costs",
+                melanoma=f"{bundle.costs.missed_melanoma / needless(bundle):g}",
+                cancer=f"{bundle.costs.missed_cancer / needless(bundle):g}",
+                leave=f"{leave:.2g}",
+                examine=f"{examine:.2g}",
+            )
+        )
+    return [*words, *list_cautions(bundle, row)]
+
+
+def needless(bundle: Bundle) -> float:
+    """Return the unit of the costs that a person is told: a needless excision."""
+    return bundle.costs.needless_excision
+
+
+def list_cautions(bundle: Bundle, row: dict[str, Any]) -> list[str]:
+    """Return what else there is to know about the probabilities of a row."""
+    words = [] if bundle.calibrator else [say("reason.uncalibrated")]
+    if bundle.clinic:
+        words.append(say("reason.moved", prior=bundle.clinic_in_words))
+    if row["not_known"]:
+        words.append(say("reason.missing", columns=", ".join(row["not_known"])))
+    return words
+
+
+def describe_shares(bundle: Bundle, chances: np.ndarray) -> str:
+    """Return "melanoma 12%, other cancers 3%, benign 85%" of probabilities (k,)."""
+    groups = kinds_of_lesion(bundle.classes)
+    cancer = "cancer" if groups["melanoma"].any() else "any_cancer"
+    keys = {"melanoma": "melanoma", "other cancer": cancer, "benign": "benign"}
+    present = {keys[name]: members for name, members in groups.items() if members.any()}
+    return ", ".join(
+        f"{word(f'share.{name}')} {rounded_percent(float(chances[members].sum()))}"
+        for name, members in present.items()
+    )
+
+
+def list_details(bundle: Bundle, row: dict[str, Any]) -> list[str]:
+    """Return the statistics behind the advice on a row, a sentence each."""
+    words = [say("reason.calibrated")] if bundle.calibrator else []
+    for point in bundle.points if row["likely"] is not None else ():
+        what = name_class(point.of) if point.of in bundle.classes else word("share.any_cancer")
+        side = word("detail.above" if row[flag_column(point)] else "detail.below")
+        values = {"what": what, "side": side, "level": f"{point.level:.0%}"}
+        words.append(say(f"detail.point_{point.goal}", **values))
+    if row["likely"] is not None:
+        rule = bundle.decision_rule
+        values = {"rule": rule.name, "words": rule.in_words}
+        words.append(say("detail.rule", decision=name_class(row["decision"]), **values))
+    if bundle.ood:
+        score, threshold = f"{row['outlier_score']:.2f}", f"{bundle.ood.threshold:.2f}"
+        words.append(say("detail.outlier", score=score, threshold=threshold))
+    return words

@@ -1,0 +1,119 @@
+"""Advice: one recommendation a picture, from its probabilities, its set and stated costs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from lesionfast.diagnoses import Classes
+from lesionfast.stats.advice.costs import Costs
+from lesionfast.stats.bootstrap import Found, resampled, share_interval
+from lesionfast.stats.metrics import ALL, ratio
+from lesionfast.stats.rules import as_probabilities
+
+NO_DECISION = "no_decision"  # unlike the training images
+EXAMINE = "examine"  # a cancer can't be ruled out, and examining it costs less
+UNSURE = "unsure"  # among the least certain
+UNLIKELY = "unlikely"  # a cancer can't be ruled out, but leaving it costs less
+BENIGN = "benign"  # one benign class is left
+SEVERAL = "benign_several"  # several benign classes are left
+NO_CANCER = "no_cancer"  # the model knows no malignant class
+REFERRED = (NO_DECISION, EXAMINE, UNSURE)
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What a person is told of n pictures, without a contradiction.
+
+    `key` (n,) is one of the constants of this module, `likely` (n,) the most probable class, and
+    `open` (n, k) the classes that can't be ruled out, the most probable always among them.
+    """
+
+    key: np.ndarray
+    likely: np.ndarray
+    open: np.ndarray
+
+    @property
+    def refer(self) -> np.ndarray:
+        """Whether a person should examine the lesion, bool (n,)."""
+        return np.isin(self.key, REFERRED)
+
+
+def advise(
+    probabilities: ArrayLike,
+    classes: Sequence[str],
+    costs: Costs,
+    sets: np.ndarray | None = None,
+    unsure: np.ndarray | None = None,
+    outlier: np.ndarray | None = None,
+) -> Advice:
+    """Return the advice on pictures from calibrated probabilities (n, k) and stated costs.
+
+    To examine is advised where it has the lower expected cost, and where the most probable class is
+    malignant. What can't be ruled out are the classes of the prediction set, `sets` bool (n, k), of
+    which a set with more classes keeps the coverage: the most probable class is added, and each
+    malignant one that would tip the costs alone, or else the one that does most to tip them.
+    `unsure` and `outlier` (n,) say which pictures are among the least certain, and which are unlike
+    the training images; of the latter nothing is ruled out.
+    """
+    probabilities, classes = as_probabilities(probabilities), Classes.of(classes)
+    n, none = len(probabilities), np.zeros(len(probabilities), bool)
+    outlier = none if outlier is None else np.asarray(outlier, bool)
+    unsure = none if unsure is None else np.asarray(unsure, bool)
+    malignant = np.isin(classes, classes.malignant)
+    likely, images = probabilities.argmax(axis=1), np.arange(n)
+    leaving, examining = costs.expected(probabilities, classes).T
+    examine = ((leaving >= examining) | malignant[likely]) & malignant.any()
+    open_ = np.zeros(probabilities.shape, bool) if sets is None else np.array(sets, bool)
+    open_[images, likely] = True
+    risks = probabilities * costs.misses(classes)
+    alone = risks >= costs.needless_excision * (1 - probabilities)  # were all the rest benign
+    open_ |= alone & malignant
+    tips = examine & ~open_[:, malignant].any(axis=1)
+    open_[images[tips], risks[tips].argmax(axis=1)] = True
+    open_[outlier] = True
+    left = open_[:, malignant].any(axis=1)
+    several = open_.sum(axis=1) > 1
+    last = NO_CANCER if not malignant.any() else np.where(several, SEVERAL, BENIGN)
+    key = np.select(
+        [outlier, examine, unsure, left],
+        [NO_DECISION, EXAMINE, UNSURE, UNLIKELY],
+        last,
+    )
+    return Advice(key.astype(object), likely, open_)
+
+
+def kinds_of_lesion(classes: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return which classes, bool (k,), are melanoma, another cancer, and benign."""
+    classes = Classes.of(classes)
+    melanoma = np.isin(classes, [classes.melanoma, *classes.other_melanomas])
+    malignant = np.isin(classes, classes.malignant)
+    return {"melanoma": melanoma, "other cancer": malignant & ~melanoma, "benign": ~malignant}
+
+
+def advice_table(
+    truth: np.ndarray, refer: np.ndarray, lesions: ArrayLike, classes: Sequence[str]
+) -> pd.DataFrame:
+    """Return of, images, lesions, value, low, high: the share whose examination is advised.
+
+    `truth` (n,) are class numbers, `refer` (n,) bool. `of` is melanoma, 'other cancer', 'benign',
+    as far as there are images of them, and 'all'; intervals are of a bootstrap of lesions.
+    """
+    lesions, kinds = np.asarray(lesions), kinds_of_lesion(classes)
+    members = {of: chosen[truth] for of, chosen in kinds.items() if chosen[truth].any()}
+    members[ALL] = np.ones(len(truth), bool)
+
+    def find(weights: np.ndarray) -> Found:
+        return {of: ratio(weights @ (m & refer), weights @ m) for of, m in members.items()}
+
+    values, drawn = resampled(find, truth, lesions)
+    rows = []
+    for of, value in values.items():
+        count = len(np.unique(lesions[members[of]]))
+        ends = share_interval(value, drawn[of], count)
+        advised = int((members[of] & refer).sum())
+        rows.append((of, int(members[of].sum()), count, advised, value, *ends))
+    columns = ["of", "images", "lesions", "advised", "value", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)

@@ -1,0 +1,82 @@
+import string
+
+import pytest
+
+from lesionfast.diagnoses import Classes
+from lesionfast.reporting.advice.sentences import describe_advice, name_class, read_messages, say
+from lesionfast.stats.advice import advice
+
+KEYS = [value for name, value in vars(advice).items() if name.isupper() and isinstance(value, str)]
+HAM = Classes(["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"])
+PAD = Classes(["ACK", "BCC", "MEL", "NEV", "SCC", "SEK"])
+
+
+def test_every_advice_has_its_sentences():
+    keys = {key for key in KEYS if key in read_messages()["key"]}
+    assert keys == set(read_messages()["key"]) == set(read_messages()["advice"]) and len(keys) == 7
+    for section in read_messages().values():
+        assert all(text and not text.endswith(" ") for text in section.values())
+
+
+@pytest.mark.parametrize(
+    ("key", "likely", "left", "classes", "expected"),
+    [
+        (
+            advice.EXAMINE, "nv", ["nv", "mel"], HAM,
+            "Melanoma can't be ruled out: have it examined.",
+        ),
+        (
+            advice.EXAMINE, "bcc", ["bcc", "mel", "akiec"], HAM,
+            "Melanoma, basal cell carcinoma or actinic keratosis can't be ruled out: have it "
+            "examined.",
+        ),
+        (
+            advice.EXAMINE, "SCC", ["SCC", "ACK"], PAD,
+            "Squamous cell carcinoma or actinic keratosis can't be ruled out: have it examined.",
+        ),
+        (
+            advice.EXAMINE, "benign", ["benign", "malignant"], Classes(["benign", "malignant"]),
+            "A malignant lesion can't be ruled out: have it examined.",
+        ),
+        (
+            advice.BENIGN, "nv", ["nv"], HAM,
+            "The model is fairly sure of a nevus; that is no all-clear.",
+        ),
+        (
+            advice.SEVERAL, "nv", ["nv", "bkl"], HAM,
+            "Probably a nevus or a benign keratosis, which are benign; that is no all-clear.",
+        ),
+        (
+            advice.UNLIKELY, "nv", ["nv", "mel"], HAM,
+            "Probably a nevus. Melanoma is unlikely, but not ruled out: have it examined if it "
+            "changes or worries you.",
+        ),
+        (
+            advice.NO_DECISION, "nv", list(HAM), HAM,
+            "This does not look like a dermoscopic picture; no decision is given.",
+        ),
+        (
+            advice.NO_CANCER, "acne", ["acne"], Classes(["acne", "eczema"]),
+            "Most likely acne. The model was not trained to find cancer; that is no all-clear.",
+        ),
+    ],
+)  # fmt: skip
+def test_it_reads_as_a_person_would_say_it(key, likely, left, classes, expected):
+    assert describe_advice(key, likely, left, classes) == expected
+
+
+def test_a_name_that_is_not_known_stays_as_it_is():
+    assert name_class("Nevus, {atypical}") == "Nevus, {atypical}"
+    classes = Classes(["Melanoma, {NOS}", "other"])
+    assert "Melanoma, {NOS} can't" in describe_advice(advice.EXAMINE, "other", classes, classes)
+
+
+def test_what_is_filled_in_is_named_in_one_place():
+    names = {
+        name
+        for text in read_messages()["advice"].values()
+        for _, name, _, _ in string.Formatter().parse(text)
+        if name
+    }
+    assert names == {"likely", "left", "Cancers"}
+    assert say("page.failed", status=500).startswith("The page failed with status 500")
