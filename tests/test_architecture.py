@@ -67,6 +67,8 @@ OPTIONS_OF_OTHERS = {  # of pip, uv, apt and timm; between the processes of the 
     *("--upgrade", "--python", "--resolution", "--extra", "--no-deps"),
     *("--no-install-recommends", "--sched-on-updates"),
     *("--folder", "--system"),
+    *("--headless", "--disable-gpu", "--no-sandbox", "--no-pdf-header-footer"),  # of Chromium
+    *("--print-to-pdf", "--user-data-dir"),
     *("--logdir", "--backend-store-uri", "--project"),  # of tensorboard, mlflow and trackio
 }
 NAMES_OPTIONS = [

@@ -143,11 +143,16 @@ def print_findings(findings: "Findings", submission: Path | None, as_json: bool)
 
 ReportedRuns = argument(list[Path] | None, "A run (default: the newest), or several.")
 Page = option(Path | None, "HTML file (default: report.html of the run).")
+Pdf = option(bool, "Print the report to a PDF beside it too; this takes Chromium.", "--pdf")
 
 
 @app.command(rich_help_panel=READ)
 def report(
-    runs: ReportedRuns = None, split: Split = "test", to: Page = None, out: Root = "runs"
+    runs: ReportedRuns = None,
+    split: Split = "test",
+    to: Page = None,
+    pdf: Pdf = False,
+    out: Root = "runs",
 ) -> None:
     """Write a report of one run, or of several side by side, as one HTML file.
 
@@ -156,14 +161,20 @@ def report(
     from lesionfast.evaluation.findings import Findings
     from lesionfast.reporting.comparison import write_comparison
     from lesionfast.reporting.overview import write_report
+    from lesionfast.reporting.page import find_browser, print_pdf
 
     if to:
         check_target(to)
+    if pdf:
+        find_browser()  # before the work, which may take minutes
     opened = open_runs(runs, out)
     if len(opened) == 1:
-        print(write_report(Findings.from_run(opened[0], split), to))
+        page = write_report(Findings.from_run(opened[0], split), to)
     else:
-        print(write_comparison(opened, to or Path(out) / "comparison" / "report.html", split))
+        page = write_comparison(opened, to or Path(out) / "comparison" / "report.html", split)
+    print(page)
+    if pdf:
+        print(print_pdf(page))
 
 
 ComparedRuns = argument(list[Path] | None, "Runs (default: all with the split of the newest).")

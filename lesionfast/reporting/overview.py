@@ -26,6 +26,7 @@ from lesionfast.evaluation.interpretation import OUT_OF_FOLD
 from lesionfast.evaluation.labelling.corrected import corrections_table, describe_corrections
 from lesionfast.reporting.advice.chapter import advice, predictive, run_advice
 from lesionfast.reporting.calibration import calibration
+from lesionfast.reporting.checklist.chapter import checklist
 from lesionfast.reporting.decisions import challenge, operating, prediction_sets, referral
 from lesionfast.reporting.errors import confusion, melanoma
 from lesionfast.reporting.explanations import attribution, pictures
@@ -72,10 +73,11 @@ def write_report(findings: Findings, to: Path | None = None) -> Path:
         "split": run.metrics["split_sha256"][:12],
     }
     name = "report.html" if read.split == "test" else f"report-{read.split}.html"
+    sections = [*report_sections(findings), *about_sections(findings)]
     return write_page(
         to or run.path / name,
         f"{run.path.name}: {run.model.get('arch') or 'ensemble'}",
-        [*report_sections(findings), *about_sections(findings)],
+        [*sections, checklist(run, sections)],
         headline,
         [
             (name, estimate(row))

@@ -1,6 +1,9 @@
 """What all chapters share: how a figure looks and is saved, and how sections become a page."""
 
 import base64
+import os
+import shutil
+import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,10 +19,12 @@ from PIL import Image
 
 from lesionfast.console import Cell, Table
 from lesionfast.diagnoses import NAMES, plain
+from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.files import write_atomically, write_text
+from lesionfast.files import temporary_folder, write_atomically, write_text
 from lesionfast.reporting.advice.sentences import read_messages
+from lesionfast.reporting.figures.words import describe_figure
 from lesionfast.run import installed_version
 
 if TYPE_CHECKING:
@@ -44,6 +49,22 @@ DASHES = (
     (0, (4, 1.5, 1.2, 1.5, 1.2, 1.5)),
 )
 MARKERS = "osD^Pv*Xph<>"
+BROWSERS = (
+    *("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"),
+    *("microsoft-edge", "msedge"),
+)
+PLACES = (
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+    "/Applications/Chromium.app/Contents/MacOS/Chromium",
+    r"C:\Program Files\Google\Chrome\Application\chrome.exe",
+    r"C:\Program Files (x86)\Microsoft\Edge\Application\msedge.exe",
+)
+PLAYWRIGHT = (
+    *("~/.cache/ms-playwright", "~/Library/Caches/ms-playwright"),
+    "~/AppData/Local/ms-playwright",
+)
+PROGRAMS = "chromium*/chrom*/[cC]hrom[ei]*"  # below those folders
+SLOWEST = 180  # seconds that printing may take
 NOT_A_DEVICE = "Not a medical device: for research, not for diagnosis."
 INTERVALS = (
     "Brackets hold 95 % intervals: percentiles of a bootstrap over lesions within each class, or "
@@ -149,7 +170,8 @@ def save(figure: "Figure", path: Path, about: Interpretation | str = "") -> Path
     if about:
         figure.supxlabel(about, x=0.012, ha="left", fontsize=7.5, color=GREY)
     png = FigureCanvasAgg(figure)
-    write_atomically(path, lambda aside: png.print_png(aside, pil_kwargs=QUICKLY))
+    words = {"Description": describe_figure(figure)}
+    write_atomically(path, lambda aside: png.print_png(aside, metadata=words, pil_kwargs=QUICKLY))
     figure.set_layout_engine("none")  # the SVG keeps the layout of the PNG
     figure.set_dpi(DOTS_IN_SVG)
     svg = partial(FigureCanvasSVG(figure).print_svg, metadata={"Date": None})
@@ -160,24 +182,28 @@ def save(figure: "Figure", path: Path, about: Interpretation | str = "") -> Path
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of a page: what it shows in words, and its PNG as a data URI.
+    """A figure of a page: its caption, its PNG as a data URI, and its numbers in words, by line.
 
-    `alternative` has its numbers, for those who do not see it.
+    `alternative` stands in place of the caption for those who do not see it.
     """
 
     words: str
     source: str
     alternative: str = ""
+    numbers: Sequence[str] = ()
 
     @classmethod
     def from_file(cls, path: Path, words: str) -> "Picture":
         """Return a PNG file as a picture that the page carries in itself; a large one as WebP."""
         data, kind = path.read_bytes(), "png"
+        with Image.open(path) as picture:
+            numbers = picture.info.get("Description", "").splitlines()
         if len(data) > LARGE:
             with Image.open(path) as picture, BytesIO() as file:
                 picture.convert("RGB").save(file, "WEBP", quality=QUALITY)
                 data, kind = file.getvalue(), "webp"
-        return cls(words, f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}")
+        source = f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+        return cls(words, source, numbers=numbers)
 
 
 def draw_picture(
@@ -236,6 +262,51 @@ def write_page(
         version=installed_version(),
     )
     return write_text(path, text)
+
+
+def print_pdf(page: Path) -> Path:
+    """Print a page to a PDF beside it with Chromium, and return the path of that.
+
+    Raises `LesionfastError` where no browser is found, or it fails.
+    """
+    browser, to = find_browser(), page.with_suffix(".pdf")
+
+    def write(aside: Path) -> None:
+        with temporary_folder() as profile:
+            quiet = ["--headless", "--disable-gpu", "--no-pdf-header-footer"]
+            root = ["--no-sandbox"] if hasattr(os, "geteuid") and not os.geteuid() else []
+            places = [f"--user-data-dir={profile}", f"--print-to-pdf={aside.absolute()}"]
+            command = [browser, *quiet, *root, *places, page.absolute().as_uri()]
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, timeout=SLOWEST)
+                told = done.stderr
+            except (OSError, subprocess.TimeoutExpired) as error:
+                told = str(error)
+        if not aside.is_file():
+            last = (told.strip().splitlines() or ["it says nothing"])[-1]
+            raise LesionfastError(
+                f"{browser} did not print {page}: {last[:200]}. Open the page in a browser and "
+                "print it there."
+            )
+
+    return write_atomically(to, write)
+
+
+def find_browser() -> str:
+    """Return the program of Chromium, Chrome or Edge, or of Playwright's browser.
+
+    Raises `LesionfastError` if there is none.
+    """
+    found = [shutil.which(name) for name in BROWSERS]
+    found += [place for place in PLACES if Path(place).is_file()]
+    for folder in PLAYWRIGHT:
+        found += sorted(map(str, Path(folder).expanduser().glob(PROGRAMS)), reverse=True)
+    if program := next(filter(None, found), None):
+        return program
+    raise LesionfastError(
+        "printing a PDF takes Chromium, and neither it nor Chrome or Edge was found. Install one, "
+        "such as by: apt install chromium. Or leave out --pdf, and print report.html in a browser."
+    )
 
 
 def render(template: str, **values: Any) -> str:

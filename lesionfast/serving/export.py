@@ -24,6 +24,7 @@ from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.outliers import save_ood
 from lesionfast.files import disk_errors, format_bytes, free_bytes, workspace, write_text
 from lesionfast.models.lineage import KEY
+from lesionfast.reporting.checklist.chapter import checklist_of_card
 from lesionfast.reporting.overview import data_card, model_card
 from lesionfast.reporting.page import NOT_A_DEVICE
 from lesionfast.run import Run, list_runs_of
@@ -223,6 +224,7 @@ def write_card(
     """
     read = findings.interpretation
     words, tables = data_card(findings)
+    listed, checked = checklist_of_card()
     about = hub.ModelCardData(
         library_name="lesionfast",
         pipeline_tag="image-classification",
@@ -243,6 +245,9 @@ def write_card(
         *(table.to_markdown() for table in tables),
         "## Intended use and limits\n",
         *(f"{escape_markdown(paragraph)}\n" for paragraph in model_card(findings.run)),
+        "## Checklist\n",
+        *(f"{escape_markdown(paragraph)}\n" for paragraph in listed),
+        *(table.to_markdown() for table in checked),
     ]
     return "\n".join(parts)
 

@@ -9,12 +9,15 @@ from concurrent.futures import Executor, Future
 
 import pytest
 
+from lesionfast.diagnoses import full_name
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.findings import Findings
+from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.reporting.comparison import write_comparison
 from lesionfast.reporting.explanations import pictures
 from lesionfast.reporting.metrics import metrics
 from lesionfast.reporting.overview import data_card, model_card, report_sections, write_report
+from lesionfast.reporting.page import print_pdf
 from lesionfast.run import Run
 
 
@@ -49,7 +52,8 @@ def test_the_headline_comes_first_with_interval_n_and_split(run, report):
 def test_the_parts_are_in_the_order_that_a_reader_needs(report):
     parts = re.findall(r'(?:section|details) id="([\w-]+)"', report.read_text())
     assert parts[:3] == ["advice", "melanoma", "confusion"]
-    assert parts[-4:] == ["training", "data-card", "model-card", "configuration"]
+    assert parts[-5:-1] == ["training", "data-card", "model-card", "configuration"]
+    assert parts[-1] == "checklist"
 
 
 def test_nothing_is_fetched(report):
@@ -141,6 +145,40 @@ def test_a_browser_shows_it(report, page):
     assert wide <= 375
     loaded = page.evaluate("[...document.images].map(i => i.complete && i.naturalWidth > 0)")
     assert len(loaded) >= 4 and all(loaded)
+
+
+@pytest.mark.parametrize("width", [1200, 375])
+def test_axe_finds_no_barrier(report, page, width):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    page.set_viewport_size({"width": width, "height": 800})
+    page.goto(report.as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    found = axe.Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+
+
+def test_a_figure_has_its_numbers_in_words(run, report):
+    text = report.read_text()
+    figures = re.findall(r"<figure>.*?</figure>", text, re.DOTALL)
+    assert len(figures) >= 4 and all("This figure in words" in figure for figure in figures)
+    confusion = next(figure for figure in figures if "Truth by decision" in figure)
+    counts = Interpretation.from_run(run).confusion()
+    full = [full_name(name) for name in counts]
+    assert all(f"{name}" in confusion for name in full)
+    melanoma = int(counts.loc["mel", "mel"])
+    assert re.search(rf"mel[^;]* as mel: [^;]*\b{melanoma}\b", confusion)
+
+
+def test_a_report_is_printed(report, chromium):
+    data = print_pdf(report).read_bytes()
+    assert data.startswith(b"%PDF") and len(re.findall(rb"/Type\s*/Page[^s]", data)) >= 5
+
+
+def test_without_a_browser_it_says_what_to_install(report, monkeypatch):
+    for name in ("BROWSERS", "PLACES", "PLAYWRIGHT"):
+        monkeypatch.setattr(f"lesionfast.reporting.page.{name}", ())
+    with pytest.raises(LesionfastError, match="apt install chromium"):
+        print_pdf(report)
 
 
 def test_a_browser_sorts_a_table(report, page):

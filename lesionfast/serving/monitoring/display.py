@@ -115,6 +115,8 @@ def draw_drift(run: Run, drift: Drift, folder: Path) -> Path:
     """Draw stability, outliers and mean probabilities by period; return the path of the PNG."""
     figure = new_figure(9, 8.4, "Drift against validation", f"{drift.pictures:,} pictures")
     above, middle, below = new_axes(figure, 3, 1)
+    if OUTLIERS not in drift.shifts:
+        middle.set_visible(False)
     places, names = range(len(drift.periods)), [period.name for period in drift.periods]
     columns = [name for name in drift.shifts if name != OUTLIERS][: MOST_DRAWN + 1]
     for number, name in enumerate(columns):
