@@ -36,6 +36,7 @@ from lesionfast.files import (
     write_json,
 )
 from lesionfast.serving.inputs import Item, Shard, find_items, hash_tables
+from lesionfast.serving.monitoring.log import describe_stated
 from lesionfast.serving.predictor import Predictor
 from lesionfast.stats.advice.prevalence import ESTIMATE, write_prior
 
@@ -167,7 +168,7 @@ def settle_prior(predictor: Predictor, items: Iterable[Item]) -> str:
     prior = write_prior(shares, predictor.bundle.classes)
     predictor.bundle = predictor.bundle.restated(prior=prior)
     if predictor.log:
-        predictor.log.about["decisions"] = predictor.bundle.digest()
+        predictor.log.about |= describe_stated(predictor.bundle)
     logger.info("estimated class shares of these images; to use them again: --prior %s", prior)
     return prior
 

@@ -23,7 +23,7 @@ from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.files import sha256
 from lesionfast.run import Run
 from lesionfast.serving.bundle import Bundle
-from lesionfast.serving.monitoring.log import Lines, classify
+from lesionfast.serving.monitoring.log import Lines, classify, hash_decisions
 from lesionfast.stats.bootstrap import wilson
 
 LITTLE, MUCH = 0.1, 0.25  # of a stability index (Siddiqi 2006, Credit Risk Scorecards)
@@ -64,13 +64,12 @@ class Reference:
         for learned in bundle.encoder.learned:
             if (name := learned["name"]) in valid.table:
                 seen[name] = Counter(classify(learned, value) for value in valid.table[name])
-        chances = valid.probabilities
         return cls(
             tuple(run.classes),
             seen,
             frozenset(one["name"] for one in bundle.encoder.learned if one["kind"] == "number"),
             Counter(valid.rows["decision"]),
-            bundle.calibrator.apply(chances) if bundle.calibrator else chances,
+            bundle.move(bundle.calibrate(valid.probabilities)),
             len(set(valid.lesions)),
             1 - bundle.ood.level if bundle.ood else None,
         )
@@ -280,7 +279,9 @@ def measure_drift(run: Run, log: Lines, every: str = "") -> Drift:
     """
     bundle = Bundle.from_run(run)
     lines, left_out = choose_lines(run, bundle, log)
-    reference = Reference.from_run(run, bundle)
+    prior = lines[-1].get("prior")  # which the probabilities of the log were moved to
+    clinic = tuple(prior) if prior and len(prior) == len(bundle.classes) else None
+    reference = Reference.from_run(run, replace(bundle, clinic=clinic))
     classes = reference.classes
     expected, found = reference.probabilities, mean_probabilities(lines, classes)
     error = np.sqrt(
@@ -309,7 +310,7 @@ def describe_period(name: str, lines: list[dict[str, Any]], reference: Reference
 
 def choose_lines(run: Run, bundle: Bundle, log: Lines) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the lines of a run's model, each picture once, in order of time; what was left out."""
-    split, digest = bundle.split_sha256, bundle.digest()
+    split, digest = bundle.split_sha256, hash_decisions(bundle)
     weights = run.file("model.json" if run.members else "weights.safetensors")
     known = {digest, sha256(weights)}
     own = [line for line in log.lines if known & {line["model"], line["decisions"]}]

@@ -1,15 +1,16 @@
 """The log of predictions: one line of JSON a picture, which no picture, file name or name is in.
 
-A line says when (UTC), which model (the SHA-256 of its weights and of its decisions, and of the
-split that it was checked on), which input (the SHA-256 of the bytes), metadata in classes (age in
-steps of five years, 90 and older together), and what the answer was; null if there was none.
+A line says when (UTC), which model (the SHA-256 of its weights, of what was chosen on validation,
+and of the split), which costs and class shares were stated, which input (the SHA-256 of the bytes),
+metadata in classes (age in steps of five years, 90 and older together), and what the answer was;
+null if there was none.
 """
 
 import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from math import floor
 from pathlib import Path
@@ -30,6 +31,7 @@ from lesionfast.files import (
     sha256,
 )
 from lesionfast.run import installed_version
+from lesionfast.stats.advice.costs import Costs
 from lesionfast.stats.metrics import json_safe
 
 if TYPE_CHECKING:
@@ -53,6 +55,8 @@ LINE = {
     **dict.fromkeys(("time", "version", "model", "decisions", "split", "input"), str),
     "metadata": {str: (str, None)},
     "answer": (None, ANSWER),
+    "costs?": {str: float},
+    "prior?": ([float], None),
 }
 
 
@@ -64,7 +68,7 @@ class PredictionLog:
     """
 
     path: Path
-    about: dict[str, str]
+    about: dict[str, Any]
     encoder: Any
     classes: Sequence[str]
 
@@ -74,8 +78,9 @@ class PredictionLog:
         about = {
             "version": installed_version(),
             "model": sha256(weights),
-            "decisions": bundle.digest(),
+            "decisions": hash_decisions(bundle),
             "split": bundle.split_sha256,
+            **describe_stated(bundle),
         }
         return cls(check_log(path), about, bundle.encoder, bundle.classes)
 
@@ -103,6 +108,16 @@ class PredictionLog:
             learned["name"]: classify(learned, known.get(learned["name"]))
             for learned in self.encoder.learned
         }
+
+
+def hash_decisions(bundle: "Bundle") -> str:
+    """Return the SHA-256 of what validation chose, whatever costs and class shares were stated."""
+    return replace(bundle, costs=Costs(), clinic=None).digest()
+
+
+def describe_stated(bundle: "Bundle") -> dict[str, Any]:
+    """Return the costs of errors, and the class shares of the clinic if there are any."""
+    return {"costs": asdict(bundle.costs), "prior": bundle.clinic and list(bundle.clinic)}
 
 
 def check_log(path: str | Path) -> Path:

@@ -30,7 +30,7 @@ from lesionfast.serving.monitoring.drift import (
     pictures_needed,
     stability_index,
 )
-from lesionfast.serving.monitoring.log import Lines, classify, read_log
+from lesionfast.serving.monitoring.log import Lines, classify, hash_decisions, read_log
 from lesionfast.serving.predictor import Predictor
 
 WEIGHTS = b"weights"
@@ -55,7 +55,7 @@ def log_of(run: Run, rows: pd.DataFrame, start: str = "2026-01-01", hours: float
     probabilities = rows[[f"p_{name}" for name in names]].to_numpy()
     decision = np.array(names)[run.decision_rule.decide(probabilities)]
     times = pd.date_range(start, periods=len(rows), freq=f"{hours}h", tz="UTC")
-    about = {"version": "0", "model": "m", "decisions": bundle.digest(), "split": "s"}
+    about = {"version": "0", "model": "m", "decisions": hash_decisions(bundle), "split": "s"}
     chances = bundle.calibrator.apply(probabilities)
     lines = []
     for place, row in enumerate(rows.to_dict("records")):

@@ -81,10 +81,13 @@ def test_bytes_of_the_app_are_logged_as_those_of_the_file(exported, photos, tmp_
 
 
 def test_an_export_has_the_decisions_of_its_run(trained, exported, photos, tmp_path):
-    for name, source in (("a", trained), ("b", exported)):
-        Predictor(source, log=tmp_path / name)(photos[0])
+    stated = {"cost": "missed_melanoma=50", "prior": "mel=0.02"}
+    for name, source, more in (("a", trained, {}), ("b", exported, stated)):
+        Predictor(source, log=tmp_path / name, **more)(photos[0])
     one, other = (lines_of(tmp_path / name)[0] for name in "ab")
     assert one["split"] == other["split"] and one["decisions"] == other["decisions"]
+    assert other["costs"]["missed_melanoma"] == 50 and one["prior"] is None
+    assert sum(other["prior"]) == pytest.approx(1)
 
 
 def test_processes_append_whole_lines(tmp_path):
