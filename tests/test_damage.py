@@ -23,7 +23,7 @@ from lesionfast.data.split import load_dataset
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.evaluation.features import read_features
 from lesionfast.evaluation.findings import renew_damaged
-from lesionfast.run import FITTED, GIVEN, LEARNED, WITHOUT_METADATA, Run
+from lesionfast.run import CORRECTIONS, FITTED, GIVEN, LEARNED, UNCORRECTED, WITHOUT_METADATA, Run
 
 TINY = TrainConfig(arch="test_resnet", weights="none", size=32, epochs=2, tta=1)
 FILES = [name for name in (*GIVEN, *LEARNED, *FITTED) if name != "pretrain.json"]
@@ -33,6 +33,8 @@ READERS = {  # of the files that predict does not read
     "environment.json": lambda run: run.environment,
     "split.csv": lambda run: run.split,
     "predictions.csv": lambda run: run.predictions,
+    UNCORRECTED: lambda run: run.predictions_before_corrections,
+    CORRECTIONS: lambda run: run.file(CORRECTIONS),
     WITHOUT_METADATA: lambda run: run.predictions_without_metadata,
     "history.csv": lambda run: run.history,
     "features.safetensors": read_features,
@@ -77,8 +79,9 @@ class Trial:
 
     def __init__(self, root: Path) -> None:
         self.root, self.runs, self.aside = root, root / "runs", root / "aside"
-        self.run = self.train(TINY, "first")
         df = load_dataset(TINY)
+        self.held_out = df[df["split"] != "train"]
+        self.run = self.train(TINY, "first")
         self.images = df["path"][df["split"] == "test"].tolist()[:3]
         self.exported, self.vouched = root / "model", True
         self.expected: dict[tuple[str, bool], tuple] = {}
@@ -86,8 +89,13 @@ class Trial:
         shutil.copytree(self.run, self.aside)
 
     def train(self, config: TrainConfig, name: str) -> Path:
+        """Train with a correction of its own, so that it keeps all that a run can keep."""
         from lesionfast.training.experiment import train
 
+        corrections, image = self.root / f"{name}.csv", self.held_out.iloc[len(name)]
+        other = next(one for one in ("nv", "mel") if one != image["target"])
+        corrections.write_text(f"image,answer\n{image['image_id']},is {other}\n")
+        config = replace(config, corrections=str(corrections))
         return train(load_dataset(config), config, self.runs, name).path
 
     @cached_property
