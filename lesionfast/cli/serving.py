@@ -251,6 +251,11 @@ Token = option(
 )
 
 
+Language = option(
+    str | None, "Language of the page: en or de (default: as the browser asks).", "--lang"
+)
+
+
 @app.command(name="app", rich_help_panel=USE)
 def open_page(
     model: Model,
@@ -260,6 +265,7 @@ def open_page(
     cost: Cost = None,
     prior: Prior = None,
     log: LogFile = None,
+    lang: Language = None,
     device: Device = "auto",
 ) -> None:
     """Serve a web page and an HTTP API on this machine that predict images.
@@ -271,7 +277,7 @@ def open_page(
     """
     from lesionfast.serving.app import serve
 
-    stated = {"cost": cost, "prior": prior, "log": log}
+    stated = {"cost": cost, "prior": prior, "log": log, "lang": lang}
     serve(model, host=host, port=port, token=token, device=device, **stated)
 
 

@@ -23,7 +23,7 @@ from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.files import temporary_folder, write_atomically, write_text
-from lesionfast.reporting.advice.sentences import read_messages
+from lesionfast.reporting.advice.sentences import LANGUAGE, read_messages, translate
 from lesionfast.reporting.figures.words import describe_figure
 from lesionfast.run import installed_version
 
@@ -312,7 +312,8 @@ def find_browser() -> str:
 def render(template: str, **values: Any) -> str:
     """Return a template of this package filled with values, which are escaped.
 
-    `page` are the messages of all pages.
+    `page` are the messages of all pages, `lang` is their language, and `translate` puts columns and
+    values of metadata into it.
     """
     environment = Environment(
         loader=FunctionLoader(read_template),
@@ -323,6 +324,7 @@ def render(template: str, **values: Any) -> str:
     )
     style, script = read_template("page.css"), read_template("page.js")
     shared = {"style": style, "script": script, "page": read_messages()["page"]}
+    shared |= {"lang": LANGUAGE.get(), "translate": translate}
     return environment.get_template(template).render(**shared, **values)
 
 

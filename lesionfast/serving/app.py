@@ -8,20 +8,30 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from io import BytesIO
 from ipaddress import ip_address
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from lesionfast.data.formats.pictures import FORMATS
-from lesionfast.diagnoses import full_name, probability_columns
+from lesionfast.diagnoses import probability_columns
 from lesionfast.errors import LesionfastError
-from lesionfast.reporting.advice.sentences import name_class, say
-from lesionfast.reporting.images import patient, read_pixels, rounded_percent
+from lesionfast.reporting.advice.sentences import (
+    check_language,
+    choose_language,
+    label_class,
+    name_class,
+    say,
+    speaking,
+    translate,
+    word,
+)
+from lesionfast.reporting.images import read_pixels, rounded_percent
 from lesionfast.reporting.page import Picture, read_template, render
 from lesionfast.serving.bundle import Bundle
 
@@ -63,7 +73,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
-MOST = f"{MOST_BYTES // 10**6} MB and {MOST_PIXELS // 10**6} megapixels"
+MOST = {"megabytes": MOST_BYTES // 10**6, "megapixels": MOST_PIXELS // 10**6}
 SPOKEN = ("predicting", "choose_first", "too_large", "one_at_a_time", "lost", "failed")  # by app.js
 SHUTDOWN = 3  # seconds that clients have to end
 SHARE = 0.45  # of the heat map in the picture
@@ -77,19 +87,25 @@ def serve(
     token: str | None = None,
     device: str = "auto",
     log: Path | None = None,
+    lang: str | None = None,
     cost: str | None = None,
     prior: str | None = None,
 ) -> None:
     """Open the page of a model at host and port, and its HTTP API, until it is stopped.
 
     With a `token`, page and API answer those only who have it. `cost` and `prior` are as in
-    `Predictor`. Uploads stay in memory; `log` is a file that keeps each answer. Raises
+    `Predictor`. Uploads stay in memory; `log` is a file that keeps each answer. The page is in the
+    language `lang`, by default in what the browser likes best. Raises
     `LesionfastError` without FastAPI and what it takes, for an address that can't be listened to,
     for a weak token, and for what is not a model.
     """
+    if lang is not None:
+        check_language(lang)
 
     def build() -> ASGIApp:
-        return build_app(Service(source, device, cost=cost, prior=prior, log=log), host, token)
+        return build_app(
+            Service(source, device, cost=cost, prior=prior, log=log), host, token, lang
+        )
 
     serve_page(build, host, port, token)
 
@@ -166,12 +182,16 @@ def build_server(app: ASGIApp) -> uvicorn.Server:
     )
 
 
-def build_app(service: Service, host: str = LOCAL[0], token: str | None = None) -> ASGIApp:
-    """Return the ASGI application: the API and the page at its root, behind a `Guard`."""
+def build_app(
+    service: Service, host: str = LOCAL[0], token: str | None = None, lang: str | None = None
+) -> ASGIApp:
+    """Return the ASGI application: the API and the page at its root, behind a `Guard`.
+
+    The API is English; the page is in `lang`, by default in what the browser likes best.
+    """
     uploads = Uploads()
     api = build_api(service, uploads)
     files = {
-        "/": (page_html(service.bundle), "text/html"),
         "/app.css": (read_template("app.css"), "text/css"),
         "/app.js": (read_template("app.js"), "text/javascript"),
         "/login.js": (read_template("login.js"), "text/javascript"),
@@ -180,16 +200,26 @@ def build_app(service: Service, host: str = LOCAL[0], token: str | None = None) 
     @api.get("/app.css", include_in_schema=False)
     @api.get("/app.js", include_in_schema=False)
     @api.get("/login.js", include_in_schema=False)
-    @api.get("/", include_in_schema=False)
     async def show(request: Request) -> Response:
         text, kind = files[request.url.path]
         return Response(text, media_type=kind)
 
+    @api.get("/", include_in_schema=False)
+    async def show_page(request: Request) -> HTMLResponse:
+        with speaking(lang or find_language(request.headers)):
+            return HTMLResponse(page_html(service.bundle))
+
     @api.post("/answer", include_in_schema=False)
     async def answer(request: Request) -> HTMLResponse:
-        return HTMLResponse(await uploads.answer(request, partial(answer_html, service)))
+        with speaking(lang or find_language(request.headers)):
+            return HTMLResponse(await uploads.answer(request, partial(answer_html, service)))
 
-    return Guard(api, host, token)
+    return Guard(api, host, token, lang)
+
+
+def find_language(headers: Headers) -> str:
+    """Return the language that a browser likes best of those there are."""
+    return choose_language(headers.get("accept-language", ""))
 
 
 class Guard:
@@ -203,11 +233,14 @@ class Guard:
     that no script can read and no other site can send.
     """
 
-    def __init__(self, app: ASGIApp, host: str, token: str | None = None) -> None:
+    def __init__(
+        self, app: ASGIApp, host: str, token: str | None = None, lang: str | None = None
+    ) -> None:
         self.app, self.every_address = app, host in EVERY_ADDRESS
         self.names = {*LOCAL, host.lower()}
         if self.every_address:
             self.names.add(socket.gethostname().lower())
+        self.lang = lang
         self.token, self.session = token, secrets.token_urlsafe()  # the latter is in the cookie
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -229,7 +262,8 @@ class Guard:
         if has_token or has_cookie:
             return self.app
         if path == "/":
-            return HTMLResponse(render("login.html"), 401)
+            with speaking(self.lang or find_language(Headers(scope=scope))):
+                return HTMLResponse(render("login.html"), 401)
         problem = "the token is missing or wrong. Send it as a header: Authorization: Bearer TOKEN"
         return JSONResponse({"error": problem}, 401, {"WWW-Authenticate": "Bearer"})
 
@@ -285,7 +319,9 @@ def page_html(bundle: Bundle) -> str:
         columns=bundle.encoder.learned,
         types=",".join(f"image/{name.lower()}" for name in FORMATS),
         most_bytes=MOST_BYTES,
-        image_help=say("page.image_help", formats=", ".join(FORMATS), most=MOST),
+        image_help=say(
+            "page.image_help", formats=", ".join(FORMATS), most=say("page.most", **MOST)
+        ),
         spoken=SPOKEN,
         about=say("page.about", name=bundle.name, split=bundle.split_sha256[:12]),
     )
@@ -297,7 +333,7 @@ def answer_html(service: Service, image: bytes, metadata: dict[str, str]) -> str
     row, classes = answer.row, bundle.classes
     bars = [
         {
-            "name": full_name(name),
+            "name": label_class(name),
             "width": f"{100 * row[column]:.1f}",
             "text": rounded_percent(row[column]),
             "grave": name in classes.malignant,
@@ -326,13 +362,24 @@ def list_pictures(answer: Answer) -> list[Picture]:
         pictures.append(Picture(caption, to_source(overlay(answer.seen, answer.heat))))
     rows = [] if answer.similar is None else [row for _, row in answer.similar.iterrows()]
     for row in rows:
-        lesion = ", ".join(filter(None, [full_name(row["target"]), patient(row)]))
+        lesion = ", ".join([label_class(row["target"]), *describe_patient(row)])
         try:
             source = to_source(read_pixels(row["path"]))
         except (LesionfastError, OSError):  # the image is gone
             continue
         pictures.append(Picture(say("page.similar", lesion=lesion), source))
     return pictures
+
+
+def describe_patient(row: pd.Series) -> Iterator[str]:
+    """Yield "35 years", "female" and "neck", as far as the dataset has such columns."""
+    if "age" in row:
+        known = pd.notna(row["age"])
+        yield say("page.years", age=f"{row['age']:g}") if known else word("page.age_unknown")
+    if "sex" in row:
+        yield translate(str(row["sex"])) if pd.notna(row["sex"]) else word("page.sex_unknown")
+    if "localization" in row and pd.notna(row["localization"]):
+        yield translate(str(row["localization"]))
 
 
 def overlay(seen: np.ndarray, heat: np.ndarray) -> np.ndarray:

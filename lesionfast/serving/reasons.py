@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from lesionfast.diagnoses import probability_columns
-from lesionfast.reporting.advice.sentences import list_classes, name_class, say, word
+from lesionfast.reporting.advice.sentences import list_classes, name_class, read_messages, say, word
 from lesionfast.reporting.images import rounded_percent
 from lesionfast.serving.bundle import Bundle, flag_column
 from lesionfast.stats.advice.advice import kinds_of_lesion
@@ -64,6 +64,15 @@ def describe_shares(bundle: Bundle, chances: np.ndarray) -> str:
     )
 
 
+def describe_rule(bundle: Bundle) -> str:
+    """Return what the rule of the metrics decides for, as half a sentence."""
+    rule, messages = bundle.decision_rule, read_messages().get("rule", {})
+    if rule.base not in messages:
+        return rule.in_words
+    weighted = messages["weighted"] if rule.weight > 1 else "{rule}"
+    return weighted.format(rule=messages[rule.base], weight=f"{rule.weight:g}")
+
+
 def list_details(bundle: Bundle, row: dict[str, Any]) -> list[str]:
     """Return the statistics behind the advice on a row, a sentence each."""
     words = [say("reason.calibrated")] if bundle.calibrator else []
@@ -73,8 +82,7 @@ def list_details(bundle: Bundle, row: dict[str, Any]) -> list[str]:
         values = {"what": what, "side": side, "level": f"{point.level:.0%}"}
         words.append(say(f"detail.point_{point.goal}", **values))
     if row["likely"] is not None:
-        rule = bundle.decision_rule
-        values = {"rule": rule.name, "words": rule.in_words}
+        values = {"rule": bundle.decision_rule.name, "words": describe_rule(bundle)}
         words.append(say("detail.rule", decision=name_class(row["decision"]), **values))
     if bundle.ood:
         score, threshold = f"{row['outlier_score']:.2f}", f"{bundle.ood.threshold:.2f}"

@@ -283,6 +283,39 @@ def test_what_is_planted_does_not_run(page):
     assert page.locator("#answer img").count() == 0 and not page.evaluate("window.planted")
 
 
+def test_the_page_is_german_for_a_german_browser(browser, server, photos):
+    opened = open_page(browser, viewport=PHONE, locale="de-DE")
+    opened.goto(server[0])
+    assert opened.locator("html").get_attribute("lang") == "de"
+    opened.get_by_label("Bild einer Läsion").set_input_files(photos[0])
+    opened.get_by_label("Geschlecht").select_option("weiblich")
+    opened.get_by_role("button", name="Vorhersagen").click()
+    opened.locator(".lf-advice").wait_for()
+    told = opened.locator(".lf-answer").inner_text()
+    assert "Kein Medizinprodukt" in told and "Melanom" in told and "(melanoma)" not in told
+    assert opened.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    opened.close()
+    english = httpx.get(server[0], headers={"accept-language": "fr"}).text
+    assert '<html lang="en">' in english and "Image of a lesion" in english
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [WIDE, PHONE], ids=["wide", "phone"])
+def test_axe_finds_no_barrier(browser, server, photos, scheme, size):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    opened = browser.new_context(bypass_csp=True, color_scheme=scheme, viewport=size).new_page()
+    opened.set_default_timeout(300_000)
+    opened.goto(server[0])
+    found = [axe.run(opened)]
+    opened.get_by_label("Image of a lesion").set_input_files(photos[0])
+    opened.get_by_role("button", name="Predict").click()
+    opened.locator(".lf-advice").wait_for()
+    opened.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    found.append(axe.run(opened))
+    opened.context.close()
+    assert [each.violations_count for each in found] == [0, 0], found[1].generate_report()
+
+
 def test_scripts_in_the_page_are_refused(browser, server):
     """Were something planted after all, the browser would not run it."""
     opened = open_page(browser)

@@ -1,13 +1,14 @@
 // Sends the token once, for a cookie that opens the page.
 "use strict";
 const token = document.getElementById("token");
+const problem = document.getElementById("problem");
 
 function show(text) {
   const words = document.createElement("p");
   words.className = "lf-error";
   words.setAttribute("role", "alert");
   words.textContent = text;
-  document.getElementById("problem").replaceChildren(words);
+  problem.replaceChildren(words);
 }
 
 async function logIn() {
@@ -15,9 +16,9 @@ async function logIn() {
     const headers = { Authorization: `Bearer ${token.value}` };
     const response = await fetch("/login", { method: "POST", headers });
     if (response.ok) location.reload();
-    else show("This is not the token. Type it again.");
+    else show(problem.dataset.wrong);
   } catch {
-    show("The token could not be sent. Type it again, and see whether the page still runs.");
+    show(problem.dataset.lost);
   }
 }
 

@@ -1,9 +1,22 @@
 import string
+from threading import Thread
 
 import pytest
 
 from lesionfast.diagnoses import Classes
-from lesionfast.reporting.advice.sentences import describe_advice, name_class, read_messages, say
+from lesionfast.errors import LesionfastError
+from lesionfast.reporting.advice.sentences import (
+    choose_language,
+    describe_advice,
+    label_class,
+    list_languages,
+    name_class,
+    read_language,
+    read_messages,
+    say,
+    speaking,
+    translate,
+)
 from lesionfast.stats.advice import advice
 
 KEYS = [value for name, value in vars(advice).items() if name.isupper() and isinstance(value, str)]
@@ -14,7 +27,7 @@ PAD = Classes(["ACK", "BCC", "MEL", "NEV", "SCC", "SEK"])
 def test_every_advice_has_its_sentences():
     keys = {key for key in KEYS if key in read_messages()["key"]}
     assert keys == set(read_messages()["key"]) == set(read_messages()["advice"]) and len(keys) == 7
-    for section in read_messages().values():
+    for section in [part for code in list_languages() for part in read_language(code).values()]:
         assert all(text and not text.endswith(" ") for text in section.values())
 
 
@@ -80,3 +93,55 @@ def test_what_is_filled_in_is_named_in_one_place():
     }
     assert names == {"likely", "left", "Cancers"}
     assert say("page.failed", status=500).startswith("The page failed with status 500")
+
+
+def fields_of(text: str) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(text) if name}
+
+
+@pytest.mark.parametrize("code", list_languages())
+def test_every_language_has_the_keys_and_values_of_english(code):
+    english, own = read_language("en"), read_language(code)
+    for section in ("advice", "reason", "share", "detail", "key", "page"):
+        assert set(own[section]) == set(english[section])
+        for name, text in own[section].items():
+            assert fields_of(text) == fields_of(english[section][name]), (section, name)
+    assert set(own["indefinite"]) >= set(english["indefinite"])
+
+
+@pytest.mark.parametrize(
+    ("accepted", "expected"),
+    [
+        ("", "en"),
+        ("de", "de"),
+        ("de-AT,de;q=0.9,en;q=0.8", "de"),
+        ("fr,en;q=0.5,de;q=0.9", "de"),
+        ("en-GB,de;q=0.9", "en"),
+        ("de;q=0,fr", "en"),
+        ("de;q=x, *", "en"),
+    ],
+)
+def test_the_language_is_what_the_browser_likes_best(accepted, expected):
+    assert choose_language(accepted) == expected
+
+
+def test_a_language_is_spoken_by_one_request_alone():
+    args = (advice.EXAMINE, "nv", ["nv", "mel"], HAM)
+    other = []
+    with speaking("de"):
+        assert describe_advice(*args).startswith("Melanom: nicht auszuschließen.")
+        assert label_class("mel") == "mel (Melanom)" and translate("female") == "weiblich"
+        assert say("run.no_cancer", classes="nv").startswith("The model")  # not translated
+        thread = Thread(target=lambda: other.append(describe_advice(*args)))
+        thread.start()
+        thread.join()
+    assert other == [describe_advice(*args)] == ["Melanoma can't be ruled out: have it examined."]
+    assert label_class("mel") == "mel (melanoma)" and translate("female") == "female"
+
+
+def test_an_unknown_language_is_refused():
+    with (
+        pytest.raises(LesionfastError, match=r"'dee'.*Did you mean 'de'.*: de, en\."),
+        speaking("dee"),
+    ):
+        pass
