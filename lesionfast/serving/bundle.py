@@ -98,9 +98,9 @@ class Bundle:
     `model` is the model.json of a run; in that of an ensemble each member is described. What the
     run has no validation images or features for is None, or an empty list of points. `costs` are
     those that the advice weighs, `prevalence` (k,) the class shares that the calibrated
-    probabilities hold for, and `clinic` (k,) those of another clinic that they are moved to.
-    `of_shown` says that points, sets and referral are of the calibrated probabilities; in an export
-    of an earlier version they are of the model's own.
+    probabilities hold for (those of the training unless given), and `clinic` (k,) those of another
+    clinic that they are moved to. `of_shown` says that points, sets and referral are of the
+    calibrated probabilities; in an export of an earlier version they are of the model's own.
     """
 
     name: str
@@ -119,6 +119,10 @@ class Bundle:
     prevalence: tuple[float, ...] = ()
     clinic: tuple[float, ...] | None = None
     of_shown: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.prevalence:
+            object.__setattr__(self, "prevalence", tuple(self.model["prior"]))
 
     @property
     def classes(self) -> Classes:
