@@ -3,13 +3,24 @@
 import base64
 
 from lesionfast.console import Table
-from lesionfast.reporting.page import Picture, Section, class_styles, write_page
+from lesionfast.reporting.page import (
+    Picture,
+    Section,
+    class_styles,
+    new_figure,
+    save,
+    write_page,
+)
 
 
-def test_a_picture_carries_its_file(tmp_path):
-    (tmp_path / "p.png").write_bytes(b"\x89PNG")
-    kind, data = Picture.from_file(tmp_path / "p.png", "words").source.split(",")
-    assert kind == "data:image/png;base64" and base64.b64decode(data) == b"\x89PNG"
+def test_a_picture_carries_its_file_and_its_numbers(tmp_path):
+    figure = new_figure(3, 2, "Title", "test, 9 images")
+    figure.subplots().plot([0, 1], [0.25, 0.5], label="mel")
+    file = save(figure, tmp_path / "p.png")
+    picture = Picture.from_file(file, "words")
+    kind, data = picture.source.split(",")
+    assert kind == "data:image/png;base64" and base64.b64decode(data) == file.read_bytes()
+    assert picture.numbers == ["Title, test, 9 images", "mel: 0.25 at 0, 0.5 at 1."]
 
 
 def test_no_value_becomes_html(tmp_path):
