@@ -249,8 +249,8 @@ def model_card(run: Run) -> list[str]:
         "Intended use: research on skin-lesion classification, teaching, and comparing methods.",
         "It is not a medical device. No authority has approved it. It was tested only on stored "
         "images, and must not be used to decide on a patient's diagnosis or treatment.",
-        "Limits: the model knows these classes only and assigns one of them to any picture, even "
-        "to a picture of something else. Error rates may differ for skin tones, cameras and "
+        "Limits: the model knows these classes only. It gives no decision on most pictures of "
+        "something else, but not on all. Error rates may differ for skin tones, cameras and "
         "clinics that the training images lack; the subgroups above show what these images can "
         "tell. Class shares, and so predictive values, differ between a clinic that photographs "
         "suspicious lesions and a screening.",

@@ -19,8 +19,9 @@ def list_reasons(bundle: Bundle, row: dict[str, Any]) -> list[str]:
     words = [say("reason.shares", shares=describe_shares(bundle, chances[0]))]
     left = list_classes(row["prediction_set"])
     if bundle.conformal:
-        coverage = f"{bundle.conformal.coverage:.0%}"
-        words.append(say("reason.set", left=left, coverage=coverage))
+        benign = not set(row["prediction_set"]) & set(bundle.classes.malignant)
+        rest = f"{100 * (1 - bundle.conformal.coverage):.0f}"
+        words.append(say("reason.set_benign" if benign else "reason.set", left=left, rest=rest))
     else:
         words.append(say("reason.set_by_costs", left=left))
     if bundle.classes.malignant:

@@ -62,6 +62,7 @@ def run_advice(findings: Findings) -> list[str]:
             needless=estimate(needless),
         ),
         describe_costs(findings.decisions.costs, read.classes),
+        *([say("run.one_answer")] if read.classes.melanoma else []),
         say("run.no_all_clear"),
     ]
 

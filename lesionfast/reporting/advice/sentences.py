@@ -139,6 +139,11 @@ def describe_advice(key: str, likely: str, left: Sequence[str], classes: Classes
     can't be ruled out, most probable first.
     """
     cancers = malignant_first(left, classes)
+    if key == "examine" and likely in classes.malignant:
+        others = [name for name in cancers if name != likely]
+        names = {"others": list_classes(others)} if others else {}
+        which = "examine.among" if others else "examine.alone"
+        return say(which, likely=name_class(likely, indefinite=True), **names)
     return say(
         f"advice.{key}",
         likely=name_class(likely, indefinite=True),

@@ -16,16 +16,17 @@ def findings(make_run, tmp_path):
 
 
 def test_the_first_sentence_is_of_the_table_below(findings):
-    sentence, based, costs, clear = run_advice(findings)
+    sentence, based, costs, one_answer, clear = run_advice(findings)
     rows = {row[0].text: row[-1] for row in advice(findings).tables[0].rows}
     found, needless = (round(100 * rows[of].number) for of in ("melanoma", "benign"))
     assert sentence == (
-        f"Of 100 melanomas like those tested, this model has about {found} examined and lets "
-        f"{100 - found} pass; of 100 benign lesions it has about {needless} examined needlessly."
+        f"Of 100 pictures of melanomas like those tested, this model has about {found} examined "
+        f"and overlooks {100 - found}; of 100 pictures of benign lesions it has about {needless} "
+        "examined needlessly."
     )
     assert rows["melanoma"].interval in based and "300 test images" in based
-    assert "a chance of melanoma of 3.2%, or of another cancer of 9.1%" in costs
-    assert "not cleared" in clear
+    assert "chance of melanoma is 3.2% or more, or of another cancer 9.1% or more" in costs
+    assert "as its one answer" in one_answer and "not cleared" in clear
 
 
 def test_each_image_is_told_one_thing(findings):
@@ -35,10 +36,10 @@ def test_each_image_is_told_one_thing(findings):
 
 def test_other_datasets_have_their_sentence(make_run):
     two = Findings.from_run(make_run(classes=("benign", "malignant"), n=200))
-    assert run_advice(two)[0].startswith("Of 100 cancers like those tested")
+    assert run_advice(two)[0].startswith("Of 100 pictures of cancers like those tested")
     assert "melanoma" not in " ".join(run_advice(two)).lower() and predictive(two) is None
     pad = Findings.from_run(make_run(classes=("ACK", "BCC", "MEL", "NEV", "SCC", "SEK"), n=200))
-    assert run_advice(pad)[0].startswith("Of 100 melanomas") and predictive(pad)
+    assert run_advice(pad)[0].startswith("Of 100 pictures of melanomas") and predictive(pad)
     none = Findings.from_run(make_run(classes=("acne", "eczema"), n=100))
     assert run_advice(none) == [
         "The model was not trained to find cancer: it names the most probable of acne or eczema."
@@ -53,8 +54,9 @@ def test_validation_has_no_advice_as_it_was_chosen_there(make_run):
 
 def test_costs_say_from_which_chance_on(findings):
     classes = findings.interpretation.classes
-    assert "9 for a missed melanoma, 1 for" in describe_costs(Costs(18, 2, 2), classes)
-    assert "melanoma of 10.0%" in describe_costs(Costs(18, 2, 2), classes)
+    words = describe_costs(Costs(18, 2, 2), classes)
+    assert "as much as 9 needless excisions, another missed cancer as 1." in words
+    assert "melanoma is 10.0% or more" in words
 
 
 def test_predictive_values_rise_and_fall_with_the_prevalence(findings, drawn):

@@ -40,12 +40,17 @@ def test_every_advice_has_its_sentences():
         ),
         (
             advice.EXAMINE, "bcc", ["bcc", "mel", "akiec"], HAM,
-            "Melanoma, basal cell carcinoma or actinic keratosis can't be ruled out: have it "
-            "examined.",
+            "Most likely a basal cell carcinoma; melanoma or actinic keratosis can't be ruled out: "
+            "have it examined soon.",
+        ),
+        (
+            advice.EXAMINE, "mel", ["mel", "nv"], HAM,
+            "Most likely a melanoma: have it examined soon.",
         ),
         (
             advice.EXAMINE, "SCC", ["SCC", "ACK"], PAD,
-            "Squamous cell carcinoma or actinic keratosis can't be ruled out: have it examined.",
+            "Most likely a squamous cell carcinoma; actinic keratosis can't be ruled out: have it "
+            "examined soon.",
         ),
         (
             advice.EXAMINE, "benign", ["benign", "malignant"], Classes(["benign", "malignant"]),
@@ -53,11 +58,13 @@ def test_every_advice_has_its_sentences():
         ),
         (
             advice.BENIGN, "nv", ["nv"], HAM,
-            "The model is fairly sure of a nevus; that is no all-clear.",
+            "The model is fairly sure of a nevus; that is no all-clear: have it examined if it "
+            "changes or worries you.",
         ),
         (
             advice.SEVERAL, "nv", ["nv", "bkl"], HAM,
-            "Probably a nevus or a benign keratosis, which are benign; that is no all-clear.",
+            "Probably a nevus or a benign keratosis, which are benign; that is no all-clear: "
+            "have it examined if it changes or worries you.",
         ),
         (
             advice.UNLIKELY, "nv", ["nv", "mel"], HAM,
