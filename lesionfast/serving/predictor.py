@@ -110,11 +110,11 @@ class Predictor:
                 pixels = self.pixels(reader, image)
                 if isinstance(image, str | Path):
                     metadata = {**find_patient(str(image), reader), **metadata}
+                key = self._hash(reader, image)
             values = self.metadata.read(metadata)
             self.metadata.warn()
         except BadImage as bad:
             raise LesionfastError(f"the image can't be predicted: {bad}.") from None
-        key = self._hash(reader, image)
         row = self._predict_chunk([Item("", None)], [Prepared(pixels, values, key)])
         return records(row.drop(columns=["image", "error"]))[0]
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -78,6 +79,14 @@ def test_bytes_of_the_app_are_logged_as_those_of_the_file(exported, photos, tmp_
     assert len(lines) == 20 and {line["input"] for line in lines} == {hash_input(data)}
     pixels = np.zeros((9, 8, 3), np.uint8)
     assert hash_input(pixels) != hash_input(pixels.transpose(1, 0, 2))
+
+
+def test_a_picture_of_a_packed_file_is_logged_as_that_of_the_file(exported, photos, tmp_path):
+    log, pack = tmp_path / "log.jsonl", tmp_path / "all.zip"
+    with zipfile.ZipFile(pack, "w") as archive:
+        archive.write(photos[0], "one.jpg")
+    Predictor(exported, log=log)(f"{pack.as_posix()}/one.jpg")
+    assert lines_of(log)[0]["input"] == hash_input(Path(photos[0]).read_bytes())
 
 
 def test_an_export_has_the_decisions_of_its_run(trained, exported, photos, tmp_path):
