@@ -31,7 +31,7 @@ HIDDEN_PART = re.compile(r"(?:^|/)(?:\.|__MACOSX(?:/|$))")  # of a path with for
 IN_MEMORY_BYTES = 2**27  # of an array of an .npz file: a larger one is unpacked to a temporary file
 BATCH_ROWS = 16  # of a Parquet file, read together
 KEPT_BYTES = 2**26  # of a Parquet file, kept for threads that are a little behind
-TAR_VERSION = 1  # part of the key of a tar file's index: raise it when that changes
+TAR_VERSION = 2  # part of the key of a tar file's index: raise it when that changes
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 
 
@@ -241,7 +241,7 @@ class Tar(Container):
         with self.explained(tarfile.TarError, EOFError), tarfile.open(self.file, "r:") as archive:
             while (info := archive.next()) is not None:
                 if info.isreg() and not info.issparse():
-                    names.append(info.name)
+                    names.append(info.name.removeprefix("./"))  # as `tar cf FILE .` writes
                     starts.append(info.offset_data)
                     sizes.append(info.size)
                 archive.members = []  # else it keeps a kilobyte of each

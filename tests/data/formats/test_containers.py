@@ -167,6 +167,19 @@ def test_names_of_a_tar_file_need_not_be_ascii_and_the_last_of_one_name_counts(t
             container.read("link.jpg")
 
 
+def test_a_tar_file_of_a_whole_folder_is_as_one_of_its_files(tmp_path, pictures):
+    (tmp_path / "sub").mkdir()
+    for name, data in pictures.items():
+        (tmp_path / "sub" / f"{name}.jpg").write_bytes(data)
+        (tmp_path / "sub" / f"._{name}.jpg").write_bytes(data)
+    with tarfile.open(tmp_path / "all.tar", "w") as archive:
+        archive.add(tmp_path / "sub", "./sub")  # as `tar cf all.tar ./sub`
+    with open_container(str(tmp_path / "all.tar")) as container:
+        members = sorted(container.list_members())
+        assert members == sorted(f"sub/{name}.jpg" for name in pictures)
+        assert [container.read(f"sub/{name}.jpg") for name in pictures] == [*pictures.values()]
+
+
 def write_npz(path, arrays, save=np.savez_compressed):
     save(path, **arrays)
     return path
