@@ -27,6 +27,7 @@ from lesionfast.files import readable_name, split_path, stamp
 logger = logging.getLogger("lesionfast")
 
 PACKS = (".zip", ".tar")  # files of a folder that are looked into
+CGROUP = Path("/sys/fs/cgroup")
 PART = 8  # files that a thread reads one after the other
 
 
@@ -259,12 +260,19 @@ def count_threads() -> int:
     return os.cpu_count() or 1
 
 
-def free_memory() -> int | None:
-    """Return the bytes of memory that processes can still get, None if the system does not say."""
+def free_memory(limits: Path = CGROUP) -> int | None:
+    """Return the bytes of memory that processes can still get, None if the system does not say.
+
+    `limits` is the folder where Linux says what a container may use, and what it uses. Copies of
+    files that it would give up count as free.
+    """
     found = []
     with suppress(OSError, ValueError):
         lines = Path("/proc/meminfo").read_text().splitlines()
         found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
     with suppress(OSError, ValueError):  # "max" is no number: then the container has no limit
-        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+        most, used = (int((limits / f"memory.{name}").read_text()) for name in ("max", "current"))
+        lines = (limits / "memory.stat").read_text().splitlines()
+        files = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+        found.append(max(0, most - used + files))
     return min(found, default=None)

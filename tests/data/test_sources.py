@@ -12,6 +12,7 @@ from lesionfast.data.sources import (
     FileReader,
     content_keys,
     drop_copies,
+    free_memory,
     list_images,
 )
 from lesionfast.errors import LesionfastError
@@ -159,3 +160,15 @@ def test_the_same_bytes_have_the_same_key_in_a_file_and_in_a_zip_file(members, t
     )
     assert inside == same != other
     assert "gone" in gone
+
+
+def test_free_memory_is_what_is_left_of_a_container_s_limit(tmp_path):
+    whole = free_memory(tmp_path)  # there is no limit
+    (tmp_path / "memory.max").write_text("5000\n")
+    (tmp_path / "memory.current").write_text("4000\n")
+    (tmp_path / "memory.stat").write_text("anon 3000\nfile 1000\ninactive_file 700\n")
+    assert free_memory(tmp_path) == 1700
+    (tmp_path / "memory.current").write_text("6000\n")
+    assert free_memory(tmp_path) == 0
+    (tmp_path / "memory.max").write_text("max\n")
+    assert (free_memory(tmp_path) is None) == (whole is None)
