@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 
 from lesionfast.console import counting_bar
-from lesionfast.data.columns.labels import fold
-from lesionfast.data.corrections.answers import IS, UNCLEAR, Answers, read_answers
+from lesionfast.data.columns.labels import DROP
+from lesionfast.data.corrections.answers import UNCLEAR, Answers, read_answers
+from lesionfast.data.corrections.applying import name_classes
 from lesionfast.data.duplicates import find_near_duplicates
 from lesionfast.data.parts.groups import join_groups
 from lesionfast.data.split import load_dataset
@@ -45,7 +46,7 @@ def suspicious_labels(runs: Sequence[Run], answers: Answers | None = None) -> pd
     from cleanlab.rank import get_self_confidence_for_each_label
 
     answers = join_answers(runs, answers)
-    table = apply_answers(out_of_sample(runs), answers, runs[0].classes)
+    table = apply_answers(out_of_sample(runs), answers, runs[0])
     logger.info("label check: %s", describe_coverage(runs))
     truth, probabilities = runs[0].read_probabilities(table)
     present, codes = np.unique(truth, return_inverse=True)  # no threshold without images
@@ -76,26 +77,18 @@ def join_answers(runs: Sequence[Run], answers: Answers | None = None) -> Answers
     return Answers(tuple(one for log in [*logs, own.log] for one in log), own.name, own.data)
 
 
-def apply_answers(table: pd.DataFrame, answers: Answers, classes: Sequence[str]) -> pd.DataFrame:
-    """Return predictions with the labels that were answered, without what is unclear; counted.
+def apply_answers(table: pd.DataFrame, answers: Answers, run: Run) -> pd.DataFrame:
+    """Return predictions of a run with the labels that were answered; counted.
 
-    Raises `LesionfastError` for a class that the run does not have.
+    Without images that are unclear, or of a class that the run leaves out. Raises `LesionfastError`
+    for a class that neither the run nor its --map and --drop-class have.
     """
     labels = answers.labels
     own = set(labels) & set(table["image_id"])
-    named = {fold(name): name for name in classes}
-    changes = {}
-    for image in sorted(own):
-        if labels[image].kind != IS:
-            continue
-        if (name := named.get(fold(labels[image].value))) is None:
-            raise LesionfastError(
-                f"the corrections say that '{image}' is '{labels[image].value}', which is not a "
-                f"class of the run. Its classes: {', '.join(classes)}. Correct the line, or append "
-                "'undo'."
-            )
-        changes[image] = name
+    named = name_classes(answers, run.classes, run.config, own)
+    changes = {image: name for image, name in named.items() if name != DROP}
     unclear = {image for image in own if labels[image].kind == UNCLEAR}
+    unclear |= named.keys() - changes.keys()
     if own:
         logger.info(
             "answered already, so not listed: %s (%d other classes, %d unclear)",
@@ -197,7 +190,7 @@ def contradictions(
     `suspicious_labels` does.
     """
     answers = join_answers(runs, answers)
-    table = apply_answers(out_of_sample(runs), answers, runs[0].classes)
+    table = apply_answers(out_of_sample(runs), answers, runs[0])
     read = Interpretation.from_table(runs[0], table, "unseen")
     return disagreeing_duplicates(read, pairs)
 

@@ -7,9 +7,12 @@ import pandas as pd
 import pytest
 
 from lesionfast.config import TrainConfig
+from lesionfast.data.corrections.answers import Answer, Answers
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.interpretation import Interpretation
+from lesionfast.evaluation.labelling.exports import find_class, list_cases
 from lesionfast.evaluation.labels import (
+    apply_answers,
     contradictions,
     describe_coverage,
     disagreeing_duplicates,
@@ -200,6 +203,23 @@ def test_images_of_a_patient_with_hundreds_are_not_compared(make_run, monkeypatc
     with caplog.at_level(logging.INFO, logger="lesionfast"):
         assert disagreeing_duplicates(interpretation).empty
     assert "as those of one lesion would be: 1" in caplog.text
+
+
+def test_answers_may_name_a_class_as_the_data_do(make_run):
+    run, _ = flip(make_run())
+    config = TrainConfig(arch="resnet18", map="naevus=nv", drop_class="frog")
+    (run.path / "config.json").write_text(config.to_json())
+    run = Run(run.path)
+    images = run.predictions.loc[run.predictions["target"] == "mel", "image_id"].tolist()
+    said = {images[0]: "is Naevus", images[1]: "is frog", images[2]: "is bcc"}
+    answers = Answers(tuple(Answer.parse(image, text) for image, text in said.items()))
+    table = apply_answers(run.predictions, answers, run).set_index("image_id")
+    assert table.at[images[0], "target"] == "nv" and table.at[images[2], "target"] == "bcc"
+    assert images[1] not in table.index and len(table) == len(run.predictions) - 1
+    assert not set(images[:3]) & set(suspicious_labels([run], answers)["image_id"])
+    contradictions([run], None, answers)
+    cases = {case["image_id"]: find_class(case) for case in list_cases([run], answers)}
+    assert [cases[image] for image in images[:3]] == ["nv", None, "bcc"]
 
 
 def test_the_grid_shows_label_and_suggestion(make_run, images, tmp_path, drawn):

@@ -6,6 +6,7 @@ before stands in the columns original_target, original_group and original_split.
 
 import hashlib
 import logging
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from lesionfast.config import DataConfig
 from lesionfast.data.columns.labels import DROP, fold, read_map
 from lesionfast.data.corrections.answers import IS, RIGHT, UNCLEAR, Answers, read_answers
 from lesionfast.data.parts.groups import join_groups
-from lesionfast.diagnoses import split_names
+from lesionfast.diagnoses import join_names, split_names
 from lesionfast.errors import LesionfastError, did_you_mean, list_first, pluralize
 from lesionfast.files import readable_name
 
@@ -98,7 +99,7 @@ def apply(df: pd.DataFrame, answers: Answers, config: DataConfig) -> pd.DataFram
     df = restore(df)
     labels, known = answers.labels, set(df["image_id"])
     report_unknown(answers, known)
-    wanted = name_classes(df, answers, config)
+    wanted = name_classes(answers, df["target"].unique(), config)
     changes = {image: name for image, name in wanted.items() if image in known}
     texts = {image: answer.text for image, answer in labels.items()}
     unclear = {image for image, name in wanted.items() if name == DROP}
@@ -112,6 +113,7 @@ def apply(df: pd.DataFrame, answers: Answers, config: DataConfig) -> pd.DataFram
     corrected = settle_parts(corrected)
     corrected.attrs[ATTR] = {"name": answers.name, "data": answers.data.decode("latin-1")}
     check_classes(corrected, answers)
+    check_parts(corrected, answers.name)
     report(corrected, answers)
     return corrected
 
@@ -134,20 +136,24 @@ def report_unknown(answers: Answers, known: set[str]) -> None:
     )  # fmt: skip
 
 
-def name_classes(df: pd.DataFrame, answers: Answers, config: DataConfig) -> dict[str, str]:
-    """Return the class of each image that has another one by the answers, in the table's spelling.
+def name_classes(
+    answers: Answers, own: Iterable[str], config: DataConfig, images: Container[str] | None = None
+) -> dict[str, str]:
+    """Return the class of each image that is given one by the answers, in the spelling of `own`.
+
+    `own` are the classes of the data, or of a run that has `config`; only `images` are named.
 
     A class that --map renames gets its new name, and one that the options leave out is 'drop'.
     Raises `LesionfastError` for a class that is none.
     """
-    classes = {fold(name): name for name in df["target"].unique()}
+    classes = {fold(name): name for name in own}
     renamed = read_map(config.map) if config.map else {}
     renamed = {fold(old): classes.get(fold(new), new) for old, new in renamed.items()}
     dropped = {fold(name): DROP for name in split_names(config.drop_class or "")}
     names = {**dropped, **renamed, **classes}
     wanted = {}
     for image, answer in answers.labels.items():
-        if answer.kind != IS:
+        if answer.kind != IS or (images is not None and image not in images):
             continue
         if (name := names.get(fold(answer.value))) is None:
             raise LesionfastError(
@@ -196,7 +202,11 @@ def held_out(df: pd.DataFrame, split: str) -> pd.DataFrame:
 def carry(df: pd.DataFrame, split: pd.Series) -> pd.DataFrame:
     """Return a table with other parts, whose corrections stay."""
     df = df.assign(split=split)
-    return settle_parts(df) if is_corrected(df) else df
+    if not is_corrected(df):
+        return df
+    df = settle_parts(df)
+    check_parts(df, kept_name(df))
+    return df
 
 
 def check_classes(df: pd.DataFrame, answers: Answers) -> None:
@@ -207,6 +217,15 @@ def check_classes(df: pd.DataFrame, answers: Answers) -> None:
         raise LesionfastError(
             f"{answers.name} leaves no training image of class {list_first(gone, 5)}. Take some "
             "answers back with 'undo', or make classes one with --map."
+        )
+
+
+def check_parts(df: pd.DataFrame, name: object) -> None:
+    """Raise `LesionfastError` if a part has no image by the corrections `name`, but had some."""
+    if gone := sorted(set(df[ORIGINAL["split"]]) - set(df["split"])):
+        raise LesionfastError(
+            f"{name} leaves no image in the part {join_names(gone)}: each is unclear or of a "
+            "lesion that is held out elsewhere. Take some answers back with 'undo'."
         )
 
 

@@ -12,7 +12,9 @@ from xml.sax.saxutils import quoteattr
 
 import pandas as pd
 
-from lesionfast.data.corrections.answers import IS, RIGHT, Answer, Answers
+from lesionfast.data.columns.labels import DROP
+from lesionfast.data.corrections.answers import IS, RIGHT, Answers
+from lesionfast.data.corrections.applying import name_classes
 from lesionfast.errors import LesionfastError, pluralize
 from lesionfast.evaluation.labels import join_answers, out_of_sample, suspicious_labels
 from lesionfast.files import check_target, split_path, write_json, write_text
@@ -27,8 +29,9 @@ DOUBTFUL, ANSWERED = "doubtful", "answered"  # tags
 def list_cases(runs: Sequence[Run], answers: Answers | None = None) -> list[dict[str, Any]]:
     """Return the doubtful labels of runs, then the other images that have an answer, as records.
 
-    Each has image_id, path, target, tags, answer (an `Answer`, or None) and, if its label is
-    doubtful, suggested, probability and self_confidence. Images inside a zip file or the like are
+    Each has image_id, path, target, tags, answer (an `Answer`, or None), if that names a class
+    corrected (as the run names it, 'drop' if it leaves it out), and, if its label is doubtful,
+    suggested, probability and self_confidence. Images inside a zip file or the like are
     left out and counted, for other programs can't open them. Raises `LesionfastError` for a run
     that has no paths.
     """
@@ -43,12 +46,15 @@ def list_cases(runs: Sequence[Run], answers: Answers | None = None) -> list[dict
     others = others[~others["image_id"].isin(doubted["image_id"])]
     others = others[[name for name in (*FIELDS, "path", "target") if name in others]]
     records = doubted.to_dict("records") + others.to_dict("records")
+    named = name_classes(answers, runs[0].classes, runs[0].config, set(table["image_id"]))
     cases = []
     for record in records:
         answer = answers.labels.get(record["image_id"])
         tags = [DOUBTFUL] * ("suggested" in record) + [ANSWERED] * (answer is not None)
         known = {name: value for name, value in record.items() if not pd.isna(value)}
         cases.append({**known, "tags": tags, "answer": answer})
+        if answer is not None and answer.kind in (IS, RIGHT):
+            cases[-1]["corrected"] = named.get(record["image_id"], record["target"])
     kept = [case for case in cases if split_path(case["path"])[1] is None]
     if lost := len(cases) - len(kept):
         logger.warning(
@@ -59,11 +65,9 @@ def list_cases(runs: Sequence[Run], answers: Answers | None = None) -> list[dict
 
 
 def find_class(case: dict[str, Any]) -> str | None:
-    """Return the class of an image by its answer; None without one, or if it is unclear."""
-    answer: Answer | None = case["answer"]
-    if answer is None or answer.kind not in (IS, RIGHT):
-        return None
-    return answer.value if answer.kind == IS else case["target"]
+    """Return the class of an image by its answer; None if it has none or is left out."""
+    name: str | None = case.get("corrected")
+    return None if name == DROP else name
 
 
 def write_fiftyone(cases: Sequence[dict[str, Any]], folder: Path, classes: Sequence[str]) -> Path:

@@ -123,6 +123,12 @@ def test_what_does_not_fit_is_said(plain, file, caplog):
         lf.load_data(corrections=say(last, dict.fromkeys(df["image_id"], "unclear")))
 
 
+def test_a_part_without_images_is_refused(plain, file):
+    tested = plain.loc[plain["split"] == "test", "image_id"]
+    with pytest.raises(LesionfastError, match="no image in the part test: .*'undo'"):
+        lf.load_data(corrections=say(file, dict.fromkeys(tested, "unclear")))
+
+
 def test_a_lesion_that_has_two_classes_now_is_named(plain, file, caplog):
     lesion = plain[plain["split"] == "train"].groupby("group").filter(lambda rows: len(rows) > 1)
     image = lesion.loc[lesion["target"] == "nv", "image_id"].iloc[0]

@@ -138,7 +138,7 @@ def test_labels_lists_no_answered_image_again(runs, file, answers, tmp_path):
     labels = {image for image, text in answers.items() if not text.startswith("same")}
     assert not set(again["image_id"]) & labels
     append_answer(more, Answer.parse(doubted["image_id"].iloc[0], "is frog"))
-    with pytest.raises(LesionfastError, match="'frog', which is not a class of the run"):
+    with pytest.raises(LesionfastError, match="'frog', which is not a class of the data"):
         suspicious_labels([plain], read_answers(more))
 
 
