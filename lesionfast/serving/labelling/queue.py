@@ -22,6 +22,8 @@ from lesionfast.data.corrections.answers import (
     now,
     read_answers,
 )
+from lesionfast.data.encoder import BadValue
+from lesionfast.data.images import BadImage
 from lesionfast.data.sources import FileReader
 from lesionfast.data.split import load_dataset
 from lesionfast.data.table import read_table
@@ -224,7 +226,7 @@ class Queue:
         }.items():
             try:
                 made[name] = make(item)
-            except (LesionfastError, OSError) as error:
+            except (LesionfastError, BadImage, BadValue, OSError) as error:
                 reasons.append(str(error))
         seen, heat = made.pop("seen", None) or (None, None)
         left_out = tuple(dict.fromkeys(reasons))
