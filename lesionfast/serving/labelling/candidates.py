@@ -193,8 +193,8 @@ def write_labelled(
 
     The folder has metadata.csv (image_id, dx and the metadata) and copies of the images; the split,
     FOLDER-split.csv, is that of the run with the new images as 'train', so that held-out images
-    stay held out. Returns both paths. Raises `LesionfastError` if the folder exists, and if no
-    image of the inputs was given a class.
+    stay held out. Images that the run knows are left out and counted. Returns both paths. Raises
+    `LesionfastError` if the folder exists, and if no new image of the inputs was given a class.
     """
     split = folder.with_name(f"{folder.name}-split.csv")
     check_target(split)
@@ -202,11 +202,17 @@ def write_labelled(
         raise LesionfastError(f"{folder} exists already. Name another folder with --labelled.")
     items = list_unique(inputs, run.model.get("metadata") or [])
     named = {image: one.value for image, one in answers.labels.items() if one.kind == IS}
-    chosen = [item for item in items if item.name in named]
+    known = set(run.split["image_id"])
+    chosen = [item for item in items if item.name in named and item.name not in known]
+    if count := sum(item.name in known for item in items if item.name in named):
+        logger.warning(
+            "Left out %s that the run knows; train with --corrections for the answers about them",
+            pluralize(count, "image"),
+        )
     if not chosen:
         raise LesionfastError(
-            f"no image of {list_first(inputs)} was given a class in {answers.name}. Label some: "
-            f"lesionfast labels {run.path} --page --list FILE"
+            f"no new image of {list_first(inputs)} was given a class in {answers.name}. Label "
+            f"some: lesionfast labels {run.path} --page --list FILE"
         )
     rows = [{"image_id": item.name, "dx": named[item.name], **item.metadata} for item in chosen]
     with disk_errors(folder), workspace(folder.absolute().parent) as aside, FileReader() as reader:

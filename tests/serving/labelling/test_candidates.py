@@ -106,6 +106,17 @@ def test_the_page_takes_the_list(run, listed, tmp_path):
         queue.undo()
 
 
+def test_an_image_that_cannot_be_read_is_asked_for_with_the_reason(run, listed, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    paths = {"gone": tmp_path / "gone.jpg", "broken": tmp_path / "broken.jpg"}
+    items = [Item(name, str(path), "", "mel", {}) for name, path in paths.items()]
+    queue = Queue(run, items, tmp_path / "c.csv")
+    for item in items:
+        view = queue.view(item)
+        assert view.photo is None and view.seen is None and view.left_out
+    assert "0 of 2 answered" in item_html(queue)
+
+
 def test_nothing_in_a_list_becomes_html(run, listed, tmp_path):
     name = '"><script>alert(1)</script>'
     row = {"suggested": "<b>mel", "probability": 0.5, "sex": "<i>male"}
@@ -135,6 +146,18 @@ def test_labelled_images_join_the_training_and_the_held_out_ones_stay(
         write_labelled(run, [str(folders[1])], read_answers(file), table)
     with pytest.raises(LesionfastError, match="was given a class"):
         write_labelled(run, [str(folders[1])], Answers(), tmp_path / "none")
+
+
+def test_labelled_images_that_the_run_knows_are_left_out(run, folders, listed, tmp_path, caplog):
+    known, new = run.split["image_id"].iloc[0], listed["image"].iloc[0]
+    answers = Answers(tuple(Answer.parse(image, "is nv") for image in (known, new)))
+    photos = [str(folders[1]), str(folders[0] / "images")]
+    table, split = write_labelled(run, photos, answers, tmp_path / "more")
+    assert pd.read_csv(table / "metadata.csv")["image_id"].tolist() == [new]
+    assert pd.read_csv(split)["image_id"].is_unique
+    assert "Left out 1 image that the run knows" in caplog.text
+    with pytest.raises(LesionfastError, match="no new image of"):
+        write_labelled(run, photos[1:], answers, tmp_path / "none")
 
 
 def test_the_commands_write_what_they_print(run, folders, listed, tmp_path, capsys, monkeypatch):
