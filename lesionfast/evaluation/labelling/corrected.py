@@ -1,5 +1,6 @@
 """What corrections of labels change in what a run is measured by."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ def relabelled(run: Run, split: str = "test") -> pd.DataFrame:
     values, drawn = resampled(find, former.truth, former.lesions)
     rows = []
     for (labels, *key), value in values.items():
-        own, first, read = drawn[labels, *key], drawn[ORIGINAL, *key], now
+        own, first = drawn[labels, *key], drawn[ORIGINAL, *key]
         read = former if labels == ORIGINAL else now
         ends = interval(own)
         if key[0] in SHARES:
@@ -72,7 +73,7 @@ def relabelled(run: Run, split: str = "test") -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def weigh(read: Interpretation, places: np.ndarray) -> Any:
+def weigh(read: Interpretation, places: np.ndarray) -> Callable[[np.ndarray], Found]:
     """Return the metrics as a function of weights (b, n) of images, of which some are measured."""
     measure = weighted_metrics(read.truth, read.probabilities, read.decision, read.classes)
     return lambda weights: measure(weights[:, places])
