@@ -43,10 +43,16 @@ def read_keys(paths: list[str]) -> list[str]:
     keys = read_note(note) if read else None
     if keys is None:
         keys = content_keys(paths)
-        with suppress(LesionfastError, OSError):  # a cache that can't be written is no problem
-            write_note(note, keys) if read else None
+        if read and not any(map(is_unreadable, keys)):  # it may be readable the next time
+            with suppress(LesionfastError, OSError):  # a cache that can't be written is no problem
+                write_note(note, keys)
     both = zip(keys, paths, strict=True)
-    return [path if key.startswith("unreadable") else key for key, path in both]
+    return [path if is_unreadable(key) else key for key, path in both]
+
+
+def is_unreadable(key: str) -> bool:
+    """Return whether a content key stands for an image that could not be read."""
+    return key.startswith("unreadable")
 
 
 def size_on_disk(path: str) -> str:
