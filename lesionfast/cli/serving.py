@@ -290,7 +290,7 @@ Figure = option(Path | None, "Folder for the figure (default: drift/ beside the 
 def monitor(
     run: RunFolder, log: Log, every: Every = "", figures: Figure = None, json: Json = False
 ) -> None:
-    """Say whether pictures have drifted from those that a run was checked on.
+    """Check whether pictures have drifted from those that a run was checked on.
 
     It compares a log of predictions with the run's validation: ages, sexes, sites
     and answers by the population stability index, and the share of pictures

@@ -5,7 +5,14 @@ from typing import Any
 import numpy as np
 
 from lesionfast.diagnoses import probability_columns
-from lesionfast.reporting.advice.sentences import list_classes, name_class, read_messages, say, word
+from lesionfast.reporting.advice.sentences import (
+    list_classes,
+    name_class,
+    read_messages,
+    say,
+    translate,
+    word,
+)
 from lesionfast.reporting.images import rounded_percent
 from lesionfast.serving.bundle import Bundle, flag_column
 from lesionfast.stats.advice.advice import kinds_of_lesion
@@ -26,6 +33,9 @@ def list_reasons(bundle: Bundle, row: dict[str, Any]) -> list[str]:
         words.append(say("reason.set_by_costs", left=left))
     if bundle.classes.malignant:
         leave, examine = bundle.costs.expected(chances, bundle.classes)[0] / needless(bundle)
+        if row["refer"] and leave < examine:
+            cancer = row["likely"] in bundle.classes.malignant
+            words.append(say("reason.likely_cancer" if cancer else "reason.unsure"))
         words.append(
             say(
                 "reason.costs",
@@ -49,7 +59,7 @@ def list_cautions(bundle: Bundle, row: dict[str, Any]) -> list[str]:
     if bundle.clinic:
         words.append(say("reason.moved", prior=bundle.clinic_in_words))
     if row["not_known"]:
-        words.append(say("reason.missing", columns=", ".join(row["not_known"])))
+        words.append(say("reason.missing", columns=", ".join(map(translate, row["not_known"]))))
     return words
 
 

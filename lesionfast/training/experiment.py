@@ -204,6 +204,13 @@ def check_together(config: TrainConfig) -> None:
             f"--budget plans by the speed of one process, and there are {process.size}. Leave it "
             "out, and choose --epochs, --size and --arch."
         )
+    augments = config.augment_valid is not None
+    for name, typed in (("hardest", config.hardest < 1), ("augment_valid", augments)):
+        if process.size > 1 and typed:
+            raise LesionfastError(
+                f"{flag_name(name)} would depend on the number of processes, which is "
+                f"{process.size}. Leave it out, or start one process."
+            )
 
 
 def train_series(
@@ -372,6 +379,7 @@ def resume(run: Run, **moved: str) -> Run:
     `LesionfastError` if the run is finished and whole, or its data is missing or has changed.
     """
     join_processes(run.config.device)
+    check_together(run.config)
     with only_first_changes(run) as own:
         resumed = resume_here(own, **moved)
         path = as_first(resumed.path.absolute())

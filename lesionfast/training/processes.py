@@ -159,7 +159,13 @@ def launch(command: list[str], n: int) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "lesionfast", *command)
     except ChildFailedError as error:
-        return min(failure.exitcode for failure in error.failures.values() if failure.exitcode > 0)
+        codes = [failure.exitcode for failure in error.failures.values()]
+        if killed := [-code for code in codes if code < 0]:
+            raise LesionfastError(
+                f"a process was ended by signal {killed[0]}, as the system does when memory is "
+                "short. Type a smaller --batch-size or --size, or a smaller --gpus."
+            ) from None
+        return min(codes, default=1)
     except SignalException as error:
         return 128 + error.sigval
     return 0

@@ -235,7 +235,7 @@ def test_it_looks_unlike_a_lesion(page):
     predict(page)
     wait_for_advice(page)
     advice = page.locator(".lf-advice").inner_text()
-    assert advice == "This does not look like a dermoscopic picture; no decision is given."
+    assert advice.startswith("This does not look like a dermoscopic picture; no decision is")
     assert page.locator(".lf-bars").count() == 0
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from lesionfast.diagnoses import Classes
+from lesionfast.diagnoses import NAMES, Classes, plain
 from lesionfast.stats.advice.costs import Costs
 from lesionfast.stats.bootstrap import Found, resampled, share_interval
 from lesionfast.stats.metrics import ALL, ratio
@@ -15,12 +15,14 @@ from lesionfast.stats.rules import as_probabilities
 
 NO_DECISION = "no_decision"  # unlike the training images
 EXAMINE = "examine"  # a cancer can't be ruled out, and examining it costs less
-UNSURE = "unsure"  # among the least certain
+UNSURE = "unsure"  # among the least certain, of no plausible class, or of one that says nothing
 UNLIKELY = "unlikely"  # a cancer can't be ruled out, but leaving it costs less
 BENIGN = "benign"  # one benign class is left
 SEVERAL = "benign_several"  # several benign classes are left
 NO_CANCER = "no_cancer"  # the model knows no malignant class
 REFERRED = (NO_DECISION, EXAMINE, UNSURE)
+MASS = 0.9  # of the probability is in a set where none was chosen
+TELLS_NOTHING = ("unknown", "miscellaneous")  # a class of these may be a cancer
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,10 @@ def advise(
     malignant. What can't be ruled out are the classes of the prediction set, `sets` bool (n, k), of
     which a set with more classes keeps the coverage: the most probable class is added, and each
     malignant one that would tip the costs alone, or else the one that does most to tip them.
-    `unsure` and `outlier` (n,) say which pictures are among the least certain, and which are unlike
-    the training images; of the latter nothing is ruled out.
+    Without sets they are the most probable classes that have `MASS` together. `unsure` and
+    `outlier` (n,) say which pictures are among the least certain, and which are unlike the training
+    images; of the latter nothing is ruled out. Not sure either is it of a picture with an empty
+    set, for which no class is plausible, and of one that may be of a class which tells nothing.
     """
     probabilities, classes = as_probabilities(probabilities), Classes.of(classes)
     n, none = len(probabilities), np.zeros(len(probabilities), bool)
@@ -66,8 +70,10 @@ def advise(
     likely, images = probabilities.argmax(axis=1), np.arange(n)
     leaving, examining = costs.expected(probabilities, classes).T
     examine = ((leaving >= examining) | malignant[likely]) & malignant.any()
-    open_ = np.zeros(probabilities.shape, bool) if sets is None else np.array(sets, bool)
+    open_ = most_probable(probabilities) if sets is None else np.array(sets, bool)
+    unsure = unsure | ~open_.any(axis=1)
     open_[images, likely] = True
+    unsure |= open_[:, tell_nothing(classes)].any(axis=1)
     risks = probabilities * costs.misses(classes)
     alone = risks >= costs.needless_excision * (1 - probabilities)  # were all the rest benign
     open_ |= alone & malignant
@@ -75,14 +81,27 @@ def advise(
     open_[images[tips], risks[tips].argmax(axis=1)] = True
     open_[outlier] = True
     left = open_[:, malignant].any(axis=1)
-    several = open_.sum(axis=1) > 1
-    last = NO_CANCER if not malignant.any() else np.where(several, SEVERAL, BENIGN)
-    key = np.select(
-        [outlier, examine, unsure, left],
-        [NO_DECISION, EXAMINE, UNSURE, UNLIKELY],
-        last,
-    )
+    benign = np.where(open_.sum(axis=1) > 1, SEVERAL, BENIGN)
+    last = benign if malignant.any() else NO_CANCER
+    keys = [NO_DECISION, EXAMINE, UNSURE, UNLIKELY]
+    key = np.select([outlier, examine, unsure, left], keys, last)
     return Advice(key.astype(object), likely, open_)
+
+
+def most_probable(probabilities: np.ndarray) -> np.ndarray:
+    """Return the fewest classes, bool (n, k), with `MASS` of the probabilities (n, k)."""
+    order = np.argsort(-probabilities, axis=1, kind="stable")
+    ranked = np.take_along_axis(probabilities, order, axis=1)
+    before = ranked.cumsum(axis=1) - ranked
+    chosen = np.zeros(probabilities.shape, bool)
+    np.put_along_axis(chosen, order, before < MASS, axis=1)
+    return chosen
+
+
+def tell_nothing(classes: Classes) -> np.ndarray:
+    """Return which classes, bool (k,), do not say whether they are benign."""
+    unclear = [NAMES.get(plain(name), plain(name)) in TELLS_NOTHING for name in classes]
+    return np.array(unclear) | np.isin(classes, classes.doubtful)
 
 
 def kinds_of_lesion(classes: Sequence[str]) -> dict[str, np.ndarray]:

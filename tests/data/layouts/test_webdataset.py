@@ -103,12 +103,12 @@ def test_shards_are_checked_trained_on_and_predicted_as_they_lie(tmp_path):
     split = Run.open(trained.stdout.strip()).split
     assert len(split) == 60 and (split.groupby("group")["split"].nunique() == 1).all()
     out = tmp_path / "p.csv"
-    assert invoke("predict", trained.stdout.strip(), root, "--out", out).exit_code == 0
+    assert invoke("predict", trained.stdout.strip(), root, "--all", "--out", out).exit_code == 0
     table = pd.read_csv(out)
     assert len(table) == 60 and table["error"].isna().all() and table["not_known"].isna().all()
     alone = tmp_path / "one.csv"
     shard = root / "skin-001.tar"
-    assert invoke("predict", trained.stdout.strip(), shard, "--out", alone).exit_code == 0
+    assert invoke("predict", trained.stdout.strip(), shard, "--all", "--out", alone).exit_code == 0
     one, part = pd.read_csv(alone), table.iloc[20:40].reset_index(drop=True)
     assert one["image"].tolist() == part["image"].tolist()
     np.testing.assert_allclose(one["p_mel"], part["p_mel"], rtol=1e-3)

@@ -73,7 +73,8 @@ def test_every_advice_has_its_sentences():
         ),
         (
             advice.NO_DECISION, "nv", list(HAM), HAM,
-            "This does not look like a dermoscopic picture; no decision is given.",
+            "This does not look like a dermoscopic picture; no decision is given. If it shows a "
+            "lesion, have that examined.",
         ),
         (
             advice.NO_CANCER, "acne", ["acne"], Classes(["acne", "eczema"]),

@@ -110,3 +110,23 @@ def test_the_table_counts_each_kind_of_lesion():
         "benign",
         "all",
     ]
+
+
+def test_no_plausible_class_is_no_certainty():
+    assert one(picture(nv=0.99, bkl=0.01), ())[0] == UNSURE
+    assert one(picture(nv=0.99, bkl=0.01), ("nv",))[0] == BENIGN
+
+
+def test_without_sets_the_most_probable_classes_are_left():
+    found = advise(np.array([[0.6, 0.4], [0.95, 0.05]]), ["nv", "bkl"], Costs())
+    assert found.open.tolist() == [[True, True], [True, False]]
+    several = advise(picture(nv=0.5, bkl=0.49, df=0.01), CLASSES, Costs())
+    assert several.key[0] == SEVERAL and several.open[0].sum() == 2
+
+
+@pytest.mark.parametrize("name", ["unk", "misc", "carcinoma of some kind"])
+def test_a_class_that_tells_nothing_is_not_benign(name):
+    classes = Classes(["mel", "nv", name], malignant=["mel"])
+    p = np.array([[0.001, 0.99, 0.009], [0.001, 0.3, 0.699]])
+    sets = np.array([[False, True, False], [False, True, True]])
+    assert advise(p, classes, Costs(), sets).key.tolist() == [BENIGN, UNSURE]
