@@ -5,6 +5,7 @@ gets other pictures: other ages, sexes, sites, more that are unlike the training
 answers.
 """
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -25,6 +26,9 @@ from lesionfast.run import Run
 from lesionfast.serving.bundle import Bundle
 from lesionfast.serving.monitoring.log import Lines, classify, hash_decisions
 from lesionfast.stats.bootstrap import wilson
+from lesionfast.stats.pooling import move_prior
+
+logger = logging.getLogger("lesionfast")
 
 LITTLE, MUCH = 0.1, 0.25  # of a stability index (Siddiqi 2006, Credit Risk Scorecards)
 LEVEL = 0.99  # of what chance alone gives
@@ -274,13 +278,13 @@ def measure_drift(run: Run, log: Lines, every: str = "") -> Drift:
     """Return how far a log is from the validation of a run.
 
     `every` is week, month, or a number of pictures; by default a week, or a month of a log that is
-    longer than 12 weeks. A picture that was predicted more than once counts once, at last. Raises
-    `LesionfastError` for a log without a line of this model.
+    longer than 12 weeks. A picture that was predicted more than once counts once, at last. All
+    probabilities are those for the class shares of the last line. Raises `LesionfastError` for a
+    log without a line of this model.
     """
     bundle = Bundle.from_run(run)
     lines, left_out = choose_lines(run, bundle, log)
-    prior = lines[-1].get("prior")  # which the probabilities of the log were moved to
-    clinic = tuple(prior) if prior and len(prior) == len(bundle.classes) else None
+    lines, clinic = align_priors(lines, bundle)
     reference = Reference.from_run(run, replace(bundle, clinic=clinic))
     classes = reference.classes
     expected, found = reference.probabilities, mean_probabilities(lines, classes)
@@ -297,6 +301,35 @@ def measure_drift(run: Run, log: Lines, every: str = "") -> Drift:
         reference.outliers,
         left_out,
     )
+
+
+def align_priors(
+    lines: Sequence[dict[str, Any]], bundle: Bundle
+) -> tuple[list[dict[str, Any]], tuple[float, ...] | None]:
+    """Return lines with probabilities for the class shares of the last, and those; None if its own.
+
+    Lines for other shares are moved and counted in the log; a class whose share was 0 stays at 0.
+    """
+    clinics = [line.get("prior") for line in lines]
+    clinics = [prior if prior and len(prior) == len(bundle.classes) else None for prior in clinics]
+    last, aligned = clinics[-1], list(lines)
+    target = last or bundle.prevalence
+    for place, (line, clinic) in enumerate(zip(lines, clinics, strict=True)):
+        if clinic != last and (answer := line["answer"]):
+            found = mean_probabilities([line], bundle.classes)
+            if len(found):
+                moved = move_prior(found, clinic or bundle.prevalence, target)[0].tolist()
+                chances = dict(zip(bundle.classes, moved, strict=True))
+                aligned[place] = line | {"answer": answer | {"probabilities": chances}}
+    others = sum(clinic != last for clinic in clinics)
+    if others:
+        logger.warning(
+            "%s of the log %s predicted for other class shares than the last one (--prior). Their "
+            "probabilities are moved to those of the last line; their answers are as they were "
+            "given.",
+            *(pluralize(others, "line"), "was" if others == 1 else "were"),
+        )
+    return aligned, tuple(last) if last else None
 
 
 def describe_period(name: str, lines: list[dict[str, Any]], reference: Reference) -> Period:

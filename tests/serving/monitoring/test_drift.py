@@ -1,6 +1,7 @@
 """Drift: nothing is said of pictures like those of validation, and what changed is named."""
 
 from collections import Counter
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,9 @@ from lesionfast.serving.monitoring.drift import (
     pictures_needed,
     stability_index,
 )
-from lesionfast.serving.monitoring.log import Lines, classify, hash_decisions, read_log
+from lesionfast.serving.monitoring.log import DIGITS, Lines, classify, hash_decisions, read_log
 from lesionfast.serving.predictor import Predictor
+from lesionfast.stats.pooling import move_prior
 
 WEIGHTS = b"weights"
 
@@ -105,6 +107,27 @@ def test_another_prevalence_is_named(checked):
     assert [shift.what for shift in drift.alarms] == [ANSWERS]
     before, now, error = drift.means["nv"]
     assert before - now > error
+
+
+@pytest.mark.parametrize("last", ["own", "clinic"])
+def test_lines_for_other_class_shares_are_moved_to_those_of_the_last(checked, caplog, last):
+    own, bundle = log_of(checked, checked.predictions_of("test")), Bundle.from_run(checked)
+    clinic = np.linspace(1, 3, len(bundle.classes))
+    clinic = (clinic / clinic.sum()).tolist()
+    other = deepcopy(own)
+    for line in other.lines:
+        chances = np.array([[*line["answer"]["probabilities"].values()]])
+        moved = move_prior(chances, bundle.prevalence, clinic)[0].round(DIGITS).tolist()
+        line["answer"]["probabilities"] = dict(zip(bundle.classes, moved, strict=True))
+        line["prior"] = clinic
+    before, after = (own, other) if last == "clinic" else (other, own)
+    expected = measure_drift(checked, after)
+    assert "other class shares" not in caplog.text
+    mixed = measure_drift(checked, Lines(before.lines[:900] + after.lines[900:]))
+    for name, row in expected.means.items():
+        np.testing.assert_allclose(mixed.means[name], row, atol=1e-4)
+    assert mixed.periods[0].means == pytest.approx(expected.periods[0].means, abs=1e-4)
+    assert "900 lines of the log were predicted for other class shares" in caplog.text
 
 
 def test_a_change_of_the_last_month_is_found_in_a_log_of_years(checked):
