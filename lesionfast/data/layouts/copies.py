@@ -41,9 +41,9 @@ def read_keys(paths: list[str]) -> list[str]:
     read = any(name in path.lower() for name in TO_READ for path in paths[:1] + paths[-1:])
     note = cache_folder() / "images" / f"{hash_lines(['keys', *stamps(paths), *paths])[:32]}.json"
     keys = read_note(note) if read else None
-    if keys is None:
+    if keys is None or any(map(is_unreadable, keys)):  # it may be readable by now
         keys = content_keys(paths)
-        if read and not any(map(is_unreadable, keys)):  # it may be readable the next time
+        if read and not any(map(is_unreadable, keys)):
             with suppress(LesionfastError, OSError):  # a cache that can't be written is no problem
                 write_note(note, keys)
     both = zip(keys, paths, strict=True)
