@@ -10,6 +10,7 @@ from lesionfast.errors import LesionfastError
 LEVEL = 0.95  # share of the validation images that are below the threshold
 RIDGE = 0.001  # of the mean variance, added to each: fewer images than features are enough
 LEAST_SPREAD = 1e-3
+FEWEST_VALID = 20  # validation images: of 20, one is above the threshold
 GRID = 56  # pixels a side, about, at which texture is looked at: of any size of image the same
 DARK = 8.0  # added before the logarithm: the noise of black does not count
 FLAT = 1e-3
@@ -82,10 +83,11 @@ class OODScorer:
         for too few images.
         """
         train, valid = as_features(train), as_features(valid)
-        if min(len(train), len(train_pixels)) < 2 or not len(valid):
+        if min(len(train), len(train_pixels)) < 2 or len(valid) < FEWEST_VALID:
             raise LesionfastError(
-                "an OOD score needs the features of at least 2 training images and 1 validation "
-                f"image; found {len(train)} and {len(valid)}. Use a run on more images."
+                "an OOD score needs the features of at least 2 training images and "
+                f"{FEWEST_VALID} validation images; found {len(train)} and {len(valid)}. Use a run "
+                "on more images."
             )
         textures = describe_texture(train_pixels), describe_texture(valid_pixels)
         plain = cls(Distance.fit(train, valid), Distance.fit(*textures), float("nan"))

@@ -91,9 +91,11 @@ def test_texture_is_of_a_grid_that_the_size_does_not_change():
 
 
 def test_what_does_not_fit_is_refused(scorer):
-    x, valid, pixels = clusters(30, 0), clusters(10, 1), (spots(30, 0), spots(10, 1))
-    with pytest.raises(LesionfastError, match="1 validation image; found 30 and 0"):
-        OODScorer.fit(x, valid[:0], pixels[0], pixels[1][:0])
+    x, valid, pixels = clusters(30, 0), clusters(20, 1), (spots(30, 0), spots(20, 1))
+    for few in (0, 1, 19):
+        with pytest.raises(LesionfastError, match=f"20 validation images; found 30 and {few}. "):
+            OODScorer.fit(x, valid[:few], pixels[0], pixels[1][:few])
+    assert np.isfinite(OODScorer.fit(x, valid, *pixels).threshold)
     with pytest.raises(LesionfastError, match="with 1 that are not finite"):
         OODScorer.fit(x, np.where(valid == valid[0, 0], np.nan, valid), *pixels)
     with pytest.raises(LesionfastError, match="have 3 columns, those of the training images 12"):
