@@ -22,8 +22,7 @@ def list_reasons(bundle: Bundle, row: dict[str, Any]) -> list[str]:
     """Return what the advice of a row of `Predictor` is derived from, a sentence each."""
     if row["likely"] is None:
         return [say("reason.all")]
-    chances = np.array([[row[column] for column in probability_columns(bundle.classes)]])
-    words = [say("reason.shares", shares=describe_shares(bundle, chances[0]))]
+    words = [say("reason.shares", shares=describe_shares(bundle, read_chances(bundle, row)))]
     left = list_classes(row["prediction_set"])
     if bundle.conformal:
         benign = not set(row["prediction_set"]) & set(bundle.classes.malignant)
@@ -31,21 +30,31 @@ def list_reasons(bundle: Bundle, row: dict[str, Any]) -> list[str]:
         words.append(say("reason.set_benign" if benign else "reason.set", left=left, rest=rest))
     else:
         words.append(say("reason.set_by_costs", left=left))
-    if bundle.classes.malignant:
-        leave, examine = bundle.costs.expected(chances, bundle.classes)[0] / needless(bundle)
-        if row["refer"] and leave < examine:
-            cancer = row["likely"] in bundle.classes.malignant
-            words.append(say("reason.likely_cancer" if cancer else "reason.unsure"))
-        words.append(
-            say(
-                "reason.costs",
-                melanoma=f"{bundle.costs.missed_melanoma / needless(bundle):g}",
-                cancer=f"{bundle.costs.missed_cancer / needless(bundle):g}",
-                leave=f"{leave:.2g}",
-                examine=f"{examine:.2g}",
-            )
-        )
+    if row["refer"]:  # of others, a tiny cost would sound like an all-clear
+        words += list_costs(bundle, row)
     return [*words, *list_cautions(bundle, row)]
+
+
+def read_chances(bundle: Bundle, row: dict[str, Any]) -> np.ndarray:
+    """Return the calibrated probabilities (k,) of a row."""
+    return np.array([row[column] for column in probability_columns(bundle.classes)])
+
+
+def list_costs(bundle: Bundle, row: dict[str, Any]) -> list[str]:
+    """Return what the stated costs come to, and why a lesion is examined against them."""
+    if not bundle.classes.malignant:
+        return []
+    chances = read_chances(bundle, row)[None]
+    leave, examine = bundle.costs.expected(chances, bundle.classes)[0] / needless(bundle)
+    words = []
+    if row["refer"] and leave < examine:
+        cancer = row["likely"] in bundle.classes.malignant
+        words = [say("reason.likely_cancer" if cancer else "reason.unsure")]
+    prices = {
+        "melanoma": f"{bundle.costs.missed_melanoma / needless(bundle):g}",
+        "cancer": f"{bundle.costs.missed_cancer / needless(bundle):g}",
+    }
+    return [*words, say("reason.costs", **prices, leave=f"{leave:.2g}", examine=f"{examine:.2g}")]
 
 
 def needless(bundle: Bundle) -> float:
@@ -87,6 +96,8 @@ def describe_rule(bundle: Bundle) -> str:
 def list_details(bundle: Bundle, row: dict[str, Any]) -> list[str]:
     """Return the statistics behind the advice on a row, a sentence each."""
     words = [say("reason.calibrated")] if bundle.calibrator else []
+    if row["likely"] is not None and not row["refer"]:
+        words += list_costs(bundle, row)
     for point in bundle.points if row["likely"] is not None else ():
         what = name_class(point.of) if point.of in bundle.classes else word("share.any_cancer")
         side = word("detail.above" if row[flag_column(point)] else "detail.below")

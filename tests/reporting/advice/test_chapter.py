@@ -25,7 +25,7 @@ def test_the_first_sentence_is_of_the_table_below(findings):
         "examined needlessly."
     )
     assert rows["melanoma"].interval in based and "300 test images" in based
-    assert "chance of melanoma is 3.2% or more, or of another cancer 9.1% or more" in costs
+    assert "a chance of melanoma of 3.2% or more, or of another cancer of 9.1% or more" in costs
     assert "as its one answer" in one_answer and "not cleared" in clear
 
 
@@ -56,7 +56,7 @@ def test_costs_say_from_which_chance_on(findings):
     classes = findings.interpretation.classes
     words = describe_costs(Costs(18, 2, 2), classes)
     assert "as much as 9 needless excisions, another missed cancer as 1." in words
-    assert "melanoma is 10.0% or more" in words
+    assert "melanoma of 10.0% or more" in words
 
 
 def test_predictive_values_rise_and_fall_with_the_prevalence(findings, drawn):
