@@ -114,6 +114,11 @@ def launch_processes(n: int, device: str) -> bool:
     import torch
 
     there = n if device == "cpu" else torch.cuda.device_count()
+    if n > there == 0:
+        raise LesionfastError(
+            f"--gpus is {n}, and PyTorch finds no GPU here. Leave --gpus out, or type --device cpu "
+            "with it for processes of the CPU."
+        )
     if not 1 <= n <= there:
         raise LesionfastError(
             f"--gpus is {n}, and PyTorch finds {there} GPUs here. Type a number from 1 to that, or "

@@ -126,7 +126,7 @@ def only_first_changes(run: Run) -> Iterator[Run]:
 
 @contextmanager
 def writing_apart() -> Iterator[None]:
-    """Say that this process's runs are thrown away, and show nothing of them."""
+    """Note meanwhile that this process's runs are thrown away."""
     process.writes_apart = True
     try:
         yield
@@ -137,7 +137,8 @@ def writing_apart() -> Iterator[None]:
 def launch(command: list[str], n: int) -> int:
     """Run a command of lesionfast in n processes here, by torchrun; return its exit code.
 
-    Ctrl-C reaches all of them, and if one fails the others are ended.
+    Ctrl-C reaches all of them, and if one fails the others are ended. Raises `LesionfastError` if a
+    signal has ended the first that failed.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -159,13 +160,13 @@ def launch(command: list[str], n: int) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "lesionfast", *command)
     except ChildFailedError as error:
-        codes = [failure.exitcode for failure in error.failures.values()]
-        if killed := [-code for code in codes if code < 0]:
+        _, first = error.get_first_failure()  # the launcher has ended the others
+        if first.exitcode < 0:
             raise LesionfastError(
-                f"a process was ended by signal {killed[0]}, as the system does when memory is "
-                "short. Type a smaller --batch-size or --size, or a smaller --gpus."
+                f"a process was ended by signal {-first.exitcode}, as the system does when memory "
+                "is short. Type a smaller --batch-size or --size, or a smaller --gpus."
             ) from None
-        return min(codes, default=1)
+        return first.exitcode
     except SignalException as error:
         return 128 + error.sigval
     return 0

@@ -127,6 +127,13 @@ def test_gpus_that_are_not_there(arguments, words):
     assert isinstance(error, LesionfastError) and words in str(error)
 
 
+def test_an_error_of_all_processes_is_the_error_of_the_command():
+    command = [sys.executable, "-m", "lesionfast", "train", *QUICK, "--gpus", "2"]
+    ended = subprocess.run([*command, "--arch", "nosuch"], capture_output=True, text=True)
+    assert ended.returncode == 2 and "--arch is 'nosuch'" in ended.stderr
+    assert "signal" not in ended.stderr and "Traceback" not in ended.stderr
+
+
 def test_only_train_shares_its_work(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     error = CliRunner().invoke(app, ["runs"]).exception
