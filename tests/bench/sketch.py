@@ -59,6 +59,7 @@ class Options:
     seed: int = 0
 
 
+BEFORE = Options(size=128, frozen=0, epochs=5, sharpen=0.0, blur=0.0, tint=0.0)
 ROWS = {
     "the recipe": Options(),
     "another seed": Options(seed=1),
@@ -71,10 +72,9 @@ ROWS = {
     "age, sex and site": Options(metadata="age,sex,localization"),
     "no change of sharpness and tint": Options(sharpen=0.0, blur=0.0, tint=0.0),
     "128 pixels": Options(size=128),
+    "the default before": BEFORE,
     "other looks": Options(by="look"),
-    "other looks, the default before": Options(
-        by="look", size=128, frozen=0, epochs=5, sharpen=0.0, blur=0.0, tint=0.0
-    ),
+    "other looks, the default before": replace(BEFORE, by="look"),
 }
 
 
