@@ -44,22 +44,14 @@ def list_costs(bundle: Bundle, row: dict[str, Any]) -> list[str]:
     """Return what the stated costs come to, and why a lesion is examined against them."""
     if not bundle.classes.malignant:
         return []
-    chances = read_chances(bundle, row)[None]
-    leave, examine = bundle.costs.expected(chances, bundle.classes)[0] / needless(bundle)
+    costs = bundle.costs.relative()
+    leave, examine = costs.expected(read_chances(bundle, row)[None], bundle.classes)[0]
     words = []
     if row["refer"] and leave < examine:
         cancer = row["likely"] in bundle.classes.malignant
         words = [say("reason.likely_cancer" if cancer else "reason.unsure")]
-    prices = {
-        "melanoma": f"{bundle.costs.missed_melanoma / needless(bundle):g}",
-        "cancer": f"{bundle.costs.missed_cancer / needless(bundle):g}",
-    }
+    prices = {"melanoma": f"{costs.missed_melanoma:g}", "cancer": f"{costs.missed_cancer:g}"}
     return [*words, say("reason.costs", **prices, leave=f"{leave:.2g}", examine=f"{examine:.2g}")]
-
-
-def needless(bundle: Bundle) -> float:
-    """Return the unit of the costs that a person is told: a needless excision."""
-    return bundle.costs.needless_excision
 
 
 def list_cautions(bundle: Bundle, row: dict[str, Any]) -> list[str]:

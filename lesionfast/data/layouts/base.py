@@ -96,6 +96,11 @@ class Folder:
         self.only = path if path.is_file() else None
         self.root = path.parent if self.only else path
 
+    @property
+    def name(self) -> str:
+        """The name of the folder, or that of the only file without its suffix."""
+        return self.only.stem if self.only else Path(os.path.abspath(self.root)).name
+
     @cached_property
     def files(self) -> list[str]:
         """Every visible file below the folder, sorted."""

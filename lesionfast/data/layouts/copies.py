@@ -3,6 +3,7 @@
 import logging
 import os
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 
 import pandas as pd
@@ -119,18 +120,19 @@ def count_crossing(rows: pd.DataFrame, column: str) -> int:
 
 
 def settle_parts(
-    rows: pd.DataFrame, shared: int = 0, target: str = "target"
+    rows: pd.DataFrame, target: str, groups: Sequence[str] = (), shared: int = 0
 ) -> tuple[str | None, tuple[str, ...]]:
     """Return the column of the dataset's own parts if they can be used, and a note about them.
 
-    They can if train has every class, if there is another part and if none share images or
-    lesions. Parts that are missing are drawn from train when the dataset is split.
+    They can if train has every class, if there is another part and if none share images or a value
+    of `groups`; `shared` images were left out that others share. Parts that are missing are drawn
+    from train when the dataset is split.
     """
     parts = [part for part in ("train", "valid", "test") if (rows["part"] == part).any()]
     if not parts:
         return None, ()
     has = f"Its own parts ({', '.join(parts)})"
-    if shared:
+    if shared or any(count_crossing(rows[rows[name] != ""], name) for name in groups):
         return None, (f"{has} share images or lesions, so a new split is drawn.",)
     taught = set(rows[target]) == set(rows.loc[rows["part"] == "train", target])
     if parts[0] == "train" and len(parts) > 1 and taught and (rows["part"] != "").all():

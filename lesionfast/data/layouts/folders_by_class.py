@@ -1,6 +1,5 @@
 """Images in folders named like their class, below train, valid and test or alone; no table."""
 
-import os
 from itertools import takewhile
 from pathlib import Path
 
@@ -43,7 +42,7 @@ def folders_by_class(folder: Folder, config: DataConfig) -> Dataset | None:
     rows = keep_one_of_copies(rows, find_content(rows["path"].tolist()), names)
     rows = rows.assign(image_id=name_images(rows, folder.root))
     rows, groups, more = find_lesions(folder, rows)
-    split, told = settle_parts(rows)
+    split, told = settle_parts(rows, "target", () if config.group else groups)
     return Dataset(
         name="folders by class",
         table=folder.only or folder.root,
@@ -52,7 +51,7 @@ def folders_by_class(folder: Folder, config: DataConfig) -> Dataset | None:
         target="target",
         groups=groups,
         split=split,
-        source=(folder.only or Path(os.path.abspath(folder.root))).stem,
+        source=folder.name,
         notes=(*notes, *more, *told),
         unlabelled=tuple(unlabelled),
     )

@@ -52,10 +52,8 @@ def huggingface(folder: Folder, config: DataConfig) -> Dataset | None:
     unlabelled = rows.loc[rows[target].str.lower().isin(EMPTY), "path"]
     rows, notes = drop_unlabelled(rows, target, files)
     rows, image, shared = keep_one_of_each(rows, target, folder)
-    groups = [tables.first_of(names, list(rows)) for names in (tables.LESIONS, tables.PATIENTS)]
-    groups = tuple(name for name in groups if name)
-    shared += sum(count_crossing(rows[rows[name] != ""], name) for name in groups)
-    split, told = settle_parts(rows, shared, target)
+    groups = tables.find_groups(rows)
+    split, told = settle_parts(rows, target, () if config.group else groups, shared)
     return Dataset(
         name="a Hugging Face dataset",
         table=files[0],
@@ -65,7 +63,7 @@ def huggingface(folder: Folder, config: DataConfig) -> Dataset | None:
         groups=groups,
         split=split,
         notes=(*notes, *told, *([] if groups else [NO_LESIONS])),
-        source=folder.only.stem if folder.only else Path(os.path.abspath(folder.root)).name,
+        source=folder.name,
         unlabelled=tuple(unlabelled),
     )
 

@@ -97,7 +97,8 @@ def read_any_table(
     found = as_dataset(path, rows, image, target, placed, note)
     if not parts:
         return found
-    split, told = settle_parts(rows.assign(part=rows["split"]), target=target)
+    groups = () if config.group else found.groups
+    split, told = settle_parts(rows.assign(part=rows["split"]), target, groups)
     found = replace(found, split="split" if split else None, notes=(*found.notes, *told))
     found = found if split else replace(found, rows=rows.drop(columns="split"))
     return replace(found, name=f"tables of parts ({list_first(p.name for p in parts.values())})")
@@ -165,18 +166,23 @@ def as_dataset(
     note: str = "",
 ) -> Dataset:
     """Return the dataset of a table; its images are `files`, else in its column `path`."""
-    groups = [first_of(names, list(rows)) for names in (LESIONS, PATIENTS)]
     return Dataset(
         name=f"a table ({path.name})",
         table=path,
         rows=rows,
         image=image,
         target=target,
-        groups=tuple(name for name in groups if name),
+        groups=find_groups(rows),
         files=files,
         split=find_split(rows),
         notes=(note,) if note else (),
     )
+
+
+def find_groups(rows: pd.DataFrame) -> tuple[str, ...]:
+    """Return the columns of the lesion and of the patient, as far as a table has them."""
+    found = (first_of(names, list(rows)) for names in (LESIONS, PATIENTS))
+    return tuple(name for name in found if name)
 
 
 def drop_repeated(rows: pd.DataFrame, image: str) -> pd.DataFrame:

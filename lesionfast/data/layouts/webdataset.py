@@ -57,10 +57,8 @@ def webdataset(folder: Folder, config: DataConfig) -> Dataset | None:
     unlabelled = rows.loc[rows[target].str.lower().isin(EMPTY), "path"]
     rows, notes = drop_unlabelled(rows, target, shards)
     rows, image, shared = keep_one_of_each(rows, target, folder)
-    groups = [tables.first_of(names, list(rows)) for names in (tables.LESIONS, tables.PATIENTS)]
-    groups = tuple(name for name in groups if name)
-    shared += sum(count_crossing(rows[rows[name] != ""], name) for name in groups)
-    split, told = settle_parts(rows, shared, target)
+    groups = tables.find_groups(rows)
+    split, told = settle_parts(rows, target, () if config.group else groups, shared)
     return Dataset(
         name=f"a WebDataset ({pluralize(len(shards), 'shard')})",
         table=shards[0],
@@ -70,7 +68,7 @@ def webdataset(folder: Folder, config: DataConfig) -> Dataset | None:
         groups=groups,
         split=split,
         notes=(*notes, *find_gaps(shards), *told, *([] if groups else [NO_LESIONS])),
-        source=folder.only.stem if folder.only else Path(os.path.abspath(folder.root)).name,
+        source=folder.name,
         unlabelled=tuple(unlabelled),
     )
 

@@ -70,9 +70,8 @@ def run_advice(findings: Findings) -> list[str]:
 
 def describe_costs(costs: Costs, classes: Classes) -> str:
     """Return what the stated costs are, and from which chance on they have a lesion examined."""
-    melanoma, cancer = (
-        price / costs.needless_excision for price in (costs.missed_melanoma, costs.missed_cancer)
-    )
+    costs = costs.relative()
+    melanoma, cancer = costs.missed_melanoma, costs.missed_cancer
     key = "run.costs" if classes.melanoma else "run.costs_without_melanoma"
     chances = {"melanoma_chance": 1 / (1 + melanoma), "cancer_chance": 1 / (1 + cancer)}
     written = {name: f"{chance:.1%}" for name, chance in chances.items()}

@@ -34,6 +34,9 @@ class Costs:
                 raise LesionfastError(
                     f"the cost {name} is {value}; costs are numbers above 0. Type such as {EXAMPLE}"
                 )
+        values = asdict(self).values()
+        if max(values) / min(values) == math.inf:
+            raise LesionfastError(f"the costs {self} are too far apart. Type such as {EXAMPLE}")
 
     def __str__(self) -> str:
         """Return them as a person types them."""
@@ -62,6 +65,11 @@ class Costs:
                     f"--cost {text}: '{number}' is not a number. Type such as {EXAMPLE}"
                 ) from None
         return replace(base or cls(), **given)
+
+    def relative(self) -> "Costs":
+        """Return them in the unit that a person is told: that of a needless excision."""
+        unit = self.needless_excision
+        return Costs(self.missed_melanoma / unit, self.missed_cancer / unit, 1.0)
 
     def misses(self, classes: Sequence[str]) -> np.ndarray:
         """Return what leaving a lesion of each class alone costs, (k,): 0 for the benign ones."""

@@ -187,6 +187,19 @@ def test_a_table_for_each_part(tmp_path):
     assert find_dataset(DataConfig(data=str(tmp_path))).name.startswith("tables of parts (test.csv")
 
 
+def test_tables_of_parts_that_share_a_lesion_are_not_said_to_be_the_split(tmp_path, caplog):
+    draw_all(tmp_path, *(f"{n}.png" for n in range(12)))
+    rows = [f"{n},{('mel', 'nv')[n % 2]},L{n % 10}" for n in range(12)]
+    save(tmp_path / "train.csv", "image,label,lesion_id", *rows[:8])
+    save(tmp_path / "test.csv", "image,label,lesion_id", *rows[8:])
+    df = load(tmp_path)
+    assert "share images or lesions" in caplog.text and "are the split" not in caplog.text
+    assert "split" not in df
+    caplog.clear()
+    assert (load(tmp_path, group="none")["split"] == "test").sum() == 4  # as was typed
+    assert "Its own parts (train, test) are the split" in caplog.text
+
+
 def test_a_test_table_without_labels_does_not_matter(tmp_path):
     draw_all(tmp_path, *(f"{n}.png" for n in range(6)))
     save(tmp_path / "train.csv", "image,label", "0,mel", "1,nv", "2,mel", "3,nv")

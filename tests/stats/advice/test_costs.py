@@ -28,6 +28,15 @@ def test_the_classes_of_other_datasets_are_known_by_their_names():
     assert Costs().misses(["eczema", "acne"]).tolist() == [0, 0]
 
 
+def test_costs_are_told_in_the_unit_of_a_needless_excision():
+    costs = Costs(60, 10, 4)
+    assert costs.relative() == Costs(15, 2.5, 1)
+    chances = [[0.2, 0.3, 0.5]]
+    classes = ["mel", "bcc", "nv"]
+    relative = costs.relative().expected(chances, classes)
+    assert relative == pytest.approx(costs.expected(chances, classes) / 4)
+
+
 def test_costs_that_are_not_typed_stay():
     base = Costs.parse("missed_melanoma=50, needless_excision=2")
     assert base == Costs(50, 10, 2)
@@ -44,6 +53,10 @@ def test_costs_that_are_not_typed_stay():
         ("missed_cancer=much", "'much' is not a number. Type such as --cost"),
         ("missed_cancer=-1", "missed_cancer is -1.0; costs are numbers above 0"),
         ("missed_cancer=nan", "costs are numbers above 0"),
+        (
+            "missed_cancer=1e200,needless_excision=1e-200",
+            "needless_excision=1e-200 are too far apart",
+        ),
     ],
 )
 def test_what_is_not_a_cost_is_an_error(text, message):
