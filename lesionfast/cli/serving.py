@@ -68,15 +68,16 @@ advice          what to do, in one sentence
 refer           True: have the lesion examined
 prediction_set  the classes that can't be ruled out, most probable first
 p_mel, …        the calibrated probability of each class (of more than 7
-                classes: of the gravest, then the most frequent)
+                classes: of the gravest, then the most frequent); empty for
+                an image unlike the training images
 error           why there is no prediction; then the exit code is 2
 
 \b
 more with --all
-likely               the most probable class
+likely               the most probable class; empty without a decision
 decision, rule       the decision that the metrics of the run are about
-no_decision          why there is no decision
-uncalibrated_mel, …  the model's own probabilities
+no_decision          why there is no decision; empty if there is one
+uncalibrated_mel, …  the model's own probabilities, of every image
 mel_at_…, …          whether it reaches a threshold chosen on validation
 outlier_score        how unlike the training images it is
 outlier              True: too unlike them
@@ -110,8 +111,8 @@ def predict(
     """Predict images, one row each: what to do, and how probable each class is.
 
     The advice weighs probabilities by stated costs, see --cost. An image unlike
-    the training images gets no decision: every class is in its set, and it is
-    referred.
+    the training images gets no decision and no probability: every class is in
+    its set, and it is referred.
 
     Example: lesionfast predict runs/20260102-030405-densenet121 photos --set age=55 --set sex=male
 

@@ -210,7 +210,9 @@ class Details(BaseModel):
 
     decision: str | None = Field(description="by the rule of the metrics")
     rule: str
-    uncalibrated: dict[str, float] = Field(description="the model's own probabilities, by class")
+    uncalibrated: dict[str, float] | None = Field(
+        description="the model's own probabilities, by class; null without a decision"
+    )
     flags: dict[str, bool | None] = Field(description="at the thresholds chosen on validation")
     coverage: float | None = Field(description="of the prediction set, within each class")
     costs: dict[str, float] = Field(description="of errors, which the advice weighs")
@@ -229,7 +231,9 @@ class Prediction(BaseModel):
     because: list[str] = Field(description="what the advice is derived from")
     likely: str | None = Field(description="the most probable class; null without a decision")
     no_decision: str = Field(description="why there is no decision; '' if there is one")
-    probabilities: dict[str, float] = Field(description="calibrated, by class")
+    probabilities: dict[str, float] | None = Field(
+        description="calibrated, by class; null without a decision"
+    )
     prediction_set: list[str] = Field(
         description="classes that can't be ruled out, the most probable first"
     )
@@ -301,7 +305,9 @@ def describe_form(bundle: Bundle) -> dict[str, Any]:
 def to_prediction(bundle: Bundle, row: dict[str, Any], caution: str) -> Prediction:
     """Return a row of `Predictor` in the form of the API."""
 
-    def by_class(prefix: str) -> dict[str, float]:
+    def by_class(prefix: str) -> dict[str, float] | None:
+        if row["likely"] is None:
+            return None
         return {name: row[f"{prefix}_{name}"] for name in bundle.classes}
 
     told = ("advice", "refer", "likely", "no_decision", "prediction_set", "not_known")

@@ -339,6 +339,7 @@ def answer_html(service: Service, image: bytes, metadata: dict[str, str]) -> str
             "grave": name in classes.malignant,
         }
         for name, column in zip(classes, probability_columns(classes), strict=True)
+        if row["likely"] is not None
     ]
     return render(
         "answer.html",
@@ -346,7 +347,6 @@ def answer_html(service: Service, image: bytes, metadata: dict[str, str]) -> str
         urgent=row["refer"],
         reasons=list_reasons(bundle, row),
         bars=bars,
-        is_judged=row["likely"] is not None,
         statistics=list_details(bundle, row),
         caution=answer.caution[:1].upper() + answer.caution[1:],
         pictures=list_pictures(answer),

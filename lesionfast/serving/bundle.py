@@ -340,7 +340,7 @@ class Bundle:
         probabilities; no_decision (why there is none, else ''); uncalibrated_<class>, the model's
         own probabilities; and as far as the model has them a flag an operating point
         (`flag_column`), outlier_score and outlier. What is unlike the training images has no likely
-        class, no decision and no flag.
+        class, no decision, no flag, and NaN for p_<class>.
 
         Flags, sets and referral are of calibrated probabilities that are not moved: what they
         promise is about the lesions of a class, however many there are.
@@ -378,16 +378,17 @@ class Bundle:
 
     def _describe(self, advice: Advice, seen: np.ndarray) -> dict[str, Any]:
         """Return the columns that people get, from the probabilities that they see (n, k)."""
-        classes, order = np.asarray(self.classes, object), np.argsort(-seen, axis=1, kind="stable")
+        classes, withheld = np.asarray(self.classes, object), advice.key == NO_DECISION
+        given = np.where(withheld[:, None], np.nan, seen)
+        order = np.argsort(-given, axis=1, kind="stable")  # NaN as it is: says nothing either
         rows = zip(order, advice.open, strict=True)
         sets = [tuple(classes[row[chosen[row]]]) for row, chosen in rows]
         told = zip(advice.key, classes[advice.likely], sets, strict=True)
-        withheld = advice.key == NO_DECISION
         return {
             "advice": [describe_advice(*row, self.classes) for row in told],
             "refer": advice.refer,
             "prediction_set": sets,
-            **dict(zip(probability_columns(classes), seen.T.astype(np.float32), strict=True)),
+            **dict(zip(probability_columns(classes), given.T.astype(np.float32), strict=True)),
             "likely": self._name(advice.likely, withheld),
         }
 

@@ -284,7 +284,7 @@ def read_tables(parts: Sequence[Part]) -> Iterator[pd.DataFrame]:
             yield pd.DataFrame(map(json.loads, text.splitlines()))
             continue
         table = pd.read_csv(BytesIO(text), names=columns, dtype=str, keep_default_na=False)
-        shares = [name for name in columns if name.startswith("p_")]
+        shares = [name for name in columns if name.startswith(("p_", "uncalibrated_"))]
         # float32 as when they were written, so that a submission has the same digits
         table[shares] = table[shares].replace("", "nan").astype(np.float32)
         yield table

@@ -20,6 +20,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from lesionfast.console import counting_bar
@@ -141,6 +142,8 @@ def predict_inputs(
     images, which are then predicted twice. Wrong names are found before the model is loaded.
     """
     part = None if shard is None else find_shard(shard, out, kind, prior)
+    if kind == "isic":
+        choices["all_columns"] = True  # the challenge asks for pictures without a decision too
     if out is not None:
         check_out(out, kind, resume)
     find_items(inputs)
@@ -346,11 +349,25 @@ def to_json_lines(table: pd.DataFrame) -> str:
 def to_isic(table: pd.DataFrame, chosen: list[str]) -> str:
     """Return the rows of the ISIC 2018 challenge; images without a prediction are left out.
 
-    An image id is the name of its file without folder and suffix.
+    An image id is the name of its file without folder and suffix. An image without a decision has
+    the model's own probabilities, as a challenge asks for some. Raises `LesionfastError` for a
+    table without them.
     """
     good = table[table["error"] == ""]
     stems = [Path(name).stem for name in good["image"]]
-    return to_csv(good[chosen].astype(float).assign(image=stems)[["image", *chosen]])
+    shown = good[chosen].astype(np.float32)
+    withheld = shown.isna().any(axis=1)
+    if withheld.any():
+        own = [name.replace("p_", "uncalibrated_", 1) for name in chosen]
+        if missing := [name for name in own if name not in good]:
+            raise LesionfastError(
+                f"{pluralize(int(withheld.sum()), 'image')} without a decision, such as "
+                f"{good['image'][withheld].iloc[0]}, have no probability to submit, and the file "
+                f"has no column {missing[0]}. Predict again with --all."
+            )
+        filled = good.loc[withheld, own].astype(np.float32).set_axis(chosen, axis=1)
+        shown = shown.fillna(filled)
+    return to_csv(shown.astype(float).assign(image=stems)[["image", *chosen]])
 
 
 class ParquetWriter:

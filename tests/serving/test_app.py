@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 
@@ -455,6 +455,17 @@ def test_an_exported_model_says_what_is_left_out(exported, photos):
     text = answer_html(Service(exported), Path(photos[0]).read_bytes(), {"sex": "unknown"})
     assert "No similar lesions: an exported model has no training images" in text
     assert "Grad-CAM" in text
+
+
+def test_a_picture_without_a_decision_shows_no_probability(exported, photos):
+    service, data = Service(exported), Path(photos[0]).read_bytes()
+    service.predictor.bundle = service.bundle = replace(
+        service.bundle, ood=replace(service.bundle.ood, threshold=-99.0)
+    )
+    answer = to_prediction(service.bundle, service.row(data, {}), "")
+    assert answer.probabilities is None and answer.details.uncalibrated is None
+    assert answer.likely is None and answer.refer and answer.details.outlier
+    assert "lf-bars" not in answer_html(service, data, {})
 
 
 def test_a_class_name_of_several_words_stays_whole(wordy, photos):

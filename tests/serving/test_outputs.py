@@ -12,9 +12,16 @@ import pandas as pd
 import pytest
 
 from lesionfast.errors import LesionfastError
+from lesionfast.evaluation.isic import challenge_columns
 from lesionfast.serving import predictor as predictor_module
 from lesionfast.serving.inputs import Item, find_items
-from lesionfast.serving.outputs import describe_origin, note_path, predict_inputs, predict_to
+from lesionfast.serving.outputs import (
+    describe_origin,
+    note_path,
+    predict_inputs,
+    predict_to,
+    to_isic,
+)
 from lesionfast.serving.predictor import Predictor
 
 
@@ -284,6 +291,36 @@ def test_a_submission_is_what_the_challenge_reads(predictor, photos, tmp_path):
     assert found.columns.tolist() == ["image", "MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
     expected = predictor.predict(pd.DataFrame({"path": photos[:5]}))["p_mel"]
     assert found["MEL"].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+@pytest.fixture
+def withholding(predictor):
+    """A predictor to which every picture is unlike the training images."""
+    predictor.bundle = replace(predictor.bundle, ood=replace(predictor.bundle.ood, threshold=-99.0))
+    return predictor
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_picture_without_a_decision_has_no_probability(withholding, items, tmp_path, kind):
+    file, classes = tmp_path / f"out.{kind}", withholding.bundle.classes
+    predict_to(withholding, items[:2], file, kind)
+    for row in read(file):
+        assert all(row[f"p_{name}"] in ("", None) or pd.isna(row[f"p_{name}"]) for name in classes)
+        assert sum(float(row[f"uncalibrated_{name}"]) for name in classes) == pytest.approx(1)
+    if kind == "jsonl":
+        assert '"p_mel": null' in file.read_text("utf-8")
+
+
+def test_a_submission_has_the_models_own_probabilities_where_no_decision_is_given(
+    withholding, items, tmp_path
+):
+    predict_to(withholding, items[:3], tmp_path / "s.csv", "isic")
+    rows = pd.read_csv(tmp_path / "s.csv")
+    own = withholding.predict(pd.DataFrame({"path": [item.path for item in items[:3]]}))
+    assert rows["MEL"].tolist() == pytest.approx(own["uncalibrated_mel"].tolist(), abs=1e-6)
+    few = own.drop(columns=own.filter(like="uncalibrated_").columns)
+    with pytest.raises(LesionfastError, match="3 images without a decision, .* Predict .* --all"):
+        to_isic(few, challenge_columns(few.columns))
 
 
 def test_progress_and_what_was_not_known_are_told(predictor, items, tmp_path, caplog):

@@ -270,7 +270,8 @@ def compare_lines(lines: Sequence[dict[str, Any]], reference: Reference) -> dict
 def mean_probabilities(lines: Iterable[dict[str, Any]], classes: Sequence[str]) -> np.ndarray:
     """Return the calibrated probabilities (n, k) of the lines that have a decision."""
     answers = [line["answer"] for line in lines if line["answer"] and line["answer"]["decision"]]
-    rows = [[answer["probabilities"].get(name, np.nan) for name in classes] for answer in answers]
+    given = [answer["probabilities"] or {} for answer in answers]
+    rows = [[shares.get(name, np.nan) for name in classes] for shares in given]
     return np.array(rows, float).reshape(-1, len(classes))
 
 

@@ -45,7 +45,7 @@ DIGITS = 6  # of a probability
 PATIENCE = 30  # seconds that a line waits for those of other processes
 TOLD = ("advice", "likely", "decision", "no_decision", "prediction_set", "refer", "outlier")
 ANSWER = {
-    "probabilities": {str: float},
+    "probabilities": (None, {str: float}),
     "decision": (str, None),
     "outlier?": (bool, None),
     "outlier_score?": NUMBER,
@@ -180,7 +180,10 @@ def classify(learned: Mapping[str, Any], value: Any) -> str | None:
 
 def describe_answer(row: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any]:
     """Return what is kept of a row of `Predictor`: what a person was told, and how sure it was."""
-    probabilities = {name: round(float(row[f"p_{name}"]), DIGITS) for name in classes}
+    shown = {name: row[f"p_{name}"] for name in classes}
+    probabilities = None  # without a decision
+    if row["likely"] is not None:
+        probabilities = {name: round(float(chance), DIGITS) for name, chance in shown.items()}
     told = {name: row[name] for name in TOLD if name in row}
     if (score := row.get("outlier_score")) is not None:
         told["outlier_score"] = round(float(score), DIGITS)

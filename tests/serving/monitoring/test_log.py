@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from lesionfast.errors import LesionfastError
 from lesionfast.serving.api import Service
 from lesionfast.serving.bundle import WEIGHTS
 from lesionfast.serving.inputs import find_items
+from lesionfast.serving.monitoring.drift import mean_probabilities
 from lesionfast.serving.monitoring.log import (
     append_lines,
     check_log,
@@ -67,6 +69,16 @@ def test_a_line_has_the_answer_and_nothing_that_names_anyone(exported, photos, t
     assert lines[0]["answer"]["decision"] == row["decision"]
     text = log.read_text("utf-8")
     assert not [name for name in ("muster", *map(stem, photos[:3]), '"57') if name in text]
+
+
+def test_a_picture_without_a_decision_is_logged_without_probabilities(exported, photos, tmp_path):
+    log = tmp_path / "log.jsonl"
+    predictor = Predictor(exported, log=log)
+    predictor.bundle = replace(predictor.bundle, ood=replace(predictor.bundle.ood, threshold=-99.0))
+    predictor(photos[0])
+    [line] = read_log(log).lines  # and is read like any other
+    assert line["answer"]["probabilities"] is None and line["answer"]["outlier"] is True
+    assert mean_probabilities([line], predictor.bundle.classes).shape == (0, 7)
 
 
 def test_bytes_of_the_app_are_logged_as_those_of_the_file(exported, photos, tmp_path):
