@@ -72,7 +72,9 @@ class DataConfig(Columns):
         "auto", "How the dataset lies on disk; 'auto' recognises it (see lesionfast list layouts)."
     )
     csv: str | None = option(None, "Metadata CSV file, for other layouts; use it with --images.")
-    images: str | None = option(None, "Folder, zip or tar file of the images; use it with --csv.")
+    images: str | None = option(
+        None, "Folder, or zip, tar, HDF5, Parquet or .npz file of the images; use it with --csv."
+    )
     separator: str | None = option(
         None, "Character between the fields of the table, or 'tab' (default: it is found)."
     )

@@ -141,7 +141,9 @@ def print_doubts(runs: "list[Run]", corrections: Path | None, csv: Path | None) 
     print(draw_suspicious_labels(runs, first.path / "figures", table))
 
 
-Inputs = argument(list[str], "Images, folders, zip or tar files, or tables without labels.")
+Inputs = argument(
+    list[str], "Images, folders, tables without labels, or zip, tar, HDF5, Parquet or .npz files."
+)
 Model = argument(Path, "The run whose doubt decides.")
 Count = option(int, "How many images to list.", "--n")
 NextFile = option(Path, "CSV file to write the list to.")

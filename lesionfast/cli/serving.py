@@ -14,11 +14,17 @@ if TYPE_CHECKING:
     from lesionfast.serving.outputs import Count
 
 Model = argument(str, "A run, an exported folder, a model.onnx file or hf://user/name.")
-Inputs = argument(list[str] | None, "Images, folders, globs, zip or tar files, datasets or tables.")
+Inputs = argument(
+    list[str] | None,
+    "Images, folders, globs, tables, datasets, or zip, tar, HDF5, Parquet or .npz files.",
+)
 OutFile = option(Path | None, "File to write: .csv, .jsonl or .parquet (default: stdout).")
 Format = option(str | None, "csv, jsonl or parquet (default: from the suffix of --out).")
 Isic = option(bool, "Write a submission to the ISIC 2018 challenge.", "--isic")
-Images = option(Path | None, "Folder, zip or tar file of a CSV's images (default: its folder).")
+Images = option(
+    Path | None,
+    "Folder, or zip, tar, HDF5, Parquet or .npz file of a table's images (default: its folder).",
+)
 Separator = option(
     str | None, "Character between the fields of a CSV file (default: from its header)."
 )
@@ -137,15 +143,14 @@ def predict_files(
     model: str, inputs: list[str], out: Path | None, kind: str, choices: dict[str, Any]
 ) -> "Count":
     """Predict the inputs; raises `LesionfastError` if there is none, or for too many views."""
-    if not inputs:
-        raise LesionfastError(
-            f"no input after {model}. Name images, a folder, a zip file or a CSV file."
-        )
     views = choices["views"]
     if views is not None and not 1 <= views <= 8:
         raise LesionfastError(f"--tta is {views}; type 1 to 8 views.")
+    from lesionfast.serving.inputs import NAME_SOME
     from lesionfast.serving.outputs import predict_inputs
 
+    if not inputs:
+        raise LesionfastError(f"no input after {model}. {NAME_SOME}")
     return predict_inputs(model, inputs, out, kind, **choices)
 
 

@@ -376,7 +376,7 @@ def build(task: Task, note: Path, skip_bad: bool) -> Images:
         if find_note(task.paths) != note:
             raise LesionfastError(
                 "images changed while they were being decoded. Wait until nothing writes to their "
-                "folder or zip file, and run it again."
+                "folder or file, and run it again."
             )
         write_note(note, {"digest": digest, "bad": sorted(bad)})
         file = find_array(task, note.parent, digest, bad)

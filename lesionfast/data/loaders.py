@@ -341,7 +341,7 @@ class LesionDataLoaders(DataLoaders):
 
     @classmethod
     def from_csv(cls, csv: str | Path, images: str | Path, **kwargs: Any) -> "LesionDataLoaders":
-        """Return the DataLoaders of a metadata CSV file and a folder or zip file of its images.
+        """Return the DataLoaders of a metadata CSV file and the folder or file of its images.
 
         The keywords are those of `load_data` and `from_df`.
 

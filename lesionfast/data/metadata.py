@@ -272,7 +272,7 @@ def add_paths(csv: Path, df: pd.DataFrame, files: pd.DataFrame | None) -> pd.Dat
         raise LesionfastError(
             f"none of the {pluralize(len(df), 'image')} of {csv.name} was found. The first is "
             f"'{df['image_id'].iloc[0]}'; the image files found are: {list_first(files['stem'])}. "
-            "Name the folder or zip file with --images and the column with --image."
+            "Name the folder or file of images with --images and the column with --image."
         )
     for lost, what in [
         (df.loc[path.isna(), "image_id"], "row without an image"),

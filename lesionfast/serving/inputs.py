@@ -1,4 +1,4 @@
-"""What to predict: images, folders, globs, zip files and tables, each image with its metadata."""
+"""What to predict: images, folders, globs, tables, files of images; each with its metadata."""
 
 import glob
 import hashlib
@@ -48,6 +48,7 @@ from lesionfast.files import readable_name, sha256
 
 logger = logging.getLogger("lesionfast")
 
+NAME_SOME = "Name images, a folder, a table, or a zip, tar, HDF5, Parquet or .npz file of images."
 FOREIGN = (".gif", ".jp2")  # images that may not be readable
 
 
@@ -108,9 +109,9 @@ def find_items(
     renamed: dict[str, str] | None = None,
     choose: Callable[[Iterator[Item]], Iterator[Item]] = iter,
 ) -> Iterator[Item]:
-    """Yield the images of files, folders, globs, zip files, datasets and tables, in order.
+    """Yield the images of files, folders, globs, zip files and the like, datasets and tables.
 
-    `images` is the folder or zip file of the images that a table names, unless they are beside
+    `images` is the folder or file of the images that a table names, unless they are beside
     it; `metadata` holds for every image whose table does not say otherwise; a table should have
     `columns`; its `separator` is found unless given, and `renamed` maps columns of a table to
     those. `choose` leaves images out before any file is opened. Raises `LesionfastError`, before
@@ -121,8 +122,7 @@ def find_items(
     for root in roots:
         if not Path(root).exists():
             raise LesionfastError(
-                f"there is no file, folder or pattern '{readable_name(root)}'. "
-                "Name images, a folder, a zip file or a CSV file."
+                f"there is no file, folder or pattern '{readable_name(root)}'. {NAME_SOME}"
             )
     tables = Tables(images, metadata or {}, image_column, columns, separator, renamed or {})
     return add_tags(choose(item for root in roots for item in read_input(Path(root), tables)))

@@ -6,9 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lesionfast.cli import labelling, serving
+from lesionfast.config import DataConfig
 from lesionfast.data.encoder import BadValue, MetadataEncoder
+from lesionfast.data.formats.containers import CONTAINERS
 from lesionfast.errors import LesionfastError
-from lesionfast.serving.inputs import MetadataReader, find_items
+from lesionfast.serving.inputs import NAME_SOME, MetadataReader, find_items
 
 
 @pytest.fixture
@@ -254,3 +257,15 @@ def test_what_a_person_types_is_refused(reader, told, message):
     with pytest.raises(LesionfastError, match=message):
         reader.encoder.check(told)
     reader.encoder.check({"sex": "unknown", "age": None, "thickness": " 2.5 "})
+
+
+def test_errors_and_help_name_every_kind_of_file_that_is_read():
+    texts = [
+        parameter.__metadata__[0].help
+        for parameter in (serving.Inputs, serving.Images, labelling.Inputs)
+    ]
+    texts += [NAME_SOME, DataConfig.__dataclass_fields__["images"].metadata["help"]]
+    for text in texts:
+        assert not [kind.kind for kind in CONTAINERS.values() if kind.kind not in text], text
+    with pytest.raises(LesionfastError, match="zip, tar, HDF5"):
+        find_items(["gone"])

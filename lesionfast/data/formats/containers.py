@@ -27,12 +27,18 @@ from lesionfast.data.formats.pictures import HEAD, IMAGE_SUFFIXES, check_size, f
 from lesionfast.errors import LesionfastError, import_extra, list_first
 from lesionfast.files import disk_errors, stamp, temporary_folder
 
-HIDDEN_PART = re.compile(r"(?:^|/)(?:\.|__MACOSX(?:/|$))")  # of a path with forward slashes
+HIDDEN_PART = re.compile(r"(?:^|/)(?:\.(?!/)|__MACOSX(?:/|$))")  # of a path; "./" is none
+HERE = re.compile(r"(?:(?<=/)|^)(?:\./)+")
 IN_MEMORY_BYTES = 2**27  # of an array of an .npz file: a larger one is unpacked to a temporary file
 BATCH_ROWS = 16  # of a Parquet file, read together
 KEPT_BYTES = 2**26  # of a Parquet file, kept for threads that are a little behind
-TAR_VERSION = 2  # part of the key of a tar file's index: raise it when that changes
+TAR_VERSION = 3  # part of the key of a tar file's index: raise it when that changes
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
+
+
+def plain_name(name: str) -> str:
+    """Return the name of a member without "./", as `tar cf FILE .` writes before each name."""
+    return HERE.sub("", name) if "./" in name else name
 
 
 def content_key(data: bytes) -> str:
@@ -134,12 +140,15 @@ class Zip(Container):
         super().__init__(file)
         with self.explained(zipfile.BadZipFile, NotImplementedError, ValueError):
             self._archive = zipfile.ZipFile(file)
+        names = self._archive.namelist()
+        self._written = {plain_name(name): name for name in names if plain_name(name) != name}
 
     def close(self) -> None:
         self._archive.close()
 
     def list_members(self) -> list[str]:
-        names = (name for name in self._archive.namelist() if not HIDDEN_PART.search(name))
+        names = dict.fromkeys(map(plain_name, self._archive.namelist()))
+        names = (name for name in names if not HIDDEN_PART.search(name))
         return [name for name in names if is_image(name, partial(self.read_start, most=HEAD))]
 
     def read(self, member: str) -> bytes:
@@ -157,7 +166,7 @@ class Zip(Container):
 
     def _find(self, member: str) -> zipfile.ZipInfo:
         try:
-            return self._archive.getinfo(member)
+            return self._archive.getinfo(self._written.get(member, member))
         except KeyError:
             raise self.missing(member) from None
 
@@ -241,7 +250,7 @@ class Tar(Container):
         with self.explained(tarfile.TarError, EOFError), tarfile.open(self.file, "r:") as archive:
             while (info := archive.next()) is not None:
                 if info.isreg() and not info.issparse():
-                    names.append(info.name.removeprefix("./"))  # as `tar cf FILE .` writes
+                    names.append(plain_name(info.name))
                     starts.append(info.offset_data)
                     sizes.append(info.size)
                 archive.members = []  # else it keeps a kilobyte of each

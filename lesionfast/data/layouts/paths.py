@@ -140,8 +140,8 @@ def find_unique(files: pd.DataFrame) -> pd.DataFrame:
         unique = drop_copies(files)
     except LesionfastError as error:
         raise LesionfastError(
-            f"{error}. Remove one of each, or name the right folder or zip file with --csv FILE "
-            "--images DIR."
+            f"{error}. Remove one of each, or name the right folder or file of images with "
+            "--csv FILE --images DIR."
         ) from None
     if len(unique) < len(files):
         copied = unique["stem"].isin(files["stem"][files["stem"].duplicated()])

@@ -454,3 +454,35 @@ def test_a_table_of_parquet_is_no_file_of_images(tmp_path):
     pd.DataFrame({"image_id": ["a"], "dx": ["nv"]}).to_parquet(tmp_path / "m.parquet")
     with pytest.raises(LesionfastError, match="one column with the bytes of images; it has none"):
         list_members(tmp_path / "m.parquet")
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_members_whose_names_begin_with_a_dot_and_a_slash_are_ordinary(pictures, tmp_path, kind):
+    names = [
+        "./a.jpg",
+        "./sub/./b.jpg",
+        "c.jpg",
+        "./.hidden.jpg",
+        "./__MACOSX/._a.jpg",
+        "d/../e.jpg",
+    ]
+    held = dict(zip(names, pictures.values(), strict=False))
+    path = tmp_path / f"all.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in held.items():
+                archive.writestr(name, data)
+    else:
+        with tarfile.open(path, "w") as archive:
+            for name, data in held.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    with open_container(str(path)) as opened:
+        assert opened.list_members() == ["a.jpg", "sub/b.jpg", "c.jpg"]
+        assert opened.read("sub/b.jpg") == held["./sub/./b.jpg"]
+    listed = list_images(tmp_path)["path"]
+    with FileReader() as reader:
+        assert [reader.read(path) for path in listed] == [
+            held[name] for name in (names[0], "c.jpg", names[1])
+        ]
