@@ -220,6 +220,34 @@ def probability_columns(classes: Iterable[str]) -> list[str]:
     return [f"p_{name}" for name in classes]
 
 
+def same_prior(first: Iterable[float], second: Iterable[float]) -> bool:
+    """Return whether two priors, the shares of the classes, are one."""
+    return all(abs(one - other) <= SAME for one, other in zip(first, second, strict=True))
+
+
+def prior_factors(before: Iterable[float], after: Iterable[float]) -> list[float]:
+    """Return after / before of each class, what a move of the prior multiplies probabilities by.
+
+    It is 0 for a class that was never learned.
+    """
+    return [new / old if old else 0.0 for old, new in zip(before, after, strict=True)]
+
+
+def move_prior(probabilities: Any, before: Iterable[float], after: Iterable[float]) -> Any:
+    """Return probabilities (n, k) that hold for class shares `before` (k,) as they are for `after`.
+
+    They are an array, or a tensor of PyTorch. They are multiplied by after / before and scaled to a
+    sum of 1 (Saerens et al. 2002, doi:10.1162/089976602753284446, eq. 2.4).
+    """
+    if same_prior(before, after):
+        return probabilities
+    import numpy as np
+
+    like = getattr(probabilities, "new_tensor", np.asarray)
+    odds = probabilities * like(prior_factors(before, after))
+    return odds / odds.sum(axis=-1, keepdims=True).clip(SMALLEST)
+
+
 def find_class(option: str, name: str, classes: Sequence[str]) -> int:
     """Return the index of the class that an option names; raises `LesionfastError`."""
     if name not in classes:

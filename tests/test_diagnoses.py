@@ -14,6 +14,7 @@ from lesionfast.diagnoses import (
     is_melanoma,
     is_nevus,
     join_names,
+    move_prior,
     quote,
     read_class_weights,
     read_costs,
@@ -249,3 +250,30 @@ def test_a_name_torn_at_its_comma_says_how_to_type_it():
 def test_what_can_not_be_read_says_what_to_type(read, text, message):
     with pytest.raises(LesionfastError, match=message):
         read(text, CLASSES)
+
+
+def test_a_moved_prior_keeps_the_balanced_decision_and_comes_back():
+    rng = np.random.default_rng(0)
+    probabilities, before, after = rng.dirichlet([1, 1, 1], 50), [0.7, 0.2, 0.1], [0.2, 0.2, 0.6]
+    moved = move_prior(probabilities, before, after)
+    np.testing.assert_allclose(moved.sum(axis=1), 1)
+    np.testing.assert_array_equal(
+        (moved / after).argmax(axis=1), (probabilities / before).argmax(axis=1)
+    )
+    np.testing.assert_allclose(move_prior(moved, after, before), probabilities)
+    assert move_prior(probabilities, before, before) is probabilities
+
+
+def test_a_class_that_a_prior_lacks_gets_no_probability():
+    moved = move_prior(np.array([[0.5, 0.5, 0.0]]), [0.5, 0.5, 0.0], [1 / 3] * 3)
+    np.testing.assert_allclose(moved, [[0.5, 0.5, 0.0]])
+
+
+@pytest.mark.parametrize("after", [[0.2, 0.2, 0.6], [0.5, 0.5, 0.0]])
+def test_a_tensor_moves_as_an_array(after):
+    import torch
+
+    probabilities, before = np.random.default_rng(0).dirichlet([1, 1, 1], 9), [0.5, 0.5, 0.0]
+    moved = move_prior(torch.tensor(probabilities, dtype=torch.float32), before, after)
+    assert moved.dtype == torch.float32
+    np.testing.assert_allclose(moved, move_prior(probabilities, before, after), atol=1e-6)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lesionfast.data.loaders import pick_device
-from lesionfast.diagnoses import SAME, SMALLEST
+from lesionfast.diagnoses import SMALLEST, move_prior
 from lesionfast.errors import DamageError
 from lesionfast.files import sha256_once
 from lesionfast.models.fusion import FusionModel, build_described, load_model, load_tensors
@@ -76,17 +76,6 @@ def pool_tensors(about: dict[str, Any], probabilities: Iterator[Tensor]) -> Tens
     parts = [part.clamp_min(SMALLEST).log() for part in parts] if geometric else parts
     mean = sum(weight * part for weight, part in zip(about["weights"], parts, strict=True))
     return mean.softmax(dim=-1) if geometric else mean
-
-
-def move_prior(probabilities: Tensor, before: Sequence[float], after: Sequence[float]) -> Tensor:
-    """Return probabilities (B, K) that hold for class shares `before` as they are for `after`."""
-    pairs = list(zip(before, after, strict=True))
-    if all(abs(old - new) <= SAME for old, new in pairs):
-        return probabilities
-    odds = probabilities * probabilities.new_tensor(
-        [new / old if old else 0.0 for old, new in pairs]
-    )
-    return odds / odds.sum(dim=-1, keepdim=True).clamp_min(SMALLEST)
 
 
 class EnsembleEngine:

@@ -16,7 +16,7 @@ from lesionfast.data.encoder import SHAPE as ENCODER_SHAPE
 from lesionfast.data.encoder import JointEncoder, MetadataEncoder
 from lesionfast.data.images import open_images
 from lesionfast.data.split import load_dataset
-from lesionfast.diagnoses import Classes, probability_columns
+from lesionfast.diagnoses import Classes, move_prior, prior_factors, probability_columns
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.evaluation.decisions import (
     CALIBRATION,
@@ -39,7 +39,7 @@ from lesionfast.stats.calibration import Calibrator, clipped_log
 from lesionfast.stats.conformal import Conformal
 from lesionfast.stats.metrics import json_safe
 from lesionfast.stats.ood import Scorer
-from lesionfast.stats.pooling import MEANS, move_prior, prior_factors
+from lesionfast.stats.pooling import MEANS
 from lesionfast.stats.rules import DecisionRule, as_prior
 from lesionfast.stats.selective import Referral
 from lesionfast.stats.thresholds import OperatingPoint, positive_and_score

@@ -7,8 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import softmax
 
-from lesionfast.diagnoses import SAME, SMALLEST
-from lesionfast.stats.metrics import ratio
+from lesionfast.diagnoses import SMALLEST, same_prior
 
 logger = logging.getLogger("lesionfast")
 
@@ -27,31 +26,6 @@ def average(probabilities: np.ndarray, weights: ArrayLike, mean: str) -> np.ndar
         return np.tensordot(weights, probabilities, axes=1)
     logs = np.tensordot(weights, np.log(np.maximum(probabilities, SMALLEST)), axes=1)
     return softmax(logs, axis=1)
-
-
-def same_prior(first: ArrayLike, second: ArrayLike) -> bool:
-    """Return whether two priors (k,) are one."""
-    return np.allclose(first, second, rtol=0, atol=SAME)
-
-
-def move_prior(probabilities: np.ndarray, before: ArrayLike, after: ArrayLike) -> np.ndarray:
-    """Return probabilities (n, k) that hold for class shares `before` (k,) as they are for `after`.
-
-    They are multiplied by after / before and scaled to a sum of 1 (Saerens et al. 2002,
-    doi:10.1162/089976602753284446, eq. 2.4).
-    """
-    if same_prior(before, after):
-        return probabilities
-    odds = np.asarray(probabilities, np.float64) * prior_factors(before, after)
-    return odds / np.maximum(odds.sum(axis=1, keepdims=True), SMALLEST)
-
-
-def prior_factors(before: ArrayLike, after: ArrayLike) -> np.ndarray:
-    """Return after / before (k,), what a move of the prior multiplies probabilities by.
-
-    It is 0 for a class that was never learned.
-    """
-    return np.nan_to_num(ratio(after, before))
 
 
 def common_prior(priors: Sequence[ArrayLike]) -> tuple[np.ndarray, bool]:

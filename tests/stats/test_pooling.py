@@ -5,7 +5,7 @@ import pytest
 from scipy.optimize import OptimizeResult
 
 from lesionfast.stats.metrics import losses
-from lesionfast.stats.pooling import average, best_weights, common_prior, move_prior
+from lesionfast.stats.pooling import average, best_weights, common_prior
 
 
 @pytest.mark.parametrize("mean", ["arithmetic", "geometric"])
@@ -39,23 +39,6 @@ def test_a_search_that_ends_early_gives_no_worse_than_equal_weights(monkeypatch,
     weights = best_weights(votes, truth, np.array([0.5, 0.5]), "arithmetic")
     np.testing.assert_allclose(weights, last if better else [0.5, 0.5])
     assert ("all models count the same" in caplog.text) is not better
-
-
-def test_a_moved_prior_keeps_the_balanced_decision_and_comes_back():
-    rng = np.random.default_rng(0)
-    probabilities, before, after = rng.dirichlet([1, 1, 1], 50), [0.7, 0.2, 0.1], [0.2, 0.2, 0.6]
-    moved = move_prior(probabilities, before, after)
-    np.testing.assert_allclose(moved.sum(axis=1), 1)
-    np.testing.assert_array_equal(
-        (moved / after).argmax(axis=1), (probabilities / before).argmax(axis=1)
-    )
-    np.testing.assert_allclose(move_prior(moved, after, before), probabilities)
-    assert move_prior(probabilities, before, before) is probabilities
-
-
-def test_a_class_that_a_prior_lacks_gets_no_probability():
-    moved = move_prior(np.array([[0.5, 0.5, 0.0]]), [0.5, 0.5, 0.0], [1 / 3] * 3)
-    np.testing.assert_allclose(moved, [[0.5, 0.5, 0.0]])
 
 
 def test_the_common_prior_is_that_of_all_or_uniform():

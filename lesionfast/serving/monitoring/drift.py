@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import chi2
 
+from lesionfast.diagnoses import move_prior
 from lesionfast.errors import LesionfastError, did_you_mean, pluralize
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.files import sha256
@@ -26,7 +27,6 @@ from lesionfast.run import Run
 from lesionfast.serving.bundle import Bundle
 from lesionfast.serving.monitoring.log import Lines, classify, hash_decisions
 from lesionfast.stats.bootstrap import wilson
-from lesionfast.stats.pooling import move_prior
 
 logger = logging.getLogger("lesionfast")
 

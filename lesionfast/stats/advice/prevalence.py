@@ -7,11 +7,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from lesionfast.diagnoses import find_class, quote, read_pairs
+from lesionfast.diagnoses import find_class, move_prior, quote, read_pairs
 from lesionfast.errors import LesionfastError, pluralize
 from lesionfast.stats.bootstrap import Found, interval, resampled, wilson
 from lesionfast.stats.metrics import ratio
-from lesionfast.stats.pooling import move_prior
 from lesionfast.stats.rules import as_prior, as_probabilities
 
 logger = logging.getLogger("lesionfast")

@@ -14,7 +14,9 @@ import pandas as pd
 
 from lesionfast.config import TrainConfig, check_choice
 from lesionfast.diagnoses import (
+    move_prior,
     probability_columns,
+    same_prior,
 )
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.comparison import align_images, check_split
@@ -29,14 +31,7 @@ from lesionfast.run import (
     Run,
     describe_software,
 )
-from lesionfast.stats.pooling import (
-    MEANS,
-    average,
-    best_weights,
-    common_prior,
-    move_prior,
-    same_prior,
-)
+from lesionfast.stats.pooling import MEANS, average, best_weights, common_prior
 from lesionfast.stats.rules import as_prior
 
 logger = logging.getLogger("lesionfast")

@@ -12,11 +12,10 @@ from torch import Tensor
 from torch.nn.functional import log_softmax, one_hot
 
 from lesionfast.config import TrainConfig
-from lesionfast.diagnoses import probability_columns
+from lesionfast.diagnoses import move_prior, probability_columns
 from lesionfast.errors import LesionfastError, pluralize
 from lesionfast.models.lineage import teacher_lineage
 from lesionfast.run import Run
-from lesionfast.stats.pooling import move_prior
 from lesionfast.training.balancing import find_targets
 from lesionfast.training.ensembles.towers import split_towers
 from lesionfast.training.learner import LesionLearner

@@ -13,14 +13,13 @@ import pandas as pd
 from lesionfast.config import TrainConfig
 from lesionfast.console import part_of_work
 from lesionfast.data.split import choose_fold, deal_folds, format_folds, read_folds
-from lesionfast.diagnoses import probability_columns
+from lesionfast.diagnoses import move_prior, probability_columns
 from lesionfast.errors import LesionfastError, TrainingInterrupted
 from lesionfast.evaluation.distilled import NAME as STUDENT
 from lesionfast.evaluation.distilled import compare_student, describe_student
 from lesionfast.evaluation.interpretation import OUT_OF_FOLD
 from lesionfast.files import sha256
 from lesionfast.run import Run
-from lesionfast.stats.pooling import move_prior
 from lesionfast.training.ensembles.combining import (
     choose_rows,
     collect_votes,

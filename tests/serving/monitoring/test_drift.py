@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from lesionfast.cli import app
 from lesionfast.data.encoder import MetadataEncoder
 from lesionfast.data.split import load_dataset
+from lesionfast.diagnoses import move_prior
 from lesionfast.errors import LesionfastError
 from lesionfast.run import Run
 from lesionfast.serving.bundle import Bundle
@@ -33,7 +34,6 @@ from lesionfast.serving.monitoring.drift import (
 )
 from lesionfast.serving.monitoring.log import DIGITS, Lines, classify, hash_decisions, read_log
 from lesionfast.serving.predictor import Predictor
-from lesionfast.stats.pooling import move_prior
 
 WEIGHTS = b"weights"
 

@@ -3,6 +3,7 @@ import logging
 import numpy as np
 import pytest
 
+from lesionfast.diagnoses import move_prior
 from lesionfast.errors import LesionfastError
 from lesionfast.stats.advice.prevalence import (
     estimate_prior,
@@ -10,7 +11,6 @@ from lesionfast.stats.advice.prevalence import (
     read_prior,
     write_prior,
 )
-from lesionfast.stats.pooling import move_prior
 
 CLASSES = ["mel", "nv", "df"]
 

@@ -8,7 +8,7 @@ import pytest
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.split import load_data, load_dataset
-from lesionfast.diagnoses import probability_columns
+from lesionfast.diagnoses import move_prior, probability_columns
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.comparison import compare
 from lesionfast.evaluation.interpretation import Interpretation
@@ -17,7 +17,6 @@ from lesionfast.serving.bundle import own_columns
 from lesionfast.serving.export import export
 from lesionfast.serving.predictor import Predictor
 from lesionfast.stats.metrics import losses
-from lesionfast.stats.pooling import move_prior
 from lesionfast.training.ensembles.towers import fit_size, split_towers
 from lesionfast.training.experiment import resume, train
 
