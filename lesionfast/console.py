@@ -19,9 +19,46 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("lesionfast")
 
+# What a terminal or a page obeys instead of showing it: controls but tab and new line, marks that
+# turn the order of letters round, letters without width or ink, and halves of a letter.
+UNSEEN = re.compile(
+    "[\0-\x08\x0b-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e007f\ud800-\udfff]"
+)
+NOT_UTF8 = range(0xDC80, 0xDD00)  # how Python keeps a byte of a file name that is not UTF-8
+
 # Of the processes that a launcher has started together, the first speaks.
 LATER_PROCESS = int(os.environ.get("WORLD_SIZE") or 1) > 1 and os.environ.get("RANK", "0") != "0"
 SHOWN: set[str] = set()  # lines of the log that are on the console
+
+
+def printable(text: object) -> str:
+    """Return a text in which what can't be seen is spelled out: an escape is "\\x1b".
+
+    Names in a dataset or a model come from strangers, and a terminal does what escapes say.
+    """
+    return UNSEEN.sub(lambda found: spell_out(ord(found[0])), str(text))
+
+
+def spell_out(code: int) -> str:
+    """Return a character by its number as Python writes it in a string: \\x1b, \\u202e."""
+    return ascii(chr(code - 0xDC00 if code in NOT_UTF8 else code))[1:-1]
+
+
+def echo(*values: object, sep: str = " ", stderr: bool = False, flush: bool = False) -> None:
+    """Print values to stdout or stderr; a person is shown what can't be seen.
+
+    In a pipe, stdout has them as they are, because programs read paths there.
+    """
+    file, text = sys.stderr if stderr else sys.stdout, sep.join(map(str, values))
+    print(printable(text) if stderr or file.isatty() else text, file=file, flush=flush)
+
+
+class PrintableLines(logging.Formatter):
+    """Formats a line of the log as its message, in which nothing is unseen."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def show_log() -> None:
@@ -46,7 +83,7 @@ def log_to_console(level: int | None = None) -> None:
     handler.setLevel(level or (logging.INFO if sys.stderr.isatty() else logging.WARNING))
     if LATER_PROCESS:
         handler.setLevel(logging.CRITICAL)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(PrintableLines("%(message)s"))
     handler.addFilter(is_new)
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -74,12 +111,13 @@ def progress_bar() -> "Progress":
     from rich.console import Console
 
     console = Console(stderr=True)
+    parts = printable("".join(f"{part}, " for part in PARTS)).replace("{", "{{").replace("}", "}}")
     return progress.Progress(
-        progress.TextColumn("".join(f"{part}, " for part in PARTS) + "{task.description}"),
+        progress.TextColumn(parts + "{task.description}", markup=False),
         progress.BarColumn(),
         progress.MofNCompleteColumn(),
         progress.TimeRemainingColumn(),
-        progress.TextColumn("{task.fields[note]}"),
+        progress.TextColumn("{task.fields[note]}", markup=False),
         console=console,
         transient=True,
         disable=LATER_PROCESS
@@ -232,17 +270,18 @@ class Table:
 
         table = RichTable(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
         for name, numeric in zip(self.columns, self.numeric, strict=True):
-            heading = fill(name, 12, break_long_words=False) if numeric else name
+            heading = printable(fill(name, 12, break_long_words=False) if numeric else name)
             table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
         gap = ",\n" if narrow else ", "
         for row in self.rows:
             texts = [f"{each.text}\n{each.interval.replace(', ', gap)}".rstrip() for each in row]
+            texts = map(printable, texts)
             if row:
                 table.add_row(*(Text(t, each.style) for t, each in zip(texts, row, strict=True)))
             else:
                 table.add_section()
-        note = [Text(self.note, "dim")] if self.note else []
-        return Group(Text(self.title, "bold"), table, *note)
+        note = [Text(printable(self.note), "dim")] if self.note else []
+        return Group(Text(printable(self.title), "bold"), table, *note)
 
     def to_markdown(self) -> str:
         """Return it as Markdown, intervals beside their values."""
@@ -260,20 +299,25 @@ class Table:
         def row(tag: str, texts: Iterable[str]) -> str:
             cells = zip(texts, sides, strict=False)
             return "".join(
-                f'<{tag} style="text-align: {side}">{html.escape(text)}</{tag}>'
+                f'<{tag} style="text-align: {side}">{escape_html(text)}</{tag}>'
                 for text, side in cells
             )
 
         body = [row("td", map(str, cells)) for cells in self.rows if cells]
-        note = f"<p>{html.escape(self.note)}</p>" if self.note else ""
+        note = f"<p>{escape_html(self.note)}</p>" if self.note else ""
         lines = "".join(f"<tr>{line}</tr>" for line in [row("th", self.columns), *body])
-        caption = f'<caption style="text-align: left">{html.escape(self.title)}</caption>'
+        caption = f'<caption style="text-align: left">{escape_html(self.title)}</caption>'
         return f"<table>{caption}{lines}</table>{note}".replace("\n", "<br>")
+
+
+def escape_html(text: str) -> str:
+    """Return text as HTML that shows it letter by letter."""
+    return html.escape(printable(text))
 
 
 def escape_markdown(text: str) -> str:
     """Return text as Markdown that shows it letter by letter, on one line: no HTML, no marks."""
-    line = " ".join(text.split())
+    line = printable(" ".join(text.split()))
     return re.sub(r"([\\`*\[\]|]|(?<!\w)_|_(?!\w))", r"\\\1", html.escape(line, quote=False))
 
 

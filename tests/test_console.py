@@ -12,10 +12,12 @@ from lesionfast.console import (
     Cell,
     Table,
     cell,
+    echo,
     estimate,
     log_to_console,
     part_of_work,
     print_table,
+    printable,
     progress_bar,
 )
 
@@ -121,3 +123,15 @@ def test_a_table_is_printed_as_rich_would_lay_it_out(capsys):
     console = Console(file=io.StringIO(), width=80, highlight=False, markup=False, emoji=False)
     console.print(table.to_rich(), "")
     assert capsys.readouterr().out == console.file.getvalue()
+
+
+def test_what_can_not_be_seen_is_spelled_out():
+    shown = printable("a\x1b[2J\r\x9b\u202eb\u200b\udce9")
+    assert shown == r"a\x1b[2J\r\x9b\u202eb\u200b\xe9"
+    assert printable("é\u200dü\n\tعربي") == "é\u200dü\n\tعربي"
+
+
+def test_a_pipe_gets_a_path_as_it_is_and_a_person_what_can_be_seen(capsys):
+    echo("a\x1b[2J")
+    echo("a\x1b[2J", stderr=True)
+    assert capsys.readouterr() == ("a\x1b[2J\n", "a\\x1b[2J\n")

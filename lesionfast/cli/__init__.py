@@ -6,11 +6,13 @@ import sys
 import time
 import warnings
 from io import TextIOWrapper
+from traceback import format_exception
+from typing import Any
 
 import typer
 
 from lesionfast.cli.base import app
-from lesionfast.console import LATER_PROCESS, log_to_console
+from lesionfast.console import LATER_PROCESS, log_to_console, printable
 from lesionfast.errors import LesionfastError
 from lesionfast.files import REASONS, error_number
 
@@ -18,6 +20,7 @@ from lesionfast.files import REASONS, error_number
 from lesionfast.cli import training, reading, labelling, runs, serving, data, cache  # noqa: F401 (order of --help)
 # isort: on
 
+format_warning = warnings.formatwarning
 PATIENCE = 10  # seconds for a launcher to notice that the first process has ended
 
 
@@ -28,6 +31,7 @@ def main() -> None:
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # a path is printed as the system has it
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    warnings.formatwarning = lambda *about, **more: printable(format_warning(*about, **more))
     try:
         run_and_flush()
     except LesionfastError as error:
@@ -39,6 +43,14 @@ def main() -> None:
         exit_with(
             f"{name}: {REASONS[error_number(error)]}. Free some space, or name another place."
         )
+    except Exception:
+        sys.excepthook = show_bug
+        raise
+
+
+def show_bug(*error: Any) -> None:
+    """Print a traceback, in whose message a name may have letters that a terminal obeys."""
+    sys.stderr.write(printable("".join(format_exception(*error))))
 
 
 def run_and_flush() -> None:
@@ -63,5 +75,5 @@ def exit_with(message: str) -> None:
     """
     if LATER_PROCESS:
         time.sleep(PATIENCE)
-    typer.secho(f"error: {message}", fg="red", err=True)
+    typer.secho(f"error: {printable(message)}", fg="red", err=True)
     sys.exit(2)

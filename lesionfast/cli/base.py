@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from lesionfast.config import (
     Columns,
@@ -21,7 +22,7 @@ from lesionfast.config import (
     flag_name,
     read_option,
 )
-from lesionfast.console import print_table
+from lesionfast.console import echo, print_table, printable
 from lesionfast.errors import LesionfastError
 from lesionfast.run import Run, installed_version, newest_run
 
@@ -49,7 +50,25 @@ Split = option(str, "Predictions to use: valid or test.")
 CsvFile = option(Path | None, "Write the table to this CSV file as well.")
 Device = option(str, "Device to compute on: auto, cpu, cuda or mps.")
 
+
+class Commands(TyperGroup):
+    """The commands; in an error about what was typed, letters that can't be seen are spelled out.
+
+    What was typed may be the name of a file that the shell has found for a pattern.
+    """
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        """Run the command that was typed."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if hasattr(error, "format_message"):  # of what was typed
+                error.message = printable(error.message)
+            raise
+
+
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -62,7 +81,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Check, split, convert or down
 def print_version(wanted: bool) -> None:
     """Print the version of this package and exit, if `wanted`."""
     if wanted:
-        print(installed_version())
+        echo(installed_version())
         raise typer.Exit
 
 
@@ -156,7 +175,7 @@ def open_run(path: Path | None, root: str) -> Run:
 
 def print_json(value: Any) -> None:
     """Print JSON to stdout, in one line."""
-    print(json.dumps(value))
+    echo(json.dumps(value))
 
 
 def print_run(run: Run, as_json: bool) -> None:
@@ -170,18 +189,18 @@ def print_run(run: Run, as_json: bool) -> None:
     if prices := prices_of_weight(run):
         print_table(price_table(run, prices), stderr=True)
     elif words := describe_weight(run):
-        print(words, file=sys.stderr)
+        echo(words, stderr=True)
     print_corrections(run)
     from lesionfast.evaluation.distilled import NAME, describe_student
 
     if student := run.metrics.get(NAME):
-        print(describe_student(run, student), file=sys.stderr)
+        echo(describe_student(run, student), stderr=True)
     if run.metrics["status"] == "interrupted":
-        print(f"interrupted; continue with: lesionfast train --resume {run.path}", file=sys.stderr)
+        echo(f"interrupted; continue with: lesionfast train --resume {run.path}", stderr=True)
     if as_json:
         print_json({"run": str(run.path), **run.metrics})
     else:
-        print(run.path)
+        echo(run.path)
 
 
 def print_corrections(run: Run) -> None:
@@ -190,7 +209,7 @@ def print_corrections(run: Run) -> None:
         return
     from lesionfast.evaluation.labelling.corrected import corrections_table, describe_corrections
 
-    print(describe_corrections(run), file=sys.stderr)
+    echo(describe_corrections(run), stderr=True)
     for split in run.metrics["before_corrections"]:
         print_table(corrections_table(run, split), stderr=True)
 
@@ -208,4 +227,4 @@ def print_comparison(
         return
     for table in comparison_tables(comparison):
         print_table(table)
-    print(*files, *figures, sep="\n")
+    echo(*files, *figures, sep="\n")

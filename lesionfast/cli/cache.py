@@ -1,13 +1,12 @@
 """The command about the cache: what is in it, and how to clear it."""
 
 import re
-import sys
 from datetime import datetime
 
 import typer
 
 from lesionfast.cli.base import DATA, Json, app, option, print_json
-from lesionfast.console import Table, print_table
+from lesionfast.console import Table, echo, print_table
 from lesionfast.errors import LesionfastError, did_you_mean, pluralize
 from lesionfast.files import format_bytes, free_bytes
 
@@ -45,7 +44,7 @@ def list_cache(context: typer.Context, json: Json = False) -> None:
         print_json({**values, "arrays": rows})
         return
     if not entries:
-        print(f"the cache in {folder} is empty")
+        echo(f"the cache in {folder} is empty")
         return
     table = Table(f"Cache in {folder}", ["array", "size", "last used", "in use"])
     for entry in entries:
@@ -55,7 +54,7 @@ def list_cache(context: typer.Context, json: Json = False) -> None:
     most = f"{LIMIT} is {format_bytes(limit)}" if limit else f"no limit ({LIMIT} is not set)"
     free = format_bytes(free_bytes(folder))
     count = pluralize(len(entries), "array")
-    print(f"{count}, with notes {format_bytes(total)}; {most}; {free} of the disk are free")
+    echo(f"{count}, with notes {format_bytes(total)}; {most}; {free} of the disk are free")
 
 
 def when(used: float) -> str:
@@ -78,10 +77,10 @@ def clear(older: Older = None, only: Only = None) -> None:
         )
     gone, kept = clear_cache(read_age(older) if older else 0, only)
     size = format_bytes(sum(entry.size for entry in gone))
-    print(f"removed {pluralize(len(gone), 'array')}, {size}")
+    echo(f"removed {pluralize(len(gone), 'array')}, {size}")
     if kept:
         size = format_bytes(sum(entry.size for entry in kept))
-        print(f"kept {pluralize(len(kept), 'array')} in use, {size}", file=sys.stderr)
+        echo(f"kept {pluralize(len(kept), 'array')} in use, {size}", stderr=True)
 
 
 def read_age(text: str) -> float:

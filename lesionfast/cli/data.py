@@ -1,6 +1,5 @@
 """Commands about data and names: check a dataset, split it, list what options take."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import typer
 
 from lesionfast.cli.base import DATA, Json, app, argument, config_options, data_app, option
 from lesionfast.config import DataConfig, SplitConfig, read_option
-from lesionfast.console import counting_bar, print_table
+from lesionfast.console import counting_bar, echo, print_table
 from lesionfast.errors import LesionfastError, did_you_mean
 
 app.add_typer(data_app, name="data", rich_help_panel=DATA)
@@ -43,9 +42,9 @@ def check(given: dict[str, Any], data: DataFolder = None, json: Json = False) ->
 
     with counting_bar("comparing images") as progress:
         config = DataConfig(data=read_option(data or None), **given)
-        report = audit(config, progress, None if json else print)
+        report = audit(config, progress, None if json else echo)
     if json:
-        print(report.to_json())
+        echo(report.to_json())
     else:
         for table in audit_table(report):
             print_table(table)
@@ -65,9 +64,9 @@ def split(
 
     df = load_dataset(SplitConfig(data=read_option(data or None), **given))
     digest = write_split(df, out)
-    print(df.groupby(["target", "split"]).size().unstack(fill_value=0), file=sys.stderr)
-    print(f"sha256 {digest}", file=sys.stderr)
-    print(out)
+    echo(df.groupby(["target", "split"]).size().unstack(fill_value=0), stderr=True)
+    echo(f"sha256 {digest}", stderr=True)
+    echo(out)
 
 
 Target = option(Path, "Folder to write to.", "--to")
@@ -83,7 +82,7 @@ def convert(given: dict[str, Any], to: Target, data: DataFolder = None) -> None:
     from lesionfast.data.layouts.convert import convert
 
     with counting_bar("images") as progress:
-        print(convert(DataConfig(data=read_option(data or None), **given), to, progress))
+        echo(convert(DataConfig(data=read_option(data or None), **given), to, progress))
 
 
 Public = argument(str, "ham10000 or isic2018-test.")
@@ -100,7 +99,7 @@ def fetch(name: Public, to: Target, server: Server = None) -> None:
 
     with counting_bar("bytes") as progress:
         download(name, to, server or SERVER, progress)
-    print(to)
+    echo(to)
 
 
 @app.command("list", rich_help_panel=DATA)
@@ -117,7 +116,7 @@ def list_names(what: Kind, containing: Part = "") -> None:
             f"{did_you_mean(containing, described)} Type fewer letters."
         )
     width = max(map(len, rows))
-    print("\n".join(f"{name:<{width}}  {text}".rstrip() for name, text in rows.items()))
+    echo("\n".join(f"{name:<{width}}  {text}".rstrip() for name, text in rows.items()))
 
 
 def describe_names(what: str) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """Commands about labels: which are doubtful, the page that takes answers, what to label next."""
 
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from lesionfast.cli.base import (
     option,
 )
 from lesionfast.cli.serving import Host, Port, Token
-from lesionfast.console import print_table
+from lesionfast.console import echo, print_table
 from lesionfast.errors import LesionfastError
 from lesionfast.files import check_target, write_atomically
 from lesionfast.run import Run
@@ -114,9 +113,9 @@ def export_labels(
 
     cases = list_cases(runs, read_answers(corrections) if corrections else None)
     if fiftyone:
-        print(write_fiftyone(cases, fiftyone, runs[0].classes))
+        echo(write_fiftyone(cases, fiftyone, runs[0].classes))
     if studio:
-        print(*write_label_studio(cases, studio, runs[0].classes, runs[0].path.name), sep="\n")
+        echo(*write_label_studio(cases, studio, runs[0].classes, runs[0].path.name), sep="\n")
 
 
 def print_doubts(runs: "list[Run]", corrections: Path | None, csv: Path | None) -> None:
@@ -137,8 +136,8 @@ def print_doubts(runs: "list[Run]", corrections: Path | None, csv: Path | None) 
         print_table(contradictions_table(contradictions(runs, pairs, answers)))
     if csv:
         write_atomically(csv, lambda aside: table.to_csv(aside, index=False))
-        print(csv)
-    print(draw_suspicious_labels(runs, first.path / "figures", table))
+        echo(csv)
+    echo(draw_suspicious_labels(runs, first.path / "figures", table))
 
 
 Inputs = argument(
@@ -183,9 +182,9 @@ def list_next(
         folder, split = write_labelled(opened, inputs, answers, labelled)
         words = ["lesionfast", "train", "--data", opened.config.data or "DATA", "--data"]
         words += [str(folder), "--split", str(split), "--corrections", str(corrections)]
-        print(f"train with: {shlex.join(words)}", file=sys.stderr)
-        print(folder)
+        echo(f"train with: {shlex.join(words)}", stderr=True)
+        echo(folder)
         return
     check_target(csv)
-    print(write_list(choose_next(opened, inputs, n, answers, device), csv))
-    print(f"label them: lesionfast labels {run} --page --list {csv}", file=sys.stderr)
+    echo(write_list(choose_next(opened, inputs, n, answers, device), csv))
+    echo(f"label them: lesionfast labels {run} --page --list {csv}", stderr=True)

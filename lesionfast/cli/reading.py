@@ -1,7 +1,6 @@
 """Commands that read runs: interpret, report, compare."""
 
 import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ from lesionfast.cli.base import (
     print_comparison,
     print_json,
 )
-from lesionfast.console import print_table
+from lesionfast.console import echo, print_table
 from lesionfast.files import check_target
 from lesionfast.run import Run
 
@@ -98,7 +97,7 @@ def interpret(
     if findings.fewer_melanomas:
         logger.warning("%s", findings.fewer_melanomas)
     for choice in findings.decisions.kept_choices():
-        print(f"kept in {opened.path}: {choice}", file=sys.stderr)
+        echo(f"kept in {opened.path}: {choice}", stderr=True)
     print_findings(findings, submission, json)
 
 
@@ -114,7 +113,7 @@ def print_nearest(run: Run, image: str, k: int, as_json: bool) -> None:
         print_json({"nearest": records(lesions), "figure": str(figure)})
         return
     print_table(nearest_table(lesions))
-    print(figure)
+    echo(figure)
 
 
 def print_findings(findings: "Findings", submission: Path | None, as_json: bool) -> None:
@@ -129,7 +128,7 @@ def print_findings(findings: "Findings", submission: Path | None, as_json: bool)
         rows = predictions[predictions["split"] == findings.interpretation.split]
         write_submission(rows, submission)
         note = "probabilities; the challenge decides by the largest (the rule argmax)"
-        print(f"{submission}: {note}", file=sys.stderr)
+        echo(f"{submission}: {note}", stderr=True)
     figures = [str(figure) for figure in findings.files.values()]
     if as_json:
         print_json(findings.to_dict() | {"figures": figures, "report": str(page)})
@@ -138,7 +137,7 @@ def print_findings(findings: "Findings", submission: Path | None, as_json: bool)
 
     for table in interpretation_tables(findings):
         print_table(table)
-    print(*figures, page, sep="\n")
+    echo(*figures, page, sep="\n")
 
 
 ReportedRuns = argument(list[Path] | None, "A run (default: the newest), or several.")
@@ -172,9 +171,9 @@ def report(
         page = write_report(Findings.from_run(opened[0], split), to)
     else:
         page = write_comparison(opened, to or Path(out) / "comparison" / "report.html", split)
-    print(page)
+    echo(page)
     if pdf:
-        print(print_pdf(page))
+        echo(print_pdf(page))
 
 
 ComparedRuns = argument(list[Path] | None, "Runs (default: all with the split of the newest).")

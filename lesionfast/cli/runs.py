@@ -16,7 +16,7 @@ from lesionfast.catalog.listing import (
 )
 from lesionfast.cli.base import READ, Json, Root, app, argument, option, print_json, runs_app
 from lesionfast.config import flag_name
-from lesionfast.console import print_table
+from lesionfast.console import echo, print_table
 from lesionfast.errors import DamageError, LesionfastError, pluralize
 from lesionfast.files import format_bytes
 from lesionfast.run import Run, empty_folders, list_runs
@@ -66,7 +66,7 @@ def runs(
         return
     if seal is not None:
         Run.open(seal).seal()
-        print(seal)
+        echo(seal)
         return
     if empty := empty_folders(out):
         names = " ".join(map(str, empty))
@@ -176,14 +176,14 @@ def remove(
         found = [Run(path) for path in named] if named else find_or_fail(out, nested)
         named = [row.run.path for row in select_runs(found, out, where).rows if not row.damage]
         if not named:
-            print("no run meets that; nothing was removed", file=sys.stderr)
+            echo("no run meets that; nothing was removed", stderr=True)
             return
     planned = plan_removal(named, out, force)
     if not yes:
         confirm(planned)
     for one in planned:
         remove(one.path)
-        print(one.path, flush=True)
+        echo(one.path, flush=True)
 
 
 def confirm(planned: "list[Removal]") -> None:
@@ -191,9 +191,9 @@ def confirm(planned: "list[Removal]") -> None:
     for one in planned[:MOST_NAMED]:
         inner = f", {pluralize(one.inner, 'run')} in it" if one.inner else ""
         note = f"{pluralize(one.files, 'file')}, {format_bytes(one.size)}{inner}"
-        print(f"{one.path}  ({note})", file=sys.stderr)
+        echo(f"{one.path}  ({note})", stderr=True)
     if len(planned) > MOST_NAMED:
-        print(f"and {len(planned) - MOST_NAMED} more", file=sys.stderr)
+        echo(f"and {len(planned) - MOST_NAMED} more", stderr=True)
     size = format_bytes(sum(one.size for one in planned))
     what = f"{pluralize(len(planned), 'run')}, {size}"
     if not sys.stdin.isatty():
@@ -216,7 +216,7 @@ def note(run: NotedRun, text: Text = None) -> None:
     """
     opened = Run.open(run)
     if text is None:
-        print(opened.note)
+        echo(opened.note)
         return
     opened.note = text
-    print(opened.path)
+    echo(opened.path)

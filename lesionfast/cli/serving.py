@@ -1,11 +1,10 @@
 """Commands that use a trained model: predict, export, push, app, monitor."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lesionfast.cli.base import USE, Device, Json, app, argument, option, print_json
-from lesionfast.console import print_table
+from lesionfast.console import echo, print_table
 from lesionfast.diagnoses import split_unquoted, unquote
 from lesionfast.errors import LesionfastError, pluralize
 from lesionfast.run import Run
@@ -184,8 +183,8 @@ def join_files(paths: list[str], out: Path | None, kind: str, choices: dict[str,
 def report_count(count: "Count", out: Path | None, kind: str) -> None:
     """Print the file and how many images it has; raises `LesionfastError` if some failed."""
     if out is not None:
-        print(f"{pluralize(count.images, 'image')}, {count.failed:,} failed", file=sys.stderr)
-        print(out)
+        echo(f"{pluralize(count.images, 'image')}, {count.failed:,} failed", stderr=True)
+        echo(out)
     if count.failed:
         raise LesionfastError(
             f"no prediction for {count.failed:,} of {pluralize(count.images, 'image')}; "
@@ -229,7 +228,7 @@ def export(
     """
     from lesionfast.serving import export
 
-    print(export.export(Run.open(run), to, onnx=onnx, int8=int8, cost=cost, prior=prior))
+    echo(export.export(Run.open(run), to, onnx=onnx, int8=int8, cost=cost, prior=prior))
 
 
 Source = argument(Path, "A run, or an exported folder.")
@@ -246,8 +245,8 @@ def push(source: Source, name: Repository, public: Public = False, onnx: Onnx = 
     from lesionfast.serving import export
 
     address = export.push(source, name, public=public, onnx=onnx)
-    print(f"if the repository is new, it is {'public' if public else 'private'}", file=sys.stderr)
-    print(address)
+    echo(f"if the repository is new, it is {'public' if public else 'private'}", stderr=True)
+    echo(address)
 
 
 Port = option(int, "Port of the page; 0 takes a free one.")
@@ -319,7 +318,7 @@ def monitor(
     if json:
         print_json(drift_to_dict(drift, figure))
         return
-    print(*describe_drift(drift), "", sep="\n")
+    echo(*describe_drift(drift), "", sep="\n")
     for table in drift_tables(drift):
         print_table(table)
-    print(figure)
+    echo(figure)

@@ -23,7 +23,7 @@ from lesionfast.cli.base import (
     print_run,
 )
 from lesionfast.config import WHERE, TrainConfig, flag_name
-from lesionfast.console import LATER_PROCESS, print_table
+from lesionfast.console import LATER_PROCESS, echo, print_table
 from lesionfast.errors import LesionfastError
 from lesionfast.files import damage_explained, write_atomically
 from lesionfast.manifest import Manifest
@@ -171,7 +171,7 @@ def pretrain(given: dict[str, Any], config: Config = None, out: Root = "runs") -
     df = load_dataset(settings)
     from lesionfast.training import pretrain
 
-    print(pretrain.pretrain(df, settings, out))
+    echo(pretrain.pretrain(df, settings, out))
 
 
 Figure = option(Path, "PNG file for the curve.")
@@ -195,8 +195,8 @@ def lr_find(given: dict[str, Any], figure: Figure = Path("lr_find.png")) -> None
 
     learn = prepare_learner(df, settings)
     lr = find_lr(learn, freeze=plan_training(learn.model, settings).starts_frozen)
-    print(draw_lr_curve(learn, lr, figure), file=sys.stderr)
-    print(f"{lr:.2g}")
+    echo(draw_lr_curve(learn, lr, figure), stderr=True)
+    echo(f"{lr:.2g}")
 
 
 @app.command(rich_help_panel=TRAIN)
@@ -280,7 +280,7 @@ def ablate(
         print_json({"table": records(contribution.table), "words": contribution.words()})
         return
     print_table(contribution_table(contribution.table, contribution.run.classes))
-    print("\n".join(contribution.words()))
+    echo("\n".join(contribution.words()))
 
 
 StudyFile = argument(Path | None, "TOML file with one table 'run' per configuration.")
@@ -418,7 +418,7 @@ def join_search(
             f"{', '.join(map(flag_name, idle))} was given too. Leave it out."
         )
     workers.join(folder, trials, budget, storage)
-    print(folder)
+    echo(folder)
 
 
 @search_app.command("show")
@@ -457,5 +457,5 @@ def print_search(search: "Search", price: "Price", as_json: bool, best: Run | No
         return
     for table in tables:
         print_table(table, stderr=True)
-    print(price.words(), file=sys.stderr)
-    print(csv, page, *figures, sep="\n")
+    echo(price.words(), stderr=True)
+    echo(csv, page, *figures, sep="\n")

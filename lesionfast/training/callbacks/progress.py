@@ -13,7 +13,7 @@ from typing import Any
 
 from fastai.callback.core import CancelFitException
 
-from lesionfast.console import progress_bar
+from lesionfast.console import PrintableLines, echo, progress_bar
 from lesionfast.training.callbacks.cached_features import FeatureLoader
 from lesionfast.training.callbacks.inference import Borrowing
 from lesionfast.training.callbacks.tracking import Resumable, history_columns
@@ -117,7 +117,7 @@ class StopOnInterrupt(Borrowing):
         """Remember the Ctrl-C, and give SIGINT back."""
         self.interrupted = True
         signal.signal(signal.SIGINT, self.before)
-        print("\nCtrl-C: stopping; the run keeps the weights saved so far", file=sys.stderr)
+        echo("\nCtrl-C: stopping; the run keeps the weights saved so far", stderr=True)
 
     def after_batch(self) -> None:
         if self.agreed or (self.interrupted and process.size == 1):
@@ -143,7 +143,7 @@ class LogFile(logging.FileHandler):
 def logging_to(path: Path) -> Iterator[None]:
     """Append what lesionfast logs to a file, whatever the console shows."""
     handler = LogFile(path, encoding="utf-8", errors="backslashreplace")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    handler.setFormatter(PrintableLines("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

@@ -41,4 +41,4 @@ def test_a_name_that_is_not_utf8_is_logged(tmp_path, monkeypatch):
     monkeypatch.setattr(logging.getLogger("lesionfast"), "propagate", False)  # to pytest's report
     with logging_to(tmp_path / "log.txt"):
         logging.getLogger("lesionfast").info("m\udce9l.jpg")
-    assert r"m\udce9l.jpg" in (tmp_path / "log.txt").read_text("utf-8")
+    assert r"m\xe9l.jpg" in (tmp_path / "log.txt").read_text("utf-8")
