@@ -34,7 +34,7 @@ REASONS = {  # what a user can do something about, by the number of the system's
     errno.ENAMETOOLONG: "the name is too long",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
     errno.EISDIR: "it is a folder",
-    errno.ELOOP: "its symbolic links form a loop",
+    errno.ELOOP: "it is a symbolic link, or links form a loop",
     errno.EIO: "the disk reports an error",
 }
 ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -42,6 +42,8 @@ ADVICE = dict.fromkeys(ROOM, "Free some space, or name another folder.")
 ADVICE[errno.ENAMETOOLONG] = "Type a shorter name."
 CONTAINER = re.compile(r"\.(?:zip|tar|hdf5|h5|parquet|npz)/", re.IGNORECASE)  # holds many images
 NUMBER = (float, None)  # a shape of JSON: a number, or null where it is not defined
+APPENDING = os.O_RDWR | os.O_APPEND | os.O_CREAT
+APPENDING |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # no link, no pipe
 KINDS = {
     stat.S_IFLNK: "a symbolic link",
     stat.S_IFDIR: "a folder",
@@ -101,8 +103,9 @@ def append_texts(path: Path, texts: Sequence[str], head: str = "") -> None:
     with disk_errors(path):
         check_target(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        descriptor = os.open(path, APPENDING, 0o666)
         try:
+            require_regular(path, os.fstat(descriptor).st_mode)  # it may have become another
             size = os.fstat(descriptor).st_size
             torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
             start = "\n" if torn else "" if size else head
@@ -140,10 +143,13 @@ def sync_folder(folder: Path) -> None:
 
 def check_target(path: Path) -> None:
     """Raise `LesionfastError` if `path` is a link, a device, a folder or the like."""
-    try:
-        kind = stat.S_IFMT(path.lstat().st_mode)
-    except FileNotFoundError:
-        return
+    with suppress(FileNotFoundError):
+        require_regular(path, path.lstat().st_mode)
+
+
+def require_regular(path: Path, mode: int) -> None:
+    """Raise `LesionfastError` unless a mode, as of `os.stat`, is that of a regular file."""
+    kind = stat.S_IFMT(mode)
     if kind != stat.S_IFREG:
         raise LesionfastError(
             f"{path} is {KINDS.get(kind, 'not a regular file')}, so nothing is written there. "
@@ -313,9 +319,17 @@ def read_json(path: Path, shape: Any, advice: str) -> Any:
     Raises `DamageError`, which ends in `advice`, if the file is damaged.
     """
     with damage_explained(path, advice):
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
         check_shape(value, shape)
     return value
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return what a JSON text says; raises `ValueError` for what is none, or nested too deep."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 @contextmanager

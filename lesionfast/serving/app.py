@@ -58,7 +58,7 @@ EVERY_ADDRESS = ("0.0.0.0", "::")
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[0-9a-z._-]+)(:\d{1,5})?")
 SAFE_METHODS = ("GET", "HEAD")
 OPEN_PATHS = ("/app.css", "/login.js")  # that need no token
-COOKIE = "lesionfast"
+COOKIE = "lesionfast"  # and the port: a browser sends a cookie to all ports of a machine
 SHORTEST_TOKEN = 8  # characters
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; "
@@ -115,18 +115,15 @@ def serve_page(
 ) -> None:
     """Answer requests at host and port with the application that `build` makes, until stopped.
 
-    Raises `LesionfastError` for an address that can't be listened to, and for a weak token.
+    Raises `LesionfastError` for an address that can't be listened to, for a weak token, and for an
+    address that other machines reach without one.
     """
     if token is not None:
         check_token(token)
     with listen(host, port) as listener:
+        if not ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback:
+            check_open(host, token)
         app = build()
-        if host not in LOCAL and token is None:
-            logger.warning(
-                "%s is open to the network: anyone who reaches it can use the page. Ask for a "
-                "token with --token.",
-                host,
-            )
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         name = f"[{host}]" if ":" in host else host
         print(f"http://{name}:{listener.getsockname()[1]}", flush=True)
@@ -147,12 +144,23 @@ def check_token(token: str) -> None:
         )
 
 
+def check_open(host: str, token: str | None) -> None:
+    """Say what an address opens to other machines; raise `LesionfastError` without a token."""
+    opens = f"--host {host} opens the page to every machine that reaches this one"
+    if token is None:
+        raise LesionfastError(
+            f"{opens}, and no token keeps them out. Type --token WORD with it, or set "
+            "LESIONFAST_TOKEN."
+        )
+    logger.warning("%s. Who has the token can use it, and the connection is not encrypted", opens)
+
+
 def listen(host: str, port: int) -> socket.socket:
     """Return an open socket at an address; port 0 is any free one. Raises `LesionfastError`."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise LesionfastError(
             f"the page can't listen at {host}, port {port}: {reason}. "
@@ -252,12 +260,15 @@ class Guard:
         """Return what answers a request."""
         if problem := self.find_problem(scope):
             return JSONResponse({"error": problem}, 403)
+        if {"content-length", "transfer-encoding"} <= set(Headers(scope=scope)):
+            problem = "the request has two lengths. Send Content-Length or Transfer-Encoding."
+            return JSONResponse({"error": problem}, 400, {"Connection": "close"})
         path = scope["path"]
         if self.token is None or path in OPEN_PATHS:
             return self.app
         has_token, has_cookie = self.read_credentials(scope)
         if has_token and path == "/login" and scope["method"] == "POST":
-            cookie = f"{COOKIE}={self.session}; Path=/; HttpOnly; SameSite=Strict"
+            cookie = f"{name_cookie(scope)}={self.session}; Path=/; HttpOnly; SameSite=Strict"
             return Response(status_code=204, headers={"Set-Cookie": cookie})
         if has_token or has_cookie:
             return self.app
@@ -271,7 +282,7 @@ class Guard:
         """Return whether a request has the token, and whether it has the cookie."""
         headers = Headers(scope=scope)
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        cookie = cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
+        cookie = cookie_parser(headers.get("cookie", "")).get(name_cookie(scope), "")
         has_token = hmac.compare_digest(given.encode(), self.token.encode())
         has_cookie = hmac.compare_digest(cookie.encode(), self.session.encode())
         return has_token and scheme.lower() == "bearer", has_cookie
@@ -294,6 +305,11 @@ class Guard:
             return False
         name = found[1].strip("[]")
         return name in self.names or (self.every_address and is_address(name))
+
+
+def name_cookie(scope: Scope) -> str:
+    """Return the name of the cookie of a page, which no page at another port overwrites."""
+    return f"{COOKIE}-{scope['server'][1]}"
 
 
 def is_address(name: str) -> bool:

@@ -10,6 +10,7 @@ import csv
 import hashlib
 import io
 import logging
+import re
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from lesionfast.data.table import open_table
 from lesionfast.errors import LesionfastError, did_you_mean
-from lesionfast.files import append_texts
+from lesionfast.files import append_texts, check_target
 
 logger = logging.getLogger("lesionfast")
 
@@ -25,7 +26,11 @@ COLUMNS = ("image", "answer", "who", "when", "why")
 REQUIRED = dict.fromkeys(COLUMNS[:2], "")
 RIGHT, UNCLEAR, UNDO, IS, SAME = "right", "unclear", "undo", "is", "same lesion as"
 FORMS = (RIGHT, f"{IS} CLASS", UNCLEAR, f"{SAME} IMAGE", UNDO)
-FORMULAS = ("=", "+", "-", "@")  # what a spreadsheet would compute
+COMPUTED = "=+@\uff1d\uff0b\uff0d\uff20-"  # a cell that begins so is computed by a spreadsheet
+FORMULA = re.compile(rf"""(^|[,;|])[\s"'{COMPUTED}]*[{COMPUTED}][\s"'{COMPUTED}]*""")
+MARKED = re.compile(rf"'*[{COMPUTED}]")  # ids that are written with an apostrophe before them
+NUMERAL = re.compile(r"[+-]?[0-9.]+")
+KIND = re.compile(r"(same\s+lesion\s+as|is)\s+(.+)", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -46,10 +51,9 @@ class Answer:
     @classmethod
     def parse(cls, image: str, text: str, **about: str) -> "Answer":
         """Return the answer of a line; raises `LesionfastError` for an unknown one."""
+        if found := KIND.fullmatch(text.strip()):  # ids and classes stay as they are
+            return cls(image, IS if found[1].lower() == IS else SAME, found[2], **about)
         words = " ".join(text.split())
-        for kind in (SAME, IS):
-            if words.lower().startswith(f"{kind} "):
-                return cls(image, kind, words[len(kind) + 1 :], **about)
         if words.lower() not in (RIGHT, UNCLEAR, UNDO):
             raise LesionfastError(
                 f"'{text}' is not an answer.{did_you_mean(words, FORMS)} Write one of: "
@@ -69,10 +73,8 @@ class Answer:
 
     def to_line(self) -> str:
         """Return its line of the file, without what would break it or be a formula."""
-        values = (self.image, self.text, self.who, self.when, self.why)
-        clean = [" ".join(value.split()) for value in values]
-        clean[2:] = [value.lstrip("".join(FORMULAS)) for value in clean[2:]]
-        return format_line(clean)
+        about = map(clean, (self.who, self.when, self.why))
+        return format_line([mark(self.image), self.text, *about])
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,59 @@ class Answers:
         return hashlib.sha256(self.data).hexdigest()
 
 
+def clean(text: str) -> str:
+    """Return a text as one line that a terminal shows and a spreadsheet does not compute."""
+    printable = "".join(letter if letter.isprintable() else " " for letter in text)
+    return FORMULA.sub(r"\1 ", " ".join(printable.split())).strip()
+
+
+def mark(image: str) -> str:
+    """Return an id as the file has it: with an apostrophe if a spreadsheet would compute it."""
+    return f"'{image}" if MARKED.match(image) and not NUMERAL.fullmatch(image) else image
+
+
+def unmark(image: str) -> str:
+    """Return an id that the file has; the apostrophe of `mark` is no part of it."""
+    return image[1:] if image.startswith("'") and MARKED.match(image) else image
+
+
+def can_be_kept(image: str) -> bool:
+    """Return whether the file can hold an id so that reading it gives the same one."""
+    try:
+        image.encode()
+    except UnicodeError:
+        return False
+    return image != "" and image == image.strip() and "\0" not in image
+
+
+def open_answers(path: str | Path) -> Answers:
+    """Read a file of corrections that answers are appended to; a missing or empty one has none.
+
+    Raises what `read_answers` does, and `LesionfastError` for a link, a pipe or the like, and for a
+    file to which a line with a comma between its fields, in UTF-8, can't be added.
+    """
+    path = Path(path).expanduser()
+    check_target(path)
+    if not path.exists() or not path.stat().st_size:
+        return Answers(name=str(path))
+    answers = read_answers(path)
+    header = next(csv.reader([answers.data.partition(b"\n")[0].decode("utf-8-sig", "replace")]))
+    if [name.strip() for name in header] != [*COLUMNS] or not is_utf_8(answers.data):
+        raise LesionfastError(
+            f"{path} is not in the form that answers are appended in: UTF-8, and a first line "
+            f"{format_line(COLUMNS).strip()}. Save it so, or name a new file with --corrections."
+        )
+    return answers
+
+
+def is_utf_8(data: bytes) -> bool:
+    """Return whether bytes are text in UTF-8."""
+    try:
+        return data.decode() is not None
+    except UnicodeError:
+        return False
+
+
 def read_answers(path: str | Path, option: str = "--corrections") -> Answers:
     """Read a file of corrections.
 
@@ -164,7 +219,8 @@ def read_answers(path: str | Path, option: str = "--corrections") -> Answers:
 def parse_lines(path: Path, records: Iterable[tuple[int, list[str]]]) -> Iterator[Answer]:
     """Yield the answers of numbered lines; raises `LesionfastError` as `read_answers` does."""
     open_answers: dict[str, int] = {}
-    for number, (image, text, who, when, why) in records:
+    for number, (marked, text, who, when, why) in records:
+        image = unmark(marked)
         where = f"line {number} of {path}"
         if not image:
             raise LesionfastError(f"{where} names no image. Write its id, or remove the line.")

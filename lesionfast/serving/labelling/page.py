@@ -1,21 +1,22 @@
 """The local page that asks for labels: one image at a time, answered by keyboard."""
 
-import json
+import asyncio
 import shlex
 from typing import Any
 
 from lesionfast.diagnoses import full_name
 from lesionfast.errors import LesionfastError
-from lesionfast.files import only_writer
+from lesionfast.files import only_writer, parse_json
 from lesionfast.reporting.images import patient, read_pixels, rounded_percent
 from lesionfast.reporting.page import Picture, read_template, render
+from lesionfast.serving.api import MOST_SECONDS
 from lesionfast.serving.app import LOCAL, Guard, overlay, serve_page, to_source
 from lesionfast.serving.labelling.queue import Item, Queue, View
 
 # isort: off
 from starlette.applications import Starlette  # after serving.app, which says how to install it
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
@@ -59,23 +60,42 @@ def build_label_app(queue: Queue, host: str = LOCAL[0], token: str | None = None
 
     routes = [Route(path, show) for path in files]
     routes += [Route(path, respond, methods=["POST"]) for path in ACTIONS]
-    return Guard(Starlette(routes=routes), host, token)
+    app = Starlette(routes=routes)
+    app.router.redirect_slashes = False
+    return Guard(app, host, token)
 
 
 async def read_body(request: Request) -> dict[str, str]:
     """Return what a request asks, texts by name; raises `LesionfastError` for anything else."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":  # which a form of another site can't send
+        raise LesionfastError("the request is not application/json. Load the page again.")
+    try:
+        async with asyncio.timeout(MOST_SECONDS):
+            data = await read_bytes(request)
+    except TimeoutError:
+        raise LesionfastError(f"the request took longer than {MOST_SECONDS} s.") from None
+    except ClientDisconnect:
+        raise LesionfastError("the connection ended before the request did.") from None
+    try:
+        asked = parse_json(data)
+        is_text = isinstance(asked, dict) and all(isinstance(one, str) for one in asked.values())
+        "".join(asked.values() if is_text else ()).encode()  # no half of a character
+    except ValueError:
+        is_text = False
+    if not is_text:
+        raise LesionfastError("the request is not a JSON object of texts. Load the page again.")
+    return asked
+
+
+async def read_bytes(request: Request) -> bytes:
+    """Return the body of a request; raises `LesionfastError` if it is too long."""
     data = b""
     async for chunk in request.stream():
         data += chunk
         if len(data) > MOST_BYTES:
             raise LesionfastError("the request is too long. Write less.")
-    try:
-        asked = json.loads(data or b"{}")
-    except ValueError:
-        asked = None
-    if not isinstance(asked, dict) or not all(isinstance(one, str) for one in asked.values()):
-        raise LesionfastError("the request is not a JSON object of texts. Load the page again.")
-    return asked
+    return data
 
 
 def act(queue: Queue, path: str, asked: dict[str, str]) -> str:

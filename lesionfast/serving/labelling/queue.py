@@ -17,19 +17,20 @@ from lesionfast.data.corrections.answers import (
     SAME,
     UNDO,
     Answer,
-    Answers,
     append_answer,
+    can_be_kept,
     now,
-    read_answers,
+    open_answers,
 )
 from lesionfast.data.encoder import BadValue
 from lesionfast.data.images import BadImage
 from lesionfast.data.sources import FileReader
 from lesionfast.data.split import load_dataset
 from lesionfast.data.table import read_table
-from lesionfast.errors import LesionfastError, did_you_mean, list_first
+from lesionfast.errors import LesionfastError, did_you_mean, list_first, pluralize
 from lesionfast.evaluation.features import featured_run, rank, require_neighbours
 from lesionfast.evaluation.labels import suspicious_labels
+from lesionfast.files import stamp
 from lesionfast.run import Run
 from lesionfast.serving.api import Service
 
@@ -103,23 +104,52 @@ def read_list(path: Path) -> list[Item]:
     for row in rows:
         row["path"] = str(path.parent / row["path"])  # an absolute one stays as it is
         if row.get("probability"):
-            row["probability"] = float(row["probability"])
+            row["probability"] = parse_share(path, row["image"], row["probability"])
     return [Item(row["image"], row["path"], "", row.get("suggested", ""), row) for row in rows]
+
+
+def parse_share(path: Path, image: str, text: str) -> float:
+    """Return a probability of a list; raises `LesionfastError` for what is none."""
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1
+    if not 0 <= share <= 1:
+        raise LesionfastError(
+            f"the probability of image '{image}' in {path} is '{text[:40]}'. Write a number from 0 "
+            "to 1, or leave the column out."
+        )
+    return share
+
+
+def leave_out_unkept(items: Sequence[Item]) -> dict[str, Item]:
+    """Return images by their id without those whose id a CSV file can't hold; they are counted."""
+    kept = {item.image: item for item in items if can_be_kept(item.image)}
+    if count := sum(item.image not in kept for item in items):
+        logger.warning(
+            "Left out %s with a name that begins or ends with a space or can't be written as text. "
+            "Rename the file",
+            pluralize(count, "image"),
+        )
+    return kept
 
 
 class Queue:
     """Images in the order in which they are asked for, and the file of the answers.
 
     `answers` are those of the file, `items` all images; what is answered there is not asked again.
-    Raises `LesionfastError` for a file that can't be read.
+    Raises `LesionfastError` for a file that can't be read or appended to, and for images with
+    classes that the run does not know.
     """
 
     def __init__(
         self, run: Run, items: Sequence[Item], file: str | Path, who: str = "", device: str = "auto"
     ) -> None:
         self.run, self.file, self.device = run, Path(file).expanduser(), device
-        self.items = {item.image: item for item in items}
-        self.answers = read_answers(self.file) if self.file.exists() else Answers()
+        self.items = leave_out_unkept(items)
+        self._check_suggested()
+        self._state = stamp(str(self.file))
+        self.answers = open_answers(self.file)
         self.who = who or next((one.who for one in reversed(self.answers.log) if one.who), "")
         self._later: list[str] = []
         self._first = ""
@@ -148,6 +178,7 @@ class Queue:
         is none, or names no class of the run.
         """
         with self._lock:
+            self._reload()
             item = self._find(image)
             about = {"who": who[:LONGEST], "when": now(), "why": why[:LONGEST]}
             answer = Answer.parse(image, text, **about)
@@ -161,6 +192,7 @@ class Queue:
     def undo(self, who: str = "") -> Answer:
         """Take back the latest answer about an image of the queue; that image is the next."""
         with self._lock:
+            self._reload()
             latest = self.answers.find_latest(self.items)
             if latest is None:
                 raise LesionfastError("there is no answer to take back. Answer one first.")
@@ -203,9 +235,35 @@ class Queue:
         if answer.kind == SAME and (answer.value == item.image or not known):
             raise LesionfastError(f"'{answer.value}' is no other image of the data. Name another.")
 
+    def _check_suggested(self) -> None:
+        classes = {"", *self.run.classes}
+        for item in self.items.values():
+            if item.suggested not in classes:
+                raise LesionfastError(
+                    f"the list suggests '{item.suggested[:80]}' for image '{item.image}', which is "
+                    f"not a class of {self.run.path}. Name the run that the list was made with."
+                )
+
     def _append(self, answer: Answer) -> None:
         append_answer(self.file, answer)
         self.answers = replace(self.answers, log=(*self.answers.log, answer))
+        self._state = stamp(str(self.file))
+
+    def _reload(self) -> None:
+        """Read the file again if another program has changed it: what it holds is what counts."""
+        state = stamp(str(self.file))
+        if state == self._state:
+            return
+        if self.answers.log and not self.file.exists():
+            raise LesionfastError(
+                f"{self.file} is gone, with {pluralize(len(self.answers.log), 'line')} of answers. "
+                "Put it back, or stop this page and open it again."
+            )
+        self.answers, self._state = open_answers(self.file), state
+        logger.warning(
+            "%s was changed by another program; it has %s now",
+            self.file, pluralize(len(self.answers.log), "line"),
+        )  # fmt: skip
 
     def _draw(self, item: Item) -> Future[View]:
         with self._lock:
@@ -228,6 +286,9 @@ class Queue:
                 made[name] = make(item)
             except (LesionfastError, BadImage, BadValue, OSError) as error:
                 reasons.append(str(error))
+            except Exception:  # one picture must not keep the others from being asked for
+                logger.exception("%s can't be shown", item.path)
+                reasons.append("A part can't be shown; the terminal of this page says why.")
         seen, heat = made.pop("seen", None) or (None, None)
         left_out = tuple(dict.fromkeys(reasons))
         return View(made.get("photo"), seen, heat, made.get("similar"), left_out)
@@ -238,10 +299,12 @@ class Queue:
         return read_pixels(item.path)
 
     def _seen(self, item: Item) -> tuple[np.ndarray, np.ndarray]:
+        target = item.suggested or item.label
+        if not target:
+            raise LesionfastError("No heat map: the list suggests no class for this image.")
         with FileReader() as reader:
             looks = self.service.predictor.pixels(reader, item.path)
         seen = [np.array(look) for look in looks]  # ones that PyTorch may write to
-        target = item.suggested or item.label
         return seen[0], self.service.heat(seen, self._metadata(item), target)
 
     def _metadata(self, item: Item) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from lesionfast.files import (
     append_texts,
     check_shape,
     only_process,
+    parse_json,
     sha256,
 )
 from lesionfast.run import installed_version
@@ -240,7 +241,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any] | None]:
 def parse_line(text: str) -> dict[str, Any] | None:
     """Return a line of a log, None if it is damaged."""
     try:
-        line = json.loads(text)
+        line = parse_json(text)
         check_shape(line, LINE)
         datetime.fromisoformat(line["time"])
     except ValueError:

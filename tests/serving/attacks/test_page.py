@@ -322,6 +322,7 @@ def test_a_length_that_lies_is_no_harm(port, photo):
     assert status_of(exchange(port, head_of(f"Content-Length: {shorter}") + body)) == 422
     both = ("Content-Length: 5", "Transfer-Encoding: chunked")
     assert status_of(exchange(port, head_of(*both) + b"zz\r\n")) == 400
+    assert status_of(exchange(port, head_of(*both) + chunk_of(body) + b"0\r\n\r\n")) == 400
 
 
 @pytest.mark.parametrize(
@@ -421,13 +422,14 @@ CREDENTIALS = (
     *({"Authorization": text} for text in ("", "Bearer", "Bearer ", TOKEN, f"Basic {TOKEN}")),
     *({"Authorization": f"Bearer {text}"} for text in (TOKEN[:-1], f"{TOKEN}x", TOKEN.upper())),
     *({"Authorization": f"Bearer {text}"} for text in (f" {TOKEN}", "\xe9" * 20, "a" * 5000)),
-    *({"Cookie": f"lesionfast={text}"} for text in ("", TOKEN, "a" * 43, "\xe9")),
+    *({"Cookie": f"lesionfast-PORT={text}"} for text in ("", TOKEN, "a" * 43, "\xe9")),
 )
 
 
 @pytest.mark.parametrize("given", CREDENTIALS)
 def test_without_the_token_nothing_is_answered(locked, photo, given, service, monkeypatch):
     monkeypatch.setattr(service.predictor, "check", lambda metadata: pytest.fail("was asked"))
+    given = {name: text.replace("PORT", str(locked)) for name, text in given.items()}
     for path in ("/model", "/openapi.json", "/app.js", "/no", "/login", "//", "/app.css/"):
         status, headers, body = ask(locked, "GET", path, **given)
         assert status == 401 and b"Authorization: Bearer TOKEN" in body
@@ -465,6 +467,7 @@ def test_the_cookie_opens_the_page_to_no_other_site(locked, photo):
     status, headers, body = ask(locked, "POST", "/login", Authorization=f"Bearer {TOKEN}")
     assert status == 204 and body == b"" and TOKEN not in headers["set-cookie"]
     cookie, *rules = headers["set-cookie"].split("; ")
+    assert cookie.startswith(f"lesionfast-{locked}=")
     assert set(rules) == {"Path=/", "HttpOnly", "SameSite=Strict"}
     assert b'id="image"' in ask(locked, "GET", "/", Cookie=cookie)[2]
     assert post(locked, image(photo), path="/answer", Cookie=cookie)[0] == 200
