@@ -57,6 +57,13 @@ def test_each_validation_image_counts_once(answers, case):
         np.testing.assert_allclose(two["valid"], one["valid"], atol=1e-4)
 
 
+def test_batch_norm_by_shares_is_that_of_all_rows(answers):
+    norms = answers[1]["norms"]
+    most = {case: 2e-2 if case == "bfloat16" else 1e-5 for case in norms}
+    assert len(norms) == 5 and all(len(errors) == 2 for errors in norms.values())
+    assert not {case: errors for case, errors in norms.items() if max(errors) > most[case]}
+
+
 def test_ctrl_c_ends_all_and_one_process_goes_on(tmp_path):
     command = [sys.executable, "-m", "lesionfast", "train", *QUICK, "--gpus", "2", "--epochs", "12"]
     with (tmp_path / "log").open("w") as log:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from fastai.callback.core import Callback
 from torch import Tensor, distributed
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 
@@ -156,43 +157,59 @@ def batch_norm(
         with torch.no_grad():
             running_mean.lerp_(mean.to(running_mean), momentum)
             running_var.lerp_((var * n / (n - 1)).to(running_var), momentum)
-    scale = (var + eps).rsqrt() * (1 if weight is None else weight)
-    shift = -mean * scale + (0 if bias is None else bias)
-    shape = (1, -1, *[1] * (x.ndim - 2))
-    return (x * scale.view(shape) + shift.view(shape)).to(x.dtype)
+    return NormByAll.apply(x, weight, bias, mean, var, n, eps)
 
 
+@torch.no_grad()
 def batch_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean (C,) and variance (C,) of the rows x (B, C, ...) of all processes, and how many.
 
     The parts are put together as by Chan et al. 1979 (Stanford CS-TR-79-773).
     """
-    part_var, part_mean = torch.var_mean(x.float(), [0, *range(2, x.ndim)], correction=0)
-    count = part_mean.new_tensor([x.numel() / x.shape[1]])
-    table = x.new_zeros(process.size, 2 * x.shape[1] + 1, dtype=torch.float32)
-    own = torch.zeros(process.size, 1, device=x.device)
-    own[process.rank] = 1
-    table = SumOverProcesses.apply(table + own * torch.cat([part_mean, part_var, count]))
-    means, variances, counts = table.split([x.shape[1], x.shape[1], 1], dim=1)
-    n = counts.detach().sum()
-    share = counts.detach() / n
+    channels = x.shape[1]
+    like = x.new_zeros(channels, dtype=torch.promote_types(x.dtype, torch.float32))
+    mean, var = torch.batch_norm_update_stats(x, like, like.clone(), 0.0)  # as batch norm has them
+    own = torch.cat([mean, var, like.new_full((1,), x.numel() / channels)])[None]
+    table = like.new_empty(process.size, own.shape[1])
+    distributed.all_gather_into_tensor(table, own)
+    means, variances, counts = table.split([channels, channels, 1], dim=1)
+    n = counts.sum()
+    share = counts / n
     mean = (share * means).sum(0)
     return mean, (share * (variances + (means - mean) ** 2)).sum(0), n
 
 
-class SumOverProcesses(Function):
-    """The sum of a tensor over all processes, which gradients go through."""
+class NormByAll(Function):
+    """Batch norm by given moments of the rows of all processes, which depend on these rows."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        """Return the sum."""
-        total = tensor.clone()
-        distributed.all_reduce(total)
-        return total
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        var: Tensor,
+        n: Tensor,
+        eps: float,
+    ) -> Tensor:
+        """Return x (B, C, ...) normalised, with torch's own kernel."""
+        ctx.save_for_backward(x, weight, mean, var, n)
+        ctx.eps = eps
+        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """Return the sum of the gradients."""
-        total = gradient.contiguous().clone()
-        distributed.all_reduce(total)
-        return total
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of these rows' loss; that of x holds what x does to other rows."""
+        x, weight, mean, var, n = ctx.saved_tensors
+        scale = (var + ctx.eps).rsqrt()
+        by_x, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient, x, weight, mean, var, mean, scale, False, ctx.eps, [True, True, True]
+        )
+        sums = torch.stack([by_weight, by_bias])
+        distributed.all_reduce(sums)
+        slope, offset = -sums * scale / n * (1 if weight is None else weight)
+        by_x += F.batch_norm(x, mean, var, slope, offset, False, 0.0, ctx.eps)
+        of_weight, of_bias = ctx.needs_input_grad[1:3]
+        return by_x, by_weight if of_weight else None, by_bias if of_bias else None, *[None] * 4
