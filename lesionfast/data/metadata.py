@@ -18,7 +18,7 @@ import pandas as pd
 
 from lesionfast.config import DataConfig
 from lesionfast.data.columns.conversion import convert, list_rows
-from lesionfast.data.columns.labels import DROP, drop_classes, expand_map, settle_labels
+from lesionfast.data.columns.labels import DROP, RARE, drop_classes, expand_map, settle_labels
 from lesionfast.data.columns.leaks import KEYS, RESERVED, check_inputs
 from lesionfast.data.columns.values import MISSING
 from lesionfast.data.encoder import describe_missing
@@ -166,7 +166,9 @@ def clean(found: Dataset, df: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
         for name in others
     }
     keys = [name for name in (*KEYS, "split") if name in df]
+    rare = df.attrs.get(RARE, {})
     df = pd.DataFrame({**df[keys], **typed}, df.index)
+    df.attrs[RARE] = rare
     df.attrs["written"] = {name: column.attrs for name, column in typed.items() if column.attrs}
     config = settle_inputs(df, config)
     check_inputs(csv, df, config, {found.image, found.target, *found.groups}, found.leaks)

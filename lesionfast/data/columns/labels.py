@@ -28,6 +28,7 @@ from lesionfast.errors import LesionfastError, list_first, pluralize
 logger = logging.getLogger("lesionfast")
 
 DROP, OTHER = "drop", "other"
+RARE = "rare"  # in the attrs of a table: what --rare made of classes, by their names
 MALIGNANCY = ("malignant", "malignancy", "benign malignant", "cancer", "skin cancer", "malign")
 
 
@@ -243,7 +244,10 @@ def leave_out(df: pd.DataFrame, classes: list[str], what: str) -> pd.DataFrame:
 
 
 def settle_rare(df: pd.DataFrame, typed: str) -> pd.DataFrame:
-    """Leave out the classes with fewer lesions than --rare says, or make one class of them."""
+    """Leave out the classes with fewer lesions than --rare says, or make one class of them.
+
+    The attrs of the table say what became of each, for corrections that name them.
+    """
     read = re.fullmatch(rf"(\d+)\s*=\s*({DROP}|{OTHER})", typed.strip().lower())
     if read is None:
         raise LesionfastError(
@@ -256,7 +260,9 @@ def settle_rare(df: pd.DataFrame, typed: str) -> pd.DataFrame:
         return df
     counted = list_first((f"{name} ({pluralize(n, 'lesion')})" for name, n in few.items()), 5)
     if read[2] == DROP:
-        return leave_out(df, list(few.index), f"of class {counted} (--rare {typed})")
+        df = leave_out(df, list(few.index), f"of class {counted} (--rare {typed})")
+        df.attrs[RARE] = dict.fromkeys(few.index, DROP)
+        return df
     rare = df["target"].isin(few.index)
     other = next((name for name in lesions.index if fold(name) == OTHER), OTHER)
     logger.warning(
@@ -269,4 +275,6 @@ def settle_rare(df: pd.DataFrame, typed: str) -> pd.DataFrame:
             "another class with --map, leave them out with --rare %s=%s, or type --malignant",
             other, list_first(cancers, 5), read[1], DROP,
         )  # fmt: skip
-    return df.assign(target=df["target"].mask(rare, other))
+    df = df.assign(target=df["target"].mask(rare, other))
+    df.attrs[RARE] = dict.fromkeys(few.index, other)
+    return df

@@ -6,14 +6,14 @@ before stands in the columns original_target, original_group and original_split.
 
 import hashlib
 import logging
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from lesionfast.config import DataConfig
-from lesionfast.data.columns.labels import DROP, fold, read_map
+from lesionfast.data.columns.labels import DROP, OTHER, RARE, fold, read_map
 from lesionfast.data.corrections.answers import IS, RIGHT, UNCLEAR, Answers, read_answers
 from lesionfast.data.parts.groups import join_groups
 from lesionfast.diagnoses import join_names, split_names
@@ -99,7 +99,8 @@ def apply(df: pd.DataFrame, answers: Answers, config: DataConfig) -> pd.DataFram
     df = restore(df)
     labels, known = answers.labels, set(df["image_id"])
     report_unknown(answers, known)
-    wanted = name_classes(answers, df["target"].unique(), config)
+    own, rare = df["target"].unique(), df.attrs.get(RARE, {})
+    wanted = name_classes(answers, own, config, rare=rare)
     changes = {image: name for image, name in wanted.items() if image in known}
     texts = {image: answer.text for image, answer in labels.items()}
     unclear = {image for image, name in wanted.items() if name == DROP}
@@ -137,32 +138,54 @@ def report_unknown(answers: Answers, known: set[str]) -> None:
 
 
 def name_classes(
-    answers: Answers, own: Iterable[str], config: DataConfig, images: Container[str] | None = None
+    answers: Answers,
+    own: Iterable[str],
+    config: DataConfig,
+    images: Container[str] | None = None,
+    rare: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Return the class of each image that is given one by the answers, in the spelling of `own`.
 
     `own` are the classes of the data, or of a run that has `config`; only `images` are named.
+    `rare` says what --rare made of classes; None, of a run, which does not know them: there it has
+    made the same of each class that the run has not.
 
-    A class that --map renames gets its new name, and one that the options leave out is 'drop'.
-    Raises `LesionfastError` for a class that is none.
+    A class that --map renames gets its new name, and one that the options leave out is 'drop';
+    what --rare makes of answers is counted. Raises `LesionfastError` for a class that is none.
     """
     classes = {fold(name): name for name in own}
+    few = {fold(name): became for name, became in (rare or {}).items()}
+    names = {fold(name): DROP for name in split_names(config.drop_class or "")} | few
     renamed = read_map(config.map) if config.map else {}
-    renamed = {fold(old): classes.get(fold(new), new) for old, new in renamed.items()}
-    dropped = {fold(name): DROP for name in split_names(config.drop_class or "")}
-    names = {**dropped, **renamed, **classes}
-    wanted = {}
+    names |= {fold(old): (names | classes).get(fold(new), new) for old, new in renamed.items()}
+    names |= classes
+    any_other = fate_of_rare(config, classes) if rare is None else None
+    wanted, by_rarity = {}, []
     for image, answer in answers.labels.items():
         if answer.kind != IS or (images is not None and image not in images):
             continue
-        if (name := names.get(fold(answer.value))) is None:
+        value = fold(answer.value)
+        if (name := names.get(value, any_other)) is None:
             raise LesionfastError(
                 f"{answers.name} says that '{image}' is '{answer.value}', which is not a class of "
                 f"the data.{did_you_mean(answer.value, classes.values())} Its classes: "
                 f"{list_first(sorted(classes.values()), 30)}. Correct the line, or append 'undo'."
             )
         wanted[image] = name
+        if value in few or value not in names:
+            by_rarity.append(f"'{answer.value}' ({name})")
+    if by_rarity:
+        logger.warning(
+            "%s: %s of classes that --rare %s leaves out or joins count so, too: %s",
+            answers.name, pluralize(len(by_rarity), "answer"), config.rare, list_first(by_rarity),
+        )  # fmt: skip
     return wanted
+
+
+def fate_of_rare(config: DataConfig, classes: Mapping[str, str]) -> str | None:
+    """Return what --rare made of a class that a run does not have; None without --rare."""
+    kind = fold((config.rare or "").rpartition("=")[2])
+    return DROP if kind == DROP else classes.get(OTHER) if kind == OTHER else None
 
 
 def settle_parts(df: pd.DataFrame) -> pd.DataFrame:

@@ -8,8 +8,8 @@ import pytest
 import lesionfast as lf
 from lesionfast.config import DataConfig, SplitConfig
 from lesionfast.data.audit import audit
-from lesionfast.data.corrections.answers import Answer, append_answer
-from lesionfast.data.corrections.applying import LEFT_OUT, Effect, restore
+from lesionfast.data.corrections.answers import Answer, append_answer, read_answers
+from lesionfast.data.corrections.applying import LEFT_OUT, Effect, name_classes, restore
 from lesionfast.data.split import choose_fold, deal_folds, format_folds, format_split, load_dataset
 from lesionfast.errors import LesionfastError
 
@@ -151,3 +151,38 @@ def test_the_audit_counts_them(plain, file):
     assert found["images left out by corrections"].count == 1
     assert found["lesions joined by corrections"].count == 2
     assert found["images"].count == len(plain) - 1
+
+
+@pytest.mark.parametrize(("fate", "kept"), [("drop", LEFT_OUT), ("other", None)])
+def test_answers_of_a_rare_class_count_as_the_class_does(plain, file, caplog, fate, kept):
+    lesions = plain.groupby("target")["group"].nunique()
+    few, rare = lesions.idxmin(), f"{lesions.min() + 1}={fate}"
+    without = lf.load_data(rare=rare)
+    (image,) = pick(without, "train")
+    df = lf.load_data(rare=rare, corrections=say(file, {image: f"is {few.upper()}"}))
+    row, part = by_image(df).loc[image], by_image(without).at[image, "split"]
+    assert row["target"] == ("nv" if fate == "drop" else "other")
+    assert row["split"] == (kept or part) and format_split(df) == format_split(without)
+    assert f"1 answer of classes that --rare {rare} leaves out or joins count so" in caplog.text
+    with pytest.raises(LesionfastError, match="which is not a class of the data"):
+        lf.load_data(rare=rare, corrections=say(file, {image: "is mell"}))
+
+
+def test_answers_of_a_rare_class_count_so_for_a_run_too(plain, file):
+    answers = read_answers(say(file, {image: "is df" for image in pick(plain, "train")}))
+    named = name_classes(answers, ["mel", "nv"], DataConfig(rare="3=drop"))
+    assert list(named.values()) == ["drop"]
+    named = name_classes(answers, ["mel", "nv", "Other"], DataConfig(rare="3=other"))
+    assert list(named.values()) == ["Other"]
+    with pytest.raises(LesionfastError, match="not a class of the data"):
+        name_classes(answers, ["mel", "nv"], DataConfig())
+
+
+def test_an_answer_of_a_name_that_becomes_a_rare_class_counts_as_that(plain, file):
+    counts = lf.load_data(map="vasc=angioma").groupby("target")["group"].nunique()
+    rare = f"{counts['angioma'] + 1}=drop"
+    without = lf.load_data(map="vasc=angioma", rare=rare)
+    (image,) = pick(without, "train")
+    df = lf.load_data(map="vasc=angioma", rare=rare, corrections=say(file, {image: "is vasc"}))
+    assert set(df["target"]) == set(without["target"])
+    assert by_image(df).at[image, "split"] == LEFT_OUT
