@@ -11,7 +11,7 @@ from lesionfast.config import DataConfig, SplitConfig
 from lesionfast.data.metadata import load_metadata
 from lesionfast.data.parts.drawing import assign_split
 from lesionfast.data.parts.groups import join_groups
-from lesionfast.data.split import read_split, split_metadata, write_split
+from lesionfast.data.split import load_data, read_split, split_metadata, write_split
 from lesionfast.errors import LesionfastError
 
 SIZES = {"nv": 300, "mel": 80, "bcc": 20, "df": 7}  # lesions
@@ -351,3 +351,10 @@ def test_joined_lesions_of_two_classes_do_not_cross():
     assert (split.groupby("group")["split"].nunique() == 1).all()
     part = split.set_index("image_id")["split"]
     assert part[nv].tolist() == part[mel].tolist()
+
+
+def test_a_loaded_table_can_be_loaded_again():
+    df = load_data()
+    again = load_data(df)
+    columns = ["image_id", "target", "group", "split"]
+    pd.testing.assert_frame_equal(again[columns], df[columns])
