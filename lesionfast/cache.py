@@ -34,6 +34,7 @@ from lesionfast.files import (
     format_bytes,
     free_bytes,
     only_process,
+    parse_json,
     put_in_place,
     sweep,
     workspace,
@@ -253,7 +254,7 @@ def check_room(folder: Path, size: int) -> None:
 def read_note(file: Path) -> Any:
     """Return what `write_note` wrote; None if it is missing or damaged, which is logged."""
     try:
-        note = json.loads(file.read_text(encoding="utf-8"))
+        note = parse_json(file.read_text(encoding="utf-8"))
         if note["sha256"] == hash_lines([json.dumps(note["value"])]):
             return note["value"]
     except FileNotFoundError:

@@ -378,7 +378,7 @@ class TrainConfig(SplitConfig):
         """
         try:
             values = (EARLIER if of_run else {}) | dict(json.loads(text))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise LesionfastError(
                 f"the config is not a JSON object of options: {error}. Correct the file, or use "
                 "the config.json of a run."

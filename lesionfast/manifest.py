@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from lesionfast.errors import DamageError
-from lesionfast.files import damage_explained, sha256, sha256_once, write_atomically, write_json
+from lesionfast.files import (
+    damage_explained,
+    parse_json,
+    sha256,
+    sha256_once,
+    write_atomically,
+    write_json,
+)
 
 FILE = "manifest.json"
 LOCK = ".manifest.lock"
@@ -155,7 +162,7 @@ class Manifest:
 
     def _load(self) -> tuple[dict[str, Entry], dict[str, Entry | None]]:
         with damage_explained(self.path, self._advice):
-            content = json.loads(self.path.read_text(encoding="utf-8"))
+            content = parse_json(self.path.read_text(encoding="utf-8"))
             digest = content.pop("sha256")
             if type(content["schema"]) is int and content["schema"] > SCHEMA:
                 raise DamageError(f"{self.path} was written by a newer lesionfast. {UPGRADE}")
@@ -195,7 +202,7 @@ def read_schema(path: Path, name: str) -> int:
     if name not in SCHEMAS:
         return 1
     try:
-        schema = json.loads(path.read_text(encoding="utf-8")).get("schema", 1)
+        schema = parse_json(path.read_text(encoding="utf-8")).get("schema", 1)
     except (ValueError, AttributeError):  # whoever reads it says what is wrong
         return 1
     return schema if type(schema) is int else 1

@@ -28,7 +28,7 @@ from lesionfast.evaluation.decisions import (
     Decisions,
 )
 from lesionfast.evaluation.outliers import load_ood
-from lesionfast.files import check_shape, sha256, write_json
+from lesionfast.files import check_shape, parse_json, sha256, write_json
 from lesionfast.reporting.advice.sentences import describe_advice
 from lesionfast.run import SHAPES as RUN_SHAPES
 from lesionfast.run import Run, installed_version, list_leaves, list_looks, list_runs_of
@@ -511,7 +511,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     """
     path = folder / FILE
     try:
-        described = json.loads(path.read_text(encoding="utf-8"))
+        described = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise LesionfastError(
             f"{folder} is not an exported model: it has no {FILE}. "

@@ -1,7 +1,6 @@
 """The files of all shards of a prediction joined into the one that a single process writes."""
 
 import csv
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -22,6 +21,7 @@ from lesionfast.files import (
     check_target,
     damage_explained,
     only_writer,
+    parse_json,
     sha256,
     write_atomically,
     write_json,
@@ -121,7 +121,7 @@ def read_part(path: Path) -> Part:
             "If it was predicted with --shard, copy that file too."
         )
     with damage_explained(note, WHOLE):
-        value = json.loads(note.read_text("utf-8"))
+        value = parse_json(note.read_text("utf-8"))
         check_shape(value, {})
         if "--shard" in value:
             check_shape(value, NOTE)
@@ -241,7 +241,7 @@ def read_columns(part: Part) -> list[str]:
     if part.kind == "parquet":
         return open_parquet().read_schema(part.path).names
     with part.path.open(encoding="utf-8", newline="") as file:
-        return next(csv.reader(file)) if part.kind == "csv" else list(json.loads(next(file)))
+        return next(csv.reader(file)) if part.kind == "csv" else list(parse_json(next(file)))
 
 
 def open_parquet() -> Any:
@@ -281,7 +281,7 @@ def read_tables(parts: Sequence[Part]) -> Iterator[pd.DataFrame]:
     columns = read_columns(parts[0])
     for text in read_texts(parts):
         if parts[0].kind == "jsonl":
-            yield pd.DataFrame(map(json.loads, text.splitlines()))
+            yield pd.DataFrame(map(parse_json, text.splitlines()))
             continue
         table = pd.read_csv(BytesIO(text), names=columns, dtype=str, keep_default_na=False)
         shares = [name for name in columns if name.startswith(("p_", "uncalibrated_"))]

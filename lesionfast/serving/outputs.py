@@ -31,6 +31,7 @@ from lesionfast.files import (
     check_target,
     disk_errors,
     only_writer,
+    parse_json,
     put_in_place,
     sha256,
     workspace,
@@ -467,7 +468,7 @@ def begin_or_resume(
 def check_origin(out: Path, now: dict[str, Any]) -> None:
     """Raise `LesionfastError` unless a file was begun by the same model with the same options."""
     try:
-        before = json.loads(note_path(out).read_text("utf-8"))
+        before = parse_json(note_path(out).read_text("utf-8"))
         differences = describe_changes(before, now, ", now")
     except (ValueError, TypeError, AttributeError):
         raise LesionfastError(f"{note_path(out)} is damaged. {ELSEWHERE}") from None
@@ -537,7 +538,7 @@ def read_rows(
         fields = csv.reader(read_lines(), strict=True)
         rows = (dict(zip(columns, values, strict=True)) for values in fields)
     else:
-        rows = map(json.loads, read_lines())
+        rows = map(parse_json, read_lines())
     try:
         for row in rows:
             if list(row) != columns:

@@ -13,6 +13,7 @@ from PIL import Image
 from lesionfast.errors import import_extra
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
+MOST_READS = 100_000  # of a file: a tag takes a few
 OLDEST = 120  # years; more is a code for unknown
 DAYS = {"D": 1.0, "W": 7.0, "M": 365.25 / 12, "Y": 365.25}  # in a unit of PatientAge
 
@@ -68,7 +69,20 @@ def read_dataset(data: bytes, **options: Any) -> tuple[Any, Any]:
     if not is_dicom(data):
         raise ValueError("it does not begin like a DICOM file")
     with quiet():
-        return pydicom, pydicom.dcmread(BytesIO(data), force=True, **options)
+        return pydicom, pydicom.dcmread(CountedFile(data), force=True, **options)
+
+
+class CountedFile(BytesIO):
+    """Bytes that are read a bounded number of times: a DICOM file may be millions of empty tags."""
+
+    reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return bytes as any file does; raises `ValueError` beyond `MOST_READS`."""
+        self.reads += 1
+        if self.reads > MOST_READS:
+            raise ValueError("it has too many tags, maybe an attack; save the picture alone")
+        return super().read(size)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, features
 
+from lesionfast.data.formats.bombs import check_build, check_tags
 from lesionfast.data.formats.dicom import (
     DICOM_SUFFIXES,
     check_pixels,
@@ -33,6 +34,7 @@ AVIF_BRANDS = {b"avif", b"avis"}
 JPEGS = ("JPEG", "MPO")  # an MPO file is a JPEG file with a second picture, such as a depth map
 SPARE = 2.0  # how far above the wanted size a JPEG is decoded, so that resizing stays smooth
 BITS = "bits used of 16"  # key of `Image.info`, where fewer than 16 were stretched
+ROWS = 256  # of pixels that are scaled together
 DEPTHS = (8, 12)  # bits that cameras store in 16
 OTHER_BYTE = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
 
@@ -75,16 +77,27 @@ def decode(data: bytes, size: int | None = None) -> Image.Image:
     image.load()
     if deep:
         image = stretch_colours(image, data)
+    check_exif(image)
     ImageOps.exif_transpose(image, in_place=True)
     return to_rgb(image)
+
+
+def check_exif(image: Image.Image) -> None:
+    """Raise `ValueError` for EXIF of tags that overlap: reading one reads all of them."""
+    given = image.info.get("exif") or b""
+    if text := image.info.get("Raw profile type exif"):
+        given = given or bytes.fromhex("".join(text.split("\n")[3:]))
+    check_tags(given)
 
 
 def picture_size(data: bytes) -> tuple[int, int]:
     """Return width and height in pixels as the header has them; decoders raise anything."""
     kind = find_kind(data[:HEAD])
     if kind == "DICOM":
+        check_build(data, kind)
         return dicom_size(data)
     if kind == "HEIC":
+        check_build(data, kind)
         return open_heic(data, decode=False).size
     return open_encoded(data).size
 
@@ -92,6 +105,7 @@ def picture_size(data: bytes) -> tuple[int, int]:
 def open_encoded(data: bytes) -> Image.Image:
     """Open a picture without decoding it, if its kind allows; `UnidentifiedImageError` if none."""
     kind = find_kind(data[:HEAD])
+    check_build(data, kind)
     if kind == "DICOM":
         return open_dicom(data)
     if kind == "HEIC":
@@ -137,8 +151,10 @@ def stretch_colours(image: Image.Image, data: bytes) -> Image.Image:
     other = raw[:-1] + OTHER_BYTE[raw[-1]]
     lower.tile = [tile._replace(args=replace_mode(tile.args, other)) for tile in lower.tile]
     low = np.asarray(lower)
-    values = high.astype(np.uint16) * 256 + low
-    scaled, bits = to_8_bits(values[..., :3])
+    values = high[..., :3].astype(np.uint16)
+    values <<= 8
+    values |= low[..., :3]
+    scaled, bits = to_8_bits(values)
     if high.shape[2] == 4:
         scaled = np.dstack([scaled, high[..., 3]])
     stretched = Image.fromarray(scaled)
@@ -155,8 +171,11 @@ def to_8_bits(values: np.ndarray) -> tuple[np.ndarray, int]:
     """Return 16-bit values as uint8, and how many bits were used: 8, 12 or 16."""
     most = int(values.max(initial=0))
     bits = next((depth for depth in DEPTHS if 0 < most < 2**depth), 16)
-    scale = 2**bits - 1
-    return ((values.astype(np.int64) * 255 + scale // 2) // scale).astype(np.uint8), bits
+    scale, scaled = 2**bits - 1, np.empty(values.shape, np.uint8)
+    for start in range(0, len(values), ROWS):  # a large picture would take gigabytes at once
+        rows = values[start : start + ROWS].astype(np.uint32)
+        scaled[start : start + ROWS] = (rows * 255 + scale // 2) // scale
+    return scaled, bits
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

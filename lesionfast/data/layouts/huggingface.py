@@ -3,7 +3,6 @@
 Columns of text are read whole, and the bytes of the images a few rows at a time.
 """
 
-import json
 import logging
 import os
 import re
@@ -29,6 +28,7 @@ from lesionfast.data.sources import image_stem
 from lesionfast.data.table import EMPTY
 from lesionfast.diagnoses import split_names
 from lesionfast.errors import LesionfastError, import_extra, list_first, pluralize
+from lesionfast.files import parse_json
 
 logger = logging.getLogger("lesionfast")
 
@@ -165,7 +165,7 @@ def read_features(schema: Any) -> dict[str, dict[str, Any]]:
     """Return what Hugging Face notes of each column in the footer of a file."""
     try:
         text = (schema.metadata or {}).get(b"huggingface", b"{}")
-        features = json.loads(text)["info"]["features"]
+        features = parse_json(text)["info"]["features"]
     except (ValueError, KeyError, TypeError):
         return {}
     return {k: v for k, v in features.items() if isinstance(v, dict)}

@@ -4,7 +4,6 @@ A sample is the files whose names are the same up to the first dot: key.jpg, and
 columns of its row, or key.cls with its class (github.com/webdataset/webdataset).
 """
 
-import json
 import logging
 import os
 import re
@@ -27,6 +26,7 @@ from lesionfast.data.layouts.places import PART_NAMES, WORDS, read_part, relativ
 from lesionfast.data.table import EMPTY
 from lesionfast.diagnoses import split_names
 from lesionfast.errors import LesionfastError, list_first, pluralize
+from lesionfast.files import parse_json
 
 logger = logging.getLogger("lesionfast")
 
@@ -134,7 +134,7 @@ def read_fields(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
                 yield column, value
 
     try:
-        fields = json.loads(data)
+        fields = parse_json(data)
     except ValueError as error:
         raise LesionfastError(
             f"{name} is not JSON ({error}). Correct it, and write the shard again."

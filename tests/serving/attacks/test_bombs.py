@@ -1,0 +1,297 @@
+"""Files that are built to take minutes or gigabytes from who reads them, and what they cost.
+
+Each is read in a process of its own, of which processor time and memory are measured. The long part
+has files of the largest size that the page takes.
+"""
+
+import io
+import os
+import resource
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lesionfast.data.images import read_picture
+from lesionfast.serving.api import MOST_BYTES, check_limits
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+SMALL, LARGE = 3 * 10**6, MOST_BYTES - 10**6  # bytes of a bomb
+SECONDS, GIGABYTE = 10, 2**30  # of processor time, of memory: what one picture may cost
+
+
+@dataclass
+class Cost:
+    """What came of some work, its seconds of processor time, and the bytes of memory it added."""
+
+    outcome: str
+    seconds: float
+    memory: int
+
+
+def measure(work: Callable[[], object]) -> Cost:
+    """Do some work in a process of its own, which is ended after a minute of processor time."""
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
+        try:
+            outcome = f"done: {work()}"
+        except BaseException as error:
+            outcome = f"{type(error).__name__}: {error}"
+        os.write(writer, outcome.encode()[:2000])
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as file:
+        outcome = file.read().decode()
+    _, status, used = os.wait4(pid, 0)
+    assert status == 0, f"it ended with signal {os.WTERMSIG(status)}"
+    return Cost(outcome, used.ru_utime + used.ru_stime, max(0, used.ru_maxrss * 1024 - before))
+
+
+def encode(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def fill(part: bytes, size: int) -> bytes:
+    """Return a part as often as it fits."""
+    return part * (size // len(part))
+
+
+def chunk(kind: bytes, data: bytes = b"") -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(before: bytes = b"", pixels: bytes = b"", after: bytes = b"") -> bytes:
+    """Return a PNG of 64 x 64 pixels with more chunks."""
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 64, 8, 2, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress(bytes(64 * 193)))
+    return b"\x89PNG\r\n\x1a\n" + head + before + pixels + body + after + chunk(b"IEND")
+
+
+def jpeg(segments: bytes = b"", mode: str = "RGB", **options) -> bytes:
+    """Return a JPEG of 64 x 64 pixels with more segments."""
+    data = encode(Image.new(mode, (64, 64)), "JPEG", **options)
+    return data[:2] + segments + data[2:]
+
+
+def gif(blocks: bytes) -> bytes:
+    """Return a GIF of 64 x 64 pixels with more blocks before it."""
+    data = encode(Image.new("P", (64, 64)), "GIF")
+    start = 13 + (3 * (2 << (data[10] & 7)) if data[10] & 128 else 0)
+    return data[:start] + blocks + data[start:]
+
+
+def overlapping_tags(size: int, number: int = 1000) -> bytes:
+    """Return EXIF of tags that all name the same bytes."""
+    tags = b"".join(struct.pack("<HHLL", 1000 + i, 7, size, 8) for i in range(number))
+    return b"II*\0" + struct.pack("<LH", 8, number) + tags + bytes(4 + size)
+
+
+def tiff(*more: tuple[int, int, bytes], start: bytes = b"II*\0") -> bytes:
+    """Return a TIFF of 100 x 100 pixels with more tags: number, type and its values."""
+    usual = [(256, 100), (257, 100), (258, 8), (259, 1), (262, 1), (277, 1), (278, 1)]
+    tags = [(tag, 4, struct.pack("<L", value)) for tag, value in usual]
+    tags = sorted([tag for tag in tags if tag[0] not in {one[0] for one in more}] + [*more])
+    place, listed, values = 8 + 2 + 12 * len(tags) + 4, b"", b""
+    for tag, kind, value in tags:
+        count = len(value) // {3: 2, 4: 4, 5: 8, 7: 1}[kind]
+        listed += struct.pack("<HHL", tag, kind, count)
+        listed += (
+            value.ljust(4, b"\0") if len(value) <= 4 else struct.pack("<L", place + len(values))
+        )
+        values += value if len(value) > 4 else b""
+    return start + struct.pack("<LH", 8, len(tags)) + listed + bytes(4) + values + bytes(20_000)
+
+
+def tiled(side: int) -> bytes:
+    """Return a TIFF of 100 x 100 pixels in one tile of many, compressed to next to nothing."""
+    long = struct.Struct("<L").pack
+    data = tiff((259, 4, long(8)), (322, 4, long(side)), (323, 4, long(side)), (324, 4, long(9)))
+    pixels = zlib.compressobj(1)
+    packed = b"".join(pixels.compress(bytes(side)) for _ in range(side)) + pixels.flush()
+    found = data.find(struct.pack("<HHL", 324, 4, 1)) + 8
+    data = data[:found] + long(len(data)) + data[found + 4 :]
+    return data + packed
+
+
+def scans(number: int, side: int = 2000) -> bytes:
+    """Return a progressive JPEG whose last pass over the pixels is there many times."""
+    data = encode(Image.new("L", (side, side)), "JPEG", progressive=True)
+    last = data[data.rfind(b"\xff\xda") : -2]
+    return data[:-2] + last * number + data[-2:]
+
+
+def dicom(tags: bytes = b"", syntax: bytes = b"1.2.840.10008.1.2.1", size: int = 64) -> bytes:
+    """Return a DICOM file that says it has a picture of so many pixels a side."""
+
+    def element(group: int, number: int, kind: bytes, value: bytes) -> bytes:
+        value += b"\0" * (len(value) % 2)
+        length = (
+            struct.pack("<HL", 0, len(value)) if kind == b"OB" else struct.pack("<H", len(value))
+        )
+        return struct.pack("<HH", group, number) + kind + length + value
+
+    about = element(2, 0x10, b"UI", syntax)
+    short = struct.Struct("<H").pack
+    numbers = {0x10: size, 0x11: size, 0x100: 8, 0x101: 8, 0x102: 7, 0x103: 0}
+    picture = element(0x28, 2, b"US", short(1)) + element(0x28, 4, b"CS", b"MONOCHROME2 ")
+    picture += b"".join(element(0x28, tag, b"US", short(value)) for tag, value in numbers.items())
+    start = bytes(128) + b"DICM" + element(2, 0, b"UL", struct.pack("<L", len(about))) + about
+    return start + tags + picture + element(0x7FE0, 0x10, b"OB", bytes(64 * 64))
+
+
+def deflated(size: int) -> bytes:
+    """Return a DICOM file that unpacks to a thousand times as much."""
+    whole = dicom(syntax=b"1.2.840.10008.1.2.1.99")
+    packed = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    zeros = b"".join(packed.compress(bytes(10**6)) for _ in range(size // 30_000))
+    return whole[: whole.find(struct.pack("<HH", 0x28, 2))] + zeros + packed.flush()
+
+
+def undefined(number: int) -> bytes:
+    """Return the begin of so many sequences in one another, of a DICOM file."""
+    begin = struct.pack("<HH2sHL", 8, 0x1140, b"SQ", 0, 2**32 - 1)
+    return (begin + struct.pack("<HHL", 0xFFFE, 0xE000, 2**32 - 1)) * number
+
+
+SOLID = {"deflate": zlib.compress(bytes(2 * 10**7)), "text": zlib.compress(bytes(10**6))}
+XMP = b"XML:com.adobe.xmp\0\0\0\0\0"
+EMPTY_TAG = struct.pack("<HH2sH", 9, 1, b"LO", 0)
+PICTURES: dict[str, tuple[Callable[[int], bytes], str]] = {  # of a size -> bytes; why it is refused
+    "PNG chunks": (lambda n: png(fill(chunk(b"abCd"), n)), "thousands of chunks"),
+    "PNG chunks of no pixels": (
+        lambda n: png(pixels=fill(chunk(b"IDAT"), n)),
+        "thousands of chunks",
+    ),
+    "PNG chunks at the end": (lambda n: png(after=fill(chunk(b"abCd"), n)), "thousands of chunks"),
+    "PNG profile": (lambda n: png(chunk(b"iCCP", b"a\0\0" + SOLID["deflate"])), "too large"),
+    "PNG zTXt": (lambda n: png(chunk(b"zTXt", b"a\0\0" + SOLID["deflate"])), "too large"),
+    "PNG zTXts": (
+        lambda n: png(b"".join(chunk(b"zTXt", b"%d\0\0" % i + SOLID["text"]) for i in range(99))),
+        "Too much memory",
+    ),
+    "PNG iTXt": (
+        lambda n: png(chunk(b"iTXt", XMP[:18] + b"\1\0\0\0" + SOLID["deflate"])),
+        "too large",
+    ),
+    "PNG orientations": (
+        lambda n: png(chunk(b"iTXt", XMP + fill(b'tiff:Orientation="', n))),
+        "",
+    ),
+    "PNG EXIF": (lambda n: png(chunk(b"eXIf", overlapping_tags(n))), "its tags hold"),
+    "PNG EXIF, again and again": (
+        lambda n: png(chunk(b"eXIf", fill(b"Exif\0\0", n))),
+        "its EXIF begins again",
+    ),
+    "PNG EXIF as text": (
+        lambda n: png(
+            chunk(
+                b"tEXt",
+                b"Raw profile type exif\0\n\n\n" + overlapping_tags(n // 2).hex().encode(),
+            )
+        ),
+        "its tags hold",
+    ),
+    "PNG frames": (lambda n: png(chunk(b"acTL", struct.pack(">II", 2**31 - 1, 0))), "animation"),
+    "JPEG segments": (lambda n: jpeg(fill(b"\xff\xec\0\2", n)), "thousands of segments"),
+    "JPEG segments after an end": (
+        lambda n: jpeg(b"\xff\xd9" + fill(b"\xff\xec\0\2", n)),
+        "thousands of segments",
+    ),
+    "JPEG EXIF segments": (
+        lambda n: jpeg(fill(b"\xff\xe1\0\x09Exif\0\0a", n)),
+        "thousands of segments",
+    ),
+    "JPEG EXIF": (
+        lambda n: jpeg(exif=b"Exif\0\0" + overlapping_tags(20_000, 3000)),
+        "its tags hold",
+    ),
+    "JPEG filled": (lambda n: jpeg(b"\xff" * n), "thousands of segments"),
+    "JPEG escapes": (lambda n: jpeg(fill(b"\xff\0", n)), "thousands of segments"),
+    "JPEG tables": (
+        lambda n: jpeg(fill(b"\xff\xdb\0\x43\0" + bytes([1] * 64), n)),
+        "thousands of segments",
+    ),
+    "JPEG scans": (lambda n: scans(300), "more than 100 scans"),
+    "GIF comment": (
+        lambda n: gif(b"!\xfe" + fill(b"\xff" + bytes([65] * 255), n) + b"\0"),
+        "comments",
+    ),
+    "GIF comments": (lambda n: gif(fill(b"!\xfe\1a\0", n)), "thousands of blocks"),
+    "GIF frames": (
+        lambda n: gif(fill(b",\0\0\0\0\1\0\1\0\0\2\2\x44\1\0", n)),
+        "thousands of blocks",
+    ),
+    "WebP EXIF": (
+        lambda n: encode(Image.new("RGB", (64, 64)), "WEBP", exif=overlapping_tags(n)),
+        "its tags hold",
+    ),
+    "TIFF tags": (lambda n: overlapping_tags(n), "its tags hold"),
+    "TIFF tags, with the bytes swapped": (
+        lambda n: b"II\0*" + overlapping_tags(n)[4:],
+        "its tags hold",
+    ),
+    "TIFF strips": (
+        lambda n: tiff((273, 4, fill(struct.pack("<L", 5000), n))),
+        "its tag 273 has",
+    ),
+    "TIFF tiles": (
+        lambda n: tiff(
+            (322, 4, struct.pack("<L", 1)),
+            (323, 4, struct.pack("<L", 1)),
+            (324, 4, fill(struct.pack("<L", 5000), n)),
+        ),
+        "its tag 324 has",
+    ),
+    "TIFF tile": (lambda n: tiled(20_000), "one tile of it has 400,000,000 pixels"),
+    "TIFF resolution": (
+        lambda n: tiff((282, 5, fill(struct.pack("<LL", 1, 1), n))),
+        "its tag 282 has",
+    ),
+    "TIFF pages": (
+        lambda n: encode(
+            Image.new("L", (64, 64)),
+            "TIFF",
+            save_all=True,
+            append_images=[Image.new("L", (1, 1))] * 500,
+        ),
+        "",
+    ),
+    "DICOM deflated": (deflated, "its transfer syntax is deflated"),
+    "DICOM tags": (lambda n: dicom(fill(EMPTY_TAG, n)), "it has too many tags"),
+    "DICOM sequences": (lambda n: dicom(undefined(n // 20)), "recursion"),
+    "DICOM size": (lambda n: dicom(size=65535), "maybe a decompression bomb"),
+}
+LIBRARIES = {"WebP": "PIL._webp", "DICOM": "pydicom"}
+
+
+def read_twice(data: bytes) -> object:
+    """Read a picture as the page does, then as `predict` does."""
+    try:
+        check_limits(data)
+    finally:
+        size = read_picture(data, 224).size
+    return size
+
+
+@pytest.mark.parametrize("size", [SMALL, pytest.param(LARGE, marks=pytest.mark.attack)])
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_costs_no_more_than_others(name, size):
+    if library := LIBRARIES.get(name.split()[0]):
+        pytest.importorskip(library)
+    make, words = PICTURES[name]
+    data = make(size)
+    cost = measure(lambda: read_twice(data))
+    if words:
+        assert cost.outcome.startswith("BadImage: ") and words in cost.outcome
+    else:
+        assert cost.outcome == "done: (64, 64)"
+    assert cost.seconds < SECONDS / 3 and cost.memory < GIGABYTE / 4
