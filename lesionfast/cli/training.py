@@ -443,9 +443,10 @@ def print_search(search: "Search", price: "Price", as_json: bool, best: Run | No
 
     by, trials = search.settings.by, trial_table(search)
     tables = [chapter.trials_table(trials, by, search.settings.more_is_better)]
-    if shares := chapter.find_importance(search.study):
+    shares = chapter.find_importance(search.study)
+    if shares:
         tables.append(chapter.importance_table(shares))
-    figures = chapter.draw_search(search.study, search.path / "figures", by)
+    figures = chapter.draw_search(search.study, search.path / "figures", by, shares)
     page = chapter.write_search(search.path / "report.html", tables, [price.words()], figures)
     csv = search.path / "trials.csv"
     write_atomically(csv, lambda aside: trials.to_csv(aside, index=False))

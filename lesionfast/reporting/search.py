@@ -87,11 +87,13 @@ def finished(study: Study) -> list[Any]:
     return [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
 
 
-def draw_search(study: Study, folder: Path, by: str) -> list[Path]:
-    """Draw Optuna's plots of a study to `folder` as PNG; return their paths."""
+def draw_search(study: Study, folder: Path, by: str, shares: Mapping[str, float]) -> list[Path]:
+    """Draw Optuna's plots of a study, and the importance of options, to `folder` as PNG.
+
+    `shares` are those of `find_importance`. Returns the paths.
+    """
     if len(finished(study)) < FEWEST:
         return []
-    from optuna.importance import PedAnovaImportanceEvaluator
     from optuna.visualization import matplotlib as plots
 
     drawn: dict[str, Callable[[], Any]] = {
@@ -99,11 +101,22 @@ def draw_search(study: Study, folder: Path, by: str) -> list[Path]:
         "slices": lambda: plots.plot_slice(study, target_name=by),
         "parallel": lambda: plots.plot_parallel_coordinate(study, target_name=by),
     }
-    if find_importance(study):
-        drawn["importance"] = lambda: plots.plot_param_importances(
-            study, evaluator=PedAnovaImportanceEvaluator(), target_name=by
-        )
+    if shares:
+        drawn["importance"] = lambda: plot_importance(shares, by)
     return [save_plot(plot, folder / f"{name}.png") for name, plot in drawn.items()]
+
+
+def plot_importance(shares: Mapping[str, float], by: str) -> Any:
+    """Return pyplot's axes with a bar for each option, the most important one on top."""
+    from matplotlib import pyplot
+
+    _, axes = pyplot.subplots()
+    bars = axes.barh(list(shares), list(shares.values()), color="#0072B2")
+    axes.bar_label(bars, fmt="%.2f", padding=3)
+    axes.invert_yaxis()
+    axes.set_title("Importance of the options")
+    axes.set_xlabel(f"importance for {by}, relative, of 1 in all (PED-ANOVA)")
+    return axes
 
 
 def save_plot(plot: Callable[[], Any], path: Path) -> Path:

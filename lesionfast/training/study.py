@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from lesionfast.config import DataConfig, SplitConfig, TrainConfig
-from lesionfast.data.split import format_split, load_dataset, write_split
+from lesionfast.data.split import format_split, keep_options, load_dataset, write_split
 from lesionfast.errors import LesionfastError, TrainingInterrupted, did_you_mean
 from lesionfast.evaluation.comparison import (
     WITHHELD,
@@ -215,9 +215,9 @@ def run_study(study: Study, out: str | Path) -> Outcome:
             "run. Leave it out, or train that run with lesionfast train."
         )
     states = {entry.name: read_state(entry, out) for entry in study.entries}
+    load = SharedData(out / "split.csv")
     if set(states.values()) != {"done"}:
-        share_split(study, out)
-    load = load_once(out / "split.csv")
+        load.keep(share_split(study, out), study.base)
     for number, entry in enumerate(study.entries, 1):
         logger.info("run %d of %d: %s, %s", number, len(states), entry.name, states[entry.name])
         try:
@@ -261,8 +261,11 @@ def read_state(entry: Entry, out: Path) -> str:
     return "done" if run.finished and run.metrics["status"] == "finished" else "interrupted"
 
 
-def share_split(study: Study, out: Path) -> None:
-    """Write the split of the study once; raises `LesionfastError` if it is another one now."""
+def share_split(study: Study, out: Path) -> pd.DataFrame:
+    """Write the split of the study once, and return its table.
+
+    Raises `LesionfastError` if it is another one now.
+    """
     path, df = out / "split.csv", load_dataset(study.base)
     if not path.is_file():
         write_split(df, path)
@@ -271,33 +274,46 @@ def share_split(study: Study, out: Path) -> None:
             f"data or split options have changed: they no longer give {path}. "
             "Type the earlier options, or another --out for a new study."
         )
+    return df
 
 
-def load_once(split: Path) -> Callable[[TrainConfig], pd.DataFrame]:
-    """Return a function that reads the data of a run; runs that read the same share it.
+class SharedData:
+    """Reads the data of runs on one split; runs that read the same share a table.
 
-    It raises `LesionfastError` for a run that has not all images of the split.
+    A call raises `LesionfastError` for a run that has not all images of the split.
     """
-    kept: dict[tuple, pd.DataFrame] = {}
 
-    def load(config: TrainConfig) -> pd.DataFrame:
-        key = tuple(getattr(config, field.name) for field in fields(DataConfig))
-        if key not in kept:
-            df = load_dataset(config, split=split)
-            shared = len(split.read_text(encoding="utf-8").splitlines()) - 1
+    def __init__(self, split: Path) -> None:
+        self.split = split
+        self._tables: dict[tuple, pd.DataFrame] = {}
+
+    def keep(self, df: pd.DataFrame, config: TrainConfig) -> None:
+        """Keep a table that the split was written from, so that no run reads it again."""
+        config = replace(config, split=str(self.split))
+        self._tables[data_options(config)] = keep_options(df, config)
+
+    def __call__(self, config: TrainConfig) -> pd.DataFrame:
+        """Return the table of a run with these options."""
+        key = data_options(config)
+        if key not in self._tables:
+            df = load_dataset(config, split=self.split)
+            shared = len(self.split.read_text(encoding="utf-8").splitlines()) - 1
             if len(df) != shared:
                 raise LesionfastError(
-                    f'it has {len(df)} of the {shared} images of {split}: missing = "drop" leaves '
-                    'out other rows with other metadata columns. Write missing = "keep" below '
-                    "[defaults]."
+                    f"it has {len(df)} of the {shared} images of {self.split}: missing = "
+                    '"drop" leaves out other rows with other metadata columns. Write missing = '
+                    '"keep" below [defaults].'
                 )
-            kept[key] = df
-        return kept[key]
-
-    return load
+            self._tables[key] = df
+        return self._tables[key]
 
 
-def complete(entry: Entry, out: Path, load: Callable[[TrainConfig], pd.DataFrame]) -> Run:
+def data_options(config: TrainConfig) -> tuple:
+    """Return the options that say what is read."""
+    return tuple(getattr(config, field.name) for field in fields(DataConfig))
+
+
+def complete(entry: Entry, out: Path, load: SharedData) -> Run:
     """Return the finished run of an entry: trained, resumed, or as it is."""
     run, state = Run(out / entry.folder), read_state(entry, out)
     if state == "done":

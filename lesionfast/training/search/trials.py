@@ -25,7 +25,7 @@ from lesionfast.run import FEATURES, Run
 from lesionfast.training.callbacks.schedule import current_phase
 from lesionfast.training.callbacks.tracking import history_columns
 from lesionfast.training.search.space import OBJECTIVES, Settings, find_difference
-from lesionfast.training.study import load_once
+from lesionfast.training.study import SharedData
 from lesionfast.training.trackers.recording import check_trackers
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ HOPELESS = 3  # trials that fail before any has finished
 FIRST_RUNG = 2  # epochs of the last phase before a trial can be stopped
 NAME = "try-{:04d}"
 HEAVY = ("weights.safetensors", FEATURES)  # what is removed when a trial has ended
-LOST, TRY, ERROR, SECONDS = "lost", "try", "error", "seconds"  # what a trial says of itself
+# what a trial says of itself; `AGAIN` are the values of one that is tried again
+LOST, TRY, ERROR, SECONDS, AGAIN = "lost", "try", "error", "seconds", "again"
 
 
 class Search:
@@ -68,7 +69,7 @@ class Search:
                 f"{f'Type --storage {began}.' if began else 'Leave --storage out.'}"
             )
         self.settings = Settings.from_json((self.path / SETTINGS).read_text(encoding="utf-8"))
-        self.load = load_once(self.path / SPLIT)
+        self.load = SharedData(self.path / SPLIT)
         self.study = self.open_study()
 
     @classmethod
@@ -96,6 +97,7 @@ class Search:
                 f"{path} was begun with other options: {changed}. Type the earlier ones to go on "
                 "with it, or another --out for a new search."
             )
+        search.load.keep(df, settings.base)
         return search
 
     def open_study(self) -> "Study":
@@ -188,12 +190,21 @@ class Search:
                 self.give_up(Trial(self.study, old._trial_id))
 
     def give_up(self, trial: "Trial") -> None:
-        """Record that a trial was lost, and queue its values for the next claim."""
-        values, number = trial.params, trial.user_attrs.get(TRY)
+        """Queue the values of a trial for the next claim, and record that it was lost.
+
+        A worker may be gone before it has drawn all of them: then they are drawn again, and come
+        out the same. One that is gone in here leaves the trial queued, once.
+        """
+        number = trial.user_attrs.get(TRY)
+        values = trial.user_attrs.get(AGAIN, {}) | trial.params
+        if values.keys() < {one.name for one in self.settings.space}:
+            values = {}
+        others = self.study.get_trials(deepcopy=False)
+        queued = any(t.number > trial.number and number_of(t) == number for t in others)
+        if number is not None and not queued:
+            self.study.enqueue_trial(values, user_attrs={TRY: number, AGAIN: values})
         trial.set_user_attr(LOST, True)
         self.study.tell(trial.number, state=trial_state("FAIL"))
-        if number is not None:
-            self.study.enqueue_trial(values, user_attrs={TRY: number})
 
     def lock_of(self, number: int) -> Path:
         """Return the file that the worker of a trial holds."""

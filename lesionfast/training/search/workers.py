@@ -46,9 +46,10 @@ class Found:
 
     def draw(self) -> list[Path]:
         """Draw values, options and what matters, to figures of its folder; return their paths."""
-        from lesionfast.reporting.search import draw_search
+        from lesionfast.reporting.search import draw_search, find_importance
 
-        return draw_search(self.search.study, self.search.path / "figures", self.price.by)
+        study, folder = self.search.study, self.search.path / "figures"
+        return draw_search(study, folder, self.price.by, find_importance(study))
 
 
 def search(

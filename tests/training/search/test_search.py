@@ -9,18 +9,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 pytest.importorskip("optuna")
 
+from lesionfast.data.split import load_dataset
 from lesionfast.errors import LesionfastError, TrainingInterrupted
 from lesionfast.run import Run
 from lesionfast.stats.bootstrap import out_of_bag_choice
 from lesionfast.training.search.space import Settings, read_settings
-from lesionfast.training.search.trials import Search, hide_password, trial_table
+from lesionfast.training.search.trials import Search, hide_password, make_sampler, trial_table
 from lesionfast.training.search.winner import price_choice, train_best
 from lesionfast.training.search.workers import run_search, search
 
@@ -89,6 +92,49 @@ def test_killed_worker_costs_one_trial_and_changes_nothing(space: Path, tmp_path
     run_search(whole, begun)
     assert sorted(values_of(again)) == list(range(begun)) and values_of(again) == values_of(whole)
     assert again.best.params == whole.best.params
+
+
+@pytest.mark.parametrize("drawn", [0, 1, 2, 3])
+def test_worker_killed_while_it_drew_values_leaves_all_of_them_to_the_next(
+    space: Path, tmp_path: Path, drawn: int
+) -> None:
+    wanted = begin(space, tmp_path / "whole").claim(None).values
+    begun = begin(space, tmp_path / "killed")
+    for _ in range(2):  # the one that tries again is killed as well
+        begun.study.sampler = make_sampler(begun.settings, 0)
+        trial = begun.study.ask()
+        if "try" not in trial.user_attrs:
+            trial.set_user_attr("try", 0)
+        for one in begun.settings.space[:drawn]:
+            one.suggest(trial)
+        begun.reap()
+    claim = begun.claim(None)
+    assert claim.values == wanted and claim.trial.user_attrs["try"] == 0
+
+
+def test_worker_killed_while_it_gave_a_trial_up_leaves_it_queued_once(
+    space: Path, tmp_path: Path
+) -> None:
+    begun = begin(space, tmp_path / "s")
+    claim = begun.claim(None)
+    begun.study.enqueue_trial(claim.values, user_attrs={"try": 0, "again": claim.values})
+    claim.lock.release()  # killed before it recorded that the trial was lost
+    begun.reap()
+    begun.reap()
+    assert len(begun.in_state("WAITING")) == 1 and not begun.in_state("RUNNING")
+    assert begun.claim(None).values == claim.values
+
+
+def test_search_reads_its_data_once(
+    space: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun = begin(space, tmp_path / "s")
+    config = replace(begun.settings.base, split=str(tmp_path / "s" / "split.csv"))
+    kept = begun.load(config)
+    assert caplog.text.count("using the built-in SYNTHETIC sample") == 1
+    read = load_dataset(config, split=tmp_path / "s" / "split.csv")
+    pd.testing.assert_frame_equal(kept, read)
+    assert kept.attrs == read.attrs
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 600) -> None:
