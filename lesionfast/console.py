@@ -318,7 +318,7 @@ def escape_html(text: str) -> str:
 def escape_markdown(text: str) -> str:
     """Return text as Markdown that shows it letter by letter, on one line: no HTML, no marks."""
     line = printable(" ".join(text.split()))
-    return re.sub(r"([\\`*\[\]|]|(?<!\w)_|_(?!\w))", r"\\\1", html.escape(line, quote=False))
+    return re.sub(r"([\\`*\[\]|$~]|(?<!\w)_|_(?!\w))", r"\\\1", html.escape(line, quote=False))
 
 
 def print_table(table: Table, stderr: bool = False) -> None:

@@ -1,5 +1,6 @@
 """Files: written whole or not at all, by one process at a time, and known by their SHA-256."""
 
+import csv
 import errno
 import hashlib
 import json
@@ -14,9 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lesionfast.errors import DamageError, DiskError, LesionfastError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 logger = logging.getLogger("lesionfast")
 
@@ -91,6 +95,52 @@ def write_text(path: Path, text: str) -> Path:
 def write_json(path: Path, value: Any) -> Path:
     """Write `value` to `path` atomically, as indented JSON."""
     return write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+COMPUTED = "=+@\uff1d\uff0b\uff0d\uff20-"  # a cell that begins so is computed by a spreadsheet
+FORMULA = re.compile(rf"'*[\t\r{COMPUTED}]")
+NUMERAL = re.compile(r"[+-]?[0-9.]*")
+
+
+def csv_text(table: "pd.DataFrame", header: bool = True) -> str:
+    """Return a table as CSV, in which a carriage return within a name ends no row."""
+
+    def convert(quoting: int) -> str:
+        return table.to_csv(index=False, header=header, lineterminator="\n", quoting=quoting)
+
+    text = convert(csv.QUOTE_MINIMAL)
+    return convert(csv.QUOTE_NONNUMERIC) if "\r" in text else text
+
+
+def write_csv(table: "pd.DataFrame", path: Path) -> None:
+    """Write a table to a file as `csv_text`; not atomically."""
+    path.write_bytes(csv_text(table).encode())
+
+
+def write_sheet(path: Path, table: "pd.DataFrame") -> Path:
+    """Write a table atomically as CSV for people, whose spreadsheet runs no text as a formula."""
+    return write_text(path, csv_text(disarm_texts(table)))
+
+
+def disarm_texts(table: "pd.DataFrame") -> "pd.DataFrame":
+    """Return a table whose texts a spreadsheet does not run as formulas."""
+    table = table.copy(deep=False)
+    for name in table:
+        if table[name].dtype.kind not in "biuf":
+            table[name] = table[name].map(disarm)
+    return table
+
+
+def disarm(value: Any) -> Any:
+    """Return a value of a cell: a text that a spreadsheet would compute after an apostrophe."""
+    if not isinstance(value, str) or not FORMULA.match(value) or NUMERAL.fullmatch(value):
+        return value
+    return f"'{value}"
+
+
+def rearm(text: str) -> str:
+    """Return the text that `disarm` was given."""
+    return text[1:] if text.startswith("'") and FORMULA.match(text) else text
 
 
 def append_texts(path: Path, texts: Sequence[str], head: str = "") -> None:

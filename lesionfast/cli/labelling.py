@@ -18,7 +18,7 @@ from lesionfast.cli.base import (
 from lesionfast.cli.serving import Host, Port, Token
 from lesionfast.console import echo, print_table
 from lesionfast.errors import LesionfastError
-from lesionfast.files import check_target, write_atomically
+from lesionfast.files import check_target, write_sheet
 from lesionfast.run import Run
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def print_doubts(runs: "list[Run]", corrections: Path | None, csv: Path | None) 
         pairs = find_duplicates(first)
         print_table(contradictions_table(contradictions(runs, pairs, answers)))
     if csv:
-        write_atomically(csv, lambda aside: table.to_csv(aside, index=False))
+        write_sheet(csv, table)
         echo(csv)
     echo(draw_suspicious_labels(runs, first.path / "figures", table))
 

@@ -25,7 +25,7 @@ from lesionfast.cli.base import (
 from lesionfast.config import WHERE, TrainConfig, flag_name
 from lesionfast.console import LATER_PROCESS, echo, print_table
 from lesionfast.errors import LesionfastError
-from lesionfast.files import damage_explained, write_atomically
+from lesionfast.files import damage_explained, write_sheet
 from lesionfast.manifest import Manifest
 from lesionfast.run import CONFIGS, Run
 
@@ -449,7 +449,7 @@ def print_search(search: "Search", price: "Price", as_json: bool, best: Run | No
     figures = chapter.draw_search(search.study, search.path / "figures", by, shares)
     page = chapter.write_search(search.path / "report.html", tables, [price.words()], figures)
     csv = search.path / "trials.csv"
-    write_atomically(csv, lambda aside: trials.to_csv(aside, index=False))
+    write_sheet(csv, trials)
     if as_json:
         rows = trials.astype(object).where(trials.notna(), None).to_dict("records")
         run = {"run": str(best.path), **best.metrics} if best else {}

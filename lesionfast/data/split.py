@@ -30,7 +30,7 @@ from lesionfast.data.parts.own import PARTS, draw, hold_out, use_own_split, warn
 from lesionfast.data.table import read_table
 from lesionfast.diagnoses import split_names
 from lesionfast.errors import LesionfastError, did_you_mean, list_first, pluralize
-from lesionfast.files import sha256, write_text
+from lesionfast.files import csv_text, sha256, write_text
 from lesionfast.manifest import Manifest
 from lesionfast.run import CORRECTIONS
 
@@ -311,7 +311,7 @@ def write_split(df: pd.DataFrame, path: str | Path) -> str:
 def format_split(df: pd.DataFrame) -> str:
     """Return the content of the file that `write_split` writes, the same with corrections."""
     table = restore(df).sort_values("image_id")[["image_id", "group", "target", "split"]]
-    return table.to_csv(index=False, lineterminator="\n")
+    return csv_text(table)
 
 
 def deal_folds(df: pd.DataFrame, config: TrainConfig) -> pd.Series:
@@ -354,7 +354,7 @@ def format_folds(df: pd.DataFrame, numbers: pd.Series) -> str:
     split = numbers.notna().map({True: "train", False: "test"})
     table = df.assign(**{"split": split, FOLD: numbers}).sort_values("image_id")
     columns = ["image_id", "group", "target", "split", FOLD]
-    return table[columns].to_csv(index=False, lineterminator="\n")
+    return csv_text(table[columns])
 
 
 def read_folds(file: Path, df: pd.DataFrame) -> pd.Series:

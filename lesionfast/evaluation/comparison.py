@@ -17,7 +17,7 @@ from lesionfast.console import Cell, Table, cell, count, duration, estimate
 from lesionfast.diagnoses import Classes
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.interpretation import Interpretation, records
-from lesionfast.files import write_atomically
+from lesionfast.files import write_sheet
 from lesionfast.run import Run, list_runs, newest_run
 from lesionfast.stats.bootstrap import (
     RESAMPLES,
@@ -153,7 +153,7 @@ class Comparison:
 
     def write_csv(self, path: Path) -> Path:
         """Write the table as CSV, atomically, and return its path."""
-        return write_atomically(path, lambda aside: self.table.to_csv(aside, index=False))
+        return write_sheet(path, self.table)
 
 
 def comparison_table(comparison: Comparison) -> Table:

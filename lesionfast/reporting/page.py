@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from importlib import resources
 from io import BytesIO
 from math import ceil
@@ -15,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup, escape
 from PIL import Image
 
-from lesionfast.console import Cell, Table
+from lesionfast.console import Cell, Table, printable
 from lesionfast.diagnoses import NAMES, plain
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.findings import Findings
@@ -35,6 +37,7 @@ GREY = "0.35"
 MOST_CLASSES = 30  # in a figure
 DOTS_PER_INCH = 140
 DOTS_IN_SVG = 100  # of the images in it
+POWER = "$\\mathdefault{"  # begins a number on a logarithmic axis
 QUICKLY = {"compress_level": 3}  # PNG: a third of the time, a tenth larger
 LARGE, QUALITY = 300_000, 82  # bytes above which a picture loses what nobody sees
 # Okabe and Ito's palette, which colour-blind people can tell apart, without its yellow.
@@ -65,6 +68,7 @@ PLAYWRIGHT = (
 )
 PROGRAMS = "chromium*/chrom*/[cC]hrom[ei]*"  # below those folders
 SLOWEST = 180  # seconds that printing may take
+NO_FORMS = "base-uri 'none'; form-action 'none'"
 NOT_A_DEVICE = "Not a medical device: for research, not for diagnosis."
 INTERVALS = (
     "Brackets hold 95 % intervals: percentiles of a bootstrap over lesions within each class, or "
@@ -169,6 +173,7 @@ def save(figure: "Figure", path: Path, about: Interpretation | str = "") -> Path
         about = f"run {run.path.name}{split}"
     if about:
         figure.supxlabel(about, x=0.012, ha="left", fontsize=7.5, color=GREY)
+    take_words_literally(figure)
     png = FigureCanvasAgg(figure)
     words = {"Description": describe_figure(figure)}
     write_atomically(path, lambda aside: png.print_png(aside, metadata=words, pil_kwargs=QUICKLY))
@@ -178,6 +183,24 @@ def save(figure: "Figure", path: Path, about: Interpretation | str = "") -> Path
     with rc_context({"svg.hashsalt": "lesionfast"}):  # the same figure is the same file
         write_atomically(path.with_suffix(".svg"), svg)
     return path
+
+
+def take_words_literally(figure: "Figure") -> None:
+    """Let a figure show names as they are: no formula between dollars, nothing unseen."""
+    from matplotlib.text import Text
+    from matplotlib.ticker import FixedFormatter, FuncFormatter
+
+    def show(value: float, place: int | None, formatter: Any) -> str:
+        return printable(formatter(value, place))
+
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        formatter = axis.get_major_formatter()
+        if isinstance(formatter, FixedFormatter | FuncFormatter):  # others write numbers
+            axis.set_major_formatter(FuncFormatter(partial(show, formatter=formatter)))
+    for text in figure.findobj(Text):
+        if not text.get_text().startswith(POWER):
+            text.set_text(printable(text.get_text()))
+            text.set_parse_math(False)
 
 
 @dataclass(frozen=True)
@@ -318,14 +341,31 @@ def render(template: str, **values: Any) -> str:
     environment = Environment(
         loader=FunctionLoader(read_template),
         autoescape=True,
+        finalize=lambda value: value if isinstance(value, Markup) else printable(value),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["exact"] = exact
     style, script = read_template("page.css"), read_template("page.js")
-    shared = {"style": style, "script": script, "page": read_messages()["page"]}
+    allowed = f"style-src '{hash_of(style)}'; script-src '{hash_of(script)}'"
+    shared = {"policy": Markup(f"default-src 'none'; img-src data:; {allowed}; {NO_FORMS}")}
+    shared |= {"style": style, "script": script, "page": read_messages()["page"]}
     shared |= {"lang": LANGUAGE.get(), "translate": translate}
     return environment.get_template(template).render(**shared, **values)
+
+
+def exact(value: str) -> Markup:
+    """Return a value as HTML that stays letter by letter what it is, unseen ones too.
+
+    For what a page sends back, such as the name of an image.
+    """
+    return escape(value).replace("\r", Markup("&#13;"))
+
+
+def hash_of(text: str) -> str:
+    """Return what names the only style or script of a page that a browser may use."""
+    return f"sha256-{base64.b64encode(sha256(text.encode()).digest()).decode('ascii')}"
 
 
 def read_template(name: str) -> str:

@@ -20,6 +20,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
+from lesionfast.console import printable
 from lesionfast.data.formats.pictures import NOT_A_PICTURE, decode, picture_size
 from lesionfast.data.images import fit_square
 from lesionfast.errors import LesionfastError
@@ -269,7 +270,7 @@ def build_api(service: Service, uploads: "Uploads") -> FastAPI:
     @api.exception_handler(LesionfastError)
     async def explain(request: Request, error: LesionfastError) -> JSONResponse:
         headers = {"Retry-After": "2"} if isinstance(error, Busy) else None
-        return JSONResponse({"error": str(error)}, STATUS.get(type(error), 422), headers)
+        return JSONResponse({"error": printable(error)}, STATUS.get(type(error), 422), headers)
 
     @api.get("/model")
     def model() -> Model:

@@ -22,6 +22,7 @@ from lesionfast.files import (
     damage_explained,
     only_writer,
     parse_json,
+    rearm,
     sha256,
     write_atomically,
     write_json,
@@ -284,6 +285,7 @@ def read_tables(parts: Sequence[Part]) -> Iterator[pd.DataFrame]:
             yield pd.DataFrame(map(parse_json, text.splitlines()))
             continue
         table = pd.read_csv(BytesIO(text), names=columns, dtype=str, keep_default_na=False)
+        table["image"] = table["image"].map(rearm)
         shares = [name for name in columns if name.startswith(("p_", "uncalibrated_"))]
         # float32 as when they were written, so that a submission has the same digits
         table[shares] = table[shares].replace("", "nan").astype(np.float32)

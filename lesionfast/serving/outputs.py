@@ -23,16 +23,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lesionfast.console import counting_bar
+from lesionfast.console import counting_bar, printable
 from lesionfast.errors import LesionfastError, did_you_mean, pluralize
 from lesionfast.evaluation.interpretation import records
 from lesionfast.evaluation.isic import COLUMNS, challenge_columns
 from lesionfast.files import (
     check_target,
+    csv_text,
+    disarm_texts,
     disk_errors,
     only_writer,
     parse_json,
     put_in_place,
+    rearm,
     sha256,
     workspace,
     write_json,
@@ -307,7 +310,7 @@ class TextWriter:
     def _put(self, text: str) -> None:
         before = self.out.stat().st_size if self.out else 0
         try:
-            self.file.write(text)
+            self.file.write(printable(text) if self.file.isatty() else text)
             self.file.flush()
         except OSError:
             if self.out:
@@ -339,7 +342,7 @@ def csv_head(columns: Iterable[str]) -> str:
 
 def to_csv(table: pd.DataFrame, header: bool = False) -> str:
     """Return one line an image, empty where there is no value."""
-    return table.to_csv(index=False, header=header, lineterminator="\n")
+    return csv_text(disarm_texts(table), header)
 
 
 def to_json_lines(table: pd.DataFrame) -> str:
@@ -543,7 +546,7 @@ def read_rows(
         for row in rows:
             if list(row) != columns:
                 raise ValueError("it has other columns than these predictions")
-            yield row["image"], row["error"], position
+            yield rearm(row["image"]) if kind == "csv" else row["image"], row["error"], position
     except (ValueError, TypeError, csv.Error) as error:
         if not ended:  # else the last row is torn within a quoted name
             raise LesionfastError(f"{out} is damaged: {error}. {ELSEWHERE}") from None

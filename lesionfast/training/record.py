@@ -33,7 +33,7 @@ from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.features import write_features
 from lesionfast.evaluation.labelling.corrected import record_corrections
 from lesionfast.evaluation.melanoma import announce_melanomas, settle_rule
-from lesionfast.files import sha256, sha256_once
+from lesionfast.files import sha256, sha256_once, write_csv
 from lesionfast.models.backbones import count_parameters
 from lesionfast.models.features import FeatureEngine, Features
 from lesionfast.models.fusion import REGISTRIES
@@ -265,7 +265,7 @@ def evaluate(learn: Learner, run: Run, training: dict[str, Any]) -> None:
     read = settle_rule(run, predictions)
     learn.decision_rule = run.decision_rule
     if run.model["metadata"] and run.model["fusion"] != "none":
-        run.write(WITHOUT_METADATA, partial(without.to_csv, index=False))
+        run.write(WITHOUT_METADATA, partial(write_csv, without))
     run.manifest.record("history.csv", "weights.safetensors")  # the epochs wrote them
     run.write_json(
         "metrics.json",
@@ -322,11 +322,11 @@ def keep_predictions(run: Run, everything: pd.DataFrame) -> pd.DataFrame:
     predictions = everything
     if is_corrected(everything):
         whole = restore(everything)
-        run.write(UNCORRECTED, partial(whole.to_csv, index=False))
+        run.write(UNCORRECTED, partial(write_csv, whole))
         measured = everything["split"].isin(PARTS)
         dropped = [ORIGINAL["group"], ORIGINAL["split"]]
         predictions = everything[measured].drop(columns=dropped).reset_index(drop=True)
-    run.write("predictions.csv", partial(predictions.to_csv, index=False))
+    run.write("predictions.csv", partial(write_csv, predictions))
     return predictions
 
 

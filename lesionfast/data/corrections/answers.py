@@ -18,7 +18,7 @@ from pathlib import Path
 
 from lesionfast.data.table import open_table
 from lesionfast.errors import LesionfastError, did_you_mean
-from lesionfast.files import append_texts, check_target
+from lesionfast.files import COMPUTED, append_texts, check_target, disarm, rearm
 
 logger = logging.getLogger("lesionfast")
 
@@ -26,10 +26,7 @@ COLUMNS = ("image", "answer", "who", "when", "why")
 REQUIRED = dict.fromkeys(COLUMNS[:2], "")
 RIGHT, UNCLEAR, UNDO, IS, SAME = "right", "unclear", "undo", "is", "same lesion as"
 FORMS = (RIGHT, f"{IS} CLASS", UNCLEAR, f"{SAME} IMAGE", UNDO)
-COMPUTED = "=+@\uff1d\uff0b\uff0d\uff20-"  # a cell that begins so is computed by a spreadsheet
 FORMULA = re.compile(rf"""(^|[,;|])[\s"'{COMPUTED}]*[{COMPUTED}][\s"'{COMPUTED}]*""")
-MARKED = re.compile(rf"'*[{COMPUTED}]")  # ids that are written with an apostrophe before them
-NUMERAL = re.compile(r"[+-]?[0-9.]+")
 KIND = re.compile(r"(same\s+lesion\s+as|is)\s+(.+)", re.IGNORECASE | re.DOTALL)
 
 
@@ -74,7 +71,7 @@ class Answer:
     def to_line(self) -> str:
         """Return its line of the file, without what would break it or be a formula."""
         about = map(clean, (self.who, self.when, self.why))
-        return format_line([mark(self.image), self.text, *about])
+        return format_line([disarm(self.image), self.text, *about])
 
 
 @dataclass(frozen=True)
@@ -152,16 +149,6 @@ def clean(text: str) -> str:
     return FORMULA.sub(r"\1 ", " ".join(printable.split())).strip()
 
 
-def mark(image: str) -> str:
-    """Return an id as the file has it: with an apostrophe if a spreadsheet would compute it."""
-    return f"'{image}" if MARKED.match(image) and not NUMERAL.fullmatch(image) else image
-
-
-def unmark(image: str) -> str:
-    """Return an id that the file has; the apostrophe of `mark` is no part of it."""
-    return image[1:] if image.startswith("'") and MARKED.match(image) else image
-
-
 def can_be_kept(image: str) -> bool:
     """Return whether the file can hold an id so that reading it gives the same one."""
     try:
@@ -220,7 +207,7 @@ def parse_lines(path: Path, records: Iterable[tuple[int, list[str]]]) -> Iterato
     """Yield the answers of numbered lines; raises `LesionfastError` as `read_answers` does."""
     open_answers: dict[str, int] = {}
     for number, (marked, text, who, when, why) in records:
-        image = unmark(marked)
+        image = rearm(marked)
         where = f"line {number} of {path}"
         if not image:
             raise LesionfastError(f"{where} names no image. Write its id, or remove the line.")
@@ -250,7 +237,9 @@ def append_answer(path: str | Path, answer: Answer) -> None:
 def format_line(values: Iterable[str]) -> str:
     """Return a line of CSV, with its end."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(values)
+    values = list(values)
+    whole = csv.QUOTE_ALL if "\r" in "".join(values) else csv.QUOTE_MINIMAL
+    csv.writer(text, lineterminator="\n", quoting=whole).writerow(values)
     return text.getvalue()
 
 

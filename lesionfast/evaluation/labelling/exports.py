@@ -12,6 +12,7 @@ from xml.sax.saxutils import quoteattr
 
 import pandas as pd
 
+from lesionfast.console import printable
 from lesionfast.data.columns.labels import DROP
 from lesionfast.data.corrections.answers import IS, RIGHT, Answers
 from lesionfast.data.corrections.applying import name_classes
@@ -132,14 +133,14 @@ def make_task(case: dict[str, Any], model: str) -> dict[str, Any]:
 
 
 def choose(name: str) -> Iterator[dict[str, Any]]:
-    """Yield the result of Label Studio that chooses a class."""
+    """Yield the result of Label Studio that chooses a class, named as in `make_interface`."""
     about = {"from_name": "diagnosis", "to_name": "image", "type": "choices"}
-    yield {**about, "value": {"choices": [name]}}
+    yield {**about, "value": {"choices": [printable(name)]}}
 
 
 def make_interface(classes: Sequence[str]) -> str:
     """Return the labelling interface of Label Studio: the image, and one class of several."""
-    choices = "\n".join(f"    <Choice value={quoteattr(name)}/>" for name in classes)
+    choices = "\n".join(f"    <Choice value={quoteattr(printable(name))}/>" for name in classes)
     return (
         '<View>\n  <Image name="image" value="$image"/>\n'
         '  <Text name="label" value="Label in the data: $label"/>\n'

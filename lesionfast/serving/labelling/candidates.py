@@ -21,7 +21,15 @@ from lesionfast.evaluation.labelling.selection import (
     margins,
     share_scores,
 )
-from lesionfast.files import check_target, disk_errors, workspace, write_atomically
+from lesionfast.files import (
+    check_target,
+    csv_text,
+    disk_errors,
+    workspace,
+    write_csv,
+    write_sheet,
+    write_text,
+)
 from lesionfast.models.ensemble import EnsembleEngine
 from lesionfast.run import Run
 from lesionfast.serving.bundle import own_columns
@@ -183,7 +191,7 @@ def training_features(run: Run) -> np.ndarray:
 
 def write_list(table: pd.DataFrame, path: Path) -> Path:
     """Write a list of images for `lesionfast labels --page --list`; return its path."""
-    return write_atomically(path, lambda aside: table.to_csv(aside, index=False))
+    return write_sheet(path, table)
 
 
 def write_labelled(
@@ -220,10 +228,10 @@ def write_labelled(
         for item in chosen:
             name = item.name + Path(item.path).suffix
             (aside / "images" / name).write_bytes(reader.read(item.path))
-        pd.DataFrame(rows).fillna("").to_csv(aside / "metadata.csv", index=False)
+        write_csv(pd.DataFrame(rows).fillna(""), aside / "metadata.csv")
         aside.rename(folder)
     parts = pd.DataFrame(list_parts(run, [item.name for item in chosen]))
-    write_atomically(split, lambda path: parts.to_csv(path, index=False))
+    write_text(split, csv_text(parts))
     return folder, split
 
 

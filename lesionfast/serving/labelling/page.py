@@ -4,6 +4,7 @@ import asyncio
 import shlex
 from typing import Any
 
+from lesionfast.console import printable
 from lesionfast.diagnoses import full_name
 from lesionfast.errors import LesionfastError
 from lesionfast.files import only_writer, parse_json
@@ -56,7 +57,7 @@ def build_label_app(queue: Queue, host: str = LOCAL[0], token: str | None = None
             asked = await read_body(request)
             return HTMLResponse(await run_in_threadpool(act, queue, request.url.path, asked))
         except LesionfastError as error:
-            return JSONResponse({"error": str(error)}, 422)
+            return JSONResponse({"error": printable(error)}, 422)
 
     routes = [Route(path, show) for path in files]
     routes += [Route(path, respond, methods=["POST"]) for path in ACTIONS]

@@ -30,7 +30,7 @@ from lesionfast.data.table import read_table
 from lesionfast.errors import LesionfastError, did_you_mean, list_first, pluralize
 from lesionfast.evaluation.features import featured_run, rank, require_neighbours
 from lesionfast.evaluation.labels import suspicious_labels
-from lesionfast.files import stamp
+from lesionfast.files import rearm, stamp
 from lesionfast.run import Run
 from lesionfast.serving.api import Service
 
@@ -93,7 +93,7 @@ def read_list(path: Path) -> list[Item]:
     It has the columns image and path, and may have suggested, probability and metadata. Raises
     `LesionfastError` for a list without them, and for an image that occurs twice.
     """
-    table = read_table(path, NEEDED, option="--list")
+    table = read_table(path, NEEDED, option="--list").map(rearm)
     twice = table.loc[table["image"].duplicated(), "image"]
     if len(twice):
         raise LesionfastError(

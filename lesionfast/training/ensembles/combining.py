@@ -23,7 +23,7 @@ from lesionfast.evaluation.comparison import align_images, check_split
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.labelling.corrected import measure_uncorrected
 from lesionfast.evaluation.melanoma import announce_melanomas, settle_rule
-from lesionfast.files import sha256_once, write_text
+from lesionfast.files import sha256_once, write_csv, write_text
 from lesionfast.run import (
     CORRECTIONS,
     UNCORRECTED,
@@ -255,15 +255,15 @@ def write_results(
     run.model = model | asked | {"members": paths, "member_weights": digests}
     run.write_json("model.json", run.model)
     predictions = pool(members, run.model, "predictions.csv")
-    run.write("predictions.csv", partial(predictions.to_csv, index=False))
+    run.write("predictions.csv", partial(write_csv, predictions))
     fused = [member for member in members if takes_metadata(member)]
     if fused and all(member.holds(WITHOUT_METADATA) for member in fused):
         withheld = pool(members, run.model, WITHOUT_METADATA)
-        run.write(WITHOUT_METADATA, partial(withheld.to_csv, index=False))
+        run.write(WITHOUT_METADATA, partial(write_csv, withheld))
     corrected = all(member.holds(UNCORRECTED) for member in members)
     if corrected:
         whole = pool(members, run.model, UNCORRECTED)
-        run.write(UNCORRECTED, partial(whole.to_csv, index=False))
+        run.write(UNCORRECTED, partial(write_csv, whole))
     metrics = {
         "split_sha256": split_sha256,
         "train_seconds": round(sum(member.metrics["train_seconds"] for member in members), 2),
