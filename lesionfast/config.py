@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
@@ -441,6 +441,22 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
             f"{flag_name(name)} is '{value}', which is not an option."
             f"{did_you_mean(value, choices)} Type one of: {', '.join(choices)}."
         )
+
+
+def write_options(config: Columns, left_out: Container[str] = ()) -> list[str]:
+    """Return the options that are not the defaults as the words that a person types."""
+    words = []
+    for setting in fields(config):
+        name, value = setting.name, getattr(config, setting.name)
+        if name in left_out or value == setting.default:
+            continue
+        flag = flag_name(name)
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+            continue
+        several = split_names(value) if setting.metadata["many"] else [str(value)]
+        words += [word for one in several for word in (flag, one)]
+    return words
 
 
 def flag_name(name: str) -> str:

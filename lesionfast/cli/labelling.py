@@ -1,6 +1,7 @@
 """Commands about labels: which are doubtful, the page that takes answers, what to label next."""
 
 import shlex
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from lesionfast.cli.base import (
     option,
 )
 from lesionfast.cli.serving import Host, Port, Token
+from lesionfast.config import IN_MEMORY, DataConfig, TrainConfig, write_options
 from lesionfast.console import echo, print_table
 from lesionfast.errors import LesionfastError
 from lesionfast.files import check_target, write_sheet
@@ -140,6 +142,33 @@ def print_doubts(runs: "list[Run]", corrections: Path | None, csv: Path | None) 
     echo(draw_suspicious_labels(runs, first.path / "figures", table))
 
 
+def training_lines(config: TrainConfig, folder: Path, added: list[str]) -> list[list[str]]:
+    """Return the commands that train with the options of a run on its data and what is `added`.
+
+    Several datasets are joined by the usual names of their columns, so data that needs options to
+    be read, or that has no folder, is converted first. The split says what is held out.
+    """
+    from lesionfast.data.layouts.recognise import list_paths
+
+    named = list(map(str, list_paths(config.data))) if config.data else []
+    plain = DataConfig()
+    if not named or any(getattr(config, name) != getattr(plain, name) for name in HOW_READ):
+        data = f"{folder}-before"
+        others = {field.name for field in fields(TrainConfig)} - {*HOW_READ, "skip_bad"}
+        convert = ["lesionfast", "data", "convert", *named, *write_options(config, others)]
+        first, named = [[*convert, "--to", data]], [data]
+    else:
+        first = []
+    words = [word for name in named for word in ("--data", name)]
+    options = write_options(config, {*HOW_READ, "data", *OF_THE_SPLIT})
+    return [*first, ["lesionfast", "train", *words, *added, *options]]
+
+
+HOW_READ = ("csv", "images", "layout", "separator", "images_of", "image", "target", "group")
+OF_THE_SPLIT = {  # which the file of the split replaces
+    *("split", "split_seed", "val", "test", "folds", "fold", "all", "test_on", "join_duplicates"),
+    *("corrections", "distill"),
+}
 Inputs = argument(
     list[str], "Images, folders, tables without labels, or zip, tar, HDF5, Parquet or .npz files."
 )
@@ -180,9 +209,12 @@ def list_next(
         if answers is None:
             raise LesionfastError("--labelled needs answers. Type --corrections FILE with it.")
         folder, split = write_labelled(opened, inputs, answers, labelled)
-        words = ["lesionfast", "train", "--data", opened.config.data or "DATA", "--data"]
-        words += [str(folder), "--split", str(split), "--corrections", str(corrections)]
-        echo(f"train with: {shlex.join(words)}", stderr=True)
+        added = ["--data", str(folder), "--split", str(split), "--corrections", str(corrections)]
+        if opened.config.data == IN_MEMORY:
+            echo(f"the run's data is a DataFrame: add the rows of {folder} to it", stderr=True)
+        else:
+            for line in training_lines(opened.config, folder, added):
+                echo(f"type: {shlex.join(line)}", stderr=True)
         echo(folder)
         return
     check_target(csv)

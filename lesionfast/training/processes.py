@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from signal import SIGTERM
 from typing import Any
 from uuid import uuid4
 
@@ -138,7 +139,7 @@ def launch(command: list[str], n: int) -> int:
     """Run a command of lesionfast in n processes here, by torchrun; return its exit code.
 
     Ctrl-C reaches all of them, and if one fails the others are ended. Raises `LesionfastError` if a
-    signal has ended the first that failed.
+    signal has ended one.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -161,10 +162,13 @@ def launch(command: list[str], n: int) -> int:
         elastic_launch(config, sys.executable)("-m", "lesionfast", *command)
     except ChildFailedError as error:
         _, first = error.get_first_failure()  # the launcher has ended the others
-        if first.exitcode < 0:
+        codes = [first.exitcode, *(failure.exitcode for failure in error.failures.values())]
+        killed = [-code for code in codes if code < 0 and code != -SIGTERM]
+        if killed:  # the others may have failed in the same moment, as they had lost it
             raise LesionfastError(
-                f"a process was ended by signal {-first.exitcode}, as the system does when memory "
-                "is short. Type a smaller --batch-size or --size, or a smaller --gpus."
+                f"a process was ended by signal {killed[0]}, as the system does when memory is "
+                "short. Continue after the last whole epoch with lesionfast train --resume RUN and "
+                "a smaller --gpus, or start again with a smaller --batch-size or --size."
             ) from None
         return first.exitcode
     except SignalException as error:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from lesionfast.cli import app
 from lesionfast.data.augment import BatchAugment, Share, standard
 from lesionfast.errors import LesionfastError
 from lesionfast.run import Run
+from lesionfast.training.experiment import check_resumable
 from lesionfast.training.processes import as_first, check_launch, gather
 
 SCRIPT = Path(__file__).parent / "distributed_losses.py"
@@ -85,6 +87,36 @@ def test_ctrl_c_ends_all_and_one_process_goes_on(tmp_path):
     resumed = Run(run)
     assert resumed.metrics["status"] == "finished" and len(resumed.history) == 12
     assert (run / "history.csv").read_text().startswith(before)
+
+
+def test_a_process_that_is_killed_ends_all_and_leaves_a_run_to_resume(tmp_path):
+    command = [sys.executable, "-m", "lesionfast", "train", *QUICK, "--gpus", "2", "--epochs", "50"]
+    with (tmp_path / "log").open("w") as log:
+        trained = subprocess.Popen(
+            [*command, "--out", str(tmp_path), "--name", "killed"], stdout=log, stderr=log
+        )
+        run = tmp_path / "killed"
+        wait_for(lambda: (run / "checkpoints" / "last.safetensors").is_file(), trained)
+        ranks = find_ranks(trained.pid)
+        os.kill(ranks["1"], signal.SIGKILL)
+        assert trained.wait(60) == 2
+    said = (tmp_path / "log").read_text()
+    assert "error: a process was ended by signal 9" in said.splitlines()[-1]
+    assert "lesionfast train --resume RUN" in said.splitlines()[-1]
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks.values())
+    check_resumable(Run.open(run))
+    assert 1 <= len(Run(run).history) < 50 and not Run(run).finished
+
+
+def find_ranks(launcher: int) -> dict[str, int]:
+    """The processes that a launcher has started, by their rank."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if (folder / "stat").read_text().rpartition(")")[2].split()[1] == str(launcher):
+                lines = (folder / "environ").read_bytes().split(b"\0")
+                found |= {x[5:].decode(): int(folder.name) for x in lines if x[:5] == b"RANK="}
+    return found
 
 
 def wait_for(happened, process):

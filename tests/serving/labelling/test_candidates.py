@@ -1,7 +1,10 @@
 """What to label next of a folder, the page that takes the list, and the training that follows."""
 
 import json
+import re
+import shlex
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -9,7 +12,8 @@ import pytest
 
 import lesionfast as lf
 from lesionfast.cli import app
-from lesionfast.config import DataConfig
+from lesionfast.cli.labelling import HOW_READ, OF_THE_SPLIT
+from lesionfast.config import DataConfig, flag_name
 from lesionfast.data.corrections.answers import Answer, Answers, append_answer
 from lesionfast.data.layouts.convert import convert
 from lesionfast.errors import LesionfastError
@@ -185,6 +189,37 @@ def test_the_commands_write_what_they_print(run, folders, listed, tmp_path, caps
     ):
         with pytest.raises(LesionfastError, match=message):
             call(wrong)
+
+
+def test_the_lines_that_next_prints_train_with_the_options_of_the_run(
+    folders, listed, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    table = pd.read_csv(folders[0] / "metadata.csv", dtype=str)
+    names = {"image_id": "picture", "dx": "finding", "lesion_id": "spot"}
+    table.rename(columns=names).to_csv("cases.csv", index=False)
+    call([
+        *("train", "--csv", "cases.csv", "--images", str(folders[0] / "images"), "--out", "runs"),
+        *("--image", "picture", "--target", "finding", "--group", "spot", "--name", "first"),
+        *("--map", "akiec=bcc", "--map", "vasc=drop", "--drop-class", "df", "--no-cache"),
+        *(word for name, value in TINY.items() for word in (flag_name(name), str(value))),
+    ])  # fmt: skip
+    append_answer("c.csv", Answer.parse(listed["image"].iloc[0], "is bcc"))
+    capsys.readouterr()
+    more = ["--corrections", "c.csv", "--labelled", "more"]
+    call(["next", "runs/first", str(folders[1]), *more])
+    lines = re.findall("^type: lesionfast (.+)$", capsys.readouterr().err, re.MULTILINE)
+    assert len(lines) == 2
+    for line in lines:
+        call([*shlex.split(line), *(["--name", "second"] if line.startswith("train") else [])])
+    first, second = lf.Run("runs/first"), lf.Run("runs/second")
+    assert second.classes == first.classes == ["bcc", "bkl", "mel", "nv"]
+    assert len(second.split) == len(first.split) + 1
+    assert (second.split["split"] == "test").sum() == (first.split["split"] == "test").sum()
+    same = set(asdict(first.config)) - {*HOW_READ, "data", *OF_THE_SPLIT}
+    assert {name: getattr(second.config, name) for name in same} == {
+        name: getattr(first.config, name) for name in same
+    }
 
 
 def call(words: list[str]) -> None:
