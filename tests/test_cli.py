@@ -1,5 +1,6 @@
 """The commands as a person types them, in processes of their own where exit codes matter."""
 
+import ast
 import errno
 import inspect
 import json
@@ -14,8 +15,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import typer
 from typer.testing import CliRunner
 
+from lesionfast import cli
 from lesionfast.cli import main
 from lesionfast.cli.base import app, data_app, runs_app
 from lesionfast.config import TrainConfig
@@ -522,3 +525,47 @@ def test_what_is_set_may_have_equals_signs_in_quotes():
     }
     with pytest.raises(LesionfastError, match="--set age has no value"):
         read_pairs("--set", ["age"], "age=55")
+
+
+def command_lines():
+    """What the package tells a person to type: file, words; what is filled in is VALUE."""
+    for path in sorted(Path(cli.__file__).parents[1].rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        inside = {
+            id(part)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.JoinedStr)
+            for part in ast.walk(node)
+            if part is not node
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.JoinedStr):
+                parts = [getattr(part, "value", "") for part in node.values]
+                text = "".join(part if isinstance(part, str) else "VALUE" for part in parts)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                text = "" if id(node) in inside else node.value
+            else:
+                continue
+            for match in re.finditer(
+                r"\blesionfast ((?:[\w./:*={}<>,%-]+[ \n]+)*[\w./:*={}<>,%-]+)", text
+            ):
+                yield path.name, match[1].split()
+
+
+def test_every_line_that_is_printed_to_be_typed_has_options_of_its_own_command():
+    commands, seen = typer.main.get_command(app).commands, 0
+    for file, words in command_lines():
+        name, *rest = [word.rstrip(".,:") for word in words]
+        if name not in commands:
+            continue
+        command = commands[name]
+        if rest and rest[0] in getattr(command, "commands", {}):
+            command = command.commands[rest.pop(0)]
+        own = {flag for p in command.params for flag in (*p.opts, *p.secondary_opts)} | {"--help"}
+        end = next(
+            (i for i, word in enumerate(words) if word.endswith((".", ":", ";"))), len(words)
+        )
+        flags = [word for word in rest[:end] if word.startswith("--")]
+        assert set(flags) <= own, f"{file}: lesionfast {' '.join(words)}"
+        seen += 1
+    assert seen > 100
