@@ -85,6 +85,7 @@ def log_to_console(level: int | None = None) -> None:
         handler.setLevel(logging.CRITICAL)
     handler.setFormatter(PrintableLines("%(message)s"))
     handler.addFilter(is_new)
+    logging.lastResort.setFormatter(PrintableLines())  # for what a library tells without a handler
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
 

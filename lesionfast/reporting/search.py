@@ -12,7 +12,14 @@ import pandas as pd
 
 from lesionfast.console import Table, cell
 from lesionfast.files import write_atomically
-from lesionfast.reporting.page import DOTS_PER_INCH, QUICKLY, Picture, Section, write_page
+from lesionfast.reporting.page import (
+    DOTS_PER_INCH,
+    QUICKLY,
+    Picture,
+    Section,
+    take_words_literally,
+    write_page,
+)
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -134,6 +141,7 @@ def save_plot(plot: Callable[[], Any], path: Path) -> Path:
             axis.xaxis.set_minor_formatter(NullFormatter())  # of a logarithm: they overlap
             axis.yaxis.set_minor_formatter(NullFormatter())
             axis.tick_params(axis="x", labelrotation=30)
+        take_words_literally(figure)
         settings = {"dpi": DOTS_PER_INCH, "bbox_inches": "tight", "pil_kwargs": QUICKLY}
         write_atomically(path, lambda aside: figure.savefig(aside, format="png", **settings))
         pyplot.close(figure)

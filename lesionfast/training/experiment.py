@@ -582,7 +582,7 @@ def check_same_data(learn: LesionLearner, run: Run) -> None:
         ("split.csv", format_split(learn.dls.split)),
         ("encoder.json", encoder.to_json()),
     ):
-        if run.file(name).read_text(encoding="utf-8") != text:
+        if run.file(name).read_bytes() != text.encode():
             raise LesionfastError(
                 f"the data has changed since {run.path} began: it no longer gives its {name}. "
                 f"Restore the old data, or start again: lesionfast train --config "

@@ -87,7 +87,7 @@ def continue_folds(run: Run, df: pd.DataFrame, config: TrainConfig) -> list[Part
     """
     file = run.file("split.csv")
     numbers = read_folds(file, df)
-    if format_folds(df, numbers) != file.read_text(encoding="utf-8"):
+    if format_folds(df, numbers).encode() != file.read_bytes():
         raise changed_data(run)
     return list_parts(df, numbers, config)
 

@@ -128,7 +128,7 @@ def continue_towers(run: Run, df: pd.DataFrame, config: TrainConfig) -> list[Par
 
     Raises `LesionfastError` if the data is not that of the beginning.
     """
-    if format_split(df) != run.file("split.csv").read_text(encoding="utf-8"):
+    if format_split(df).encode() != run.file("split.csv").read_bytes():
         raise changed_data(run)
     return list_towers(df, config)
 

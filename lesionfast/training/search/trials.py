@@ -90,7 +90,7 @@ class Search:
                 write_json(path / PLACE, place)
         search = cls(path, storage)
         changed = find_difference(search.settings, settings)
-        if not changed and (path / SPLIT).read_text(encoding="utf-8") != format_split(df):
+        if not changed and (path / SPLIT).read_bytes() != format_split(df).encode():
             changed = f"the data no longer gives its {SPLIT}"
         if changed:
             raise LesionfastError(

@@ -1,5 +1,6 @@
 """Names that are scripts, escapes or formulas, in one run throughout, and all that shows them."""
 
+import ast
 import base64
 import csv
 import hashlib
@@ -26,6 +27,7 @@ from PIL import Image, ImageOps
 import lesionfast as lf
 from lesionfast.console import printable
 from lesionfast.data.corrections.answers import read_answers
+from lesionfast.data.split import format_split, load_dataset
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.comparison import compare
 from lesionfast.evaluation.findings import Findings
@@ -179,6 +181,26 @@ def test_a_terminal_shows_names_and_does_not_obey_them(work):
             assert escape not in text, command
     assert r"\x1b]0;owned\x07" in shown["train"] and r"\u202e" in shown["data"]
     assert "[bold red]$a^{$[/][link=http:~~evil]b[/link]" in shown["train"]
+
+
+def test_nothing_is_printed_past_what_spells_names_out():
+    """`print` stands in the console alone, and where the page says its own address."""
+    root = Path(lf.__file__).parent
+    found = {
+        str(file.relative_to(root))
+        for file in root.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "print"
+    }
+    assert found == {"console.py", "serving/app.py"}
+
+
+def test_a_run_whose_names_have_a_carriage_return_is_gone_on_with(run):
+    text = (run.path / "split.csv").read_bytes()
+    assert b"\r" in text and text.count(b"\n") == 49
+    assert format_split(load_dataset(run.config)).encode() == text
 
 
 def test_the_log_of_a_run_can_be_shown_on_a_terminal(work):
@@ -363,7 +385,7 @@ def test_nothing_of_a_stranger_runs_in_the_page(browser, run, work):
 def test_nothing_of_a_stranger_runs_in_the_page_of_labels(browser, queue):
     def answer(page) -> None:
         page.locator("section.lf-label").wait_for()
-        for key in ("u", "z", "n", "1", "2"):
+        for key in ("u", "z", "n", "r", "u"):
             page.locator("#why").fill(SCRIPT)
             before = page.locator("#progress").inner_text()
             page.locator("h2").click()
@@ -374,7 +396,8 @@ def test_nothing_of_a_stranger_runs_in_the_page_of_labels(browser, queue):
     with serving(build_label_app(queue)) as address:
         browsed(browser, address, answer)
     kept = read_answers(queue.file).log
-    assert len(kept) > 3 and {one.value for one in kept} - {""} <= set(queue.run.classes)
+    assert [one.kind for one in kept] == ["unclear", "undo", "right", "unclear"]
+    assert {one.image for one in kept} <= set(queue.items)
 
 
 @pytest.mark.attack
@@ -395,7 +418,7 @@ def test_nothing_of_a_stranger_runs_in_any_report_or_figure(browser, run, work):
         ["runs", "note", name, SCRIPT],
         ["cache"],
         ["export", name, "--to", "exported"],
-        ["search", *data, *TINY, "--trials", "2", "--out", "search<script>owned=1<"],
+        ["search", *data, *TINY, "--trials", "2", "--out", "search<img src=x onerror=owned=1>"],
     ]
     (folder / "new").mkdir()
     for picture in [*(folder / "data" / "images").iterdir()][:3]:
