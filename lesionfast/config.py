@@ -16,6 +16,7 @@ ALIASES = {"bs": "batch_size", "valid_pct": "val", "pretrained": "weights"}  # o
 IN_MEMORY = "(DataFrame)"  # --data of a run on a table from Python
 EARLIER = {"metadata_dropout": 0.0}  # defaults of runs from before the option existed
 INF = math.inf
+MOST_PIXELS = 4096  # a side of the square that a model sees
 TYPES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
@@ -191,10 +192,12 @@ class TrainConfig(SplitConfig):
         "architectures, both with a comma between.",
     )
     size: int = option(
-        112, "Side of the square image that the model sees, in pixels.", limits=(1, INF)
+        112, "Side of the square image that the model sees, in pixels.", limits=(1, MOST_PIXELS)
     )
     start_size: int | None = option(
-        None, "Side of the first training images, in pixels; it grows to --size.", limits=(32, INF)
+        None,
+        "Side of the first training images, in pixels; it grows to --size.",
+        limits=(32, MOST_PIXELS),
     )
     resize: str = option(
         "crop", "Make images square: 'crop' the centre or 'squish' all of it.", ("crop", "squish")
@@ -371,13 +374,14 @@ class TrainConfig(SplitConfig):
         return json.dumps(asdict(self), indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, *, of_run: bool = False) -> "TrainConfig":
-        """Read what `to_json` wrote; raises `LesionfastError` for anything else.
+    def from_json(cls, text: str | Mapping[str, Any], *, of_run: bool = False) -> "TrainConfig":
+        """Read what `to_json` wrote, or the values of that; `LesionfastError` for anything else.
 
         With `of_run`, options that are missing get the value that they had before they existed.
         """
         try:
-            values = (EARLIER if of_run else {}) | dict(json.loads(text))
+            given = json.loads(text) if isinstance(text, str) else text
+            values = (EARLIER if of_run else {}) | dict(given)
         except (TypeError, ValueError, RecursionError) as error:
             raise LesionfastError(
                 f"the config is not a JSON object of options: {error}. Correct the file, or use "

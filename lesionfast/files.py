@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
 from pathlib import Path
+from sys import float_info
 from typing import TYPE_CHECKING, Any
 
 from lesionfast.errors import DamageError, DiskError, LesionfastError
@@ -45,6 +46,8 @@ ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ADVICE = dict.fromkeys(ROOM, "Free some space, or name another folder.")
 ADVICE[errno.ENAMETOOLONG] = "Type a shorter name."
 CONTAINER = re.compile(r"\.(?:zip|tar|hdf5|h5|parquet|npz)/", re.IGNORECASE)  # holds many images
+MOST_JSON = 32 * 2**20  # bytes: the objects of such a file take up to 1 GB
+DEEPEST = 100  # lists and objects in one another in a JSON file
 NUMBER = (float, None)  # a shape of JSON: a number, or null where it is not defined
 APPENDING = os.O_RDWR | os.O_APPEND | os.O_CREAT
 APPENDING |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # no link, no pipe
@@ -369,17 +372,61 @@ def read_json(path: Path, shape: Any, advice: str) -> Any:
     Raises `DamageError`, which ends in `advice`, if the file is damaged.
     """
     with damage_explained(path, advice):
-        value = parse_json(path.read_text(encoding="utf-8"))
+        value = load_json(path)
         check_shape(value, shape)
     return value
 
 
+def load_json(path: Path) -> Any:
+    """Return what a JSON file holds, whoever wrote it.
+
+    Raises `ValueError` for what is no JSON, no regular file or larger than 32 MB, and `OSError`.
+    """
+    return parse_json(read_small_text(path))
+
+
+def read_small_text(path: Path) -> str:
+    """Return the text of a file that a person or a program wrote, such as JSON or TOML.
+
+    Raises `ValueError` for what is no regular file, larger than 32 MB or not UTF-8, and `OSError`.
+    """
+    state = path.stat()
+    if not stat.S_ISREG(state.st_mode):
+        raise ValueError(f"it is {KINDS.get(stat.S_IFMT(state.st_mode), 'not a regular file')}")
+    if state.st_size > MOST_JSON:
+        size, most = format_bytes(state.st_size), format_bytes(MOST_JSON)
+        raise ValueError(f"it has {size}, and at most {most} are read")
+    return path.read_text(encoding="utf-8")
+
+
 def parse_json(text: str | bytes) -> Any:
-    """Return what a JSON text says; raises `ValueError` for what is none, or nested too deep."""
+    """Return what JSON text holds.
+
+    Raises `ValueError` for a key that an object has twice, which readers take differently, and for
+    lists and objects that are more than 100 deep in one another.
+    """
+    text = text if isinstance(text, str) else text.decode("utf-8")
     try:
-        return json.loads(text)
+        value = json.loads(text, object_pairs_hook=as_object)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+    level = [value] if text.count("[") + text.count("{") > DEEPEST else []
+    for _ in range(DEEPEST):
+        boxes = [one for one in level if type(one) in (dict, list)]
+        level = [part for box in boxes for part in (box.values() if type(box) is dict else box)]
+    if level:
+        raise ValueError("it is nested too deep")
+    return value
+
+
+def as_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; raises `ValueError` for a key that it has twice."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"it has the key {twice[:40]!r} twice")
+    return value
 
 
 @contextmanager
@@ -403,17 +450,19 @@ def damage_explained(path: Path, advice: str) -> Iterator[None]:
 def check_shape(value: Any, shape: Any, name: str = "it") -> None:
     """Raise `ValueError` unless a JSON value has a shape.
 
-    A shape is a type (`float` is any finite number, `object` anything, None is null), a text
-    that it must be, `[shape]` for a list, `{key: shape}` for an object with these keys ("key?":
-    it may be missing) and others, `{str: shape}` for one with any keys, and a tuple of shapes for
-    one of them.
+    A shape is a type (`float` is any finite number, `object` anything, None is null), a range for
+    a whole number in it, a text that it must be, `[shape]` for a list, `{key: shape}` for an object
+    with these keys ("key?": it may be missing) and others, `{str: shape}` for one with any keys,
+    and a tuple of shapes for one of them.
     """
     if isinstance(shape, tuple):
         fits = any(has_shape(value, option) for option in shape)
     elif isinstance(shape, list | dict):
         fits = type(value) is type(shape)
+    elif isinstance(shape, range):
+        fits = type(value) is int and value in shape
     elif shape is float:
-        fits = type(value) in (int, float) and math.isfinite(value)
+        fits = type(value) in (int, float) and abs(value) <= float_info.max
     else:
         fits = shape is object or value == shape or type(value) is shape
     if not fits:

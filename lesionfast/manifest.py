@@ -9,7 +9,7 @@ from typing import Any
 from lesionfast.errors import DamageError
 from lesionfast.files import (
     damage_explained,
-    parse_json,
+    load_json,
     sha256,
     sha256_once,
     write_atomically,
@@ -162,7 +162,7 @@ class Manifest:
 
     def _load(self) -> tuple[dict[str, Entry], dict[str, Entry | None]]:
         with damage_explained(self.path, self._advice):
-            content = parse_json(self.path.read_text(encoding="utf-8"))
+            content = load_json(self.path)
             digest = content.pop("sha256")
             if type(content["schema"]) is int and content["schema"] > SCHEMA:
                 raise DamageError(f"{self.path} was written by a newer lesionfast. {UPGRADE}")
@@ -202,7 +202,7 @@ def read_schema(path: Path, name: str) -> int:
     if name not in SCHEMAS:
         return 1
     try:
-        schema = parse_json(path.read_text(encoding="utf-8")).get("schema", 1)
+        schema = load_json(path).get("schema", 1)
     except (ValueError, AttributeError):  # whoever reads it says what is wrong
         return 1
     return schema if type(schema) is int else 1

@@ -11,16 +11,18 @@ from datetime import datetime
 from functools import cached_property
 from html import escape
 from importlib.metadata import PackageNotFoundError, version
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lesionfast.config import TrainConfig
+from lesionfast.config import MOST_PIXELS, TrainConfig
 from lesionfast.diagnoses import Classes, name_rule, probability_columns
 from lesionfast.errors import DamageError, LesionfastError, did_you_mean
 from lesionfast.files import (
     NUMBER,
     damage_explained,
     disk_errors,
+    load_json,
     read_json,
     readable_name,
     sha256_once,
@@ -55,6 +57,8 @@ OF_THE_WEIGHTS = (*PREDICTED, *FITTED)  # what changes with the weights, metrics
 GIVEN = (*CONFIGS, "environment.json", CORRECTIONS, "split.csv", "encoder.json", "model.json")
 DATED = {*GIVEN, *LEARNED, "manifest.json"}  # what says when a run was begun
 NOTE = "note.txt"  # not in the manifest: whoever wrote it may edit it, in any run
+MOST_INPUTS = 100_000  # numbers that the metadata of one image becomes
+DEEPEST, MOST_MEMBERS = 5, 1_000  # ensembles of ensembles, and runs that one averages
 SUMMARY = {
     "n": int,
     "counts": {str: int},
@@ -85,12 +89,18 @@ SHAPES = {
         "classes": [str],
         "prior": [float],
         "rule": str,
-        **{f"{name}?": str for name in ("arch", "resize", "fusion", "pool", "weights_origin")},
-        **{f"{name}?": int for name in ("schema", "size", "tta", "n_metadata")},
+        **{f"{name}?": str for name in ("arch", "fusion", "pool", "weights_origin")},
+        "resize?": ("crop", "squish"),
+        "schema?": int,
+        "size?": range(1, MOST_PIXELS + 1),
+        "tta?": range(1, 9),
+        "n_metadata?": range(MOST_INPUTS),
         **{f"{name}?": float for name in ("dropout", "melanoma_weight", "melanoma_sensitivity")},
+        "metadata_dropout?": float,
         "parameters?": (int, None),
         "metadata?": [str],
         "parents?": ([int], None),
+        "undo?": ({str: [float]}, None),
         "members?": [str],
         "member_weights?": [(str, None)],
         "of?": str,
@@ -124,6 +134,7 @@ class Run:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.manifest = Manifest(self.path)
+        self._depth, self._count = 0, [0]  # of an ensemble in an ensemble, and of all its runs
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -192,7 +203,7 @@ class Run:
         """The configuration that made this run."""
         path = self.file("config.json")
         with damage_explained(path, self.remedy("config.json")):
-            return TrainConfig.from_json(path.read_text(encoding="utf-8"), of_run=True)
+            return TrainConfig.from_json(load_json(path), of_run=True)
 
     @cached_property
     def environment(self) -> dict[str, Any]:
@@ -240,7 +251,16 @@ class Run:
                 f"{self.path} averages {len(paths)} runs, and {gone[0]} is missing. Copy it there "
                 "again, or make the ensemble again."
             )
-        return [Run(path) for path in paths]
+        self._count[0] += len(paths)
+        if self._depth == DEEPEST or self._count[0] > MOST_MEMBERS:
+            raise DamageError(
+                f"{self.path} averages itself, or more than {MOST_MEMBERS} runs, or runs of runs "
+                f"{DEEPEST} deep. Make the ensemble again."
+            )
+        members = [Run(path) for path in paths]
+        for member in members:
+            member._depth, member._count = self._depth + 1, self._count
+        return members
 
     @cached_property
     def full_model(self) -> dict[str, Any]:
@@ -428,10 +448,10 @@ class Run:
             return {}
         found, names = {}, self.model.get("members", ())
         digests = self.model.get("member_weights") or [None] * len(names)
-        for name, digest in zip(names, digests, strict=True):
-            member = Run(os.path.normpath(self.path / name))
-            if name.startswith("../"):
+        for name, digest in zip_longest(names, digests[: len(names)]):
+            if not is_inside(name):
                 continue  # a run of its own
+            member = Run(self.path / name)
             if not member.path.is_dir():
                 found[name] = "it is missing"
                 continue
@@ -460,7 +480,7 @@ class Run:
         """Accept all files as they are, whatever the manifests list; those of inner runs too."""
         self.manifest.seal(*GIVEN, *LEARNED, *FITTED)
         for path in sorted(self.path.glob("*")):
-            if is_run(path):
+            if is_run(path) and not path.is_symlink():
                 Run(path).seal()
 
     def _json(self, name: str) -> dict[str, Any]:
@@ -484,6 +504,11 @@ class Run:
                 if not table[column].astype(float).between(0, 1 + 1e-6).all():
                     raise ValueError(f"column '{column}' holds values that are not probabilities")
         return table
+
+
+def is_inside(name: str) -> bool:
+    """Return whether the path of a member is that of a run inside the run."""
+    return os.path.normpath(name).split(os.sep)[0] not in ("", ".", "..")
 
 
 def list_runs_of(run: Run) -> list[Run]:

@@ -1,6 +1,5 @@
 """Removing runs: only runs, never what a link names, nothing that is in use or needed by others."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +11,16 @@ from typing import Any
 from lesionfast.catalog.listing import walk_runs
 from lesionfast.config import TrainConfig
 from lesionfast.errors import LesionfastError, list_first
-from lesionfast.files import LOCK, LOCKED, REASONS, UNFINISHED, disk_errors, only_process, workspace
+from lesionfast.files import (
+    LOCK,
+    LOCKED,
+    REASONS,
+    UNFINISHED,
+    disk_errors,
+    load_json,
+    only_process,
+    workspace,
+)
 from lesionfast.run import Run, is_run, outermost
 
 OPTIONS = {setting.name for setting in fields(TrainConfig)}
@@ -101,7 +109,7 @@ def looks_like_a_run(folder: Path) -> bool:
 def read_values(file: Path) -> dict[str, Any]:
     """Return the values of a JSON file, none if there is no such file or it is damaged."""
     with suppress(OSError, ValueError):
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = load_json(file)
         return values if isinstance(values, dict) else {}
     return {}
 

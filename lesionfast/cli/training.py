@@ -25,7 +25,7 @@ from lesionfast.cli.base import (
 from lesionfast.config import WHERE, TrainConfig, flag_name
 from lesionfast.console import LATER_PROCESS, echo, print_table
 from lesionfast.errors import LesionfastError
-from lesionfast.files import damage_explained, write_sheet
+from lesionfast.files import damage_explained, load_json, write_sheet
 from lesionfast.manifest import Manifest
 from lesionfast.run import CONFIGS, Run
 
@@ -151,9 +151,9 @@ def read_settings(given: dict[str, Any], file: Path | None) -> TrainConfig:
     if file.name in CONFIGS:
         Manifest(file.parent).require(file.name, advice)
     with damage_explained(file, advice):
-        text = file.read_text(encoding="utf-8")
+        values = load_json(file)
     of_run = (file.parent / "split.csv").is_file()
-    return replace(TrainConfig.from_json(text, of_run=of_run), **given)
+    return replace(TrainConfig.from_json(values, of_run=of_run), **given)
 
 
 @app.command(rich_help_panel=TRAIN)

@@ -17,17 +17,21 @@ from lesionfast.data.columns.values import (
     read_number,
     why_impossible,
 )
-from lesionfast.errors import LesionfastError, did_you_mean, pluralize
+from lesionfast.errors import DamageError, LesionfastError, did_you_mean, pluralize
 from lesionfast.files import read_json
 from lesionfast.run import Run
 
 logger = logging.getLogger("lesionfast")
 
 SCALES = 10  # beyond the training values, or twice that around the mean, a number is far from them
+MOST_LEARNED = 1e18  # of a mean or a scale
 MOST_CATEGORIES = 200  # a column with more texts holds names, not categories
 SHAPE = [  # of encoder.json
     (
-        {"name": str, "kind": "number", "mean": float, "scale": float},
+        {
+            **{"name": str, "kind": "number", "mean": float, "scale": float},
+            **{"low?": float, "high?": float, "comma?": bool, "unit?": str},
+        },
         {"name": str, "kind": "text", "values": [str]},
     )
 ]
@@ -122,6 +126,17 @@ def read_or_keep(name: str, value: Any, learned: Mapping[str, Any]) -> float | s
         return unseen.value
 
 
+def check_learned(column: Mapping[str, Any]) -> None:
+    """Raise `DamageError` for a mean and a scale that make no numbers of float32."""
+    if column["kind"] == "number" and not (
+        abs(column["mean"]) < MOST_LEARNED and 1 / MOST_LEARNED < column["scale"] < MOST_LEARNED
+    ):
+        raise DamageError(
+            f"what the model learned of '{column['name']}' is damaged: its mean is "
+            f"{column['mean']:g} and its scale {column['scale']:g}. Copy the model again."
+        )
+
+
 class MetadataEncoder:
     """Turn metadata columns into numbers, with an indicator for what is missing.
 
@@ -138,6 +153,8 @@ class MetadataEncoder:
     @classmethod
     def from_learned(cls, learned: list[dict[str, Any]]) -> "MetadataEncoder":
         """Return the encoder that learned this."""
+        for column in learned:
+            check_learned(column)
         encoder = cls(column["name"] for column in learned)
         encoder.learned = learned
         return encoder

@@ -16,7 +16,7 @@ from lesionfast.console import counting_bar
 from lesionfast.data.images import open_dataset_images, open_images
 from lesionfast.data.split import load_dataset
 from lesionfast.errors import DamageError, LesionfastError, did_you_mean
-from lesionfast.files import damage_explained
+from lesionfast.files import damage_explained, parse_json
 from lesionfast.run import FEATURES, Run, list_runs_of
 from lesionfast.stats.ood import unit
 
@@ -67,7 +67,7 @@ def read_features(run: Run) -> pd.DataFrame:
         )
     path = run.file(FEATURES)
     with damage_explained(path, run.remedy(FEATURES)), safe_open(path, framework="np") as file:
-        ids = json.loads(file.metadata()["image_ids"])
+        ids = parse_json(file.metadata()["image_ids"])
         features = file.get_tensor("features").astype(np.float32)
         return pd.DataFrame(features, index=pd.Index(ids, name="image_id"))
 

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from lesionfast.data.images import is_cached, open_dataset_images, open_images
 from lesionfast.data.split import load_dataset
 from lesionfast.evaluation.features import featured_run, read_features
-from lesionfast.files import check_shape, damage_explained
+from lesionfast.files import check_shape, damage_explained, parse_json
 from lesionfast.run import Run
 from lesionfast.stats.ood import Distance, NeighbourScorer, OODScorer, Scorer
 
@@ -93,7 +93,7 @@ def load_ood(path: Path) -> Scorer:
     """Read what `save_ood` wrote, into a run or an export; raises `DamageError`."""
     advice = f"If it is in a run: lesionfast interpret {path.parent}; else copy it again."
     with damage_explained(path, advice), safe_open(path, framework="np") as file:
-        about = json.loads(file.metadata()["outliers"])
+        about = parse_json(file.metadata()["outliers"])
         check_shape(about, SHAPE)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         numbers = {name: about[name] for name in NUMBERS}

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lesionfast.errors import LesionfastError, did_you_mean, import_extra
-from lesionfast.files import check_shape
+from lesionfast.files import check_shape, load_json
 from lesionfast.models.weights import Conversion, Tensors, Wanted, find_config, timm_filters
 from lesionfast.run import installed_version
 
@@ -293,7 +293,7 @@ def read_hub_json(wanted: Wanted, name: str) -> dict[str, Any]:
             "the whole repository."
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path else {}
+        content = load_json(path) if path else {}
     except (OSError, ValueError) as error:
         raise LesionfastError(
             f"{path} can't be read: {error}. Delete it, and it is downloaded again."

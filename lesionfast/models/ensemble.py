@@ -14,7 +14,13 @@ from lesionfast.data.loaders import pick_device
 from lesionfast.diagnoses import SMALLEST, move_prior
 from lesionfast.errors import DamageError
 from lesionfast.files import sha256_once
-from lesionfast.models.fusion import FusionModel, build_described, load_model, load_tensors
+from lesionfast.models.fusion import (
+    FusionModel,
+    build_described,
+    load_model,
+    load_tensors,
+    within_size,
+)
 from lesionfast.models.inference import TorchEngine
 from lesionfast.models.lineage import Lineage, read_lineage
 from lesionfast.run import Run, list_leaves, list_looks, list_runs_of
@@ -166,7 +172,8 @@ def open_engine(
         model = load_any(source)
     else:
         advice = "Copy the whole folder again."
-        model = build_any(about)
+        with within_size(source):
+            model = build_any(about)
         load_tensors(model, source, about["arch"], advice)
     model = model.to(pick_device(device)).eval()
     if isinstance(model, EnsembleModel):

@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from lesionfast.config import TrainConfig, check_choice
 from lesionfast.data.augment import augmentations
@@ -28,6 +30,8 @@ fusions = Registry("fusion", "--fusion")
 REGISTRIES = {"arch": archs, "fusion": fusions, "augment": augmentations}  # and losses
 DESCRIBED = ("arch", "size", "pool", "fusion", "dropout")  # options that a model is built by
 WIDTH = 64  # of the metadata branch
+BESIDE_FILE = 10**9  # bytes of weights that are built and not kept, such as the head of a VGG
+UNDONE = ({"gamma"}, {"margins"}, {"shift", "level", "floor"})  # see `Posterior`
 
 
 def register_fusion(name: str) -> Callable[[Builder], Builder]:
@@ -316,7 +320,8 @@ def read_model(about: dict[str, Any], path: Path, advice: str) -> FusionModel:
         raise DamageError(
             f"the description of the model in {path.parent} has no {', '.join(missing)}. {advice}"
         )
-    model = build_described(about)
+    with within_size(path):
+        model = build_described(about)
     load_tensors(model, path, about["arch"], advice)
     return model.eval()
 
@@ -324,9 +329,49 @@ def read_model(about: dict[str, Any], path: Path, advice: str) -> FusionModel:
 def build_described(about: dict[str, Any]) -> FusionModel:
     """Return the model that a model.json describes, with new weights."""
     check_registered(about, {name: about[name] for name in ("arch", "fusion")})
+    check_outputs(about)
     config = TrainConfig(weights="none", **{name: about[name] for name in DESCRIBED})
     more = {name: about.get(name) for name in ("parents", "undo")}  # not in the oldest runs
     return build_model(config, about["n_metadata"], len(about["classes"]), **more, saved=about)
+
+
+def check_outputs(about: dict[str, Any]) -> None:
+    """Raise `DamageError` unless the outputs of a model.json are of its classes."""
+    classes, undo = about["classes"], about.get("undo") or {}
+    parents = about.get("parents") or list(range(len(classes)))
+    problem = ""
+    if not classes or {*parents} != {*range(len(classes))}:
+        problem = f"its {len(parents)} outputs are not of its {len(classes)} classes"
+    elif undo and set(undo) not in UNDONE:
+        problem = f"it has no way to undo {', '.join(sorted(undo)[:5])}"
+    elif any(len(values) not in (1, len(parents)) for values in undo.values()):
+        problem = f"what it undoes is not of its {len(parents)} outputs"
+    if problem:
+        raise DamageError(f"the description of the model is damaged: {problem}. Copy it again.")
+
+
+@contextmanager
+def within_size(path: Path) -> Iterator[None]:
+    """Raise `DamageError` as soon as a model that is built has far more weights than a file.
+
+    So a description of a model of any size costs no more memory than its file justifies.
+    """
+    left = BESIDE_FILE + (path.stat().st_size if path.is_file() else 0)
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal left
+        left -= 4 * parameter.numel() if parameter is not None else 0
+        if left < 0:
+            raise DamageError(
+                f"{path.parent} describes a model of far more weights than {path.name} has. "
+                "Copy the whole folder again."
+            )
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def load_tensors(model: nn.Module, path: Path, arch: str, advice: str) -> None:

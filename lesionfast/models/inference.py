@@ -15,6 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lesionfast.data.augment import turn
 from lesionfast.data.loaders import copy_batch, images_at_once, read_ahead
+from lesionfast.errors import DamageError
 from lesionfast.models.fusion import FusionModel
 from lesionfast.models.precision import autocast, choose_precision
 
@@ -145,6 +146,11 @@ def folded(model: nn.Module, *inputs: Tensor) -> nn.Module:
     sample = [given[:1] for given in inputs]
     with torch.inference_mode(), torch.autocast(inputs[0].device.type, enabled=False):
         expected, pairs, sizes = watch(model, sample)
+        if not torch.isfinite(expected).all():
+            raise DamageError(
+                "the model gives NaN or infinite values for a first image: its weights or its "
+                "description are damaged. Copy it again."
+            )
         if not (pairs or sizes):
             return model
         copy = deepcopy(model)

@@ -6,7 +6,6 @@ id can ask whether it was trained on, and so can anyone who guesses one, such as
 """
 
 import base64
-import json
 import logging
 from dataclasses import dataclass
 from functools import reduce
@@ -22,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from lesionfast.data.corrections.applying import restore
 from lesionfast.data.table import read_table
 from lesionfast.errors import DamageError, LesionfastError
-from lesionfast.files import read_json
+from lesionfast.files import parse_json, read_json
 from lesionfast.manifest import Manifest
 from lesionfast.run import CONFIGS, Run, list_runs_of
 
@@ -133,7 +132,7 @@ def read_header(file: Path) -> Lineage | None:
     """Return the lineage in the header of a safetensors file, None if there is none."""
     try:
         with safe_open(file, framework="np") as opened:
-            header = json.loads((opened.metadata() or {}).get("header", "null"))
+            header = parse_json((opened.metadata() or {}).get("header", "null"))
         return Lineage.from_dict(header[KEY])
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return None  # weights from elsewhere, or a broken file, which fails when it is loaded

@@ -13,6 +13,7 @@ import re
 import socket
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -102,6 +103,7 @@ def load_weights(
     for convert in converts or conversions(net, library, name, size):
         fits.append(fit := Fit(own, attempt(convert, tensors)))
         if not fit.missing and not fit.strange:
+            check_numbers(fit.tensors, own, origin)
             net.load_state_dict({name: fit.tensors.get(name, own[name]) for name in own})
             return origin
     best = min(fits, key=lambda fit: len(fit.missing))
@@ -178,6 +180,7 @@ def read_weights(path: Path) -> Tensors:
         if path.suffix == ".safetensors":
             content = load_file(path)
         else:
+            check_archive(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         inside = re.search(r"GLOBAL (\S+)", str(error))
@@ -203,12 +206,48 @@ def unwrap(content: Any, path: Path) -> Tensors:
     for name in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
-    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
+    tensors = content.items() if isinstance(content, Mapping) else [(None, content)]
+    if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in tensors):
         raise LesionfastError(
             f"{path} contains a {type(content).__name__}, not a state dict. "
             f"Save one with torch.save(model.state_dict(), FILE), and type --weights FILE."
         )
+    for name, tensor in tensors:
+        plain = tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_quantized)
+        if not plain or is_blown_up(tensor):
+            raise LesionfastError(
+                f"{path} keeps {name[:80]} in a form that is not plain numbers ({tensor.layout}, "
+                f"{tuple(tensor.shape)}). Save the state dict of an ordinary model, and type "
+                "--weights FILE."
+            )
     return dict(content)
+
+
+def is_blown_up(tensor: Tensor) -> bool:
+    """Return whether a tensor repeats few numbers to more than a gigabyte."""
+    size = tensor.numel() * tensor.element_size()
+    return size > max(tensor.untyped_storage().nbytes(), 10**9)
+
+
+def check_archive(path: Path) -> None:
+    """Raise `ValueError` for a zip file of more than its own size, which no `torch.save` makes."""
+    if not zipfile.is_zipfile(path):
+        return  # written before PyTorch 1.6
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    if sum(member.file_size for member in members) > path.stat().st_size:
+        raise ValueError("it unpacks to more than its own size")
+
+
+def check_numbers(tensors: Tensors, own: Tensors, origin: str) -> None:
+    """Raise `LesionfastError` for tensors that a model takes, but that are not finite numbers."""
+    for name in own.keys() & tensors.keys():
+        tensor = tensors[name]
+        if tensor.is_complex() or not torch.isfinite(tensor.float()).all():
+            raise LesionfastError(
+                f"the {origin} are broken: {name} is complex, or contains NaN or infinite values. "
+                "Type other --weights."
+            )
 
 
 def strip_prefixes(tensors: Tensors) -> Tensors:

@@ -28,7 +28,7 @@ from lesionfast.evaluation.decisions import (
     Decisions,
 )
 from lesionfast.evaluation.outliers import load_ood
-from lesionfast.files import check_shape, parse_json, sha256, write_json
+from lesionfast.files import check_shape, load_json, sha256, write_json
 from lesionfast.reporting.advice.sentences import describe_advice
 from lesionfast.run import SHAPES as RUN_SHAPES
 from lesionfast.run import Run, installed_version, list_leaves, list_looks, list_runs_of
@@ -55,17 +55,19 @@ EXPORT_AGAIN = "Export the run again: lesionfast export RUN --to DIR"
 COPY_AGAIN = "Copy the whole folder again."
 MODEL = {
     **RUN_SHAPES["model.json"],
-    **{"size": int, "tta": tuple(range(1, 9)), "resize": str},
+    **{name: RUN_SHAPES["model.json"][f"{name}?"] for name in ("size", "tta", "resize")},
     **{"melanoma?": (str, None), "malignant?": ([str], None), "members?": [{str: object}]},
 }
 OF_ONE = {  # what one model is built by
     **dict.fromkeys(("arch", "pool", "fusion"), str),
     **{"dropout": float, "n_metadata": int},
 }
-IN_ENSEMBLE = {"precision": str, **OF_ONE}
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+IN_ENSEMBLE = {"precision": PRECISIONS, **OF_ONE}
 ENSEMBLE = {"weights": [float], "mean": MEANS}
 SHAPE = {
-    **dict.fromkeys(("name", "image_column", "precision", "split_sha256"), str),
+    **dict.fromkeys(("name", "image_column", "split_sha256"), str),
+    "precision": PRECISIONS,
     "model": MODEL,
     "encoder": (ENCODER_SHAPE, [ENCODER_SHAPE]),
     "operating_points": POINTS.shape["points"],
@@ -88,6 +90,8 @@ CHOSEN = {  # on validation: an attribute of `Decisions` and of `Bundle`, and it
 }
 PACKAGES = ("lesionfast", "torch", "timm", "torchvision")
 UNLIKE = "unlike the training images"  # why there is no decision
+WHOLE = 0.01  # what shares that add up to 1 may differ by
+MOST_CLASSES = 2_000
 MOST_SHOWN = 7  # classes whose probability a row has unless all columns are asked for
 
 
@@ -123,6 +127,7 @@ class Bundle:
     def __post_init__(self) -> None:
         if not self.prevalence:
             object.__setattr__(self, "prevalence", tuple(self.model["prior"]))
+        check_width(self.encoder, self.model)
 
     @property
     def classes(self) -> Classes:
@@ -227,7 +232,7 @@ class Bundle:
                 ood=ood,
                 **read_stated(described),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             raise LesionfastError(
                 f"the description of the model can't be used: {kind}{error}. {EXPORT_AGAIN}"
@@ -443,6 +448,8 @@ def read_stated(described: dict[str, Any]) -> dict[str, Any]:
     for shares in (prevalence, clinic):
         if shares is not None and len(shares) != len(model["classes"]):
             raise ValueError(f"it has {len(model['classes'])} classes and {len(shares)} shares")
+        if shares is not None and (min(shares) < 0 or abs(sum(shares) - 1) > WHOLE):
+            raise ValueError(f"its class shares add up to {sum(shares):g}, not to 1")
     return {
         "costs": Costs(**described.get("costs", {})),
         "prevalence": tuple(prevalence),
@@ -455,6 +462,9 @@ def check_members(model: dict[str, Any]) -> None:
     """Raise `ValueError` unless a model, or each member of an ensemble, can be built from this."""
     if len(model["prior"]) != len(model["classes"]):
         raise ValueError(f"it has {len(model['classes'])} classes and {len(model['prior'])} priors")
+    as_prior(model["prior"], len(model["classes"]))
+    if len(model["classes"]) > MOST_CLASSES or len({*model["classes"]}) < len(model["classes"]):
+        raise ValueError(f"its {len(model['classes'])} classes are too many or have one name twice")
     members = model.get("members")
     if members is None:
         check_shape(model, OF_ONE, "the model")
@@ -462,6 +472,8 @@ def check_members(model: dict[str, Any]) -> None:
     check_shape(model, ENSEMBLE, "the ensemble")
     if not members or len(members) != len(model["weights"]):
         raise ValueError(f"it has {len(members)} members and {len(model['weights'])} weights")
+    if min(model["weights"]) < 0 or abs(sum(model["weights"]) - 1) > WHOLE:
+        raise ValueError(f"the weights of its members add up to {sum(model['weights']):g}, not 1")
     for member in members:
         check_shape(member, MODEL, "a member")
         if member["classes"] != model["classes"]:
@@ -478,6 +490,18 @@ def read_encoder(learned: list[Any], model: dict[str, Any]) -> MetadataEncoder:
             raise ValueError(f"it has {len(leaves)} models and {len(learned)} encoders")
         return JointEncoder(MetadataEncoder.from_learned(one) for one in learned)
     return MetadataEncoder.from_learned(learned)
+
+
+def check_width(encoder: MetadataEncoder, model: dict[str, Any]) -> None:
+    """Raise `DamageError` unless each model takes as many numbers as its encoder makes of a row."""
+    encoders = encoder.encoders if isinstance(encoder, JointEncoder) else [encoder]
+    takes = [leaf.get("n_metadata") for leaf, _ in list_leaves(model)]
+    widths = [one.width for one in encoders]
+    if takes != widths and None not in takes:  # the oldest runs do not say it
+        raise DamageError(
+            f"the description of the model is damaged: it takes {takes} numbers of metadata, and "
+            f"its encoder makes {widths} of them. Copy it again."
+        )
 
 
 def choose_or_warn(decisions: Decisions, name: str) -> Any:
@@ -511,7 +535,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     """
     path = folder / FILE
     try:
-        described = parse_json(path.read_text(encoding="utf-8"))
+        described = load_json(path)
     except FileNotFoundError:
         raise LesionfastError(
             f"{folder} is not an exported model: it has no {FILE}. "
@@ -539,7 +563,7 @@ def read_description(folder: Path) -> dict[str, Any]:
 def check_schema(described: dict[str, Any]) -> None:
     """Raise `LesionfastError` for a schema that this version can't read."""
     found = described.get("schema")
-    if not isinstance(found, int) or found > SCHEMA:
+    if type(found) is not int or not 1 <= found <= SCHEMA:
         raise LesionfastError(
             f"the model has the schema {found}, and this lesionfast reads up to {SCHEMA}. "
             "Upgrade it: pip install --upgrade lesionfast"

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lesionfast.data.sources import count_threads
 from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.evaluation.decisions import OOD
 from lesionfast.evaluation.outliers import load_ood
-from lesionfast.files import sha256
+from lesionfast.files import parse_json, sha256
 from lesionfast.run import Run, list_leaves
 from lesionfast.serving.bundle import FILE, Bundle, check_file, read_description
+from lesionfast.serving.graph import AGAIN, first_line, open_session
 from lesionfast.stats.calibration import TINY
 from lesionfast.stats.metrics import balanced_accuracy, sensitivity
 from lesionfast.stats.ood import Scorer
@@ -53,24 +53,7 @@ class OnnxEngine:
     leaves_cpu_free = False
 
     def __init__(self, path: Path) -> None:
-        try:
-            import onnxruntime
-        except ImportError:
-            raise LesionfastError(
-                f"{path} needs onnxruntime, which is not installed. "
-                "Type: pip install 'lesionfast[onnx]'"
-            ) from None
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = count_threads()
-        options.log_severity_level = 3  # errors: warnings are about the graph's own form
-        try:
-            self.session = onnxruntime.InferenceSession(
-                path.as_posix(), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime has an exception of its own for each cause
-            raise LesionfastError(
-                f"{path} can't be read as ONNX: {str(error).splitlines()[0]}. Export it again."
-            ) from None
+        self.path, self.session = path, open_session(path)
         self.inputs = {given.name for given in self.session.get_inputs()}
 
     @property
@@ -78,7 +61,7 @@ class OnnxEngine:
         """The bundle of the model as JSON, None if the file is not of lesionfast."""
         text = self.session.get_modelmeta().custom_metadata_map.get(KEY)
         try:
-            described = json.loads(text or "null")
+            described = parse_json(text or "null")
         except ValueError:
             return None
         return described if isinstance(described, dict) else None
@@ -102,9 +85,28 @@ class OnnxEngine:
                 for name, values in given.items()
                 if name in self.inputs
             }
-            parts.append(self.session.run(names, batch))
+            parts.append(self._run_batch(names, batch))
         columns = zip(*parts, strict=True)
         return {name: np.concatenate(column) for name, column in zip(names, columns, strict=True)}
+
+    def _run_batch(self, names: list[str], batch: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Return the outputs of a batch, float32 (n, …) each; `LesionfastError` for others."""
+        try:
+            found = self.session.run(names, batch)
+        except Exception as error:  # onnxruntime has an exception of its own for each cause
+            raise LesionfastError(
+                f"{self.path} can't be run: {first_line(error)}. {AGAIN}"
+            ) from None
+        count = {len(values) for values in batch.values()}
+        for name, values in zip(names, found, strict=True):
+            fits = isinstance(values, np.ndarray) and values.dtype == np.float32
+            if not fits or values.ndim != 2 or {len(values)} != count:
+                shape = getattr(values, "shape", type(values).__name__)
+                raise LesionfastError(
+                    f"{self.path} gives {shape} as {name} of {min(count)} images, not numbers "
+                    f"of each. {AGAIN}"
+                )
+        return found
 
 
 def name_images(looks: int) -> list[str]:
@@ -130,7 +132,8 @@ def open_onnx(path: Path, views: int | None) -> tuple[Bundle, OnnxEngine]:
             f"{path} is not a model of lesionfast: it does not say how to use it. "
             "Make one: lesionfast export RUN --to DIR --onnx"
         )
-    has_ood, files = described.get("outliers"), described.get("files") or {}
+    has_ood, files = described.get("outliers"), described.get("files")
+    files = files if isinstance(files, dict) else {}
     bundle = Bundle.from_dict(described, load_ood_beside(path, files) if has_ood else None)
     own = bundle.model["tta"]
     if views not in (None, own):

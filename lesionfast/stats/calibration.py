@@ -30,6 +30,7 @@ from lesionfast.stats.rules import as_probabilities
 
 METHODS = ("none", "temperature", "vector", "dirichlet")  # the fewest parameters first
 TINY = 1e-12  # a probability of 0 has no logarithm
+LARGEST = 1e9  # of its weights and biases
 COLDEST = 1e-3  # the least factor of the log-probabilities: a temperature of 1,000
 
 
@@ -47,6 +48,20 @@ class Calibrator:
     classes: tuple[str, ...]
     regularisation: float = 0.0
     scores: dict[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        check_method(self.method)
+        k, (weight, bias) = len(self.classes), self.matrix()
+        if weight.shape != (k, k) or bias.shape != (k,):
+            raise LesionfastError(
+                f"the calibration '{self.method}' of {k} classes has weights of the shape "
+                f"{weight.shape} and a bias of {bias.shape}. Fit it again, or copy it again."
+            )
+        if not max(np.abs(weight).max(initial=0), np.abs(bias).max(initial=0)) < LARGEST:
+            raise LesionfastError(
+                f"the calibration '{self.method}' has numbers of {LARGEST:g} and more, or NaN. Fit "
+                "it again, or copy it again."
+            )
 
     def apply(self, probabilities: Any) -> np.ndarray:
         """Return calibrated probabilities (n, k) of probabilities (n, k)."""

@@ -49,6 +49,13 @@ class Conformal:
     by_class: tuple[float, ...]
     lesions: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        if not len(self.classes) == len(self.by_class) == len(self.lesions):
+            raise LesionfastError(
+                f"the prediction sets of {len(self.classes)} classes have {len(self.by_class)} "
+                f"scores and {len(self.lesions)} counts. Fit them again, or copy them again."
+            )
+
     def sets(self, probabilities: ArrayLike, kind: str = BY_CLASS) -> np.ndarray:
         """Return whether each class is in each image's set, bool (n, k). A set may be empty."""
         probabilities = as_probabilities(probabilities)

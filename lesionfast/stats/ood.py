@@ -50,7 +50,12 @@ class Distance:
         return cls(plain.mean, plain.whitening, float(logs.mean()), float(logs.std()))
 
     def measure(self, vectors: np.ndarray) -> np.ndarray:
-        """Return how far vectors (n, F) are, float64 (n,)."""
+        """Return how far vectors (n, F) are, float64 (n,); `LesionfastError` for another F."""
+        if vectors.shape[1] != len(self.mean):
+            raise LesionfastError(
+                f"the OOD score is of {len(self.mean)} numbers an image, and images of this size "
+                f"have {vectors.shape[1]}. It belongs to another model: copy the model again."
+            )
         far = np.linalg.norm((vectors - self.mean) @ self.whitening, axis=1).astype(np.float64)
         return (np.log(np.maximum(far, 1e-12)) - self.centre) / max(self.spread, LEAST_SPREAD)
 

@@ -26,7 +26,7 @@ from lesionfast.evaluation.comparison import (
     describe_missed_melanomas,
 )
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.files import sha256
+from lesionfast.files import read_small_text, sha256
 from lesionfast.run import Run
 
 logger = logging.getLogger("lesionfast")
@@ -107,10 +107,10 @@ def read_toml(file: Path, advice: str) -> dict[str, Any]:
     Raises `LesionfastError` for that, and for a file that is not TOML.
     """
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(read_small_text(file))
     except OSError:
         raise LesionfastError(f"there is no file {file}. {advice}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # tomllib's own error is a ValueError
         raise LesionfastError(f"{file} is not valid TOML: {error}. Correct that line.") from None
 
 

@@ -16,7 +16,13 @@ from torch import Tensor
 
 from lesionfast.config import check_choice
 from lesionfast.errors import LesionfastError
-from lesionfast.files import check_shape, damage_explained, write_atomically, write_text
+from lesionfast.files import (
+    check_shape,
+    damage_explained,
+    parse_json,
+    write_atomically,
+    write_text,
+)
 from lesionfast.training.callbacks.schedule import current_phase
 
 logger = logging.getLogger("lesionfast")
@@ -272,7 +278,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     """
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        header = json.loads((file.metadata() or {}).get("header", "null")) or {}
+        header = parse_json((file.metadata() or {}).get("header", "null")) or {}
     digest = header.pop("sha256", None)
     if digest is not None and digest != hash_tensors(tensors):
         raise ValueError("its tensors have changed since they were written")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lesionfast.config import TrainConfig, check_choice
 from lesionfast.errors import LesionfastError, did_you_mean
+from lesionfast.files import parse_json
 from lesionfast.training.study import FIELDS, SHARED, read_config, read_toml
 
 if TYPE_CHECKING:
@@ -107,8 +108,8 @@ class Settings:
     @classmethod
     def from_json(cls, text: str) -> "Settings":
         """Read what `to_json` wrote."""
-        about = json.loads(text)
-        base = TrainConfig.from_json(json.dumps(about.pop("base")), of_run=True)
+        about = parse_json(text)
+        base = TrainConfig.from_json(about.pop("base"), of_run=True)
         space = [Dimension(name, kind, tuple(v)) for name, (kind, *v) in about.pop("space").items()]
         return cls(base, tuple(space), **about)
 

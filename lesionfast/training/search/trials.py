@@ -1,6 +1,5 @@
 """The trials of a search: any number of workers claim, train and record them, and may be killed."""
 
-import json
 import logging
 import math
 import re
@@ -20,7 +19,7 @@ from filelock import FileLock, Timeout
 from lesionfast.config import TrainConfig
 from lesionfast.data.split import format_split, load_dataset, write_split
 from lesionfast.errors import LesionfastError, TrainingInterrupted
-from lesionfast.files import REASONS, error_number, write_json, write_text
+from lesionfast.files import REASONS, error_number, load_json, write_json, write_text
 from lesionfast.run import FEATURES, Run
 from lesionfast.training.callbacks.schedule import current_phase
 from lesionfast.training.callbacks.tracking import history_columns
@@ -61,7 +60,7 @@ class Search:
             raise LesionfastError(
                 f"{path} is not a search. Begin one with lesionfast search, or type its folder."
             )
-        self.place = json.loads((self.path / PLACE).read_text(encoding="utf-8"))
+        self.place = load_json(self.path / PLACE)
         if self.place["storage"] != hide_password(storage):
             began = self.place["storage"]
             raise LesionfastError(

@@ -1,6 +1,5 @@
 """How a run reaches a tracker: through a queue and a thread, so that no training waits for it."""
 
-import json
 import logging
 import time
 from contextlib import suppress
@@ -10,7 +9,7 @@ from queue import SimpleQueue
 from threading import Event, Thread
 from typing import Any
 
-from lesionfast.files import write_json
+from lesionfast.files import load_json, write_json
 from lesionfast.training.trackers.base import About, trackers
 from lesionfast.training.trackers.child import Child
 
@@ -133,7 +132,7 @@ class Delivery:
 def read_kept(file: Path) -> tuple[str | None, int]:
     """Return what a tracker called a run, and the last epoch that it has; None and 0 if none."""
     try:
-        kept = json.loads(file.read_text(encoding="utf-8"))
+        kept = load_json(file)
         return kept["id"], int(kept["epoch"])
     except (OSError, ValueError, KeyError, TypeError):
         return None, 0
