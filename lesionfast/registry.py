@@ -164,7 +164,7 @@ def place_of_definition(thing: Any) -> str:
 
 def short_digest(text: str) -> str:
     """Return eight hexadecimal digits of the SHA-1 of a text."""
-    return sha1(text.encode()).hexdigest()[:8]
+    return sha1(text.encode(), usedforsecurity=False).hexdigest()[:8]
 
 
 def calling_module() -> str:

@@ -30,7 +30,7 @@ fusions = Registry("fusion", "--fusion")
 REGISTRIES = {"arch": archs, "fusion": fusions, "augment": augmentations}  # and losses
 DESCRIBED = ("arch", "size", "pool", "fusion", "dropout")  # options that a model is built by
 WIDTH = 64  # of the metadata branch
-BESIDE_FILE = 10**9  # bytes of weights that are built and not kept, such as the head of a VGG
+BESIDE_FILE = 6 * 10**8  # bytes of weights that are built and not kept, such as the head of a VGG
 UNDONE = ({"gamma"}, {"margins"}, {"shift", "level", "floor"})  # see `Posterior`
 
 

@@ -301,7 +301,9 @@ def print_pdf(page: Path) -> Path:
             places = [f"--user-data-dir={profile}", f"--print-to-pdf={aside.absolute()}"]
             command = [browser, *quiet, *root, *places, page.absolute().as_uri()]
             try:
-                done = subprocess.run(command, capture_output=True, text=True, timeout=SLOWEST)
+                done = subprocess.run(  # noqa: S603 - a list without a shell; the browser was found
+                    command, capture_output=True, text=True, timeout=SLOWEST
+                )
                 told = done.stderr
             except (OSError, subprocess.TimeoutExpired) as error:
                 told = str(error)

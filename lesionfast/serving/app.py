@@ -54,7 +54,7 @@ from lesionfast.serving.reasons import list_details, list_reasons
 logger = logging.getLogger("lesionfast")
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
-EVERY_ADDRESS = ("0.0.0.0", "::")
+EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - what --host may say, which needs a token
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[0-9a-z._-]+)(:\d{1,5})?")
 SAFE_METHODS = ("GET", "HEAD")
 OPEN_PATHS = ("/app.css", "/login.js")  # that need no token

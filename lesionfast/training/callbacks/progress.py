@@ -14,6 +14,7 @@ from typing import Any
 from fastai.callback.core import CancelFitException
 
 from lesionfast.console import PrintableLines, echo, progress_bar
+from lesionfast.files import check_target
 from lesionfast.training.callbacks.cached_features import FeatureLoader
 from lesionfast.training.callbacks.inference import Borrowing
 from lesionfast.training.callbacks.tracking import Resumable, history_columns
@@ -141,7 +142,8 @@ class LogFile(logging.FileHandler):
 
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """Append what lesionfast logs to a file, whatever the console shows."""
+    """Append what lesionfast logs to a file, never through a link, whatever the console shows."""
+    check_target(path)
     handler = LogFile(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(PrintableLines("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     level = logger.level

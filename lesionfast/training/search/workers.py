@@ -15,6 +15,7 @@ import pandas as pd
 
 from lesionfast.config import TrainConfig, read_options
 from lesionfast.errors import LesionfastError
+from lesionfast.files import check_target
 from lesionfast.models.fusion import REGISTRIES
 from lesionfast.run import Run
 from lesionfast.training.search.space import read_settings
@@ -158,8 +159,9 @@ def start_worker(
     typed = [word for flag, value in given.items() if value for word in (flag, str(value))]
     command = [sys.executable, "-m", "lesionfast", *imports, "search"]
     hidden = {STORAGE: search.address} if search.address else {}  # with its password
+    check_target(search.path / LOG.format(number))
     with (search.path / LOG.format(number)).open("a", encoding="utf-8") as log:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603 - this Python, a list without a shell
             [*command, "--join", str(search.path), *typed],
             **{"stdout": log, "stderr": log, "env": os.environ | hidden},
         )

@@ -26,7 +26,7 @@ class Child:
     def __init__(self, name: str, about: About) -> None:
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         module = trackers.modules.get(name, SERVICES)
-        self.process = subprocess.Popen(
+        self.process = subprocess.Popen(  # noqa: S603 - this Python, a list without a shell
             [sys.executable, "-P", "-m", "lesionfast.training.trackers.child", module, name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
