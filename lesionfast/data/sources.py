@@ -112,18 +112,18 @@ def find_images_in_folder(
             path = Path(parent, name).as_posix()
             if name.lower().endswith(suffixes) or is_image(path, read_head):
                 yield path
-            elif name.lower().endswith(PACKS):
+            elif name.lower().endswith(PACKS) and os.path.isfile(path):
                 yield from list_members(path)
             else:
                 others.append(name)
 
 
-def read_head(path: str) -> bytes:
+def read_head(path: str, most: int = HEAD) -> bytes:
     """Return the first bytes of a regular file, which tell its kind; nothing of a pipe."""
-    if not os.path.isfile(path):
+    if os.path.exists(path) and not os.path.isfile(path):
         return b""
     with open(path, "rb") as file:
-        return file.read(HEAD)
+        return file.read(most)
 
 
 def read_dicom_tags(path: str, reader: "FileReader | None" = None) -> dict[str, str]:
@@ -228,8 +228,7 @@ class FileReader(AbstractContextManager):
         file, member = split_path(path)
         if member is not None:
             return self._open(file).read_start(member, most)
-        with open(file, "rb") as opened:
-            return opened.read(most)
+        return read_head(file, most)
 
     def content_key(self, path: str) -> str:
         """Return size and CRC-32, the same for a file and for a member of the same bytes.

@@ -89,6 +89,11 @@ def create_backbone(
     encoder = None
     if library in HUBS:
         known = (model_beside(weights, arch) if saved is None else saved).get("arch_config")
+        if saved is not None and known is None:  # no address in a saved model is followed
+            raise LesionfastError(
+                f"{arch} can't be built: model.json has no arch_config, which says how, and nothing "
+                "is downloaded for a saved model. Copy its folder again."
+            )
         encoder = find_encoder(arch, library, name, known)
     if encoder:
         backbone = Backbone(*encoder.build(size))

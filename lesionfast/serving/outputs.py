@@ -150,6 +150,7 @@ def predict_inputs(
         choices["all_columns"] = True  # the challenge asks for pictures without a decision too
     if out is not None:
         check_out(out, kind, resume)
+    check_log_apart(choices.get("log"), out)
     find_items(inputs)
     predictor = Predictor(model, cost=cost, prior=None if prior == ESTIMATE else prior, **choices)
     predictor.check(metadata)
@@ -166,6 +167,17 @@ def predict_inputs(
         given = {"resume": resume, "progress": lambda count: bar(count, None), "shard": part}
         given |= {"options": options | {"the table": hash_tables(inputs)}}
         return predict_to(predictor, items, out, kind, **given)
+
+
+def check_log_apart(log: str | Path | None, out: Path | None) -> None:
+    """Raise `LesionfastError` if the log and the output are one file, or the note beside it."""
+    if log is None or out is None:
+        return
+    path = os.path.realpath(Path(log).expanduser())
+    if path in (os.path.realpath(out), os.path.realpath(note_path(out))):
+        raise LesionfastError(
+            f"--log-predictions and --out both write {path}. Name another file for one of them."
+        )
 
 
 def settle_prior(predictor: Predictor, items: Iterable[Item]) -> str:

@@ -34,6 +34,7 @@ BATCH_ROWS = 16  # of a Parquet file, read together
 KEPT_BYTES = 2**26  # of a Parquet file, kept for threads that are a little behind
 TAR_VERSION = 3  # part of the key of a tar file's index: raise it when that changes
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
+ELSEWHERE = "it lies in another file, which is not read; copy the picture into this one"
 
 
 def plain_name(name: str) -> str:
@@ -295,6 +296,7 @@ class Hdf5(Container):
         return members
 
     def read(self, member: str) -> bytes:
+        self._require_own(member.encode())
         place = self._find(member) if self._at_once else None
         if place:
             check_size(place[0])
@@ -303,9 +305,30 @@ class Hdf5(Container):
             dataset = self._file.get(member)
             if not isinstance(dataset, self._h5py.Dataset):
                 raise self.missing(member)
+            layout = dataset.id.get_create_plist()
+            if layout.get_external_count() or layout.get_layout() == self._h5py.h5d.VIRTUAL:
+                raise ValueError(ELSEWHERE)
             check_size(dataset.nbytes)
             value = dataset[()]
         return self._encode(value, dataset.shape)
+
+    def _require_own(self, member: bytes, most: int = 8) -> None:
+        """Raise `ValueError` if a link leads to another file, before that is opened."""
+        parts = list(filter(None, member.split(b"/")))
+        links, kinds = self._file.id.links, self._h5py.h5l
+        for end in range(1, len(parts) + 1):
+            place = b"/".join(parts[:end])
+            try:
+                kind = links.get_info(place).type
+            except (KeyError, RuntimeError):  # it is missing, as opening it says
+                return
+            if kind == kinds.TYPE_EXTERNAL or (kind == kinds.TYPE_SOFT and not most):
+                raise ValueError(ELSEWHERE)
+            if kind == kinds.TYPE_SOFT:
+                target = links.get_val(place)
+                start = [] if target.startswith(b"/") else parts[: end - 1]
+                self._require_own(b"/".join([*start, target, *parts[end:]]), most - 1)
+                return
 
     def _find(self, member: str) -> tuple[int, int] | None:
         """Return size and place in the file of a dataset of bytes that lie there as they are.
@@ -551,6 +574,14 @@ CONTAINERS: dict[str, type[Container]] = {
 }
 
 
+def require_file(file: str) -> None:
+    """Raise `LesionfastError` for a pipe or a device, of which reading may never end."""
+    if os.path.exists(file) and not os.path.isfile(file):
+        raise LesionfastError(
+            f"{file} is not a regular file, so it is not read. Name a file or folder of images."
+        )
+
+
 def open_container(file: str) -> Container:
     """Open a file that holds images; raises `LesionfastError` if it is broken or of no such kind.
 
@@ -562,4 +593,5 @@ def open_container(file: str) -> Container:
             f"{file} is no file of images; these are read: {', '.join(CONTAINERS)}. Name one of "
             "them, or a folder of images, with --images."
         )
+    require_file(file)
     return kind(file)

@@ -122,7 +122,8 @@ class Folder:
     def find(self, *suffixes: str) -> list[Path]:
         """Return the files with one of some lower-case suffixes, those near the top first."""
         chosen = [name for name in self.files if name.lower().endswith(suffixes)]
-        return [self.root / name for name in sorted(chosen, key=lambda name: name.count("/"))]
+        paths = [self.root / name for name in sorted(chosen, key=lambda name: name.count("/"))]
+        return [path for path in paths if path.is_file()]  # no pipe, which nobody may write to
 
     @cached_property
     def headers(self) -> dict[Path, list[str]]:
@@ -197,6 +198,8 @@ def read_sample(path: Path) -> pd.DataFrame:
 
 def is_text(path: Path) -> bool:
     """Return whether a file begins with a line of text with several fields."""
+    if not path.is_file():
+        return False
     try:
         with path.open("rb") as file:
             line = file.read(4096).split(b"\n")[0].decode()

@@ -45,6 +45,7 @@ OLDEST = 90  # from here on ages are one class (45 CFR 164.514(b)(2)(i)(C))
 DIGITS = 6  # of a probability
 PATIENCE = 30  # seconds that a line waits for those of other processes
 TOLD = ("advice", "likely", "decision", "no_decision", "prediction_set", "refer", "outlier")
+START, START_BYTES = '{"time": ', 10_000  # of a log
 ANSWER = {
     "probabilities": (None, {str: float}),
     "decision": (str, None),
@@ -126,14 +127,24 @@ def check_log(path: str | Path) -> Path:
     path = Path(path).expanduser()
     try:
         append_lines(path, [])
-        if path.stat().st_size:
-            next(read_lines(path), None)
+        check_start(path)
     except LesionfastError as error:
         raise LesionfastError(
             f"{error} Without its log nothing is predicted. Name another file with "
             "--log-predictions, or leave it out."
         ) from None
     return path
+
+
+def check_start(path: Path) -> None:
+    """Raise `LesionfastError` unless a file is empty or begins as a log does, if need be torn."""
+    with path.open("rb") as file:
+        start = file.read(START_BYTES).lstrip()
+    line = start.partition(b"\n")[0].decode(errors="replace")
+    if start and not line.startswith(START) and parse_line(line) is None:
+        raise LesionfastError(
+            f"{path} is not a log of predictions; its first line is {line.strip()[:40]!r}."
+        )
 
 
 def append_lines(path: Path, lines: Sequence[str]) -> None:
