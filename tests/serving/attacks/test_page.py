@@ -8,7 +8,7 @@ import select
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -491,3 +491,116 @@ def test_a_weak_token_is_refused(token):
     with pytest.raises(LesionfastError, match=r"--token has \d+ characters.* at least 8") as error:
         check_token(token)
     assert not token or token not in str(error.value)
+
+
+def talk(port, data: bytes, patience: float = 5) -> bytes:
+    """Return what comes back for raw bytes, until the page closes or says no more."""
+    answer = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=patience) as client:
+        with suppress(OSError):  # it may close before all is sent
+            client.sendall(data)
+        with suppress(OSError):
+            while part := client.recv(65536):
+                answer += part
+    return answer
+
+
+LINES = (
+    *(b"GET http://evil.example/model HTTP/1.1", b"GET //evil.example/model HTTP/1.1"),
+    *(b"GET evil.example/model HTTP/1.1", b"GET file:///etc/passwd HTTP/1.1", b"GET * HTTP/1.1"),
+    *(b"OPTIONS * HTTP/1.1", b"CONNECT evil.example:80 HTTP/1.1", b"GET /no\\..\\model HTTP/1.1"),
+    *(b"GET /%2e%2e/%2e%2e/etc/passwd HTTP/1.1", b"GET /..%2f..%2fetc/passwd HTTP/1.1"),
+    *(
+        b"GET /%c0%ae%c0%ae/etc/passwd HTTP/1.1",
+        b"GET /model%00.css HTTP/1.1",
+        b"GET /%ff HTTP/1.1",
+    ),
+    *(
+        b"GET /model%0d%0aX-Evil:%201 HTTP/1.1",
+        b"GET /static/../model HTTP/1.1",
+        b"GET /%zz HTTP/1.1",
+    ),
+    *(b"TRACE /model HTTP/1.1", b"DELETE /model HTTP/1.1", b"PATCH /answer HTTP/1.1"),
+    *(b"PROPFIND / HTTP/1.1", b"get /model HTTP/1.1", b"A" * 5000 + b" / HTTP/1.1", b"GET"),
+    *(b"GET /model", b"GET /model HTTP/1.1 x", b""),
+    *(b"\x16\x03\x01\x02\0\x01\0", b"PRI * HTTP/2.0", b"GET /" + b"a" * 100_000 + b" HTTP/1.1"),
+    *(b"GET /\xff HTTP/1.1", b"GET /a b HTTP/1.1", b"GET /\x00 HTTP/1.1", b" GET / HTTP/1.1"),
+)
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_strange_request_line_is_refused(port, line):
+    answer = talk(port, line + b"\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    assert not answer or status_of(answer) in (400, 403, 404, 405, 414, 431)
+    assert b"root:" not in answer and b"x-evil" not in answer.lower()
+    assert b"evil.example" not in answer and b"Internal Server Error" not in answer
+
+
+HEADS = (
+    *(b"Host: evil.example", b"Host: localhost\r\nHost: evil.example", b" Host: x", b"Host : x"),
+    *(b"X: " + b"a" * 200_000, b"\r\n".join(b"X-%d: a" % n for n in range(20_000)), b"X\0: a"),
+    *(b"X: a\0b", b"X", b": a", b"Host: localhost, evil.example", b"\xff: a"),
+    *(b"Transfer-Encoding: gzip, chunked", b"Transfer-Encoding: xchunked", b"Content-Length: 5;6"),
+    *(b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity", b"Transfer-Encoding : chunked"),
+    *(b"Content-Length: 5\r\nContent-Length: 6", b"Content-Length: 0x5", b"Content-Length: 5 5"),
+    *(b"Content-Length: 5\r\nTransfer-Encoding: chunked", b"Content-Length: "),
+)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_of_two_meanings_is_refused(port, head):
+    """What another server would read as two requests, or as one to another site."""
+    own = b"" if b"Host:" in head else b"Host: localhost\r\n"
+    begin = b"POST /answer HTTP/1.1\r\n" + own + head + b"\r\n\r\n"
+    answer = talk(port, begin + b"0\r\n\r\nGET /model HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    statuses = {int(text) for text in re.findall(rb"HTTP/1\.1 (\d+)", answer)}
+    assert statuses <= {400, 403, 431, 501} and b"split_sha256" not in answer
+
+
+def test_requests_in_one_packet_are_each_looked_at(port):
+    """The second is not believed because the first was."""
+    own = b"GET /model HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    foreign = b"GET /model HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n"
+    answer = talk(port, own + foreign)
+    statuses = re.findall(rb"HTTP/1\.1 (\d+)", answer)
+    assert statuses in ([b"200", b"403"], [b"200"]) and answer.count(b"split_sha256") == 1
+
+
+def test_http_1_0_is_answered_and_closed(port):
+    answer = talk(port, b"GET /model HTTP/1.0\r\nHost: localhost\r\n\r\n")
+    assert status_of(answer) == 200 and b"split_sha256" in answer
+
+
+def test_a_client_that_waits_is_refused_before_it_sends(locked):
+    """With Expect: 100-continue nothing is asked of a client without the token."""
+    head = head_of("Content-Length: 19000000", "Expect: 100-continue")
+    with socket.create_connection(("127.0.0.1", locked), timeout=600) as client:
+        client.sendall(head)
+        assert status_of(client.recv(65536)) == 401
+
+
+def test_nothing_of_a_request_comes_back_in_a_head(port, photo):
+    evil = "a\r\nX-Evil: 1"
+    for headers in ({"Accept_Language": "de\tX-Evil: 1"}, {"Referer": "http://evil.example"}):
+        for path in ("/", "/model", "/no", "/app.js"):
+            _, found, _ = ask(port, "GET", path, **headers)
+            assert not [text for text in found.values() if "evil" in text.lower()]
+    status, found, body = post(port, image(photo), ('name="sex"', evil.encode()))
+    assert status == 422 and not [name for name in found if name.lower() == "x-evil"]
+    assert json.loads(body)["error"]
+
+
+def test_the_description_of_the_api_names_no_file(port, service):
+    text = ask(port, "GET", "/openapi.json")[2].decode()
+    for secret in (str(service.path), str(Path.home()), "/tmp/", "servers", ".jpg"):
+        assert secret not in text
+    model = ask(port, "GET", "/model")[2].decode()
+    assert "/" not in json.loads(model)["name"] and str(service.path.parent) not in model
+
+
+@pytest.mark.parametrize("name", ["age", "sex"])
+@pytest.mark.parametrize("value", [b"\xff\xfe", b"\xed\xa0\x80", b"\0", b"\x1b[2J", b"=1+1"])
+def test_bytes_that_are_no_text_are_no_metadata(port, photo, name, value):
+    for path in ("/predict", "/answer"):
+        status, _, body = post(port, image(photo), (f'name="{name}"', value), path=path)
+        assert status == 422 and json.loads(body)["error"]
