@@ -91,7 +91,7 @@ def create_backbone(
         known = (model_beside(weights, arch) if saved is None else saved).get("arch_config")
         if saved is not None and known is None:  # no address in a saved model is followed
             raise LesionfastError(
-                f"{arch} can't be built: model.json has no arch_config, which says how, and nothing "
+                f"{arch} can't be built: model.json has no arch_config, which says how; nothing "
                 "is downloaded for a saved model. Copy its folder again."
             )
         encoder = find_encoder(arch, library, name, known)

@@ -32,14 +32,19 @@ HERE = re.compile(r"(?:(?<=/)|^)(?:\./)+")
 IN_MEMORY_BYTES = 2**27  # of an array of an .npz file: a larger one is unpacked to a temporary file
 BATCH_ROWS = 16  # of a Parquet file, read together
 KEPT_BYTES = 2**26  # of a Parquet file, kept for threads that are a little behind
-TAR_VERSION = 3  # part of the key of a tar file's index: raise it when that changes
+TAR_VERSION = 4  # part of the key of a tar file's index: raise it when that changes
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 ELSEWHERE = "it lies in another file, which is not read; copy the picture into this one"
 
 
 def plain_name(name: str) -> str:
-    """Return the name of a member without "./", as `tar cf FILE .` writes before each name."""
-    return HERE.sub("", name) if "./" in name else name
+    """Return the name of a member as a path would have it: without "./", "//" and a first "/".
+
+    `tar cf FILE .` writes "./" before each name, and other programs the rest.
+    """
+    if "./" not in name and "//" not in name and not name.startswith("/"):
+        return name
+    return re.sub("/+", "/", HERE.sub("", name)).lstrip("/")
 
 
 def content_key(data: bytes) -> str:

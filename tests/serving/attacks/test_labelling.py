@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import threading
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +17,12 @@ import pytest
 
 import lesionfast as lf
 from lesionfast import files
-from lesionfast.data.corrections.answers import read_answers
+from lesionfast.data.corrections.answers import Answer, Answers, read_answers
+from lesionfast.data.sources import image_stem
 from lesionfast.errors import LesionfastError
 from lesionfast.serving.app import build_server
 from lesionfast.serving.labelling import page as label_page
+from lesionfast.serving.labelling.candidates import write_labelled
 from lesionfast.serving.labelling.page import MOST_BYTES, build_label_app
 from lesionfast.serving.labelling.queue import Item, Queue, list_doubted, read_list
 
@@ -458,6 +461,25 @@ def test_without_the_token_nothing_is_shown_or_kept(queue, doubted):
                 assert status == 401 and str(queue.file).encode() not in answer
         known = {"Authorization": f"Bearer {TOKEN}", "Content_Type": "application/json"}
         assert not queue.file.exists() and ask(port, "POST", "/answer", body, **known)[0] == 200
+
+
+def test_labelled_pictures_stay_in_their_folder(run, doubted, tmp_path):
+    """Members of a stranger's archive are copied under their last name, nowhere else."""
+    photo, names = (
+        Path(doubted[0].path).read_bytes(),
+        ("../../../up", "/abs", "in/a b", "..\\back", "…"),
+    )
+    with zipfile.ZipFile(tmp_path / "theirs.zip", "w") as archive:
+        for name in names:
+            archive.writestr(f"{name}.jpg", photo)
+    kept = [image_stem(name) for name in ("up", "abs", "in/a b", "..\\back", "…")]
+    answers = Answers(tuple(Answer.parse(name, "is mel") for name in kept))
+    folder = tmp_path / "deep" / "labelled"
+    folder.parent.mkdir()
+    write_labelled(run, [str(tmp_path / "theirs.zip")], answers, folder)
+    written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.jpg")}
+    assert written and all(name.startswith("deep/labelled/images/") for name in written)
+    assert {path.name for path in tmp_path.iterdir()} == {"theirs.zip", "deep"}
 
 
 def write_list(folder: Path, **columns: str) -> Path:
