@@ -156,9 +156,8 @@ def append_texts(path: Path, texts: Sequence[str], head: str = "") -> None:
     with disk_errors(path):
         check_target(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, APPENDING, 0o666)
+        descriptor = open_to_append(path)
         try:
-            require_regular(path, os.fstat(descriptor).st_mode)  # it may have become another
             size = os.fstat(descriptor).st_size
             torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
             start = "\n" if torn else "" if size else head
@@ -169,6 +168,21 @@ def append_texts(path: Path, texts: Sequence[str], head: str = "") -> None:
             os.close(descriptor)
         if not size:
             sync_folder(path.parent)
+
+
+def open_to_append(path: Path) -> int:
+    """Return a descriptor of a regular file to append to, a new one if need be.
+
+    Raises `LesionfastError` for a pipe or the like, and `OSError` for a
+    link, even for one that was put there after `check_target` had looked.
+    """
+    descriptor = os.open(path, APPENDING, 0o666)
+    try:
+        require_regular(path, os.fstat(descriptor).st_mode)
+    except LesionfastError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def write_whole(descriptor: int, data: bytes) -> None:

@@ -250,9 +250,13 @@ def push(source: Source, name: Repository, public: Public = False, onnx: Onnx = 
 
 
 Port = option(int, "Port of the page; 0 takes a free one.")
-Host = option(str, "Address to listen on; 0.0.0.0 opens the page to the network.")
+Host = option(
+    str, "Address to listen on; 0.0.0.0 opens the page to the network, which takes a --token."
+)
 Token = option(
-    str | None, "Token that page and API ask for (default: none).", envvar="LESIONFAST_TOKEN"
+    str | None,
+    "Token that page and API ask for (default: none); as a variable no list of processes shows it.",
+    envvar="LESIONFAST_TOKEN",
 )
 
 

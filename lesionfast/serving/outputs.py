@@ -33,6 +33,7 @@ from lesionfast.files import (
     disarm_texts,
     disk_errors,
     only_writer,
+    open_to_append,
     parse_json,
     put_in_place,
     rearm,
@@ -309,7 +310,8 @@ class TextWriter:
         head, self.format = choose_text_format(kind, columns)
         self.out, self.file = out, sys.stdout
         if out is not None:
-            self.file = out.open("a", encoding="utf-8", errors="backslashreplace", newline="")
+            how = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+            self.file = open(open_to_append(out), "a", **how)  # noqa: SIM115 (it is closed later)
         elif isinstance(sys.stdout, TextIOWrapper):
             sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="")
         if out is None or not out.stat().st_size:

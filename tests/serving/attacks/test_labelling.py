@@ -25,6 +25,7 @@ from lesionfast.serving.labelling import page as label_page
 from lesionfast.serving.labelling.candidates import write_labelled
 from lesionfast.serving.labelling.page import MOST_BYTES, build_label_app
 from lesionfast.serving.labelling.queue import Item, Queue, list_doubted, read_list
+from lesionfast.serving.outputs import TextWriter
 
 TINY = {"arch": "test_resnet", "weights": "none", "size": 32, "epochs": 1, "unfreeze": "none"}
 TINY |= {"tta": 1, "precision": "float32"}
@@ -151,6 +152,14 @@ def test_every_response_says_what_the_browser_may_do(port, method, path, status)
     assert policy["default-src"] == policy["frame-ancestors"] == policy["base-uri"] == "'none'"
     assert headers["x-frame-options"] == "DENY" and headers["cache-control"] == "no-store"
     assert headers["cross-origin-resource-policy"] == "same-origin"
+
+
+def test_a_websocket_is_refused(port):
+    client = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    client.request("GET", "/", headers=upgrade | {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="})
+    assert client.getresponse().status != 101
+    client.close()
 
 
 def test_no_file_and_no_other_address_is_served(port, queue):
@@ -417,6 +426,8 @@ def test_what_is_put_there_after_the_check_is_not_written_either(tmp_path, monke
     for path in (link, tmp_path / "other"):
         with pytest.raises(LesionfastError, match="symbolic link|named pipe"):
             files.append_texts(path, ["mine\n"])
+        with pytest.raises((LesionfastError, OSError)):
+            TextWriter(path, "csv", ["image", "error"])
     assert target.read_text() == "theirs"
 
 
