@@ -150,8 +150,7 @@ def predict_inputs(
     if kind == "isic":
         choices["all_columns"] = True  # the challenge asks for pictures without a decision too
     if out is not None:
-        check_out(out, kind, resume)
-    check_log_apart(choices.get("log"), out)
+        check_out(out, kind, resume, choices.get("log"))
     find_items(inputs)
     predictor = Predictor(model, cost=cost, prior=None if prior == ESTIMATE else prior, **choices)
     predictor.check(metadata)
@@ -170,9 +169,9 @@ def predict_inputs(
         return predict_to(predictor, items, out, kind, **given)
 
 
-def check_log_apart(log: str | Path | None, out: Path | None) -> None:
+def check_log_apart(log: str | Path | None, out: Path) -> None:
     """Raise `LesionfastError` if the log and the output are one file, or the note beside it."""
-    if log is None or out is None:
+    if log is None:
         return
     path = os.path.realpath(Path(log).expanduser())
     if path in (os.path.realpath(out), os.path.realpath(note_path(out))):
@@ -228,8 +227,9 @@ def choose_format(out: Path | None, wanted: str | None) -> str:
     return wanted
 
 
-def check_out(out: Path, kind: str, resume: bool) -> None:
-    """Raise `LesionfastError` for a file that exists already, or that can't be resumed."""
+def check_out(out: Path, kind: str, resume: bool, log: str | Path | None = None) -> None:
+    """Raise `LesionfastError` for a file that exists already, can't be resumed, or is the log."""
+    check_log_apart(log, out)
     if resume and kind not in RESUMABLE:
         raise LesionfastError(
             f"--resume continues CSV and JSON lines, not {kind}. Leave it out, or add --format csv."
