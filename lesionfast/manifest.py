@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lesionfast.errors import DamageError
 from lesionfast.files import (
+    check_shape,
     damage_explained,
     load_json,
     sha256,
@@ -24,6 +26,8 @@ LAST = "metrics.json"  # once it is listed the folder is complete: what is not l
 MARK = '"manifest":'  # in environment.json; its value is the schema
 UPGRADE = "Upgrade it: pip install --upgrade lesionfast"
 Entry = dict[str, Any]
+ENTRY = {"sha256": str, "bytes": int, "schema": int}
+SHAPE = {"files": {str: ENTRY}, "pending": {str: (ENTRY, None)}}
 
 
 class Manifest:
@@ -168,6 +172,10 @@ class Manifest:
                 raise DamageError(f"{self.path} was written by a newer lesionfast. {UPGRADE}")
             if digest != hash_json(content):
                 raise ValueError("its content is not what was written")
+            check_shape(content, SHAPE)
+            for name in (*content["files"], *content["pending"]):
+                if "\0" in name or os.path.isabs(name) or ".." in name.split("/"):
+                    raise ValueError(f"it lists {name[:80]!r}, which is not in the folder")
             return content["files"], content["pending"]
 
     @property

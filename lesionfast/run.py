@@ -88,6 +88,8 @@ SHAPES = {
     "model.json": {
         "classes": [str],
         "prior": [float],
+        "melanoma?": (str, None),
+        "malignant?": ([str], None),
         "rule": str,
         **{f"{name}?": str for name in ("arch", "fusion", "pool", "weights_origin")},
         "resize?": ("crop", "squish"),

@@ -308,13 +308,14 @@ def list_files_to_share(folder: Path) -> list[Path]:
     """
     files = read_checked(folder)["files"]
     plain = [folder / name for name in (FILE, CARD) if os.path.lexists(folder / name)]
+    plain += [folder / name for name in files]
     for path in plain:
         if path.is_symlink() or not path.is_file():
             raise LesionfastError(
                 f"{path} is not an ordinary file, so it is not shared. Export the run again: "
                 "lesionfast export RUN --to DIR"
             )
-    return [*plain, *(folder / name for name in files)]
+    return plain
 
 
 def fetch(address: str) -> Path:
@@ -343,7 +344,8 @@ def fetch(address: str) -> Path:
 def split_address(address: str) -> tuple[str, str, str | None]:
     """Return name, file ('' for the folder) and revision of hf://user/name[@revision][/file]."""
     found = re.fullmatch(
-        rf"{PREFIX}(?P<name>{NAME.pattern})(@(?P<revision>[^/]+))?(/(?P<file>[\w.-]+))?/?", address
+        rf"{PREFIX}(?P<name>{NAME.pattern})(@(?P<revision>\w[\w.-]*))?(/(?P<file>[\w.-]+))?/?",
+        address,
     )
     if found is None:
         raise LesionfastError(
