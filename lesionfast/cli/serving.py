@@ -182,8 +182,12 @@ def join_files(paths: list[str], out: Path | None, kind: str, choices: dict[str,
 
 def report_count(count: "Count", out: Path | None, kind: str) -> None:
     """Print the file and how many images it has; raises `LesionfastError` if some failed."""
+    from lesionfast.reporting.advice.sentences import word
+
     if out is not None:
         echo(f"{pluralize(count.images, 'image')}, {count.failed:,} failed", stderr=True)
+        if count.limits:
+            echo("\n  ".join([word("limits.of_predictions"), *count.limits]), stderr=True)
         echo(out)
     if count.failed:
         raise LesionfastError(

@@ -24,7 +24,8 @@ from lesionfast.evaluation.distilled import describe_student
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import OUT_OF_FOLD
 from lesionfast.evaluation.labelling.corrected import corrections_table, describe_corrections
-from lesionfast.reporting.advice.chapter import advice, predictive, run_advice
+from lesionfast.reporting.advice.chapter import advice, predictive, run_advice, run_limits
+from lesionfast.reporting.advice.limits import DRAWN, LIGHT, find_skin
 from lesionfast.reporting.calibration import calibration
 from lesionfast.reporting.checklist.chapter import checklist
 from lesionfast.reporting.decisions import challenge, operating, prediction_sets, referral
@@ -40,7 +41,6 @@ SECTIONS: list[Callable[[Findings], Section | None]] = [
     *(prediction_sets, referral),
     *(subgroups, metadata, labels, out_of_distribution, pictures, attribution, training),
 ]
-HAM10000 = ("ISIC_0024306", "ISIC_0034320")  # its first and last image
 SOURCE = (
     "The image ids are those of HAM10000 (Tschandl, Rosendahl, Kittler 2018, Scientific Data 5, "
     "180161, doi:10.7910/DVN/DBW86T), which is licensed CC BY-NC 4.0: not for commercial use. Its "
@@ -92,6 +92,7 @@ def write_report(findings: Findings, to: Path | None = None) -> Path:
             if (row := findings.measure(metric, of)) is not None and not pd.isna(row["value"])
         ],
         run_advice(findings),
+        run_limits(findings),
     )
 
 
@@ -198,10 +199,8 @@ def data_card(findings: Findings) -> tuple[list[str], list[Table]]:
         words.append(TAUGHT.format(teacher=Path(run.config.teacher).name))
     if student := run.metrics.get(STUDENT):
         words.append(f"The {describe_student(run, student)}.")
-    if run.config.data is None and run.config.csv is None:
-        words.insert(0, SAMPLE)
-    elif split["image_id"].between(*HAM10000).all():
-        words.insert(0, SOURCE)
+    if (skin := find_skin(run)) in (DRAWN, LIGHT):
+        words.insert(0, SAMPLE if skin == DRAWN else SOURCE)
     if corrections := describe_corrections(run):
         words.append(corrections)
     if "group" in split:

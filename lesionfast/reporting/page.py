@@ -25,7 +25,7 @@ from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.files import temporary_folder, write_atomically, write_text
-from lesionfast.reporting.advice.sentences import LANGUAGE, read_messages, translate
+from lesionfast.reporting.advice.sentences import LANGUAGE, read_messages, translate, word
 from lesionfast.reporting.figures.words import describe_figure
 from lesionfast.run import installed_version
 
@@ -266,17 +266,19 @@ def write_page(
     headline: dict[str, Any] | None = None,
     numbers: Sequence[tuple[str, Cell]] = (),
     advice: Sequence[str] = (),
+    limits: Sequence[str] = (),
 ) -> Path:
     """Write sections as one HTML file that carries all it shows; return its path.
 
     `headline` has the name and the cell of the first number, words about it, and the hash of the
     split; `numbers` are the names and cells of those that follow. `advice` stands before them all:
-    a sentence, and what it is derived from.
+    a sentence, and what it is derived from; then `limits`, sentences on when not to rely on it.
     """
     text = render(
         "report.html",
         title=title,
         advice=advice,
+        limits=limits,
         subtitle=f"lesionfast report. {NOT_A_DEVICE}",
         headline=headline,
         numbers=numbers,
@@ -354,7 +356,7 @@ def render(template: str, **values: Any) -> str:
     policy = f"default-src 'none'; img-src data:; {allowed}; {NO_FORMS}"
     shared = {"policy": Markup(policy)}  # noqa: S704 - made of digests and words of our own
     shared |= {"style": style, "script": script, "page": read_messages()["page"]}
-    shared |= {"lang": LANGUAGE.get(), "translate": translate}
+    shared |= {"lang": LANGUAGE.get(), "translate": translate, "word": word}
     return environment.get_template(template).render(**shared, **values)
 
 

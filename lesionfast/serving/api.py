@@ -25,11 +25,12 @@ from lesionfast.data.formats.pictures import NOT_A_PICTURE, decode, picture_size
 from lesionfast.data.images import fit_square
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.features import rank_by_features, read_features
+from lesionfast.reporting.advice.limits import Limits, find_limits
 from lesionfast.reporting.advice.sentences import malignant_first
 from lesionfast.run import Run
 from lesionfast.serving.bundle import Bundle, flag_column
 from lesionfast.serving.predictor import Predictor, locate
-from lesionfast.serving.reasons import list_reasons
+from lesionfast.serving.reasons import list_reasons, list_row_limits
 
 NOTE = "Not a medical device: for research, not for diagnosis."
 SIMILAR = 4  # training lesions shown
@@ -89,6 +90,7 @@ class Service:
         self.predictor = Predictor(self.path, device=device, **stated)
         self.bundle = self.predictor.bundle
         self.is_run = (self.path / "config.json").is_file()
+        self.is_as_tested = stated.get("cost") is None and stated.get("prior") is None
         self._lock = Lock()
 
     def row(self, data: bytes, metadata: dict[str, Any]) -> dict[str, Any]:
@@ -101,6 +103,14 @@ class Service:
         self.predictor.check(metadata)
         with self._lock:
             return self.predictor(data, **metadata)
+
+    @cached_property
+    def limits(self) -> Limits | None:
+        """When not to rely on the model, if that is known; of a run it is measured on first use."""
+        if not self.is_run:
+            return self.bundle.limits
+        limits = find_limits(Run(self.path))
+        return limits if self.is_as_tested else limits.unmeasured()
 
     def caution(self, row: dict[str, Any]) -> str:
         """Return the caution about a row whose metadata was missing, '' if there is none."""
@@ -230,6 +240,9 @@ class Prediction(BaseModel):
     advice: str = Field(description="what to do, in one sentence")
     refer: bool = Field(description="whether to have the lesion examined")
     because: list[str] = Field(description="what the advice is derived from")
+    limits: list[str] = Field(
+        description="when not to rely on it; first how often cancers of the test got this answer"
+    )
     likely: str | None = Field(description="the most probable class; null without a decision")
     no_decision: str = Field(description="why there is no decision; '' if there is one")
     probabilities: dict[str, float] | None = Field(
@@ -286,7 +299,7 @@ def build_api(service: Service, uploads: "Uploads") -> FastAPI:
     async def predict(request: Request) -> Prediction:
         """Predict an image; nothing of it is kept."""
         row = await uploads.answer(request, service.row)
-        return to_prediction(bundle, row, service.caution(row))
+        return await run_in_threadpool(to_prediction, service, row)
 
     return api
 
@@ -303,8 +316,9 @@ def describe_form(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def to_prediction(bundle: Bundle, row: dict[str, Any], caution: str) -> Prediction:
+def to_prediction(service: Service, row: dict[str, Any]) -> Prediction:
     """Return a row of `Predictor` in the form of the API."""
+    bundle = service.bundle
 
     def by_class(prefix: str) -> dict[str, float] | None:
         if row["likely"] is None:
@@ -326,8 +340,9 @@ def to_prediction(bundle: Bundle, row: dict[str, Any], caution: str) -> Predicti
     return Prediction(
         **{name: row[name] for name in told},
         because=list_reasons(bundle, row),
+        limits=list_row_limits(service.limits, bundle, row),
         probabilities=by_class("p"),
-        caution=caution,
+        caution=service.caution(row),
         details=details,
     )
 

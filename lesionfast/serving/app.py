@@ -49,7 +49,7 @@ except ImportError as error:
     ) from None
 
 from lesionfast.serving.api import MOST_BYTES, MOST_PIXELS, Answer, Service, Uploads, build_api
-from lesionfast.serving.reasons import list_details, list_reasons
+from lesionfast.serving.reasons import list_details, list_reasons, list_row_limits
 
 logger = logging.getLogger("lesionfast")
 
@@ -361,6 +361,7 @@ def answer_html(service: Service, image: bytes, metadata: dict[str, str]) -> str
         "answer.html",
         advice=row["advice"],
         urgent=row["refer"],
+        limits=list_row_limits(service.limits, bundle, row) if bars else [],
         reasons=list_reasons(bundle, row),
         bars=bars,
         statistics=list_details(bundle, row),

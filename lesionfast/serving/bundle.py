@@ -29,6 +29,8 @@ from lesionfast.evaluation.decisions import (
 )
 from lesionfast.evaluation.outliers import load_ood
 from lesionfast.files import check_shape, load_json, sha256, write_json
+from lesionfast.reporting.advice.limits import SHAPE as LIMITS
+from lesionfast.reporting.advice.limits import Limits, find_limits
 from lesionfast.reporting.advice.sentences import describe_advice
 from lesionfast.run import SHAPES as RUN_SHAPES
 from lesionfast.run import Run, installed_version, list_leaves, list_looks, list_runs_of
@@ -79,6 +81,7 @@ SHAPE = {
     "costs?": dict.fromkeys(asdict(Costs()), float),
     "prevalence?": [float],
     "clinic?": ([float], None),
+    "limits?": (None, LIMITS),
 }
 AS_THEY_ARE = ("name", "model", "image_column", "precision", "split_sha256", "versions")
 CHOSEN = {  # on validation: an attribute of `Decisions` and of `Bundle`, and its name in a warning
@@ -89,6 +92,7 @@ CHOSEN = {  # on validation: an attribute of `Decisions` and of `Bundle`, and it
     "ood": "OOD scores",
 }
 PACKAGES = ("lesionfast", "torch", "timm", "torchvision")
+NOT_DECIDING = ("name", "versions", "limits")  # of model.json: no prediction depends on them
 UNLIKE = "unlike the training images"  # why there is no decision
 WHOLE = 0.01  # what shares that add up to 1 may differ by
 MOST_CLASSES = 2_000
@@ -105,6 +109,7 @@ class Bundle:
     probabilities hold for (those of the training unless given), and `clinic` (k,) those of another
     clinic that they are moved to. `of_shown` says that points, sets and referral are of the
     calibrated probabilities; in an export of an earlier version they are of the model's own.
+    `limits` say when not to rely on the model, None in an export of an earlier version.
     """
 
     name: str
@@ -123,6 +128,7 @@ class Bundle:
     prevalence: tuple[float, ...] = ()
     clinic: tuple[float, ...] | None = None
     of_shown: bool = True
+    limits: Limits | None = None
 
     def __post_init__(self) -> None:
         if not self.prevalence:
@@ -169,6 +175,7 @@ class Bundle:
             versions={name: installed_version(name) for name in PACKAGES},
             costs=decisions.costs,
             prevalence=find_prevalence(run),
+            limits=find_limits(run, answers=False),
         )
 
     def restated(self, cost: str | None = None, prior: str | None = None) -> "Bundle":
@@ -186,7 +193,10 @@ class Bundle:
             )
         if prior is not None:
             clinic = tuple(read_prior(prior, self.classes, self.prevalence).tolist())
-        return replace(self, costs=costs, clinic=clinic)
+        limits, unchanged = self.limits, (costs, clinic) == (self.costs, self.clinic)
+        if limits and not unchanged:
+            limits = limits.unmeasured()
+        return replace(self, costs=costs, clinic=clinic, limits=limits)
 
     @property
     def clinic_in_words(self) -> str:
@@ -256,13 +266,14 @@ class Bundle:
             "costs": asdict(self.costs),
             "prevalence": list(self.prevalence),
             "clinic": self.clinic and list(self.clinic),
+            "limits": self.limits and self.limits.to_dict(),
             "split_sha256": self.split_sha256,
             "versions": self.versions,
         }
 
     def digest(self) -> str:
         """Return the SHA-256 of all that a prediction depends on, besides the weights."""
-        kept = {k: v for k, v in self.to_dict().items() if k not in ("name", "versions")}
+        kept = {k: v for k, v in self.to_dict().items() if k not in NOT_DECIDING}
         found = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
         if self.ood:
             found.update(repr(self.ood.threshold).encode())
@@ -439,7 +450,7 @@ def find_prevalence(run: Run) -> tuple[float, ...]:
 
 
 def read_stated(described: dict[str, Any]) -> dict[str, Any]:
-    """Return what model.json says of costs and class shares; earlier versions say nothing.
+    """Return what model.json says of costs, class shares, limits; earlier versions say nothing.
 
     Raises `ValueError` for shares that are not one a class.
     """
@@ -450,7 +461,9 @@ def read_stated(described: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"it has {len(model['classes'])} classes and {len(shares)} shares")
         if shares is not None and (min(shares) < 0 or abs(sum(shares) - 1) > WHOLE):
             raise ValueError(f"its class shares add up to {sum(shares):g}, not to 1")
+    limits = described.get("limits")
     return {
+        "limits": limits and Limits.from_dict(limits),
         "costs": Costs(**described.get("costs", {})),
         "prevalence": tuple(prevalence),
         "clinic": clinic and tuple(clinic),

@@ -7,6 +7,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.outliers import save_ood
 from lesionfast.files import disk_errors, format_bytes, free_bytes, workspace, write_text
 from lesionfast.models.lineage import KEY
+from lesionfast.reporting.advice.limits import find_limits, list_limits
 from lesionfast.reporting.checklist.chapter import checklist_of_card
 from lesionfast.reporting.overview import data_card, model_card
 from lesionfast.reporting.page import NOT_A_DEVICE
@@ -97,7 +99,7 @@ def export(
     to = Path(to).expanduser()
     if to.exists():
         raise exists_already(to)
-    bundle = Bundle.from_run(run).restated(cost, prior)
+    bundle = replace(Bundle.from_run(run), limits=find_limits(run)).restated(cost, prior)
     needed = estimate_size(run, bundle, onnx or int8, int8)
     check_room(to, needed)
     with disk_errors(to, needed), workspace(to.parent) as unfinished:
@@ -245,6 +247,7 @@ def write_card(
         *(table.to_markdown() for table in tables),
         "## Intended use and limits\n",
         *(f"{escape_markdown(paragraph)}\n" for paragraph in model_card(findings.run)),
+        *(f"{escape_markdown(words)}\n" for words in list_limits(bundle.limits, bundle.classes)),
         "## Checklist\n",
         *(f"{escape_markdown(paragraph)}\n" for paragraph in listed),
         *(table.to_markdown() for table in checked),

@@ -13,7 +13,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from io import TextIOWrapper
 from itertools import chain, islice
@@ -41,6 +41,7 @@ from lesionfast.files import (
     workspace,
     write_json,
 )
+from lesionfast.reporting.advice.limits import list_limits, list_misses
 from lesionfast.serving.inputs import Item, Shard, find_items, hash_tables
 from lesionfast.serving.monitoring.log import describe_stated
 from lesionfast.serving.predictor import Predictor
@@ -57,11 +58,15 @@ FINISHED = "finished"  # in the note of a shard: what it holds, and what all the
 
 @dataclass
 class Count:
-    """How many images were predicted, by this call and before, and how many failed."""
+    """How many images were predicted, by this call and before, and how many failed.
+
+    `limits` say when not to rely on the answers.
+    """
 
     images: int = 0
     failed: int = 0
     before: int = 0
+    limits: list[str] = field(default_factory=list)
 
 
 def predict_to(
@@ -166,7 +171,10 @@ def predict_inputs(
     with counting_bar("images") as bar:
         given = {"resume": resume, "progress": lambda count: bar(count, None), "shard": part}
         given |= {"options": options | {"the table": hash_tables(inputs)}}
-        return predict_to(predictor, items, out, kind, **given)
+        count = predict_to(predictor, items, out, kind, **given)
+    limits, classes = predictor.bundle.limits, predictor.bundle.classes
+    count.limits = [*list_misses(limits, classes), *list_limits(limits, classes)]
+    return count
 
 
 def check_log_apart(log: str | Path | None, out: Path) -> None:
@@ -448,7 +456,8 @@ def describe_origin(
 def describe_part(out: Path, shard: Shard, count: Count) -> dict[str, Any]:
     """Return what the finished file of a shard holds, and what the inputs of all shards are."""
     inputs = {"images": shard.images, "names": shard.names.hexdigest()}
-    return {"sha256": sha256(out), **asdict(count), "inputs": inputs}
+    counts = {name: value for name, value in asdict(count).items() if name != "limits"}
+    return {"sha256": sha256(out), **counts, "inputs": inputs}
 
 
 def begin_or_resume(

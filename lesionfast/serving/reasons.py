@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from lesionfast.diagnoses import probability_columns
+from lesionfast.reporting.advice.limits import Limits, list_limits, list_misses
 from lesionfast.reporting.advice.sentences import (
     list_classes,
     name_class,
@@ -15,7 +16,7 @@ from lesionfast.reporting.advice.sentences import (
 )
 from lesionfast.reporting.images import rounded_percent
 from lesionfast.serving.bundle import Bundle, flag_column
-from lesionfast.stats.advice.advice import kinds_of_lesion
+from lesionfast.stats.advice.advice import BENIGN, SEVERAL, UNLIKELY, kinds_of_lesion
 
 
 def list_reasons(bundle: Bundle, row: dict[str, Any]) -> list[str]:
@@ -33,6 +34,23 @@ def list_reasons(bundle: Bundle, row: dict[str, Any]) -> list[str]:
     if row["refer"]:  # of others, a tiny cost would sound like an all-clear
         words += list_costs(bundle, row)
     return [*words, *list_cautions(bundle, row)]
+
+
+def find_key(bundle: Bundle, row: dict[str, Any]) -> str:
+    """Return the key of `stats.advice` for a row that has no lesion examined; '' for another."""
+    left, malignant = row["prediction_set"], bundle.classes.malignant
+    if row["refer"] or not malignant:
+        return ""
+    return UNLIKELY if set(left) & set(malignant) else SEVERAL if len(left) > 1 else BENIGN
+
+
+def list_row_limits(limits: Limits | None, bundle: Bundle, row: dict[str, Any]) -> list[str]:
+    """Return when not to rely on the answer of a row, a short sentence each.
+
+    First how often cancers of the test got the same answer, if it reassures.
+    """
+    misses = list_misses(limits, bundle.classes, find_key(bundle, row))
+    return [*misses, *list_limits(limits, bundle.classes)]
 
 
 def read_chances(bundle: Bundle, row: dict[str, Any]) -> np.ndarray:

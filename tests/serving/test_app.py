@@ -15,9 +15,11 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from markupsafe import Markup
 from PIL import Image
 
 from lesionfast.errors import LesionfastError
+from lesionfast.reporting.advice.limits import find_limits
 from lesionfast.serving.api import (
     MOST_BYTES,
     NoImage,
@@ -462,16 +464,37 @@ def test_a_picture_without_a_decision_shows_no_probability(exported, photos):
     service.predictor.bundle = service.bundle = replace(
         service.bundle, ood=replace(service.bundle.ood, threshold=-99.0)
     )
-    answer = to_prediction(service.bundle, service.row(data, {}), "")
+    answer = to_prediction(service, service.row(data, {}))
     assert answer.probabilities is None and answer.details.uncalibrated is None
     assert answer.likely is None and answer.refer and answer.details.outlier
-    assert "lf-bars" not in answer_html(service, data, {})
+    html = answer_html(service, data, {})
+    assert "lf-bars" not in html and "lf-limits" not in html  # there is no answer to rely on
+
+
+def test_an_answer_says_when_not_to_rely_on_it(trained, exported, photos, tmp_path):
+    """Of an export as of the run; not how often, where that was not measured."""
+    for source in (trained, exported):
+        service, data = Service(source), Path(photos[0]).read_bytes()
+        answer = to_prediction(service, service.row(data, {}))
+        assert service.limits == find_limits(trained) and service.limits.answers
+        assert "only these 7 kinds" in " ".join(answer.limits)
+        assert html_of(answer.limits[-1]) in answer_html(service, data, {})
+        assert Service(source, cost="missed_melanoma=99").limits.answers == {}
+    old = replace(service.bundle, limits=None)
+    service = Service(exported)
+    service.bundle = service.predictor.bundle = old
+    [classes] = to_prediction(service, service.row(data, {})).limits
+    assert classes.startswith("The model knows only these 7 kinds")
+
+
+def html_of(text: str) -> str:
+    return str(Markup.escape(text))
 
 
 def test_a_class_name_of_several_words_stays_whole(wordy, photos):
     service = Service(wordy)
     data = Path(photos[0]).read_bytes()
-    answer = to_prediction(service.bundle, service.row(data, {}), "")
+    answer = to_prediction(service, service.row(data, {}))
     assert {"basal cell, carcinoma", "<b>bkl"} <= set(answer.prediction_set)
     assert set(answer.prediction_set) <= set(service.bundle.classes)
     assert answer.not_known == ["age", "sex at birth"]
@@ -488,7 +511,7 @@ def test_a_model_of_old_says_what_missing_metadata_does(
     service, data = Service(folder), Path(photos[0]).read_bytes()
     words = "he model was trained without --metadata-dropout, so a missing age or sex may favour"
     row = service.row(data, {})
-    assert words in to_prediction(service.bundle, row, service.caution(row)).caution
+    assert words in to_prediction(service, row).caution
     assert words in answer_html(service, data, {})
     assert words not in answer_html(service, data, {"age": "50", "sex": "male"})
 

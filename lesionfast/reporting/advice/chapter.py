@@ -12,6 +12,7 @@ from lesionfast.console import Table, estimate
 from lesionfast.diagnoses import Classes
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
+from lesionfast.reporting.advice.limits import list_limits, measure_limits
 from lesionfast.reporting.advice.sentences import describe_key, list_classes, say, word
 from lesionfast.reporting.decisions import LOOKS
 from lesionfast.reporting.page import (
@@ -23,12 +24,23 @@ from lesionfast.reporting.page import (
     style_axis,
     subtitle,
 )
-from lesionfast.stats.advice.advice import REFERRED, advice_table, kinds_of_lesion
+from lesionfast.stats.advice.advice import (
+    EXAMINE,
+    NO_CANCER,
+    NO_DECISION,
+    REASSURING,
+    UNSURE,
+    Advice,
+    advice_table,
+    kinds_of_lesion,
+)
 from lesionfast.stats.advice.costs import Costs
 from lesionfast.stats.advice.prevalence import predictive_values
 from lesionfast.stats.thresholds import OperatingPoint, positive_and_score
 
 SHARES = np.geomspace(0.002, 0.5, 40)  # of melanomas, that a curve is drawn over
+CANCERS = ("melanoma", "other_cancer", "any_cancer")  # sentences where one is most probable
+ORDER = (*CANCERS, EXAMINE, UNSURE, NO_DECISION, *REASSURING, NO_CANCER)  # of what is said
 NAMES = {"ppv": "flagged lesions that are melanomas", "npv": "other lesions that are not"}
 
 
@@ -48,12 +60,9 @@ def run_advice(findings: Findings) -> list[str]:
         return [say("run.no_benign" if found else "run.no_images")]
     of = found[0]
     share, needless = table.loc[of], table.loc["benign"]
-    found_of_100 = round(100 * share["value"])
-    found_of_100 -= found_of_100 == 100 and share["value"] < 1  # who misses some overlooks one
-    hundred = {"found": found_of_100, "missed": 100 - found_of_100}
     key = "run.advice" if of == "melanoma" else "run.without_melanoma"
     return [
-        say(key, **hundred, needless=f"{100 * needless['value']:.0f}"),
+        say(key, **per_hundred(share), needless=f"{100 * needless['value']:.0f}"),
         say(
             "run.based",
             images=f"{len(read.rows):,}",
@@ -62,10 +71,27 @@ def run_advice(findings: Findings) -> list[str]:
             found=estimate(share),
             needless=estimate(needless),
         ),
+        say("run.no_decision"),
         describe_costs(findings.decisions.costs, read.classes),
         *([say("run.one_answer")] if read.classes.melanoma else []),
         say("run.no_all_clear"),
     ]
+
+
+def run_limits(findings: Findings) -> list[str]:
+    """Return when not to rely on the run's model, a sentence each; empty as `run_advice`."""
+    classes = findings.interpretation.classes
+    return list_limits(measure_limits(findings), classes) if findings.on_test else []
+
+
+def per_hundred(row: pd.Series) -> dict[str, int]:
+    """Return how many of 100 images are found, missed and withheld, by a row of `advice_table`.
+
+    They are whole and sum to 100; of images that are missed at all at least one is.
+    """
+    missed, withheld = (100 * row[name] / row["images"] for name in ("left", "no_decision"))
+    whole = {"missed": max(round(missed), int(missed > 0)), "withheld": round(withheld)}
+    return whole | {"found": 100 - sum(whole.values())}
 
 
 def describe_costs(costs: Costs, classes: Classes) -> str:
@@ -81,7 +107,7 @@ def describe_costs(costs: Costs, classes: Classes) -> str:
 def run_table(findings: Findings) -> pd.DataFrame:
     """Return `advice_table` of these images."""
     read = findings.interpretation
-    return advice_table(read.truth, findings.advice.refer, read.lesions, read.classes)
+    return advice_table(read.truth, findings.advice.key, read.lesions, read.classes)
 
 
 def advice(findings: Findings) -> Section | None:
@@ -89,14 +115,17 @@ def advice(findings: Findings) -> Section | None:
     if not findings.on_test:
         return None
     read, decisions = findings.interpretation, findings.decisions
-    names = {"of": "lesions", "images": "images", "advised": "examine", "value": "share"}
+    names = {"of": "what the lesions were", "images": "images", "examined": "have it examined"}
+    names |= {"no_decision": "no decision: have it looked at", "left": "neither"}
+    names |= {"value": "share examined"}
     title = "Images whose examination is advised"
     shares = Table.from_frame(run_table(findings), title, names)
     kinds = kinds_of_lesion(read.classes)
     members = {name: chosen[read.truth] for name, chosen in kinds.items() if chosen.any()}
     told = Table("What is said of them, in images", ["advice", *members], note=say("run.examples"))
-    for key in dict.fromkeys(sorted(findings.advice.key, key=lambda key: key not in REFERRED)):
-        said = findings.advice.key == key
+    keys = list_keys(findings.advice, read.classes)
+    for key in dict.fromkeys(sorted(keys, key=ORDER.index)):
+        said = keys == key
         told.add(describe_key(key), *(int((said & chosen).sum()) for chosen in members.values()))
     words = [
         say("run.derived", coverage=f"{decisions.conformal.coverage:.0%}"),
@@ -104,6 +133,18 @@ def advice(findings: Findings) -> Section | None:
         say("run.state", run=findings.run.path, costs=decisions.costs),
     ]
     return Section("Advice", words, [shares, told])
+
+
+def list_keys(advice: Advice, classes: Classes) -> np.ndarray:
+    """Return which sentence each image gets, a key of the messages (n,).
+
+    They are those of `stats.advice`, but a cancer that is the most probable class has its own.
+    """
+    kinds, keys = kinds_of_lesion(classes), advice.key.copy()
+    other = "other_cancer" if kinds["melanoma"].any() else "any_cancer"
+    for kind, name in (("melanoma", "melanoma"), ("other cancer", other)):
+        keys[(keys == EXAMINE) & kinds[kind][advice.likely]] = name
+    return keys
 
 
 def predictive(findings: Findings) -> Section | None:

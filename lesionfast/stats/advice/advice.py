@@ -20,7 +20,9 @@ UNLIKELY = "unlikely"  # a cancer can't be ruled out, but leaving it costs less
 BENIGN = "benign"  # one benign class is left
 SEVERAL = "benign_several"  # several benign classes are left
 NO_CANCER = "no_cancer"  # the model knows no malignant class
-REFERRED = (NO_DECISION, EXAMINE, UNSURE)
+EXAMINED = (EXAMINE, UNSURE)  # judged, and to be examined
+REFERRED = (NO_DECISION, *EXAMINED)
+REASSURING = (UNLIKELY, BENIGN, SEVERAL)  # no advice to examine, from a model that knows cancer
 MASS = 0.9  # of the probability is in a set where none was chosen
 TELLS_NOTHING = ("unknown", "miscellaneous")  # a class of these may be a cancer
 
@@ -113,26 +115,30 @@ def kinds_of_lesion(classes: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def advice_table(
-    truth: np.ndarray, refer: np.ndarray, lesions: ArrayLike, classes: Sequence[str]
+    truth: np.ndarray, key: np.ndarray, lesions: ArrayLike, classes: Sequence[str]
 ) -> pd.DataFrame:
-    """Return of, images, lesions, value, low, high: the share whose examination is advised.
+    """Return what images of each kind of lesion get, and the share whose examination is advised.
 
-    `truth` (n,) are class numbers, `refer` (n,) bool. `of` is melanoma, 'other cancer', 'benign',
-    as far as there are images of them, and 'all'; intervals are of a bootstrap of lesions.
+    `truth` (n,) are class numbers, `key` (n,) those of `Advice`. Columns: of (melanoma, 'other
+    cancer', 'benign', as far as there are images of them, and 'all'), images, lesions, examined,
+    no_decision (which also are to be looked at, but were not judged), left (the rest), and value,
+    low, high: the share examined, with the interval of a bootstrap of lesions.
     """
     lesions, kinds = np.asarray(lesions), kinds_of_lesion(classes)
     members = {of: chosen[truth] for of, chosen in kinds.items() if chosen[truth].any()}
     members[ALL] = np.ones(len(truth), bool)
+    withheld, examined = key == NO_DECISION, np.isin(key, EXAMINED)
 
     def find(weights: np.ndarray) -> Found:
-        return {of: ratio(weights @ (m & refer), weights @ m) for of, m in members.items()}
+        return {of: ratio(weights @ (m & examined), weights @ m) for of, m in members.items()}
 
     values, drawn = resampled(find, truth, lesions)
     rows = []
     for of, value in values.items():
-        count = len(np.unique(lesions[members[of]]))
+        chosen = members[of]
+        count = len(np.unique(lesions[chosen]))
+        told = [int((chosen & one).sum()) for one in (examined, withheld, ~examined & ~withheld)]
         ends = share_interval(value, drawn[of], count)
-        advised = int((members[of] & refer).sum())
-        rows.append((of, int(members[of].sum()), count, advised, value, *ends))
-    columns = ["of", "images", "lesions", "advised", "value", "low", "high"]
-    return pd.DataFrame(rows, columns=columns)
+        rows.append((of, int(chosen.sum()), count, *told, value, *ends))
+    columns = ["of", "images", "lesions", "examined", "no_decision", "left"]
+    return pd.DataFrame(rows, columns=[*columns, "value", "low", "high"])

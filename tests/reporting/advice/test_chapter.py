@@ -1,12 +1,22 @@
 """The report begins with what a person would be told, from the numbers that stand beside it."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from lesionfast.evaluation.findings import Findings
-from lesionfast.reporting.advice.chapter import advice, describe_costs, predictive, run_advice
+from lesionfast.reporting.advice.chapter import (
+    advice,
+    describe_costs,
+    list_keys,
+    per_hundred,
+    predictive,
+    run_advice,
+)
+from lesionfast.reporting.advice.sentences import describe_advice, describe_key
+from lesionfast.stats.advice.advice import EXAMINE, NO_DECISION
 from lesionfast.stats.advice.costs import Costs
 
 
@@ -16,14 +26,15 @@ def findings(make_run, tmp_path):
 
 
 def test_the_first_sentence_is_of_the_table_below(findings):
-    sentence, based, costs, one_answer, clear = run_advice(findings)
+    sentence, based, withheld, costs, one_answer, clear = run_advice(findings)
     rows = {row[0].text: row[-1] for row in advice(findings).tables[0].rows}
     found, needless = (round(100 * rows[of].number) for of in ("melanoma", "benign"))
     assert sentence == (
-        f"Of 100 pictures of melanomas like those tested, this model has about {found} examined "
-        f"and overlooks {100 - found}; of 100 pictures of benign lesions it has about {needless} "
-        "examined needlessly."
+        f"Of 100 pictures of melanomas like those tested, this model has about {found} examined, "
+        f"overlooks {100 - found}, and gives no decision on 0; of 100 pictures of benign lesions "
+        f"it has about {needless} examined needlessly."
     )
+    assert "neither as examined nor as overlooked" in withheld
     assert rows["melanoma"].interval in based and "300 test images" in based
     assert "a chance of melanoma of 3.2% or more, or of another cancer of 9.1% or more" in costs
     assert "as its one answer" in one_answer and "not cleared" in clear
@@ -32,6 +43,39 @@ def test_the_first_sentence_is_of_the_table_below(findings):
 def test_each_image_is_told_one_thing(findings):
     told = advice(findings).tables[1]
     assert sum(cell.number for row in told.rows for cell in row[1:]) == 300
+
+
+def test_no_decision_is_neither_examined_nor_overlooked(findings):
+    melanoma = findings.interpretation.truth == findings.interpretation.classes.index("mel")
+    key = findings.advice.key.copy()
+    key[melanoma] = [NO_DECISION, *[EXAMINE] * (melanoma.sum() - 1)]
+    findings.advice = replace(findings.advice, key=key)
+    row = next(r for r in advice(findings).tables[0].rows if r[0].text == "melanoma")
+    n = int(melanoma.sum())
+    assert [cell.number for cell in row[1:5]] == [n, n - 1, 1, 0]
+    share = round(100 / n)
+    words = f"about {100 - share} examined, overlooks 0, and gives no decision on {share};"
+    assert words in run_advice(findings)[0]
+
+
+def test_who_overlooks_some_never_says_none():
+    row = {"images": 1000, "left": 1, "no_decision": 4}
+    assert per_hundred(row) == {"missed": 1, "withheld": 0, "found": 99}
+
+
+def test_each_sentence_of_the_page_has_its_line(findings):
+    """So that a reader of the page finds what he read in the table of the report."""
+    told, classes = findings.advice, findings.interpretation.classes
+    likely, keys = told.likely, list_keys(told, classes)
+    for number, (key, name) in enumerate(zip(told.key, np.asarray(classes)[likely], strict=True)):
+        left = [classes[place] for place in np.flatnonzero(told.open[number])]
+        said = describe_advice(key, name, left, classes)
+        line = describe_key(keys[number])
+        assert said.startswith("Most likely a melanoma") == (line == describe_key("melanoma"))
+        soon = said.startswith("Most likely") and said.endswith("have it examined soon.")
+        assert soon == line.endswith("have it examined soon.")
+    lines = {row[0].text for row in advice(findings).tables[1].rows}
+    assert {describe_key("melanoma"), describe_key("other_cancer")} <= lines
 
 
 def test_other_datasets_have_their_sentence(make_run):

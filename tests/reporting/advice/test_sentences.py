@@ -5,6 +5,7 @@ import pytest
 
 from lesionfast.diagnoses import Classes
 from lesionfast.errors import LesionfastError
+from lesionfast.reporting.advice.chapter import CANCERS
 from lesionfast.reporting.advice.sentences import (
     choose_language,
     describe_advice,
@@ -26,7 +27,8 @@ PAD = Classes(["ACK", "BCC", "MEL", "NEV", "SCC", "SEK"])
 
 def test_every_advice_has_its_sentences():
     keys = {key for key in KEYS if key in read_messages()["key"]}
-    assert keys == set(read_messages()["key"]) == set(read_messages()["advice"]) and len(keys) == 7
+    own = set(read_messages()["key"]) - set(CANCERS)  # in [examine] those of one picture
+    assert keys == own == set(read_messages()["advice"]) and len(keys) == 7
     for section in [part for code in list_languages() for part in read_language(code).values()]:
         assert all(text and not text.endswith(" ") for text in section.values())
 

@@ -99,14 +99,17 @@ def test_without_a_class_of_cancer_nothing_is_said_of_it():
 
 def test_the_table_counts_each_kind_of_lesion():
     truth = np.array([4, 4, 1, 5, 5, 5, 5])
-    refer = np.array([1, 0, 1, 1, 0, 0, 0], bool)
-    table = advice_table(truth, refer, np.arange(7).astype(str), CLASSES).set_index("of")
+    key = np.array([EXAMINE, NO_DECISION, UNSURE, EXAMINE, BENIGN, SEVERAL, NO_DECISION], object)
+    table = advice_table(truth, key, np.arange(7).astype(str), CLASSES).set_index("of")
     assert table["value"].to_dict() == {
         "melanoma": 0.5, "other cancer": 1.0, "benign": 0.25, "all": 3 / 7
     }  # fmt: skip
+    told = table[["examined", "no_decision", "left"]]
+    assert told.loc["melanoma"].tolist() == [1, 1, 0]  # who got no decision was not examined by it
+    assert told.loc["all"].tolist() == [3, 2, 2] and (told.sum(axis=1) == table["images"]).all()
     assert table["images"].to_dict() == {"melanoma": 2, "other cancer": 1, "benign": 4, "all": 7}
     assert (table["low"] <= table["value"]).all() and (table["value"] <= table["high"]).all()
-    assert list(advice_table(truth[3:], refer[3:], np.arange(4), CLASSES)["of"]) == [
+    assert list(advice_table(truth[3:], key[3:], np.arange(4), CLASSES)["of"]) == [
         "benign",
         "all",
     ]

@@ -1,0 +1,109 @@
+"""When not to rely on a model is said from its own numbers, and only where they were measured."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from lesionfast.diagnoses import Classes
+from lesionfast.evaluation.findings import Findings
+from lesionfast.files import check_shape
+from lesionfast.reporting.advice.limits import (
+    SHAPE,
+    Limits,
+    find_limits,
+    list_limits,
+    list_misses,
+    measure_limits,
+)
+from lesionfast.reporting.advice.sentences import speaking
+from lesionfast.stats.advice.advice import BENIGN, EXAMINE, NO_DECISION, SEVERAL, UNLIKELY
+from lesionfast.stats.advice.limits import ANY, count_answers, count_few
+
+HAM = Classes(["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"])
+
+
+@pytest.fixture
+def findings(make_run):
+    return Findings.from_run(make_run(n=300))
+
+
+def counts_of(keys, truth=4):
+    truth = np.full(len(keys), truth)
+    return count_answers(truth, np.array(keys, object), np.arange(len(keys)), HAM)
+
+
+def test_the_same_answer_is_counted_with_its_interval():
+    answers = counts_of([BENIGN] * 3 + [SEVERAL] + [EXAMINE] * 156 + [NO_DECISION] * 6)
+    same, any_ = (answers["melanoma"][key] for key in (BENIGN, ANY))
+    assert (same.count, same.images, any_.count) == (3, 166, 4)
+    assert same.low <= 3 / 166 <= same.high < 0.06
+    [words] = list_misses(Limits(tested=166, answers=answers), HAM, BENIGN)
+    assert words.startswith("3 of 166 melanomas in the test got this same answer (95 % interval: ")
+
+
+def test_an_answer_that_no_melanoma_got_sounds_like_no_all_clear():
+    limits = Limits(tested=60, answers=counts_of([BENIGN] * 2 + [EXAMINE] * 58))
+    [words] = list_misses(limits, HAM, UNLIKELY)
+    assert words.startswith("2 of 60 melanomas in the test got an answer without the advice")
+    none = Limits(tested=60, answers=counts_of([EXAMINE] * 60))
+    [words] = list_misses(none, HAM, BENIGN)
+    assert re.search(r"None of 60 melanomas .*; up to [1-9] in 100 still may", words)
+    assert list_misses(limits, HAM, EXAMINE) == list_misses(limits, HAM, NO_DECISION) == []
+
+
+def test_other_cancers_are_named_where_they_got_it_too():
+    mixed = counts_of([EXAMINE] * 40) | counts_of([BENIGN, EXAMINE], truth=1)
+    words = list_misses(Limits(tested=42, answers=mixed), HAM, BENIGN)
+    assert [one.split(" in the test")[0] for one in words] == [
+        "None of 40 melanomas", "1 of 2 other cancers and precursors"
+    ]  # fmt: skip
+
+
+def test_groups_with_few_melanomas_are_named():
+    positive, lesions = np.ones(50, bool), np.arange(50)
+    groups = {
+        "age": np.array(["60+"] * 40 + ["<40"] * 10, object),
+        "localization": np.array(["back"] * 49 + ["ear"], object),
+    }
+    few = count_few(positive, lesions, groups)
+    assert few == {"age": {"40-59": 0, "<40": 10}, "localization": {"ear": 1}}
+    words = " ".join(list_limits(Limits("light", 50, {}, few), HAM))
+    assert (
+        "Few melanomas in the test were of people aged 40 to 59 (0) and people under 40 (10)"
+        in words
+    )
+    assert "on these sites: ear." in words and "light skin: do not rely on it for dark" in words
+    assert "only these 7 kinds of lesion: actinic keratosis, basal cell carcinoma," in words
+
+
+def test_the_limits_of_a_run_are_of_its_test_and_survive_json(findings):
+    limits = measure_limits(findings)
+    told, truth = findings.advice, findings.interpretation.truth
+    expected = int((~told.refer & (truth == 4)).sum())
+    assert limits.answers["melanoma"][ANY].count == expected and limits.tested == 300
+    described = json.loads(json.dumps(limits.to_dict()))
+    check_shape(described, SHAPE)
+    assert Limits.from_dict(described) == limits
+    assert limits.unmeasured().answers == {} and find_limits(findings.run).skin == "drawn"
+    assert find_limits(findings.run, answers=False) == limits.unmeasured()
+
+
+def test_nothing_is_said_that_was_not_measured(make_run):
+    [classes] = list_limits(None, HAM)  # of a model that an earlier version exported
+    assert classes.startswith("The model knows only") and list_misses(None, HAM, BENIGN) == []
+    run = make_run(classes=("acne", "eczema"), n=100)
+    limits = find_limits(run)
+    assert limits.answers == {} and limits.few == {}
+    untested = list_limits(Limits(), HAM)
+    assert "how often it is wrong is not known" in untested[-1]
+
+
+def test_german_has_the_same_numbers(findings):
+    limits, classes = measure_limits(findings), findings.interpretation.classes
+    english = [*list_misses(limits, classes, BENIGN), *list_limits(limits, classes)]
+    with speaking("de"):
+        german = [*list_misses(limits, classes, BENIGN), *list_limits(limits, classes)]
+    numbers = [sorted(re.findall(r"\d+", words)) for words in (" ".join(english), " ".join(german))]
+    assert numbers[0] == numbers[1] and not set(english) & set(german)
