@@ -21,12 +21,14 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from lesionfast.console import printable
-from lesionfast.data.formats.pictures import NOT_A_PICTURE, decode, picture_size
+from lesionfast.data.columns.values import is_age
+from lesionfast.data.encoder import BadValue, read_value
+from lesionfast.data.formats.pictures import SUPPORTED, decode, picture_size
 from lesionfast.data.images import fit_square
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.features import rank_by_features, read_features
 from lesionfast.reporting.advice.limits import Limits, find_limits
-from lesionfast.reporting.advice.sentences import malignant_first
+from lesionfast.reporting.advice.sentences import malignant_first, refuse, say, translate
 from lesionfast.run import Run
 from lesionfast.serving.bundle import Bundle, flag_column
 from lesionfast.serving.predictor import Predictor, locate
@@ -44,23 +46,27 @@ MOST_SECONDS = 60  # that an upload may take
 T = TypeVar("T")
 
 
-class TooLarge(LesionfastError):
+class Refusal(LesionfastError):
+    """A request that is refused, in the language of who asks."""
+
+
+class TooLarge(Refusal):
     """An image beyond the limits."""
 
 
-class NoImage(LesionfastError):
+class NoImage(Refusal):
     """Bytes that are not an image."""
 
 
-class TooSlow(LesionfastError):
+class TooSlow(Refusal):
     """An upload that does not end."""
 
 
-class Busy(LesionfastError):
+class Busy(Refusal):
     """More uploads than are taken at once."""
 
     def __init__(self) -> None:
-        super().__init__("too many images are uploaded at once. Try again in a few seconds.")
+        super().__init__(refuse("busy"))
 
 
 @dataclass(frozen=True)
@@ -112,16 +118,34 @@ class Service:
         limits = find_limits(Run(self.path))
         return limits if self.is_as_tested else limits.unmeasured()
 
+    def check_fields(self, metadata: dict[str, Any]) -> None:
+        """Raise `Refusal` for what `Predictor.check` refuses, in the language that is spoken."""
+        encoder = self.bundle.encoder
+        if unknown := sorted(set(metadata) - set(encoder.columns)):
+            raise Refusal(refuse("column", columns=", ".join(unknown)))
+        for learned in encoder.learned:
+            value = metadata.get(learned["name"])
+            try:
+                read_value(learned["name"], value, learned)
+            except BadValue:
+                raise Refusal(refuse_value(learned, value)) from None
+
     def caution(self, row: dict[str, Any]) -> str:
         """Return the caution about a row whose metadata was missing, '' if there is none."""
         return self.predictor.metadata.caution if row["not_known"] else ""
 
     def answer(self, data: bytes, metadata: dict[str, Any]) -> Answer:
-        """Return the prediction with its Grad-CAM and similar lesions; raises what `row` does.
+        """Return the prediction with its Grad-CAM and similar lesions, in the language spoken.
 
-        Of a picture unlike the training images there is neither.
+        Of a picture unlike the training images there is neither. Raises `Refusal`.
         """
-        row = self.row(data, metadata)
+        try:
+            self.check_fields(metadata)
+            row = self.row(data, metadata)
+        except Refusal:
+            raise
+        except LesionfastError as error:
+            raise Refusal(refuse("other", reason=error)) from None
         focus, pictures, left_out = choose_focus(row, self.bundle), {}, []
         with self._lock:  # a large image takes much memory to decode
             seen = [
@@ -135,9 +159,16 @@ class Service:
             for name, find in finders.items() if focus else ():
                 try:
                     pictures[name] = find()
-                except LesionfastError as error:
+                except Refusal as error:
                     left_out.append(str(error))
-        return Answer(row, seen[0], left_out, self.caution(row), focus, **pictures)
+                except LesionfastError as error:
+                    left_out.append(say("page.left_out", reason=error))
+        return Answer(row, seen[0], left_out, self.describe_caution(row), focus, **pictures)
+
+    def describe_caution(self, row: dict[str, Any]) -> str:
+        """Return `caution` as a person needs it who fills in the page."""
+        columns = ", ".join(map(translate, row["not_known"]))
+        return say("page.favours", columns=columns) if self.caution(row) else ""
 
     def heat(self, seen: list[np.ndarray], metadata: dict[str, Any], name: str) -> np.ndarray:
         """Return the Grad-CAM of a class, float32 (size, size) in 0..1.
@@ -145,7 +176,7 @@ class Service:
         `seen` is the image in each look of the model.
         """
         if self.path.suffix == ".onnx":
-            raise LesionfastError("No heat map: an ONNX file has no gradients.")
+            raise Refusal(say("page.no_heat"))
         import torch
 
         from lesionfast.evaluation.explain import grad_cam
@@ -161,7 +192,7 @@ class Service:
     def similar(self, seen: list[np.ndarray]) -> pd.DataFrame:
         """Return the training lesions that the model finds most similar to an image."""
         if not self.is_run:
-            raise LesionfastError("No similar lesions: an exported model has no training images.")
+            raise Refusal(say("page.no_similar"))
         features, dataset = self._training_images
         none = np.zeros((1, self.bundle.encoder.width), np.float32)
         _, own = self.predictor.engine([look[None] for look in seen], none)
@@ -188,22 +219,28 @@ def choose_focus(row: dict[str, Any], bundle: Bundle) -> str | None:
 def check_limits(data: bytes) -> None:
     """Raise `TooLarge` or `NoImage` by the size and the header, before anything is decoded."""
     if len(data) > MOST_BYTES:
-        raise TooLarge(
-            f"the image has {len(data) / 1e6:.0f} MB; at most {MOST_BYTES / 1e6:.0f} MB are taken. "
-            "Save it smaller."
-        )
+        most = MOST_BYTES // 10**6
+        raise TooLarge(refuse("megabytes", found=f"{len(data) / 1e6:.0f}", most=most))
     try:
         width, height = picture_size(data)
     except Image.DecompressionBombError:
         width = height = MOST_PIXELS
     except UnidentifiedImageError:
-        raise NoImage(f"this is {NOT_A_PICTURE}. Choose a photograph.") from None
+        raise NoImage(refuse("no_picture", formats=", ".join(SUPPORTED))) from None
     except Exception as error:  # decoders raise anything on broken bytes
-        raise NoImage(f"this picture can't be read: {error}. Choose another file.") from None
+        raise NoImage(refuse("unreadable", reason=error)) from None
     if width * height > MOST_PIXELS:
-        raise TooLarge(
-            f"the image has more than {MOST_PIXELS / 1e6:.0f} megapixels. Save it smaller."
-        )
+        raise TooLarge(refuse("megapixels", most=MOST_PIXELS // 10**6))
+
+
+def refuse_value(learned: dict[str, Any], value: Any) -> str:
+    """Return why a value of a metadata column is refused, and what to type."""
+    if learned["kind"] == "text":
+        choices = ", ".join(map(translate, learned["values"]))
+        return refuse("choice", column=translate(learned["name"]), value=value, choices=choices)
+    example = f"{learned['mean']:.{0 if learned['scale'] > 1 else 2}f}"
+    given = {"column": translate(learned["name"]), "value": value, "example": example}
+    return refuse("age" if is_age(learned["name"]) else "number", **given)
 
 
 class Model(BaseModel):
@@ -390,7 +427,7 @@ class Uploads:
 
 def too_large() -> TooLarge:
     """Return the error of a form that is too large."""
-    return TooLarge(f"at most {MOST_BYTES // 10**6} MB are taken. Save the image smaller.")
+    return TooLarge(refuse("too_large", most=MOST_BYTES // 10**6))
 
 
 class MemoryParser(MultiPartParser):
@@ -408,25 +445,20 @@ async def read_form(request: Request, stream: AsyncIterator[bytes]) -> tuple[byt
     if len(size) > len(str(MOST_FORM)) or (size.isdecimal() and int(size) > MOST_FORM):
         raise too_large()
     if names := ", ".join(request.query_params):
-        raise LesionfastError(
-            f"the address has {names} after the question mark, which is not read. Send metadata as "
-            "fields of the form, such as -F age=55."
-        )
+        raise Refusal(refuse("address", names=names))
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        raise LesionfastError("this is not a form. Send the image as multipart/form-data.")
+        raise Refusal(refuse("no_form"))
     limits = {"max_files": 1, "max_fields": MOST_FIELDS, "max_part_size": MOST_FIELD_BYTES}
     try:
         async with asyncio.timeout(MOST_SECONDS):
             form = await MemoryParser(request.headers, stream, **limits).parse()
     except TimeoutError:
-        raise TooSlow(f"the upload took longer than {MOST_SECONDS} s. Send it again.") from None
+        raise TooSlow(refuse("too_slow", seconds=MOST_SECONDS)) from None
     except ClientDisconnect:
-        raise LesionfastError("the connection ended before the upload did.") from None
+        raise Refusal(refuse("cut_off")) from None
     except (MultiPartException, ValueError) as error:
         reason = getattr(error, "message", "") or str(error)
-        raise LesionfastError(
-            f"the form can't be read: {reason.rstrip('.')}. Send one image, and short fields."
-        ) from None
+        raise Refusal(refuse("form", reason=reason.rstrip("."))) from None
     return await read_parts(form)
 
 
@@ -435,9 +467,9 @@ async def read_parts(form: FormData) -> tuple[bytes, dict[str, str]]:
     names = Counter(name for name, _ in form.multi_items())
     twice = [name for name, count in names.items() if count > 1]
     if twice:
-        raise LesionfastError(f"the form has {twice[0]} more than once. Send it once.")
+        raise Refusal(refuse("twice", name=twice[0]))
     image = form.get("image")
     if not isinstance(image, UploadFile):
-        raise LesionfastError("the form has no image. Send a file as the field 'image'.")
+        raise Refusal(refuse("no_image"))
     metadata = {name: value for name, value in form.items() if name != "image" and value != ""}
     return await image.read(), metadata

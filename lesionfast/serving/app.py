@@ -22,10 +22,12 @@ from lesionfast.data.formats.pictures import FORMATS
 from lesionfast.diagnoses import probability_columns
 from lesionfast.errors import LesionfastError
 from lesionfast.reporting.advice.sentences import (
+    ENGLISH,
     check_language,
     choose_language,
     label_class,
     name_class,
+    refuse,
     say,
     speaking,
     translate,
@@ -58,6 +60,8 @@ EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - what --host may say, which nee
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[0-9a-z._-]+)(:\d{1,5})?")
 SAFE_METHODS = ("GET", "HEAD")
 OPEN_PATHS = ("/app.css", "/login.js")  # that need no token
+PAGE_PATHS = ("/", "/answer", "/login")  # that a person sees the answers of
+WITHOUT_TOKEN = "the token is missing or wrong. Send it as a header: Authorization: Bearer TOKEN"
 COOKIE = "lesionfast"  # and the port: a browser sends a cookie to all ports of a machine
 SHORTEST_TOKEN = 8  # characters
 POLICY = (
@@ -258,12 +262,13 @@ class Guard:
 
     def choose_response(self, scope: Scope) -> ASGIApp:
         """Return what answers a request."""
-        if problem := self.find_problem(scope):
-            return JSONResponse({"error": problem}, 403)
+        path = scope["path"]
+        with speaking(self.choose_language(scope)):
+            if problem := self.find_problem(scope):
+                return JSONResponse({"error": problem}, 403)
         if {"content-length", "transfer-encoding"} <= set(Headers(scope=scope)):
             problem = "the request has two lengths. Send Content-Length or Transfer-Encoding."
             return JSONResponse({"error": problem}, 400, {"Connection": "close"})
-        path = scope["path"]
         if self.token is None or path in OPEN_PATHS:
             return self.app
         has_token, has_cookie = self.read_credentials(scope)
@@ -272,11 +277,17 @@ class Guard:
             return Response(status_code=204, headers={"Set-Cookie": cookie})
         if has_token or has_cookie:
             return self.app
-        if path == "/":
-            with speaking(self.lang or find_language(Headers(scope=scope))):
+        with speaking(self.choose_language(scope)):
+            if path == "/":
                 return HTMLResponse(render("login.html"), 401)
-        problem = "the token is missing or wrong. Send it as a header: Authorization: Bearer TOKEN"
+            problem = refuse("token") if path in PAGE_PATHS else WITHOUT_TOKEN
         return JSONResponse({"error": problem}, 401, {"WWW-Authenticate": "Bearer"})
+
+    def choose_language(self, scope: Scope) -> str:
+        """Return the language of who asks: that of the page, or English for the API."""
+        if scope["path"] not in PAGE_PATHS:
+            return ENGLISH
+        return self.lang or find_language(Headers(scope=scope))
 
     def read_credentials(self, scope: Scope) -> tuple[bool, bool]:
         """Return whether a request has the token, and whether it has the cookie."""
@@ -292,11 +303,11 @@ class Guard:
         headers = Headers(scope=scope)
         host = headers.get("host", "").lower()
         if not self.is_own_host(host):
-            return "this page answers at its own address only. Open the address that it printed."
+            return refuse("host")
         origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
         foreign = origin is not None and origin.lower() not in (f"http://{host}", f"https://{host}")
         sent = scope["method"] not in SAFE_METHODS and site not in ("same-origin", "none")
-        return "another site may not ask this page." if foreign or sent else ""
+        return refuse("site") if foreign or sent else ""
 
     def is_own_host(self, host: str) -> bool:
         """Return whether a `Host`, such as "127.0.0.1:7860", is one of this page."""
@@ -365,7 +376,7 @@ def answer_html(service: Service, image: bytes, metadata: dict[str, str]) -> str
         reasons=list_reasons(bundle, row),
         bars=bars,
         statistics=list_details(bundle, row),
-        caution=answer.caution[:1].upper() + answer.caution[1:],
+        caution=answer.caution,
         pictures=list_pictures(answer),
         left_out=answer.left_out,
     )

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -20,9 +21,11 @@ from PIL import Image
 
 from lesionfast.errors import LesionfastError
 from lesionfast.reporting.advice.limits import find_limits
+from lesionfast.reporting.advice.sentences import read_language, speaking
 from lesionfast.serving.api import (
     MOST_BYTES,
     NoImage,
+    Refusal,
     Service,
     TooLarge,
     check_limits,
@@ -397,6 +400,51 @@ def test_what_can_not_be_answered_has_its_status(server, photos, data, form, sta
     assert answer.status_code == status and message in answer.json()["error"]
 
 
+GERMAN = [  # why, the picture, the form
+    ("no_picture", PDF, {}),
+    ("megabytes", b"x" * (MOST_BYTES + 1), {}),
+    ("too_large", b"x" * (MOST_BYTES + 200_000), {}),
+    ("age", None, {"age": "999"}),
+    ("choice", None, {"sex": "robot"}),
+    ("column", None, {"height": "180"}),
+]
+
+
+@pytest.mark.parametrize(("key", "data", "form"), GERMAN)
+def test_the_page_refuses_in_its_language_and_the_api_in_english(server, photos, key, data, form):
+    files = {"image": ("a.jpg", data or Path(photos[0]).read_bytes())}
+    sent = {"files": files, "data": form, "headers": {"accept-language": "de"}, "timeout": 600}
+    page, api = (httpx.post(f"{server[0]}{path}", **sent) for path in ("/answer", "/predict"))
+    assert page.status_code == api.status_code >= 400
+    assert is_of(page.json()["error"], read_language("de")["refusal"][key])
+    assert not is_of(api.json()["error"], read_language("de")["refusal"][key])
+
+
+def is_of(text: str, message: str) -> bool:
+    """Whether a text is a message, whatever is filled in."""
+    parts = map(re.escape, re.split(r"\{\w+\}", message))
+    return re.fullmatch(".*".join(parts), text, re.DOTALL) is not None
+
+
+def test_a_german_page_refuses_other_hosts_and_wrong_tokens_in_german(server):
+    german = {"accept-language": "de"}
+    for path, of_page in (("/answer", True), ("/predict", False)):
+        other = httpx.post(f"{server[0]}{path}", headers=german | {"origin": "http://evil"})
+        host = httpx.post(f"{server[0]}{path}", headers=german | {"host": "evil"})
+        for answer, key in ((other, "site"), (host, "host")):
+            spoken = read_language("de" if of_page else "en")["refusal"][key]
+            assert answer.status_code == 403 and answer.json()["error"] == spoken
+    empty = httpx.post(f"{server[0]}/answer", headers=german, data={"age": "5"})
+    assert empty.json()["error"] == read_language("de")["refusal"]["no_form"]
+
+
+def test_what_only_the_predictor_refuses_is_said_in_the_language_of_the_page(exported):
+    tiny = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(tiny, "PNG")
+    with speaking("de"), pytest.raises(Refusal, match="Der Grund, auf Englisch: the image can't"):
+        Service(exported).answer(tiny.getvalue(), {})
+
+
 def test_metadata_in_the_address_is_not_ignored_in_silence(server, photos):
     files = {"image": ("a.jpg", Path(photos[0]).read_bytes())}
     answer = httpx.post(f"{server[0]}/predict?sex=Frau", files=files, timeout=60)
@@ -510,10 +558,10 @@ def test_a_model_of_old_says_what_missing_metadata_does(
     change_description(folder, lambda told: told["model"].pop("metadata_dropout"))
     service, data = Service(folder), Path(photos[0]).read_bytes()
     words = "he model was trained without --metadata-dropout, so a missing age or sex may favour"
-    row = service.row(data, {})
-    assert words in to_prediction(service, row).caution
-    assert words in answer_html(service, data, {})
-    assert words not in answer_html(service, data, {"age": "50", "sex": "male"})
+    assert words in to_prediction(service, service.row(data, {})).caution
+    plain = "when age, sex is missing, it may favour one class"
+    assert plain in answer_html(service, data, {})
+    assert plain not in answer_html(service, data, {"age": "50", "sex": "male"})
 
 
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn", "python_multipart"])

@@ -23,9 +23,8 @@ IMAGE_SUFFIXES = (
 )
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")  # no format that runs a program
 MOVING = ("GIF", "WEBP", "PNG", "AVIF")  # formats of animations
-NOT_A_PICTURE = (
-    f"not a picture in a supported format ({', '.join((*FORMATS, 'AVIF', 'HEIC', 'DICOM'))})"
-)
+SUPPORTED = (*FORMATS, "AVIF", "HEIC", "DICOM")
+NOT_A_PICTURE = f"not a picture in a supported format ({', '.join(SUPPORTED)})"
 MOST_BYTES = 2**28  # more in one picture is an error or an attack
 HEAD = 132  # bytes that tell the kind of a picture
 STARTS = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"II*\0": "TIFF", b"MM\0*": "TIFF"}

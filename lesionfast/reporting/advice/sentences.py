@@ -101,6 +101,11 @@ def word(key: str) -> str:
     return read_messages()[section][name]
 
 
+def refuse(key: str, **values: Any) -> str:
+    """Return why a request is refused: a message such as "refusal.too_slow" with its values."""
+    return word(f"refusal.{key}").format(**values)
+
+
 def name_class(name: str, indefinite: bool = False) -> str:
     """Return the name of a class in a sentence: "melanoma" or, `indefinite`, "a melanoma".
 

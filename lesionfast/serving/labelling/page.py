@@ -8,6 +8,7 @@ from lesionfast.console import printable
 from lesionfast.diagnoses import full_name
 from lesionfast.errors import LesionfastError
 from lesionfast.files import only_writer, parse_json
+from lesionfast.reporting.advice.sentences import ENGLISH
 from lesionfast.reporting.images import patient, read_pixels, rounded_percent
 from lesionfast.reporting.page import Picture, read_template, render
 from lesionfast.serving.api import MOST_SECONDS
@@ -63,7 +64,7 @@ def build_label_app(queue: Queue, host: str = LOCAL[0], token: str | None = None
     routes += [Route(path, respond, methods=["POST"]) for path in ACTIONS]
     app = Starlette(routes=routes)
     app.router.redirect_slashes = False
-    return Guard(app, host, token)
+    return Guard(app, host, token, ENGLISH)  # as all of this page is
 
 
 async def read_body(request: Request) -> dict[str, str]:

@@ -112,11 +112,15 @@ def fields_of(text: str) -> set[str]:
 @pytest.mark.parametrize("code", list_languages())
 def test_every_language_has_the_keys_and_values_of_english(code):
     english, own = read_language("en"), read_language(code)
-    for section in ("advice", "reason", "share", "detail", "key", "page"):
+    for section in ("advice", "reason", "share", "detail", "key", "page", "refusal", "group"):
         assert set(own[section]) == set(english[section])
         for name, text in own[section].items():
             assert fields_of(text) == fields_of(english[section][name]), (section, name)
     assert set(own["indefinite"]) >= set(english["indefinite"])
+    of_page = {key for key in english["limits"] if key not in ("of_run", "of_predictions")}
+    assert of_page <= set(own["limits"])
+    for key in of_page:
+        assert fields_of(own["limits"][key]) == fields_of(english["limits"][key]), key
 
 
 @pytest.mark.parametrize(
