@@ -106,6 +106,8 @@ def predict_to(
             if shard:
                 write_json(note_path(out), note | {FINISHED: describe_part(out, shard, count)})
     predictor.metadata.report()
+    limits, classes = predictor.bundle.limits, predictor.bundle.classes
+    count.limits = [*list_misses(limits, classes), *list_limits(limits, classes)]
     return count
 
 
@@ -171,10 +173,7 @@ def predict_inputs(
     with counting_bar("images") as bar:
         given = {"resume": resume, "progress": lambda count: bar(count, None), "shard": part}
         given |= {"options": options | {"the table": hash_tables(inputs)}}
-        count = predict_to(predictor, items, out, kind, **given)
-    limits, classes = predictor.bundle.limits, predictor.bundle.classes
-    count.limits = [*list_misses(limits, classes), *list_limits(limits, classes)]
-    return count
+        return predict_to(predictor, items, out, kind, **given)
 
 
 def check_log_apart(log: str | Path | None, out: Path) -> None:

@@ -105,15 +105,16 @@ def describe_rule(bundle: Bundle) -> str:
 
 def list_details(bundle: Bundle, row: dict[str, Any]) -> list[str]:
     """Return the statistics behind the advice on a row, a sentence each."""
-    words = [say("reason.calibrated")] if bundle.calibrator else []
-    if row["likely"] is not None and not row["refer"]:
+    is_judged = row["likely"] is not None
+    words = [say("reason.calibrated")] if bundle.calibrator and is_judged else []
+    if is_judged and not row["refer"]:
         words += list_costs(bundle, row)
-    for point in bundle.points if row["likely"] is not None else ():
+    for point in bundle.points if is_judged else ():
         what = name_class(point.of) if point.of in bundle.classes else word("share.any_cancer")
         side = word("detail.above" if row[flag_column(point)] else "detail.below")
         values = {"what": what, "side": side, "level": f"{point.level:.0%}"}
         words.append(say(f"detail.point_{point.goal}", **values))
-    if row["likely"] is not None:
+    if is_judged:
         values = {"rule": bundle.decision_rule.name, "words": describe_rule(bundle)}
         words.append(say("detail.rule", decision=name_class(row["decision"]), **values))
     if bundle.ood:

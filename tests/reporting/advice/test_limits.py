@@ -40,16 +40,16 @@ def test_the_same_answer_is_counted_with_its_interval():
     assert (same.count, same.images, any_.count) == (3, 166, 4)
     assert same.low <= 3 / 166 <= same.high < 0.06
     [words] = list_misses(Limits(tested=166, answers=answers), HAM, BENIGN)
-    assert words.startswith("3 of 166 melanomas in the test got this same answer (95 % interval: ")
+    assert words.startswith("3 of 166 melanomas in the test got this same answer. Of 100 others, ")
 
 
 def test_an_answer_that_no_melanoma_got_sounds_like_no_all_clear():
     limits = Limits(tested=60, answers=counts_of([BENIGN] * 2 + [EXAMINE] * 58))
     [words] = list_misses(limits, HAM, UNLIKELY)
-    assert words.startswith("2 of 60 melanomas in the test got an answer without the advice")
+    assert words.startswith("2 of 60 melanomas in the test got an answer that does not say")
     none = Limits(tested=60, answers=counts_of([EXAMINE] * 60))
     [words] = list_misses(none, HAM, BENIGN)
-    assert re.search(r"None of 60 melanomas .*; up to [1-9] in 100 still may", words)
+    assert re.search(r"None of 60 melanomas .* Of 100 others, up to [1-9] may", words)
     assert list_misses(limits, HAM, EXAMINE) == list_misses(limits, HAM, NO_DECISION) == []
 
 
@@ -74,7 +74,9 @@ def test_groups_with_few_melanomas_are_named():
         "Few melanomas in the test were of people aged 40 to 59 (0) and people under 40 (10)"
         in words
     )
-    assert "on these sites: ear." in words and "light skin: do not rely on it for dark" in words
+    assert (
+        "on these sites: ear. Do not" in words and "light skin: do not rely on it for dark" in words
+    )
     assert "only these 7 kinds of lesion: actinic keratosis, basal cell carcinoma," in words
 
 
