@@ -123,7 +123,7 @@ def export_labels(
 def print_doubts(runs: "list[Run]", corrections: Path | None, csv: Path | None) -> None:
     """Print the doubtful labels of runs, and pairs that disagree; write the table and a figure."""
     from lesionfast.data.corrections.answers import read_answers
-    from lesionfast.evaluation.labels import contradictions, find_duplicates, suspicious_labels
+    from lesionfast.evaluation.labels import contradictions, doubtful_labels, find_duplicates
     from lesionfast.reporting.errors import (
         contradictions_table,
         draw_suspicious_labels,
@@ -131,7 +131,7 @@ def print_doubts(runs: "list[Run]", corrections: Path | None, csv: Path | None) 
     )
 
     answers = read_answers(corrections) if corrections else None
-    first, table = runs[0], suspicious_labels(runs, answers)
+    first, table = runs[0], doubtful_labels(runs, answers)
     print_table(labels_table(table))
     if "group" in first.predictions:
         pairs = find_duplicates(first)

@@ -16,6 +16,7 @@ from lesionfast.data.parts.groups import join_groups
 from lesionfast.data.split import load_dataset
 from lesionfast.diagnoses import probability_columns
 from lesionfast.errors import DamageError, LesionfastError, pluralize
+from lesionfast.evaluation.decisions import Decisions
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.run import CORRECTIONS, Run
 
@@ -27,7 +28,9 @@ MOST_OF_A_LESION = 100  # images: all pairs of a patient with thousands would fi
 SHARES_ALIKE = 0.1  # more than the class shares of the folds of one small data set differ by
 
 
-def suspicious_labels(runs: Sequence[Run], answers: Answers | None = None) -> pd.DataFrame:
+def suspicious_labels(
+    runs: Sequence[Run], answers: Answers | None = None, chances: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """Return the images whose label is probably wrong by confident learning, least likely first.
 
     `runs` is the run of `lesionfast train --folds 5 --all`, or those of `--fold 0` to `--fold 4`:
@@ -35,12 +38,13 @@ def suspicious_labels(runs: Sequence[Run], answers: Answers | None = None) -> pd
     are averaged. Another single run covers its validation and test images. An image is listed if a
     class other than its own has more than the mean probability that the images of that class give
     it, and the most of such classes (Northcutt et al. 2021, arXiv:1911.00068, the confident joint;
-    by cleanlab). What `answers` and the corrections of the runs say is applied first, and no image
-    is listed whose label has been answered. Columns:
+    by cleanlab). Probabilities are the models' own, or `chances`, such as `calibrated_chances`.
+    What `answers` and the corrections of the runs say is applied first, and no image is listed
+    whose label has been answered. Columns:
     image_id, group, target, suggested (the most probable class), self_confidence (the probability
-    of the label), probability (of the suggested class), and dx_type, age, sex, localization and
-    path where the dataset has them. Raises `LesionfastError` for runs that are not folds of one
-    dataset.
+    of the label), probability (of the suggested class), calibrated (whether they are), and dx_type,
+    age, sex, localization and path where the dataset has them. Raises `LesionfastError` for runs
+    that are not folds of one dataset.
     """
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_self_confidence_for_each_label
@@ -49,6 +53,8 @@ def suspicious_labels(runs: Sequence[Run], answers: Answers | None = None) -> pd
     table = apply_answers(out_of_sample(runs), answers, runs[0])
     logger.info("label check: %s", describe_coverage(runs))
     truth, probabilities = runs[0].read_probabilities(table)
+    if chances is not None:
+        probabilities = chances.loc[table["image_id"]].to_numpy()
     present, codes = np.unique(truth, return_inverse=True)  # no threshold without images
     shares = probabilities[:, present]
     shares = shares / np.maximum(shares.sum(axis=1, keepdims=True), 1e-12)
@@ -60,12 +66,41 @@ def suspicious_labels(runs: Sequence[Run], answers: Answers | None = None) -> pd
         "suggested": names[shares.argmax(axis=1)],
         "self_confidence": get_self_confidence_for_each_label(codes, shares),
         "probability": shares.max(axis=1),
+        "calibrated": chances is not None,
     }
     columns = ["image_id", "group", "target", *estimates]
     columns += [name for name in ABOUT if name in table]
     rows = table.assign(**estimates).loc[doubted, columns]
     rows = rows[~rows["image_id"].isin(answers.labels)]
     return rows.sort_values(["self_confidence", "image_id"]).reset_index(drop=True)
+
+
+def doubtful_labels(runs: Sequence[Run], answers: Answers | None = None) -> pd.DataFrame:
+    """Return `suspicious_labels` by `calibrated_chances`, where these can be had."""
+    return suspicious_labels(runs, answers, calibrated_chances(runs))
+
+
+def calibrated_chances(runs: Sequence[Run]) -> pd.DataFrame | None:
+    """Return calibrated probabilities of the images that runs were not trained on, by image id.
+
+    Neither model nor calibration has seen the label of an image: those of validation are calibrated
+    by a fit without their lesion, those of the test by the whole fit, averaged over the runs. None
+    where the validation of a run is too small to calibrate on.
+    """
+    columns, valid, test = probability_columns(runs[0].classes), [], []
+
+    def by_image(read: Interpretation) -> pd.DataFrame:
+        return pd.DataFrame(read.probabilities, read.rows["image_id"], columns)
+
+    for run in runs:
+        decisions, splits = Decisions(run), set(run.predictions["split"])
+        if "valid" not in splits or decisions.calibrator_or_none is None:
+            return None
+        valid.append(by_image(decisions.shown))
+        if "test" in splits:
+            test.append(by_image(decisions.show(Interpretation.from_run(run, "test"))))
+    means = [sum(test[1:], test[0]) / len(test)] if test else []
+    return pd.concat([*valid, *means])
 
 
 def join_answers(runs: Sequence[Run], answers: Answers | None = None) -> Answers:

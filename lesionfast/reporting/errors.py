@@ -13,7 +13,7 @@ from lesionfast.console import MOST_ROWS, Table, cell, estimate, percent
 from lesionfast.diagnoses import NAMES, full_name
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
-from lesionfast.evaluation.labels import describe_coverage, suspicious_labels
+from lesionfast.evaluation.labels import describe_coverage, doubtful_labels
 from lesionfast.reporting.decisions import costs_table
 from lesionfast.reporting.images import (
     describe_image,
@@ -205,7 +205,9 @@ def taken_for_table(interpretation: Interpretation) -> Table:
 def labels_table(doubted: pd.DataFrame) -> Table:
     """Return the images whose label is doubted, the least likely first."""
     shown = f"the {min(len(doubted), MOST_ROWS)} least likely of {len(doubted)}"
-    note = f"{shown}; not proof that they are wrong; {UNCALIBRATED}"
+    note = f"{shown}; not proof that they are wrong"
+    if not doubted["calibrated"].all():
+        note += f"; {UNCALIBRATED}"
     names = {"image_id": "image", "group": "lesion", "target": "label"}
     names |= {"self_confidence": "p(label)", "suggested": "suggested", "probability": "p"}
     return Table.from_frame(doubted.head(MOST_ROWS), "Doubtful labels", names, note)
@@ -231,9 +233,9 @@ def draw_suspicious_labels(
 ) -> Path:
     """Draw the k images whose label is the least likely; return the path.
 
-    `table` is that of `suspicious_labels`, if it has been made already.
+    `table` is that of `doubtful_labels`, if it has been made already.
     """
-    table = suspicious_labels(runs) if table is None else table
+    table = doubtful_labels(runs) if table is None else table
     shown = f"{len(table)} doubted"
     if len(table) > k:
         shown += f", the {k} least likely of them shown"

@@ -9,13 +9,16 @@ import pytest
 from lesionfast.config import TrainConfig
 from lesionfast.data.corrections.answers import Answer, Answers
 from lesionfast.errors import LesionfastError
+from lesionfast.evaluation.decisions import Decisions
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.labelling.exports import find_class, list_cases
 from lesionfast.evaluation.labels import (
     apply_answers,
+    calibrated_chances,
     contradictions,
     describe_coverage,
     disagreeing_duplicates,
+    doubtful_labels,
     out_of_sample,
     suspicious_labels,
 )
@@ -96,6 +99,23 @@ def test_what_is_found_is_the_definition_in_a_loop(make_run):
     assert found["self_confidence"].is_monotonic_increasing
     own = dict(zip(table["image_id"], probabilities[np.arange(len(labels)), labels], strict=True))
     assert found["self_confidence"].tolist() == pytest.approx([own[i] for i in found["image_id"]])
+
+
+def test_the_page_asks_by_calibrated_probabilities_that_have_not_seen_the_label(make_run):
+    run = make_run()
+    chances, read = calibrated_chances([run]), Interpretation.from_run(run, "valid")
+    assert set(chances.index) == set(run.predictions["image_id"]) and len(chances) == 1200
+    np.testing.assert_allclose(chances.sum(axis=1), 1, atol=1e-6)
+    whole = Decisions(run).calibrator.apply(read.probabilities)
+    held_out = chances.loc[read.rows["image_id"]].to_numpy()
+    assert 1e-5 < np.abs(held_out - whole).max() < 0.2  # by a fit without their lesions
+    table = doubtful_labels([run])
+    of_label = [chances.at[r.image_id, f"p_{r.target}"] for r in table.itertuples()]
+    assert table["calibrated"].all() and table["self_confidence"].tolist() == pytest.approx(
+        of_label
+    )
+    assert (table["probability"] > table["self_confidence"]).all()  # no suggestion below the label
+    assert not suspicious_labels([run])["calibrated"].any()
 
 
 def test_a_class_without_images_is_left_out(make_run):

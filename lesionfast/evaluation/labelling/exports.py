@@ -17,7 +17,7 @@ from lesionfast.data.columns.labels import DROP
 from lesionfast.data.corrections.answers import IS, RIGHT, Answers
 from lesionfast.data.corrections.applying import name_classes
 from lesionfast.errors import LesionfastError, pluralize
-from lesionfast.evaluation.labels import join_answers, out_of_sample, suspicious_labels
+from lesionfast.evaluation.labels import doubtful_labels, join_answers, out_of_sample
 from lesionfast.files import check_target, split_path, write_json, write_text
 from lesionfast.run import Run
 
@@ -37,7 +37,7 @@ def list_cases(runs: Sequence[Run], answers: Answers | None = None) -> list[dict
     that has no paths.
     """
     answers = join_answers(runs, answers)
-    doubted, table = suspicious_labels(runs), out_of_sample(runs)
+    doubted, table = doubtful_labels(runs), out_of_sample(runs)
     if "path" not in table:
         raise LesionfastError(
             f"{runs[0].path} does not say where its images are: it is a run of an early version. "

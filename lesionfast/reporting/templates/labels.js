@@ -31,7 +31,9 @@ async function send(path, asked) {
     const headers = { "Content-Type": "application/json" };
     const response = await fetch(path, { method: "POST", headers, body: JSON.stringify(asked) });
     if (!response.ok) throw new Error(await reasonOf(response));
+    const focused = item.contains(document.activeElement);
     item.innerHTML = await response.text(); // escaped by the server's template
+    if (focused) item.querySelector("h2").focus(); // else the next Tab begins at the top
     problem.replaceChildren();
     if (path === "/answer") why.value = "";
   } catch (error) {

@@ -13,6 +13,7 @@ import pandas as pd
 from lesionfast.data.corrections.answers import IS, Answers
 from lesionfast.data.sources import FileReader, image_stem
 from lesionfast.data.split import FOLD
+from lesionfast.diagnoses import probability_columns
 from lesionfast.errors import LesionfastError, list_first, pluralize
 from lesionfast.evaluation.features import read_features
 from lesionfast.evaluation.labelling.selection import (
@@ -67,7 +68,7 @@ def choose_next(
 ) -> pd.DataFrame:
     """Return the n images of folders, tables or files that are to be labelled next, best first.
 
-    Columns: image (the name of the file), path, suggested, probability (of it), margin,
+    Columns: image (the name of the file), path, suggested, probability (of it, calibrated), margin,
     disagreement (of the models of an ensemble, in nats, else 0) and the metadata that the model
     takes. Left out and counted are images that the run knows, those that `answers` have a label of,
     those that can't be read, and those unlike the training images. Raises `LesionfastError` if none
@@ -156,12 +157,11 @@ def describe_doubt(run: Run, table: pd.DataFrame, votes: np.ndarray | None) -> p
     `votes` are the probabilities of the models of an ensemble, (models, n, k).
     """
     probabilities = table[own_columns(run.classes)].to_numpy(np.float64)
-    rule = run.decision_rule
-    chosen = rule.decide(probabilities)
+    shown = table[probability_columns(run.classes)]
     return table.assign(
-        suggested=np.asarray(run.classes, dtype=object)[chosen],
-        probability=probabilities[np.arange(len(chosen)), chosen],
-        margin=margins(share_scores(probabilities, rule)),
+        suggested=table["likely"],
+        probability=shown.max(axis=1).astype(float),
+        margin=margins(share_scores(probabilities, run.decision_rule)),
         disagreement=0.0 if votes is None else disagreements(votes.astype(np.float64)),
     )
 

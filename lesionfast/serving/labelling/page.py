@@ -25,6 +25,7 @@ from starlette.types import ASGIApp
 # isort: on
 
 MOST_BYTES = 10_000  # of a request
+NOT_CALIBRATED = " (its validation is too small to calibrate this: read it as an order only)"
 DIGITS, LETTERS = "1234567890", "abcd"  # keys of the classes, and of the nearest lesions
 ABOUT = ("dx_type", "margin", "disagreement")  # what else is said of an image
 
@@ -182,7 +183,8 @@ def describe(item: Item) -> list[str]:
     if item.suggested:
         share = row.get("probability")
         words = f", {rounded_percent(share)}" if isinstance(share, float) else ""
-        lines.append(f"The model suggests {full_name(item.suggested)}{words} (not calibrated).")
+        doubt = "" if row.get("calibrated", True) else NOT_CALIBRATED
+        lines.append(f"The model suggests {full_name(item.suggested)}{words}{doubt}.")
     if person := patient(row):
         lines.append(person[:1].upper() + person[1:])
     names = {"dx_type": "diagnosed by"}

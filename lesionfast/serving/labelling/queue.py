@@ -29,7 +29,7 @@ from lesionfast.data.split import load_dataset
 from lesionfast.data.table import read_table
 from lesionfast.errors import LesionfastError, did_you_mean, list_first, pluralize
 from lesionfast.evaluation.features import featured_run, rank, require_neighbours
-from lesionfast.evaluation.labels import suspicious_labels
+from lesionfast.evaluation.labels import doubtful_labels
 from lesionfast.files import rearm, stamp
 from lesionfast.run import Run
 from lesionfast.serving.api import Service
@@ -69,8 +69,8 @@ class View:
 
 
 def list_doubted(runs: Sequence[Run]) -> list[Item]:
-    """Return the images whose label is doubtful, the least likely first, as `suspicious_labels`."""
-    table = suspicious_labels(runs)
+    """Return the images whose label is doubtful, the least likely first, as `doubtful_labels`."""
+    table = doubtful_labels(runs)
     if table.empty:
         raise LesionfastError(
             f"no label of {runs[0].path} is in doubt, so there is nothing to ask. List what to "

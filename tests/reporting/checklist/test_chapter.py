@@ -26,7 +26,7 @@ def test_every_place_exists(make_run):
 
     import lesionfast.reporting as reporting
 
-    sources = "".join(p.read_text("utf-8") for p in Path(reporting.__file__).parent.glob("*.py"))
+    sources = "".join(p.read_text("utf-8") for p in Path(reporting.__file__).parent.rglob("*.py"))
     export = (Path(reporting.__file__).parents[1] / "serving" / "export.py").read_text("utf-8")
     for item in read_items():
         for title in item.report:

@@ -12,6 +12,7 @@ import lesionfast as lf
 from lesionfast.data.corrections.answers import read_answers
 from lesionfast.evaluation.findings import Findings
 from lesionfast.reporting.overview import data_card
+from lesionfast.serving.labelling.queue import list_doubted
 
 PHONE, WIDE = {"width": 375, "height": 800}, {"width": 1280, "height": 1000}
 TINY = {"arch": "test_resnet", "weights": "none", "size": 32, "epochs": 1, "unfreeze": "none"}
@@ -113,6 +114,67 @@ def is_narrow(page) -> bool:
 
 def key_of_another_class(page) -> str:
     return page.locator("button[data-answer^='is ']").first.get_attribute("data-key")
+
+
+class Watched:
+    """A page whose states are looked at by axe-core: at its width, in its colours."""
+
+    def __init__(self, browser, folder: Path, **options) -> None:
+        self.context = browser.new_context(bypass_csp=True, **options)
+        self.page, self.found, self.errors = self.context.new_page(), {}, []
+        self.page.set_default_timeout(60_000)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.name = f"{options['color_scheme']}-{options['viewport']['width']}"
+        self.folder = folder
+
+    def look(self, state: str) -> None:
+        axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+        self.page.locator("#item[aria-busy=false] section.lf-label").wait_for()
+        result = axe.run(self.page)
+        if result.violations_count:
+            self.found[state] = result.generate_report()
+        assert is_narrow(self.page), state
+        self.page.screenshot(path=self.folder / f"{state}-{self.name}.png", full_page=True)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [WIDE, PHONE], ids=["wide", "phone"])
+def test_axe_finds_no_barrier_in_any_state(run, serve, browser, tmp_path, scheme, size):
+    """The queue, after an answer, after an undo, with an error, and when all is answered."""
+    item = list_doubted([run])[0]
+    few = tmp_path / "few.csv"
+    few.write_text(f"image,path,suggested\n{item.image},{item.path},nv\n", encoding="utf-8")
+    watched = Watched(browser, tmp_path, color_scheme=scheme, viewport=size)
+    page = watched.page
+    page.goto(serve(tmp_path / "long.csv").url)
+    watched.look("queue")
+    press(page, "r")
+    watched.look("answered")
+    page.keyboard.press("z")
+    wait_for_note(page, "Taken back")
+    watched.look("undone")
+    page.route("**/answer", lambda route: route.abort())
+    page.keyboard.press("u")
+    page.locator(".lf-error").wait_for()
+    watched.look("error")
+    page.unroute("**/answer")
+    page.goto(serve(tmp_path / "short.csv", "--list", str(few)).url)
+    watched.look("no-label")
+    page.keyboard.press("u")
+    page.get_by_role("heading", name="All images are answered").wait_for()
+    watched.look("empty")
+    watched.context.close()
+    assert watched.found == {} and watched.errors == []
+
+
+def test_the_focus_stays_where_a_person_is(run, serve, open_page, tmp_path):
+    """Who answers by Tab and Enter goes on at the next image, not at the top of the page."""
+    page = open_page(serve(tmp_path / "corrections.csv").url)
+    page.locator("button[data-answer='right']").focus()
+    press(page, "Enter")
+    assert page.evaluate("document.activeElement.tagName") == "H2"
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.dataset.answer") == "right"
 
 
 def test_ten_labels_by_keyboard_a_kill_an_undo_and_a_training(run, serve, open_page, tmp_path):
