@@ -66,7 +66,9 @@ def test_the_list_has_the_doubt_of_the_folds(run, folders, listed):
     probabilities = predicted[[f"uncalibrated_{name}" for name in run.classes]].to_numpy(float)
     expected = margins(share_scores(probabilities, run.decision_rule))
     assert listed["margin"].to_numpy() == pytest.approx(expected, abs=1e-5)
-    assert predicted["decision"].tolist() == listed["suggested"].tolist()
+    assert predicted["likely"].tolist() == listed["suggested"].tolist()
+    shown = predicted[[f"p_{name}" for name in run.classes]].max(axis=1).to_numpy(float)
+    assert listed["probability"].to_numpy() == pytest.approx(shown, abs=1e-5)  # calibrated
 
 
 def test_answered_and_known_images_are_not_listed(run, folders, listed, caplog):
