@@ -61,7 +61,7 @@ HOST = re.compile(r"(\[[0-9a-f:.]+\]|[0-9a-z._-]+)(:\d{1,5})?")
 SAFE_METHODS = ("GET", "HEAD")
 OPEN_PATHS = ("/app.css", "/login.js")  # that need no token
 PAGE_PATHS = ("/", "/answer", "/login")  # that a person sees the answers of
-WITHOUT_TOKEN = "the token is missing or wrong. Send it as a header: Authorization: Bearer TOKEN"
+UNAUTHORIZED = "the token is missing or wrong. Send it as a header: Authorization: Bearer TOKEN"
 COOKIE = "lesionfast"  # and the port: a browser sends a cookie to all ports of a machine
 SHORTEST_TOKEN = 8  # characters
 POLICY = (
@@ -280,7 +280,7 @@ class Guard:
         with speaking(self.choose_language(scope)):
             if path == "/":
                 return HTMLResponse(render("login.html"), 401)
-            problem = refuse("token") if path in PAGE_PATHS else WITHOUT_TOKEN
+            problem = refuse("token") if path in PAGE_PATHS else UNAUTHORIZED
         return JSONResponse({"error": problem}, 401, {"WWW-Authenticate": "Bearer"})
 
     def choose_language(self, scope: Scope) -> str:
