@@ -51,7 +51,11 @@ class Calibrator:
 
     def __post_init__(self) -> None:
         check_method(self.method)
-        k, (weight, bias) = len(self.classes), self.matrix()
+        k = len(self.classes)
+        try:
+            weight, bias = self.matrix()
+        except ValueError:  # rows of different lengths
+            weight = bias = np.empty(0)
         if weight.shape != (k, k) or bias.shape != (k,):
             raise LesionfastError(
                 f"the calibration '{self.method}' of {k} classes has weights of the shape "

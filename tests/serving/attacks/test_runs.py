@@ -1,0 +1,198 @@
+"""What a run, a search or a study from a stranger may do: each file of it says anything at all."""
+
+import copy
+import json
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lesionfast.config import TrainConfig
+from lesionfast.data.split import load_dataset
+from lesionfast.errors import DamageError, LesionfastError
+from lesionfast.files import sha256
+from lesionfast.manifest import Manifest, hash_json
+from lesionfast.models.ensemble import load_any
+from lesionfast.run import Run, list_runs_of
+from lesionfast.serving.predictor import Predictor
+from lesionfast.training.callbacks.progress import logging_to
+from lesionfast.training.search.space import read_settings
+from lesionfast.training.study import read_toml
+
+TINY = TrainConfig(
+    arch="test_resnet", weights="none", size=32, epochs=1, head_epochs=0, tta=1, precision="float32"
+)
+PHOTO = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+FILES = (
+    *("manifest.json", "config.json", "model.json", "metrics.json", "encoder.json"),
+    *("operating.json", "calibration.json", "conformal.json", "referral.json", "environment.json"),
+)
+VALUES = {
+    **{"object": {}, "many": list(range(20_000)), "path": "../../../../etc/passwd", "null": None},
+    **{"true": True, "10^9": 10**9, "10^400": 10**400, "NaN": float("nan"), "minus": -1},
+    **{"1e308": 1e308, "text": "x", "list": [], "NUL": "a\0b", "huge": [1e308] * 7},
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, cache_folder) -> Run:
+    from lesionfast.training.experiment import train
+
+    made = train(load_dataset(TINY), TINY, tmp_path_factory.mktemp("runs"), "run")
+    Predictor(made)(PHOTO)  # from now on it keeps what validation chose
+    return made
+
+
+@pytest.fixture
+def stranger(run, tmp_path) -> Path:
+    return Path(shutil.copytree(run.path, tmp_path / "stranger"))
+
+
+def places(value: object, path: tuple = ()) -> Iterator[tuple]:
+    """The path to every part of a JSON value; of a list the first two."""
+    yield path
+    if isinstance(value, dict):
+        for key in value:
+            yield from places(value[key], (*path, key))
+    elif isinstance(value, list):
+        for index in range(min(2, len(value))):
+            yield from places(value[index], (*path, index))
+
+
+def replaced(told: object, path: tuple, value: object) -> object:
+    """A copy with another value there."""
+    if not path:
+        return value
+    whole = inner = copy.deepcopy(told)
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    return whole
+
+
+def put(run: Run, folder: Path, name: str, told: object) -> None:
+    """Write a file of a run by an earlier version, which nothing vouches for; or the manifest."""
+    for file in run.path.glob("*.json"):
+        shutil.copyfile(file, folder / file.name)
+    if name == "manifest.json":
+        if isinstance(told, dict):
+            told = {key: value for key, value in told.items() if key != "sha256"}
+            told |= {"sha256": hash_json(told)}
+    else:
+        (folder / "manifest.json").unlink()
+        about = json.loads((folder / "environment.json").read_text("utf-8"))
+        about.pop("manifest")
+        (folder / "environment.json").write_text(json.dumps(about), "utf-8")
+    (folder / name).write_text(json.dumps(told), "utf-8")
+
+
+def campaign(run: Run, folder: Path, files: tuple[str, ...], names: tuple[str, ...]) -> Counter:
+    """Replace each part of each file by each value, predict and look, and count what comes."""
+    outcomes: Counter = Counter()
+    for file in files:
+        told = json.loads((run.path / file).read_text("utf-8"))
+        for path in places(told):
+            for name in names:
+                put(run, folder, file, replaced(told, path, VALUES[name]))
+                outcome = "harmless"
+                try:
+                    Run(folder).condition()
+                    Predictor(folder)(PHOTO)
+                except LesionfastError:
+                    outcome = "refused"
+                except Exception as error:
+                    pytest.fail(f"{file} {'.'.join(map(str, path))} = {name}: {error!r}")
+                outcomes[outcome] += 1
+    return outcomes
+
+
+@pytest.fixture
+def in_silence(monkeypatch):
+    monkeypatch.setattr(logging.getLogger("lesionfast"), "disabled", True)
+
+
+def test_a_run_that_says_anything_is_refused_or_harmless(run, stranger, in_silence):
+    files = ("manifest.json", "model.json", "calibration.json")
+    outcomes = campaign(run, stranger, files, ("object", "many"))
+    assert outcomes["refused"] > 50
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("file", FILES)
+def test_each_file_of_a_run_says_anything_at_all(run, stranger, in_silence, file):
+    outcomes = campaign(run, stranger, (file,), tuple(VALUES))
+    print(file, dict(outcomes))
+    assert sum(outcomes.values()) > 100
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../b", "/dev/zero", "a\0b"])
+def test_a_manifest_lists_no_file_elsewhere(stranger, name):
+    manifest = Manifest(stranger)
+    entry = {"sha256": "0" * 64, "bytes": 1, "schema": 1}
+    manifest._save({name: entry}, {})
+    with pytest.raises(DamageError, match="which is not in the folder"):
+        _ = manifest.names
+    assert Run(stranger).condition()[0] == "damaged"
+
+
+def test_an_ensemble_of_itself_ends(stranger):
+    about = json.loads((stranger / "model.json").read_text("utf-8"))
+    for members in (["."], ["../stranger", "../stranger"], ["./."] * 1001):
+        more = {"members": members, "weights": [1 / len(members)] * len(members)}
+        Run(stranger).write_json("model.json", about | more | {"mean": "arithmetic"})
+        for read in (list_runs_of, load_any, Predictor):
+            with pytest.raises(DamageError, match="averages itself, or more than"):
+                read(Run(stranger))
+        assert Run(stranger).condition()[0] in ("whole", "damaged")
+
+
+def test_what_is_sealed_is_in_the_folder(run, stranger, tmp_path):
+    other = Path(shutil.copytree(run.path, tmp_path / "mine"))
+    (other / "history.csv").write_text("changed")
+    before = sha256(other / "manifest.json")
+    (stranger / "inner").symlink_to(other)
+    Run(stranger).seal()
+    assert sha256(other / "manifest.json") == before
+
+
+def test_a_log_is_not_written_through_a_link(stranger, tmp_path):
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine")
+    (stranger / "log.txt").unlink()
+    (stranger / "log.txt").symlink_to(mine)
+    with pytest.raises(LesionfastError, match="a symbolic link"), logging_to(stranger / "log.txt"):
+        pass
+    assert mine.read_text() == "mine"
+
+
+TEXTS = {
+    "deep": b"a = " + b"[" * 50_000,
+    "not UTF-8": b"\xff\xfe",
+    "twice": b"a = 1\na = 2\n",
+    "NUL": b"a = \0",
+    "pickle": b"\x80\x04cos\nsystem\n.",
+}
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_study_or_a_space_that_is_no_toml_is_refused(tmp_path, text):
+    file = tmp_path / "file.toml"
+    file.write_bytes(TEXTS[text])
+    for read in (lambda: read_toml(file, "Write one."), lambda: read_settings(file, {})):
+        with pytest.raises(LesionfastError, match=r"file\.toml is not valid TOML"):
+            read()
+
+
+def test_a_toml_that_is_a_pipe_or_too_large_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.toml")
+    with pytest.raises(LesionfastError, match="a named pipe"):
+        read_toml(tmp_path / "pipe.toml", "Write one.")
+    with (tmp_path / "large.toml").open("wb") as file:
+        file.truncate(500 * 10**6)
+    with pytest.raises(LesionfastError, match=r"it has 500\.0 MB, and at most"):
+        read_toml(tmp_path / "large.toml", "Write one.")
