@@ -7,6 +7,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,36 @@ def test_a_log_is_not_written_through_a_link(stranger, tmp_path):
     with pytest.raises(LesionfastError, match="a symbolic link"), logging_to(stranger / "log.txt"):
         pass
     assert mine.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["figures", "checkpoints"])
+def test_figures_are_not_drawn_behind_a_link(stranger, tmp_path, name):
+    shutil.rmtree(stranger / name, ignore_errors=True)
+    (tmp_path / "mine").mkdir()
+    (stranger / name).symlink_to(tmp_path / "mine")
+    with pytest.raises(LesionfastError, match=f"{name} is a symbolic link"):
+        Run.open(stranger)
+    assert not list((tmp_path / "mine").iterdir())
+
+
+BAD_CORRECTIONS = {
+    "empty": b"",
+    "NUL": b"image,answer\n\0,right\n",
+    "not UTF-8": b"image,answer\n\xff\xfe,is mel\n",
+    "pickle": b"\x80\x04cos\nsystem\n.",
+    "a long field": b"image,answer\na," + b"x" * 10**6 + b"\n",
+    "many columns": b"image,answer" + b",x" * 50_000 + b"\na,right\n",
+    "an open quote": b'image,answer\n"a,right\nb,right\n' * 1000,
+    "a command": b"image,answer\nSYNTH_00001,=cmd|' /C calc'!A0\n",
+    "a path": b"image,answer\n../../../etc/passwd,right\n",
+}
+
+
+@pytest.mark.parametrize("kind", BAD_CORRECTIONS)
+def test_corrections_of_a_wrong_form_are_refused(tmp_path, kind):
+    (tmp_path / "c.csv").write_bytes(BAD_CORRECTIONS[kind])
+    with pytest.raises(LesionfastError, match=r"c\.csv|--corrections"):
+        load_dataset(replace(TINY, corrections=str(tmp_path / "c.csv")))
 
 
 TEXTS = {
