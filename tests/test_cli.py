@@ -569,3 +569,64 @@ def test_every_line_that_is_printed_to_be_typed_has_options_of_its_own_command()
         assert set(flags) <= own, f"{file}: lesionfast {' '.join(words)}"
         seen += 1
     assert seen > 100
+
+
+@pytest.fixture
+def broken(tmp_path, monkeypatch):
+    """A folder with data/, whose table can't be read, so that whoever reads it first fails."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.png").write_bytes(b"no picture")
+    (tmp_path / "data" / "t.csv").write_text('image,dx\n"a,mel\n')
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        ("predict gone x.jpg --cost missed_melanom=3", "--cost missed_melanom=3"),
+        ("predict gone x.jpg --prior mel", "--prior"),
+        ("predict gone x.jpg --tta 9", "--tta"),
+        ("predict gone x.jpg --shard 9/8", "--shard"),
+        ("app gone --prior mel", "--prior"),
+        ("app gone --lang xx", "--lang"),
+        ("train --data data --arch never", "--arch"),
+        ("train --data data --loss never", "--loss"),
+        ("train --data data --balance never", "--balance"),
+        ("train --data data --fusion never", "--fusion"),
+        ("train --data data --augment never", "--augment"),
+        ("train --data data --mix never", "--mix"),
+        ("train --data data --head never", "--head"),
+        ("train --data data --log never", "--log"),
+        ("train --data data --class-weight mel=x", "--class-weight"),
+        ("train --data data --beta 0.9", "--beta"),
+        ("train --data data --seeds 0", "--seeds"),
+        ("train --data data --precision float16 --device cpu", "--precision"),
+        ("lr-find --data data --loss never", "--loss"),
+        ("bench --data data --arch never", "--arch"),
+        ("search --data data --by never", "--by"),
+        ("search --data data --trials 0", "--trials"),
+        ("search --data data --workers 0", "--workers"),
+        ("search --data data --budget never", "--budget"),
+    ],
+)
+def test_wrong_options_are_said_before_anything_is_read(broken, words, option):
+    if words.startswith("search"):
+        pytest.importorskip("optuna")
+    with pytest.raises(LesionfastError) as error:
+        invoke(*words.split())
+    assert option in str(error.value) and "there is no file" not in str(error.value)
+
+
+def test_wrong_shares_are_said_before_a_run_keeps_anything(folder):
+    run = Run(next((folder[0] / "runs").iterdir()))
+    before = run.melanoma_sensitivity
+    for option, value in (("--coverage", 7), ("--refer", 7)):
+        with pytest.raises(LesionfastError, match=option):
+            invoke("interpret", run.path, option, value, "--melanoma-sensitivity", 0.5)
+    assert Run(run.path).melanoma_sensitivity == before
+
+
+def test_a_device_that_is_none_is_an_error_of_the_user(folder):
+    run = next((folder[0] / "runs").iterdir())
+    with pytest.raises(LesionfastError, match="--device is 'tpu', which is no device"):
+        invoke("predict", run, run / "config.json", "--device", "tpu")

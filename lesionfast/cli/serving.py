@@ -141,13 +141,12 @@ def predict(
 def predict_files(
     model: str, inputs: list[str], out: Path | None, kind: str, choices: dict[str, Any]
 ) -> "Count":
-    """Predict the inputs; raises `LesionfastError` if there is none, or for too many views."""
-    views = choices["views"]
-    if views is not None and not 1 <= views <= 8:
-        raise LesionfastError(f"--tta is {views}; type 1 to 8 views.")
+    """Predict the inputs; raises `LesionfastError` if there is none, and for wrong options."""
     from lesionfast.serving.inputs import NAME_SOME
     from lesionfast.serving.outputs import predict_inputs
+    from lesionfast.serving.predictor import check_stated
 
+    check_stated(choices["cost"], choices["prior"], choices["views"])
     if not inputs:
         raise LesionfastError(f"no input after {model}. {NAME_SOME}")
     return predict_inputs(model, inputs, out, kind, **choices)

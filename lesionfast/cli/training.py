@@ -79,9 +79,10 @@ def train(
         from lesionfast.data.split import load_dataset
 
         settings = read_settings(given, config)
-        df = load_dataset(settings)
         from lesionfast.training import experiment
 
+        experiment.check_before_reading(settings, seeds)
+        df = load_dataset(settings)
         runs = experiment.train_seeds(df, settings, out, name, seeds)
     if LATER_PROCESS:
         return
@@ -187,9 +188,11 @@ def lr_find(given: dict[str, Any], figure: Figure = Path("lr_find.png")) -> None
     from lesionfast.data.split import configure, load_dataset
 
     settings = TrainConfig(**given)
+    from lesionfast.training.experiment import check_before_reading, prepare_learner
+
+    check_before_reading(settings)
     df = load_dataset(settings)
     settings = configure(df, settings)
-    from lesionfast.training.experiment import prepare_learner
     from lesionfast.training.fitting import plan_training
     from lesionfast.training.learner import draw_lr_curve, find_lr
 
@@ -209,6 +212,9 @@ def bench(given: dict[str, Any], json: Json = False) -> None:
     from lesionfast.data.split import configure, load_dataset
 
     settings = TrainConfig(**given)
+    from lesionfast.training.experiment import check_before_reading
+
+    check_before_reading(settings)
     df = load_dataset(settings)
     settings = configure(df, settings)
     from lesionfast.training.speed import bench
@@ -399,6 +405,7 @@ def search(
     engine.import_optuna()
     sampler = "random" if random else "tpe"
     settings = spaces.read_settings(space, given, heads=heads, by=by, sampler=sampler, pruner=prune)
+    engine.check_numbers(trials, workers, budget)
     begun = engine.Search.begin(out, settings, storage)
     found = engine.run_search(begun, trials, workers, budget)
     print_search(found.search, found.price, json, found.run)

@@ -536,7 +536,12 @@ def pick_device(name: str) -> torch.device:
         raise LesionfastError(
             f"PyTorch finds no {name} device. Type --device auto or --device cpu."
         )
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise LesionfastError(
+            f"--device is '{name}', which is no device. Type auto, cpu, cuda or mps."
+        ) from None
 
 
 def images_at_once(device: torch.device) -> int:

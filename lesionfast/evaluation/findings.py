@@ -21,8 +21,9 @@ from lesionfast.evaluation.outliers import score_images
 from lesionfast.run import FEATURES, Run
 from lesionfast.stats.advice.advice import Advice, advise
 from lesionfast.stats.calibration import Calibrator
+from lesionfast.stats.conformal import check_coverage
 from lesionfast.stats.rules import RULES, DecisionRule
-from lesionfast.stats.selective import Referral
+from lesionfast.stats.selective import Referral, check_share
 from lesionfast.stats.thresholds import cost_decision, cost_table
 
 logger = logging.getLogger("lesionfast")
@@ -69,6 +70,10 @@ class Findings:
         maps) and `masks` (a folder of lesion masks to compare those with). Raises `LesionfastError`
         as `Interpretation.from_run` and `choose_rule` do, and for values out of range.
         """
+        if (coverage := chosen.get("coverage")) is not None:  # before the run keeps anything
+            check_coverage(coverage)
+        if (refer := chosen.get("refer")) is not None:
+            check_share(refer)
         if melanoma_sensitivity is not None:
             choose_rule(run, melanoma_sensitivity)
         findings = cls(Interpretation.from_run(run, split, rule), **chosen)

@@ -17,7 +17,7 @@ from PIL import Image
 from lesionfast.data.encoder import BadValue, MetadataEncoder
 from lesionfast.data.images import BadImage, fit_square, read_picture
 from lesionfast.data.sources import FileReader, count_threads
-from lesionfast.diagnoses import probability_columns
+from lesionfast.diagnoses import probability_columns, read_pairs
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.comparison import without_metadata
 from lesionfast.evaluation.features import read_features
@@ -26,7 +26,8 @@ from lesionfast.run import Run
 from lesionfast.serving.bundle import FILE, ONNX, WEIGHTS, Bundle
 from lesionfast.serving.inputs import Item, MetadataReader, find_patient
 from lesionfast.serving.monitoring.log import PredictionLog, check_log, hash_input
-from lesionfast.stats.advice.prevalence import estimate_prior
+from lesionfast.stats.advice.costs import Costs
+from lesionfast.stats.advice.prevalence import ESTIMATE, EXAMPLE, estimate_prior
 
 CHUNK = 256  # images that are decoded and predicted together: bounds the memory
 AHEAD = 2  # chunks that are decoded while a GPU runs one
@@ -81,6 +82,7 @@ class Predictor:
         prior: str | None = None,
         all_columns: bool = True,
     ) -> None:
+        check_stated(cost, prior, views)
         if log is not None:
             check_log(log)
         bundle, self.engine, self.weights = open_model(source, views, device)
@@ -290,6 +292,15 @@ def locate(source: str | Path | Run) -> Path:
 
         return fetch(source)
     return source.path if isinstance(source, Run) else Path(source).expanduser()
+
+
+def check_stated(cost: str | None, prior: str | None, views: int | None = None) -> None:
+    """Raise `LesionfastError` for options that are wrong whatever the model and the images are."""
+    Costs.parse(cost)
+    if prior not in (None, ESTIMATE):
+        read_pairs("--prior", prior, EXAMPLE)
+    if views is not None and not 1 <= views <= 8:
+        raise LesionfastError(f"--tta is {views}; type 1 to 8 views.")
 
 
 def open_model(

@@ -22,7 +22,7 @@ from lesionfast.data.encoder import MetadataEncoder
 from lesionfast.data.loaders import LesionDataLoaders, pick_device
 from lesionfast.data.metadata import settle_inputs
 from lesionfast.data.split import configure, format_split, load_dataset, settle_fusion
-from lesionfast.diagnoses import Classes, join_names
+from lesionfast.diagnoses import Classes, join_names, read_weights
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.melanoma import describe_rule
 from lesionfast.files import LOCKED, disk_errors, only_process
@@ -37,7 +37,9 @@ from lesionfast.models.fusion import (
 from lesionfast.models.lineage import check_weights
 from lesionfast.models.precision import choose_precision
 from lesionfast.run import LEARNED, OF_THE_WEIGHTS, WEIGHTS, Run, check_name
+from lesionfast.training.balancing import balances
 from lesionfast.training.callbacks.progress import logging_to
+from lesionfast.training.callbacks.regularization import mixes
 from lesionfast.training.ensembles.distilling import check_teaching, teach
 from lesionfast.training.ensembles.folds import FOLDS
 from lesionfast.training.ensembles.inner import (
@@ -52,7 +54,7 @@ from lesionfast.training.ensembles.towers import TOWERS, has_towers, split_tower
 from lesionfast.training.fitting import best_epoch, fit, plan_training
 from lesionfast.training.heads import SOLVED, heads, solve_head
 from lesionfast.training.learner import LesionLearner, history_names, lesion_learner
-from lesionfast.training.losses import name_loss
+from lesionfast.training.losses import losses, name_loss
 from lesionfast.training.objective import check_objective
 from lesionfast.training.processes import (
     as_first,
@@ -114,6 +116,28 @@ def check_options(config: TrainConfig) -> None:
             flag = flag_name(name)
             raise LesionfastError(f"{flag} needs {needed}. Type both, or leave {flag} out.")
     check_conflicts(config)
+
+
+def check_before_reading(config: TrainConfig, seeds: int = 1) -> None:
+    """Raise `LesionfastError` for options that are wrong whatever the data is.
+
+    So they are told before a large dataset is read; `prepare_learner` checks all of them.
+    """
+    for one in split_towers(config):
+        check_options(one)
+        find_arch(one.arch)
+    fusions[config.fusion], augmentations[config.augment]
+    losses[config.loss], balances[config.balance], mixes[config.mix]
+    read_weights(config.class_weight)
+    check_trackers(config.log)
+    check_count(seeds)
+    choose_precision(config.precision, pick_device(config.device))
+
+
+def check_count(seeds: int) -> None:
+    """Raise `LesionfastError` unless there is a run or more."""
+    if not isinstance(seeds, int) or seeds < 1:
+        raise LesionfastError(f"--seeds is {seeds!r}; type a whole number from 1, such as 3.")
 
 
 def check_conflicts(config: TrainConfig) -> None:
@@ -217,8 +241,7 @@ def train_series(
     df: pd.DataFrame, config: TrainConfig, root: str | Path, name: str | None, seeds: int
 ) -> list[Run]:
     """Return the runs of several seeds, as this process writes them."""
-    if not isinstance(seeds, int) or seeds < 1:
-        raise LesionfastError(f"--seeds is {seeds!r}; type a whole number from 1, such as 3.")
+    check_count(seeds)
     if seeds == 1:
         return [train_once(df, config, root, name)]
     check_seeds(config, root, name, seeds)

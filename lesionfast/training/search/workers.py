@@ -85,6 +85,7 @@ def search(
     import_optuna()
     options = read_options(TrainConfig, options)
     settings = read_settings(space, options, heads=heads, by=by, sampler=sampler, pruner=prune)
+    check_numbers(trials, workers, budget)
     return run_search(Search.begin(out, settings, storage), trials, workers, budget)
 
 
@@ -92,9 +93,8 @@ def run_search(
     search: Search, trials: int | None = None, workers: int = 1, budget: str | None = None
 ) -> Found:
     """Work on a search with so many workers on this machine; return what it found."""
+    check_numbers(trials, workers, budget)
     until, wanted = end_of(budget), count_wanted(trials, budget)
-    if workers < 1:
-        raise LesionfastError(f"--workers is {workers}; type a whole number from 1, such as 2.")
     if why := search.settings.unpruned:
         logger.info("no trial is stopped early: %s", why)
     with threads_shared(workers), ExitStack() as stack:
@@ -113,6 +113,14 @@ def run_search(
     wait_for_others(search)
     price = price_choice(search)
     return Found(search, train_best(search), price)
+
+
+def check_numbers(trials: int | None, workers: int, budget: str | None) -> None:
+    """Raise `LesionfastError` for numbers and times that no search takes, before data is read."""
+    count_wanted(trials, budget)
+    end_of(budget)
+    if workers < 1:
+        raise LesionfastError(f"--workers is {workers}; type a whole number from 1, such as 2.")
 
 
 def count_wanted(trials: int | None, budget: str | None) -> int | None:
