@@ -1,5 +1,6 @@
 """The local page and its HTTP API: for one person on this machine, without a network."""
 
+import asyncio
 import base64
 import hmac
 import logging
@@ -9,10 +10,12 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from io import BytesIO
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -45,6 +48,7 @@ try:
     from starlette.datastructures import Headers
     from starlette.requests import cookie_parser
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from uvicorn.protocols.http.h11_impl import H11Protocol
 except ImportError as error:
     raise LesionfastError(
         f"the page needs {error.name}. Type: pip install 'lesionfast[app]'"
@@ -79,6 +83,16 @@ HEADERS = {
 }
 MOST = {"megabytes": MOST_BYTES // 10**6, "megapixels": MOST_PIXELS // 10**6}
 SPOKEN = ("predicting", "choose_first", "too_large", "one_at_a_time", "lost", "failed")  # by app.js
+MOST_CONNECTIONS = 256  # each takes one of the files that the process may open, often 1,024
+BACKLOG = 128  # connections that are accepted together, before any of them is looked at
+TICK = 2.0  # seconds between two looks at a connection
+SECONDS = {  # that a connection may spend in each state
+    "head": 10,  # until a request has begun in full, the first or the next one
+    "body": 75,  # until it has been received; uploads have a limit of their own
+    "written": 60,  # until the client has taken a response
+}
+GRACE = 2.0  # seconds of an upload that is not closed for another client
+READ = 2**14  # bytes read together: tiny chunks in more of them would keep others waiting
 SHUTDOWN = 3  # seconds that clients have to end
 SHARE = 0.45  # of the heat map in the picture
 
@@ -173,15 +187,13 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def build_server(app: ASGIApp) -> uvicorn.Server:
-    """Return a server: HTTP by h11, which bounds headers; no WebSocket, no proxy is believed.
-
-    A connection that sends no whole head is not closed, and takes one of the files that the process
-    may open: who opens about a thousand of them keeps others out.
-    """
+    """Return a server: HTTP by h11 with bounds; no WebSocket, no proxy is believed."""
     return uvicorn.Server(
         uvicorn.Config(
             app,
-            http="h11",
+            http=BoundedProtocol,
+            loop="asyncio",
+            backlog=BACKLOG,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -192,6 +204,60 @@ def build_server(app: ASGIApp) -> uvicorn.Server:
             timeout_graceful_shutdown=SHUTDOWN,
         )
     )
+
+
+class BoundedProtocol(H11Protocol):
+    """HTTP by h11, which bounds the head of a request; here time and number are bounded too.
+
+    Of too many connections the one that has waited longest for a request is closed, then the upload
+    that has taken longest, or the new one if all have just begun.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        with suppress(AttributeError):  # of a loop of another kind
+            transport.max_size = READ
+        self._state: tuple[str, Any] = ("head", None)
+        self._since = self.loop.time()
+        self._timer = self.loop.call_later(TICK, self._look)
+        if sum(not one.transport.is_closing() for one in self.connections) > MOST_CONNECTIONS:
+            self._close_one()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._timer.cancel()
+        super().connection_lost(exc)
+
+    @property
+    def state(self) -> str:
+        """What the connection waits for: a key of `SECONDS`, or "answer" of the page itself."""
+        if self.transport.get_write_buffer_size():
+            return "written"
+        if self.cycle is None or self.cycle.response_complete:
+            return "head"
+        return "body" if self.cycle.more_body else "answer"
+
+    def _close_one(self) -> None:
+        """Close one connection, this one if no other can be spared."""
+        others = {*self.connections} - {self}
+        others = sorted((one for one in others if not one.transport.is_closing()), key=_begun)
+        idle = [one for one in others if one.state == "head"]
+        old = self.loop.time() - GRACE
+        slow = [one for one in others if one.state == "body" and one._since < old]
+        [*idle, *slow, self][0].transport.abort()
+
+    def _look(self) -> None:
+        """End the connection if it has been in one state for too long."""
+        now, state = self.loop.time(), (self.state, self.cycle)
+        if state != self._state:
+            self._state, self._since = state, now
+        if now - self._since > SECONDS.get(state[0], float("inf")):
+            self.transport.abort()
+        else:
+            self._timer = self.loop.call_later(TICK, self._look)
+
+
+def _begun(connection: BoundedProtocol) -> float:
+    return connection._since
 
 
 def build_app(

@@ -1,0 +1,118 @@
+"""The page as a person starts it: `lesionfast app` in a process of its own, whose cost is seen."""
+
+import http.client
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+PAGE = 1024  # bytes of a kB, as /proc counts
+
+
+@dataclass
+class Server:
+    """A page in a process of its own; `folder` is where it may write temporary files."""
+
+    process: subprocess.Popen
+    port: int
+    folder: Path
+
+    @classmethod
+    def start(cls, model: Path, folder: Path, *options: str) -> "Server":
+        """Start `lesionfast app` at a free port."""
+        folder.mkdir(exist_ok=True)
+        command = [sys.executable, "-m", "lesionfast", "app", str(model), "--port", "0", *options]
+        environment = os.environ | {"TMPDIR": str(folder)}
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, text=True
+        )
+        return cls(process, urlsplit(process.stdout.readline().strip()).port, folder)
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """End the process with a signal."""
+        self.process.send_signal(number)
+        self.process.wait(60)
+        self.process.stdout.close()
+
+    def read_status(self, name: str) -> int:
+        """Return bytes of memory: "VmRSS" now, "VmHWM" the most since `forget_peak`."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) * PAGE for line in lines if line.startswith(f"{name}:"))
+
+    def forget_peak(self) -> None:
+        """Begin to measure the most memory anew."""
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+
+    @property
+    def descriptors(self) -> int:
+        """How many files and sockets the process has open."""
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def find_files(self) -> list[str]:
+        """Return the temporary files, those too that are deleted but open."""
+        opened = Path(f"/proc/{self.process.pid}/fd")
+        links = [os.readlink(link) for link in opened.iterdir() if link.is_symlink()]
+        inside = [link for link in links if link.startswith(f"{self.folder}/")]
+        return inside + [str(path) for path in self.folder.rglob("*")]
+
+    def ask(self, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, bytes]:
+        """Return status and body of a request."""
+        client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        client.request(method, path, body or None, named)
+        response = client.getresponse()
+        found = response.status, response.read()
+        client.close()
+        return found
+
+    def post(self, image: bytes, path: str = "/predict", **fields: str) -> tuple[int, bytes]:
+        """Return status and body of a form with an image."""
+        parts = [f'name="{name}"\r\n\r\n{value}'.encode() for name, value in fields.items()]
+        parts.append(b'name="image"; filename="a.jpg"\r\n\r\n' + image)
+        start = b"--x\r\nContent-Disposition: form-data; "
+        body = b"".join(start + part + b"\r\n" for part in parts) + b"--x--\r\n"
+        return self.ask("POST", path, body, Content_Type="multipart/form-data; boundary=x")
+
+    def seconds(self) -> float:
+        """Return how long the page takes to answer: the best of three, others use this machine."""
+        taken = []
+        for _ in range(3):
+            start = time.monotonic()
+            assert self.ask("GET", "/")[0] == 200
+            taken.append(time.monotonic() - start)
+        return min(taken)
+
+
+@pytest.fixture(scope="module")
+def server(exported, photos, tmp_path_factory) -> Iterator[Server]:
+    """A page that has answered once, so that all is loaded that it needs."""
+    if not Path("/proc/self/status").is_file():
+        pytest.skip("memory and open files of another process are seen on Linux only")
+    started = Server.start(exported, tmp_path_factory.mktemp("server") / "tmp")
+    photo = Path(photos[0]).read_bytes()
+    assert all(started.post(photo, path)[0] == 200 for path in ("/predict", "/answer"))
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def unharmed(server) -> Iterator[Server]:
+    """The page; after the test it answers within a second, and holds no more than before it."""
+    memory, opened = server.read_status("VmRSS"), server.descriptors
+    server.forget_peak()
+    yield server
+    assert server.process.poll() is None
+    assert server.seconds() < 1
+    end = time.monotonic() + 30  # connections are closed a moment after their clients
+    while server.descriptors > opened and time.monotonic() < end:
+        time.sleep(0.1)
+    assert server.descriptors <= opened
+    assert server.read_status("VmRSS") < 1.2 * memory + 50 * 2**20
+    assert server.find_files() == []
