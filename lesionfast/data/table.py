@@ -112,7 +112,7 @@ def peek(path: Path, separator: str) -> list[list[str]]:
     rows: list[list[str]] = []
     with suppress(LesionfastError), readable(path, None):
         for row in islice(read_records(path, separator), LOOK):
-            rows.append([value.strip() for value in row])
+            rows.append([value.strip() for value in row[: MOST_COLUMNS + 1]])
     return rows
 
 
@@ -196,6 +196,9 @@ class TableFile:
 
     def _as_frame(self, rows: list[list[str]], start: int, counts: Counter[str]) -> pd.DataFrame:
         """Return rows, the first of them row `start` of the file, without blank ones."""
+        if not any(rows):  # blank lines alone
+            counts["blank"] += len(rows)
+            return pd.DataFrame()
         if set(map(len, rows)) != {len(self.header)}:
             rows = [self._fit(row, start + i, counts) for i, row in enumerate(rows)]
         index, columns = pd.RangeIndex(start, start + len(rows)), {}

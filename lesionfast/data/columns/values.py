@@ -15,6 +15,7 @@ MISSING = frozenset(  # compared in lower case
 AGE = re.compile(r"(patient[ _]?)?age([ _](approx|years|in[ _]years|at[ _]\w+))?", re.IGNORECASE)
 SEX = re.compile(r"(patient[ _]?|biological[ _]?)?(sex|gender)", re.IGNORECASE)
 OLDEST = 120  # years
+LONGEST = 100  # characters of a number or a date: patterns take long to fail on longer texts
 LARGEST = 1e30  # its square is finite in float64, itself in float32
 SEXES = {  # in the languages of the datasets and their users
     "male": "m male man boy mann männlich maennlich homme masculin hombre masculino uomo maschio",
@@ -94,7 +95,7 @@ def is_sex(name: str) -> bool:
 
 def is_date(text: str) -> bool:
     """Return whether a value is a date, a time or both, as 2024-05-01 or 1.5.24 09:30."""
-    return bool(DATE.fullmatch(text.strip()))
+    return len(text) <= LONGEST and bool(DATE.fullmatch(text.strip()))
 
 
 def is_possible(name: str, numbers: Any) -> Any:
@@ -124,6 +125,8 @@ def read_number(text: str) -> Written | None:
     A bound is its number, a range its middle.
     """
     text = text.strip()
+    if len(text) > LONGEST:
+        return None
     number = as_number(text)
     if number is not None:
         return Written(number, "plain")

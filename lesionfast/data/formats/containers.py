@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from io import BytesIO
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,6 +34,9 @@ IN_MEMORY_BYTES = 2**27  # of an array of an .npz file: a larger one is unpacked
 BATCH_ROWS = 16  # of a Parquet file, read together
 KEPT_BYTES = 2**26  # of a Parquet file, kept for threads that are a little behind
 TAR_VERSION = 4  # part of the key of a tar file's index: raise it when that changes
+MOST_NAME = 2**12  # characters of the name of a file in a tar file
+MOST_RATIO = 1100  # by which deflate makes zeros smaller, at most
+STEP = 2**20  # bytes that are unpacked together
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 ELSEWHERE = "it lies in another file, which is not read; copy the picture into this one"
 
@@ -82,6 +86,12 @@ def is_image(path: str, read_head: Callable[[str], bytes]) -> bool:
         return bool(find_kind(read_head(path)))
     except Exception:  # a name without a suffix promises nothing
         return False
+
+
+def check_method(info: zipfile.ZipInfo) -> None:
+    """Raise `ValueError` for a member that unpacks to gigabytes at once, as bzip2 and LZMA do."""
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError("it is packed with bzip2 or LZMA, not deflate; write the zip file again")
 
 
 class Container(AbstractContextManager):
@@ -160,15 +170,20 @@ class Zip(Container):
     def read(self, member: str) -> bytes:
         info = self._find(member)
         check_size(info.file_size)
-        return self._archive.read(info)
+        return self.read_start(member, info.file_size)
 
     def content_key(self, member: str) -> str:
         info = self._find(member)
         return f"{info.file_size}-{info.CRC:08x}"  # as `content_key`, from the directory alone
 
     def read_start(self, member: str, most: int) -> bytes:
-        with self._archive.open(self._find(member)) as file:
-            return file.read(most)
+        info, parts = self._find(member), []
+        check_method(info)
+        with self._archive.open(info) as file:  # a part at a time: sizes in a zip file may lie
+            while most > 0 and (part := file.read(min(most, STEP))):
+                parts.append(part)
+                most -= len(part)
+        return b"".join(parts)
 
     def _find(self, member: str) -> zipfile.ZipInfo:
         try:
@@ -254,7 +269,13 @@ class Tar(Container):
                 )
         names, starts, sizes = [], [], []
         with self.explained(tarfile.TarError, EOFError), tarfile.open(self.file, "r:") as archive:
+            last = -1
             while (info := archive.next()) is not None:
+                if archive.offset <= last:  # it would go round for ever
+                    raise tarfile.ReadError("a size in it is negative")
+                if len(info.name) > MOST_NAME:
+                    raise tarfile.ReadError(f"a name in it has {len(info.name):,} characters")
+                last = archive.offset
                 if info.isreg() and not info.issparse():
                     names.append(plain_name(info.name))
                     starts.append(info.offset_data)
@@ -314,6 +335,7 @@ class Hdf5(Container):
             if layout.get_external_count() or layout.get_layout() == self._h5py.h5d.VIRTUAL:
                 raise ValueError(ELSEWHERE)
             check_size(dataset.nbytes)
+            self._check_storage(dataset)
             value = dataset[()]
         return self._encode(value, dataset.shape)
 
@@ -351,6 +373,25 @@ class Hdf5(Container):
         return None if place is None else (dataset.get_storage_size(), place)
 
     @staticmethod
+    def _check_storage(dataset: Any) -> None:
+        """Raise `ValueError` for data that unpack to more than they should."""
+        if dataset.dtype.hasobject and dataset.size > 1:
+            raise ValueError(
+                f"its dataset holds {dataset.size:,} values, not the bytes of an image"
+            )
+        if not dataset.chunks:
+            return
+        size = prod(dataset.chunks) * dataset.dtype.itemsize
+        check_size(size)
+        for number in range(dataset.id.get_num_chunks()):
+            chunk = dataset.id.get_chunk_info(number)
+            if chunk.size > size + STEP:
+                raise ValueError("a chunk of its dataset is larger than what it holds")
+            if dataset.compression == "gzip" and not chunk.filter_mask:
+                _, data = dataset.id.read_direct_chunk(chunk.chunk_offset)
+                check_inflated(data, size)
+
+    @staticmethod
     def _encode(value: Any, shape: tuple[int, ...]) -> bytes:
         """Return the value of a dataset as an encoded image."""
         if isinstance(value, np.ndarray) and value.dtype == object and value.size == 1:
@@ -372,6 +413,16 @@ class Hdf5(Container):
         return data
 
 
+def check_inflated(data: bytes, size: int) -> None:
+    """Raise `ValueError` for deflated bytes that unpack to more than they should."""
+    stream = zlib.decompressobj()
+    while data and not stream.eof and size >= 0:
+        size -= len(stream.decompress(data, STEP))
+        data = stream.unconsumed_tail
+    if size < 0:
+        raise ValueError("a chunk of its dataset unpacks to more than it should")
+
+
 class Parquet(Container):
     """A Parquet file with the bytes of an image in each row, read a page at a time.
 
@@ -391,6 +442,11 @@ class Parquet(Container):
             groups = self._file.metadata
             sizes = [groups.row_group(i).num_rows for i in range(groups.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=int)]).tolist()
+        if self._starts[-1] > os.path.getsize(file):
+            raise LesionfastError(
+                f"{file} says that it has {self._starts[-1]:,} rows, more than it has bytes. "
+                "Download it again, or name the folder of images with --images."
+            )
         self._column, self._in_struct = self._find_column(pyarrow.types)
         self._check_bytes()
         self._kept: OrderedDict[int, Any] = OrderedDict()  # first row -> rows, from one batch
@@ -501,6 +557,8 @@ class Npz(Container):
             self._archive = zipfile.ZipFile(file)
             names = [name for name in self._archive.namelist() if name.endswith(".npy")]
             self.headers = {name.removesuffix(".npy"): self._read_header(name) for name in names}
+            for name, header in self.headers.items():
+                self._check_size(f"{name}.npy", *header)
 
     def close(self) -> None:
         self._arrays.clear()
@@ -540,7 +598,7 @@ class Npz(Container):
             )
         errors = (zipfile.BadZipFile, ValueError, zlib.error, EOFError)
         with self.explained(*errors), self._archive.open(f"{name}.npy") as source:
-            if int(np.prod(shape)) * kind.itemsize <= IN_MEMORY_BYTES:
+            if prod(shape) * kind.itemsize <= IN_MEMORY_BYTES:
                 return np.lib.format.read_array(source, allow_pickle=False)
             return self._unpack(name, source)
 
@@ -556,6 +614,7 @@ class Npz(Container):
 
     def _read_header(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
         """Return shape and type of an array."""
+        check_method(self._archive.getinfo(name))
         with self._archive.open(name) as file:
             formats = np.lib.format
             old = formats.read_magic(file) == (1, 0)
@@ -563,6 +622,13 @@ class Npz(Container):
                 formats.read_array_header_1_0(file) if old else formats.read_array_header_2_0(file)
             )
         return shape, kind
+
+    def _check_size(self, name: str, shape: tuple[int, ...], kind: np.dtype) -> None:
+        """Raise `ValueError` for an array that is not as large as it says."""
+        info, size = self._archive.getinfo(name), prod(shape) * kind.itemsize
+        most = MOST_RATIO * min(info.compress_size, os.path.getsize(self.file)) + STEP
+        if min(shape, default=0) < 0 or size > info.file_size or info.file_size > most:
+            raise ValueError(f"{name} says that it is {kind} {shape}, and is not that large")
 
     @staticmethod
     def _holds_images(shape: tuple[int, ...], kind: np.dtype | None) -> bool:

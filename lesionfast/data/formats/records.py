@@ -11,7 +11,7 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
-from zipfile import BadZipFile
+from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
 from zlib import error as ZlibError
 
 from lesionfast.errors import LesionfastError, import_extra, list_first
@@ -36,7 +36,10 @@ NO_TEXT = {*range(9), 11, *range(14, 32), 127, 0x81, 0x8D, 0x8F, 0x90, 0x9D}  # 
 OF_UTF_8 = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}")  # more than one byte
 BLOCK = 2**20  # bytes read together
 DECLARED = re.compile(r"sep=([^\"\r\n])\r?\n?", re.IGNORECASE)  # a first line of Excel
-MOST_CHARACTERS = 2**25  # of a line: a longer one is not from a table
+MOST_CHARACTERS = 2**24  # of a line: a longer one is not from a table
+MOST_UNPACKED = 2**30  # bytes of an Excel file
+MOST_TEXTS = 2**27  # bytes of its texts, which are kept in memory
+MOST_TEXT = 2**29  # characters of all rows of a table that is packed
 BATCH = 5_000  # rows of a Parquet file read together
 LOOK = 20  # rows that tell whether a sheet holds a table
 
@@ -53,8 +56,24 @@ def read_records(path: Path, separator: str) -> Iterator[list[str]]:
             "UTF-8'."
         )
     if suffix in EXCEL:
-        return read_sheet(path)
-    return read_parquet(path) if suffix in PARQUET else read_csv(path, separator)
+        return limit_text(path, read_sheet(path))
+    return limit_text(path, read_parquet(path)) if suffix in PARQUET else read_csv(path, separator)
+
+
+def limit_text(path: Path, rows: Iterator[list[str]]) -> Iterator[list[str]]:
+    """Yield rows; raises `LesionfastError` if their text is far more than the file can hold.
+
+    A file that has a long text once can name it in a million rows.
+    """
+    left = max(MOST_TEXT, 100 * path.stat().st_size)
+    for row in rows:
+        left -= sum(map(len, row))
+        if left < 0:
+            raise LesionfastError(
+                f"{path} unpacks to more than {MOST_TEXT >> 20} MB of text, maybe a decompression "
+                "bomb. Save its table as 'CSV UTF-8'."
+            )
+        yield row
 
 
 def is_text(path: Path) -> bool:
@@ -71,7 +90,7 @@ def read_csv(path: Path, separator: str) -> Iterator[list[str]]:
         first = True
         while line := file.readline(MOST_CHARACTERS):
             if "\0" in line or len(line) == MOST_CHARACTERS:
-                what = "a NUL byte" if "\0" in line else "a line of more than 32 million characters"
+                what = "a NUL byte" if "\0" in line else "a line of more than 16 million characters"
                 raise LesionfastError(
                     f"{path} is not a table: row {row + 1} has {what}. Save it as 'CSV UTF-8'."
                 )
@@ -167,6 +186,7 @@ def read_sheet(path: Path) -> Iterator[list[str]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of styles and validations, which do not matter
+            check_book(path)
             book = openpyxl.load_workbook(path, read_only=True, data_only=True)
             try:
                 width = 0
@@ -181,6 +201,21 @@ def read_sheet(path: Path) -> Iterator[list[str]]:
         raise unreadable_sheet(path, error) from None
     except openpyxl.utils.exceptions.InvalidFileException as error:
         raise unreadable_sheet(path, error) from None
+
+
+def check_book(path: Path) -> None:
+    """Raise `ValueError` or `BadZipFile` for an Excel file that unpacks to gigabytes."""
+    with ZipFile(path) as archive:
+        members = archive.infolist()
+        texts = sum(one.file_size for one in members if one.filename.endswith("Strings.xml"))
+        if sum(one.file_size for one in members) > MOST_UNPACKED or texts > MOST_TEXTS:
+            raise ValueError(f"it unpacks to more than {MOST_UNPACKED >> 20:,} MB")
+        if any(one.compress_type not in (ZIP_STORED, ZIP_DEFLATED) for one in members):
+            raise ValueError("it is not packed with deflate")
+        for one in members:  # the sizes above may lie; then its checksum does not fit
+            with archive.open(one) as file:
+                while file.read(BLOCK):
+                    continue
 
 
 def unreadable_sheet(path: Path, error: Exception) -> LesionfastError:
@@ -232,7 +267,9 @@ def read_parquet(path: Path) -> Iterator[list[str]]:
         with parquet.ParquetFile(path) as file:
             check_types(path, file.schema_arrow, pyarrow.types)
             names = [name for name in file.schema_arrow.names if not name.startswith("__index_")]
-            yield names
+            texts = find_texts(file.schema_arrow, pyarrow.types)
+        yield names
+        with parquet.ParquetFile(path, read_dictionary=texts) as file:
             for batch in file.iter_batches(BATCH, columns=names):
                 columns = [list_texts(column, pyarrow) for column in batch.columns]
                 yield from map(list, zip(*columns, strict=True))
@@ -262,6 +299,13 @@ def check_types(path: Path, schema: Any, types: Any) -> None:
                 f"column '{column.name}' of {path} holds {kind}, not one value a row. Remove it "
                 "from the file."
             )
+
+
+def find_texts(schema: Any, types: Any) -> list[str]:
+    """Return the columns of text, to be read as Parquet has them: each text once."""
+    return [
+        one.name for one in schema if types.is_string(one.type) or types.is_large_string(one.type)
+    ]
 
 
 def list_texts(column: Any, pyarrow: Any) -> list[str]:

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from lesionfast.config import DataConfig
 from lesionfast.data.formats.containers import open_container
-from lesionfast.data.formats.records import list_texts
+from lesionfast.data.formats.records import MOST_TEXT, find_texts, list_texts
 from lesionfast.data.layouts import tables
 from lesionfast.data.layouts.base import NO_LESIONS, Dataset, Folder, layouts
 from lesionfast.data.layouts.copies import (
@@ -135,7 +136,7 @@ def read_shard(path: Path, folder: Folder) -> pd.DataFrame:
         ]
         kind = schema.field(image).type
         named = pyarrow.types.is_struct(kind) and kind.get_field_index("path") >= 0
-        table = file.read([*plain, *([f"{image}.path"] if named else [])])
+        table = read_columns(path, schema, [*plain, *([f"{image}.path"] if named else [])])
         if lost := set(schema.names) - {*plain, *pictures}:
             count = pluralize(len(lost), "column")
             logger.warning("%s: left out %s of lists: %s", path.name, count, list_first(lost))
@@ -150,6 +151,35 @@ def read_shard(path: Path, folder: Folder) -> pd.DataFrame:
     found = pd.DataFrame(rows)
     column = None if found["part"].iloc[0] else tables.find_split(found)
     return found.assign(part=found[column].str.lower().map(PART_NAMES)) if column else found
+
+
+def read_columns(path: Path, schema: Any, names: Sequence[str]) -> Any:
+    """Return columns of a Parquet file as a table of pyarrow, each text of a column once.
+
+    Raises `LesionfastError` if they would take far more memory than the file.
+    """
+    pyarrow = import_extra("pyarrow", "parquet", f"{path} can't be read")
+    parquet = import_extra("pyarrow.parquet", "parquet", f"{path} can't be read")
+    with parquet.ParquetFile(path, read_dictionary=find_texts(schema, pyarrow.types)) as file:
+        table = file.read(list(names))
+    for column in table.columns:
+        if pyarrow.types.is_dictionary(column.type):
+            check_text(path, column)
+    return table
+
+
+def check_text(path: Path, column: Any) -> None:
+    """Raise `LesionfastError` if the texts of a column are too long, counted as they occur."""
+    total = 0
+    for chunk in column.chunks:
+        lengths = np.array([len(text or "") for text in chunk.dictionary.to_pylist()], np.int64)
+        codes = chunk.indices.drop_null().to_numpy()
+        total += int(lengths[codes].sum())
+    if total > max(MOST_TEXT, 100 * path.stat().st_size):
+        raise LesionfastError(
+            f"{path} unpacks to more than {MOST_TEXT >> 20} MB of text, maybe a decompression "
+            "bomb. Download it from another place."
+        )
 
 
 def find_part(path: Path, folder: Folder) -> str:

@@ -8,16 +8,27 @@ import io
 import os
 import resource
 import struct
+import tarfile
+import zipfile
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from lesionfast.data.images import read_picture
+from lesionfast.config import DataConfig
+from lesionfast.data.columns.values import is_date, read_number
+from lesionfast.data.images import BadImage, read_picture
+from lesionfast.data.layouts.recognise import recognise
+from lesionfast.data.sources import FileReader
+from lesionfast.errors import LesionfastError
 from lesionfast.serving.api import MOST_BYTES, check_limits
+from lesionfast.serving.inputs import find_items
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 SMALL, LARGE = 3 * 10**6, MOST_BYTES - 10**6  # bytes of a bomb
@@ -295,3 +306,197 @@ def test_a_picture_costs_no_more_than_others(name, size):
     else:
         assert cost.outcome == "done: (64, 64)"
     assert cost.seconds < SECONDS / 3 and cost.memory < GIGABYTE / 4
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("name", PICTURES)
+def test_the_page_answers_others_while_it_gets_such_a_picture(unharmed, name):
+    if library := LIBRARIES.get(name.split()[0]):
+        pytest.importorskip(library)
+    make, words = PICTURES[name]
+    data = make(LARGE)
+    memory = unharmed.read_status("VmRSS")
+    with ThreadPoolExecutor(16) as pool:
+        found = [pool.submit(unharmed.post, data[: MOST_BYTES - 1000]) for _ in range(16)]
+        assert unharmed.seconds() < 1
+        answers = [one.result() for one in found]
+    for status, answer in answers:
+        assert status in ((200, 503) if not words else (413, 415, 422, 503)) and len(answer) < 5000
+    assert unharmed.read_status("VmHWM") - memory < 2 * GIGABYTE
+
+
+PHOTO = jpeg()
+
+
+def zipped(path: Path, method: int, size: int) -> None:
+    """Write a zip file with a member that is far larger than its header says, and a picture."""
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("bomb.png", bytes(size))
+        archive.writestr("good.jpg", PHOTO, zipfile.ZIP_STORED)
+    data = bytearray(path.read_bytes())
+    for sign, place in ((b"PK\3\4", 22), (b"PK\1\2", 24)):
+        start = data.find(sign) + place
+        data[start : start + 4] = struct.pack("<L", 1000)
+    path.write_bytes(data)
+
+
+def tarred(path: Path, name: str, size: int) -> None:
+    """Write a tar file with a picture of some name, whose header says that it has some size."""
+    info = tarfile.TarInfo(name)
+    info.size = len(PHOTO)
+    head = bytearray(info.tobuf(tarfile.PAX_FORMAT))
+    field = len(head) - 512 + 124
+    if size != len(PHOTO):
+        head[field : field + 12] = b"\xff" * 4 + struct.pack(">q", size)
+        head[field + 24 : field + 32] = b" " * 8
+        head[field + 24 : field + 32] = b"%06o\0 " % sum(head[-512:])
+    path.write_bytes(bytes(head) + PHOTO + bytes(-len(PHOTO) % 512) + bytes(1024))
+
+
+def arrays(path: Path, shape: tuple[int, ...], kind: str = "|u1") -> None:
+    """Write an .npz file with an array of images that says it has some shape."""
+    file, about = io.BytesIO(), {"descr": kind, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, about)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("train_images.npy", file.getvalue() + bytes(1000))
+
+
+def hdf5(path: Path, add: Callable[[Any, Any], None]) -> None:
+    """Write an HDF5 file with a picture, and what `add` adds."""
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(path, "w") as file:
+        file["good"] = np.frombuffer(PHOTO, np.uint8)
+        add(file, h5py)
+
+
+def add_chunk(file: Any, h5py: Any) -> None:
+    options = {"maxshape": (None, None, 3), "compression": "gzip", "chunks": (20_000, 20_000, 3)}
+    file.create_dataset("bomb", (64, 64, 3), np.uint8, **options)
+
+
+def add_deflated(file: Any, h5py: Any) -> None:
+    made = file.create_dataset("bomb", (64, 64, 3), np.uint8, chunks=True, compression="gzip")
+    made.id.write_direct_chunk((0, 0, 0), zlib.compress(bytes(3 * 10**8)))
+
+
+def add_outside(file: Any, h5py: Any) -> None:
+    outside = [("/dev/zero", 0, h5py.h5f.UNLIMITED)]
+    file.create_dataset("bomb", (64, 64, 3), np.uint8, external=outside)
+
+
+def add_link(file: Any, h5py: Any) -> None:
+    file["bomb"] = h5py.ExternalLink(file.filename, "good")
+
+
+def add_virtual(file: Any, h5py: Any) -> None:
+    layout = h5py.VirtualLayout((64, 64, 3), np.uint8)
+    layout[:] = h5py.VirtualSource("other.h5", "a", (64, 64, 3))
+    file.create_virtual_dataset("bomb", layout)
+
+
+def rows_of_one_picture(path: Path, rows: int) -> None:
+    arrow, parquet = import_parquet()
+    coded = arrow.DictionaryArray.from_arrays(np.zeros(rows, np.int8), arrow.array([PHOTO]))
+    parquet.write_table(arrow.table({"image": coded}), path, store_schema=False)
+
+
+def rows_of_one_text(path: Path, rows: int, extra: bool) -> None:
+    arrow, parquet = import_parquet()
+    coded = arrow.DictionaryArray.from_arrays(np.zeros(rows, np.int32), arrow.array(["x" * 10**6]))
+    columns = {"image_id": arrow.array(["a"] * rows), "dx": coded}
+    if extra:
+        columns["image"] = arrow.array([PHOTO] * rows)
+    parquet.write_table(arrow.table(columns), path, store_schema=False)
+
+
+def import_parquet() -> tuple[Any, Any]:
+    return pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+
+
+def workbook(path: Path, part: str, text: bytes) -> None:
+    """Write an Excel file of which one part is a text many times."""
+    book = pytest.importorskip("openpyxl").Workbook()
+    book.active.append(["image_id", "dx"])
+    book.save(path)
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()} | {part: b"</"}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in parts.items():
+            with archive.open(name, "w") as file:
+                file.write(data if name != part else data[: data.rfind(b"</")])
+                for _ in range(300 if name == part else 0):
+                    file.write(text * (10**6 // len(text)))
+
+
+HELD: dict[str, tuple[Callable[[Path], None], str]] = {  # file: how it is made, why it is refused
+    "size.zip": (lambda path: zipped(path, zipfile.ZIP_DEFLATED, 6 * 10**8), "Bad CRC-32"),
+    "bzip2.zip": (lambda path: zipped(path, zipfile.ZIP_BZIP2, 10**7), "packed with bzip2"),
+    "lzma.zip": (lambda path: zipped(path, zipfile.ZIP_LZMA, 10**7), "packed with bzip2"),
+    "name.tar": (lambda path: tarred(path, "a" * 10**7, len(PHOTO)), "10,000,000 characters"),
+    "negative.tar": (lambda path: tarred(path, "a.jpg", -1024), "tar file"),
+    "shape.npz": (lambda path: arrays(path, (10**10, 28, 28, 3)), "is not that large"),
+    "overflow.npz": (lambda path: arrays(path, (2**32, 2**31, 2)), "is not that large"),
+    "negative.npz": (lambda path: arrays(path, (-5, 28, 28)), ""),
+    "text.npz": (lambda path: arrays(path, (1000,), "<U1000000"), "is not that large"),
+    "chunk.h5": (lambda path: hdf5(path, add_chunk), "at most 256 MB"),
+    "deflated.h5": (lambda path: hdf5(path, add_deflated), "unpacks to more"),
+    "outside.h5": (lambda path: hdf5(path, add_outside), "it lies in another file"),
+    "link.h5": (lambda path: hdf5(path, add_link), "it lies in another file"),
+    "virtual.h5": (lambda path: hdf5(path, add_virtual), "it lies in another file"),
+    "rows.parquet": (lambda path: rows_of_one_picture(path, 10**6), "more than it has bytes"),
+    "text.parquet": (lambda path: rows_of_one_text(path, 10**4, False), "MB of text"),
+    "labels.parquet": (lambda path: rows_of_one_text(path, 600, True), "MB of text"),
+    "texts.xlsx": (
+        lambda path: workbook(path, "xl/sharedStrings.xml", b"<si><t>a</t></si>"),
+        "unpacks to more than",
+    ),
+}
+
+
+def read_held(path: Path) -> str:
+    """Return what `predict` gets of each picture in a file, and what `train` says of the file."""
+    found = []
+    with FileReader() as reader:
+        for item in find_items([str(path)]):
+            try:
+                read_picture(item.path, 64, reader)
+                found.append("read")
+            except BadImage as error:
+                found.append(f"{item.name}: {error}")
+    try:
+        recognise(path, DataConfig())
+    except LesionfastError as error:
+        found.append(str(error))
+    return "; ".join(dict.fromkeys(found))
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_a_file_of_pictures_or_a_table_costs_no_more_than_others(name, tmp_path):
+    make, words = HELD[name]
+    path = tmp_path / name
+    make(path)
+    cost = measure(lambda: read_held(path))
+    assert cost.outcome.startswith(("done: ", "LesionfastError: ")) and words in cost.outcome
+    if path.suffix in (".zip", ".h5"):
+        assert "; read" in cost.outcome or "done: read" in cost.outcome  # the other one is not lost
+    assert cost.seconds < SECONDS and cost.memory < GIGABYTE / 2
+
+
+NUMBERS = {
+    "letters": "1.a",
+    "spaces": "1 ",
+    "digits": "9",
+    "points": "1.",
+    "signs": "1-",
+    "dates": "1.1.",
+    "months": "jan ",
+    "commas": "1,",
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_long_value_takes_no_longer_than_its_letters(name):
+    """Patterns that try each way to divide a text take hours for the longest field of a CSV."""
+    text = (NUMBERS[name] * 131_000)[:131_000] + "!"
+    cost = measure(lambda: (read_number(text), is_date(text)))
+    assert cost.outcome == "done: (None, False)" and cost.seconds < 1
