@@ -5,16 +5,24 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
+MOST_LETTERS = 4_000  # of a message
+
 
 class LesionfastError(Exception):
     """A problem that the user can fix; the message says what is wrong and what to type."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
+        super().__init__(shorten(message))
+        self.message = shorten(message)
 
     def __str__(self) -> str:
         return self.message  # fastai rewrites the args of what its callbacks raise
+
+
+def shorten(message: str) -> str:
+    """Return a message with its middle left out if a file has made it longer than a screen."""
+    half = MOST_LETTERS // 2
+    return message if len(message) <= MOST_LETTERS else f"{message[:half]} … {message[-half:]}"
 
 
 class DiskError(LesionfastError):
