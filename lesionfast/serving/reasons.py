@@ -24,16 +24,20 @@ def list_reasons(bundle: Bundle, row: dict[str, Any]) -> list[str]:
     if row["likely"] is None:
         return [say("reason.all")]
     words = [say("reason.shares", shares=describe_shares(bundle, read_chances(bundle, row)))]
-    left = list_classes(row["prediction_set"])
-    if bundle.conformal:
-        benign = not set(row["prediction_set"]) & set(bundle.classes.malignant)
-        rest = f"{100 * (1 - bundle.conformal.coverage):.0f}"
-        words.append(say("reason.set_benign" if benign else "reason.set", left=left, rest=rest))
-    else:
-        words.append(say("reason.set_by_costs", left=left))
-    if row["refer"]:  # of others, a tiny cost would sound like an all-clear
-        words += list_costs(bundle, row)
-    return [*words, *list_cautions(bundle, row)]
+    names, key = row["prediction_set"], "reason.set" if bundle.conformal else "reason.set_by_costs"
+    if bundle.conformal and not set(names) & set(bundle.classes.malignant):
+        key = "reason.set_benign"
+    words.append(say(key, left=list_classes(names)))
+    if len(names) > 1:
+        words += list_rest(bundle)
+    return [*words, *explain_referral(bundle, row), *list_cautions(bundle, row)]
+
+
+def list_rest(bundle: Bundle) -> list[str]:
+    """Return how often a prediction set lacks the right class."""
+    if not bundle.conformal:
+        return []
+    return [say("reason.rest", rest=f"{100 * (1 - bundle.conformal.coverage):.0f}")]
 
 
 def find_key(bundle: Bundle, row: dict[str, Any]) -> str:
@@ -58,18 +62,28 @@ def read_chances(bundle: Bundle, row: dict[str, Any]) -> np.ndarray:
     return np.array([row[column] for column in probability_columns(bundle.classes)])
 
 
+def expected_costs(bundle: Bundle, row: dict[str, Any]) -> np.ndarray:
+    """Return what leaving and examining a lesion is expected to cost, in needless excisions."""
+    costs = bundle.costs.relative()
+    return costs.expected(read_chances(bundle, row)[None], bundle.classes)[0]
+
+
+def explain_referral(bundle: Bundle, row: dict[str, Any]) -> list[str]:
+    """Return why a lesion is examined against the costs, if it is."""
+    if not (bundle.classes.malignant and row["refer"]):
+        return []
+    leave, examine = expected_costs(bundle, row)
+    cancer = row["likely"] in bundle.classes.malignant
+    return [say("reason.likely_cancer" if cancer else "reason.unsure")] if leave < examine else []
+
+
 def list_costs(bundle: Bundle, row: dict[str, Any]) -> list[str]:
-    """Return what the stated costs come to, and why a lesion is examined against them."""
+    """Return what the stated costs come to."""
     if not bundle.classes.malignant:
         return []
-    costs = bundle.costs.relative()
-    leave, examine = costs.expected(read_chances(bundle, row)[None], bundle.classes)[0]
-    words = []
-    if row["refer"] and leave < examine:
-        cancer = row["likely"] in bundle.classes.malignant
-        words = [say("reason.likely_cancer" if cancer else "reason.unsure")]
+    costs, (leave, examine) = bundle.costs.relative(), expected_costs(bundle, row)
     prices = {"melanoma": f"{costs.missed_melanoma:g}", "cancer": f"{costs.missed_cancer:g}"}
-    return [*words, say("reason.costs", **prices, leave=f"{leave:.2g}", examine=f"{examine:.2g}")]
+    return [say("reason.costs", **prices, leave=f"{leave:.2g}", examine=f"{examine:.2g}")]
 
 
 def list_cautions(bundle: Bundle, row: dict[str, Any]) -> list[str]:
@@ -107,8 +121,9 @@ def list_details(bundle: Bundle, row: dict[str, Any]) -> list[str]:
     """Return the statistics behind the advice on a row, a sentence each."""
     is_judged = row["likely"] is not None
     words = [say("reason.calibrated")] if bundle.calibrator and is_judged else []
-    if is_judged and not row["refer"]:
-        words += list_costs(bundle, row)
+    if is_judged:
+        few = len(row["prediction_set"]) == 1
+        words += [*(list_rest(bundle) if few else []), *list_costs(bundle, row)]
     for point in bundle.points if is_judged else ():
         what = name_class(point.of) if point.of in bundle.classes else word("share.any_cancer")
         side = word("detail.above" if row[flag_column(point)] else "detail.below")

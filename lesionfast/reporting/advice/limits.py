@@ -133,13 +133,13 @@ def list_few(limits: Limits, classes: Classes) -> list[str]:
     """Return of which people and sites few lesions were tested."""
     of = word("share.melanomas" if classes.melanoma else "share.cancers")
     people = [
-        f"{name_group(column, group)} ({count})"
+        f"{name_group(column, group)} ({of}: {count})"
         for column, groups in limits.few.items()
         if column != SITE
         for group, count in groups.items()
     ]
     sites = [translate(site) for site in limits.few.get(SITE, {})]
-    words = [say("limits.few", of=of, groups=join_words(people))] if people else []
+    words = [say("limits.few", groups=join_words(people))] if people else []
     return [*words, *([say("limits.sites", of=of, sites=join_words(sites))] if sites else [])]
 
 

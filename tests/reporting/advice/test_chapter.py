@@ -30,9 +30,9 @@ def test_the_first_sentence_is_of_the_table_below(findings):
     rows = {row[0].text: row[-1] for row in advice(findings).tables[0].rows}
     found, needless = (round(100 * rows[of].number) for of in ("melanoma", "benign"))
     assert sentence == (
-        f"Of 100 pictures of melanomas like those tested, this model has about {found} examined, "
-        f"overlooks {100 - found}, and gives no decision on 0; of 100 pictures of benign lesions "
-        f"it has about {needless} examined needlessly."
+        f"Of 100 pictures of melanomas like those tested, this model advises to have about {found} "
+        f"examined, overlooks {100 - found}, and gives no decision on 0; of 100 pictures of "
+        f"benign lesions it advises to have about {needless} examined needlessly."
     )
     assert "neither as examined nor as overlooked" in withheld
     assert rows["melanoma"].interval in based and "300 test images" in based

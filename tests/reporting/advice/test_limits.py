@@ -40,25 +40,28 @@ def test_the_same_answer_is_counted_with_its_interval():
     assert (same.count, same.images, any_.count) == (3, 166, 4)
     assert same.low <= 3 / 166 <= same.high < 0.06
     [words] = list_misses(Limits(tested=166, answers=answers), HAM, BENIGN)
-    assert words.startswith("3 of 166 melanomas in the test got this same answer. Of 100 others, ")
+    assert words.startswith(
+        "In the test, 3 of 166 melanomas were wrongly given this same answer. Of 100 more "
+    )
 
 
 def test_an_answer_that_no_melanoma_got_sounds_like_no_all_clear():
     limits = Limits(tested=60, answers=counts_of([BENIGN] * 2 + [EXAMINE] * 58))
     [words] = list_misses(limits, HAM, UNLIKELY)
-    assert words.startswith("2 of 60 melanomas in the test got an answer that does not say")
+    assert words.startswith(
+        "In the test, 2 of 60 melanomas wrongly got an answer that does not say"
+    )
     none = Limits(tested=60, answers=counts_of([EXAMINE] * 60))
     [words] = list_misses(none, HAM, BENIGN)
-    assert re.search(r"None of 60 melanomas .* Of 100 others, up to [1-9] may", words)
+    assert re.search(r"None of 60 melanomas .* Of 100 more melanomas, up to [1-9] may", words)
     assert list_misses(limits, HAM, EXAMINE) == list_misses(limits, HAM, NO_DECISION) == []
 
 
 def test_other_cancers_are_named_where_they_got_it_too():
     mixed = counts_of([EXAMINE] * 40) | counts_of([BENIGN, EXAMINE], truth=1)
     words = list_misses(Limits(tested=42, answers=mixed), HAM, BENIGN)
-    assert [one.split(" in the test")[0] for one in words] == [
-        "None of 40 melanomas", "1 of 2 other cancers and precursors"
-    ]  # fmt: skip
+    assert words[0].startswith("None of 40 melanomas in the test")
+    assert words[1].startswith("In the test, 1 of 2 other cancers and precursors were wrongly")
 
 
 def test_groups_with_few_melanomas_are_named():
@@ -71,11 +74,11 @@ def test_groups_with_few_melanomas_are_named():
     assert few == {"age": {"40-59": 0, "<40": 10}, "localization": {"ear": 1}}
     words = " ".join(list_limits(Limits("light", 50, {}, few), HAM))
     assert (
-        "Few melanomas in the test were of people aged 40 to 59 (0) and people under 40 (10)"
-        in words
+        "tested on people aged 40 to 59 (melanomas: 0) and people under 40 (melanomas: 10)" in words
     )
     assert (
-        "on these sites: ear. Do not" in words and "light skin: do not rely on it for dark" in words
+        "melanomas or none: ear. Have lesions there examined, whatever the answer." in words
+        and "light skin. On dark skin have a lesion examined, whatever the answer." in words
     )
     assert "only these 7 kinds of lesion: actinic keratosis, basal cell carcinoma," in words
 

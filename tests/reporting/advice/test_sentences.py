@@ -60,18 +60,18 @@ def test_every_advice_has_its_sentences():
         ),
         (
             advice.BENIGN, "nv", ["nv"], HAM,
-            "The model is fairly sure of a nevus; that is no all-clear: have it examined if it "
-            "changes or worries you.",
+            "The model is fairly sure of a nevus (mole); that is no all-clear: have it examined if "
+            "it has changed or worries you.",
         ),
         (
             advice.SEVERAL, "nv", ["nv", "bkl"], HAM,
-            "Probably a nevus or a benign keratosis, which are benign; that is no all-clear: "
-            "have it examined if it changes or worries you.",
+            "Probably a nevus (mole) or a benign keratosis, which are benign; that is no "
+            "all-clear: have it examined if it has changed or worries you.",
         ),
         (
             advice.UNLIKELY, "nv", ["nv", "mel"], HAM,
-            "Probably a nevus. Melanoma is unlikely, but not ruled out: have it examined if it "
-            "changes or worries you.",
+            "Probably a nevus (mole). Melanoma is unlikely, but not ruled out: have it examined if "
+            "it has changed or worries you.",
         ),
         (
             advice.NO_DECISION, "nv", list(HAM), HAM,
