@@ -97,7 +97,7 @@ class Service:
         self.bundle = self.predictor.bundle
         self.is_run = (self.path / "config.json").is_file()
         self.is_as_tested = stated.get("cost") is None and stated.get("prior") is None
-        self._lock = Lock()
+        self._lock, self._look = Lock(), Lock()
 
     def row(self, data: bytes, metadata: dict[str, Any]) -> dict[str, Any]:
         """Return the prediction of the bytes of an image, as `Predictor`.
@@ -105,7 +105,8 @@ class Service:
         Raises `TooLarge` above 20 MB or 50 megapixels, `NoImage` for bytes that are not an image,
         and `LesionfastError` for metadata that the model does not take.
         """
-        check_limits(data)
+        with self._look:  # the head of a picture may unpack to much
+            check_limits(data)
         self.predictor.check(metadata)
         with self._lock:
             return self.predictor(data, **metadata)
