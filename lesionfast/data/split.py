@@ -67,9 +67,10 @@ def load_data(
         data = restore(data)
         config = SplitConfig(**read_options(SplitConfig, {"data": IN_MEMORY, **options}))
         if OPTIONS in data.attrs:  # it was loaded before, and has the names of lesionfast
-            names = {key: getattr(config, key) or key for key in ("target", "group")}
-            config = replace(config, **names)
-            data = data.rename(columns={k: v for k, v in names.items() if v not in (*data, "none")})
+            asked = {key: getattr(config, key) for key in ("target", "group")}
+            gone = {k: v for k, v in asked.items() if v not in (*data, None, "none")}
+            found = {key: key for key, name in asked.items() if name is None and key in data}
+            data, config = data.rename(columns=gone), replace(config, **found)
         return split_metadata(read_frame(data, config), config)
     where = "csv" if "images" in options else "data"
     given = {} if data is None else {where: data}
