@@ -16,7 +16,7 @@ from lesionfast.config import DataConfig
 from lesionfast.data.columns.labels import DROP, OTHER, RARE, fold, read_map
 from lesionfast.data.corrections.answers import IS, RIGHT, UNCLEAR, Answers, read_answers
 from lesionfast.data.parts.groups import join_groups
-from lesionfast.diagnoses import join_names, split_names
+from lesionfast.diagnoses import NAMES, join_names, split_names
 from lesionfast.errors import LesionfastError, did_you_mean, list_first, pluralize
 from lesionfast.files import readable_name
 
@@ -165,7 +165,8 @@ def name_classes(
         if answer.kind != IS or (images is not None and image not in images):
             continue
         value = fold(answer.value)
-        if (name := names.get(value, any_other)) is None:
+        lost = any_other if value not in names and is_another(value, classes) else None
+        if (name := names.get(value, lost)) is None:
             raise LesionfastError(
                 f"{answers.name} says that '{image}' is '{answer.value}', which is not a class of "
                 f"the data.{did_you_mean(answer.value, classes.values())} Its classes: "
@@ -180,6 +181,14 @@ def name_classes(
             answers.name, pluralize(len(by_rarity), "answer"), config.rare, list_first(by_rarity),
         )  # fmt: skip
     return wanted
+
+
+def is_another(name: str, classes: Iterable[str]) -> bool:
+    """Return whether a folded name is that of another diagnosis, and none of `classes` mistyped."""
+    meanings = {NAMES.get(fold(one), fold(one)) for one in classes}
+    if name in (*NAMES, *NAMES.values()):
+        return NAMES.get(name, name) not in meanings
+    return not did_you_mean(name, (*classes, *meanings))
 
 
 def fate_of_rare(config: DataConfig, classes: Mapping[str, str]) -> str | None:

@@ -178,6 +178,18 @@ def test_answers_of_a_rare_class_count_so_for_a_run_too(plain, file):
         name_classes(answers, ["mel", "nv"], DataConfig())
 
 
+@pytest.mark.parametrize("typed", ["melanom", "melanoma", "nve", "nevus"])
+def test_a_mistyped_class_is_no_rare_one_of_a_run(file, typed):
+    answers = read_answers(say(file, {"a": f"is {typed}"}))
+    for rare in ("3=drop", "3=other"):
+        squamous = read_answers(say(file, {"a": "is scc"}))
+        assert name_classes(squamous, ["mel", "bcc", "other"], DataConfig(rare=rare)) == {
+            "a": rare[2:]
+        }
+        with pytest.raises(LesionfastError, match=f"'{typed}', which is not a class"):
+            name_classes(answers, ["mel", "nv", "other"], DataConfig(rare=rare))
+
+
 def test_an_answer_of_a_name_that_becomes_a_rare_class_counts_as_that(plain, file):
     counts = lf.load_data(map="vasc=angioma").groupby("target")["group"].nunique()
     rare = f"{counts['angioma'] + 1}=drop"
