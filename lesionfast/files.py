@@ -11,6 +11,7 @@ import re
 import shutil
 import stat
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
@@ -51,6 +52,8 @@ DEEPEST = 100  # lists and objects in one another in a JSON file
 NUMBER = (float, None)  # a shape of JSON: a number, or null where it is not defined
 APPENDING = os.O_RDWR | os.O_APPEND | os.O_CREAT
 APPENDING |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # no link, no pipe
+LINKED = ("figures", "checkpoints")  # folders of a run that may be links to another disk
+RUNS = ("config.json", "pretrain.json", "search.json")  # of what has such folders
 KINDS = {
     stat.S_IFLNK: "a symbolic link",
     stat.S_IFDIR: "a folder",
@@ -70,6 +73,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any], needed: int | Non
     """
     with disk_errors(path, needed):
         check_target(path)
+        check_links(path)
         with workspace(path.parent) as folder:
             aside = folder / path.name
             write(aside)
@@ -212,6 +216,28 @@ def check_target(path: Path) -> None:
     """Raise `LesionfastError` if `path` is a link, a device, a folder or the like."""
     with suppress(FileNotFoundError):
         require_regular(path, path.lstat().st_mode)
+
+
+def check_links(path: Path) -> None:
+    """Raise `LesionfastError` if a run would write behind a link into what is not the user's own.
+
+    Figures or checkpoints may lie on another disk; a run from a stranger may not choose where.
+    """
+    for folder in path.parents[:2]:  # figures/, or figures/<split>/
+        ours = folder.name in LINKED and any((folder.parent / name).is_file() for name in RUNS)
+        if not (ours and folder.is_symlink()):
+            continue
+        target = os.readlink(folder)
+        if not folder.is_dir():
+            raise LesionfastError(
+                f"{folder} is a symbolic link to {target}, which is not a directory. Make that "
+                f"directory, or remove the link: rm {folder}"
+            )
+        if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
+            raise LesionfastError(
+                f"{folder} is a symbolic link to {target}, which belongs to another user, so "
+                f"nothing is written there. Remove the link: rm {folder}"
+            )
 
 
 def require_regular(path: Path, mode: int) -> None:
@@ -437,8 +463,8 @@ def as_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return a JSON object; raises `ValueError` for a key that it has twice."""
     value = dict(pairs)
     if len(value) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        counts = Counter(name for name, _ in pairs)
+        twice = next(name for name in counts if counts[name] > 1)
         raise ValueError(f"it has the key {twice[:40]!r} twice")
     return value
 

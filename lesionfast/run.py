@@ -58,7 +58,6 @@ GIVEN = (*CONFIGS, "environment.json", CORRECTIONS, "split.csv", "encoder.json",
 DATED = {*GIVEN, *LEARNED, "manifest.json"}  # what says when a run was begun
 NOTE = "note.txt"  # not in the manifest: whoever wrote it may edit it, in any run
 MOST_INPUTS = 100_000  # numbers that the metadata of one image becomes
-FOLDERS = ("figures", "checkpoints")  # that commands write to
 DEEPEST, MOST_MEMBERS = 5, 1_000  # ensembles of ensembles, and runs that one averages
 SUMMARY = {
     "n": int,
@@ -170,12 +169,6 @@ class Run:
                 f"{path} is a pretraining, which has no predictions. Train from it: "
                 f"lesionfast train --weights {path}"
             )
-        for folder in (run.path / name for name in FOLDERS):
-            if folder.is_symlink():
-                raise LesionfastError(
-                    f"{folder} is a symbolic link: the run would write elsewhere. "
-                    f"Remove it: rm {folder}"
-                )
         sweep_once(run.path.absolute())  # what a killed process left there
         if not run.holds("config.json"):
             raise LesionfastError(

@@ -17,6 +17,7 @@ from lesionfast import files
 from lesionfast.errors import DiskError, LesionfastError
 from lesionfast.files import (
     UNFINISHED,
+    as_object,
     disk_errors,
     only_writer,
     readable_name,
@@ -325,3 +326,23 @@ def test_a_stamp_changes_with_the_file(tmp_path):
     written = stamps([str(file)])
     file.write_bytes(b"12")
     assert len({*before, *written, *stamps([str(file)])}) == 3
+
+
+def test_a_key_that_comes_twice_is_found_in_one_pass():
+    class Name(str):
+        compared = 0
+
+        def __eq__(self, other):
+            Name.compared += 1
+            return str.__eq__(self, other)
+
+        __hash__ = str.__hash__
+
+    def comparisons(count: int) -> int:
+        Name.compared = 0
+        pairs = [(Name(f"k{i}"), i) for i in range(count)]
+        with pytest.raises(ValueError, match="has the key 'k0' twice"):
+            as_object([*pairs[1:], *pairs[:1], (Name("k0"), 0)])
+        return Name.compared
+
+    assert comparisons(4000) < 8 * comparisons(1000) + 1000

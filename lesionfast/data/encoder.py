@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 
 from lesionfast.data.columns.values import (
+    LARGEST,
+    OLDEST,
     find_category,
     is_age,
     is_missing,
@@ -24,7 +26,8 @@ from lesionfast.run import Run
 logger = logging.getLogger("lesionfast")
 
 SCALES = 10  # beyond the training values, or twice that around the mean, a number is far from them
-MOST_LEARNED = 1e18  # of a mean or a scale
+MOST_SCALED = 1e18  # of a standardised value: its square is finite in float32
+CONSTANT = 1e-12  # of the mean: a deviation that is due to rounding
 MOST_CATEGORIES = 200  # a column with more texts holds names, not categories
 SHAPE = [  # of encoder.json
     (
@@ -127,14 +130,26 @@ def read_or_keep(name: str, value: Any, learned: Mapping[str, Any]) -> float | s
 
 
 def check_learned(column: Mapping[str, Any]) -> None:
-    """Raise `DamageError` for a mean and a scale that make no numbers of float32."""
-    if column["kind"] == "number" and not (
-        abs(column["mean"]) < MOST_LEARNED and 1 / MOST_LEARNED < column["scale"] < MOST_LEARNED
-    ):
+    """Raise `DamageError` for a mean and a scale that training can't have learned.
+
+    They are of possible numbers, and all that are near become finite numbers of float32.
+    """
+    if column["kind"] == "number" and not makes_numbers(column):
         raise DamageError(
             f"what the model learned of '{column['name']}' is damaged: its mean is "
             f"{column['mean']:g} and its scale {column['scale']:g}. Copy the model again."
         )
+
+
+def makes_numbers(learned: Mapping[str, Any]) -> bool:
+    """Return whether all numbers near those of the training can be standardised."""
+    mean, scale = learned["mean"], learned["scale"]
+    if not (abs(mean) <= LARGEST and 0 < scale <= LARGEST):
+        return False
+    ends = [learned.get("low", mean), learned.get("high", mean)]
+    if is_age(learned["name"]):
+        ends += [0, OLDEST]
+    return max(abs(end - mean) for end in ends) + ends[1] - ends[0] < MOST_SCALED * scale
 
 
 class MetadataEncoder:
@@ -384,12 +399,12 @@ def learn_numbers(name: str, numbers: np.ndarray) -> dict[str, Any]:
             f"{impossible[0]:g}, which is {why_impossible(name, 0)}. Correct them, or leave them "
             "empty if they are unknown."
         )
-    scale = float(numbers.std())
+    mean, scale = float(numbers.mean()), float(numbers.std())
     return {
         "name": name,
         "kind": "number",
-        "mean": float(numbers.mean()),
-        "scale": scale if scale > 0 else 1.0,
+        "mean": mean,
+        "scale": scale if scale > CONSTANT * abs(mean) else 1.0,
         "low": float(numbers.min()),
         "high": float(numbers.max()),
     }

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -120,7 +121,7 @@ def find_images_in_folder(
 
 def read_head(path: str, most: int = HEAD) -> bytes:
     """Return the first bytes of a regular file, which tell its kind; nothing of a pipe."""
-    if os.path.exists(path) and not os.path.isfile(path):
+    if not stat.S_ISREG(os.stat(path).st_mode):
         return b""
     with open(path, "rb") as file:
         return file.read(most)

@@ -172,8 +172,7 @@ def open_engine(
         model = load_any(source)
     else:
         advice = "Copy the whole folder again."
-        with within_size(source):
-            model = build_any(about)
+        model = build_any(about, source)
         load_tensors(model, source, about["arch"], advice)
     model = model.to(pick_device(device)).eval()
     if isinstance(model, EnsembleModel):
@@ -181,11 +180,16 @@ def open_engine(
     return TorchEngine(model, views=views or about["tta"], precision=precision)
 
 
-def build_any(about: dict[str, Any]) -> FusionModel | EnsembleModel:
-    """Return the model that a description means, with new weights."""
-    if "members" not in about:
-        return build_described(about)
-    return EnsembleModel(about, [build_described(leaf) for leaf, _ in list_leaves(about)])
+def build_any(about: dict[str, Any], path: Path) -> FusionModel | EnsembleModel:
+    """Return the model that a description means, with new weights.
+
+    Raises `DamageError` for one of far more weights than the file at `path` has.
+    """
+    built: list[FusionModel] = []
+    for leaf, _ in list_leaves(about):
+        with within_size(path, built):
+            built.append(build_described(leaf))
+    return EnsembleModel(about, built) if "members" in about else built[0]
 
 
 def read_lineages(run: Run) -> Lineage | None:

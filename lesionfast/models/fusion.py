@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -351,12 +351,15 @@ def check_outputs(about: dict[str, Any]) -> None:
 
 
 @contextmanager
-def within_size(path: Path) -> Iterator[None]:
+def within_size(path: Path, built: Iterable[nn.Module] = ()) -> Iterator[None]:
     """Raise `DamageError` as soon as a model that is built has far more weights than a file.
 
-    So a description of a model of any size costs no more memory than its file justifies.
+    So a description of a model of any size costs no more memory than its file justifies. `built`
+    are the models of an ensemble that were built before, whose weights are in the same file; what
+    each of them built and did not keep is free again.
     """
     left = BESIDE_FILE + (path.stat().st_size if path.is_file() else 0)
+    left -= sum(4 * parameter.numel() for model in built for parameter in model.parameters())
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         nonlocal left

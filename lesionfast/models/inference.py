@@ -148,8 +148,9 @@ def folded(model: nn.Module, *inputs: Tensor) -> nn.Module:
         expected, pairs, sizes = watch(model, sample)
         if not torch.isfinite(expected).all():
             raise DamageError(
-                "the model gives NaN or infinite values for a first image: its weights or its "
-                "description are damaged. Copy it again."
+                "the model gives NaN or infinite values for a first image: its training has "
+                "diverged, or its files are damaged. Train with a lower --lr, or copy the model "
+                "again."
             )
         if not (pairs or sizes):
             return model

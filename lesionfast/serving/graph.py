@@ -37,9 +37,7 @@ def open_session(path: Path) -> "InferenceSession":
     try:
         return runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has an exception of its own for each cause
-        raise LesionfastError(
-            f"{path} can't be read as ONNX: {first_line(error)}. {AGAIN}"
-        ) from None
+        raise unreadable(path, error) from None
 
 
 @cache
@@ -67,9 +65,7 @@ def read_graph(path: Path) -> bytes:
     try:
         model = onnx.load_from_string(data)
     except Exception as error:  # protobuf's own
-        raise LesionfastError(
-            f"{path} can't be read as ONNX: {first_line(error)}. {AGAIN}"
-        ) from None
+        raise unreadable(path, error) from None
     if problem := find_foreign(model):
         raise LesionfastError(
             f"{path} {problem}, which no export of lesionfast has, so it is not run. {AGAIN}"

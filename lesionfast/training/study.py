@@ -18,6 +18,7 @@ import pandas as pd
 
 from lesionfast.config import DataConfig, SplitConfig, TrainConfig
 from lesionfast.data.split import format_split, keep_options, load_dataset, write_split
+from lesionfast.data.table import read_table
 from lesionfast.errors import LesionfastError, TrainingInterrupted, did_you_mean
 from lesionfast.evaluation.comparison import (
     WITHHELD,
@@ -110,8 +111,18 @@ def read_toml(file: Path, advice: str) -> dict[str, Any]:
         return tomllib.loads(read_small_text(file))
     except OSError:
         raise LesionfastError(f"there is no file {file}. {advice}") from None
-    except (ValueError, RecursionError) as error:  # tomllib's own error is a ValueError
+    except tomllib.TOMLDecodeError as error:
         raise LesionfastError(f"{file} is not valid TOML: {error}. Correct that line.") from None
+    except RecursionError:
+        raise LesionfastError(
+            f"{file} is not valid TOML: it is nested too deep. {advice}"
+        ) from None
+    except UnicodeDecodeError:
+        raise LesionfastError(
+            f"{file} is not valid TOML: it is not UTF-8. Save it as UTF-8."
+        ) from None
+    except ValueError as error:
+        raise LesionfastError(f"{file} can't be read: {error}. {advice}") from None
 
 
 def read_entry(file: Path, number: int, table: Any, shared: Mapping[str, Any]) -> Entry:
@@ -297,7 +308,7 @@ class SharedData:
         key = data_options(config)
         if key not in self._tables:
             df = load_dataset(config, split=self.split)
-            shared = len(self.split.read_text(encoding="utf-8").splitlines()) - 1
+            shared = count_images(self.split)
             if len(df) != shared:
                 raise LesionfastError(
                     f"it has {len(df)} of the {shared} images of {self.split}: missing = "
@@ -306,6 +317,11 @@ class SharedData:
                 )
             self._tables[key] = df
         return self._tables[key]
+
+
+def count_images(split: Path) -> int:
+    """Return how many images a split.csv has; a name may have any character."""
+    return len(read_table(split, {"image_id": ""}, option="--split"))
 
 
 def data_options(config: TrainConfig) -> tuple:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from lesionfast.data.encoder import BadValue, MetadataEncoder, UnseenValue, read_value
-from lesionfast.errors import LesionfastError
+from lesionfast.errors import DamageError, LesionfastError
 
 TRAIN = pd.DataFrame(
     {"age": [40.0, 60.0, np.nan, 50.0], "sex": ["male", "female", np.nan, "male"], "flat": 3.0}
@@ -239,3 +239,39 @@ def test_a_column_of_one_value_is_said_with_its_consequence(caplog, values, told
     MetadataEncoder(["age", "clinic"]).fit(TRAIN.assign(clinic=values))
     assert f"clinic {told} in all 4 training rows: the model learns nothing from it" in caplog.text
     assert "--metadata age" in caplog.text and caplog.text.count("training rows") == 1
+
+
+COLUMNS = {  # each is a column that a person may have
+    "constant": [0.001] * 1000,
+    "nearly constant": [0.1 + 0.2, 0.3] * 100,
+    "large": [1.7e18, 1.8e18, 1.75e18],
+    "largest": [1e30, -1e30],
+    "huge and constant": [9.9e29] * 7,
+    "small": [1e-20, 2e-20, 5e-20],
+    "smallest": [1e-300, 3e-300],
+    "far apart": [0.0] * 10_000 + [1e30],
+    "age": [50.1] * 1000,
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_what_training_learns_can_be_opened_and_gives_numbers(name):
+    df = pd.DataFrame({"age" if name == "age" else "x": COLUMNS[name]})
+    encoder = MetadataEncoder(df.columns).fit(df)
+    opened = MetadataEncoder.from_learned(json.loads(encoder.to_json()))
+    rows = opened.transform(df)
+    assert np.isfinite(rows).all() and not rows[:, 1].any()
+    assert np.abs(rows).max() < 1000
+    if df.iloc[:, 0].nunique() == 1:
+        assert encoder.learned[0]["scale"] == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"mean": 1e300}, {"scale": 0.0}, {"scale": -1.0}, {"scale": 1e-300}, {"high": 1e308}],
+    ids=str,
+)
+def test_what_training_can_not_learn_is_damage(change):
+    (learned,) = MetadataEncoder(["x"]).fit(pd.DataFrame({"x": [1.0, 2.0]})).learned
+    with pytest.raises(DamageError, match="learned of 'x' is damaged"):
+        MetadataEncoder.from_learned([learned | change])

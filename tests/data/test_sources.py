@@ -14,6 +14,7 @@ from lesionfast.data.sources import (
     drop_copies,
     free_memory,
     list_images,
+    read_head,
 )
 from lesionfast.errors import LesionfastError
 
@@ -172,3 +173,11 @@ def test_free_memory_is_what_is_left_of_a_container_s_limit(tmp_path):
     assert free_memory(tmp_path) == 0
     (tmp_path / "memory.max").write_text("max\n")
     assert (free_memory(tmp_path) is None) == (whole is None)
+
+
+def test_the_disk_is_asked_once_about_each_file(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"whole")
+    asked, ask = [], os.stat
+    monkeypatch.setattr(os, "stat", lambda *given, **named: asked.append(given) or ask(*given))
+    assert read_head(str(tmp_path / "a")) == b"whole"
+    assert len(asked) == 1

@@ -5,9 +5,10 @@ import torch
 from safetensors.torch import save_file
 
 from lesionfast.config import TrainConfig
-from lesionfast.errors import LesionfastError
+from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.files import write_json
 from lesionfast.models.backbones import create_backbone
+from lesionfast.models.ensemble import build_any
 from lesionfast.models.fusion import (
     POOLS,
     FusionModel,
@@ -225,3 +226,18 @@ def test_a_vision_transformer_comes_back_with_the_pooling_that_it_had(pool, widt
 def test_a_model_without_an_image_takes_any_pooling():
     config = TrainConfig(arch="test_vit", weights="none", size=32, pool="cls", fusion="metadata")
     assert build_model(config, 5, 7).pool_name == "avg"
+
+
+def test_an_ensemble_may_build_what_it_does_not_keep(tmp_path):
+    """The head of a VGG has 494 MB, is left out, and is not in the file."""
+    about = {"arch": "vgg11", "size": 32, "pool": "avg", "fusion": "none", "dropout": 0.0}
+    about |= {"n_metadata": 0, "classes": ["mel", "nv"], "resize": "squash"}
+    both = {"members": [about, about], "weights": [0.5, 0.5]}
+    file = tmp_path / "model.safetensors"
+    with file.open("wb") as opened:
+        opened.truncate(80 * 10**6)
+    with torch.device("meta"):
+        model = build_any(both, file)
+        assert len(model.members) == 2
+        with pytest.raises(DamageError, match="far more weights than model.safetensors has"):
+            build_any({"members": [about] * 30, "weights": [1 / 30] * 30}, file)

@@ -9,12 +9,20 @@ import pandas as pd
 import pytest
 
 from lesionfast.config import TrainConfig
+from lesionfast.data.split import write_split
 from lesionfast.errors import LesionfastError, TrainingInterrupted
 from lesionfast.files import sha256
 from lesionfast.run import Run, list_runs
 from lesionfast.training import study as module
 from lesionfast.training.experiment import only_trainer
-from lesionfast.training.study import AUTHOR, AUTHOR_FROM_SCRATCH, plan_study, read_study, run_study
+from lesionfast.training.study import (
+    AUTHOR,
+    AUTHOR_FROM_SCRATCH,
+    count_images,
+    plan_study,
+    read_study,
+    run_study,
+)
 
 TINY = """
 [defaults]
@@ -247,3 +255,10 @@ def test_a_run_that_another_process_has_just_begun_is_not_deleted(write, tmp_pat
         outcome = run_study(study, out)
     assert "another process is training" in outcome.failures["image alone"]
     assert begun.config
+
+
+def test_images_are_counted_whatever_their_names_are(tmp_path):
+    names = ["a", "b\x85c", "d\u2028e", "f\x0cg", "h\x1ei"]
+    df = pd.DataFrame({"image_id": names, "group": names, "target": "nv", "split": "train"})
+    write_split(df, tmp_path / "split.csv")
+    assert count_images(tmp_path / "split.csv") == 5

@@ -123,7 +123,8 @@ class Folder:
         """Return the files with one of some lower-case suffixes, those near the top first."""
         chosen = [name for name in self.files if name.lower().endswith(suffixes)]
         paths = [self.root / name for name in sorted(chosen, key=lambda name: name.count("/"))]
-        return [path for path in paths if path.is_file()]  # no pipe, which nobody may write to
+        # no pipe, which nobody may write to; a link whose target is away is missed aloud
+        return [path for path in paths if path.is_file() or not path.exists()]
 
     @cached_property
     def headers(self) -> dict[Path, list[str]]:

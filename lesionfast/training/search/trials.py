@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from lesionfast.config import TrainConfig
 from lesionfast.data.split import format_split, load_dataset, write_split
 from lesionfast.errors import LesionfastError, TrainingInterrupted
-from lesionfast.files import REASONS, error_number, load_json, write_json, write_text
+from lesionfast.files import REASONS, error_number, read_json, write_json, write_text
 from lesionfast.run import FEATURES, Run
 from lesionfast.training.callbacks.schedule import current_phase
 from lesionfast.training.callbacks.tracking import history_columns
@@ -60,7 +60,8 @@ class Search:
             raise LesionfastError(
                 f"{path} is not a search. Begin one with lesionfast search, or type its folder."
             )
-        self.place = load_json(self.path / PLACE)
+        advice = "Copy the whole folder again, or type another --out for a new search."
+        self.place = read_json(self.path / PLACE, {"name": str, "storage": (str, None)}, advice)
         if self.place["storage"] != hide_password(storage):
             began = self.place["storage"]
             raise LesionfastError(

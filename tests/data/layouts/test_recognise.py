@@ -1,12 +1,13 @@
 """A folder as downloaded is recognised, and what is missing is said."""
 
+import os
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from lesionfast.config import DataConfig
-from lesionfast.data.layouts.base import layouts
+from lesionfast.data.layouts.base import Folder, layouts
 from lesionfast.data.layouts.recognise import find_dataset
 from lesionfast.data.metadata import load_metadata
 from lesionfast.errors import LesionfastError
@@ -131,3 +132,17 @@ def test_the_table_of_a_public_dataset_is_read_as_its_folder_is(written):
 def test_a_table_in_a_zip_file_is_to_be_unpacked(tmp_path):
     write_zip(tmp_path / "all.zip", "mel/a.jpg", "nv/b.jpg", "metadata.csv")
     assert "all.zip/metadata.csv is a table" in refusal(data=str(tmp_path))
+
+
+def test_a_table_behind_a_link_to_nowhere_is_missed_aloud(tmp_path):
+    """As git-annex, DVC and an unmounted disk leave it."""
+    touch(tmp_path / "a.jpg", tmp_path / "b.jpg")
+    (tmp_path / "metadata.csv").symlink_to(tmp_path / "annex" / "objects" / "metadata.csv")
+    assert Folder(tmp_path).find(".csv") == [tmp_path / "metadata.csv"]
+    with pytest.raises(LesionfastError, match=r"there is no file .*metadata\.csv"):
+        load_metadata(DataConfig(data=str(tmp_path)))
+
+
+def test_a_pipe_is_no_table(tmp_path):
+    os.mkfifo(tmp_path / "metadata.csv")
+    assert Folder(tmp_path).find(".csv") == []

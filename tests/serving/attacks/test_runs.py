@@ -171,14 +171,39 @@ def test_a_log_is_not_written_through_a_link(stranger, tmp_path):
     assert mine.read_text() == "mine"
 
 
+def link(folder: Path, target: Path) -> None:
+    """Put a link in the place of a folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.symlink_to(target)
+
+
 @pytest.mark.parametrize("name", ["figures", "checkpoints"])
-def test_figures_are_not_drawn_behind_a_link(stranger, tmp_path, name):
-    shutil.rmtree(stranger / name, ignore_errors=True)
-    (tmp_path / "mine").mkdir()
-    (stranger / name).symlink_to(tmp_path / "mine")
-    with pytest.raises(LesionfastError, match=f"{name} is a symbolic link"):
-        Run.open(stranger)
-    assert not list((tmp_path / "mine").iterdir())
+def test_nothing_is_written_behind_a_link_to_what_is_not_ours(stranger, tmp_path, name):
+    (tmp_path / "theirs").mkdir()
+    link(stranger / name, tmp_path / "theirs")
+    if os.getuid() == 0:
+        os.chown(tmp_path / "theirs", 12345, 12345)
+    else:
+        (stranger / name).unlink()
+        link(stranger / name, Path("/usr/share"))
+    run = Run.open(stranger)
+    assert run.condition()[0] == "whole" and run.metrics  # reading needs neither
+    for file in ("a.json", "valid/a.json"):
+        with pytest.raises(LesionfastError, match=f"{name} is a symbolic link to .* another user"):
+            run.write_json(f"{name}/{file}", 1)
+    assert not list((tmp_path / "theirs").iterdir())
+
+
+@pytest.mark.parametrize("name", ["figures", "checkpoints"])
+def test_figures_and_checkpoints_may_lie_on_a_disk_of_our_own(stranger, tmp_path, name):
+    link(stranger / name, tmp_path / "scratch")
+    with pytest.raises(
+        LesionfastError, match=f"{name} is a symbolic link to .*Make that directory"
+    ):
+        Run.open(stranger).write_json(f"{name}/a.json", 1)
+    (tmp_path / "scratch").mkdir()
+    Run.open(stranger).write_json(f"{name}/a.json", 1)
+    assert (tmp_path / "scratch" / "a.json").read_text() == "1\n"
 
 
 BAD_CORRECTIONS = {
@@ -217,6 +242,15 @@ def test_a_study_or_a_space_that_is_no_toml_is_refused(tmp_path, text):
     for read in (lambda: read_toml(file, "Write one."), lambda: read_settings(file, {})):
         with pytest.raises(LesionfastError, match=r"file\.toml is not valid TOML"):
             read()
+
+
+def test_what_is_no_line_is_not_called_one(tmp_path):
+    os.mkfifo(tmp_path / "p")
+    with pytest.raises(LesionfastError, match=r"p can't be read: it is a named pipe\. Write one\."):
+        read_toml(tmp_path / "p", "Write one.")
+    (tmp_path / "latin").write_bytes("# Größe".encode("latin-1"))
+    with pytest.raises(LesionfastError, match=r"it is not UTF-8\. Save it as UTF-8\."):
+        read_toml(tmp_path / "latin", "Write one.")
 
 
 def test_a_toml_that_is_a_pipe_or_too_large_is_not_read(tmp_path):

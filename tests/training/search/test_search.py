@@ -392,3 +392,10 @@ def test_show_and_join_say_what_is_no_search_and_what_was_typed_in_vain(tmp_path
 def test_passwords_are_hidden() -> None:
     assert hide_password("postgresql://me:secret@host/db") == "postgresql://me:…@host/db"
     assert hide_password(None) is None
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"name": 7, "storage": null}', '{"name": "x"}', "{"])
+def test_a_place_of_a_wrong_form_is_a_sentence(tmp_path, text):
+    (tmp_path / "place.json").write_text(text)
+    with pytest.raises(LesionfastError, match=r"place\.json is damaged: .*Copy the whole folder"):
+        Search(tmp_path)
