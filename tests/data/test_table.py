@@ -13,6 +13,7 @@ import pytest
 from lesionfast.config import DataConfig
 from lesionfast.data import table
 from lesionfast.data.encoder import BadValue, MetadataEncoder
+from lesionfast.data.formats import records
 from lesionfast.data.metadata import load_metadata
 from lesionfast.data.table import TableFile, open_table, read_table
 from lesionfast.errors import LesionfastError
@@ -485,6 +486,18 @@ def test_a_damaged_excel_file_is_refused_with_what_to_do(tmp_path, keep):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(LesionfastError, match="can't be read as an Excel file .* save it again"):
         read_table(path, {})
+
+
+def test_an_excel_file_as_large_as_that_of_isic_2024_is_read(tmp_path, monkeypatch):
+    cells, cell = 401_059 * 55, '<c r="AA123456"><v>12.34567890</v></c>'
+    assert records.MOST_UNPACKED["sheets"] > 2 * cells * len(cell)
+    path = write_sheets(tmp_path / "cases.xlsx", Cases=CELLS * 200)
+    for part in ("sheets", "other parts"):
+        with monkeypatch.context() as patch:
+            patch.setitem(records.MOST_UNPACKED, part, 100)
+            with pytest.raises(LesionfastError, match=f"its {part} unpack to more than"):
+                read_table(path, {})
+    assert open_table(path).header == SHEET[0]
 
 
 def test_other_spreadsheets_are_refused_with_what_to_do(tmp_path):

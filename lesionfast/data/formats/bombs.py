@@ -9,24 +9,29 @@ import struct
 from collections.abc import Callable, Iterator
 
 MOST_PARTS = 2_000  # segments of a JPEG, chunks of a PNG, blocks of a GIF, beside the pixels
-PART = 500  # bytes of pixels that a chunk or block has, or more
+PART = 500  # bytes of pixels that a chunk of a PNG has, or more
+GIF_PART = 100  # the same of a block of a GIF, which has 255 at most
+MOST_FILLING = 2**16  # bytes between the segments of a JPEG
 MOST_SCANS = 100  # passes over the pixels of a progressive JPEG: usual are about ten
 MOST_COMMENT = 2**20  # bytes of comments in a GIF
 MOST_VALUES = 100_000  # of one tag, such as the strips of a TIFF
 MOST_STARTS = 4  # of EXIF that some cameras begin twice
 MOST_FOLDERS = 100  # places in a file where tags may begin
+MOST_TAGS = 100_000  # of all of them, and where they lead to
 MOST_TILE = 2**26  # pixels of one tile of a TIFF
 SPARE = 2**16  # bytes of tags that are counted twice in files that are no attack
 
 MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # of a JPEG, but for those in the pixels
 EXIF = b"Exif\0\0"
 TIFF = re.compile(rb"II[*+]\0|II\0[*+]|MM\0[*+]|MM[*+]\0")  # as Pillow takes it
-SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
+SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
+SIZES |= {16: 8, 17: 8, 18: 8}
 BYTES = (1, 2, 7)  # types of tags that stay bytes
 COMPRESSION, TILE_WIDTH, TILE_LENGTH, STRIPS = 259, 322, 323, (273, 279, 324, 325)
+PLACES = {4: "L", 13: "L", 16: "Q", 18: "Q"}  # types of tags that say where something lies
 FOLDERS = (0x8769, 0x8825, 0xA005, 0x14A)  # tags that lead to more tags
-DEFLATED = b"1.2.840.10008.1.2.1.99"  # DICOM that unpacks to any size
 JPEG_IN_DICOM = b"1.2.840.10008.1.2.4."
+LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 
 
 def check_build(data: bytes, kind: str) -> None:
@@ -46,9 +51,10 @@ def refuse(what: str) -> ValueError:
 
 def check_jpeg(data: bytes) -> None:
     """Raise `ValueError` for a JPEG of very many segments or scans, or of tags that overlap."""
-    at, parts, scans, exif = 2, 0, 0, bytearray()
+    at, parts, filling, scans, exif = 2, 0, 0, 0, bytearray()
     while match := MARKER.search(data, at):
-        parts += 1 if scans else 1 + match.start() - at  # filling bytes count, each of them
+        parts += 1
+        filling += 0 if scans else match.start() - at
         at, marker = match.end(), data[match.start() + 1]
         if marker == 0xD9 and scans:
             break
@@ -65,6 +71,9 @@ def check_jpeg(data: bytes) -> None:
             raise refuse("it is made of thousands of segments")
         if scans > MOST_SCANS:
             raise refuse(f"it has more than {MOST_SCANS} scans")
+    filling += 0 if scans else max(0, len(data) - at)
+    if filling > MOST_FILLING:
+        raise refuse(f"it has more than {MOST_FILLING >> 10} KB between its segments")
     check_tags(bytes(exif))
 
 
@@ -85,7 +94,7 @@ def check_png(data: bytes) -> None:
 
 def check_gif(data: bytes) -> None:
     """Raise `ValueError` for a GIF of very many blocks or long comments, or of several frames."""
-    frames, comment, most = 0, 0, MOST_PARTS + len(data) // PART
+    frames, comment, most = 0, 0, MOST_PARTS + len(data) // GIF_PART
     for parts, (label, size) in enumerate(walk_gif(data)):
         frames += label == "frame"
         comment += size if label == "comment" else 0
@@ -172,29 +181,41 @@ def walk_tags(view: memoryview, start: int, order: str, big: bool) -> dict[int, 
     """Return what `check_tags` does of the tags at a place, and look at those that they lead to."""
     layout = struct.Struct(f"{order}HHQQ" if big else f"{order}HHLL")
     counter, inline = struct.Struct(f"{order}Q" if big else f"{order}H"), 8 if big else 4
-    places, seen, total, first = [start], set(), 0, {}
+    places, seen, total, number, first = [start], set(), 0, 0, {}
     while places:
         at = places.pop()
         if at in seen or at + counter.size > len(view):
             continue
         seen.add(at)
         tags: dict[int, tuple[int, int]] = {}
-        number = counter.unpack_from(view, at)[0]
-        end = min(at + counter.size + number * layout.size, len(view) - layout.size + 1)
-        for place in range(at + counter.size, end, layout.size):
+        leads: dict[int, tuple[int, ...]] = {}
+        end = at + counter.size + counter.unpack_from(view, at)[0] * layout.size
+        listed = range(at + counter.size, min(end, len(view) - layout.size + 1), layout.size)
+        number += len(listed)
+        if number > MOST_TAGS:
+            raise refuse(f"it has {number:,} tags")
+        for place in listed:
             tag, kind, count, value = layout.unpack_from(view, place)
             size = SIZES.get(kind, 0) * count
+            if not size or (size > inline and value + size > len(view)):
+                continue  # decoders skip what is damaged
             if kind not in BYTES and count > MOST_VALUES:
                 raise refuse(f"its tag {tag} has {count:,} values")
-            if size > inline:
-                total += max(0, min(size, len(view) - value))
-            elif SIZES.get(kind) == 2 and order == ">":
-                value >>= 8 * (inline - 2)
-            tags[tag] = count, value & 0xFFFF if SIZES.get(kind) == 2 else value
+            total += size if size > inline else 0
+            if size <= inline:  # the first value, of which there may be several
+                unit = 8 * SIZES[kind]
+                value = value % 2**unit if order == "<" else value >> (8 * inline - unit)
+                leads[tag] = (value,)
+            elif tag in FOLDERS and kind in PLACES:  # such as the levels of a pyramid
+                form = f"{order}{min(count, MOST_FOLDERS)}{PLACES[kind]}"
+                leads[tag] = struct.unpack_from(form, view, value)
+            tags[tag] = count, value
         if total > 2 * len(view) + SPARE:
             raise refuse(f"its tags hold {total / 2**20:,.0f} MB")
         first = first or tags
-        places += [tags[tag][1] for tag in FOLDERS if tag in tags]
+        found = [place for tag in FOLDERS for place in leads.get(tag, ())]
+        places += found
+        number += len(found)
     return first
 
 
@@ -208,13 +229,27 @@ def check_boxes(data: bytes) -> None:
 
 
 def check_dicom(data: bytes) -> None:
-    """Raise `ValueError` for a DICOM file that is deflated as a whole, or of very many scans."""
-    if DEFLATED in data:
-        raise ValueError(
-            "its transfer syntax is deflated, which is not read; save it as plain DICOM"
-        )
-    if JPEG_IN_DICOM in data:
+    """Raise `ValueError` for a DICOM file of very many scans."""
+    if JPEG_IN_DICOM in data[: meta_end(data)]:
         check_scans(data)
+
+
+def meta_end(data: bytes) -> int:
+    """Return where the tags of a DICOM file end that say how it is written (group 2).
+
+    That is the end of the file if they are damaged.
+    """
+    at = 132 if data[128:132] == b"DICM" else 0
+    while data[at : at + 2] == b"\2\0":
+        kind = data[at + 4 : at + 6]
+        if not kind.isalpha() or kind == b"SQ":
+            return len(data)
+        place, size = (at + 8, 4) if kind in LONG else (at + 6, 2)
+        length = int.from_bytes(data[place : place + size], "little")
+        at = place + size + length
+        if length == 2**32 - 1 or at > len(data):
+            return len(data)
+    return at
 
 
 STARTS: dict[bytes, Callable[[bytes], None]] = {

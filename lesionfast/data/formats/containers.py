@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from io import BytesIO
+from lzma import LZMAError
 from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,6 +26,7 @@ from PIL import Image
 
 from lesionfast.cache import cache_folder, hash_lines, read_note, write_note
 from lesionfast.data.formats.pictures import HEAD, IMAGE_SUFFIXES, check_size, find_kind
+from lesionfast.data.formats.unzip import READ, name_method, open_member
 from lesionfast.errors import LesionfastError, import_extra, list_first
 from lesionfast.files import disk_errors, stamp, temporary_folder
 
@@ -86,12 +88,6 @@ def is_image(path: str, read_head: Callable[[str], bytes]) -> bool:
         return bool(find_kind(read_head(path)))
     except Exception:  # a name without a suffix promises nothing
         return False
-
-
-def check_method(info: zipfile.ZipInfo) -> None:
-    """Raise `ValueError` for a member that unpacks to gigabytes at once, as bzip2 and LZMA do."""
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError("it is packed with bzip2 or LZMA, not deflate; write the zip file again")
 
 
 class Container(AbstractContextManager):
@@ -165,7 +161,15 @@ class Zip(Container):
     def list_members(self) -> list[str]:
         names = dict.fromkeys(map(plain_name, self._archive.namelist()))
         names = (name for name in names if not HIDDEN_PART.search(name))
-        return [name for name in names if is_image(name, partial(self.read_start, most=HEAD))]
+        found = [name for name in names if is_image(name, partial(self.read_start, most=HEAD))]
+        methods = {self._find(name).compress_type for name in found}
+        if methods and methods.isdisjoint(READ):
+            raise LesionfastError(
+                f"No image in {self.file} can be read: they are packed with "
+                f"{list_first(map(name_method, sorted(methods)), 3)}. Unpack the file and name the "
+                "folder of images, or write it again with deflate."
+            )
+        return found
 
     def read(self, member: str) -> bytes:
         info = self._find(member)
@@ -178,8 +182,7 @@ class Zip(Container):
 
     def read_start(self, member: str, most: int) -> bytes:
         info, parts = self._find(member), []
-        check_method(info)
-        with self._archive.open(info) as file:  # a part at a time: sizes in a zip file may lie
+        with open_member(self._archive, info) as file:
             while most > 0 and (part := file.read(min(most, STEP))):
                 parts.append(part)
                 most -= len(part)
@@ -553,7 +556,7 @@ class Npz(Container):
         super().__init__(file)
         self._lock, self._unpacked = threading.Lock(), ExitStack()
         self._arrays: dict[str, np.ndarray] = {}
-        with self.explained(zipfile.BadZipFile, ValueError):
+        with self.explained(zipfile.BadZipFile, ValueError, LZMAError):
             self._archive = zipfile.ZipFile(file)
             names = [name for name in self._archive.namelist() if name.endswith(".npy")]
             self.headers = {name.removesuffix(".npy"): self._read_header(name) for name in names}
@@ -596,8 +599,9 @@ class Npz(Container):
                 f"'{name}' in {self.file} holds pickled Python objects, which are never loaded. "
                 "Write it again as numbers or text with numpy.savez_compressed."
             )
-        errors = (zipfile.BadZipFile, ValueError, zlib.error, EOFError)
-        with self.explained(*errors), self._archive.open(f"{name}.npy") as source:
+        errors = (zipfile.BadZipFile, ValueError, zlib.error, LZMAError, EOFError)
+        info = self._archive.getinfo(f"{name}.npy")
+        with self.explained(*errors), open_member(self._archive, info) as source:
             if prod(shape) * kind.itemsize <= IN_MEMORY_BYTES:
                 return np.lib.format.read_array(source, allow_pickle=False)
             return self._unpack(name, source)
@@ -614,8 +618,7 @@ class Npz(Container):
 
     def _read_header(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
         """Return shape and type of an array."""
-        check_method(self._archive.getinfo(name))
-        with self._archive.open(name) as file:
+        with open_member(self._archive, self._archive.getinfo(name)) as file:
             formats = np.lib.format
             old = formats.read_magic(file) == (1, 0)
             shape, _, kind = (
@@ -625,6 +628,8 @@ class Npz(Container):
 
     def _check_size(self, name: str, shape: tuple[int, ...], kind: np.dtype) -> None:
         """Raise `ValueError` for an array that is not as large as it says."""
+        if kind.hasobject:  # it is never read
+            return
         info, size = self._archive.getinfo(name), prod(shape) * kind.itemsize
         most = MOST_RATIO * min(info.compress_size, os.path.getsize(self.file)) + STEP
         if min(shape, default=0) < 0 or size > info.file_size or info.file_size > most:

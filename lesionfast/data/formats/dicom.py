@@ -2,6 +2,7 @@
 
 import re
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -10,10 +11,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from lesionfast.data.formats.bombs import meta_end
 from lesionfast.errors import import_extra
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 MOST_READS = 100_000  # of a file: a tag takes a few
+MOST_INFLATED = 2**28  # bytes of a file that is deflated as a whole
+MOST_RATIO, SPARE = 20, 2**26  # by which it grows, beside bytes that harm nobody
+DEFLATED, EXPLICIT = b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.1"  # transfer syntaxes
 OLDEST = 120  # years; more is a code for unknown
 DAYS = {"D": 1.0, "W": 7.0, "M": 365.25 / 12, "Y": 365.25}  # in a unit of PatientAge
 
@@ -69,7 +74,27 @@ def read_dataset(data: bytes, **options: Any) -> tuple[Any, Any]:
     if not is_dicom(data):
         raise ValueError("it does not begin like a DICOM file")
     with quiet():
-        return pydicom, pydicom.dcmread(CountedFile(data), force=True, **options)
+        return pydicom, pydicom.dcmread(CountedFile(inflate(data)), force=True, **options)
+
+
+def inflate(data: bytes) -> bytes:
+    """Return a DICOM file that is deflated as the plain one that it was, any other as it is.
+
+    Raises `ValueError` if it unpacks to far more than pictures do.
+    """
+    end = meta_end(data)
+    meta = data[:end]
+    if DEFLATED not in meta or end == len(data):
+        return data
+    stream = zlib.decompressobj(-zlib.MAX_WBITS)
+    most = min(MOST_INFLATED, SPARE + MOST_RATIO * len(data))
+    whole = stream.decompress(memoryview(data)[end:], most)
+    if stream.unconsumed_tail and stream.decompress(stream.unconsumed_tail, 1):
+        raise ValueError(
+            f"it unpacks to more than {most >> 20} MB, maybe a decompression bomb; save it as "
+            "plain DICOM"
+        )
+    return meta.replace(DEFLATED, EXPLICIT.ljust(len(DEFLATED), b"\0")) + whole
 
 
 class CountedFile(BytesIO):
@@ -78,8 +103,13 @@ class CountedFile(BytesIO):
     reads = 0
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Return bytes as any file does; raises `ValueError` beyond `MOST_READS`."""
+        """Return bytes as any file does; raises `ValueError` beyond `MOST_READS`.
+
+        All that is left is read only to inflate it without a limit, which `inflate` has done.
+        """
         self.reads += 1
+        if size is None or size < 0:
+            raise ValueError("the tags that say how it is written are damaged; save it again")
         if self.reads > MOST_READS:
             raise ValueError("it has too many tags, maybe an attack; save the picture alone")
         return super().read(size)

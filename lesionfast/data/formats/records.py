@@ -10,8 +10,8 @@ from decimal import Decimal
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
-from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
+from typing import IO, Any, BinaryIO
+from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 from zlib import error as ZlibError
 
 from lesionfast.errors import LesionfastError, import_extra, list_first
@@ -37,8 +37,13 @@ OF_UTF_8 = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}")  # m
 BLOCK = 2**20  # bytes read together
 DECLARED = re.compile(r"sep=([^\"\r\n])\r?\n?", re.IGNORECASE)  # a first line of Excel
 MOST_CHARACTERS = 2**24  # of a line: a longer one is not from a table
-MOST_UNPACKED = 2**30  # bytes of an Excel file
-MOST_TEXTS = 2**27  # bytes of its texts, which are kept in memory
+MOST_UNPACKED = {  # bytes of an Excel file; its texts are kept in memory, of its sheets a row
+    "texts": 2**27,
+    "sheets": 2**32,
+    "other parts": 2**30,
+}
+MOST_ROW = 2**26  # bytes of a row of a sheet
+ROW_END = re.compile(rb"</(?:\w+:)?row>")
 MOST_TEXT = 2**29  # characters of all rows of a table that is packed
 BATCH = 5_000  # rows of a Parquet file read together
 LOOK = 20  # rows that tell whether a sheet holds a table
@@ -207,15 +212,30 @@ def check_book(path: Path) -> None:
     """Raise `ValueError` or `BadZipFile` for an Excel file that unpacks to gigabytes."""
     with ZipFile(path) as archive:
         members = archive.infolist()
-        texts = sum(one.file_size for one in members if one.filename.endswith("Strings.xml"))
-        if sum(one.file_size for one in members) > MOST_UNPACKED or texts > MOST_TEXTS:
-            raise ValueError(f"it unpacks to more than {MOST_UNPACKED >> 20:,} MB")
+        for part, most in MOST_UNPACKED.items():
+            if sum(one.file_size for one in members if part_of_book(one) == part) > most:
+                raise ValueError(f"its {part} unpack to more than {most >> 20:,} MB")
         if any(one.compress_type not in (ZIP_STORED, ZIP_DEFLATED) for one in members):
             raise ValueError("it is not packed with deflate")
         for one in members:  # the sizes above may lie; then its checksum does not fit
             with archive.open(one) as file:
-                while file.read(BLOCK):
-                    continue
+                read_through(file, part_of_book(one) == "sheets")
+
+
+def part_of_book(member: ZipInfo) -> str:
+    """Return which of `MOST_UNPACKED` a member of an Excel file belongs to."""
+    if member.filename.endswith("Strings.xml"):
+        return "texts"
+    return "sheets" if member.filename.startswith("xl/worksheets/") else "other parts"
+
+
+def read_through(file: IO[bytes], sheet: bool) -> None:
+    """Read a file to its end; `ValueError` for a sheet with a huge row, which is kept."""
+    size = 0
+    while block := file.read(BLOCK):
+        size = 0 if ROW_END.search(block) else size + len(block)
+        if sheet and size > MOST_ROW:
+            raise ValueError(f"a row of it has more than {MOST_ROW >> 20} MB")
 
 
 def unreadable_sheet(path: Path, error: Exception) -> LesionfastError:

@@ -66,8 +66,8 @@ def write_parquet(path, pictures, kind="struct", **options):
     return path
 
 
-def write_zip(path, pictures):
-    with zipfile.ZipFile(path, "w") as archive:
+def write_zip(path, pictures, method=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", method) as archive:
         for name, data in pictures.items():
             archive.writestr(f"sub/{name}.jpg", data)
     return path
@@ -84,12 +84,18 @@ def write_tar(path, pictures):
 
 
 @pytest.fixture(
-    params=["zip", "tar", "opaque", "bytes", "compressed", "varying", "struct", "binary", "large"]
+    params=[
+        *("zip", "bzip2", "lzma", "tar", "opaque", "bytes", "compressed", "varying"),
+        *("struct", "binary", "large"),
+    ]
 )
 def container(request, pictures, tmp_path):
     """A file of each kind that holds the pictures."""
     if request.param == "zip":
         return write_zip(tmp_path / "all.ZIP", pictures)
+    if request.param in ("bzip2", "lzma"):
+        method = zipfile.ZIP_BZIP2 if request.param == "bzip2" else zipfile.ZIP_LZMA
+        return write_zip(tmp_path / "all.ZIP", pictures, method)
     if request.param == "tar":
         return write_tar(tmp_path / "all.tar", pictures)
     if request.param in ("opaque", "bytes", "compressed", "varying"):
@@ -307,11 +313,26 @@ def text_file(folder, name):
     return folder / name
 
 
+def repack(path, method):
+    """Say in a zip file that its members are packed by another method."""
+    data = bytearray(path.read_bytes())
+    for sign, place in ((b"PK\3\4", 8), (b"PK\1\2", 10)):
+        start = -1
+        while (start := data.find(sign, start + 1)) >= 0:
+            data[start + place] = method
+    path.write_bytes(data)
+    return path
+
+
 RAW, GREY = [b"1", b"2"], np.zeros((4, 8, 8), np.uint8)
 BROKEN = {
     "zip cut off": (
         lambda f, p: cut(write_zip(f / "bad.zip", p)),
         "not a complete zip file .*Download it again",
+    ),
+    "zip of Deflate64": (
+        lambda f, p: repack(write_zip(f / "bad.zip", p), 9),
+        "packed with Deflate64. Unpack the file and name the folder",
     ),
     "HDF5 cut off": (
         lambda f, p: cut(write_hdf5(f / "bad.hdf5", p, "opaque")),
@@ -486,3 +507,11 @@ def test_members_whose_names_begin_with_a_dot_and_a_slash_are_ordinary(pictures,
         assert [reader.read(path) for path in listed] == [
             held[name] for name in (names[0], "c.jpg", names[1])
         ]
+
+
+def test_labels_that_are_python_objects_do_not_keep_the_images_of_an_npz_from_being_read(tmp_path):
+    names = np.array(["nevus", "melanoma", "nevus", None] * 100, dtype=object)
+    path = tmp_path / "skin.npz"
+    np.savez_compressed(path, train_images=GREY, names=names)
+    with FileReader() as reader:
+        assert len([reader.read(member) for member in list_members(path)]) == 4

@@ -61,6 +61,7 @@ def ybr(pixels):
 
 KINDS = {
     "RGB": lambda p: write(p),
+    "RGB, deflated": lambda p: write(p, syntax=uid.DeflatedExplicitVRLittleEndian),
     "RGB by planes": lambda p: write(p, data=p.transpose(2, 0, 1).tobytes(), PlanarConfiguration=1),
     "YBR": lambda p: write(ybr(p), "YBR_FULL"),
     "JPEG": lambda p: write(p, "YBR_FULL_422", syntax=uid.JPEGBaseline8Bit, data=as_jpeg(p)),
@@ -203,3 +204,11 @@ def test_age_and_sex_of_dicom_files_are_inputs_where_no_table_has_them(tmp_path)
         "mel40": "male", "mel50": "male", "nv40": "female", "nv50": "female"
     }  # fmt: skip
     assert not {"Doe", "Jane", "SECRET-1"} & set(df.astype(str).to_numpy().ravel())
+
+
+def test_what_a_text_in_a_tag_names_is_not_how_the_file_is_written():
+    pixels = np.full((24, 32, 3), 255, np.uint8)
+    pixels[::2, ::2, 1] = 0xDA  # as scans of a JPEG begin
+    names = f"{uid.JPEGBaseline8Bit} {uid.DeflatedExplicitVRLittleEndian}"
+    data = write(pixels, ImageComments=names)
+    assert (np.asarray(decode(data)) == pixels).all()

@@ -159,12 +159,20 @@ def dicom(tags: bytes = b"", syntax: bytes = b"1.2.840.10008.1.2.1", size: int =
     return start + tags + picture + element(0x7FE0, 0x10, b"OB", bytes(64 * 64))
 
 
-def deflated(size: int) -> bytes:
-    """Return a DICOM file that unpacks to a thousand times as much."""
+def deflated(size: int, part: bytes = b"\0") -> bytes:
+    """Return a DICOM file that unpacks to a thousand times as much, or to many parts."""
     whole = dicom(syntax=b"1.2.840.10008.1.2.1.99")
     packed = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
-    zeros = b"".join(packed.compress(bytes(10**6)) for _ in range(size // 30_000))
-    return whole[: whole.find(struct.pack("<HH", 0x28, 2))] + zeros + packed.flush()
+    number = size // 30_000 if part == b"\0" else 10
+    parts = b"".join(packed.compress(fill(part, 10**6)) for _ in range(number))
+    return whole[: whole.find(struct.pack("<HH", 0x28, 2))] + parts + packed.flush()
+
+
+def folders(size: int) -> bytes:
+    """Return a TIFF whose tags lead to places where thousands of the same tags begin."""
+    lead = struct.pack("<HHLL", 0x14A, 4, 50, 22)
+    places = struct.pack("<50L", *range(300, 900, 12))
+    return b"II*\0" + struct.pack("<LH", 8, 1) + lead + places + fill(b"\xff\x7f", size)
 
 
 def undefined(number: int) -> bytes:
@@ -225,8 +233,12 @@ PICTURES: dict[str, tuple[Callable[[int], bytes], str]] = {  # of a size -> byte
         lambda n: jpeg(exif=b"Exif\0\0" + overlapping_tags(20_000, 3000)),
         "its tags hold",
     ),
-    "JPEG filled": (lambda n: jpeg(b"\xff" * n), "thousands of segments"),
-    "JPEG escapes": (lambda n: jpeg(fill(b"\xff\0", n)), "thousands of segments"),
+    "JPEG filled": (lambda n: jpeg(b"\xff" * n), "64 KB between its segments"),
+    "JPEG of filling alone": (
+        lambda n: PHOTO[: PHOTO.find(b"\xff\xda")] + b"\xff" * n,
+        "64 KB between its segments",
+    ),
+    "JPEG escapes": (lambda n: jpeg(fill(b"\xff\0", n)), "64 KB between its segments"),
     "JPEG tables": (
         lambda n: jpeg(fill(b"\xff\xdb\0\x43\0" + bytes([1] * 64), n)),
         "thousands of segments",
@@ -250,6 +262,7 @@ PICTURES: dict[str, tuple[Callable[[int], bytes], str]] = {  # of a size -> byte
         lambda n: b"II\0*" + overlapping_tags(n)[4:],
         "its tags hold",
     ),
+    "TIFF folders": (folders, " tags, maybe"),
     "TIFF strips": (
         lambda n: tiff((273, 4, fill(struct.pack("<L", 5000), n))),
         "its tag 273 has",
@@ -276,7 +289,12 @@ PICTURES: dict[str, tuple[Callable[[int], bytes], str]] = {  # of a size -> byte
         ),
         "",
     ),
-    "DICOM deflated": (deflated, "its transfer syntax is deflated"),
+    "DICOM deflated": (deflated, "it unpacks to more than 6"),
+    "DICOM deflated, its tags damaged": (
+        lambda n: deflated(n).replace(b"DICM", b"DICM" + struct.pack("<HH2sHL", 2, 1, b"SQ", 0, 0)),
+        "damaged",
+    ),
+    "DICOM tags, deflated": (lambda n: deflated(n, EMPTY_TAG), "it has too many tags"),
     "DICOM tags": (lambda n: dicom(fill(EMPTY_TAG, n)), "it has too many tags"),
     "DICOM sequences": (lambda n: dicom(undefined(n // 20)), "recursion"),
     "DICOM size": (lambda n: dicom(size=65535), "maybe a decompression bomb"),
@@ -413,13 +431,13 @@ def import_parquet() -> tuple[Any, Any]:
     return pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
 
 
-def workbook(path: Path, part: str, text: bytes) -> None:
+def workbook(path: Path, part: str, text: bytes, start: bytes = b"") -> None:
     """Write an Excel file of which one part is a text many times."""
     book = pytest.importorskip("openpyxl").Workbook()
     book.active.append(["image_id", "dx"])
     book.save(path)
     with zipfile.ZipFile(path) as archive:
-        parts = {name: archive.read(name) for name in archive.namelist()} | {part: b"</"}
+        parts = {name: archive.read(name) for name in archive.namelist()} | {part: start + b"</"}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in parts.items():
             with archive.open(name, "w") as file:
@@ -430,8 +448,8 @@ def workbook(path: Path, part: str, text: bytes) -> None:
 
 HELD: dict[str, tuple[Callable[[Path], None], str]] = {  # file: how it is made, why it is refused
     "size.zip": (lambda path: zipped(path, zipfile.ZIP_DEFLATED, 6 * 10**8), "Bad CRC-32"),
-    "bzip2.zip": (lambda path: zipped(path, zipfile.ZIP_BZIP2, 10**7), "packed with bzip2"),
-    "lzma.zip": (lambda path: zipped(path, zipfile.ZIP_LZMA, 10**7), "packed with bzip2"),
+    "bzip2.zip": (lambda path: zipped(path, zipfile.ZIP_BZIP2, 6 * 10**8), "Bad CRC-32"),
+    "lzma.zip": (lambda path: zipped(path, zipfile.ZIP_LZMA, 10**8), "bomb.png"),
     "name.tar": (lambda path: tarred(path, "a" * 10**7, len(PHOTO)), "10,000,000 characters"),
     "negative.tar": (lambda path: tarred(path, "a.jpg", -1024), "tar file"),
     "shape.npz": (lambda path: arrays(path, (10**10, 28, 28, 3)), "is not that large"),
@@ -448,7 +466,13 @@ HELD: dict[str, tuple[Callable[[Path], None], str]] = {  # file: how it is made,
     "labels.parquet": (lambda path: rows_of_one_text(path, 600, True), "MB of text"),
     "texts.xlsx": (
         lambda path: workbook(path, "xl/sharedStrings.xml", b"<si><t>a</t></si>"),
-        "unpacks to more than",
+        "its texts unpack to more than 128 MB",
+    ),
+    "row.xlsx": (
+        lambda path: workbook(
+            path, "xl/worksheets/sheet1.xml", b"<c/>", b"<worksheet><sheetData><row>"
+        ),
+        "a row of it has more than 64 MB",
     ),
 }
 

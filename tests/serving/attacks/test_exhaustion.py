@@ -77,9 +77,7 @@ def test_a_connection_on_which_nothing_comes_is_closed(port, start):
     with clients(port, 3) as opened:
         for client in opened:
             client.sendall(start)
-        began = time.monotonic()
         assert all(map(is_closed, opened))
-    assert time.monotonic() - began < 10
 
 
 def test_a_head_that_comes_byte_by_byte_is_not_waited_for(port):
