@@ -126,16 +126,36 @@ def write_csv(table: "pd.DataFrame", path: Path) -> None:
 
 def write_sheet(path: Path, table: "pd.DataFrame") -> Path:
     """Write a table atomically as CSV for people, whose spreadsheet runs no text as a formula."""
+    report_disarmed(count_disarmed(table), path)
     return write_text(path, csv_text(disarm_texts(table)))
 
 
 def disarm_texts(table: "pd.DataFrame") -> "pd.DataFrame":
-    """Return a table whose texts a spreadsheet does not run as formulas."""
+    """Return a table whose texts and names of columns a spreadsheet does not run as formulas."""
     table = table.copy(deep=False)
     for name in table:
         if table[name].dtype.kind not in "biuf":
             table[name] = table[name].map(disarm)
-    return table
+    return table.rename(columns=disarm)
+
+
+def count_disarmed(table: "pd.DataFrame") -> int:
+    """Return how many texts of a table, names of columns among them, `disarm_texts` changes."""
+    texts = [name for name in table if table[name].dtype.kind not in "biuf"]
+    return sum(
+        isinstance(value, str) and disarm(value) != value
+        for values in (table.columns, *(table[name] for name in texts))
+        for value in values
+    )
+
+
+def report_disarmed(count: int, place: object) -> None:
+    """Say once how many texts of a file were disarmed, if any."""
+    if count:
+        logger.warning(
+            "%s: an apostrophe was put before %d texts that a spreadsheet would run as a formula. "
+            "Remove it where a program reads them", place, count,
+        )  # fmt: skip
 
 
 def disarm(value: Any) -> Any:

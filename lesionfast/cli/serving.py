@@ -76,6 +76,8 @@ p_mel, …        the calibrated probability of each class (of more than 7
                 classes: of the gravest, then the most frequent); empty for
                 an image unlike the training images
 error           why there is no prediction; then the exit code is 2
+In CSV a text or a column that begins like a formula (=, +, -, @) gets an
+apostrophe before it, so that no spreadsheet runs it.
 
 \b
 more with --all

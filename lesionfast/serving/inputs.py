@@ -371,6 +371,11 @@ class MetadataReader:
         types = {learned["name"]: kinds[learned["kind"]] for learned in self.encoder.learned}
         return self.encoder.transform(table.astype(types))
 
+    @property
+    def is_mostly_missing(self) -> bool:
+        """Whether most images lacked some column, so that the model answers unlike in its test."""
+        return any(2 * count > self.images for count in self.missing.values())
+
     @cached_property
     def caution(self) -> str:
         """A caution about predicting without metadata, '' if there is none."""

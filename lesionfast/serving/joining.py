@@ -242,7 +242,9 @@ def read_columns(part: Part) -> list[str]:
     if part.kind == "parquet":
         return open_parquet().read_schema(part.path).names
     with part.path.open(encoding="utf-8", newline="") as file:
-        return next(csv.reader(file)) if part.kind == "csv" else list(parse_json(next(file)))
+        if part.kind == "csv":
+            return list(map(rearm, next(csv.reader(file))))
+        return list(parse_json(next(file)))
 
 
 def open_parquet() -> Any:

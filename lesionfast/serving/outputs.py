@@ -29,6 +29,7 @@ from lesionfast.evaluation.interpretation import records
 from lesionfast.evaluation.isic import COLUMNS, challenge_columns
 from lesionfast.files import (
     check_target,
+    count_disarmed,
     csv_text,
     disarm_texts,
     disk_errors,
@@ -37,6 +38,7 @@ from lesionfast.files import (
     parse_json,
     put_in_place,
     rearm,
+    report_disarmed,
     sha256,
     workspace,
     write_json,
@@ -107,7 +109,8 @@ def predict_to(
                 write_json(note_path(out), note | {FINISHED: describe_part(out, shard, count)})
     predictor.metadata.report()
     limits, classes = predictor.bundle.limits, predictor.bundle.classes
-    count.limits = [*list_misses(limits, classes), *list_limits(limits, classes)]
+    misses = [] if predictor.metadata.is_mostly_missing else list_misses(limits, classes)
+    count.limits = [*misses, *list_limits(limits, classes)]
     return count
 
 
@@ -315,7 +318,8 @@ class TextWriter:
 
     def __init__(self, out: Path | None, kind: str, columns: list[str]) -> None:
         head, self.format = choose_text_format(kind, columns)
-        self.out, self.file = out, sys.stdout
+        self.out, self.file, self.kind = out, sys.stdout, kind
+        self.disarmed = count_disarmed(pd.DataFrame(columns=columns)) if kind == "csv" else 0
         if out is not None:
             how = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
             self.file = open(open_to_append(out), "a", **how)  # noqa: SIM115 (it is closed later)
@@ -327,6 +331,11 @@ class TextWriter:
     def write(self, table: pd.DataFrame) -> None:
         """Write the rows of a table: all of them or, if the disk is full, none."""
         self._put(self.format(table))
+        if self.kind == "csv":  # of a submission only the names of images are texts
+            self.disarmed += count_disarmed(table.set_axis(range(table.shape[1]), axis=1))
+        elif self.kind == "isic":
+            good = table.loc[table["error"] == "", "image"]
+            self.disarmed += count_disarmed(good.map(lambda name: Path(name).stem).to_frame())
 
     def _put(self, text: str) -> None:
         before = self.out.stat().st_size if self.out else 0
@@ -341,6 +350,8 @@ class TextWriter:
 
     def close(self) -> None:
         """Close the file; each row was written to it as it came."""
+        report_disarmed(self.disarmed, self.out or "stdout")
+        self.disarmed = 0
         if self.file is not sys.stdout:
             with suppress(OSError):  # writing has raised for what a full disk did not take
                 self.file.close()

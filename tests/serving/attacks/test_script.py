@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -32,15 +32,23 @@ from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.comparison import compare
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.labelling.exports import write_fiftyone, write_label_studio
-from lesionfast.files import disarm, rearm, write_sheet
+from lesionfast.files import csv_text, disarm, disarm_texts, rearm, write_sheet
 from lesionfast.reporting.errors import draw_confusion
 from lesionfast.reporting.overview import write_report
 from lesionfast.serving.api import Service
 from lesionfast.serving.app import answer_html, build_app, build_server, page_html
 from lesionfast.serving.export import export
+from lesionfast.serving.joining import Part, read_columns
 from lesionfast.serving.labelling.page import build_label_app, item_html, shell_html
-from lesionfast.serving.labelling.queue import Item, Queue
-from lesionfast.serving.outputs import csv_head, predict_inputs, to_csv
+from lesionfast.serving.labelling.queue import Item, Queue, read_list
+from lesionfast.serving.outputs import (
+    TextWriter,
+    csv_head,
+    find_first_row,
+    predict_inputs,
+    read_rows,
+    to_csv,
+)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs a pty and any file name")
 
@@ -312,19 +320,44 @@ def test_a_spreadsheet_runs_no_name_and_a_row_stays_a_row(tmp_path):
         assert header == ["image", "share"] and {row[1] for row in rows} == {"-0.5"}
         assert not [row[0] for row in rows if is_formula(row[0])]
         assert [rearm(row[0]) for row in rows] == names
+    named = pd.DataFrame({name: [1] for name in names[:-2]})
+    for text in (csv_head(named.columns), csv_text(disarm_texts(named))):
+        header = next(csv.reader(io.StringIO(text, newline="")))
+        assert not [*filter(is_formula, header)] and [*map(rearm, header)] == names[:-2]
     assert disarm("-0.5") == "-0.5" and disarm("-") == "-" and disarm("nv") == "nv"
     assert rearm("'tis") == "'tis"
 
 
-def test_predictions_of_such_names_are_gone_on_with(run, work, tmp_path):
-    asked = (run.path, [str(work[0] / "data" / "images")], tmp_path / "p.csv", "csv")
-    predict_inputs(*asked, metadata={})
+def test_predictions_of_such_names_are_gone_on_with(run, work, tmp_path, caplog, monkeypatch):
+    monkeypatch.chdir(work[0] / "data" / "images")
+    asked = (run.path, sorted(os.listdir()), tmp_path / "p.csv", "csv")
+    caplog.clear()
+    predict_inputs(*asked, metadata={}, all_columns=True)
+    [told] = [line for line in caplog.messages if "an apostrophe was put before" in line]
     whole = asked[2].read_bytes()
+    cells = [cell for row in csv.reader(io.StringIO(whole.decode(), newline="")) for cell in row]
+    assert not [*filter(is_formula, cells)]
+    assert f"before {sum(rearm(cell) != cell for cell in cells)} texts" in told
     lines = whole.split(b"\n")
     assert len(lines) == 50  # a head, 48 rows and what follows the last
     asked[2].write_bytes(b"\n".join([*lines[:20], b""]))
-    predict_inputs(*asked, metadata={}, resume=True)
+    predict_inputs(*asked, metadata={}, resume=True, all_columns=True)
     assert asked[2].read_bytes() == whole
+
+
+def test_columns_of_such_names_come_back_as_they_are(tmp_path):
+    """Where predictions are resumed or joined, and a list is labelled."""
+    columns = ["image", '=HYPERLINK("http://e")_at_specificity_90', "error"]
+    out, rows = tmp_path / "p.csv", pd.DataFrame([["a", True, ""], ["=b", False, ""]])
+    with closing(TextWriter(out, "csv", columns)) as writer:
+        writer.write(rows.set_axis(columns, axis=1))
+    assert not is_formula(next(csv.reader(out.open(newline="")))[1])
+    start = find_first_row(out, "csv", columns)
+    assert start and [row[0] for row in read_rows(out, "csv", columns, start)] == ["a", "=b"]
+    assert read_columns(Part(out, {"--format": "csv"}, None)) == columns
+    listed = pd.DataFrame([{"image": "a", "path": "a.jpg", "=site": "=arm"}])
+    [item] = read_list(write_sheet(tmp_path / "next.csv", listed))
+    assert item.row["=site"] == "=arm"
 
 
 def browsed(browser, address: str, act=lambda page: None) -> None:
