@@ -458,9 +458,7 @@ def read_image(path: str, reader: FileReader | None = None) -> Image.Image:
     try:
         return read_picture(path, reader=reader)
     except BadImage as bad:
-        raise LesionfastError(
-            f"{path} can't be read: {bad}. Replace the file, or leave it out with --skip-bad."
-        ) from None
+        raise LesionfastError(f"{path} can't be read: {bad}. Replace the file.") from None
 
 
 def read_picture(

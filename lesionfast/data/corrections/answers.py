@@ -26,7 +26,9 @@ COLUMNS = ("image", "answer", "who", "when", "why")
 REQUIRED = dict.fromkeys(COLUMNS[:2], "")
 RIGHT, UNCLEAR, UNDO, IS, SAME = "right", "unclear", "undo", "is", "same lesion as"
 FORMS = (RIGHT, f"{IS} CLASS", UNCLEAR, f"{SAME} IMAGE", UNDO)
-FORMULA = re.compile(rf"""(^|[,;|])[\s"'{COMPUTED}]*[{COMPUTED}][\s"'{COMPUTED}]*""")
+JOINERS = "\u200c\u200d"  # unseen, and needed within words of Persian and within emoji
+BEFORE = rf"""[\s"'{JOINERS}{COMPUTED}]*"""
+FORMULA = re.compile(rf"(^|[;|]){BEFORE}[{COMPUTED}]{BEFORE}")  # a comma divides no quoted cell
 KIND = re.compile(r"(same\s+lesion\s+as|is)\s+(.+)", re.IGNORECASE | re.DOTALL)
 
 
@@ -145,8 +147,8 @@ class Answers:
 
 def clean(text: str) -> str:
     """Return a text as one line that a terminal shows and a spreadsheet does not compute."""
-    printable = "".join(letter if letter.isprintable() else " " for letter in text)
-    return FORMULA.sub(r"\1 ", " ".join(printable.split())).strip()
+    shown = (one if one.isprintable() or one in JOINERS else " " for one in text)
+    return FORMULA.sub(r"\1 ", " ".join("".join(shown).split())).strip()
 
 
 def can_be_kept(image: str) -> bool:

@@ -5,6 +5,7 @@ import shlex
 from typing import Any
 
 from lesionfast.console import printable
+from lesionfast.data.corrections.answers import clean
 from lesionfast.diagnoses import full_name
 from lesionfast.errors import LesionfastError
 from lesionfast.files import only_writer, parse_json
@@ -109,8 +110,14 @@ def act(queue: Queue, path: str, asked: dict[str, str]) -> str:
 def say(queue: Queue, asked: dict[str, str]) -> str:
     """Keep an answer; return what is said about it."""
     image, text = asked.get("image", ""), asked.get("answer", "")
-    answer = queue.answer(image, text, asked.get("who", ""), asked.get("why", ""))
-    return f"Kept: {answer.image}: {answer.text}."
+    who, why = asked.get("who", ""), asked.get("why", "")
+    answer = queue.answer(image, text, who, why)
+    changed = [
+        f"{name} was changed to “{kept}”."
+        for name, typed, kept in (("Who", who, clean(answer.who)), ("Why", why, clean(answer.why)))
+        if " ".join(typed.split()) != kept
+    ]
+    return " ".join([f"Kept: {answer.image}: {answer.text}.", *changed])
 
 
 def take_back(queue: Queue, asked: dict[str, str]) -> str:

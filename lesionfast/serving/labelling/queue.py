@@ -93,7 +93,7 @@ def read_list(path: Path) -> list[Item]:
     It has the columns image and path, and may have suggested, probability and metadata. Raises
     `LesionfastError` for a list without them, and for an image that occurs twice.
     """
-    table = read_table(path, NEEDED, option="--list").map(rearm)
+    table = read_table(path, NEEDED, option="--list").map(rearm).rename(columns=rearm)
     twice = table.loc[table["image"].duplicated(), "image"]
     if len(twice):
         raise LesionfastError(
@@ -289,6 +289,9 @@ class Queue:
             except Exception:  # one picture must not keep the others from being asked for
                 logger.exception("%s can't be shown", item.path)
                 reasons.append("A part can't be shown; the terminal of this page says why.")
+            if "photo" not in made:  # the others would fail for the same reason
+                reasons.append("Answer unclear to leave the image out.")
+                break
         seen, heat = made.pop("seen", None) or (None, None)
         left_out = tuple(dict.fromkeys(reasons))
         return View(made.get("photo"), seen, heat, made.get("similar"), left_out)

@@ -179,7 +179,7 @@ def remove(data, name):
 @pytest.mark.parametrize(("make", "words"), BROKEN.values(), ids=BROKEN)
 def test_broken_files_are_an_error_with_a_way_on(make, words, tmp_path):
     (tmp_path / "a.dcm").write_bytes(make())
-    with pytest.raises(LesionfastError, match=f"{words}.*leave it out with --skip-bad"):
+    with pytest.raises(LesionfastError, match=f"{words}.*Replace the file"):
         read_image(str(tmp_path / "a.dcm"))
 
 

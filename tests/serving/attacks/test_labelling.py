@@ -278,6 +278,35 @@ def test_who_and_why_break_no_line_and_are_no_formula(port, queue, doubted, text
             assert not [cell for cell in row if re.match(r"""[\s"']*[=+@＝＋－＠-]""", cell)]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "größer als 6 mm, -10 % Pigment",
+        "می\u200cخواهم",
+        "\U0001f468\u200d\U0001f469\u200d\U0001f467",
+        "rand, +2 mm",
+    ],
+)
+def test_what_is_no_formula_is_kept_as_it_was_written(port, queue, doubted, text):
+    status, page = say(port, image=doubted[0].image, answer="right", who="A. B.", why=text)
+    (said,) = read_answers(queue.file).log
+    assert (status, said.why) == (200, text) and "was changed" not in page
+
+
+@pytest.mark.parametrize("text", ["=1+1 mm", "x;=1", "\u200d=1", "a\0b", "a" * 3000])
+def test_the_page_says_that_a_text_was_changed(port, queue, doubted, text):
+    status, page = say(port, image=doubted[0].image, answer="right", who="A. B.", why=text)
+    (said,) = read_answers(queue.file).log
+    assert status == 200 and f"Why was changed to “{said.why}”." in page and "Who was" not in page
+
+
+def test_a_picture_that_can_not_be_read_names_what_helps_on_the_page(run, file, tmp_path):
+    (tmp_path / "a.jpg").write_text("no picture")
+    queue = Queue(run, [Item("a", str(tmp_path / "a.jpg"), "", "", {})], file)
+    reasons = " ".join(queue.view(queue.pending[0]).left_out)
+    assert "Answer unclear to leave the image out." in reasons and "--" not in reasons
+
+
 NAMES = (
     *(
         '=HYPERLINK("http://evil.example","x")',
