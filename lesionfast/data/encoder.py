@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,23 @@ class UnseenValue(BadValue):
     def __init__(self, message: str, value: float | str) -> None:
         super().__init__(message)
         self.value = value
+
+
+class BadMetadata(LesionfastError):
+    """What a person typed that a model does not take.
+
+    It is of `columns` that the model does not have, or the `value` of one that it `learned`.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        columns: Sequence[str] = (),
+        learned: Mapping[str, Any] | None = None,
+        value: Any = None,
+    ) -> None:
+        super().__init__(message)
+        self.columns, self.learned, self.value = columns, learned, value
 
 
 def read_value(name: str, value: Any, learned: Mapping[str, Any] | None = None) -> float | str:
@@ -220,23 +237,25 @@ class MetadataEncoder:
         return pd.DataFrame(columns, df.index)
 
     def check(self, metadata: Mapping[str, Any]) -> None:
-        """Raise `LesionfastError` for what a person has typed that the model does not take.
+        """Raise `BadMetadata` for what a person has typed that the model does not take.
 
         One image of a table may have a value that training never saw; a person who types it has
         made a mistake.
         """
         if unknown := sorted(set(metadata) - set(self.columns)):
             takes = ", ".join(self.columns) or "no metadata"
-            raise LesionfastError(
+            raise BadMetadata(
                 f"the model does not take {', '.join(unknown)}; it takes {takes}. "
-                "Leave it out, or correct the name."
+                "Leave it out, or correct the name.",
+                columns=unknown,
             )
         for learned in self.learned:
             value = metadata.get(learned["name"])
             try:
                 read_value(learned["name"], value, learned)
             except BadValue as bad:
-                raise LesionfastError(f"{bad}.{suggest_value(learned, value)}") from None
+                message = f"{bad}.{suggest_value(learned, value)}"
+                raise BadMetadata(message, learned=learned, value=value) from None
 
     def transform(self, df: pd.DataFrame) -> np.ndarray:
         """Return the rows as float32 of shape (n, width)."""

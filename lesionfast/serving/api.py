@@ -1,6 +1,7 @@
 """Service: one model that answers the page and the HTTP API (POST /predict, GET /model)."""
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ from starlette.requests import ClientDisconnect
 
 from lesionfast.console import printable
 from lesionfast.data.columns.values import is_age
-from lesionfast.data.encoder import BadValue, read_value
+from lesionfast.data.encoder import BadMetadata
 from lesionfast.data.formats.pictures import SUPPORTED, decode, picture_size
 from lesionfast.data.images import fit_square
 from lesionfast.errors import LesionfastError
@@ -31,8 +32,11 @@ from lesionfast.reporting.advice.limits import Limits, find_limits
 from lesionfast.reporting.advice.sentences import malignant_first, refuse, say, translate
 from lesionfast.run import Run
 from lesionfast.serving.bundle import Bundle, flag_column
+from lesionfast.serving.monitoring.log import PredictionLog
 from lesionfast.serving.predictor import Predictor, locate
 from lesionfast.serving.reasons import list_reasons, list_row_limits
+
+logger = logging.getLogger("lesionfast")
 
 NOTE = "Not a medical device: for research, not for diagnosis."
 SIMILAR = 4  # training lesions shown
@@ -60,6 +64,22 @@ class NoImage(Refusal):
 
 class TooSlow(Refusal):
     """An upload that does not end."""
+
+
+class Unlogged(Refusal):
+    """An answer that is not given, as it can't be kept."""
+
+
+class ServedLog(PredictionLog):
+    """A log whose path, and why it can't be written, only the terminal of the page is told."""
+
+    def append(self, *lines: Any) -> None:
+        """Append lines as `PredictionLog`; raises `Unlogged` for a full disk and the like."""
+        try:
+            super().append(*lines)
+        except LesionfastError as error:
+            logger.error("Nothing is predicted until the log can be written: %s", error)
+            raise Unlogged(refuse("log")) from None
 
 
 class Busy(Refusal):
@@ -94,13 +114,15 @@ class Service:
         """Open a model; `stated` are `cost`, `prior` and `log`, as in `Predictor`."""
         self.path = locate(source)
         self.predictor = Predictor(self.path, device=device, **stated)
+        if self.predictor.log:
+            self.predictor.log = ServedLog(**vars(self.predictor.log))
         self.bundle = self.predictor.bundle
         self.is_run = (self.path / "config.json").is_file()
         self.is_as_tested = stated.get("cost") is None and stated.get("prior") is None
         self._lock, self._look = Lock(), Lock()
 
     def row(self, data: bytes, metadata: dict[str, Any]) -> dict[str, Any]:
-        """Return the prediction of the bytes of an image, as `Predictor`.
+        """Return the prediction of the bytes of an image, as `Predictor.predict_one`.
 
         Raises `TooLarge` above 20 MB or 50 megapixels, `NoImage` for bytes that are not an image,
         and `LesionfastError` for metadata that the model does not take.
@@ -109,7 +131,7 @@ class Service:
             check_limits(data)
         self.predictor.check(metadata)
         with self._lock:
-            return self.predictor(data, **metadata)
+            return self.predictor.predict_one(data, **metadata)
 
     @cached_property
     def limits(self) -> Limits | None:
@@ -119,17 +141,9 @@ class Service:
         limits = find_limits(Run(self.path))
         return limits if self.is_as_tested else limits.unmeasured()
 
-    def check_fields(self, metadata: dict[str, Any]) -> None:
-        """Raise `Refusal` for what `Predictor.check` refuses, in the language that is spoken."""
-        encoder = self.bundle.encoder
-        if unknown := sorted(set(metadata) - set(encoder.columns)):
-            raise Refusal(refuse("column", columns=", ".join(unknown)))
-        for learned in encoder.learned:
-            value = metadata.get(learned["name"])
-            try:
-                read_value(learned["name"], value, learned)
-            except BadValue:
-                raise Refusal(refuse_value(learned, value)) from None
+    def measure_limits(self) -> None:
+        """Measure `limits`, which may take seconds, before the first request needs it."""
+        _ = self.limits
 
     def caution(self, row: dict[str, Any]) -> str:
         """Return the caution about a row whose metadata was missing, '' if there is none."""
@@ -141,10 +155,11 @@ class Service:
         Of a picture unlike the training images there is neither. Raises `Refusal`.
         """
         try:
-            self.check_fields(metadata)
             row = self.row(data, metadata)
         except Refusal:
             raise
+        except BadMetadata as error:
+            raise Refusal(refuse_metadata(error)) from None
         except LesionfastError as error:
             raise Refusal(refuse("other", reason=error)) from None
         focus, pictures, left_out = choose_focus(row, self.bundle), {}, []
@@ -234,8 +249,11 @@ def check_limits(data: bytes) -> None:
         raise TooLarge(refuse("megapixels", most=MOST_PIXELS // 10**6))
 
 
-def refuse_value(learned: dict[str, Any], value: Any) -> str:
-    """Return why a value of a metadata column is refused, and what to type."""
+def refuse_metadata(error: BadMetadata) -> str:
+    """Return why metadata is refused, and what to type, in the language that is spoken."""
+    learned, value = error.learned, error.value
+    if learned is None:
+        return refuse("column", columns=", ".join(error.columns))
     if learned["kind"] == "text":
         choices = ", ".join(map(translate, learned["values"]))
         return refuse("choice", column=translate(learned["name"]), value=value, choices=choices)
@@ -301,7 +319,7 @@ class Problem(BaseModel):
     error: str
 
 
-STATUS = {TooSlow: 408, TooLarge: 413, NoImage: 415, Busy: 503}
+STATUS = {TooSlow: 408, TooLarge: 413, NoImage: 415, Unlogged: 500, Busy: 503}
 PROBLEMS = {
     401: {"model": Problem, "description": "no token, or a wrong one, if the page asks for one"},
     403: {"model": Problem, "description": "asked by another site, or under another name"},
@@ -309,6 +327,7 @@ PROBLEMS = {
     413: {"model": Problem, "description": "above 20 MB or 50 megapixels"},
     415: {"model": Problem, "description": "not a picture in a supported format"},
     422: {"model": Problem, "description": "no image, or metadata that the model does not take"},
+    500: {"model": Problem, "description": "the log of predictions can't be written"},
     503: {"model": Problem, "description": "too many images at once; see Retry-After"},
 }
 

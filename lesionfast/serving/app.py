@@ -121,9 +121,9 @@ def serve(
         check_language(lang)
 
     def build() -> ASGIApp:
-        return build_app(
-            Service(source, device, cost=cost, prior=prior, log=log), host, token, lang
-        )
+        service = Service(source, device, cost=cost, prior=prior, log=log)
+        service.measure_limits()
+        return build_app(service, host, token, lang)
 
     serve_page(build, host, port, token)
 

@@ -50,6 +50,7 @@ logger = logging.getLogger("lesionfast")
 
 SCHEMA = 3  # until 2 flags, sets and referral were of uncalibrated probabilities
 FILE, CARD = "model.json", "README.md"
+KEY = "key"  # of `stats.advice`: a column of `assess` that is written nowhere
 WEIGHTS, ONNX, INT8 = "model.safetensors", "model.onnx", "model-int8.onnx"
 FILES = (WEIGHTS, OOD.file, ONNX, INT8)  # all that an export may hold besides model.json and card
 DIGEST = re.compile(r"[0-9a-f]{64}\Z")
@@ -193,10 +194,12 @@ class Bundle:
             )
         if prior is not None:
             clinic = tuple(read_prior(prior, self.classes, self.prevalence).tolist())
-        limits, unchanged = self.limits, (costs, clinic) == (self.costs, self.clinic)
-        if limits and not unchanged:
-            limits = limits.unmeasured()
-        return replace(self, costs=costs, clinic=clinic, limits=limits)
+        unchanged = (costs, clinic) == (self.costs, self.clinic)
+        return replace(self if unchanged else self.unmeasured(), costs=costs, clinic=clinic)
+
+    def unmeasured(self) -> "Bundle":
+        """Return the bundle of a model that answers otherwise than the one that was tested."""
+        return replace(self, limits=self.limits and self.limits.unmeasured())
 
     @property
     def clinic_in_words(self) -> str:
@@ -349,10 +352,10 @@ class Bundle:
 
         The pixels are uint8 (n, size, size, 3) of each look; only the OOD score takes them.
 
-        Columns that people get: advice, a sentence; refer, whether to have the lesion examined;
-        prediction_set, the classes that can't be ruled out (a tuple, most probable first); and
-        p_<class>, calibrated and moved to the clinic's class shares. The others are likely, the
-        most probable class; decision and rule, those of the metrics, of the model's own
+        Columns that people get: advice, a sentence (`KEY` names it); refer, whether to have the
+        lesion examined; prediction_set, the classes that can't be ruled out (a tuple, most probable
+        first); and p_<class>, calibrated and moved to the clinic's class shares. The others are
+        likely, the most probable class; decision and rule, those of the metrics, of the model's own
         probabilities; no_decision (why there is none, else ''); uncalibrated_<class>, the model's
         own probabilities; and as far as the model has them a flag an operating point
         (`flag_column`), outlier_score and outlier. What is unlike the training images has no likely
@@ -402,6 +405,7 @@ class Bundle:
         told = zip(advice.key, classes[advice.likely], sets, strict=True)
         return {
             "advice": [describe_advice(*row, self.classes) for row in told],
+            KEY: advice.key,
             "refer": advice.refer,
             "prediction_set": sets,
             **dict(zip(probability_columns(classes), given.T.astype(np.float32), strict=True)),
@@ -414,10 +418,11 @@ class Bundle:
 
     @property
     def columns(self) -> list[str]:
-        """The columns of `assess`."""
+        """The columns of `assess` that files have."""
         k, width = len(self.classes), self.ood.width if self.ood else 0
         pixels = [np.zeros((1, size, size, 3), np.uint8) for size, _ in self.looks]
-        return list(self.assess(np.full((1, k), 1 / k), np.ones((1, width)), pixels))
+        found = self.assess(np.full((1, k), 1 / k), np.ones((1, width)), pixels)
+        return [name for name in found if name != KEY]
 
     @property
     def main_columns(self) -> list[str]:

@@ -400,7 +400,7 @@ def write_int8(run: Run, bundle: Bundle, source: Path, to: Path) -> dict[str, An
             nodes_to_exclude=[node.name for node in nodes if node.op_type in EXACT],
         )
     change = measure_int8(run, bundle, source, to)
-    add_description(to, bundle, int8=change)
+    add_description(to, bundle.unmeasured(), int8=change)  # the counts are of the float model
     before, after = (change[name]["balanced_accuracy"] for name in ("float32", "int8"))
     logger.log(
         logging.WARNING if before - after > LOSS_TO_WARN else logging.INFO,

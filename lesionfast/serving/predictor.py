@@ -23,7 +23,7 @@ from lesionfast.evaluation.comparison import without_metadata
 from lesionfast.evaluation.features import read_features
 from lesionfast.evaluation.interpretation import Interpretation, records
 from lesionfast.run import Run
-from lesionfast.serving.bundle import FILE, ONNX, WEIGHTS, Bundle
+from lesionfast.serving.bundle import FILE, KEY, ONNX, WEIGHTS, Bundle
 from lesionfast.serving.inputs import Item, MetadataReader, find_patient
 from lesionfast.serving.monitoring.log import PredictionLog, check_log, hash_input
 from lesionfast.stats.advice.costs import Costs
@@ -88,6 +88,8 @@ class Predictor:
         bundle, self.engine, self.weights = open_model(source, views, device)
         self.bundle = bundle.restated(cost, prior)
         self.views = self.bundle.model["tta"] if views is None else views
+        if self.views != self.bundle.model["tta"]:
+            self.bundle = self.bundle.unmeasured()
         folder = self.weights.parent
         run = Run(folder) if (folder / "config.json").is_file() else None
         self.metadata = MetadataReader(
@@ -106,6 +108,11 @@ class Predictor:
         known of the person, such as age=55, sex="female"; a DICOM file may know it too. Raises
         `LesionfastError` for an image that can't be read, and for metadata that `check` refuses.
         """
+        row = self.predict_one(image, **metadata)
+        return {name: value for name, value in row.items() if name != KEY}
+
+    def predict_one(self, image: Picture, **metadata: Any) -> dict[str, Any]:
+        """Return what a call does, and as `KEY` that of `stats.advice`, which no file has."""
         self.check(metadata)
         try:
             with FileReader() as reader:
@@ -117,7 +124,8 @@ class Predictor:
             self.metadata.warn()
         except BadImage as bad:
             raise LesionfastError(f"the image can't be predicted: {bad}.") from None
-        row = self._predict_chunk([Item("", None)], [Prepared(pixels, values, key)])
+        columns = [*self.columns, KEY]
+        row = self._predict_chunk([Item("", None)], [Prepared(pixels, values, key)], columns)
         return records(row.drop(columns=["image", "error"]))[0]
 
     def check(self, metadata: dict[str, Any]) -> None:
@@ -248,11 +256,14 @@ class Predictor:
         except Exception:  # decoding says what is wrong with it
             return ""
 
-    def _predict_chunk(self, items: list[Item], prepared: list["Prepared"]) -> pd.DataFrame:
+    def _predict_chunk(
+        self, items: list[Item], prepared: list["Prepared"], columns: list[str] | None = None
+    ) -> pd.DataFrame:
         """Return the rows of images, of which some are only a reason why there is none."""
+        columns = columns or self.columns
         errors = [image.error for image in prepared]
         good = [i for i, error in enumerate(errors) if not error]
-        rows = pd.DataFrame(columns=self.columns, index=range(len(items)), dtype=object)
+        rows = pd.DataFrame(columns=columns, index=range(len(items)), dtype=object)
         answers: dict[int, dict[str, Any]] = {}
         if good:
             looks = zip(*(prepared[i].pixels for i in good), strict=True)
@@ -272,7 +283,7 @@ class Predictor:
         if self.log:
             about = [(image.key, image.metadata) for image in prepared]
             self.log.append(*zip(*about, strict=True), list(map(answers.get, range(len(items)))))
-        return rows.assign(error=errors, image=[item.name for item in items])[self.columns]
+        return rows.assign(error=errors, image=[item.name for item in items])[columns]
 
 
 @dataclass

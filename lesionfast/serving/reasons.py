@@ -15,8 +15,8 @@ from lesionfast.reporting.advice.sentences import (
     word,
 )
 from lesionfast.reporting.images import rounded_percent
-from lesionfast.serving.bundle import Bundle, flag_column
-from lesionfast.stats.advice.advice import BENIGN, SEVERAL, UNLIKELY, kinds_of_lesion
+from lesionfast.serving.bundle import KEY, Bundle, flag_column
+from lesionfast.stats.advice.advice import kinds_of_lesion
 
 
 def list_reasons(bundle: Bundle, row: dict[str, Any]) -> list[str]:
@@ -40,20 +40,13 @@ def list_rest(bundle: Bundle) -> list[str]:
     return [say("reason.rest", rest=f"{100 * (1 - bundle.conformal.coverage):.0f}")]
 
 
-def find_key(bundle: Bundle, row: dict[str, Any]) -> str:
-    """Return the key of `stats.advice` for a row that has no lesion examined; '' for another."""
-    left, malignant = row["prediction_set"], bundle.classes.malignant
-    if row["refer"] or not malignant:
-        return ""
-    return UNLIKELY if set(left) & set(malignant) else SEVERAL if len(left) > 1 else BENIGN
-
-
 def list_row_limits(limits: Limits | None, bundle: Bundle, row: dict[str, Any]) -> list[str]:
     """Return when not to rely on the answer of a row, a short sentence each.
 
-    First how often cancers of the test got the same answer, if it reassures.
+    First how often cancers of the test got the same answer, if it reassures, and if all of the
+    metadata is known: without some the model answers otherwise than in the test.
     """
-    misses = list_misses(limits, bundle.classes, find_key(bundle, row))
+    misses = [] if row["not_known"] else list_misses(limits, bundle.classes, row[KEY])
     return [*misses, *list_limits(limits, bundle.classes)]
 
 

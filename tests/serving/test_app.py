@@ -18,10 +18,12 @@ import numpy as np
 import pytest
 from markupsafe import Markup
 from PIL import Image
+from starlette.testclient import TestClient
 
 from lesionfast.errors import LesionfastError
-from lesionfast.reporting.advice.limits import find_limits
+from lesionfast.reporting.advice.limits import find_limits, list_misses
 from lesionfast.reporting.advice.sentences import read_language, speaking
+from lesionfast.serving import app
 from lesionfast.serving.api import (
     MOST_BYTES,
     NoImage,
@@ -31,7 +33,9 @@ from lesionfast.serving.api import (
     check_limits,
     to_prediction,
 )
-from lesionfast.serving.app import answer_html, listen
+from lesionfast.serving.app import answer_html, build_app, listen
+from lesionfast.serving.predictor import Predictor
+from lesionfast.serving.reasons import list_row_limits
 from lesionfast.stats.advice.costs import Costs
 
 WIDE, PHONE = {"width": 1280, "height": 1000}, {"width": 375, "height": 800}
@@ -145,7 +149,7 @@ def test_an_image_gets_its_answer(page, photos, trained):
     for words in (
         "mel (melanoma)",
         "Probabilities: melanoma ",
-        "the right answer is not among those named so",
+        "the right class is not among those named",
     ):
         assert words in text
     for words in (
@@ -533,6 +537,49 @@ def test_an_answer_says_when_not_to_rely_on_it(trained, exported, photos, tmp_pa
     service.bundle = service.predictor.bundle = old
     [classes] = to_prediction(service, service.row(data, {})).limits
     assert classes.startswith("The model knows only these 7 kinds")
+
+
+def test_no_count_of_the_test_is_told_of_another_answer(trained, exported, photos):
+    service, data = Service(exported), Path(photos[0]).read_bytes()
+    row = service.row(data, {"age": "55", "sex": "female"}) | {"key": "benign"}
+    counted = list_misses(service.limits, service.bundle.classes, "benign")
+    told = list_row_limits(service.limits, service.bundle, row)
+    assert counted and told[: len(counted)] == counted
+    for missing in (("age",), ("age", "sex")):
+        found = list_row_limits(service.limits, service.bundle, row | {"not_known": missing})
+        assert not set(counted) & set(found)
+    own = Predictor(exported)
+    assert own.bundle.limits.answers and Predictor(exported, views=own.views).bundle.limits.answers
+    assert Predictor(exported, views=own.views + 1).bundle.limits.answers == {}
+
+
+def test_the_limits_of_a_run_are_measured_before_the_first_request(trained, monkeypatch):
+    built = []
+
+    def build(service, *_):
+        built.append("limits" in vars(service))
+
+    monkeypatch.setattr(app, "serve_page", lambda build, *_: build())
+    monkeypatch.setattr(app, "build_app", build)
+    app.serve(trained.path)
+    assert built == [True]
+
+
+def test_a_log_that_can_not_be_written_is_told_without_its_path(exported, photos, tmp_path, caplog):
+    log = tmp_path / "secret" / "log.jsonl"
+    service = Service(exported, log=log)
+    log.unlink()
+    log.mkdir()
+    data = Path(photos[0]).read_bytes()
+    client = TestClient(build_app(service), base_url="http://localhost")
+    for path, language, words in (
+        ("/predict", "de", "the log of predictions can't be written, so nothing was predicted"),
+        ("/answer", "de", "Das Protokoll der Vorhersagen lässt sich nicht schreiben"),
+    ):
+        caplog.clear()
+        found = client.post(path, files={"image": data}, headers={"Accept-Language": language})
+        assert found.status_code == 500 and found.json()["error"].startswith(words)
+        assert "secret" not in found.text and str(log) in caplog.text
 
 
 def html_of(text: str) -> str:

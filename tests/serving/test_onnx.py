@@ -141,6 +141,7 @@ def test_eight_bits_are_a_smaller_file_whose_change_is_told(folder, trained, pho
     whole, small = folder / "model.onnx", folder / INT8
     assert small.stat().st_size < 0.5 * whole.stat().st_size
     told = OnnxEngine(small).description["int8"]
+    assert OnnxEngine(small).description["limits"]["answers"] == {}  # the counts are of float32
     assert told["images"] == len(photos) and set(told["int8"]) == set(told["float32"])
     assert f"in 8-bit numbers {told['int8']['balanced_accuracy']:.3f}" in (
         folder / "README.md"

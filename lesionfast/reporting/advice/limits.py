@@ -20,6 +20,7 @@ from lesionfast.reporting.advice.sentences import (
 from lesionfast.run import Run
 from lesionfast.stats.advice.advice import REASSURING
 from lesionfast.stats.advice.limits import ANY, SITE, Count, count_answers, count_few
+from lesionfast.stats.metrics import ALL
 from lesionfast.stats.subgroups import COLUMNS, group_labels
 
 LIGHT, DRAWN, UNRECORDED = "light", "drawn", "unrecorded"  # skin in the pictures of the training
@@ -135,11 +136,13 @@ def list_few(limits: Limits, classes: Classes) -> list[str]:
     people = [
         f"{name_group(column, group)} ({of}: {count})"
         for column, groups in limits.few.items()
-        if column != SITE
+        if column not in (ALL, SITE)
         for group, count in groups.items()
     ]
     sites = [translate(site) for site in limits.few.get(SITE, {})]
-    words = [say("limits.few", groups=join_words(people))] if people else []
+    all_ = limits.few.get(ALL, {})
+    words = [say("limits.few_in_all", of=of, n=all_[ALL])] if all_ else []
+    words += [say("limits.few", groups=join_words(people))] if people else []
     return [*words, *([say("limits.sites", of=of, sites=join_words(sites))] if sites else [])]
 
 

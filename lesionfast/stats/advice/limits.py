@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from lesionfast.stats.advice.advice import REASSURING, kinds_of_lesion
 from lesionfast.stats.bootstrap import Found, resampled, share_interval
-from lesionfast.stats.metrics import ratio
+from lesionfast.stats.metrics import ALL, ratio
 from lesionfast.stats.subgroups import BAND_NAMES, FEWEST, UNKNOWN, Labels, count_lesions
 
 ANY = "any"  # of the reassuring answers
@@ -60,12 +60,16 @@ def count_few(positive: np.ndarray, lesions: np.ndarray, groups: Labels) -> dict
     """Return the groups of which too few positive lesions were tested, by column: {group: lesions}.
 
     Of people (age, sex) these are groups with fewer than 20 such lesions, age bands without any
-    image among them; of sites, which are many, those with at most one.
+    image among them; of sites, which are many, those with at most one. Where that is every group of
+    a column, the test itself is too small: the column is left out, and `ALL` has all such lesions.
     """
-    few = {}
+    few: dict[str, dict] = {}
     for column, labels in groups.items():
         names = sorted(set(labels) | set(BAND_NAMES if column == "age" else ()))
         counts = {n: count_lesions(lesions, positive & (labels == n)) for n in names}
         most = MOST_OF_A_SITE if column == SITE else FEWEST - 1
-        few[column] = {n: c for n, c in counts.items() if c <= most and n != UNKNOWN}
+        if all(count <= most for count in counts.values()):
+            few[ALL] = {ALL: count_lesions(lesions, positive)}
+        else:
+            few[column] = {n: c for n, c in counts.items() if c <= most and n != UNKNOWN}
     return {column: counts for column, counts in few.items() if counts}

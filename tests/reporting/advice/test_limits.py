@@ -17,7 +17,7 @@ from lesionfast.reporting.advice.limits import (
     list_misses,
     measure_limits,
 )
-from lesionfast.reporting.advice.sentences import speaking
+from lesionfast.reporting.advice.sentences import say, speaking
 from lesionfast.stats.advice.advice import BENIGN, EXAMINE, NO_DECISION, SEVERAL, UNLIKELY
 from lesionfast.stats.advice.limits import ANY, count_answers, count_few
 
@@ -81,6 +81,29 @@ def test_groups_with_few_melanomas_are_named():
         and "light skin. On dark skin have a lesion examined, whatever the answer." in words
     )
     assert "only these 7 kinds of lesion: actinic keratosis, basal cell carcinoma," in words
+
+
+def test_a_small_test_is_said_once_and_cancels_no_answer():
+    positive, lesions = np.arange(200) < 12, np.arange(200)
+    groups = {
+        "sex": np.array(["female", "male"] * 100, object),
+        "age": np.array(["<40", "40-59", "60+", "60+"] * 50, object),
+        "localization": np.array(["back", "ear"] * 100, object),
+    }
+    few = count_few(positive, lesions, groups)
+    assert few == {"all": {"all": 12}}
+    words = list_limits(Limits("light", 200, {}, few), HAM)
+    assert words[-1] == "The test had very few melanomas (12): too few to rely on the model."
+    assert not re.search("women|men |people", " ".join(words))
+    unknown = {"sex": np.array(["female"] * 5 + ["unknown"] * 195, object)}  # it is not small
+    assert count_few(np.ones(200, bool), lesions, unknown) == {"sex": {"female": 5}}
+
+
+def test_what_is_missing_agrees_in_number():
+    for language in ("en", "de"):
+        with speaking(language):
+            words = say("page.favours", columns="age, sex")
+            assert "(age, sex)" in words and "sex is" not in words and "Fehlt " not in words
 
 
 def test_the_limits_of_a_run_are_of_its_test_and_survive_json(findings):
