@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,6 +15,38 @@ from urllib.parse import urlsplit
 import pytest
 
 PAGE = 1024  # bytes of a kB, as /proc counts
+
+
+def read_status(process: int | str, name: str) -> int:
+    """Return bytes of memory of a process: "VmRSS" now, "VmHWM" the most since `forget_peak`."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * PAGE for line in lines if line.startswith(f"{name}:"))
+
+
+def forget_peak(process: int | str) -> None:
+    """Begin to measure the most memory of a process anew."""
+    Path(f"/proc/{process}/clear_refs").write_text("5")
+
+
+@contextmanager
+def use_at_most(most: int) -> Iterator[None]:
+    """Assert that what is done inside adds at most so many bytes, at any time, to this process.
+
+    The peak that `getrusage` knows is that of all tests before; this one begins anew.
+    """
+    if not Path("/proc/self/clear_refs").exists():  # memory is seen on Linux only
+        yield
+        return
+    forget_peak("self")
+    before = read_status("self", "VmRSS")
+    yield
+    assert read_status("self", "VmHWM") - before < most
+
+
+@pytest.fixture(scope="session")
+def memory() -> Callable[[int], AbstractContextManager[None]]:
+    """A function: what is done `with memory(most)` adds at most so many bytes."""
+    return use_at_most
 
 
 @dataclass
@@ -43,12 +76,11 @@ class Server:
 
     def read_status(self, name: str) -> int:
         """Return bytes of memory: "VmRSS" now, "VmHWM" the most since `forget_peak`."""
-        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) * PAGE for line in lines if line.startswith(f"{name}:"))
+        return read_status(self.process.pid, name)
 
     def forget_peak(self) -> None:
         """Begin to measure the most memory anew."""
-        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+        forget_peak(self.process.pid)
 
     @property
     def descriptors(self) -> int:

@@ -17,14 +17,15 @@ EXCEPTIONS = {("lesionfast/models/weights.py", "pickle")}  # the name of an erro
 RUNS_TEXT = {"eval", "exec", "compile", "__import__"}
 CALLS = {  # what a call has to say, or may not say, by the end of its name
     "torch.load": ("weights_only", True),
-    "np.load": ("allow_pickle", False),
-    "np.lib.format.read_array": ("allow_pickle", False),
+    "numpy.load": ("allow_pickle", False),
+    "numpy.lib.format.read_array": ("allow_pickle", False),
 }
+USUAL = {"np": {"numpy"}, "pd": {"pandas"}}  # what a name stands for, imported or not
 NEVER = {  # ends of names that are not called at all
     *("os.system", "os.popen", "read_pickle", "to_pickle", "joblib.load", "load_learner"),
     *("torch.hub.load", "yaml.load", "yaml.unsafe_load", "getoutput", "getstatusoutput"),
-    *("np.fromregex", "load_model_from_pickle", "tarfile.extractall", "tar.extractall"),
-    *("archive.extractall", "torch.jit.load", "torch.package.PackageImporter", "mktemp"),
+    *("numpy.fromregex", "load_model_from_pickle", "extractall", "pandas.eval"),
+    *("torch.jit.load", "torch.package.PackageImporter", "mktemp"),
 }
 IMPORTS_BY_NAME = {  # where a module is imported by a name, and where that comes from
     "lesionfast/__init__.py": "the public names",
@@ -36,11 +37,29 @@ IMPORTS_BY_NAME = {  # where a module is imported by a name, and where that come
 }
 
 
+def meanings(tree: ast.AST) -> dict[str, set[str]]:
+    """What each imported name stands for: `g` after `from subprocess import getoutput as g`."""
+    found = {name: set(values) for name, values in USUAL.items()}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            pairs = [(one.asname, one.name) for one in node.names if one.asname]
+        elif isinstance(node, ast.ImportFrom):
+            pairs = [(one.asname or one.name, f"{node.module}.{one.name}") for one in node.names]
+        else:
+            continue
+        for name, meaning in pairs:
+            found.setdefault(name, set()).add(meaning)
+    return found
+
+
 def calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
-    """Every call, by the name that is called, as far as it is one."""
+    """Every call, by what is called in full: `numpy.load` of `np.load`, as far as it has a name."""
+    names = meanings(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
-            yield ast.unparse(node.func), node
+            first, dot, rest = ast.unparse(node.func).partition(".")
+            for meaning in sorted(names.get(first, {first})):
+                yield f"{meaning}{dot}{rest}".removeprefix("builtins."), node
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
@@ -64,10 +83,12 @@ def find_harm(path: str, text: str) -> list[str]:
     for name, call in calls(tree):
         given = {word.arg: word.value for word in call.keywords}
         values = {key: getattr(value, "value", "?") for key, value in given.items()}
-        if name in RUNS_TEXT or any(ends_with(name, end) for end in NEVER):
+        runs = name in RUNS_TEXT or (ends_with(name, "eval") and (call.args or given))
+        if runs or any(ends_with(name, end) for end in NEVER):
             harm.append(f"calls {name}")
         for end, (word, right) in CALLS.items():
-            if ends_with(name, end) and values.get(word) is not right:
+            other = name.startswith("safetensors.")  # which has no pickles
+            if ends_with(name, end) and not other and values.get(word) is not right:
                 harm.append(f"calls {name} without {word}={right}")
         if values.get("shell", False) is not False or values.get("trust_remote_code", False):
             harm.append(f"calls {name} with a shell or with foreign code")
@@ -96,6 +117,43 @@ def test_no_code_runs_text_unpickles_or_starts_a_shell(file):
 )
 def test_the_walk_sees_what_may_not_be(text):
     assert find_harm("lesionfast/any.py", text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("opened.extractall(y)", "tarfile.open(x).extractall(y)", "self.tar.extractall()"),
+        "import numpy; numpy.load(x, allow_pickle=True)",
+        *("import numpy as n; n.load(x)", "from numpy import load as l; l(x)"),
+        "from numpy.lib import format as npy; npy.read_array(x)",
+        *("from torch import load; load(x)", "import torch as t; t.load(x)"),
+        *("from torch import hub; hub.load(x)", "import torch.hub as h; h.load(x)"),
+        "def f():\n    from torch import load\n    return load(x)",
+        *("from subprocess import getoutput as g; g(x)", "import subprocess as s; s.getoutput(x)"),
+        *("from os import system; system(x)", "import os as o; o.popen(x)"),
+        "from subprocess import run as r; r(x, shell=True)",
+        *("import builtins; builtins.exec(x)", "import builtins as b; b.eval(x)"),
+        "from builtins import exec as e; e(x)",
+        *("pandas.eval(x)", "import pandas as pd; pd.eval(x)", "df.eval('a = b')"),
+        *("from pandas import read_pickle as r; r(x)", "from joblib import load; load(x)"),
+        "from importlib import import_module as i; i(x)",
+        "from safetensors.torch import load; from torch import load; load(x)",
+    ],
+)
+def test_the_walk_sees_it_in_another_spelling(text):
+    assert find_harm("lesionfast/any.py", text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("model.eval()", "re.compile(x)", "import numpy; numpy.load(x, allow_pickle=False)"),
+        *("from torch import load; load(x, weights_only=True)", "run(x)", "load(x)"),
+        *("from safetensors.torch import load; load(x)", "import json; json.loads(x)"),
+    ],
+)
+def test_the_walk_sees_no_harm_where_there_is_none(text):
+    assert find_harm("lesionfast/any.py", text) == []
 
 
 def test_bad_habits_are_looked_for_and_each_exception_has_its_reason():
