@@ -423,7 +423,7 @@ def learn_numbers(name: str, numbers: np.ndarray) -> dict[str, Any]:
         "name": name,
         "kind": "number",
         "mean": mean,
-        "scale": scale if scale > CONSTANT * abs(mean) else 1.0,
+        "scale": scale if scale > CONSTANT * abs(mean) else max(1.0, CONSTANT * abs(mean)),
         "low": float(numbers.min()),
         "high": float(numbers.max()),
     }

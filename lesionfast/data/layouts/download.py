@@ -3,7 +3,6 @@
 import hashlib
 import http
 import http.client
-import json
 import logging
 import re
 import urllib.error
@@ -16,7 +15,7 @@ from urllib.parse import quote
 
 from lesionfast.cache import check_room
 from lesionfast.errors import LesionfastError, did_you_mean, pluralize
-from lesionfast.files import disk_errors
+from lesionfast.files import MOST_JSON, disk_errors, parse_json
 
 logger = logging.getLogger("lesionfast")
 
@@ -97,7 +96,7 @@ def list_files(public: Public, server: str) -> list[RemoteFile]:
     by_hand = f"Download the files by hand: https://doi.org/{public.persistent_id[4:]}"
     try:
         with urllib.request.urlopen(ask(url), timeout=SECONDS) as answer:  # noqa: S310 - see `ask`
-            entries = json.load(answer)["data"]
+            entries = parse_json(answer.read(MOST_JSON))["data"]
         files = [read_entry(entry, server) for entry in entries]
     except NETWORK as error:
         reason = getattr(error, "reason", None) or error

@@ -19,7 +19,15 @@ from filelock import FileLock, Timeout
 from lesionfast.config import TrainConfig
 from lesionfast.data.split import format_split, load_dataset, write_split
 from lesionfast.errors import LesionfastError, TrainingInterrupted
-from lesionfast.files import REASONS, error_number, read_json, write_json, write_text
+from lesionfast.files import (
+    REASONS,
+    damage_explained,
+    error_number,
+    read_json,
+    read_small_text,
+    write_json,
+    write_text,
+)
 from lesionfast.run import FEATURES, Run
 from lesionfast.training.callbacks.schedule import current_phase
 from lesionfast.training.callbacks.tracking import history_columns
@@ -68,7 +76,8 @@ class Search:
                 f"{path} keeps its trials in {began or 'its own folder'}. "
                 f"{f'Type --storage {began}.' if began else 'Leave --storage out.'}"
             )
-        self.settings = Settings.from_json((self.path / SETTINGS).read_text(encoding="utf-8"))
+        with damage_explained(self.path / SETTINGS, advice):
+            self.settings = Settings.from_json(read_small_text(self.path / SETTINGS))
         self.load = SharedData(self.path / SPLIT)
         self.study = self.open_study()
 

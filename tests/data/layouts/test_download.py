@@ -131,6 +131,7 @@ def test_names_that_lead_out_of_the_folder_are_refused(server, tmp_path):
     [
         (lambda server: setattr(server, "listing", lambda: b"<html>"), "can't be read"),
         (lambda server: setattr(server, "listing", lambda: b'{"data": [{}]}'), "can't be read"),
+        (lambda server: setattr(server, "listing", lambda: b"[" * 100_000), "nested too deep"),
         (lambda server: setattr(server, "files", {"a.txt": b""}), "none of them is named like"),
         (lambda server: server.server_close(), "can't be reached"),
     ],

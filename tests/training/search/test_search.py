@@ -394,6 +394,15 @@ def test_passwords_are_hidden() -> None:
     assert hide_password(None) is None
 
 
+@pytest.mark.parametrize("text", [None, "{}", "[]", '{"base": 7, "space": {}}', "{"])
+def test_settings_of_a_wrong_form_are_a_sentence(tmp_path, text):
+    (tmp_path / "place.json").write_text('{"name": "x", "storage": null}')
+    if text is not None:
+        (tmp_path / "search.json").write_text(text)
+    with pytest.raises(LesionfastError, match=r"search\.json is .*Copy the whole folder"):
+        Search(tmp_path)
+
+
 @pytest.mark.parametrize("text", ["{}", "[]", '{"name": 7, "storage": null}', '{"name": "x"}', "{"])
 def test_a_place_of_a_wrong_form_is_a_sentence(tmp_path, text):
     (tmp_path / "place.json").write_text(text)
