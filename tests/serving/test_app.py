@@ -606,7 +606,7 @@ def test_a_model_of_old_says_what_missing_metadata_does(
     service, data = Service(folder), Path(photos[0]).read_bytes()
     words = "he model was trained without --metadata-dropout, so a missing age or sex may favour"
     assert words in to_prediction(service, service.row(data, {})).caution
-    plain = "when age, sex is missing, it may favour one class"
+    plain = "where some is missing (age, sex), it may favour one class"
     assert plain in answer_html(service, data, {})
     assert plain not in answer_html(service, data, {"age": "50", "sex": "male"})
 

@@ -269,3 +269,14 @@ def test_errors_and_help_name_every_kind_of_file_that_is_read():
         assert not [kind.kind for kind in CONTAINERS.values() if kind.kind not in text], text
     with pytest.raises(LesionfastError, match="zip, tar, HDF5"):
         find_items(["gone"])
+
+
+def test_images_that_mostly_lack_metadata_are_unlike_those_of_the_test(reader):
+    whole = TRAIN.iloc[0].to_dict()
+    for _ in range(3):
+        reader.read(whole)
+    reader.read({})
+    assert reader.missing and not reader.is_mostly_missing
+    for _ in range(3):
+        reader.read({})
+    assert reader.is_mostly_missing
