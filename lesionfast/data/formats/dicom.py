@@ -17,7 +17,8 @@ from lesionfast.errors import import_extra
 DICOM_SUFFIXES = (".dcm", ".dicom")
 MOST_READS = 100_000  # of a file: a tag takes a few
 MOST_INFLATED = 2**28  # bytes of a file that is deflated as a whole
-MOST_RATIO, SPARE = 20, 2**26  # by which it grows, beside bytes that harm nobody
+BLOCK, STEP = 2**16, 2**20  # bytes that are unpacked, and come of it, together
+MOST_RATIO, SPARE = 5, 2**26  # by which it grows, beside bytes that harm nobody
 DEFLATED, EXPLICIT = b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.1"  # transfer syntaxes
 OLDEST = 120  # years; more is a code for unknown
 DAYS = {"D": 1.0, "W": 7.0, "M": 365.25 / 12, "Y": 365.25}  # in a unit of PatientAge
@@ -86,14 +87,19 @@ def inflate(data: bytes) -> bytes:
     meta = data[:end]
     if DEFLATED not in meta or end == len(data):
         return data
+    left = most = min(MOST_INFLATED, SPARE + MOST_RATIO * len(data))
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
-    most = min(MOST_INFLATED, SPARE + MOST_RATIO * len(data))
-    whole = stream.decompress(memoryview(data)[end:], most)
-    if stream.unconsumed_tail and stream.decompress(stream.unconsumed_tail, 1):
+    for start in range(end, len(data), BLOCK):
+        block = data[start : start + BLOCK]
+        while block and left >= 0:  # a part at a time, of which none is kept
+            left -= len(stream.decompress(block, STEP))
+            block = stream.unconsumed_tail
+    if left < 0:
         raise ValueError(
             f"it unpacks to more than {most >> 20} MB, maybe a decompression bomb; save it as "
             "plain DICOM"
         )
+    whole = zlib.decompressobj(-zlib.MAX_WBITS).decompress(memoryview(data)[end:])
     return meta.replace(DEFLATED, EXPLICIT.ljust(len(DEFLATED), b"\0")) + whole
 
 
