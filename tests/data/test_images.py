@@ -440,4 +440,4 @@ def test_each_kind_of_damage_is_named_with_its_reason(tmp_path):
     for name, reason in broken_files(tmp_path).items():
         with pytest.raises(LesionfastError, match=reason) as caught:
             read_image(str(tmp_path / name))
-        assert name in str(caught.value) and "--skip-bad" in str(caught.value)
+        assert name in str(caught.value) and "Replace the file." in str(caught.value)

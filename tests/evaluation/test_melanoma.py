@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from lesionfast.data.encoder import MetadataEncoder
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.comparison import Comparison
 from lesionfast.evaluation.decisions import Decisions, choose_rule
@@ -63,9 +64,8 @@ def test_the_weight_is_kept_and_decides_everywhere(run):
         kept = again.metrics[read.split]["rules"]
         assert kept == read.metrics["rules"] and set(kept) == {"argmax", "balanced", read.rule}
         assert kept[read.rule]["mel_sensitivity"] == melanoma_sensitivity(read)
-    bundle = Bundle(
-        **dict.fromkeys(("name", "image_column", "precision", "encoder")), model=again.model
-    )
+    given = dict.fromkeys(("name", "image_column", "precision"))
+    bundle = Bundle(**given, encoder=MetadataEncoder([]).fit(test.rows), model=again.model)
     row = bundle.assess(test.probabilities, np.empty((len(test.rows), 0)), [])
     assert row["decision"].tolist() == test.rows["decision"].tolist()
     assert set(row["rule"]) == {test.rule}

@@ -86,14 +86,16 @@ def test_each_file_has_its_answer_or_its_error(table, name):
     row, expected = table.loc[name], FILES[name][1]
     if expected is None:
         assert row["error"] == "" and (row["decision"] or row["no_decision"])
-        assert sum(row[c] for c in table if c.startswith("p_")) == pytest.approx(1, abs=1e-5)
+        chances = row[[column for column in table if column.startswith("p_")]].astype(float)
+        assert chances.isna().all() if row["no_decision"] else abs(chances.sum() - 1) < 1e-5
     else:
         assert row["error"].startswith(expected) and pd.isna(row["decision"])
 
 
 def test_the_same_bytes_have_the_same_answer(table):
     rows = table.loc[["plain photo.jpg", "line\nbreak.jpg", "кожа ünï.jpg", "polyglot.jpg"]]
-    assert rows["p_mel"].astype(float).to_numpy() == pytest.approx(rows["p_mel"].iloc[0], abs=1e-6)
+    scores = rows["outlier_score"].astype(float).to_numpy()
+    assert np.isfinite(scores).all() and np.ptp(scores) < 1e-4
 
 
 def test_a_zip_file_that_unpacks_to_too_much_is_refused(exported, tmp_path):

@@ -15,7 +15,7 @@ from lesionfast.evaluation.labelling.exports import (
     write_fiftyone,
     write_label_studio,
 )
-from lesionfast.evaluation.labels import suspicious_labels
+from lesionfast.evaluation.labels import doubtful_labels
 
 TINY = {"arch": "test_resnet", "weights": "none", "size": 32, "epochs": 1, "unfreeze": "none"}
 
@@ -27,7 +27,7 @@ def run(tmp_path_factory) -> lf.Run:
 
 @pytest.fixture(scope="module")
 def doubted(run):
-    return suspicious_labels([run])
+    return doubtful_labels([run])
 
 
 @pytest.fixture(scope="module")
