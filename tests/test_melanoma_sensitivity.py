@@ -109,7 +109,7 @@ def test_predict_export_page_and_learner_decide_as_interpret_does(run, predicted
     service = Service(folder)
     known = {name: str(row[name]) for name in ("age", "sex") if row[name] == row[name]}
     page = answer_html(service, Path(row["path"]).read_bytes(), known)
-    assert f"times {run.decision_rule.weight:g}) decides for melanoma." in page
+    assert f"times {run.decision_rule.weight:g}) decides for melanoma;" in page
 
 
 def test_onnx_decides_so_too(run, predicted, df, tmp_path):

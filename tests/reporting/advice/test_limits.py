@@ -77,7 +77,7 @@ def test_groups_with_few_melanomas_are_named():
         "tested on people aged 40 to 59 (melanomas: 0) and people under 40 (melanomas: 10)" in words
     )
     assert (
-        "on each of these sites: ear. Have lesions there examined, whatever the answer." in words
+        "sites: ear (at most one of the melanomas each). Have lesions there examined," in words
         and "light skin. On dark skin have a lesion examined, whatever the answer." in words
     )
     assert "only these 7 kinds of lesion: actinic keratosis, basal cell carcinoma," in words
