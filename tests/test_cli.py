@@ -618,7 +618,7 @@ def test_wrong_options_are_said_before_anything_is_read(broken, words, option):
 
 
 def test_wrong_shares_are_said_before_a_run_keeps_anything(folder):
-    run = Run(next((folder[0] / "runs").iterdir()))
+    run = Run(folder[0] / folder[1].stdout.strip())
     before = run.melanoma_sensitivity
     for option, value in (("--coverage", 7), ("--refer", 7)):
         with pytest.raises(LesionfastError, match=option):
@@ -627,6 +627,6 @@ def test_wrong_shares_are_said_before_a_run_keeps_anything(folder):
 
 
 def test_a_device_that_is_none_is_an_error_of_the_user(folder):
-    run = next((folder[0] / "runs").iterdir())
+    run = folder[0] / folder[1].stdout.strip()
     with pytest.raises(LesionfastError, match="--device is 'tpu', which is no device"):
         invoke("predict", run, run / "config.json", "--device", "tpu")
