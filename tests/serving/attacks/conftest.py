@@ -1,5 +1,6 @@
 """The page as a person starts it: `lesionfast app` in a process of its own, whose cost is seen."""
 
+import copy
 import http.client
 import os
 import signal
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -47,6 +49,34 @@ def use_at_most(most: int) -> Iterator[None]:
 def memory() -> Callable[[int], AbstractContextManager[None]]:
     """A function: what is done `with memory(most)` adds at most so many bytes."""
     return use_at_most
+
+
+def places(value: object, path: tuple = ()) -> Iterator[tuple]:
+    """The path to every part of a JSON value; of a list the first two."""
+    yield path
+    if isinstance(value, dict):
+        for key in value:
+            yield from places(value[key], (*path, key))
+    elif isinstance(value, list):
+        for index in range(min(2, len(value))):
+            yield from places(value[index], (*path, index))
+
+
+def replaced(told: object, path: tuple, value: object) -> object:
+    """A copy with another value there."""
+    if not path:
+        return value
+    whole = inner = copy.deepcopy(told)
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    return whole
+
+
+@pytest.fixture(scope="session")
+def list_parts() -> Callable[[object], list[tuple[tuple, Callable[[object], object]]]]:
+    """A function: the path to each part of a JSON value, and what copies it with another there."""
+    return lambda told: [(path, partial(replaced, told, path)) for path in places(told)]
 
 
 @dataclass
