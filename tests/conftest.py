@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -66,6 +67,24 @@ def cache_folder(tmp_path_factory) -> Path:
     folder.mkdir(exist_ok=True)
     os.environ["LESIONFAST_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """No test cuts the power, so none waits until its thousands of files are on the disk.
+
+    What is neither a file nor a folder, such as a pipe, is refused as ever.
+    """
+    wait = os.fsync
+
+    def skip(descriptor: int) -> None:
+        kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+        if kind not in (stat.S_IFREG, stat.S_IFDIR):
+            wait(descriptor)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", skip)
+        yield
 
 
 @pytest.fixture(autouse=True)

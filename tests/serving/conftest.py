@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.split import load_dataset
@@ -29,7 +30,10 @@ def change_description() -> Callable[[Path, Callable[[dict], object]], None]:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, cache_folder) -> Run:
-    """A small run on the built-in sample, with metadata, views and features."""
+    """A small run on the built-in sample, with metadata, views and features.
+
+    The first worker that needs it trains it; each has a copy of its own.
+    """
     from lesionfast.training.experiment import train
 
     config = TrainConfig(
@@ -42,7 +46,12 @@ def trained(tmp_path_factory, cache_folder) -> Run:
         precision="float32",
         label_smoothing=0.1,  # which is undone in every probability
     )
-    return train(load_dataset(config), config, tmp_path_factory.mktemp("runs"))
+    shared = cache_folder.with_name("trained")
+    with FileLock(f"{shared}.lock"):
+        if not shared.exists():
+            made = train(load_dataset(config), config, tmp_path_factory.mktemp("runs"))
+            made.path.rename(shared)
+    return Run(shutil.copytree(shared, tmp_path_factory.mktemp("runs") / "trained"))
 
 
 @pytest.fixture(scope="session")
