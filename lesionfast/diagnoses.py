@@ -7,7 +7,7 @@ from functools import cached_property
 from sys import float_info
 from typing import TYPE_CHECKING, Any
 
-from lesionfast.errors import LesionfastError, did_you_mean
+from lesionfast.errors import LesionfastError, did_you_mean, shell_quote
 
 if TYPE_CHECKING:
     import numpy as np
@@ -360,7 +360,7 @@ def read_subclasses(text: str | None, classes: Sequence[str]) -> dict[str, int]:
         if value < 2 or value != int(value):
             raise LesionfastError(
                 f"--subclass has {name}={value:g}; type a whole number from 2, such as "
-                f"{quote(name)}=3."
+                f"{shell_quote(quote(name))}=3."
             )
         counts[name] = int(value)
     return counts

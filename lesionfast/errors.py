@@ -1,8 +1,12 @@
 """The one error that means: the user can fix this."""
 
+import os
+import re
+import shlex
 from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 MOST_LETTERS = 4_000  # of a message
@@ -68,6 +72,32 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     lowered = {choice.lower(): choice for choice in choices}
     matches = get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
     return f" Did you mean '{lowered[matches[0]]}'?" if matches else ""
+
+
+def shell_quote(*words: object) -> str:
+    """Return words as they are typed in a shell, where a name from a stranger is only a name.
+
+    A line of advice is pasted. A path that begins with a dash is no option, and what can't be seen
+    or would end the line is spelled out, as bash and zsh read it: $'a\\x0ab'.
+    """
+    return " ".join(map(quote_word, words))
+
+
+def quote_word(word: object) -> str:
+    """Return one word of a command; see `shell_quote`."""
+    text = str(word)
+    if isinstance(word, Path) and text.startswith("-"):
+        text = f"./{text}"
+    if text.isprintable():
+        return shlex.quote(text)
+    return "$'{}'".format("".join(map(spell_in_shell, text)))
+
+
+def spell_in_shell(letter: str) -> str:
+    """Return a letter as it stands between $' and '."""
+    if letter.isprintable():
+        return re.sub(r"[\\']", r"\\\g<0>", letter)
+    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(letter))
 
 
 def list_first(names: Iterable[object], most: int = 3) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lesionfast.errors import DamageError
+from lesionfast.errors import DamageError, shell_quote
 from lesionfast.files import (
     check_shape,
     damage_explained,
@@ -182,7 +182,7 @@ class Manifest:
     def _advice(self) -> str:
         return (
             f"It holds the checksums of the files beside it. Copy it again or, if those files are "
-            f"right, rewrite it with: lesionfast runs --seal {self.folder}"
+            f"right, rewrite it with: lesionfast runs --seal {shell_quote(self.folder)}"
         )
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from lesionfast.config import MOST_PIXELS, TrainConfig
 from lesionfast.diagnoses import Classes, name_rule, probability_columns
-from lesionfast.errors import DamageError, LesionfastError, did_you_mean
+from lesionfast.errors import DamageError, LesionfastError, did_you_mean, shell_quote
 from lesionfast.files import (
     NUMBER,
     damage_explained,
@@ -167,7 +167,7 @@ class Run:
         if (run.path / "pretrain.json").is_file():
             raise LesionfastError(
                 f"{path} is a pretraining, which has no predictions. Train from it: "
-                f"lesionfast train --weights {path}"
+                f"lesionfast train --weights {shell_quote(path)}"
             )
         sweep_once(run.path.absolute())  # what a killed process left there
         if not run.holds("config.json"):
@@ -393,7 +393,8 @@ class Run:
         path = self.path / NOTE
         if not path.is_file():
             return ""
-        with damage_explained(path, f"Write it again with: lesionfast runs note {self.path}"):
+        again = f"Write it again with: lesionfast runs note {shell_quote(self.path)}"
+        with damage_explained(path, again):
             return path.read_text(encoding="utf-8", errors="replace").strip()
 
     @note.setter
@@ -421,18 +422,18 @@ class Run:
         if not self.holds(name):
             raise LesionfastError(
                 f"{self.path} has no {name}: the run is not finished. "
-                f"Continue with: lesionfast train --resume {self.path}"
+                f"Continue with: lesionfast train --resume {shell_quote(self.path)}"
             )
         return self.manifest.require(name, self.remedy(name))
 
     def remedy(self, name: str) -> str:
         """Return what to type when a file is damaged."""
         if name in FITTED:
-            return f"Rebuild it with: lesionfast interpret {self.path}"
+            return f"Rebuild it with: lesionfast interpret {shell_quote(self.path)}"
         ways = [f"Copy {self.path} again"]
         if name in LEARNED and (self.path / "weights.safetensors").is_file():
             again = "train it again" if name in WEIGHTS else "predict again"
-            ways.append(f"{again}: lesionfast train --resume {self.path}")
+            ways.append(f"{again}: lesionfast train --resume {shell_quote(self.path)}")
         if name in GIVEN:
             ways.append("train it again with lesionfast train")
         return f"{', or '.join(ways)}."

@@ -23,7 +23,7 @@ from lesionfast.config import (
     read_option,
 )
 from lesionfast.console import echo, print_table, printable
-from lesionfast.errors import LesionfastError
+from lesionfast.errors import LesionfastError, shell_quote
 from lesionfast.run import Run, installed_version, newest_run
 
 if TYPE_CHECKING:
@@ -196,7 +196,8 @@ def print_run(run: Run, as_json: bool) -> None:
     if student := run.metrics.get(NAME):
         echo(describe_student(run, student), stderr=True)
     if run.metrics["status"] == "interrupted":
-        echo(f"interrupted; continue with: lesionfast train --resume {run.path}", stderr=True)
+        line = f"lesionfast train --resume {shell_quote(run.path)}"
+        echo(f"interrupted; continue with: {line}", stderr=True)
     if as_json:
         print_json({"run": str(run.path), **run.metrics})
     else:

@@ -1,6 +1,5 @@
 """Commands about labels: which are doubtful, the page that takes answers, what to label next."""
 
-import shlex
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ from lesionfast.cli.base import (
 from lesionfast.cli.serving import Host, Port, Token
 from lesionfast.config import IN_MEMORY, DataConfig, TrainConfig, write_options
 from lesionfast.console import echo, print_table
-from lesionfast.errors import LesionfastError
+from lesionfast.errors import LesionfastError, shell_quote
 from lesionfast.files import check_target, write_sheet
 from lesionfast.run import Run
 
@@ -214,9 +213,10 @@ def list_next(
             echo(f"the run's data is a DataFrame: add the rows of {folder} to it", stderr=True)
         else:
             for line in training_lines(opened.config, folder, added):
-                echo(f"type: {shlex.join(line)}", stderr=True)
+                echo(f"type: {shell_quote(*line)}", stderr=True)
         echo(folder)
         return
     check_target(csv)
     echo(write_list(choose_next(opened, inputs, n, answers, device), csv))
-    echo(f"label them: lesionfast labels {run} --page --list {csv}", stderr=True)
+    line = f"lesionfast labels {shell_quote(run)} --page --list {shell_quote(csv)}"
+    echo(f"label them: {line}", stderr=True)

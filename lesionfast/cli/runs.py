@@ -17,7 +17,7 @@ from lesionfast.catalog.listing import (
 from lesionfast.cli.base import READ, Json, Root, app, argument, option, print_json, runs_app
 from lesionfast.config import flag_name
 from lesionfast.console import echo, print_table
-from lesionfast.errors import DamageError, LesionfastError, pluralize
+from lesionfast.errors import DamageError, LesionfastError, pluralize, shell_quote
 from lesionfast.files import format_bytes
 from lesionfast.run import Run, empty_folders, list_runs
 
@@ -101,7 +101,7 @@ def find_or_fail(root: str, nested: bool) -> list[Run]:
     if folders := folders_of_runs(root):
         raise LesionfastError(
             f"there is no run in {root}, but there are some below it, in {', '.join(folders)}. "
-            f"Type --nested, or --out {Path(root) / folders[0]}"
+            f"Type --nested, or --out {shell_quote(Path(root) / folders[0])}"
         )
     raise LesionfastError(f"there is no run in {root}. Make one: lesionfast train")
 
@@ -118,7 +118,7 @@ def print_runs(listed: Listing, root: str, as_json: bool, nested: bool) -> None:
     if damages := listed.damages:
         raise DamageError(
             f"{len(damages)} of {len(listed)} runs are damaged: {damages[0]} "
-            f"To see all damage, type: lesionfast runs --verify --out {root}"
+            f"To see all damage, type: lesionfast runs --verify --out {shell_quote(Path(root))}"
         )
 
 

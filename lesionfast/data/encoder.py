@@ -19,7 +19,8 @@ from lesionfast.data.columns.values import (
     read_number,
     why_impossible,
 )
-from lesionfast.errors import DamageError, LesionfastError, did_you_mean, pluralize
+from lesionfast.diagnoses import join_names
+from lesionfast.errors import DamageError, LesionfastError, did_you_mean, pluralize, shell_quote
 from lesionfast.files import read_json
 from lesionfast.run import Run
 
@@ -387,11 +388,12 @@ def warn_if_constant(column: pd.Series, columns: list[str]) -> None:
     if column.nunique(dropna=False) > 1 or column.empty:
         return
     first = column.iloc[0]
-    others = ",".join(name for name in columns if name != column.name) or "none --fusion none"
+    kept = join_names((name for name in columns if name != column.name), ",")
     logger.warning(
         "%s is %s in all %d training rows: the model learns nothing from it, and its response to "
         "another value is arbitrary. Leave it out with --metadata %s",
-        column.name, "missing" if pd.isna(first) else first, len(column), others,
+        column.name, "missing" if pd.isna(first) else first, len(column),
+        shell_quote(kept) if kept else "none --fusion none",
     )  # fmt: skip
 
 

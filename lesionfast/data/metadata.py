@@ -6,7 +6,6 @@ Columns that give the label away are refused as inputs.
 import logging
 import os
 import re
-import shlex
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -41,8 +40,8 @@ from lesionfast.data.sources import (
     read_dicom_tags,
 )
 from lesionfast.data.table import EMPTY
-from lesionfast.diagnoses import probability_columns
-from lesionfast.errors import LesionfastError, list_first, pluralize
+from lesionfast.diagnoses import join_names, probability_columns
+from lesionfast.errors import LesionfastError, list_first, pluralize, shell_quote
 
 logger = logging.getLogger("lesionfast")
 Config = TypeVar("Config", bound=DataConfig)
@@ -326,5 +325,5 @@ def warn_of_unused_ids(found: Dataset, df: pd.DataFrame) -> None:
         logger.warning(
             "%s has ids that are not used: %s. Images that share one can end up on both sides of "
             "the split. To keep them together, type --group %s",
-            found.table.name, ids, shlex.quote(",".join([*found.groups, *unused])),
+            found.table.name, ids, shell_quote(join_names([*found.groups, *unused], ",")),
         )  # fmt: skip

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from lesionfast.data.split import PARTS
-from lesionfast.errors import DamageError, DiskError, LesionfastError, list_first
+from lesionfast.errors import DamageError, DiskError, LesionfastError, list_first, shell_quote
 from lesionfast.evaluation.features import read_features
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.melanoma import ARGMAX, FEWEST, describe_rule, describe_weight, fit_rule
@@ -118,7 +118,8 @@ class KeptScorer(Kept[Scorer]):
             logger.warning(
                 "The OOD score of %s was fitted by an earlier version, which recognizes fewer "
                 "pictures that are not dermoscopic. To fit it again, remove %s and type: "
-                "lesionfast interpret %s", run.path, run.path / self.file, run.path,
+                "lesionfast interpret %s", run.path, run.path / self.file,
+                shell_quote(run.path),
             )  # fmt: skip
         return scorer
 
@@ -360,7 +361,7 @@ def state_costs(run: Run, cost: str | None = None) -> Costs:
     """
     if not run.holds(COSTS):
         return Costs.parse(cost)
-    advice = f"State them again: lesionfast interpret {run.path} --cost {Costs()}"
+    advice = f"State them again: lesionfast interpret {shell_quote(run.path)} --cost {Costs()}"
     try:
         path = run.manifest.require(COSTS, advice)
         kept = Costs(**read_json(path, dict.fromkeys(asdict(Costs()), float), advice))

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from lesionfast.console import counting_bar
 from lesionfast.data.images import open_dataset_images, open_images
 from lesionfast.data.split import load_dataset
-from lesionfast.errors import DamageError, LesionfastError, did_you_mean
+from lesionfast.errors import DamageError, LesionfastError, did_you_mean, shell_quote
 from lesionfast.files import damage_explained, parse_json
 from lesionfast.run import FEATURES, Run, list_runs_of
 from lesionfast.stats.ood import unit
@@ -63,7 +63,7 @@ def read_features(run: Run) -> pd.DataFrame:
         raise LesionfastError(
             f"{run.path} has no {FEATURES}: it is a model without an image, or a run "
             "of an early version. Train it again: "
-            f"lesionfast train --config {run.path / 'config.json'}"
+            f"lesionfast train --config {shell_quote(run.path / 'config.json')}"
         )
     path = run.file(FEATURES)
     with damage_explained(path, run.remedy(FEATURES)), safe_open(path, framework="np") as file:
@@ -180,5 +180,6 @@ def find_image(df: pd.DataFrame, image: str) -> pd.Series:
         return pd.Series({"image_id": Path(image).name, "group": "", "target": "", "path": path})
     raise LesionfastError(
         f"'{image}' is neither an image id of this dataset nor a file."
-        f"{did_you_mean(image, df['image_id'])} Type --nearest {df['image_id'].iloc[0]}, or a path."
+        f"{did_you_mean(image, df['image_id'])} Type a path, or such as --nearest "
+        f"{shell_quote(df['image_id'].iloc[0])}"
     )

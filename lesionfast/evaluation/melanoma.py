@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from lesionfast.data.split import PARTS
-from lesionfast.errors import LesionfastError
+from lesionfast.errors import LesionfastError, shell_quote
 from lesionfast.evaluation.comparison import contribution_table
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.run import Run
@@ -69,7 +69,7 @@ def settle_rule(run: Run, predictions: pd.DataFrame) -> dict[str, Interpretation
             logger.warning(
                 "The rule has no weight on melanoma: %s To fit a weight without training again, "
                 "type: lesionfast interpret %s --melanoma-sensitivity 0.7",
-                *(error, run.path),
+                *(error, shell_quote(run.path)),
             )
         else:
             run.model = run.model | describe_rule(rule, sensitivity)
@@ -159,7 +159,7 @@ def describe_fewer_melanomas(valid: Interpretation) -> str:
     if valid.run is not None:
         target = ceil(100 * by_argmax - 1e-9) / 100
         advice = (
-            f"To find as many, type: lesionfast interpret {valid.run.path} "
+            f"To find as many, type: lesionfast interpret {shell_quote(valid.run.path)} "
             f"--melanoma-sensitivity {target:g}"
         )
     return (

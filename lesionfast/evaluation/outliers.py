@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from lesionfast.data.images import is_cached, open_dataset_images, open_images
 from lesionfast.data.split import load_dataset
+from lesionfast.errors import shell_quote
 from lesionfast.evaluation.features import featured_run, read_features
 from lesionfast.files import check_shape, damage_explained, parse_json
 from lesionfast.run import Run
@@ -91,7 +92,8 @@ def save_ood(scorer: Scorer, path: Path) -> None:
 
 def load_ood(path: Path) -> Scorer:
     """Read what `save_ood` wrote, into a run or an export; raises `DamageError`."""
-    advice = f"If it is in a run: lesionfast interpret {path.parent}; else copy it again."
+    again = f"lesionfast interpret {shell_quote(path.parent)}"
+    advice = f"If it is in a run: {again}; else copy it again."
     with damage_explained(path, advice), safe_open(path, framework="np") as file:
         about = parse_json(file.metadata()["outliers"])
         check_shape(about, SHAPE)

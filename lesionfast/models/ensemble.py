@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lesionfast.data.loaders import pick_device
 from lesionfast.diagnoses import SMALLEST, move_prior
-from lesionfast.errors import DamageError
+from lesionfast.errors import DamageError, shell_quote
 from lesionfast.files import sha256_once
 from lesionfast.models.fusion import (
     FusionModel,
@@ -148,11 +148,13 @@ def check_averaged(run: Run) -> None:
         if digest in (None, sha256_once(member.path / "weights.safetensors")):
             continue
         inside = run.model.get("of") in ("folds", "towers")
-        runs = " ".join(str(one.path) for one in run.members)
-        again = f"train --resume {run.path}" if inside else f"ensemble {runs}"
+        runs = (one.path for one in run.members)
+        again = f"lesionfast ensemble {shell_quote(*runs)}"
+        if inside:
+            again = f"lesionfast train --resume {shell_quote(run.path)}"
         raise DamageError(
             f"{run.path} averages {member.path}, whose weights have changed since: what it "
-            f"decides by is not of them. Make it again: lesionfast {again}"
+            f"decides by is not of them. Make it again: {again}"
         )
 
 

@@ -15,7 +15,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from lesionfast.config import TrainConfig, check_choice
 from lesionfast.data.augment import augmentations
-from lesionfast.errors import DamageError, LesionfastError
+from lesionfast.errors import DamageError, LesionfastError, shell_quote
 from lesionfast.models.archs import archs
 from lesionfast.models.backbones import CLS, Backbone, create_backbone
 from lesionfast.models.encoders import rename_tensors
@@ -303,7 +303,7 @@ def load_model(run: Run) -> FusionModel:
         raise LesionfastError(
             f"{run.path} is an ensemble and has no weights of its own. Load its members: {members}"
         )
-    advice = f"Train it again: lesionfast train --config {run.path / 'config.json'}"
+    advice = f"Train it again: lesionfast train --config {shell_quote(run.path / 'config.json')}"
     model = read_model(run.model, run.file("weights.safetensors"), advice)
     if model.backbone is not None:
         model.backbone.pretrained, model.backbone.origin = True, f"weights of the run {run.path}"
@@ -407,7 +407,7 @@ def check_registered(about: dict[str, Any], names: Mapping[str, Any]) -> None:
         if module is None or present == module or (present and module == "__main__"):
             warn_of_other_source(about, option, name)
             continue
-        how = f"Import it first: import {module}, or lesionfast --import {module} …"
+        how = f"Import it first: import {module}, or lesionfast --import {shell_quote(module)} …"
         if module == "__main__":
             how = (
                 "First run the cell or the script that registers it; to use it elsewhere, register "

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from lesionfast.data.corrections.applying import restore
 from lesionfast.data.table import read_table
-from lesionfast.errors import DamageError, LesionfastError
+from lesionfast.errors import DamageError, LesionfastError, shell_quote
 from lesionfast.files import parse_json, read_json
 from lesionfast.manifest import Manifest
 from lesionfast.run import CONFIGS, Run, list_runs_of
@@ -207,7 +207,7 @@ def check_weights(df: pd.DataFrame, weights: str, arch: str) -> None:
     if lineage.arch not in (None, arch):
         raise LesionfastError(
             f"the weights of {weights} are those of {lineage.arch}, not of {arch}. Type --arch "
-            f"{lineage.arch}, or other --weights."
+            f"{shell_quote(lineage.arch)}, or other --weights."
         )
     check_held_out(df, weights, lineage)
 
@@ -238,7 +238,8 @@ def check_held_out(df: pd.DataFrame, weights: str, lineage: Lineage) -> None:
         if len(counts):
             parts = " and ".join(f"{name} ({n})" for name, n in sorted(counts.items()))
             runs = find_runs(find_weights_file(weights))
-            split = runs[0] / "split.csv" if runs else "FILE with the split.csv of their run"
+            named = "FILE with the split.csv of their run"
+            split = shell_quote(runs[0] / "split.csv") if runs else named
             kept = f"--split {split} to keep their split, or other --weights"
             if runs and has_seen_validation(runs[0], lineage):
                 kept = "other --weights"

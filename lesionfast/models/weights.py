@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from lesionfast.data.duplicates import PACKAGES, packaged_weights
-from lesionfast.errors import LesionfastError
+from lesionfast.errors import LesionfastError, shell_quote
 from lesionfast.manifest import Manifest
 from lesionfast.models.archs import LIBRARIES, archs, find_arch, list_names
 from lesionfast.models.lineage import find_weights_file
@@ -108,7 +108,11 @@ def load_weights(
             return origin
     best = min(fits, key=lambda fit: len(fit.missing))
     guess = guess_arch(tensors, f"{arch} {origin}")
-    then = f"They look like those of {guess}: type --arch {guess}" if guess else "Type their --arch"
+    then = (
+        f"They look like those of {guess}: type --arch {shell_quote(guess)}"
+        if guess
+        else "Type their --arch"
+    )
     raise LesionfastError(
         f"the {origin} do not fit {arch}: {best.describe(arch)}. {then}, or other --weights."
     )

@@ -18,7 +18,7 @@ from huggingface_hub import errors
 
 from lesionfast.console import Table, escape_markdown, estimate
 from lesionfast.diagnoses import probability_columns
-from lesionfast.errors import DamageError, DiskError, LesionfastError
+from lesionfast.errors import DamageError, DiskError, LesionfastError, shell_quote
 from lesionfast.evaluation.decisions import OOD
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
@@ -212,7 +212,7 @@ def check_predictions(run: Run, bundle: Bundle, weights: Path) -> None:
             f"the weights of {run.path} do not reproduce predictions.csv: a probability of "
             f"{len(df)} {split} images differs by {difference:.2f}. The weights, the predictions "
             "or the data do not belong to this run. Copy them again, or train again: "
-            f"lesionfast train --config {run.path / 'config.json'}"
+            f"lesionfast train --config {shell_quote(run.path / 'config.json')}"
         )
     logger.info("%d %s images match predictions.csv within %.0e", compared.sum(), split, difference)
 

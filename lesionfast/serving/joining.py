@@ -15,7 +15,7 @@ import pandas as pd
 
 from lesionfast.cache import check_room
 from lesionfast.console import counting_bar
-from lesionfast.errors import LesionfastError, import_extra, list_first, pluralize
+from lesionfast.errors import LesionfastError, import_extra, list_first, pluralize, shell_quote
 from lesionfast.files import (
     check_shape,
     check_target,
@@ -190,7 +190,7 @@ def check_kind(part: Part, kind: str) -> None:
     if kind not in (part.kind, "isic"):
         raise LesionfastError(
             f"the parts are {part.kind}, and the joined file would be {kind}. "
-            f"Type --format {part.kind}."
+            f"Type --format {shell_quote(part.kind)}"
         )
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from lesionfast.console import counting_bar, printable
-from lesionfast.errors import LesionfastError, did_you_mean, pluralize
+from lesionfast.errors import LesionfastError, did_you_mean, pluralize, shell_quote
 from lesionfast.evaluation.interpretation import records
 from lesionfast.evaluation.isic import COLUMNS, challenge_columns
 from lesionfast.files import (
@@ -198,7 +198,9 @@ def settle_prior(predictor: Predictor, items: Iterable[Item]) -> str:
     predictor.bundle = predictor.bundle.restated(prior=prior)
     if predictor.log:
         predictor.log.about |= describe_stated(predictor.bundle)
-    logger.info("estimated class shares of these images; to use them again: --prior %s", prior)
+    logger.info(
+        "estimated class shares of these images; to use them again: --prior %s", shell_quote(prior)
+    )
     return prior
 
 

@@ -23,7 +23,7 @@ from lesionfast.data.loaders import LesionDataLoaders, pick_device
 from lesionfast.data.metadata import settle_inputs
 from lesionfast.data.split import configure, format_split, load_dataset, settle_fusion
 from lesionfast.diagnoses import Classes, join_names, read_weights
-from lesionfast.errors import LesionfastError
+from lesionfast.errors import LesionfastError, shell_quote
 from lesionfast.evaluation.melanoma import describe_rule
 from lesionfast.files import LOCKED, disk_errors, only_process
 from lesionfast.models.archs import archs, find_arch, name_backbone
@@ -533,10 +533,10 @@ def check_resumable(run: Run) -> None:
     if not run.holds("model.json"):
         raise never_began(run)
     if members := run.model.get("members"):
-        paths = " ".join(os.path.normpath(run.path / member) for member in members)
+        paths = (Path(os.path.normpath(run.path / member)) for member in members)
         raise LesionfastError(
             f"{run.path} is an ensemble, so it has no training to resume. "
-            f"Make it again: lesionfast ensemble {paths}"
+            f"Make it again: lesionfast ensemble {shell_quote(*paths)}"
         )
 
 
@@ -544,7 +544,7 @@ def already_finished(run: Run) -> LesionfastError:
     """Return the error for a run that is finished and whole."""
     return LesionfastError(
         f"{run.path} is finished: nothing is left to do. "
-        f"Look at it with: lesionfast interpret {run.path}"
+        f"Look at it with: lesionfast interpret {shell_quote(run.path)}"
     )
 
 
@@ -552,7 +552,7 @@ def never_began(run: Run) -> LesionfastError:
     """Return the error for a run that holds too little to be resumed."""
     return LesionfastError(
         f"{run.path} stopped before its training began, so it can't be resumed. "
-        f"Start it again: lesionfast train --config {run.path / 'config.json'}"
+        f"Start it again: lesionfast train --config {shell_quote(run.path / 'config.json')}"
     )
 
 
@@ -609,7 +609,7 @@ def check_same_data(learn: LesionLearner, run: Run) -> None:
             raise LesionfastError(
                 f"the data has changed since {run.path} began: it no longer gives its {name}. "
                 f"Restore the old data, or start again: lesionfast train --config "
-                f"{run.path / 'config.json'}"
+                f"{shell_quote(run.path / 'config.json')}"
             )
 
 
@@ -620,6 +620,7 @@ def only_trainer(run: Run) -> Iterator[None]:
     The error of a full disk says how to go on with the training.
     """
     busy = f"another process is training {run.path}. Wait for it, or stop it first."
-    go_on = f"Free some space, then continue with: lesionfast train --resume {run.path}"
+    again = f"lesionfast train --resume {shell_quote(run.path)}"
+    go_on = f"Free some space, then continue with: {again}"
     with only_process(run.path / f"{LOCKED}training", busy), disk_errors(run.path, advice=go_on):
         yield

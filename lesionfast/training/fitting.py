@@ -9,7 +9,7 @@ from fastai.callback.core import Callback
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.augment import build_recipe
-from lesionfast.errors import TrainingInterrupted
+from lesionfast.errors import TrainingInterrupted, shell_quote
 from lesionfast.files import read_json
 from lesionfast.models.archs import find_arch
 from lesionfast.models.fusion import FusionModel, stage_groups
@@ -96,7 +96,7 @@ def fit(learn: LesionLearner, run: Run, resume: bool = False) -> dict[str, Any]:
         Checkpoint(run.path / CHECKPOINT, resume),
         *optional_callbacks(learn, config),
     ]
-    again = f"lesionfast train --resume {run.path}"
+    again = f"lesionfast train --resume {shell_quote(run.path)}"
     best, training = run_epochs(learn, run, config, plan.epochs, lrs, cbs, again)
     learn.apply_objective.set_epoch(best.best_epoch)  # it may be before the class weights came on
     announce_kept(Run(run.path).history.set_index("epoch"), best.best_epoch + 1)

@@ -17,6 +17,7 @@ from lesionfast.console import counting_bar
 from lesionfast.data.augment import augmentations
 from lesionfast.data.loaders import LesionDataLoaders
 from lesionfast.data.split import format_split
+from lesionfast.errors import shell_quote
 from lesionfast.models.archs import conv, find_arch
 from lesionfast.models.backbones import Backbone, count_parameters, create_backbone
 from lesionfast.models.inference import in_eval_mode
@@ -138,7 +139,7 @@ def fit(learn: ResumableLearner, config: TrainConfig, run: Run) -> None:
     """
     lr = find_lr(learn, freeze=False) if config.lr == "auto" else config.lr
     cbs = [ProgressiveUnfreezing(config.unfreeze), OneCycle([lr])]
-    again = f"lesionfast pretrain --config {run.path / 'pretrain.json'}"
+    again = f"lesionfast pretrain --config {shell_quote(run.path / 'pretrain.json')}"
     best, _ = run_epochs(learn, run, config, config.epochs, [lr], cbs, again)
     logger.info("best epoch: %d, mean squared error %.5f", best.best_epoch + 1, -best.best)
     encoder = {f"backbone.{k}": v for k, v in learn.model.backbone.state_dict().items()}

@@ -1,7 +1,6 @@
 """What a Learner writes into a run, and says about it: model, environment, predictions, metrics."""
 
 import logging
-import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +28,7 @@ from lesionfast.data.encoder import describe_missing
 from lesionfast.data.loaders import LesionDataLoaders
 from lesionfast.data.split import PARTS, format_split
 from lesionfast.diagnoses import Classes, join_names, probability_columns, quote
-from lesionfast.errors import LesionfastError
+from lesionfast.errors import LesionfastError, shell_quote
 from lesionfast.evaluation.features import write_features
 from lesionfast.evaluation.labelling.corrected import record_corrections
 from lesionfast.evaluation.melanoma import announce_melanomas, settle_rule
@@ -209,7 +208,7 @@ def announce_classes(classes: Classes, config: TrainConfig) -> None:
             f"the metrics of melanoma are those of '{classes.melanoma}' alone"
             if classes.melanoma
             else "without one of them in --melanoma there are no metrics of melanoma",
-            shlex.quote(f"{quote(others[0])}={quote(classes.melanoma or 'melanoma')}"),
+            shell_quote(f"{quote(others[0])}={quote(classes.melanoma or 'melanoma')}"),
         )
     if config.malignant is None and classes.doubtful:
         logger.warning(

@@ -19,7 +19,7 @@ import pandas as pd
 from lesionfast.config import DataConfig, SplitConfig, TrainConfig
 from lesionfast.data.split import format_split, keep_options, load_dataset, write_split
 from lesionfast.data.table import read_table
-from lesionfast.errors import LesionfastError, TrainingInterrupted, did_you_mean
+from lesionfast.errors import LesionfastError, TrainingInterrupted, did_you_mean, shell_quote
 from lesionfast.evaluation.comparison import (
     WITHHELD,
     contribution_table,
@@ -408,7 +408,8 @@ def check_fused(run: Run) -> None:
     """Raise `LesionfastError` unless a run is finished and fuses images with metadata."""
     if not run.finished:
         raise LesionfastError(
-            f"{run.path} is not finished. Continue with: lesionfast train --resume {run.path}"
+            f"{run.path} is not finished. Continue with: "
+            f"lesionfast train --resume {shell_quote(run.path)}"
         )
     if "members" in run.model:
         members = ", ".join(os.path.normpath(run.path / path) for path in run.model["members"])

@@ -6,7 +6,6 @@ so a lesion without one is benign. What is missing counts as a value.
 
 import logging
 import re
-import shlex
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from scipy.special import bdtr, bdtrc, chdtri, entr
 
 from lesionfast.config import DataConfig
 from lesionfast.diagnoses import CANCER, Classes, quote, split_names
-from lesionfast.errors import LesionfastError, did_you_mean, pluralize
+from lesionfast.errors import LesionfastError, did_you_mean, pluralize, shell_quote
 
 logger = logging.getLogger("lesionfast")
 
@@ -78,7 +77,7 @@ def check_inputs(
         elif leak := find_leak(lesions, name) or (FROM_LAYOUT if name in leaks else ""):
             if name not in allowed:
                 raise refusal(
-                    csv, name, config, leak, f", or add --allow-leak {shlex.quote(quote(name))}"
+                    csv, name, config, leak, f", or add --allow-leak {shell_quote(quote(name))}"
                 )
             logger.warning("Column '%s' is an input (--allow-leak), but %s", name, leak)
         if reason:
@@ -91,7 +90,7 @@ def refusal(
     """Return the error for a column that can't be an input."""
     return LesionfastError(
         f"column '{name}' of {csv.name} can't be an input: {reason}. "
-        f"Remove it from --metadata {shlex.quote(config.metadata)}{advice}."
+        f"Remove it from --metadata {shell_quote(config.metadata)}{advice}."
     )
 
 

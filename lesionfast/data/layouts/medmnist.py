@@ -16,7 +16,7 @@ from lesionfast.config import DataConfig
 from lesionfast.data.formats.containers import Npz
 from lesionfast.data.layouts import tables
 from lesionfast.data.layouts.base import NO_LESIONS, Dataset, Folder, layouts
-from lesionfast.errors import LesionfastError, list_first
+from lesionfast.errors import LesionfastError, list_first, shell_quote
 
 PARTS = ("train", "val", "test")
 DERMA_CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")  # in the order of the labels
@@ -140,7 +140,7 @@ def choose_size(found: Sequence[Parts], folder: Folder) -> tuple[Parts, tuple[st
             names = list_first(parts.file.relative_to(folder.root) for parts in found)
             raise LesionfastError(
                 f"{folder.root} holds several datasets: {names} have different labels. Type the "
-                f"file in place of the folder: --data {best.file}."
+                f"file in place of the folder: --data {shell_quote(best.file)}"
             )
     others = [parts.file.name for parts in found if parts is not best]
     if not others:

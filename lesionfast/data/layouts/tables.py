@@ -37,7 +37,7 @@ from lesionfast.data.layouts.places import (
 from lesionfast.data.sources import image_stem, list_images, name_without_suffix
 from lesionfast.data.table import TABLE_SUFFIXES, list_columns, open_table
 from lesionfast.diagnoses import split_names
-from lesionfast.errors import LesionfastError, did_you_mean, list_first, pluralize
+from lesionfast.errors import LesionfastError, did_you_mean, list_first, pluralize, shell_quote
 
 logger = logging.getLogger("lesionfast")
 
@@ -428,7 +428,7 @@ def unknown_layout(folder: Folder) -> LesionfastError:
         return LesionfastError(
             f"--data {folder.only} is a file with {pluralize(len(folder.images), 'image')}, but "
             "without their classes. Type the folder that holds the metadata CSV too, or --csv FILE "
-            f"--images {folder.only}."
+            f"--images {shell_quote(folder.only)}"
         )
     if not folder.headers and (error := explain_table(folder)):
         return error

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from lesionfast.diagnoses import quote
-from lesionfast.errors import LesionfastError, list_first, pluralize
+from lesionfast.errors import LesionfastError, list_first, pluralize, shell_quote
 
 logger = logging.getLogger("lesionfast")
 
@@ -266,7 +266,8 @@ def check_parts_of_classes(df: pd.DataFrame, shares: dict[str, float]) -> None:
         raise LesionfastError(
             f"class {list_first(untaught, 5)} is left with no image in train: its images belong to "
             "lesions or patients with images of other classes, which other parts need. Leave it out"
-            f" with --drop-class {quote(untaught[0])}, or type --test 0 for no test part."
+            f" with --drop-class {shell_quote(quote(untaught[0]))}, or type --test 0 for no test "
+            "part."
         )
     total, short = images.sum(axis=1), []
     for part in images.columns[1:]:

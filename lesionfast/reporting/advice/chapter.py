@@ -10,6 +10,7 @@ import pandas as pd
 
 from lesionfast.console import Table, estimate
 from lesionfast.diagnoses import Classes
+from lesionfast.errors import shell_quote
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.reporting.advice.limits import list_limits, measure_limits
@@ -130,7 +131,7 @@ def advice(findings: Findings) -> Section | None:
     words = [
         say("run.derived", coverage=f"{decisions.conformal.coverage:.0%}"),
         say("run.unsure", share=f"{decisions.referral.share:.0%}"),
-        say("run.state", run=findings.run.path, costs=decisions.costs),
+        say("run.state", run=shell_quote(findings.run.path), costs=decisions.costs),
     ]
     return Section("Advice", words, [shares, told])
 

@@ -14,7 +14,7 @@ from lesionfast.data.corrections.answers import IS, Answers
 from lesionfast.data.sources import FileReader, image_stem
 from lesionfast.data.split import FOLD
 from lesionfast.diagnoses import probability_columns
-from lesionfast.errors import LesionfastError, list_first, pluralize
+from lesionfast.errors import LesionfastError, list_first, pluralize, shell_quote
 from lesionfast.evaluation.features import read_features
 from lesionfast.evaluation.labelling.selection import (
     choose_images,
@@ -220,7 +220,7 @@ def write_labelled(
     if not chosen:
         raise LesionfastError(
             f"no new image of {list_first(inputs)} was given a class in {answers.name}. Label "
-            f"some: lesionfast labels {run.path} --page --list FILE"
+            f"some: lesionfast labels {shell_quote(run.path)} --page --list FILE"
         )
     rows = [{"image_id": item.name, "dx": named[item.name], **item.metadata} for item in chosen]
     with disk_errors(folder), workspace(folder.absolute().parent) as aside, FileReader() as reader:

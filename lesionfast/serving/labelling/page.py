@@ -1,13 +1,12 @@
 """The local page that asks for labels: one image at a time, answered by keyboard."""
 
 import asyncio
-import shlex
 from typing import Any
 
 from lesionfast.console import printable
 from lesionfast.data.corrections.answers import clean
 from lesionfast.diagnoses import full_name
-from lesionfast.errors import LesionfastError
+from lesionfast.errors import LesionfastError, shell_quote
 from lesionfast.files import only_writer, parse_json
 from lesionfast.reporting.advice.sentences import ENGLISH
 from lesionfast.reporting.images import patient, read_pixels, rounded_percent
@@ -171,8 +170,7 @@ def item_html(queue: Queue, note: str = "") -> str:
 def train_command(queue: Queue) -> str:
     """Return what to type when all is answered."""
     config = queue.run.path / "config.json"
-    words = ["lesionfast", "train", "--config", str(config), "--corrections", str(queue.file)]
-    return shlex.join(words)
+    return shell_quote("lesionfast", "train", "--config", config, "--corrections", queue.file)
 
 
 def ask(item: Item) -> str:

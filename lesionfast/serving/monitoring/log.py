@@ -21,7 +21,7 @@ import pandas as pd
 from PIL import Image
 
 from lesionfast.data.columns.values import is_age
-from lesionfast.errors import LesionfastError
+from lesionfast.errors import LesionfastError, shell_quote
 from lesionfast.files import (
     LOCKED,
     NUMBER,
@@ -243,7 +243,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any] | None]:
     except FileNotFoundError:
         raise LesionfastError(
             f"there is no log {path}. Keep one: lesionfast predict RUN IMAGES --log-predictions "
-            f"{path}"
+            f"{shell_quote(Path(path))}"
         ) from None
     except OSError as error:
         raise LesionfastError(f"{path} can't be read: {error.strerror}.") from None

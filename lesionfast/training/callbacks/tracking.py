@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lesionfast.config import check_choice
-from lesionfast.errors import LesionfastError
+from lesionfast.errors import LesionfastError, shell_quote
 from lesionfast.files import (
     check_shape,
     damage_explained,
@@ -227,7 +227,8 @@ class Checkpoint(Callback):
 
     def restore(self) -> int:
         """Put back what the file holds; return the number of epochs done."""
-        again = f"Start it again: lesionfast train --config {self.path.parents[1] / 'config.json'}"
+        config = self.path.parents[1] / "config.json"
+        again = f"Start it again: lesionfast train --config {shell_quote(config)}"
         with damage_explained(self.path, f"The run can't be resumed. {again}"):
             tensors, header = load_tensors(self.path)
             check_shape(header, {"epochs_done": int, "callbacks": {str: object}})

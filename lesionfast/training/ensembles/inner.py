@@ -10,7 +10,7 @@ import pandas as pd
 
 from lesionfast.config import TrainConfig
 from lesionfast.console import part_of_work
-from lesionfast.errors import DamageError, LesionfastError, TrainingInterrupted
+from lesionfast.errors import DamageError, LesionfastError, TrainingInterrupted, shell_quote
 from lesionfast.evaluation.distilled import NAME as STUDENT
 from lesionfast.run import FITTED, GIVEN, LEARNED, OF_THE_WEIGHTS, Run, is_run
 
@@ -63,7 +63,8 @@ def changed_data(run: Run) -> LesionfastError:
     """Return the error for data that is not that of the beginning of a run."""
     return LesionfastError(
         f"the data has changed since {run.path} began: it no longer gives its split.csv. Restore "
-        f"the old data, or start again: lesionfast train --config {run.path / 'config.json'}"
+        "the old data, or start again: "
+        f"lesionfast train --config {shell_quote(run.path / 'config.json')}"
     )
 
 
@@ -83,7 +84,7 @@ def train_parts(run: Run, parts: Sequence[Part], trainer: Trainer) -> tuple[list
             if not done:
                 raise TrainingInterrupted(
                     "the training stopped before its first epoch ended, so there are no weights to "
-                    f"keep. Continue with: lesionfast train --resume {run.path}"
+                    f"keep. Continue with: lesionfast train --resume {shell_quote(run.path)}"
                 ) from None
             return done, "interrupted"
         if done[-1].metrics["status"] == "interrupted":
@@ -127,7 +128,7 @@ def check_given(run: Run) -> None:
         except DamageError as error:
             raise DamageError(
                 f"{error} Or delete {one.path}, then train it again: lesionfast train --resume "
-                f"{run.path}"
+                f"{shell_quote(run.path)}"
             ) from None
 
 

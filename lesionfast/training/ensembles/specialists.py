@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lesionfast.data.split import load_dataset
 from lesionfast.diagnoses import join_names, read_weights, split_names, write_weights
-from lesionfast.errors import LesionfastError, did_you_mean
+from lesionfast.errors import LesionfastError, did_you_mean, shell_quote
 from lesionfast.run import Run
 from lesionfast.training.experiment import train
 
@@ -55,7 +55,7 @@ def train_specialist(base: Run, name: str, root: str | Path) -> Run:
     if run.metrics["status"] == "interrupted":
         raise LesionfastError(
             f"the training of the specialist for {name} was interrupted. Continue with: lesionfast "
-            f"train --resume {run.path}; then combine the runs: lesionfast ensemble {base.path} "
-            f"{run.path}"
+            f"train --resume {shell_quote(run.path)}; then combine the runs: lesionfast ensemble "
+            f"{shell_quote(base.path, run.path)}"
         )
     return run

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.split import format_split, load_dataset, write_split
-from lesionfast.errors import LesionfastError, TrainingInterrupted
+from lesionfast.errors import LesionfastError, TrainingInterrupted, shell_quote
 from lesionfast.files import (
     REASONS,
     damage_explained,
@@ -74,7 +74,7 @@ class Search:
             began = self.place["storage"]
             raise LesionfastError(
                 f"{path} keeps its trials in {began or 'its own folder'}. "
-                f"{f'Type --storage {began}.' if began else 'Leave --storage out.'}"
+                f"{f'Type --storage {shell_quote(began)}' if began else 'Leave --storage out.'}"
             )
         with damage_explained(self.path / SETTINGS, advice):
             self.settings = Settings.from_json(read_small_text(self.path / SETTINGS))

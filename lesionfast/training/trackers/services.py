@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lesionfast.console import estimate
+from lesionfast.errors import shell_quote
 from lesionfast.files import write_atomically
 from lesionfast.training.trackers.base import (
     PROJECT,
@@ -52,7 +53,8 @@ class TensorBoard(Tracker):
     @classmethod
     def look(cls, about: About) -> str:
         folder = short_path(Path(about.path) / "tensorboard")
-        return f"{folder}; look at it with: tensorboard --logdir {short_path(about.root)}"
+        all_runs = Path(short_path(about.root))
+        return f"{folder}; look at it with: tensorboard --logdir {shell_quote(all_runs)}"
 
     def write_epoch(self, epoch: int, phase: str, values: dict[str, float]) -> None:
         for name, value in curves(phase, values).items():
@@ -113,7 +115,7 @@ class MLflow(Tracker):
         if server := os.environ.get("MLFLOW_TRACKING_URI"):
             return f"{server}, as MLFLOW_TRACKING_URI says"
         database = short_path(local_folder(about) / DATABASE)
-        look = f"mlflow ui --backend-store-uri sqlite:///{database}"
+        look = f"mlflow ui --backend-store-uri {shell_quote(f'sqlite:///{database}')}"
         return f"{database}; look at it with: {look}"
 
     @contextmanager
@@ -238,8 +240,8 @@ class WandB(Tracker):
         mode = os.environ.get("WANDB_MODE") or "offline"
         if mode != "offline":
             return f"Weights & Biases, {mode}, as WANDB_MODE says"
-        folder = short_path(outer_folder(about) / "wandb")
-        return f"{folder}; send it to a server with: wandb sync {folder}/offline-run-*"
+        folder = Path(short_path(outer_folder(about) / "wandb"))
+        return f"{folder}; send it to a server with: wandb sync {shell_quote(folder)}/offline-run-*"
 
     def write_epoch(self, epoch: int, phase: str, values: dict[str, float]) -> None:
         self.run.log({"epoch": epoch, "phase": phase, **curves(phase, values)}, step=epoch)
@@ -290,7 +292,7 @@ class Trackio(Tracker):
             if os.environ.get(name):
                 return f"Trackio, as {name} says"
         folder = short_path(os.environ.get("TRACKIO_DIR") or Path(about.root) / "trackio")
-        look = f"TRACKIO_DIR={folder} trackio show --project {PROJECT}"
+        look = f"TRACKIO_DIR={shell_quote(folder)} trackio show --project {PROJECT}"
         return f"{folder}; look at it with: {look}"
 
     def write_epoch(self, epoch: int, phase: str, values: dict[str, float]) -> None:

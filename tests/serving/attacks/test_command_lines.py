@@ -1,0 +1,160 @@
+"""Lines that are printed to be pasted: a name in them is a word of the shell, never a command."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import lesionfast
+from lesionfast.console import printable
+from lesionfast.errors import LesionfastError, shell_quote
+from lesionfast.evaluation.findings import Findings
+from lesionfast.reporting.advice.chapter import advice
+from lesionfast.run import Run
+
+NAMES = [
+    *("a; touch owned", "$(touch owned)", "`touch owned`", " spaces ", "-rf", "--help", "a\nb"),
+    *("a'; touch owned; '", 'a"; touch owned; "', "a\ntouch owned\n", "a\rb", "\x1b[2J'\\", "~"),
+    *("a & touch owned", "a | touch owned", "> owned", "#a", "!!", "{a,b}", "\u202eowned", "\\x41"),
+    *(os.fsdecode(b"\xff'\n"), "é", "$HOME", "a\\", "\t", "''", "*", "[a]", "a" * 250 + "; b"),
+]
+ROOT = Path(lesionfast.__file__).parent
+
+# A command line that goes on after this text, or an option of one that is to be typed.
+UNFINISHED = re.compile(
+    r"\b(?:lesionfast(?: [a-z]+| --)|tensorboard|mlflow|wandb|trackio|pip|train --)[^.;:`]*$"
+    r"|DIR=$|\b(?:[Tt]ype|[Aa]dd|with|from|again:)[^.;`]* --[a-z-]+ $"
+)
+OWN = {  # what this library itself has chosen: numbers, and names of its lists
+    *(
+        "' or '.join(KINDS[:2])",
+        "' or '.join(RESIZES)",
+        "Costs()",
+        "EXAMPLE",
+        "PACKAGES[self.library]",
+    ),
+    *("PROJECT", "SCHEMA", "command", "config.size", "example", "extra", "finest", "folds - 1"),
+    *("hub", "max(1, config.batch_size // 2)", "missing[0]", "other", "package", "parts"),
+    *("possible", "read[1]", "self.native", "smallest", "there[-1]", "wanted.package", "yes"),
+    "config.arch",  # as it was typed
+}
+
+
+def is_safe(node: ast.expr) -> bool:
+    """Whether a value may stand in a command line: it is quoted, or none of a stranger's."""
+    if isinstance(node, ast.IfExp):
+        return is_safe(node.body) and is_safe(node.orelse)
+    quoted = isinstance(node, ast.Call) and ast.unparse(node.func) == "shell_quote"
+    return quoted or isinstance(node, ast.Constant) or ast.unparse(node) in OWN
+
+
+def list_values(tree: ast.AST) -> Iterator[ast.expr]:
+    """Yield what stands in command lines: in f-strings, and for %s in messages of the log."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            before = ""
+            for part in node.values:
+                if isinstance(part, ast.FormattedValue):
+                    if part.format_spec is None and UNFINISHED.search(before):
+                        yield part.value
+                    before += "VALUE"
+                else:
+                    before += part.value
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            yield from list_logged(str(node.args[0].value), node.args[1:])
+
+
+def list_logged(text: str, given: list[ast.expr]) -> Iterator[ast.expr]:
+    """Yield the values of a message of the log that stand in a command line."""
+    values: list[ast.expr] = []
+    for one in given:
+        several = isinstance(one, ast.Starred) and isinstance(one.value, ast.Tuple)
+        values += one.value.elts if several else [one]
+    for place, value in zip(re.finditer("%[a-z.0-9]*[a-z]", text), values, strict=False):
+        if place[0] == "%s" and UNFINISHED.search(text[: place.start()]):
+            yield value
+
+
+def find_unquoted(code: str) -> list[str]:
+    return [ast.unparse(value) for value in list_values(ast.parse(code)) if not is_safe(value)]
+
+
+def test_no_command_line_holds_an_unquoted_value():
+    files = sorted(ROOT.rglob("*.py"))
+    found = {str(file.relative_to(ROOT)): find_unquoted(file.read_text("utf-8")) for file in files}
+    assert {name: values for name, values in found.items() if values} == {}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        'f"Go on: lesionfast train --resume {run.path}"',
+        'f"Go on: lesionfast train --config {run.path / file} and see"',
+        'f"lesionfast ensemble {shell_quote(a)} {b}"',
+        'f"Type --drop-class {name}, or leave it out."',
+        'logger.warning("%s is old: lesionfast interpret %s --k 3", "", run.path)',
+        'logger.warning("%s. Type --group %s", *(found, name))',
+        'f"see tensorboard --logdir {folder}"',
+    ],
+)
+def test_an_unquoted_value_is_found(code):
+    assert len(find_unquoted(code)) == 1
+
+
+def test_every_list_of_values_of_ones_own_is_needed():
+    """So that no exception outlives its reason."""
+    texts = [file.read_text("utf-8") for file in ROOT.rglob("*.py")]
+    values = {ast.unparse(value) for text in texts for value in list_values(ast.parse(text))}
+    assert values >= OWN
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """A function that pastes a line into bash, where `lesionfast` writes down what it was given."""
+    if shutil.which("bash") is None:
+        pytest.skip("there is no bash here")
+    program = tmp_path / "bin" / "lesionfast"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\nprintf '%s\\0' \"$@\" >> '{tmp_path}/given'\n")
+    program.chmod(0o755)
+    path = f"{program.parent}:{os.environ['PATH']}"
+
+    def paste(line: str) -> list[str]:
+        (tmp_path / "here").mkdir(exist_ok=True)
+        (tmp_path / "given").unlink(missing_ok=True)
+        shown = printable(line)  # as a terminal shows it
+        about = {"cwd": tmp_path / "here", "env": os.environ | {"PATH": path}}
+        done = subprocess.run(["bash", "-c", shown], capture_output=True, check=False, **about)
+        assert done.returncode == 0 and done.stdout == done.stderr == b"", done
+        assert not any((tmp_path / "here").iterdir())
+        return [os.fsdecode(word) for word in (tmp_path / "given").read_bytes().split(b"\0")[:-1]]
+
+    return paste
+
+
+def test_a_pasted_name_is_one_word(shell):
+    line = f"lesionfast predict {shell_quote(*NAMES)} {shell_quote(*map(Path, NAMES))}"
+    paths = [f"./{name}" if name[0] == "-" else name for name in NAMES]
+    assert shell(line) == ["predict", *NAMES, *paths]
+    assert shell_quote(Path("runs/a-1"), "mel,nv=2", 3) == "runs/a-1 mel,nv=2 3"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_an_unfinished_run_advises_is_pasted(shell, tmp_path, name):
+    with pytest.raises(LesionfastError) as error:
+        Run(Path(name)).file("metrics.json")
+    _, _, line = str(error.value).partition("Continue with: ")
+    assert shell(line) == ["train", "--resume", f"./{name}" if name[0] == "-" else name]
+
+
+def test_what_a_report_advises_is_pasted(shell, make_run):
+    run = make_run()
+    other = Run(run.path.rename(run.path.with_name("a'; touch owned #`touch owned`$(touch owned)")))
+    words = " ".join(advice(Findings.from_run(other)).words)
+    line = words[words.index("lesionfast interpret") :].partition(". ")[0]
+    assert shell(line)[:3] == ["interpret", str(other.path), "--cost"]
