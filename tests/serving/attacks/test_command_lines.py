@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -158,3 +159,31 @@ def test_what_a_report_advises_is_pasted(shell, make_run):
     words = " ".join(advice(Findings.from_run(other)).words)
     line = words[words.index("lesionfast interpret") :].partition(". ")[0]
     assert shell(line)[:3] == ["interpret", str(other.path), "--cost"]
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("name", ["a; touch owned", "$(touch owned)`touch owned`\n", "-rf", "' \\"])
+def test_the_program_understands_what_it_advises(trained, tmp_path, name):
+    """What each command prints is pasted as it is, in a folder of hostile names."""
+    program = tmp_path / "bin" / "lesionfast"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m lesionfast "$@"\n')
+    program.chmod(0o755)
+    here = tmp_path / "here"
+    run = Path(shutil.copytree(trained.path, here / name / name))
+    about = {"cwd": here, "env": os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}"}}
+
+    def paste(line: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            ["bash", "-c", line], capture_output=True, text=True, check=False, **about
+        )
+
+    done = paste(f"lesionfast train --resume {shell_quote(Path(name, name))}")
+    assert done.returncode == 2 and "is finished: nothing is left to do." in done.stderr
+    interpreted = paste(done.stderr.partition("Look at it with: ")[2])
+    assert interpreted.returncode == 0 and (run / "report.html").is_file(), interpreted.stderr
+    (run / "weights.safetensors").write_bytes(b"other")
+    damaged = paste(f"lesionfast runs --out {shell_quote(Path(name))}")
+    again = paste(damaged.stderr.partition("To see all damage, type: ")[2])
+    assert "weights.safetensors" in again.stdout + again.stderr and "Traceback" not in again.stderr
+    assert [path.name for path in here.iterdir()] == [name]
