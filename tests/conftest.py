@@ -3,6 +3,7 @@
 import gc
 import io
 import json
+import multiprocessing
 import os
 import shutil
 import stat
@@ -27,6 +28,19 @@ from lesionfast.stats.metrics import summarize
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # must be set before torch is imported
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+COMMAND = "import runpy; runpy.run_module('lesionfast', run_name='__main__', alter_sys=True)"
+LIBRARIES = ["torchvision", "fastai.data.all", "fastai.callback.core"]  # seconds to import
+BEGIN = """
+import os, sys
+os.chdir(folder)
+os.environ.clear()
+os.environ.update(environment)
+for number, path in enumerate(outputs, 1):
+    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+sys.argv = ["lesionfast", *arguments]
+exec(code, {"__name__": "__main__"})
+"""
 
 SLOWEST_FIRST = (  # so that no worker is left with minutes of work at the end
     *("test_notebooks.py", "training/test_experiment.py", "test_cli.py"),
@@ -85,6 +99,35 @@ def no_waiting_for_the_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", skip)
         yield
+
+
+@pytest.fixture(scope="session")
+def run_apart(cache_folder, tmp_path_factory) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """A function that runs the command, or Python code, in a process of its own.
+
+    It is forked from a process that has loaded PyTorch and fastai and done nothing else: a new
+    one needs five seconds for that.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(LIBRARIES)
+
+    def run(
+        *arguments: object,
+        code: str = COMMAND,
+        cwd: Path | None = None,
+        env: dict[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        told = tmp_path_factory.mktemp("told")
+        outputs, words = [told / "stdout", told / "stderr"], [*map(str, arguments)]
+        names = {"folder": cwd or Path.cwd(), "environment": dict(env or os.environ)}
+        names |= {"outputs": outputs, "arguments": words, "code": code}
+        process = context.Process(target=exec, args=(BEGIN, names))
+        process.start()
+        process.join()
+        said = [file.read_text("utf-8") for file in outputs]
+        return subprocess.CompletedProcess(words, process.exitcode, *said)
+
+    return run
 
 
 @pytest.fixture(autouse=True)

@@ -45,10 +45,10 @@ def invoke(*arguments):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, run_apart):
     """A folder with one finished run in runs/."""
     folder = tmp_path_factory.mktemp("work")
-    done = lesionfast("train", *TINY, cwd=folder)
+    done = run_apart("train", *TINY, cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder, done
 

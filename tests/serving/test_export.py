@@ -2,8 +2,6 @@ import json
 import pickle
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -386,22 +384,14 @@ def make_ensemble(trained, tmp_path):
     return run
 
 
-def test_the_command_predicts_from_the_folder(exported, photos, tmp_path):
-    command = [sys.executable, "-m", "lesionfast", "predict", str(exported), photos[0]]
-    done = subprocess.run(
-        [*command, "--set", "age=55"], capture_output=True, text=True, cwd=tmp_path, check=False
-    )
+def test_the_command_predicts_from_the_folder(run_apart, exported, photos, tmp_path):
+    command = ["predict", exported, photos[0]]
+    done = run_apart(*command, "--set", "age=55", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     head, row = done.stdout.splitlines()
     assert head.startswith("image,advice,refer,prediction_set,p_akiec") and row.startswith(
         photos[0]
     )
-    failed = subprocess.run(
-        [*command, str(exported / "README.md"), "--out", "out.jsonl"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=False,
-    )
+    failed = run_apart(*command, exported / "README.md", "--out", "out.jsonl", cwd=tmp_path)
     assert failed.returncode == 2 and "no prediction for 1 of 2 images" in failed.stderr
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 2

@@ -191,15 +191,19 @@ def serving():
 NAME = "clinic/lesions"
 
 
-def lesionfast(*given, home, hub=None, token=TOKEN, **more):
-    """Run the command line with a cache of the hub of its own."""
-    names = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-    environment = {**names, "HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1", **more}
-    environment["HF_ENDPOINT"] = hub or "http://127.0.0.1:9"  # nobody answers there
-    if token:
-        environment["HF_TOKEN"] = token
-    command = [sys.executable, "-m", "lesionfast", *map(str, given)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+@pytest.fixture(scope="module")
+def lesionfast(run_apart):
+    """A function that runs the command line with a cache of the hub of its own."""
+
+    def run(*given, home, hub=None, token=TOKEN, **more):
+        names = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+        environment = {**names, "HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1", **more}
+        environment["HF_ENDPOINT"] = hub or "http://127.0.0.1:9"  # nobody answers there
+        if token:
+            environment["HF_TOKEN"] = token
+        return run_apart(*given, env=environment)
+
+    return run
 
 
 def rows(done):
@@ -208,7 +212,7 @@ def rows(done):
 
 
 @pytest.fixture(scope="module")
-def shared(exported, tmp_path_factory):
+def shared(lesionfast, exported, tmp_path_factory):
     """A hub with the exported model, its answer to the push, and a cache that fetched it."""
     home = tmp_path_factory.mktemp("home")
     with serving() as hub:
@@ -228,7 +232,7 @@ def test_push_makes_a_private_repository_of_the_same_bytes(shared, exported):
     assert all(files[path.name] == path.read_bytes() for path in exported.iterdir())
 
 
-def test_predict_from_the_hub_then_without_it(shared, exported, photos, tmp_path):
+def test_predict_from_the_hub_then_without_it(lesionfast, shared, exported, photos, tmp_path):
     hub, _, home = shared
     expected = rows(lesionfast("predict", f"hf://{NAME}", photos[0], home=home, hub=hub.url))
     here = Predictor(exported)(photos[0])
@@ -258,7 +262,7 @@ def test_the_cache_is_used_where_there_is_no_network(shared, photos):
     assert (Path(found.stdout.strip()) / "model.safetensors").is_file()
 
 
-def test_a_revision_stays_what_it_was(shared, photos, tmp_path):
+def test_a_revision_stays_what_it_was(lesionfast, shared, photos, tmp_path):
     hub, _, _ = shared
     first, files = hub.files(NAME)
     hub.commits[NAME].append(("f" * 40, files | {"model.json": b'{"schema": 99}'}))
@@ -284,7 +288,7 @@ def test_a_revision_stays_what_it_was(shared, photos, tmp_path):
         (f"hf://{NAME}/model.onnx", TOKEN, f"hf://{NAME} has no model.onnx; it has: model.safe"),
     ],
 )
-def test_what_is_not_there_is_told(shared, photos, tmp_path, address, token, message):
+def test_what_is_not_there_is_told(lesionfast, shared, photos, tmp_path, address, token, message):
     hub, _, _ = shared
     done = lesionfast("predict", address, photos[0], home=tmp_path, hub=hub.url, token=token)
     assert done.returncode == 2 and message in done.stderr
@@ -299,14 +303,14 @@ def test_what_is_not_there_is_told(shared, photos, tmp_path, address, token, mes
         ("other/lesions", TOKEN, "You don't have the rights"),
     ],
 )
-def test_who_may_not_push_is_told(shared, exported, tmp_path, name, token, message):
+def test_who_may_not_push_is_told(lesionfast, shared, exported, tmp_path, name, token, message):
     hub, _, _ = shared
     done = lesionfast("push", exported, name, home=tmp_path, hub=hub.url, token=token)
     assert done.returncode == 2 and message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_push_of_a_run_for_everybody(shared, trained, tmp_path):
+def test_push_of_a_run_for_everybody(lesionfast, shared, trained, tmp_path):
     hub, _, _ = shared
     done = lesionfast("push", trained.path, "clinic/open", "--public", home=tmp_path, hub=hub.url)
     assert done.returncode == 0, done.stderr
@@ -314,7 +318,7 @@ def test_push_of_a_run_for_everybody(shared, trained, tmp_path):
     assert {"model.json", "model.safetensors", "README.md"} <= set(hub.files("clinic/open")[1])
 
 
-def test_push_without_a_network_is_told(exported, tmp_path):
+def test_push_without_a_network_is_told(lesionfast, exported, tmp_path):
     done = lesionfast("push", exported, NAME, home=tmp_path)
     assert done.returncode == 2 and f"hf://{NAME}" in done.stderr
     assert "Traceback" not in done.stderr

@@ -3,8 +3,6 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -201,13 +199,12 @@ def batches_until(run, epochs_done):
 
 
 @pytest.mark.parametrize("epochs_done", [1, 3])
-def test_a_killed_training_goes_on_as_if_it_had_not_been(run, tmp_path, epochs_done):
+def test_a_killed_training_goes_on_as_if_it_had_not_been(run, run_apart, tmp_path, epochs_done):
     """SIGKILL in the middle of an epoch that trains the backbone."""
     config = tmp_path / "config.json"
     config.write_text(TINY.to_json())
     after = batches_until(run, epochs_done)
-    command = [sys.executable, "-c", KILLED, str(config), str(tmp_path / "runs"), str(after)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_apart(config, tmp_path / "runs", after, code=KILLED)
     assert done.returncode == -signal.SIGKILL, done.stderr
     killed = Run.open(next((tmp_path / "runs").iterdir()))
     assert not killed.finished
@@ -230,14 +227,13 @@ main()
 """
 
 
-def test_ctrl_c_keeps_the_best_weights_and_can_be_resumed(run, tmp_path):
-    command = [sys.executable, "-c", INTERRUPTED, str(batches_until(run, 1))]
-    command += ["train", "--out", str(tmp_path)]
+def test_ctrl_c_keeps_the_best_weights_and_can_be_resumed(run, run_apart, tmp_path):
+    command = [batches_until(run, 1), "train", "--out", tmp_path]
     given = {k: v for k, v in json.loads(TINY.to_json()).items()}
     given = {k: v for k, v in given.items() if v is not None and not isinstance(v, bool)}
     for name, value in given.items():
-        command += [f"--{name.replace('_', '-')}", str(value)]
-    done = subprocess.run(command, capture_output=True, text=True)
+        command += [f"--{name.replace('_', '-')}", value]
+    done = run_apart(*command, code=INTERRUPTED)
     assert done.returncode == 0, done.stderr
     interrupted = Run.open(done.stdout.strip())
     assert interrupted.metrics["status"] == "interrupted"

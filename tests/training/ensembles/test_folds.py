@@ -3,8 +3,6 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -165,13 +163,12 @@ train(load_dataset(config), config, sys.argv[2], "killed")
 """
 
 
-def test_a_killed_run_of_folds_goes_on_with_the_fold_that_was_killed(run, tmp_path):
+def test_a_killed_run_of_folds_goes_on_with_the_fold_that_was_killed(run, run_apart, tmp_path):
     config = tmp_path / "config.json"
     config.write_text(TINY.to_json())
     rows = run.members[0].split["split"].value_counts()
     batches = 2 * (rows["train"] // 64 + -(-rows["valid"] // 8))  # of one fold
-    command = [sys.executable, "-c", KILLED, config, tmp_path, str(int(1.6 * batches))]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    done = run_apart(config, tmp_path, int(1.6 * batches), code=KILLED)
     assert done.returncode == -signal.SIGKILL, done.stderr
     killed = Run.open(tmp_path / "killed")
     assert not killed.finished and Run(killed.path / "fold-0").finished
