@@ -1,11 +1,18 @@
 """What the code itself may not do: run text, unpickle, start a shell: its syntax trees."""
 
 import ast
+import json
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[3]
 FILES = [*sorted((ROOT / "lesionfast").rglob("*.py")), ROOT / "cli.py"]
@@ -176,8 +183,38 @@ def test_no_line_is_left_out_without_a_reason():
                 assert " - " in reason, f"{file.relative_to(ROOT)}:{number} has no reason"
 
 
-def test_dependencies_have_a_lowest_version_and_come_by_name():
+def direct_dependencies() -> list[str]:
+    """What pyproject.toml asks for, extras included."""
     about = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    several = [about["dependencies"], *about["optional-dependencies"].values()]
-    for wanted in (one for part in several for one in part):
+    return [*about["dependencies"], *chain.from_iterable(about["optional-dependencies"].values())]
+
+
+def test_dependencies_have_a_lowest_version_and_come_by_name():
+    for wanted in direct_dependencies():
         assert ">=" in wanted and "@" not in wanted and "://" not in wanted
+
+
+def installed(names: Iterator[str]) -> Iterator[str]:
+    """`name==version` of each package that is here, as advisories name it: without `+cpu`."""
+    for name in sorted(set(names)):
+        try:
+            yield f"{name}=={version(name).partition('+')[0]}"
+        except PackageNotFoundError:
+            continue
+
+
+@pytest.mark.attack
+@pytest.mark.skipif(find_spec("pip_audit") is None, reason="pip install pip-audit")
+def test_no_direct_dependency_has_a_published_hole(tmp_path):
+    locked = tmp_path / "locked.txt"
+    locked.write_text("\n".join(installed(Requirement(one).name for one in direct_dependencies())))
+    words = ["--requirement", str(locked), "--no-deps", "--disable-pip", "--format", "json"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "pip_audit", *words], capture_output=True, text=True, timeout=300
+    )
+    packages = json.loads(ended.stdout or '{"dependencies": []}')["dependencies"]
+    if not any("vulns" in package for package in packages):
+        pytest.skip("no advisory service can be reached from here")
+    assert {package["name"]: package.get("vulns", "not audited") for package in packages} == {
+        package["name"]: [] for package in packages
+    }
