@@ -81,7 +81,7 @@ def train(
         settings = read_settings(given, config)
         from lesionfast.training import experiment
 
-        experiment.check_before_reading(settings, seeds)
+        experiment.check_before_reading(settings, name, seeds)
         df = load_dataset(settings)
         runs = experiment.train_seeds(df, settings, out, name, seeds)
     if LATER_PROCESS:

@@ -16,7 +16,7 @@ from lesionfast.config import (
     read_options,
 )
 from lesionfast.console import counting_bar
-from lesionfast.data.columns.labels import expand_map
+from lesionfast.data.columns.labels import expand_map, read_map
 from lesionfast.data.corrections.applying import carry, correct, is_corrected, restore
 from lesionfast.data.metadata import (
     check_inputs,
@@ -25,6 +25,7 @@ from lesionfast.data.metadata import (
     read_frame,
     settle_inputs,
 )
+from lesionfast.data.parts.drawing import check_shares
 from lesionfast.data.parts.groups import join_groups
 from lesionfast.data.parts.own import PARTS, draw, hold_out, use_own_split, warn_of_unused
 from lesionfast.data.table import read_table
@@ -83,11 +84,19 @@ def load_dataset(config: SplitConfig, split: Path | None = None) -> pd.DataFrame
     `split`, the split.csv of a run, decides instead of `config`, and so does the copy of the
     corrections beside it. Raises `LesionfastError` for bad data.
     """
-    df = load_metadata(config)
     if split is None:
-        return split_metadata(df, config)
-    df = read_split(df, split, with_groups=True)
+        check_options(config)
+        return split_metadata(load_metadata(config), config)
+    df = read_split(load_metadata(config), split, with_groups=True)
     return keep_options(correct(df, config, find_corrections(split)), config)
+
+
+def check_options(config: SplitConfig) -> None:
+    """Raise `LesionfastError`, before data is read, for options that are wrong whatever it is."""
+    if config.map:
+        read_map(config.map)
+    check_ways(config)
+    check_shares(config.val, config.test, config.folds, config.fold)
 
 
 def find_corrections(split: Path) -> Path | None:

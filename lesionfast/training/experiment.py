@@ -118,7 +118,7 @@ def check_options(config: TrainConfig) -> None:
     check_conflicts(config)
 
 
-def check_before_reading(config: TrainConfig, seeds: int = 1) -> None:
+def check_before_reading(config: TrainConfig, name: str | None = None, seeds: int = 1) -> None:
     """Raise `LesionfastError` for options that are wrong whatever the data is.
 
     So they are told before a large dataset is read; `prepare_learner` checks all of them.
@@ -130,6 +130,8 @@ def check_before_reading(config: TrainConfig, seeds: int = 1) -> None:
     losses[config.loss], balances[config.balance], mixes[config.mix]
     read_weights(config.class_weight)
     check_trackers(config.log)
+    if name:
+        check_name(name)
     check_count(seeds)
     choose_precision(config.precision, pick_device(config.device))
 

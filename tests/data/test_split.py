@@ -11,7 +11,7 @@ from lesionfast.config import DataConfig, SplitConfig
 from lesionfast.data.metadata import load_metadata
 from lesionfast.data.parts.drawing import assign_split
 from lesionfast.data.parts.groups import join_groups
-from lesionfast.data.split import load_data, read_split, split_metadata, write_split
+from lesionfast.data.split import load_data, load_dataset, read_split, split_metadata, write_split
 from lesionfast.errors import LesionfastError
 
 SIZES = {"nv": 300, "mel": 80, "bcc": 20, "df": 7}  # lesions
@@ -358,3 +358,20 @@ def test_a_loaded_table_can_be_loaded_again():
     again = load_data(df)
     columns = ["image_id", "target", "group", "split"]
     pd.testing.assert_frame_equal(again[columns], df[columns])
+
+
+@pytest.mark.parametrize(
+    ("option", "problem"),
+    [
+        ({"val": 2.0}, "leave no train"),
+        ({"fold": 2}, "--fold 2 needs --folds"),
+        ({"folds": 5, "fold": 5}, "Type --fold 0 to --fold 4"),
+        ({"map": "melanoma"}, "which is neither a pair nor a file"),
+        ({"split": "mine.csv", "folds": 4}, "say in two ways what the parts are"),
+    ],
+)
+def test_a_wrong_option_is_named_before_data_is_read(option, problem):
+    with pytest.raises(LesionfastError, match=problem):
+        load_dataset(SplitConfig(data="no such folder", **option))
+    with pytest.raises(LesionfastError, match="no such folder does not exist"):
+        load_dataset(SplitConfig(data="no such folder"))
