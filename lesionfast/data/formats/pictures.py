@@ -2,20 +2,13 @@
 
 import sys
 from io import BytesIO
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, features
 
 from lesionfast.data.formats.bombs import check_build, check_tags
-from lesionfast.data.formats.dicom import (
-    DICOM_SUFFIXES,
-    check_pixels,
-    dicom_size,
-    is_dicom,
-    open_dicom,
-)
-from lesionfast.errors import import_extra
+from lesionfast.data.formats.dicom import DICOM_SUFFIXES, dicom_size, is_dicom, open_dicom
+from lesionfast.data.formats.heic import HEIC_BRANDS, open_heic
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jfif", ".jpe", ".mpo", ".png", ".bmp", ".tif", ".tiff", ".webp"),
@@ -28,7 +21,6 @@ NOT_A_PICTURE = f"not a picture in a supported format ({', '.join(SUPPORTED)})"
 MOST_BYTES = 2**28  # more in one picture is an error or an attack
 HEAD = 132  # bytes that tell the kind of a picture
 STARTS = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
-HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 AVIF_BRANDS = {b"avif", b"avis"}
 JPEGS = ("JPEG", "MPO")  # an MPO file is a JPEG file with a second picture, such as a depth map
 SPARE = 2.0  # how far above the wanted size a JPEG is decoded, so that resizing stays smooth
@@ -115,17 +107,6 @@ def open_encoded(data: bytes) -> Image.Image:
             "'lesionfast[heic]'"
         )
     return Image.open(BytesIO(data), formats=("AVIF",) if kind == "AVIF" else FORMATS)
-
-
-def open_heic(data: bytes, decode: bool = True) -> Any:
-    """Return a HEIC picture, or without `decode` what has its `size`."""
-    heif = import_extra("pillow_heif", "heic", "it is a HEIC picture")
-    try:
-        file = heif.open_heif(BytesIO(data))
-        check_pixels(*file.size)
-        return file.to_pillow() if decode else file
-    except Exception as error:  # broken bytes raise anything
-        raise ValueError(f"it is a HEIC picture that can't be decoded ({error})") from None
 
 
 def find_raw_mode(image: Image.Image) -> str:
