@@ -43,14 +43,16 @@ exec(code, {"__name__": "__main__"})
 """
 
 SLOWEST_FIRST = (  # so that no worker is left with minutes of work at the end
-    *("test_notebooks.py", "training/test_experiment.py", "test_cli.py"),
-    *("serving/test_export_hub.py", "data/layouts/test_as_a_user.py", "serving/test_onnx.py"),
-    *("serving/test_app.py", "serving/test_ensembles.py", "training/test_learner_failures.py"),
-    *("data/test_duplicates.py", "evaluation/test_findings.py", "models/test_features.py"),
-    *("training/ensembles/test_folds.py", "training/search/test_search.py", "test_registered.py"),
-    *("serving/test_predictor.py", "test_front_door.py", "serving/test_export.py"),
-    *("reporting/test_overview.py", "data/test_audit.py", "models/test_backbones.py"),
-    *("training/ensembles/test_towers.py", "data/test_table.py", "data/test_sample.py"),
+    *("test_notebooks.py", "training/test_processes.py", "training/test_experiment.py"),
+    *("data/layouts/test_as_a_user.py", "test_cli.py", "serving/test_onnx.py"),
+    *("serving/test_ensembles.py", "serving/test_app.py", "training/search/test_search.py"),
+    *("serving/test_export_hub.py", "training/ensembles/test_folds.py", "test_registered.py"),
+    *("training/test_learner_failures.py", "data/test_duplicates.py", "models/test_features.py"),
+    *("evaluation/test_findings.py", "training/ensembles/test_towers.py", "test_front_door.py"),
+    *("training/test_pretrain.py", "training/test_fastai.py", "serving/test_predictor.py"),
+    *("serving/test_export.py", "reporting/test_overview.py", "data/test_audit.py"),
+    *("models/test_backbones.py", "training/test_heads.py", "evaluation/test_explain.py"),
+    *("training/callbacks/test_cached_features.py", "data/test_table.py", "data/test_sample.py"),
 )
 
 

@@ -15,17 +15,18 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from signal import SIGTERM
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import torch
 from torch import distributed
 
-from lesionfast.data.augment import Share
-from lesionfast.data.loaders import pick_device
 from lesionfast.errors import LesionfastError
 from lesionfast.files import temporary_folder
 from lesionfast.run import Run
+
+if TYPE_CHECKING:
+    from lesionfast.data.augment import Share  # with fastai, which a launcher needs not load
 
 OF_A_LAUNCHER = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 LONGEST = timedelta(hours=2)  # that one process waits for the others, which may decode images
@@ -36,8 +37,10 @@ class Process:
 
     rank, size, writes_apart = 0, 1, False
 
-    def share(self, of: str) -> Share:
+    def share(self, of: str) -> "Share":
         """Return what it reads of "batches" or of "rows"."""
+        from lesionfast.data.augment import Share
+
         return Share(self.rank, self.size, of)
 
 
@@ -54,6 +57,8 @@ def join_processes(device: str) -> None:
     """
     if int(os.environ.get("WORLD_SIZE") or 1) <= 1 or process.size > 1:
         return
+    from lesionfast.data.loaders import pick_device
+
     kind = pick_device(device).type
     check_launch(kind, int(os.environ.get("LOCAL_RANK", 0)))
     if kind == "cuda":
