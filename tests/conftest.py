@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from copy import copy
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +33,13 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 COMMAND = "import runpy; runpy.run_module('lesionfast', run_name='__main__', alter_sys=True)"
 LIBRARIES = ["torchvision", "fastai.data.all", "fastai.callback.core"]  # seconds to import
 BEGIN = """
-import os, sys
+import os, sys, tempfile
 os.chdir(folder)
 os.environ.clear()
 os.environ.update(environment)
 for number, path in enumerate(outputs, 1):
-    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    os.dup2(os.open(path, os.O_WRONLY), number)
+tempfile.tempdir = None  # that of this environment
 sys.argv = ["lesionfast", *arguments]
 exec(code, {"__name__": "__main__"})
 """
@@ -104,30 +106,43 @@ def no_waiting_for_the_disk() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def run_apart(cache_folder, tmp_path_factory) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """A function that runs the command, or Python code, in a process of its own.
+def start_apart(cache_folder, tmp_path_factory) -> Callable[..., tuple[BaseProcess, Path, Path]]:
+    """A function that starts the command, or Python code, in a process of its own.
 
     It is forked from a process that has loaded PyTorch and fastai and done nothing else: a new
-    one needs five seconds for that.
+    one needs five seconds for that. Returns it with the files of its stdout and stderr.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(LIBRARIES)
 
-    def run(
+    def start(
         *arguments: object,
         code: str = COMMAND,
         cwd: Path | None = None,
         env: dict[str, str] | None = None,
-    ) -> subprocess.CompletedProcess[str]:
+    ) -> tuple[BaseProcess, Path, Path]:
         told = tmp_path_factory.mktemp("told")
-        outputs, words = [told / "stdout", told / "stderr"], [*map(str, arguments)]
+        outputs = told / "stdout", told / "stderr"
+        for file in outputs:
+            file.touch()
         names = {"folder": cwd or Path.cwd(), "environment": dict(env or os.environ)}
-        names |= {"outputs": outputs, "arguments": words, "code": code}
+        names |= {"outputs": outputs, "arguments": [*map(str, arguments)], "code": code}
         process = context.Process(target=exec, args=(BEGIN, names))
         process.start()
+        return process, *outputs
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def run_apart(start_apart) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """A function that does so, and waits for the end."""
+
+    def run(*arguments: object, **more: object) -> subprocess.CompletedProcess[str]:
+        process, *outputs = start_apart(*arguments, **more)
         process.join()
         said = [file.read_text("utf-8") for file in outputs]
-        return subprocess.CompletedProcess(words, process.exitcode, *said)
+        return subprocess.CompletedProcess(arguments, process.exitcode, *said)
 
     return run
 

@@ -1,8 +1,8 @@
 """The page that asks for labels, in a browser: answered by keyboard, killed, gone on with."""
 
 import os
-import subprocess
-import sys
+import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import httpx
@@ -28,35 +28,35 @@ def run(tmp_path_factory) -> lf.Run:
 class Server:
     """The command with its page; `url` is what it printed."""
 
-    def __init__(self, run: lf.Run, file: Path, *more: str) -> None:
-        words = [sys.executable, "-m", "lesionfast", "labels", str(run.path), "--page"]
-        words += ["--port", "0", "--corrections", str(file), *more]
-        self.log = (file.parent / "server.log").open("w")
-        self.process = subprocess.Popen(
-            words, stdout=subprocess.PIPE, stderr=self.log, env=os.environ, text=True
-        )
-        self.url = self.process.stdout.readline().strip()
-        assert self.url.startswith("http://127.0.0.1:"), Path(self.log.name).read_text()
+    def __init__(self, process: BaseProcess, stdout: Path, stderr: Path) -> None:
+        self.process, self.log = process, stderr
+        while "\n" not in stdout.read_text() and process.is_alive():
+            time.sleep(0.05)
+        self.url = stdout.read_text().strip()
+        assert self.url.startswith("http://127.0.0.1:"), stderr.read_text()
 
     def stop(self, how: str = "terminate") -> None:
         getattr(self.process, how)()
-        self.process.wait(120)
-        self.log.close()
-        assert "Traceback" not in Path(self.log.name).read_text()
+        self.process.join(120)
+        assert not self.process.is_alive() and "Traceback" not in self.log.read_text()
+
+
+def words_of(run: lf.Run, file: Path) -> list[str]:
+    return ["labels", str(run.path), "--page", "--port", "0", "--corrections", str(file)]
 
 
 @pytest.fixture
-def serve(run, tmp_path):
+def serve(run, start_apart):
     """A function that starts the page; all that it started has ended after the test."""
     started = []
 
     def start(file: Path, *more: str) -> Server:
-        started.append(Server(run, file, *more))
+        started.append(Server(*start_apart(*words_of(run, file), *more)))
         return started[-1]
 
     yield start
     for server in started:
-        if server.process.poll() is None:
+        if server.process.is_alive():
             server.stop()
 
 
@@ -226,7 +226,7 @@ def test_ten_labels_by_keyboard_a_kill_an_undo_and_a_training(run, serve, open_p
             (tmp_path / name).replace(Path(folder) / name)
 
 
-def test_no_other_site_and_no_second_page_writes_answers(run, serve, tmp_path):
+def test_no_other_site_and_no_second_page_writes_answers(run, run_apart, serve, tmp_path):
     file = tmp_path / "corrections.csv"
     server = serve(file)
     image = post(f"{server.url}/item", json={}).text.split('data-image="')[1].split('"')[0]
@@ -240,9 +240,7 @@ def test_no_other_site_and_no_second_page_writes_answers(run, serve, tmp_path):
     assert post(f"{server.url}/undo", json={}).status_code == 422
     assert post(f"{server.url}/answer", content=b"x" * 20_000).status_code == 422
     assert post(f"{server.url}/answer", content=b"[1]").status_code == 422
-    words = [sys.executable, "-m", "lesionfast", "labels", str(run.path), "--page"]
-    words += ["--port", "0", "--corrections", str(file)]
-    second = subprocess.run(words, capture_output=True, text=True, timeout=600)
+    second = run_apart(*words_of(run, file))
     assert second.returncode == 2 and "another process is writing" in second.stderr
     assert post(f"{server.url}/answer", json=asked).status_code == 200
     assert read_answers(file).labels[image].text == "right"
