@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,21 @@ def wordy(exported, tmp_path_factory, change_description) -> Path:
     (folder / "model.json").write_text(text, "utf-8")
     change_description(folder, lambda told: None)
     return folder
+
+
+@pytest.fixture(scope="session")
+def start_page(start_apart) -> Callable[..., tuple[BaseProcess, str, Path]]:
+    """A function that starts a command with a page; returns it, the address and the log."""
+
+    def start(*arguments: object, **more: object) -> tuple[BaseProcess, str, Path]:
+        process, stdout, log = start_apart(*arguments, "--port", "0", **more)
+        while "\n" not in stdout.read_text() and process.is_alive():
+            time.sleep(0.05)
+        url = stdout.read_text().strip()
+        assert url.startswith("http://127.0.0.1:"), log.read_text()
+        return process, url, log
+
+    return start
 
 
 @pytest.fixture(scope="module")

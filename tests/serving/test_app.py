@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import socket
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -44,28 +43,17 @@ PART = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r
 REFUSED = "Failed to load resource: the server responded with a status of 4"
 
 
-def start(model, folder: Path):
-    """Start the command at a free port; return it and the address that it prints."""
-    command = [sys.executable, "-m", "lesionfast", "app", str(model), "--port", "0"]
-    log = (folder.parent / f"{folder.name}.log").open("w")
-    environment = os.environ | {"TMPDIR": str(folder)}
-    server = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=log, env=environment, text=True
-    )
-    url = server.stdout.readline().strip()
-    assert url.startswith("http://127.0.0.1:"), Path(log.name).read_text()
-    return server, url, Path(log.name)
-
-
 @pytest.fixture(scope="module")
-def server(trained, tmp_path_factory):
+def server(start_page, trained, tmp_path_factory):
     """The address of a page, the folder of temporary files, which stays empty, and its process."""
     folder = tmp_path_factory.mktemp("app")
-    process, url, log = start(trained.path, folder)
+    environment = os.environ | {"TMPDIR": str(folder)}
+    process, url, log = start_page("app", trained.path, env=environment)
     yield url, folder, process
-    if process.poll() is None:
+    if process.is_alive():
         process.terminate()
-        assert process.wait(120) == 0
+        process.join(120)
+        assert process.exitcode == 0
     assert files_in(folder) == [] and "Traceback" not in log.read_text()
 
 
@@ -80,9 +68,9 @@ def open_page(browser, **options):
     return page
 
 
-def test_a_page_with_a_token_opens_with_the_token_alone(browser, exported, tmp_path, monkeypatch):
-    monkeypatch.setenv("LESIONFAST_TOKEN", "correct-horse")
-    process, url, _ = start(exported, tmp_path)
+def test_a_page_with_a_token_opens_with_the_token_alone(browser, start_page, exported):
+    environment = os.environ | {"LESIONFAST_TOKEN": "correct-horse"}
+    process, url, _ = start_page("app", exported, env=environment)
     try:
         opened = open_page(browser)
         opened.goto(url)
@@ -96,7 +84,7 @@ def test_a_page_with_a_token_opens_with_the_token_alone(browser, exported, tmp_p
         opened.close()
     finally:
         process.terminate()
-        process.wait(120)
+        process.join(120)
 
 
 @pytest.fixture
@@ -630,5 +618,5 @@ def test_a_killed_page_leaves_no_upload_on_the_disk(server):
         files = [os.readlink(each) for each in Path(f"/proc/{process.pid}/fd").iterdir()]
         assert not [each for each in files if each.startswith(f"{folder}/") or "deleted" in each]
         process.kill()
-        process.wait(120)
+        process.join(120)
     assert files_in(folder) == []

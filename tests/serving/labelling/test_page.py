@@ -1,7 +1,7 @@
 """The page that asks for labels, in a browser: answered by keyboard, killed, gone on with."""
 
 import os
-import time
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -25,15 +25,13 @@ def run(tmp_path_factory) -> lf.Run:
     return lf.train(lf.load_data(), out=tmp_path_factory.mktemp("runs"), name="tiny", **TINY)
 
 
+@dataclass
 class Server:
     """The command with its page; `url` is what it printed."""
 
-    def __init__(self, process: BaseProcess, stdout: Path, stderr: Path) -> None:
-        self.process, self.log = process, stderr
-        while "\n" not in stdout.read_text() and process.is_alive():
-            time.sleep(0.05)
-        self.url = stdout.read_text().strip()
-        assert self.url.startswith("http://127.0.0.1:"), stderr.read_text()
+    process: BaseProcess
+    url: str
+    log: Path
 
     def stop(self, how: str = "terminate") -> None:
         getattr(self.process, how)()
@@ -42,16 +40,16 @@ class Server:
 
 
 def words_of(run: lf.Run, file: Path) -> list[str]:
-    return ["labels", str(run.path), "--page", "--port", "0", "--corrections", str(file)]
+    return ["labels", str(run.path), "--page", "--corrections", str(file)]
 
 
 @pytest.fixture
-def serve(run, start_apart):
+def serve(run, start_page):
     """A function that starts the page; all that it started has ended after the test."""
     started = []
 
     def start(file: Path, *more: str) -> Server:
-        started.append(Server(*start_apart(*words_of(run, file), *more)))
+        started.append(Server(*start_page(*words_of(run, file), *more)))
         return started[-1]
 
     yield start
@@ -240,7 +238,7 @@ def test_no_other_site_and_no_second_page_writes_answers(run, run_apart, serve, 
     assert post(f"{server.url}/undo", json={}).status_code == 422
     assert post(f"{server.url}/answer", content=b"x" * 20_000).status_code == 422
     assert post(f"{server.url}/answer", content=b"[1]").status_code == 422
-    second = run_apart(*words_of(run, file))
+    second = run_apart(*words_of(run, file), "--port", "0")
     assert second.returncode == 2 and "another process is writing" in second.stderr
     assert post(f"{server.url}/answer", json=asked).status_code == 200
     assert read_answers(file).labels[image].text == "right"
