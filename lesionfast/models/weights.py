@@ -36,6 +36,7 @@ from lesionfast.data.duplicates import PACKAGES, packaged_weights
 from lesionfast.errors import LesionfastError, shell_quote
 from lesionfast.manifest import Manifest
 from lesionfast.models.archs import LIBRARIES, archs, find_arch, list_names
+from lesionfast.models.hub.answers import checked_answers
 from lesionfast.models.lineage import find_weights_file
 
 logger = logging.getLogger("lesionfast")
@@ -493,7 +494,8 @@ def fetch_file(wanted: Wanted, name: str) -> Path:
     logger.info("downloading %s of %s from %s", name, repository, constants.ENDPOINT)
     try:
         options = {"revision": revision, "etag_timeout": SECONDS}
-        return Path(hf_hub_download(repository, name, **options))
+        with checked_answers(repository):
+            return Path(hf_hub_download(repository, name, **options))
     except GatedRepoError:
         raise LesionfastError(
             f"{wanted.arch} is gated: its owner asks everybody to accept terms before a download. "

@@ -6,7 +6,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,16 @@ from lesionfast.evaluation.decisions import OOD
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.outliers import save_ood
-from lesionfast.files import disk_errors, format_bytes, free_bytes, workspace, write_text
+from lesionfast.files import (
+    REASONS,
+    disk_errors,
+    error_number,
+    format_bytes,
+    free_bytes,
+    workspace,
+    write_text,
+)
+from lesionfast.models.hub.answers import checked_answers
 from lesionfast.models.lineage import KEY
 from lesionfast.reporting.advice.limits import find_limits, list_limits
 from lesionfast.reporting.checklist.chapter import checklist_of_card
@@ -48,6 +57,12 @@ TOLERANCE = 0.05  # of a probability: other machines, precisions and decoders di
 BESIDE = 1_000_000  # bytes for model.json, card and folder
 PREFIX = "hf://"
 NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+# What the client of the hub raises for JSON that it does not expect.
+NONSENSE = (
+    *(OSError, ValueError, LookupError, TypeError),
+    *(AttributeError, AssertionError, RecursionError),
+)
+MOST_SAID = 300  # letters of a message of the hub
 LOGIN = "To log in type: hf auth login, or set HF_TOKEN."
 ESTIMATES = {
     ("balanced_accuracy", "all"): "balanced accuracy",
@@ -289,18 +304,19 @@ def push(source: Path, name: str, *, public: bool = False, onnx: bool = False) -
         raise LesionfastError(
             f"{name!r} is not a name on the hub. Type user/name, such as clinic/lesions."
         )
-    with tempfile.TemporaryDirectory() as made, explain_errors(name):
+    with tempfile.TemporaryDirectory() as made:
         folder = Path(source)
         if (folder / "config.json").is_file():
             folder = export(Run.open(folder), Path(made) / "model", onnx=onnx)
         paths = list_files_to_share(folder)
-        api = hub.HfApi()
-        api.create_repo(name, private=not public, exist_ok=True)
-        api.create_commit(
-            name,
-            [hub.CommitOperationAdd(path.name, path) for path in paths],
-            commit_message="Upload a model of lesionfast",
-        )
+        with explain_errors(name):
+            api = hub.HfApi()
+            api.create_repo(name, private=not public, exist_ok=True)
+            api.create_commit(
+                name,
+                [hub.CommitOperationAdd(path.name, path) for path in paths],
+                commit_message="Upload a model of lesionfast",
+            )
     return f"{PREFIX}{name}"
 
 
@@ -340,7 +356,9 @@ def fetch(address: str) -> Path:
     # ONNX files are fetched only if they are named
     wanted = [path for path in files if path == file or not path.endswith(".onnx")]
     with explain_errors(name):
-        hub.snapshot_download(name, revision=folder.name, allow_patterns=wanted)
+        for path in wanted:
+            with suppress(errors.RemoteEntryNotFoundError):  # said when the folder is checked
+                hub.hf_hub_download(name, path, revision=folder.name)
     return folder / file if file else folder
 
 
@@ -360,16 +378,14 @@ def split_address(address: str) -> tuple[str, str, str | None]:
 
 @contextmanager
 def explain_errors(name: str) -> Iterator[None]:
-    """Turn the hub's errors into ones that say what to type."""
+    """Check the hub's answers, and turn its errors into ones that say what to type."""
     try:
-        yield
+        with checked_answers(f"{PREFIX}{name}"):
+            yield
     except errors.LocalTokenNotFoundError:
         raise LesionfastError(f"{PREFIX}{name}: nobody is logged in. {LOGIN}") from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
-        raise LesionfastError(
-            f"{PREFIX}{name} is not in the cache, and the hub is not asked (HF_HUB_OFFLINE is set) "
-            "or out of reach. Connect once, or copy an exported folder here and name that."
-        ) from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        raise not_fetched(name, error.__cause__) from None
     except errors.RevisionNotFoundError:
         raise LesionfastError(
             f"{PREFIX}{name} has no such revision. Leave it out, or look at the hub's page."
@@ -379,14 +395,48 @@ def explain_errors(name: str) -> Iterator[None]:
             f"{PREFIX}{name} does not hold a model of lesionfast: it has no {FILE}. "
             "Name one that `lesionfast push` wrote."
         ) from None
+    except errors.GatedRepoError:
+        raise LesionfastError(
+            f"{PREFIX}{name} is gated: its owner asks everybody to accept terms before a download. "
+            f"Accept them on its page of the hub. {LOGIN}"
+        ) from None
     except errors.RepositoryNotFoundError:
         raise LesionfastError(
             f"{PREFIX}{name} does not exist, or you may not read it. Check the name. {LOGIN}"
         ) from None
     except (errors.HfHubHTTPError, errors.HFValidationError) as error:
-        reason = getattr(error, "server_message", None) or str(error).strip().splitlines()[0]
-        raise LesionfastError(f"{PREFIX}{name}: the hub says: {reason}. {LOGIN}") from None
+        raise not_fetched(name, error) from None
     except errors.HTTPError as error:  # of its HTTP client: no connection
         raise LesionfastError(
             f"{PREFIX}{name}: the hub is out of reach ({error}). Try again when you are online."
         ) from None
+    except NONSENSE as error:
+        if isinstance(error, OSError) and error_number(error) in REASONS:
+            raise
+        reason = (str(error) or repr(error)).strip().splitlines()[0]
+        raise LesionfastError(
+            f"{PREFIX}{name}: the hub's answer makes no sense ({reason}). Try again; check "
+            "HF_ENDPOINT if you have set it."
+        ) from None
+
+
+def not_fetched(name: str, cause: BaseException | None) -> LesionfastError:
+    """Return the error for what neither the hub nor its cache gives, by the hub's answer."""
+    status = getattr(getattr(cause, "response", None), "status_code", 0)
+    if status == 429:
+        return LesionfastError(
+            f"{PREFIX}{name}: the hub is asked too often (status 429). Wait some minutes; who is "
+            f"logged in may ask more often. {LOGIN}"
+        )
+    if status >= 500:
+        return LesionfastError(
+            f"{PREFIX}{name}: the hub has a fault (status {status}). Try again later."
+        )
+    if status or isinstance(cause, ValueError | errors.FileMetadataError):
+        said = getattr(cause, "server_message", None) or str(cause)
+        reason = " ".join([*said.splitlines(), repr(cause)][0].split())[:MOST_SAID]
+        return LesionfastError(f"{PREFIX}{name}: the hub says: {reason}. {LOGIN}")
+    return LesionfastError(
+        f"{PREFIX}{name} is not in the cache, and the hub is not asked (HF_HUB_OFFLINE is set) "
+        "or out of reach. Connect once, or copy an exported folder here and name that."
+    )

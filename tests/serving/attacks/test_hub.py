@@ -1,8 +1,12 @@
 """What a repository of a stranger on the hub may do: only named files come, checked before use."""
 
+import gzip
 import importlib.util
 import json
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,21 +16,46 @@ from typer.testing import CliRunner
 
 from lesionfast.cli.base import app
 from lesionfast.errors import LesionfastError
-from lesionfast.serving.bundle import hash_description
-from lesionfast.serving.export import list_files_to_share, split_address
+from lesionfast.models.hub import answers
+from lesionfast.models.weights import Wanted, fetch_file
+from lesionfast.serving.bundle import hash_description, read_checked
+from lesionfast.serving.export import fetch, list_files_to_share, push, split_address
 
 SPEC = importlib.util.spec_from_file_location(
     "stand_in", Path(__file__).parents[1] / "test_export_hub.py"
 )
 stand_in = importlib.util.module_from_spec(SPEC)  # of the hub's HTTP API
 SPEC.loader.exec_module(stand_in)
+lesionfast = stand_in.lesionfast  # a fixture
 NAME = "stranger/model"
+
+
+class Liar(stand_in.Handler):
+    """Answers as the hub does, but for `lie`, a function of the server that writes the answer."""
+
+    def say(self, status, told=None, data=None, **headers):
+        lie = getattr(self.server, "lie", None)
+        if lie is None or (self.command == "GET" and self.path.startswith("/api/")):
+            return super().say(status, told, data, **headers)
+        try:
+            return lie(self, status, told, data, headers)
+        except OSError:  # nobody listens any more
+            self.close_connection = True
+
+    do_GET = do_HEAD = do_POST = stand_in.Handler.handle_any
+
+    def begin(self, headers: dict[str, str], **more: str) -> None:
+        self.send_response(200)
+        for name, value in (headers | more).items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
 
 
 @pytest.fixture(scope="module")
 def hub():
     with stand_in.serving() as running:
         running.private[NAME] = False
+        running.RequestHandlerClass = Liar
         yield running
 
 
@@ -45,8 +74,9 @@ def repository(hub, exported):
     hub.commits.pop(NAME, None)
 
 
-def predict(hub, photos, home, address: str = f"hf://{NAME}") -> SimpleNamespace:
-    """What `lesionfast predict` says, in this process, with a cache and a hub of its own."""
+@contextmanager
+def own_hub(hub, home: Path) -> Iterator[None]:
+    """In this process the client of the hub has a server and a cache of its own."""
     of_hub = {
         "ENDPOINT": hub.url,
         "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
@@ -55,6 +85,12 @@ def predict(hub, photos, home, address: str = f"hf://{NAME}") -> SimpleNamespace
     with pytest.MonkeyPatch.context() as patch:
         for name, value in of_hub.items():
             patch.setattr(huggingface_hub.constants, name, value)
+        yield
+
+
+def predict(hub, photos, home, address: str = f"hf://{NAME}") -> SimpleNamespace:
+    """What `lesionfast predict` says, in this process, with a cache and a hub of its own."""
+    with own_hub(hub, home):
         result = CliRunner().invoke(app, ["predict", address, photos[0]])
     error = result.exception
     if isinstance(error, LesionfastError):
@@ -100,11 +136,9 @@ def test_only_named_files_are_fetched(hub, repository, photos, tmp_path):
     assert not [path for path in outside if path.suffix in (".py", ".pkl", ".json")]
 
 
-def test_the_command_ends_with_2(hub, repository, photos, tmp_path):
+def test_the_command_ends_with_2(lesionfast, hub, repository, photos, tmp_path):
     repository(**{"model.safetensors": b"another"})
-    refused(
-        stand_in.lesionfast("predict", f"hf://{NAME}", photos[0], home=tmp_path, hub=hub.url), ""
-    )
+    refused(lesionfast("predict", f"hf://{NAME}", photos[0], home=tmp_path, hub=hub.url), "")
 
 
 @pytest.mark.parametrize(
@@ -176,14 +210,14 @@ def test_an_address_that_leads_elsewhere_is_none(address):
         split_address(address)
 
 
-def test_push_shares_no_file_that_lies_beside(hub, exported, tmp_path):
+def test_push_shares_no_file_that_lies_beside(lesionfast, hub, exported, tmp_path):
     folder = Path(shutil.copytree(exported, tmp_path / "model"))
     (folder / "id_rsa").write_text("key")
     (folder / ".env").write_text("TOKEN=1")
     (folder / "sub").mkdir()
     (folder / "sub" / "patients.csv").write_text("name")
     (folder / "link.safetensors").symlink_to("/etc/passwd")
-    done = stand_in.lesionfast("push", folder, "clinic/mine", home=tmp_path / "home", hub=hub.url)
+    done = lesionfast("push", folder, "clinic/mine", home=tmp_path / "home", hub=hub.url)
     assert done.returncode == 0, done.stderr
     assert set(hub.files("clinic/mine")[1]) == {path.name for path in exported.iterdir()}
 
@@ -196,3 +230,231 @@ def test_push_shares_no_file_behind_a_link(exported, tmp_path, name):
     (folder / name).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(LesionfastError, match=f"{name} is not an ordinary file"):
         list_files_to_share(folder)
+
+
+@pytest.fixture
+def lying(hub, repository, tmp_path, monkeypatch):
+    """A function that fetches the model while the hub lies; the error, and no file elsewhere."""
+    repository()
+    home = tmp_path / "a" / "b" / "home"
+    home.mkdir(parents=True)
+    monkeypatch.setenv("HF_TOKEN", "hf_right")
+
+    def ask(lie, fetching=lambda: read_checked(fetch(f"hf://{NAME}"))) -> str:
+        hub.lie = lie
+        hub.asked.clear()
+        try:
+            with own_hub(hub, home), pytest.raises(LesionfastError) as error:
+                fetching()
+        finally:
+            hub.lie = None
+        there = [path for path in tmp_path.rglob("*") if path.is_file()]
+        assert all(path.is_relative_to(home / "hub") for path in there), there
+        assert sum(path.stat().st_size for path in there) < 40 * 2**20
+        return str(error.value)
+
+    return ask
+
+
+def with_headers(**more: str):
+    """An answer with other headers."""
+    return lambda handler, status, told, data, headers: stand_in.Handler.say(
+        handler, status, told, data, **headers | more
+    )
+
+
+UP = ["../../../../owned", "/tmp/owned/x", "a/b", "..", ".", "", "e" * 5000, "a\\b", "a%00b"]
+LEADS = ["file:///etc/passwd", "ftp://127.0.0.1/x", "data:,x", "javascript:1"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "message"),
+    [
+        *(({"ETag": f'"{etag}"'}, "has an ETag that is none") for etag in UP),
+        *(({"X_Linked_Etag": f'W/"{etag}"'}, "has an ETag that is none") for etag in UP[:2]),
+        *(({"X_Repo_Commit": name}, "names a commit that is none") for name in UP),
+        ({"X_Linked_Size": str(2**62)}, "is to have 4611686018.4 GB"),
+        ({"X_Linked_Size": "40000000000000000"}, "is to have 40000000.0 GB"),
+        ({"Content_Encoding": "gzip"}, "is packed, though asked not to be"),
+    ],
+)
+def test_headers_that_lie_are_refused(lying, headers, message):
+    """Of an ETag, and of a commit, the hub's client makes a path."""
+    assert f"hf://{NAME}: the hub's answer is refused: it {message}" in lying(
+        with_headers(**headers)
+    )
+
+
+def test_an_entry_that_is_missing_makes_no_file_elsewhere(lying):
+    def lie(handler, status, told, data, headers):
+        about = {"X_Error_Code": "EntryNotFound", "X_Repo_Commit": "../../../../owned"}
+        stand_in.Handler.say(handler, 404, {}, **about)
+
+    assert "names a commit that is none" in lying(lie)
+
+
+def test_pretrained_weights_come_with_the_same_care(lying, hub):
+    wanted = Wanted("x", "x", repository=NAME)
+    message = lying(with_headers(ETag='"../../owned"'), lambda: fetch_file(wanted, "model.json"))
+    assert message.startswith(f"{NAME}: the hub's answer is refused: it has an ETag that is none")
+
+
+@pytest.mark.parametrize("target", LEADS)
+def test_a_redirection_leads_to_no_file(lying, target):
+    def lie(handler, status, told, data, headers):
+        stand_in.Handler.say(handler, 302, data=b"", Location=target, **headers)
+
+    assert "it leads to what is no web address" in lying(lie)
+
+
+def test_a_loop_of_redirections_ends(lying, hub):
+    def lie(handler, status, told, data, headers):
+        stand_in.Handler.say(handler, 302, data=b"", Location=handler.path)
+
+    assert "Exceeded 20 redirects" in lying(lie) and len(hub.asked) < 30
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "message"),
+    [
+        (401, {}, "the hub says: Client error '401"),
+        (403, {"X_Error_Message": "no \x1b[2J" * 2000}, "the hub says: no "),
+        (403, {"X_Error_Code": "GatedRepo"}, "is gated: its owner asks"),
+        (404, {}, "the hub says: Client error '404"),
+        (200, {}, "is missing the 'X-Repo-Commit' header"),
+    ],
+)
+def test_a_hub_that_refuses_is_quoted(lying, status, headers, message):
+    def lie(handler, *about):
+        stand_in.Handler.say(handler, status, {}, **headers)
+
+    found = lying(lie)
+    assert message in found and "\n" not in found and len(found) < 600
+
+
+def test_each_file_is_of_the_commit_of_the_description(lying):
+    def lie(handler, status, told, data, headers):
+        headers["X_Repo_Commit"] = ("d" if "safetensors" in handler.path else "a") * 40
+        stand_in.Handler.say(handler, status, told, data, **headers)
+
+    assert "model.safetensors is missing" in lying(lie)
+
+
+def test_one_etag_for_all_files_is_seen_by_their_hashes(lying):
+    assert "is not the file that was exported" in lying(with_headers(ETag='"abc"'))
+
+
+def body_of(write):
+    """An answer whose body a function writes, in chunks or until the connection is closed."""
+
+    def lie(handler, status, told, data, headers):
+        if handler.command == "HEAD" or "model.json" in handler.path:
+            return stand_in.Handler.say(handler, status, told, data, **headers)
+        handler.close_connection = True
+        return write(handler, data, headers)
+
+    return lie
+
+
+def test_a_body_without_an_end_is_not_read_to_it(lying, monkeypatch, memory):
+    monkeypatch.setattr(answers, "MOST_UNKNOWN", 20_000_000)
+    block = b"%x\r\n" % 2**20 + b"x" * 2**20 + b"\r\n"
+
+    def write(handler, data, headers):
+        handler.begin(headers, Transfer_Encoding="chunked")
+        for _ in range(2_000):
+            handler.wfile.write(block)
+
+    with memory(200 * 2**20):
+        assert "goes on after 20.0 MB" in lying(body_of(write))
+
+
+def test_a_body_of_a_byte_a_second_is_given_up(lying, monkeypatch):
+    monkeypatch.setattr(answers, "PATIENCE", 0.5)
+
+    def write(handler, data, headers):
+        handler.begin(headers, Content_Length=str(len(data)))
+        for at in range(60):
+            handler.wfile.write(data[at : at + 1])
+            handler.wfile.flush()
+            time.sleep(0.1)
+
+    assert "comes with less than 1.0 kB a second" in lying(body_of(write))
+
+
+def test_a_packed_body_is_not_unpacked(lying, memory):
+    packed = gzip.compress(bytes(200 * 2**20), 1)
+
+    def write(handler, data, headers):
+        handler.begin(headers, Content_Encoding="gzip", Content_Length=str(len(packed)))
+        handler.wfile.write(packed)
+
+    with memory(100 * 2**20):
+        assert "is packed" in lying(body_of(write))
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [(429, "is asked too often (status 429)"), (500, "has a fault"), (503, "(status 503)")],
+)
+def test_a_busy_hub_is_asked_some_times_only(lying, hub, status, message):
+    """The client asks again for half a minute, whatever the hub says about when to come back."""
+
+    def lie(handler, *about):
+        wait = {"Retry_After": "100000", "RateLimit": '"api";r=0;t=100000'}
+        stand_in.Handler.say(handler, status, {}, **wait)
+
+    assert message in lying(lie) and len(hub.asked) < 10
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("part", [0, 100])
+def test_a_connection_that_breaks_again_and_again_ends(lying, monkeypatch, part):
+    monkeypatch.setattr(answers, "MOST_ANSWERS", 10)
+
+    def write(handler, data, headers):
+        handler.begin(headers, Content_Length=str(len(data)))
+        handler.wfile.write(data[:part])
+
+    found = lying(body_of(write))
+    assert "out of reach" in found or "broke off again and again, 10 times" in found
+
+
+def test_a_protocol_of_its_own_is_not_spoken(hub, repository, tmp_path, monkeypatch):
+    """Xet, whose servers an answer names: the file comes from the hub itself."""
+    repository()
+    monkeypatch.setattr(hub, "lie", with_headers(X_Xet_Hash="a" * 64, X_Xet_Refresh_Route="/x"))
+    with own_hub(hub, tmp_path):
+        read_checked(fetch(f"hf://{NAME}"))
+    monkeypatch.setattr(hub, "lie", None)
+    assert not [line for line in hub.asked if line.endswith("/x")]
+
+
+@pytest.mark.parametrize("data", [b"[]", b"null", b"<html>", b"[" * 10_000, b'{"url": 5}', b""])
+def test_push_to_a_hub_of_wrong_answers_says_so(lying, hub, exported, data):
+    def lie(handler, status, told, was, headers):
+        stand_in.Handler.say(handler, 200, data=data)
+
+    hub.private.pop("clinic/lies", None)
+    assert "hf://clinic/lies: the hub" in lying(lie, lambda: push(exported, "clinic/lies"))
+
+
+@pytest.mark.parametrize("ref", ["../../../../x", "/etc", "a" * 5000, "\0", ""])
+def test_a_cache_that_a_stranger_prepared_leads_nowhere(hub, exported, tmp_path, monkeypatch, ref):
+    """References that lie, and snapshots whose files are links to elsewhere."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    cache = tmp_path / "hub" / "models--stranger--model"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text(ref)
+    secret = tmp_path / "secret.json"
+    secret.write_text('{"password": "rosebud"}')
+    for target in (secret, Path("/dev/zero"), tmp_path / "gone", tmp_path):
+        snapshot = cache / "snapshots" / ("e" * 40)
+        shutil.rmtree(snapshot, ignore_errors=True)
+        snapshot.mkdir(parents=True)
+        (snapshot / "model.json").symlink_to(target)
+        for address in (f"hf://{NAME}", f"hf://{NAME}@{'e' * 40}"):
+            with own_hub(hub, tmp_path), pytest.raises(LesionfastError) as error:
+                read_checked(fetch(address))
+            assert "rosebud" not in str(error.value)

@@ -1,0 +1,1 @@
+"""What is fetched from a hub, whose answers are not trusted."""
