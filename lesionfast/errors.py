@@ -23,10 +23,10 @@ class LesionfastError(Exception):
         return self.message  # fastai rewrites the args of what its callbacks raise
 
 
-def shorten(message: str) -> str:
-    """Return a message with its middle left out if a file has made it longer than a screen."""
-    half = MOST_LETTERS // 2
-    return message if len(message) <= MOST_LETTERS else f"{message[:half]} … {message[-half:]}"
+def shorten(text: str, most: int = MOST_LETTERS) -> str:
+    """Return a text with its middle left out if a file has made it longer than `most` letters."""
+    half = most // 2
+    return text if len(text) <= most else f"{text[:half]} … {text[-half:]}"
 
 
 class DiskError(LesionfastError):

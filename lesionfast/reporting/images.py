@@ -16,7 +16,7 @@ from lesionfast.console import Table, cell
 from lesionfast.data.images import read_image
 from lesionfast.data.sources import FileReader
 from lesionfast.diagnoses import Classes, full_name
-from lesionfast.errors import LesionfastError
+from lesionfast.errors import LesionfastError, shorten
 from lesionfast.evaluation.features import nearest_to_each
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
@@ -41,6 +41,7 @@ COLUMNS = 4
 CELL, LINES = (3.0, 3.1), 3  # inches: width, height with a caption of that many lines
 LINE = 0.2  # inches of a further one
 LETTERS = 42  # of a line of a caption
+MOST_IN_CELL = 4 * LETTERS  # of one fact: a name of 5,000 letters would be a picture of 150 lines
 LONGEST_SIDE = 480  # pixels: more than a cell can show
 PER_CENT = "per cent: probability of the model, uncalibrated"
 NEAREST = 5  # training lesions beside each image of the atlas
@@ -166,7 +167,9 @@ def describe_image(row: pd.Series, *more: str, **classes: tuple[str, str]) -> st
         f"{what}: {full_name(row[name])}, {rounded_percent(row[share])}"
         for what, (name, share) in classes.items()
     ]
-    return "\n".join(fill(line, LETTERS) for line in [*lines, patient(row), *more] if line)
+    return "\n".join(
+        fill(shorten(line, MOST_IN_CELL), LETTERS) for line in [*lines, patient(row), *more] if line
+    )
 
 
 def patient(row: pd.Series) -> str:

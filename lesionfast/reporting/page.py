@@ -21,7 +21,7 @@ from PIL import Image
 
 from lesionfast.console import Cell, Table, printable
 from lesionfast.diagnoses import NAMES, plain
-from lesionfast.errors import LesionfastError
+from lesionfast.errors import LesionfastError, shorten
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.files import temporary_folder, write_atomically, write_text
@@ -67,6 +67,9 @@ PLAYWRIGHT = (
     "~/AppData/Local/ms-playwright",
 )
 PROGRAMS = "chromium*/chrom*/[cC]hrom[ei]*"  # below those folders
+# Letters of a line in a figure, beyond which there is no room for what is drawn: at a tick below or
+# beside an axis, in a legend or above an axis, and across the whole figure.
+MOST_BELOW, MOST_BESIDE, MOST_OF_LABEL, MOST_OF_TITLE = 32, 50, 64, 200
 SLOWEST = 180  # seconds that printing may take
 NO_FORMS = "base-uri 'none'; form-action 'none'"
 NOT_A_DEVICE = "Not a medical device: for research, not for diagnosis."
@@ -186,21 +189,33 @@ def save(figure: "Figure", path: Path, about: Interpretation | str = "") -> Path
 
 
 def take_words_literally(figure: "Figure") -> None:
-    """Let a figure show names as they are: no formula between dollars, nothing unseen."""
+    """Let a figure show names as they are: no formula between dollars, nothing unseen.
+
+    Of a name that is longer than any diagnosis the middle is left out, so that there is room for
+    what is drawn.
+    """
     from matplotlib.text import Text
     from matplotlib.ticker import FixedFormatter, FuncFormatter
 
-    def show(value: float, place: int | None, formatter: Any) -> str:
-        return printable(formatter(value, place))
+    def show(value: float, place: int | None, formatter: Any, most: int) -> str:
+        return fit_lines(formatter(value, place), most)
 
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
         formatter = axis.get_major_formatter()
         if isinstance(formatter, FixedFormatter | FuncFormatter):  # others write numbers
-            axis.set_major_formatter(FuncFormatter(partial(show, formatter=formatter)))
+            most = MOST_BELOW if axis.axis_name == "x" else MOST_BESIDE
+            shown = partial(show, formatter=formatter, most=most)
+            axis.set_major_formatter(FuncFormatter(shown))
     for text in figure.findobj(Text):
         if not text.get_text().startswith(POWER):
-            text.set_text(printable(text.get_text()))
+            wide = text.figure is figure and text in figure.texts
+            text.set_text(fit_lines(text.get_text(), MOST_OF_TITLE if wide else MOST_OF_LABEL))
             text.set_parse_math(False)
+
+
+def fit_lines(text: str, most: int) -> str:
+    """Return a text in which nothing is unseen, and no line longer than so many letters."""
+    return "\n".join(shorten(line, most) for line in printable(text).split("\n"))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from html.parser import HTMLParser
@@ -33,7 +34,9 @@ from lesionfast.evaluation.comparison import compare
 from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.labelling.exports import write_fiftyone, write_label_studio
 from lesionfast.files import csv_text, disarm, disarm_texts, rearm, write_sheet
+from lesionfast.reporting.comparison import draw_comparison
 from lesionfast.reporting.errors import draw_confusion
+from lesionfast.reporting.figures.words import describe_figure
 from lesionfast.reporting.overview import write_report
 from lesionfast.serving.api import Service
 from lesionfast.serving.app import answer_html, build_app, build_server, page_html
@@ -285,6 +288,33 @@ def test_a_figure_shows_names_letter_by_letter(run, tmp_path):
     with Image.open(picture) as image:
         words = image.info["Description"]
     assert "$a^{$" in words and not UNSEEN.findall(words)
+
+
+LONG = ("nv" + " nevus" * 800, "mel" + "anoma" * 1000, "bcc" * 1700)
+
+
+@contextmanager
+def leaving_room() -> Iterator[None]:
+    """Fail where a figure has no room left for what it draws."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="constrained_layout not applied")
+        yield
+
+
+def test_names_of_5000_letters_leave_room_for_what_is_drawn(make_run, tmp_path, drawn):
+    read = lf.Interpretation.from_run(make_run(LONG, n=60))
+    with leaving_room():
+        draw_confusion(read, tmp_path)
+        words = describe_figure(drawn["confusion"])
+        draw_comparison(compare([read.run]), tmp_path)
+    assert len(words) < 2000 and "nv nevus nevus" in words and "ccbcc" in words and " … " in words
+
+
+@pytest.mark.attack
+def test_names_of_5000_letters_leave_room_in_a_report(make_run, tmp_path):
+    with leaving_room():
+        page = write_report(Findings.from_run(make_run(LONG, n=60)), tmp_path / "report.html")
+    assert page.stat().st_size < 20_000_000
 
 
 def test_a_model_card_shows_names_letter_by_letter(run, tmp_path, monkeypatch):
