@@ -54,11 +54,11 @@ OPTIONS = [
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, run_apart):
     """A folder with a module that registers, and a run of the command line that used it."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "parts.py").write_text(MODULE)
-    done = command(folder, "--import", "parts", "train", *OPTIONS)
+    done = run_apart("--import", "parts", "train", *OPTIONS, cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -82,10 +82,10 @@ def test_a_run_remembers_the_modules_that_registered_what_it_used(folder):
     assert all(len(digest) == 8 for digest in model["registered_digest"].values())
 
 
-def test_predict_says_which_import_is_missing_and_works_with_it(folder, few):
+def test_predict_says_which_import_is_missing_and_works_with_it(folder, run_apart, few):
     image = few["path"].iloc[0]
     predict = ["predict", "runs/mine", image, "--out", "predictions.csv"]
-    assert command(folder, "--import", "parts", *predict).returncode == 0
+    assert run_apart("--import", "parts", *predict, cwd=folder).returncode == 0
     with pytest.raises(
         LesionfastError, match=r"'tiny' was registered by parts. Import it first: .*--import parts"
     ):
