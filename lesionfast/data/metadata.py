@@ -46,6 +46,7 @@ from lesionfast.errors import LesionfastError, list_first, pluralize, shell_quot
 logger = logging.getLogger("lesionfast")
 Config = TypeVar("Config", bound=DataConfig)
 
+LONGEST_NAME = 1_000  # characters of the name of a class: longer is free text
 OF_IDS = re.compile(  # columns of patients and lesions by their names
     r"(patient|lesion|subject|person|participant|case|pat)([ _-]?(id|no|nr|number|code|key))?"
     r"|pid|mrn",
@@ -109,6 +110,7 @@ def name_columns(found: Dataset, config: DataConfig) -> pd.DataFrame:
     usual name, such as sex for gender.
     """
     raw = rename_usual(found, config.metadata_columns)
+    check_class_names(found, raw[found.target])
     if config.metadata != "auto":
         inputs = "--metadata, or type --metadata none to use the image alone"
         check_columns(replace(found, rows=raw), config.metadata_columns, inputs)
@@ -138,6 +140,16 @@ def name_columns(found: Dataset, config: DataConfig) -> pd.DataFrame:
         columns = pluralize(len(taken), "column")
         logger.warning("Left out %s with a reserved name: %s", columns, ", ".join(taken))
     return pd.DataFrame(keys).join(raw[[name for name in others if name not in reserved]])
+
+
+def check_class_names(found: Dataset, names: pd.Series) -> None:
+    """Raise `LesionfastError` for a class with a name as long as a page of text."""
+    if len(long := names.index[names.str.len() > LONGEST_NAME]):
+        raise LesionfastError(
+            f"column '{found.target}' of {found.table.name} has a text of "
+            f"{len(names[long[0]]):,} characters in {list_rows(long)}; the name of a class has at "
+            f"most {LONGEST_NAME:,}. Name the column of the diagnosis with --target."
+        )
 
 
 def remove_suffixes(image_ids: pd.Series) -> pd.Series:

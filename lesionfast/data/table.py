@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from lesionfast.data.formats.excel import EXCEL
 from lesionfast.data.formats.records import (
-    EXCEL,
     PARQUET,
     find_declared,
     find_encoding,
@@ -182,7 +182,8 @@ class TableFile:
         with readable(self.path, self.option):
             records = read_records(self.path, self.separator)
             next(records)
-            while rows := list(islice(records, size)):
+            fitting = self._cut(records, start, counts)
+            while rows := list(islice(fitting, size)):
                 table = self._as_frame(rows, start, counts)
                 start += len(rows)
                 if len(table):
@@ -193,6 +194,14 @@ class TableFile:
             raise LesionfastError(f"{self.path} has a header but no rows. Name another CSV{other}.")
         if report:
             self._report(counts)
+
+    def _cut(
+        self, rows: Iterator[list[str]], start: int, counts: Counter[str]
+    ) -> Iterator[list[str]]:
+        """Yield rows no longer than the header, which are collected: a line may have millions."""
+        width = len(self.header)
+        for number, row in enumerate(rows, start):
+            yield row if len(row) <= width else self._fit(row, number, counts)
 
     def _as_frame(self, rows: list[list[str]], start: int, counts: Counter[str]) -> pd.DataFrame:
         """Return rows, the first of them row `start` of the file, without blank ones."""

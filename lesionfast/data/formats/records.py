@@ -3,20 +3,14 @@
 import codecs
 import csv
 import re
-import warnings
-from collections.abc import Iterator
-from datetime import date, datetime, time
-from decimal import Decimal
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
-from typing import IO, Any, BinaryIO
-from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
-from zlib import error as ZlibError
+from typing import Any, BinaryIO
 
-from lesionfast.errors import LesionfastError, import_extra, list_first
+from lesionfast.data.formats.excel import EXCEL, as_text, read_sheet
+from lesionfast.errors import LesionfastError, import_extra
 
-EXCEL = (".xlsx", ".xlsm")
 PARQUET = (".parquet",)
 UNREAD = (".xls", ".xlsb", ".ods", ".numbers")  # spreadsheets of other kinds
 ENCODINGS = {  # by byte order mark; that of UTF-32 begins like that of UTF-16
@@ -37,16 +31,11 @@ OF_UTF_8 = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}")  # m
 BLOCK = 2**20  # bytes read together
 DECLARED = re.compile(r"sep=([^\"\r\n])\r?\n?", re.IGNORECASE)  # a first line of Excel
 MOST_CHARACTERS = 2**24  # of a line: a longer one is not from a table
-MOST_UNPACKED = {  # bytes of an Excel file; its texts are kept in memory, of its sheets a row
-    "texts": 2**27,
-    "sheets": 2**32,
-    "other parts": 2**30,
-}
-MOST_ROW = 2**26  # bytes of a row of a sheet
-ROW_END = re.compile(rb"</(?:\w+:)?row>")
 MOST_TEXT = 2**29  # characters of all rows of a table that is packed
+MOST_CELL = 2**17  # characters of a field, as of a CSV; Excel has at most 32,767
+MOST_BLANK = 2**20  # lines without anything, one after another
+MOST_CHUNK = 2**28  # bytes that a column of a Parquet file has in a group of rows, unpacked
 BATCH = 5_000  # rows of a Parquet file read together
-LOOK = 20  # rows that tell whether a sheet holds a table
 
 
 def read_records(path: Path, separator: str) -> Iterator[list[str]]:
@@ -66,13 +55,19 @@ def read_records(path: Path, separator: str) -> Iterator[list[str]]:
 
 
 def limit_text(path: Path, rows: Iterator[list[str]]) -> Iterator[list[str]]:
-    """Yield rows; raises `LesionfastError` if their text is far more than the file can hold.
+    """Yield rows; raises `LesionfastError` if a field or all text is far more than there can be.
 
     A file that has a long text once can name it in a million rows.
     """
     left = max(MOST_TEXT, 100 * path.stat().st_size)
-    for row in rows:
-        left -= sum(map(len, row))
+    for number, row in enumerate(rows, 1):
+        lengths = [*map(len, row)]
+        if max(lengths, default=0) > MOST_CELL:
+            raise LesionfastError(
+                f"{path} is not a table: row {number} has a field of more than {MOST_CELL:,} "
+                "characters. Remove the column, or shorten its texts."
+            )
+        left -= sum(lengths)
         if left < 0:
             raise LesionfastError(
                 f"{path} unpacks to more than {MOST_TEXT >> 20} MB of text, maybe a decompression "
@@ -88,7 +83,7 @@ def is_text(path: Path) -> bool:
 
 def read_csv(path: Path, separator: str) -> Iterator[list[str]]:
     """Yield the fields of each row of a CSV; a first line such as sep=; is no row."""
-    row, ended = 0, False
+    row, blank, ended = 0, 0, False
 
     def read_lines() -> Iterator[str]:
         nonlocal ended
@@ -108,6 +103,12 @@ def read_csv(path: Path, separator: str) -> Iterator[list[str]]:
         try:
             for fields in csv.reader(read_lines(), delimiter=separator, skipinitialspace=True):
                 row += 1
+                blank = 0 if fields else blank + 1
+                if blank > MOST_BLANK:
+                    raise LesionfastError(
+                        f"{path} has more than {MOST_BLANK:,} blank lines above row {row}. Remove "
+                        "them."
+                    )
                 if ended:  # in the middle of a row, looking for the end of a quoted field
                     raise csv.Error("a quote is open until the end of the file")
                 yield fields
@@ -182,100 +183,6 @@ def cut_example(file: BinaryIO, error: UnicodeDecodeError) -> str:
     return re.split(r'[,;|\t\r\n"]', before)[-1].strip() + re.split(r'[,;|\t\r\n"]', after)[0]
 
 
-def read_sheet(path: Path) -> Iterator[list[str]]:
-    """Yield the rows of the sheet of an Excel file that holds a table; formulas as they came out.
-
-    Raises `LesionfastError` if several sheets do, or the file is damaged.
-    """
-    openpyxl = import_extra("openpyxl", "excel", f"{path} can't be read")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of styles and validations, which do not matter
-            check_book(path)
-            book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-            try:
-                width = 0
-                for row in read_rows(choose_sheet(path, book)):
-                    width = width or len(row)
-                    yield row + [""] * (width - len(row))
-            finally:
-                book.close()
-    except LesionfastError:
-        raise
-    except (BadZipFile, ZlibError, SyntaxError, KeyError, ValueError, TypeError, EOFError) as error:
-        raise unreadable_sheet(path, error) from None
-    except openpyxl.utils.exceptions.InvalidFileException as error:
-        raise unreadable_sheet(path, error) from None
-
-
-def check_book(path: Path) -> None:
-    """Raise `ValueError` or `BadZipFile` for an Excel file that unpacks to gigabytes."""
-    with ZipFile(path) as archive:
-        members = archive.infolist()
-        for part, most in MOST_UNPACKED.items():
-            if sum(one.file_size for one in members if part_of_book(one) == part) > most:
-                raise ValueError(f"its {part} unpack to more than {most >> 20:,} MB")
-        if any(one.compress_type not in (ZIP_STORED, ZIP_DEFLATED) for one in members):
-            raise ValueError("it is not packed with deflate")
-        for one in members:  # the sizes above may lie; then its checksum does not fit
-            with archive.open(one) as file:
-                read_through(file, part_of_book(one) == "sheets")
-
-
-def part_of_book(member: ZipInfo) -> str:
-    """Return which of `MOST_UNPACKED` a member of an Excel file belongs to."""
-    if member.filename.endswith("Strings.xml"):
-        return "texts"
-    return "sheets" if member.filename.startswith("xl/worksheets/") else "other parts"
-
-
-def read_through(file: IO[bytes], sheet: bool) -> None:
-    """Read a file to its end; `ValueError` for a sheet with a huge row, which is kept."""
-    size = 0
-    while block := file.read(BLOCK):
-        size = 0 if ROW_END.search(block) else size + len(block)
-        if sheet and size > MOST_ROW:
-            raise ValueError(f"a row of it has more than {MOST_ROW >> 20} MB")
-
-
-def unreadable_sheet(path: Path, error: Exception) -> LesionfastError:
-    """Return the error for a damaged Excel file."""
-    return LesionfastError(
-        f"{path} can't be read as an Excel file ({error}). Open it and save it again as .xlsx, or "
-        "as 'CSV UTF-8'."
-    )
-
-
-def choose_sheet(path: Path, book: Any) -> Any:
-    """Return the one visible sheet that holds a table, by default the first."""
-    sheets = [sheet for sheet in book.worksheets if sheet.sheet_state == "visible"]
-    if not sheets:
-        raise LesionfastError(f"{path} has no visible sheet. Save its table as 'CSV UTF-8'.")
-    tables = [sheet for sheet in sheets if holds_table(sheet)]
-    if len(tables) > 1:
-        names = list_first([f"'{sheet.title}'" for sheet in tables], 10)
-        raise LesionfastError(
-            f"{path} has {len(tables)} sheets that hold a table: {names}. Keep one of them, or "
-            "save the right one as 'CSV UTF-8'."
-        )
-    return tables[0] if tables else sheets[0]
-
-
-def holds_table(sheet: Any) -> bool:
-    """Return whether two of the first rows of a sheet have two values or more."""
-    return sum(sum(map(bool, row)) > 1 for row in islice(read_rows(sheet), LOOK)) > 1
-
-
-def read_rows(sheet: Any) -> Iterator[list[str]]:
-    """Yield the rows of a sheet as text, up to the last value of each."""
-    sheet.reset_dimensions()  # what the file says about itself may be wrong
-    for values in sheet.iter_rows(values_only=True):
-        row = [as_text(value) for value in values]
-        while row and not row[-1]:
-            row.pop()
-        yield row
-
-
 def read_parquet(path: Path) -> Iterator[list[str]]:
     """Yield the column names and the rows of a Parquet file.
 
@@ -288,9 +195,12 @@ def read_parquet(path: Path) -> Iterator[list[str]]:
             check_types(path, file.schema_arrow, pyarrow.types)
             names = [name for name in file.schema_arrow.names if not name.startswith("__index_")]
             texts = find_texts(file.schema_arrow, pyarrow.types)
+            check_chunks(path, file.metadata)
         yield names
         with parquet.ParquetFile(path, read_dictionary=texts) as file:
             for batch in file.iter_batches(BATCH, columns=names):
+                if batch.nbytes > MOST_TEXT:  # the file said that it is less
+                    raise too_large(path, MOST_TEXT)
                 columns = [list_texts(column, pyarrow) for column in batch.columns]
                 yield from map(list, zip(*columns, strict=True))
     except (pyarrow.ArrowException, OSError) as error:
@@ -299,6 +209,26 @@ def read_parquet(path: Path) -> Iterator[list[str]]:
             f"{path} can't be read as a Parquet file ({reason}). Copy or download it again, or "
             "save its table as 'CSV UTF-8'."
         ) from None
+
+
+def check_chunks(path: Path, metadata: Any, names: Sequence[str] | None = None) -> None:
+    """Raise `LesionfastError` for a column that unpacks to gigabytes, by what a file says.
+
+    By default no column may; else those of some names.
+    """
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        columns = map(group.column, range(group.num_columns))
+        read = [one for one in columns if names is None or one.path_in_schema in names]
+        if any(column.total_uncompressed_size > MOST_CHUNK for column in read):
+            raise too_large(path, MOST_CHUNK)
+
+
+def too_large(path: Path, most: int) -> LesionfastError:
+    """Return the error about a group of rows that is too large to be read."""
+    return LesionfastError(
+        f"{path} has a group of rows that unpacks to more than {most >> 20} MB, maybe a "
+        "decompression bomb. Write it again with smaller row groups."
+    )
 
 
 def check_types(path: Path, schema: Any, types: Any) -> None:
@@ -335,16 +265,12 @@ def list_texts(column: Any, pyarrow: Any) -> list[str]:
     coded = column
     if not pyarrow.types.is_dictionary(column.type):
         coded = column.dictionary_encode()
-    texts = [*map(as_text, coded.dictionary.to_pylist()), ""]
+    try:
+        values = coded.dictionary.to_pylist()
+    except (OverflowError, ValueError):  # Python has no such dates
+        raise LesionfastError(
+            f"a column of {column.type} has a time that is not in the years 1 to 9999. Correct it, "
+            "or save the column as text."
+        ) from None
+    texts = [*map(as_text, values), ""]
     return [texts[-1 if code is None else code] for code in coded.indices.to_pylist()]
-
-
-def as_text(value: Any) -> str:
-    """Return a value of a spreadsheet as a CSV has it: 60.0 is 60, a day is 2024-05-01."""
-    if value is None or value != value:
-        return ""
-    if isinstance(value, float | Decimal) and not isinstance(value, bool):
-        return str(int(value)) if value == int(value) and abs(value) < 1e15 else str(value)
-    if isinstance(value, datetime):
-        return value.date().isoformat() if value.time() == time.min else value.isoformat(" ")
-    return value.isoformat() if isinstance(value, date | time) else str(value)

@@ -15,7 +15,7 @@ import pandas as pd
 
 from lesionfast.config import DataConfig
 from lesionfast.data.formats.containers import open_container
-from lesionfast.data.formats.records import MOST_TEXT, find_texts, list_texts
+from lesionfast.data.formats.records import MOST_TEXT, check_chunks, find_texts, list_texts
 from lesionfast.data.layouts import tables
 from lesionfast.data.layouts.base import NO_LESIONS, Dataset, Folder, layouts
 from lesionfast.data.layouts.copies import (
@@ -161,6 +161,7 @@ def read_columns(path: Path, schema: Any, names: Sequence[str]) -> Any:
     pyarrow = import_extra("pyarrow", "parquet", f"{path} can't be read")
     parquet = import_extra("pyarrow.parquet", "parquet", f"{path} can't be read")
     with parquet.ParquetFile(path, read_dictionary=find_texts(schema, pyarrow.types)) as file:
+        check_chunks(path, file.metadata, names)
         table = file.read(list(names))
     for column in table.columns:
         if pyarrow.types.is_dictionary(column.type):

@@ -431,21 +431,6 @@ def import_parquet() -> tuple[Any, Any]:
     return pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
 
 
-def workbook(path: Path, part: str, text: bytes, start: bytes = b"") -> None:
-    """Write an Excel file of which one part is a text many times."""
-    book = pytest.importorskip("openpyxl").Workbook()
-    book.active.append(["image_id", "dx"])
-    book.save(path)
-    with zipfile.ZipFile(path) as archive:
-        parts = {name: archive.read(name) for name in archive.namelist()} | {part: start + b"</"}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in parts.items():
-            with archive.open(name, "w") as file:
-                file.write(data if name != part else data[: data.rfind(b"</")])
-                for _ in range(300 if name == part else 0):
-                    file.write(text * (10**6 // len(text)))
-
-
 HELD: dict[str, tuple[Callable[[Path], None], str]] = {  # file: how it is made, why it is refused
     "size.zip": (lambda path: zipped(path, zipfile.ZIP_DEFLATED, 6 * 10**8), "Bad CRC-32"),
     "bzip2.zip": (lambda path: zipped(path, zipfile.ZIP_BZIP2, 6 * 10**8), "Bad CRC-32"),
@@ -464,16 +449,6 @@ HELD: dict[str, tuple[Callable[[Path], None], str]] = {  # file: how it is made,
     "rows.parquet": (lambda path: rows_of_one_picture(path, 10**6), "more than it has bytes"),
     "text.parquet": (lambda path: rows_of_one_text(path, 10**4, False), "MB of text"),
     "labels.parquet": (lambda path: rows_of_one_text(path, 600, True), "MB of text"),
-    "texts.xlsx": (
-        lambda path: workbook(path, "xl/sharedStrings.xml", b"<si><t>a</t></si>"),
-        "its texts unpack to more than 128 MB",
-    ),
-    "row.xlsx": (
-        lambda path: workbook(
-            path, "xl/worksheets/sheet1.xml", b"<c/>", b"<worksheet><sheetData><row>"
-        ),
-        "a row of it has more than 64 MB",
-    ),
 }
 
 
