@@ -19,14 +19,23 @@ from io import BytesIO
 from lzma import LZMAError
 from math import prod
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
 from lesionfast.cache import cache_folder, hash_lines, read_note, write_note
+from lesionfast.data.formats import untar
 from lesionfast.data.formats.pictures import HEAD, IMAGE_SUFFIXES, check_size, find_kind
-from lesionfast.data.formats.unzip import READ, name_method, open_member
+from lesionfast.data.formats.unzip import (
+    STEP,
+    check_overlap,
+    inflates_beyond,
+    lzf_goes_beyond,
+    name_unread,
+    open_member,
+)
 from lesionfast.errors import LesionfastError, import_extra, list_first
 from lesionfast.files import disk_errors, stamp, temporary_folder
 
@@ -35,10 +44,11 @@ HERE = re.compile(r"(?:(?<=/)|^)(?:\./)+")
 IN_MEMORY_BYTES = 2**27  # of an array of an .npz file: a larger one is unpacked to a temporary file
 BATCH_ROWS = 16  # of a Parquet file, read together
 KEPT_BYTES = 2**26  # of a Parquet file, kept for threads that are a little behind
-TAR_VERSION = 4  # part of the key of a tar file's index: raise it when that changes
-MOST_NAME = 2**12  # characters of the name of a file in a tar file
+TAR_VERSION = 5  # part of the key of a tar file's index: raise it when that changes
 MOST_RATIO = 1100  # by which deflate makes zeros smaller, at most
-STEP = 2**20  # bytes that are unpacked together
+MOST_DEPTH = 100  # groups of an HDF5 file in one another
+MOST_CHUNKS = 2**15  # of one picture in an HDF5 file: to look for each takes a moment
+CHECKSUM = 2**10  # bytes that the checksum after a chunk of an HDF5 file may seem to unpack to
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 ELSEWHERE = "it lies in another file, which is not read; copy the picture into this one"
 
@@ -152,6 +162,7 @@ class Zip(Container):
         super().__init__(file)
         with self.explained(zipfile.BadZipFile, NotImplementedError, ValueError):
             self._archive = zipfile.ZipFile(file)
+            check_overlap(self._archive)
         names = self._archive.namelist()
         self._written = {plain_name(name): name for name in names if plain_name(name) != name}
 
@@ -162,12 +173,12 @@ class Zip(Container):
         names = dict.fromkeys(map(plain_name, self._archive.namelist()))
         names = (name for name in names if not HIDDEN_PART.search(name))
         found = [name for name in names if is_image(name, partial(self.read_start, most=HEAD))]
-        methods = {self._find(name).compress_type for name in found}
-        if methods and methods.isdisjoint(READ):
+        methods = {name_unread(self._find(name)) for name in found}
+        if methods and "" not in methods:
             raise LesionfastError(
                 f"No image in {self.file} can be read: they are packed with "
-                f"{list_first(map(name_method, sorted(methods)), 3)}. Unpack the file and name the "
-                "folder of images, or write it again with deflate."
+                f"{list_first(sorted(methods), 3)}. Unpack the file and name the folder of "
+                "images, or write it again with deflate."
             )
         return found
 
@@ -217,11 +228,11 @@ class Tar(Container):
             with suppress(LesionfastError, OSError):  # a cache that can't be written is no problem
                 write_note(note, index)
         self.names: list[str] = index["names"]
-        encoded = np.array([name.encode("utf-8", "surrogateescape") for name in self.names], "S")
-        order = np.argsort(encoded, kind="stable")
-        self._sorted = encoded[order]  # arrays take a tenth of the memory of a dict
-        self._starts = np.array(index["starts"], np.int64)[order]
-        self._sizes = np.array(index["sizes"], np.int64)[order]
+        self._order = np.array(  # arrays take a tenth of the memory of a dict
+            sorted(range(len(self.names)), key=self.names.__getitem__), np.int64
+        )
+        self._starts = np.array(index["starts"], np.int64)
+        self._sizes = np.array(index["sizes"], np.int64)
 
     def list_members(self) -> list[str]:
         names = (name for name in dict.fromkeys(self.names) if not HIDDEN_PART.search(name))
@@ -256,11 +267,15 @@ class Tar(Container):
 
     def _find(self, member: str) -> tuple[int, int]:
         """Return start and size of a file; of several with one name the last, as tar does."""
-        name = member.encode("utf-8", "surrogateescape")
-        place = int(np.searchsorted(self._sorted, name, side="right")) - 1
-        if place < 0 or self._sorted[place] != name:
+        place = bisect_right(self._order, member, key=self.names.__getitem__) - 1
+        found = self._order[place]
+        if place < 0 or self.names[found] != member:
             raise self.missing(member)
-        return int(self._starts[place]), int(self._sizes[place])
+        if self._sizes[found] == untar.NOT_STORED:
+            raise ValueError(
+                "it is stored as a sparse file, in parts; write it into the tar file as a plain one"
+            )
+        return int(self._starts[found]), int(self._sizes[found])
 
     def _read_headers(self) -> tuple[list[str], list[int], list[int]]:
         """Return name, start and size of each file in it; raises `LesionfastError` if broken."""
@@ -271,19 +286,11 @@ class Tar(Container):
                     "again as a plain tar file; images are compressed already."
                 )
         names, starts, sizes = [], [], []
-        with self.explained(tarfile.TarError, EOFError), tarfile.open(self.file, "r:") as archive:
-            last = -1
-            while (info := archive.next()) is not None:
-                if archive.offset <= last:  # it would go round for ever
-                    raise tarfile.ReadError("a size in it is negative")
-                if len(info.name) > MOST_NAME:
-                    raise tarfile.ReadError(f"a name in it has {len(info.name):,} characters")
-                last = archive.offset
-                if info.isreg() and not info.issparse():
-                    names.append(plain_name(info.name))
-                    starts.append(info.offset_data)
-                    sizes.append(info.size)
-                archive.members = []  # else it keeps a kilobyte of each
+        with self.explained(tarfile.TarError):
+            for name, start, size in untar.read_headers(self.file):
+                names.append(plain_name(name))
+                starts.append(start)
+                sizes.append(size)
         return names, starts, sizes
 
 
@@ -295,7 +302,9 @@ class Hdf5(Container):
     def __init__(self, file: str) -> None:
         super().__init__(file)
         self._h5py = import_extra("h5py", "hdf5", f"{file} can't be read")
-        self._lock = threading.Lock()
+        self._lock, h5z = threading.Lock(), self._h5py.h5z
+        self._packers = {h5z.FILTER_DEFLATE: inflates_beyond, h5z.FILTER_LZF: lzf_goes_beyond}
+        self._harmless = (h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32)
         with self.explained():
             try:
                 self._file = self._h5py.File(file, "r")
@@ -313,7 +322,9 @@ class Hdf5(Container):
     def list_members(self) -> list[str]:
         found: list[bytes] = []
         with self._lock, self.explained(RuntimeError, ValueError, SystemError):
-            self._file.id.links.visit(found.append)  # it opens no dataset: 2 s for 400,000
+            # It opens no dataset: 2 s for 400,000. Each level takes of the stack of this thread.
+            if self._file.id.links.visit(lambda name: keep_shallow(found, name)):
+                raise ValueError(f"its groups are more than {MOST_DEPTH} deep")
         names = [name.decode(errors="surrogateescape") for name in found]
         groups = {name.rpartition("/")[0] for name in names}
         members = [name for name in names if name not in groups]
@@ -325,26 +336,29 @@ class Hdf5(Container):
         return members
 
     def read(self, member: str) -> bytes:
-        self._require_own(member.encode())
-        place = self._find(member) if self._at_once else None
+        name = member.encode("utf-8", "surrogateescape")
+        self._require_own(name)
+        place = self._find(name) if self._at_once else None
         if place:
             check_size(place[0])
             return os.pread(self._bytes, *place)
         with self._lock:  # h5py has one lock for all; waiting for this one is faster
-            dataset = self._file.get(member)
+            dataset = self._file.get(name)
             if not isinstance(dataset, self._h5py.Dataset):
                 raise self.missing(member)
             layout = dataset.id.get_create_plist()
             if layout.get_external_count() or layout.get_layout() == self._h5py.h5d.VIRTUAL:
                 raise ValueError(ELSEWHERE)
             check_size(dataset.nbytes)
-            self._check_storage(dataset)
+            self._check_storage(dataset, layout)
             value = dataset[()]
         return self._encode(value, dataset.shape)
 
     def _require_own(self, member: bytes, most: int = 8) -> None:
         """Raise `ValueError` if a link leads to another file, before that is opened."""
         parts = list(filter(None, member.split(b"/")))
+        if len(parts) > MOST_DEPTH:
+            raise ValueError(f"it is more than {MOST_DEPTH} groups deep")
         links, kinds = self._file.id.links, self._h5py.h5l
         for end in range(1, len(parts) + 1):
             place = b"/".join(parts[:end])
@@ -352,22 +366,24 @@ class Hdf5(Container):
                 kind = links.get_info(place).type
             except (KeyError, RuntimeError):  # it is missing, as opening it says
                 return
-            if kind == kinds.TYPE_EXTERNAL or (kind == kinds.TYPE_SOFT and not most):
+            if kind == kinds.TYPE_EXTERNAL:
                 raise ValueError(ELSEWHERE)
+            if kind == kinds.TYPE_SOFT and not most:
+                raise ValueError("it is a link that leads from link to link, maybe in a circle")
             if kind == kinds.TYPE_SOFT:
                 target = links.get_val(place)
                 start = [] if target.startswith(b"/") else parts[: end - 1]
                 self._require_own(b"/".join([*start, target, *parts[end:]]), most - 1)
                 return
 
-    def _find(self, member: str) -> tuple[int, int] | None:
+    def _find(self, name: bytes) -> tuple[int, int] | None:
         """Return size and place in the file of a dataset of bytes that lie there as they are.
 
         Reading them there lets threads read at once, about as fast as files.
         """
         h5d, h5t = self._h5py.h5d, self._h5py.h5t
         try:
-            dataset = h5d.open(self._file.id, member.encode())
+            dataset = h5d.open(self._file.id, name)
         except (KeyError, TypeError):
             return None
         kind = dataset.get_type()
@@ -375,24 +391,46 @@ class Hdf5(Container):
         place = dataset.get_offset() if plain and dataset.rank < 2 else None
         return None if place is None else (dataset.get_storage_size(), place)
 
-    @staticmethod
-    def _check_storage(dataset: Any) -> None:
+    def _check_storage(self, dataset: Any, plist: Any) -> None:
         """Raise `ValueError` for data that unpack to more than they should."""
-        if dataset.dtype.hasobject and dataset.size > 1:
-            raise ValueError(
-                f"its dataset holds {dataset.size:,} values, not the bytes of an image"
-            )
+        if dataset.dtype.hasobject:
+            self._check_object(dataset)
         if not dataset.chunks:
             return
         size = prod(dataset.chunks) * dataset.dtype.itemsize
         check_size(size)
-        for number in range(dataset.id.get_num_chunks()):
-            chunk = dataset.id.get_chunk_info(number)
+        full = prod(-(-n // k) for n, k in zip(dataset.shape, dataset.chunks, strict=True))
+        count = max(full, dataset.id.get_num_chunks())
+        if count > MOST_CHUNKS:
+            raise ValueError(f"it is cut into {count:,} chunks; write it again in larger ones")
+        filters = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
+        packed = [place for place, kind in enumerate(filters) if kind in self._packers]
+        if len(packed) > 1 or {*filters} - {*self._packers, *self._harmless}:
+            raise ValueError("it is packed in a way that is not read; write it again with gzip")
+        chunks: list[Any] = []
+        dataset.id.chunk_iter(chunks.append)  # by its number, each takes as long as all
+        for chunk in chunks:
             if chunk.size > size + STEP:
                 raise ValueError("a chunk of its dataset is larger than what it holds")
-            if dataset.compression == "gzip" and not chunk.filter_mask:
+            if packed and not chunk.filter_mask >> packed[0] & 1:
                 _, data = dataset.id.read_direct_chunk(chunk.chunk_offset)
-                check_inflated(data, size)
+                if self._packers[filters[packed[0]]](data, size + CHECKSUM):
+                    raise ValueError("a chunk of its dataset unpacks to more than it should")
+
+    def _check_object(self, dataset: Any) -> None:
+        """Raise `ValueError` unless a dataset of variable length holds one value of bounded size.
+
+        What HDF5 keeps of it in its place begins with its length.
+        """
+        if dataset.size > 1:
+            raise ValueError(
+                f"its dataset holds {dataset.size:,} values, not the bytes of an image"
+            )
+        place = dataset.id.get_offset()
+        if place is None:
+            raise ValueError("it is of variable length in chunks; write it as an array of uint8")
+        if self._at_once:
+            check_size(int.from_bytes(os.pread(self._bytes, 4, place), "little"))
 
     @staticmethod
     def _encode(value: Any, shape: tuple[int, ...]) -> bytes:
@@ -416,14 +454,12 @@ class Hdf5(Container):
         return data
 
 
-def check_inflated(data: bytes, size: int) -> None:
-    """Raise `ValueError` for deflated bytes that unpack to more than they should."""
-    stream = zlib.decompressobj()
-    while data and not stream.eof and size >= 0:
-        size -= len(stream.decompress(data, STEP))
-        data = stream.unconsumed_tail
-    if size < 0:
-        raise ValueError("a chunk of its dataset unpacks to more than it should")
+def keep_shallow(found: list[bytes], name: bytes) -> bool | None:
+    """Add the name of a link in an HDF5 file; True, which stops, if it is too deep in groups."""
+    if name.count(b"/") >= MOST_DEPTH:
+        return True
+    found.append(name)
+    return None
 
 
 class Parquet(Container):
@@ -556,7 +592,8 @@ class Npz(Container):
         super().__init__(file)
         self._lock, self._unpacked = threading.Lock(), ExitStack()
         self._arrays: dict[str, np.ndarray] = {}
-        with self.explained(zipfile.BadZipFile, ValueError, LZMAError):
+        broken = (TokenError, SyntaxError, RecursionError, MemoryError)  # of headers in Python
+        with self.explained(zipfile.BadZipFile, ValueError, LZMAError, *broken):
             self._archive = zipfile.ZipFile(file)
             names = [name for name in self._archive.namelist() if name.endswith(".npy")]
             self.headers = {name.removesuffix(".npy"): self._read_header(name) for name in names}
@@ -578,6 +615,12 @@ class Npz(Container):
                 f"{self.file} needs images as uint8 (n, height, width) or (n, height, width, 3), "
                 f"but {problem}; it has: {list_first(found, 10)}. Write the array again with "
                 "numpy.savez_compressed."
+            )
+        rows = sum(self.headers[name][0][0] for name in names)
+        if rows > os.path.getsize(self.file):
+            raise LesionfastError(
+                f"{self.file} says that it has {rows:,} images, more than it has bytes. Download "
+                "it again, or name the folder of images with --images."
             )
         return [f"{name}/{i}" for name in names for i in range(self.headers[name][0][0])]
 

@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image
 
 from lesionfast.data.formats.bombs import meta_end
+from lesionfast.data.formats.unzip import inflates_beyond
 from lesionfast.errors import import_extra
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 MOST_READS = 100_000  # of a file: a tag takes a few
 MOST_INFLATED = 2**28  # bytes of a file that is deflated as a whole
-BLOCK, STEP = 2**16, 2**20  # bytes that are unpacked, and come of it, together
 MOST_RATIO, SPARE = 5, 2**26  # by which it grows, beside bytes that harm nobody
 DEFLATED, EXPLICIT = b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.1"  # transfer syntaxes
 OLDEST = 120  # years; more is a code for unknown
@@ -87,14 +87,8 @@ def inflate(data: bytes) -> bytes:
     meta = data[:end]
     if DEFLATED not in meta or end == len(data):
         return data
-    left = most = min(MOST_INFLATED, SPARE + MOST_RATIO * len(data))
-    stream = zlib.decompressobj(-zlib.MAX_WBITS)
-    for start in range(end, len(data), BLOCK):
-        block = data[start : start + BLOCK]
-        while block and left >= 0:  # a part at a time, of which none is kept
-            left -= len(stream.decompress(block, STEP))
-            block = stream.unconsumed_tail
-    if left < 0:
+    most = min(MOST_INFLATED, SPARE + MOST_RATIO * len(data))
+    if inflates_beyond(memoryview(data)[end:], most, -zlib.MAX_WBITS):
         raise ValueError(
             f"it unpacks to more than {most >> 20} MB, maybe a decompression bomb; save it as "
             "plain DICOM"

@@ -10,26 +10,40 @@ import zipfile
 import zlib
 from copy import copy
 from io import BufferedReader, RawIOBase
+from itertools import pairwise
 from typing import IO, Any
 
-BLOCK = 2**16  # packed bytes that are read together
+BLOCK, STEP = 2**16, 2**20  # packed bytes that are read, and come of it, together
 MOST_DICTIONARY = 2**28  # bytes that LZMA may look back
 METHODS = {9: "Deflate64", 93: "Zstandard", 95: "XZ", 98: "PPMd", 99: "a password (AES)"}
 PLAIN = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+ENCRYPTED = 1  # in the flags of a member
+HEADER = 30  # bytes before the name of a member, or more
 READ = (*PLAIN, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 
 
-def name_method(method: int) -> str:
-    """Return the name of a method that packs members of zip files."""
-    return METHODS.get(method) or zipfile.compressor_names.get(method, f"method {method}")
+def name_unread(info: zipfile.ZipInfo) -> str:
+    """Return the name of the way in which a member is packed, '' if it is read."""
+    if info.flag_bits & ENCRYPTED:
+        return "a password"
+    known = zipfile.compressor_names | METHODS
+    method = info.compress_type
+    return "" if method in READ else known.get(method, f"method {method}")
+
+
+def check_overlap(archive: zipfile.ZipFile) -> None:
+    """Raise `BadZipFile` if members have bytes in common: the same pixels may be there for each."""
+    places = sorted({(info.header_offset, info.compress_size) for info in archive.filelist})
+    for (start, size), (following, _) in pairwise(places):
+        if start + HEADER + size > following:
+            raise zipfile.BadZipFile("its files overlap, maybe a decompression bomb")
 
 
 def open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
     """Open a member; `ValueError` if it is packed in a way that is not read."""
-    if info.compress_type not in READ:
+    if unread := name_unread(info):
         raise ValueError(
-            f"it is packed with {name_method(info.compress_type)}, which is not read; write the "
-            "zip file again with deflate"
+            f"it is packed with {unread}, which is not read; write the zip file again with deflate"
         )
     return (
         archive.open(info)
@@ -89,3 +103,31 @@ class Unpacked(RawIOBase):
         most = max(min(size, self._left, MOST_DICTIONARY), 4096)  # nothing lies further back
         rule = {"lc": flags % 9, "lp": flags // 9 % 5, "pb": flags // 45, "dict_size": most}
         return lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA1, **rule}])
+
+
+def inflates_beyond(data: bytes | memoryview, most: int, bits: int = zlib.MAX_WBITS) -> bool:
+    """Return whether deflated bytes unpack to more, without keeping what they unpack to."""
+    stream, left = zlib.decompressobj(bits), most
+    for start in range(0, len(data), BLOCK):
+        block = data[start : start + BLOCK]
+        while block and left >= 0:  # a part at a time, of which none is kept
+            left -= len(stream.decompress(block, STEP))
+            block = stream.unconsumed_tail
+    return left < 0
+
+
+def lzf_goes_beyond(data: bytes, most: int) -> bool:
+    """Return whether bytes that LZF packed, as h5py does, unpack to more."""
+    at, size, end = 0, 0, len(data) - 1
+    while at < end and size <= most:
+        code = data[at]
+        if code < 32:  # so many bytes and one more follow
+            size += code + 1
+            at += code + 2
+        elif code < 224:  # a copy of what came before
+            size += (code >> 5) + 2
+            at += 2
+        else:
+            size += data[at + 1] + 9
+            at += 3
+    return size > most

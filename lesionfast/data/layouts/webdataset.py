@@ -26,7 +26,7 @@ from lesionfast.data.layouts.places import PART_NAMES, WORDS, read_part, relativ
 from lesionfast.data.table import EMPTY
 from lesionfast.diagnoses import split_names
 from lesionfast.errors import LesionfastError, list_first, pluralize
-from lesionfast.files import parse_json
+from lesionfast.files import parse_json, readable_name
 
 logger = logging.getLogger("lesionfast")
 
@@ -80,7 +80,11 @@ def read_shard(path: Path, folder: Folder, left_out: Counter[str]) -> pd.DataFra
     `LesionfastError` if the shard or the JSON of a sample is broken.
     """
     shard = Tar(str(path))
-    images = choose_images(shard.list_members(), left_out)
+    members = shard.list_members()
+    readable = [name for name in members if readable_name(name) == name]
+    if lost := len(members) - len(readable):
+        logger.warning("Left out %s with a name that is not UTF-8", pluralize(lost, "picture"))
+    images = choose_images(readable, left_out)
     about: dict[str, dict[str, str]] = {kind: {} for kind in ABOUT}
     for name in shard.names:
         if (match := SAMPLE.fullmatch(name)) and match[2].lower() in about and match[1] in images:
