@@ -420,7 +420,8 @@ def rows_of_one_picture(path: Path, rows: int) -> None:
 
 def rows_of_one_text(path: Path, rows: int, extra: bool) -> None:
     arrow, parquet = import_parquet()
-    coded = arrow.DictionaryArray.from_arrays(np.zeros(rows, np.int32), arrow.array(["x" * 10**6]))
+    text = "x" * (10**6 if extra else 10**5)  # a table has no longer fields
+    coded = arrow.DictionaryArray.from_arrays(np.zeros(rows, np.int32), arrow.array([text]))
     columns = {"image_id": arrow.array(["a"] * rows), "dx": coded}
     if extra:
         columns["image"] = arrow.array([PHOTO] * rows)
