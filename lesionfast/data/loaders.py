@@ -24,6 +24,7 @@ from fasttransform import DisplayedTransform, Pipeline
 from PIL import Image
 
 from lesionfast.config import SplitConfig, TrainConfig
+from lesionfast.console import printable
 from lesionfast.data.augment import BatchAugment, Share, build_recipe
 from lesionfast.data.corrections.applying import correct_late
 from lesionfast.data.encoder import MetadataEncoder
@@ -236,7 +237,8 @@ def register_top_losses() -> None:
 def draw_pictures(images: torch.Tensor, captions: list[str]) -> None:
     """Draw images (B, 3, H, W) in a grid with their captions."""
     for axis, image, caption in zip(get_grid(len(captions)), images, captions, strict=False):
-        show_image(image, ctx=axis, title=caption)
+        show_image(image, ctx=axis, title=printable(caption))
+        axis.title.set_parse_math(False)  # a name may have a dollar in it
 
 
 class LesionDataLoaders(DataLoaders):

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lesionfast.console import estimate
+from lesionfast.console import escape_markdown, estimate
 from lesionfast.errors import shell_quote
 from lesionfast.files import write_atomically
 from lesionfast.training.trackers.base import (
@@ -316,14 +316,16 @@ def overall_rows(rows: list[Row]) -> list[Row]:
 
 def markdown_table(values: dict[str, Any]) -> str:
     """Return names and values as a Markdown table."""
-    lines = [f"| {name} | {value} |" for name, value in values.items()]
+    rows = [map(escape_markdown, (name, str(value))) for name, value in values.items()]
+    lines = [f"| {name} | {value} |" for name, value in rows]
     return "\n".join(["| option | value |", "| --- | --- |", *lines])
 
 
 def results_table(rows: list[Row]) -> str:
     """Return final metrics with their 95 % intervals as a Markdown table."""
     lines = [
-        f"| {row['split']} | {row['metric']} | {row['of']} | {estimate(row)} | {row['n']} |"
+        f"| {row['split']} | {row['metric']} | {escape_markdown(row['of'])} | {estimate(row)} "
+        f"| {row['n']} |"
         for row in rows
     ]
     head = "| split | metric | of | value [95 % interval] | images |"

@@ -23,11 +23,14 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from matplotlib import pyplot
 from PIL import Image, ImageOps
 
 import lesionfast as lf
 from lesionfast.console import printable
 from lesionfast.data.corrections.answers import read_answers
+from lesionfast.data.loaders import draw_pictures
 from lesionfast.data.split import format_split, load_dataset
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.comparison import compare
@@ -52,6 +55,7 @@ from lesionfast.serving.outputs import (
     read_rows,
     to_csv,
 )
+from lesionfast.training.trackers.services import markdown_table, results_table
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs a pty and any file name")
 
@@ -288,6 +292,22 @@ def test_a_figure_shows_names_letter_by_letter(run, tmp_path):
     with Image.open(picture) as image:
         words = image.info["Description"]
     assert "$a^{$" in words and not UNSEEN.findall(words)
+
+
+def test_tables_of_trackers_show_names_letter_by_letter():
+    row = {"split": "test", "metric": "auc", "of": f"|{BAD}\n| x", "value": 0.5, "n": 3}
+    for text in (results_table([row]), markdown_table({"target": f"a | b\n{SCRIPT}"})):
+        assert len(text.splitlines()) == 3 and not UNSEEN.findall(text)
+        assert not re.search(r"<\w|(?<!\\)\[link|(?<!\\)`c|(?<!\\)\$a", text)
+
+
+def test_pictures_of_a_batch_show_names_letter_by_letter():
+    draw_pictures(torch.zeros(2, 3, 8, 8), [BAD, SCRIPT])
+    figure = pyplot.gcf()
+    figure.canvas.draw()  # a formula that is none is an error here
+    titles = [axis.get_title() for axis in figure.axes]
+    pyplot.close(figure)
+    assert titles == [printable(BAD), printable(SCRIPT)]
 
 
 LONG = ("nv" + " nevus" * 800, "mel" + "anoma" * 1000, "bcc" * 1700)
