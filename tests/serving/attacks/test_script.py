@@ -41,6 +41,7 @@ from lesionfast.reporting.comparison import draw_comparison
 from lesionfast.reporting.errors import draw_confusion
 from lesionfast.reporting.figures.words import describe_figure
 from lesionfast.reporting.overview import write_report
+from lesionfast.reporting.page import new_figure, save
 from lesionfast.serving.api import Service
 from lesionfast.serving.app import answer_html, build_app, build_server, page_html
 from lesionfast.serving.export import export
@@ -287,11 +288,18 @@ def assert_inert(figure: Path) -> None:
 
 
 def test_a_figure_shows_names_letter_by_letter(run, tmp_path):
-    picture = draw_confusion(lf.Interpretation.from_run(run), tmp_path)
-    assert_inert(picture.with_suffix(".svg"))
-    with Image.open(picture) as image:
-        words = image.info["Description"]
-    assert "$a^{$" in words and not UNSEEN.findall(words)
+    figure = new_figure(4, 3, "[bold red]$a^{$", CLASSES[2])
+    pictures = [
+        draw_confusion(lf.Interpretation.from_run(run), tmp_path),
+        save(figure, tmp_path / "formula.png"),
+    ]
+    words = []
+    for picture in pictures:
+        assert_inert(picture.with_suffix(".svg"))
+        with Image.open(picture) as image:
+            words.append(image.info["Description"])
+    assert "<img src=x onerror" in words[0] and "[bold red]$a^{$" in words[1]
+    assert not UNSEEN.findall("".join(words))
 
 
 def test_tables_of_trackers_show_names_letter_by_letter():
