@@ -44,7 +44,7 @@ MOST_BYTES, MOST_PIXELS = 20 * 10**6, 50 * 10**6
 MOST_FORM = MOST_BYTES + 100_000  # bytes of a form with its image
 MOST_HELD = 10 * MOST_FORM  # bytes of all uploads that are in memory at once
 MOST_FIELDS, MOST_FIELD_BYTES = 200, 1000
-MOST_WAITING = 16  # images in progress or waiting: the model takes one after the other
+MOST_WAITING = 16  # requests at work or waiting: a model takes one picture after the other
 MOST_SECONDS = 60  # that an upload may take
 
 T = TypeVar("T")
@@ -83,7 +83,9 @@ class ServedLog(PredictionLog):
 
 
 class Busy(Refusal):
-    """More uploads than are taken at once."""
+    """More requests than are taken at once."""
+
+    HEADERS = {"Retry-After": "2"}  # seconds
 
     def __init__(self) -> None:
         super().__init__(refuse("busy"))
@@ -327,8 +329,9 @@ PROBLEMS = {
     413: {"model": Problem, "description": "above 20 MB or 50 megapixels"},
     415: {"model": Problem, "description": "not a picture in a supported format"},
     422: {"model": Problem, "description": "no image, or metadata that the model does not take"},
+    429: {"model": Problem, "description": "too many wrong tokens; see Retry-After"},
     500: {"model": Problem, "description": "the log of predictions can't be written"},
-    503: {"model": Problem, "description": "too many images at once; see Retry-After"},
+    503: {"model": Problem, "description": "too many requests at once; see Retry-After"},
 }
 
 
@@ -339,7 +342,7 @@ def build_api(service: Service, uploads: "Uploads") -> FastAPI:
 
     @api.exception_handler(LesionfastError)
     async def explain(request: Request, error: LesionfastError) -> JSONResponse:
-        headers = {"Retry-After": "2"} if isinstance(error, Busy) else None
+        headers = Busy.HEADERS if isinstance(error, Busy) else None
         return JSONResponse({"error": printable(error)}, STATUS.get(type(error), 422), headers)
 
     @api.get("/model")
@@ -404,14 +407,31 @@ def to_prediction(service: Service, row: dict[str, Any]) -> Prediction:
     )
 
 
+class Line:
+    """Bounds the requests that wait for an answer, those too whose clients have gone."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+
+    async def run(self, work: Callable[..., T], *given: Any) -> T:
+        """Return what `work` makes in a thread; raises `Busy` if too many wait already."""
+        if self.waiting >= MOST_WAITING:
+            raise Busy
+        self.waiting += 1
+        try:
+            return await run_in_threadpool(work, *given)
+        finally:
+            self.waiting -= 1
+
+
 class Uploads:
     """Takes the images of many clients, within limits; nothing is written to the disk.
 
-    `held` are the bytes of all uploads in memory, `waiting` the images that wait for an answer.
+    `held` are the bytes of all uploads in memory, `line` the images that wait for an answer.
     """
 
     def __init__(self) -> None:
-        self.held = self.waiting = 0
+        self.held, self.line = 0, Line()
 
     async def answer(self, request: Request, work: Callable[[bytes, dict[str, str]], T]) -> T:
         """Return what `work` makes, in a thread, of the image and the metadata of a form.
@@ -433,14 +453,7 @@ class Uploads:
                 yield chunk
 
         try:
-            image, metadata = await read_form(request, counted())
-            if self.waiting >= MOST_WAITING:
-                raise Busy
-            self.waiting += 1
-            try:
-                return await run_in_threadpool(work, image, metadata)
-            finally:
-                self.waiting -= 1
+            return await self.line.run(work, *await read_form(request, counted()))
         finally:
             self.held -= held
 

@@ -4,11 +4,13 @@ import asyncio
 import base64
 import hmac
 import logging
+import math
 import re
 import secrets
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -48,7 +50,7 @@ try:
     from starlette.datastructures import Headers
     from starlette.requests import cookie_parser
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
-    from uvicorn.protocols.http.h11_impl import H11Protocol
+    from uvicorn.protocols.http.h11_impl import H11Protocol, h11
 except ImportError as error:
     raise LesionfastError(
         f"the page needs {error.name}. Type: pip install 'lesionfast[app]'"
@@ -67,7 +69,11 @@ OPEN_PATHS = ("/app.css", "/login.js")  # that need no token
 PAGE_PATHS = ("/", "/answer", "/login")  # that a person sees the answers of
 UNAUTHORIZED = "the token is missing or wrong. Send it as a header: Authorization: Bearer TOKEN"
 COOKIE = "lesionfast"  # and the port: a browser sends a cookie to all ports of a machine
-SHORTEST_TOKEN = 8  # characters
+SHORTEST_TOKEN, LONGEST_TOKEN = 12, 1000  # characters; a head of a request holds 64 kB
+FEWEST = 6  # characters of a token that differ
+WRONG_TOKENS = 10  # that a client may send in a row: who mistypes waits for nothing
+SECONDS_A_TOKEN = 2.0  # until the next of a client that has sent so many: 43,000 a day
+MOST_CLIENTS = 10_000  # whose wrong tokens are remembered
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -152,13 +158,15 @@ def serve_page(
 
 
 def check_token(token: str) -> None:
-    """Raise `LesionfastError` for a token that is short, or that a header can't hold."""
+    """Raise `LesionfastError` for a token that is easy to guess, or that a header can't hold."""
     plain = token.isascii() and token.isprintable() and " " not in token
-    if len(token) < SHORTEST_TOKEN or not plain:
+    differ = len(set(token))
+    if not SHORTEST_TOKEN <= len(token) <= LONGEST_TOKEN or differ < FEWEST or not plain:
         problem = "" if plain else ", and some can't be sent"
         raise LesionfastError(
-            f"--token has {len(token)} characters{problem}. Type at least {SHORTEST_TOKEN} ASCII "
-            "letters, digits or marks, without spaces."
+            f"--token has {len(token)} characters, {differ} different ones{problem}. Type "
+            f"{SHORTEST_TOKEN} to {LONGEST_TOKEN} ASCII letters, digits or marks without spaces, "
+            f"at least {FEWEST} different ones, such as {secrets.token_hex(8)}"
         )
 
 
@@ -167,8 +175,8 @@ def check_open(host: str, token: str | None) -> None:
     opens = f"--host {host} opens the page to every machine that reaches this one"
     if token is None:
         raise LesionfastError(
-            f"{opens}, and no token keeps them out. Type --token WORD with it, or set "
-            "LESIONFAST_TOKEN."
+            f"{opens}, and no token keeps them out. Type --token {secrets.token_hex(8)} with it, "
+            "or another token that nobody can guess, or set LESIONFAST_TOKEN."
         )
     logger.warning("%s. Who has the token can use it, and the connection is not encrypted", opens)
 
@@ -188,6 +196,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def build_server(app: ASGIApp) -> uvicorn.Server:
     """Return a server: HTTP by h11 with bounds; no WebSocket, no proxy is believed."""
+    logging.getLogger("uvicorn.error").addFilter(is_trouble)
     return uvicorn.Server(
         uvicorn.Config(
             app,
@@ -197,13 +206,18 @@ def build_server(app: ASGIApp) -> uvicorn.Server:
             ws="none",
             lifespan="off",
             log_config=None,
-            log_level="warning",
+            log_level="error",  # what a client sends wrong is no line of the terminal
             access_log=False,
             proxy_headers=False,
             server_header=False,
             timeout_graceful_shutdown=SHUTDOWN,
         )
     )
+
+
+def is_trouble(record: logging.LogRecord) -> bool:
+    """Return whether a line of the log is about more than what the end of the page cut off."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 class BoundedProtocol(H11Protocol):
@@ -222,6 +236,20 @@ class BoundedProtocol(H11Protocol):
         self._timer = self.loop.call_later(TICK, self._look)
         if sum(not one.transport.is_closing() for one in self.connections) > MOST_CONNECTIONS:
             self._close_one()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is not HTTP; if its request was answered already, close the connection."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.abort()
+
+    def shutdown(self) -> None:
+        """End what has not arrived in full; what is being answered has `SHUTDOWN` seconds."""
+        if self.state == "body":
+            self.transport.abort()
+        else:
+            super().shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._timer.cancel()
@@ -308,7 +336,8 @@ class Guard:
     A page at every address of a machine takes any address of digits, and the machine's name.
 
     The API asks for `Authorization: Bearer TOKEN`. The page sends it to /login once, for a cookie
-    that no script can read and no other site can send.
+    that no script can read and no other site can send. Wrong tokens are limited by `Guesses`;
+    who has the cookie is never kept out by them.
     """
 
     def __init__(
@@ -320,9 +349,10 @@ class Guard:
             self.names.add(socket.gethostname().lower())
         self.lang = lang
         self.token, self.session = token, secrets.token_urlsafe()  # the latter is in the cookie
+        self.guesses = Guesses()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or refuse it with 401 or 403."""
+        """Answer a request, or refuse it with 401, 403 or 429."""
         respond = self.choose_response(scope)
         await respond(scope, receive, partial(send_guarded, send))
 
@@ -337,12 +367,16 @@ class Guard:
             return JSONResponse({"error": problem}, 400, {"Connection": "close"})
         if self.token is None or path in OPEN_PATHS:
             return self.app
-        has_token, has_cookie = self.read_credentials(scope)
-        if has_token and path == "/login" and scope["method"] == "POST":
+        known = self.has_cookie(scope)
+        if not known and (seconds := self.guesses.wait(scope)):
+            with speaking(self.choose_language(scope)):
+                problem = refuse("guesses", seconds=seconds)
+            return JSONResponse({"error": problem}, 429, {"Retry-After": str(seconds)})
+        if known or self.guesses.is_right(scope, self.token):
+            if path != "/login" or scope["method"] != "POST":
+                return self.app
             cookie = f"{name_cookie(scope)}={self.session}; Path=/; HttpOnly; SameSite=Strict"
             return Response(status_code=204, headers={"Set-Cookie": cookie})
-        if has_token or has_cookie:
-            return self.app
         with speaking(self.choose_language(scope)):
             if path == "/":
                 return HTMLResponse(render("login.html"), 401)
@@ -355,14 +389,11 @@ class Guard:
             return ENGLISH
         return self.lang or find_language(Headers(scope=scope))
 
-    def read_credentials(self, scope: Scope) -> tuple[bool, bool]:
-        """Return whether a request has the token, and whether it has the cookie."""
-        headers = Headers(scope=scope)
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        cookie = cookie_parser(headers.get("cookie", "")).get(name_cookie(scope), "")
-        has_token = hmac.compare_digest(given.encode(), self.token.encode())
-        has_cookie = hmac.compare_digest(cookie.encode(), self.session.encode())
-        return has_token and scheme.lower() == "bearer", has_cookie
+    def has_cookie(self, scope: Scope) -> bool:
+        """Return whether a request has the cookie, which nobody can guess."""
+        cookies = cookie_parser(Headers(scope=scope).get("cookie", ""))
+        given = cookies.get(name_cookie(scope), "")
+        return hmac.compare_digest(given.encode(), self.session.encode())
 
     def find_problem(self, scope: Scope) -> str:
         """Return why a request is refused as one of another site, "" if it is not."""
@@ -382,6 +413,54 @@ class Guard:
             return False
         name = found[1].strip("[]")
         return name in self.names or (self.every_address and is_address(name))
+
+
+class Guesses:
+    """Bounds how many wrong tokens each client may send, without keeping another client waiting.
+
+    Clients behind one proxy are one, so while one of them guesses, none of them can log in.
+    """
+
+    def __init__(self) -> None:
+        self._clear: dict[str, float] = {}  # by client: when all its wrong tokens are forgotten
+
+    def wait(self, scope: Scope) -> int:
+        """Return in how many seconds the token of a request is looked at, 0 for now."""
+        if read_token(scope) is None:
+            return 0
+        ahead = self._clear.get(name_client(scope), 0.0) - time.monotonic()
+        return max(0, math.ceil(ahead - (WRONG_TOKENS - 1) * SECONDS_A_TOKEN))
+
+    def is_right(self, scope: Scope, token: str) -> bool:
+        """Return whether a request has the token; a wrong one is counted."""
+        given = read_token(scope)
+        if given is None:
+            return False
+        if hmac.compare_digest(given.encode(), token.encode()):
+            return True
+        client, now = name_client(scope), time.monotonic()
+        self._clear[client] = max(now, self._clear.get(client, now)) + SECONDS_A_TOKEN
+        if len(self._clear) > MOST_CLIENTS:
+            del self._clear[min(self._clear, key=self._clear.__getitem__)]
+        return False
+
+
+def read_token(scope: Scope) -> str | None:
+    """Return the token of a request, None if it has none."""
+    scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
+    return token if token and scheme.lower() == "bearer" else None
+
+
+def name_client(scope: Scope) -> str:
+    """Return whose wrong tokens are counted together: an address, of IPv6 a network of 64 bits."""
+    name = (scope.get("client") or ("",))[0]
+    try:
+        address = ip_address(name.partition("%")[0])
+    except ValueError:
+        return name
+    if address.version == 4:
+        return name
+    return str(address.ipv4_mapped or address.packed[:8].hex())
 
 
 def name_cookie(scope: Scope) -> str:

@@ -16,7 +16,7 @@ async function logIn() {
     const headers = { Authorization: `Bearer ${token.value}` };
     const response = await fetch("/login", { method: "POST", headers });
     if (response.ok) location.reload();
-    else show(problem.dataset.wrong);
+    else show(response.status === 429 ? (await response.json()).error : problem.dataset.wrong);
   } catch {
     show(problem.dataset.lost);
   }

@@ -11,13 +11,12 @@ from lesionfast.files import only_writer, parse_json
 from lesionfast.reporting.advice.sentences import ENGLISH
 from lesionfast.reporting.images import patient, read_pixels, rounded_percent
 from lesionfast.reporting.page import Picture, read_template, render
-from lesionfast.serving.api import MOST_SECONDS
+from lesionfast.serving.api import MOST_SECONDS, Busy, Line
 from lesionfast.serving.app import LOCAL, Guard, overlay, serve_page, to_source
 from lesionfast.serving.labelling.queue import Item, Queue, View
 
 # isort: off
 from starlette.applications import Starlette  # after serving.app, which says how to install it
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -40,7 +39,10 @@ def serve_labels(
     """
     queue.file.parent.mkdir(parents=True, exist_ok=True)
     with only_writer(queue.file):
-        serve_page(lambda: build_label_app(queue, host, token), host, port, token)
+        try:
+            serve_page(lambda: build_label_app(queue, host, token), host, port, token)
+        finally:
+            queue.close()
 
 
 def build_label_app(queue: Queue, host: str = LOCAL[0], token: str | None = None) -> ASGIApp:
@@ -50,6 +52,8 @@ def build_label_app(queue: Queue, host: str = LOCAL[0], token: str | None = None
     files = {f"/{name}": (read_template(name), f"text/{kind}") for name, kind in kinds.items()}
     files["/"] = shell_html(queue), "text/html"
 
+    line = Line()
+
     async def show(request: Request) -> Response:
         text, kind = files[request.url.path]
         return Response(text, media_type=kind)
@@ -57,7 +61,9 @@ def build_label_app(queue: Queue, host: str = LOCAL[0], token: str | None = None
     async def respond(request: Request) -> Response:
         try:
             asked = await read_body(request)
-            return HTMLResponse(await run_in_threadpool(act, queue, request.url.path, asked))
+            return HTMLResponse(await line.run(act, queue, request.url.path, asked))
+        except Busy as error:
+            return JSONResponse({"error": printable(error)}, 503, Busy.HEADERS)
         except LesionfastError as error:
             return JSONResponse({"error": printable(error)}, 422)
 

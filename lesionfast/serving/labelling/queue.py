@@ -215,6 +215,10 @@ class Queue:
             self._draw(other)
         return found.result()
 
+    def close(self) -> None:
+        """Make no more pictures, which the process would wait for at its end."""
+        self._painter.shutdown(wait=False, cancel_futures=True)
+
     def _find(self, image: str) -> Item:
         if image not in self.items:
             raise LesionfastError(f"'{image}' is not in this list. Load the page again.")

@@ -4,11 +4,13 @@ import copy
 import http.client
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -79,24 +81,86 @@ def list_parts() -> Callable[[object], list[tuple[tuple, Callable[[object], obje
     return lambda told: [(path, partial(replaced, told, path)) for path in places(told)]
 
 
+class Port(int):
+    """The port of a page on this machine, which can be asked."""
+
+    def connect(self, timeout: float = 600) -> socket.socket:
+        """Return a connection; seconds are how long it waits for each part of an answer."""
+        return socket.create_connection(("127.0.0.1", int(self)), timeout)
+
+    def ask(
+        self, method: str, path: str, body: bytes = b"", **headers: str
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Return status, headers and body of a request; `Host` may be given."""
+        client = http.client.HTTPConnection("127.0.0.1", int(self), timeout=600)
+        client.putrequest(method, path, skip_host="Host" in headers)
+        if body:
+            client.putheader("Content-Length", str(len(body)))
+        for name, value in headers.items():
+            client.putheader(name.replace("_", "-"), value)
+        client.endheaders(body)
+        response = client.getresponse()
+        found = response.status, dict(response.getheaders()), response.read()
+        client.close()
+        return found
+
+    def exchange(self, data: bytes) -> bytes:
+        """Return what comes back for raw bytes, after which nothing more is sent."""
+        with self.connect() as client:
+            client.sendall(data)
+            client.shutdown(socket.SHUT_WR)
+            return b"".join(iter(lambda: client.recv(65536), b""))
+
+    def talk(self, data: bytes, patience: float = 5) -> bytes:
+        """Return what comes back for raw bytes, until the page closes or says no more."""
+        answer = b""
+        with self.connect(patience) as client:
+            with suppress(OSError):  # it may close before all is sent
+                client.sendall(data)
+            with suppress(OSError):
+                while part := client.recv(65536):
+                    answer += part
+        return answer
+
+
+@contextmanager
+def run_page(app: Callable) -> Iterator[Port]:
+    """The port of a page in a thread of this process."""
+    from lesionfast.serving.app import build_server  # which needs what other tests do not
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = build_server(app)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        yield Port(listener.getsockname()[1])
+        server.should_exit = True
+        thread.join(120)
+
+
+@pytest.fixture(scope="session")
+def running() -> Callable[[Callable], AbstractContextManager[Port]]:
+    """A function: the `Port` of an application as long as it runs in this process."""
+    return run_page
+
+
 @dataclass
 class Server:
     """A page in a process of its own; `folder` is where it may write temporary files."""
 
     process: subprocess.Popen
-    port: int
+    port: Port
     folder: Path
 
     @classmethod
-    def start(cls, model: Path, folder: Path, *options: str) -> "Server":
-        """Start `lesionfast app` at a free port."""
+    def start(cls, model: Path, folder: Path, *options: str, command: str = "app") -> "Server":
+        """Start `lesionfast app`, or another command that opens a page, at a free port."""
         folder.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "lesionfast", "app", str(model), "--port", "0", *options]
+        words = [sys.executable, "-m", "lesionfast", command, str(model), "--port", "0", *options]
         environment = os.environ | {"TMPDIR": str(folder)}
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, text=True
+            words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, text=True
         )
-        return cls(process, urlsplit(process.stdout.readline().strip()).port, folder)
+        return cls(process, Port(urlsplit(process.stdout.readline().strip()).port), folder)
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         """End the process with a signal."""
@@ -112,6 +176,21 @@ class Server:
         """Begin to measure the most memory anew."""
         forget_peak(self.process.pid)
 
+    @contextmanager
+    def unharmed(self) -> Iterator[None]:
+        """Assert that it answers as fast as ever after what is done inside, and holds no more."""
+        memory, opened = self.read_status("VmRSS"), self.descriptors
+        self.forget_peak()
+        yield
+        assert self.process.poll() is None
+        assert self.seconds() < 1
+        end = time.monotonic() + 30  # connections are closed a moment after their clients
+        while self.descriptors > opened and time.monotonic() < end:
+            time.sleep(0.1)
+        assert self.descriptors <= opened
+        assert self.read_status("VmRSS") < 1.2 * memory + 50 * 2**20
+        assert self.find_files() == []
+
     @property
     def descriptors(self) -> int:
         """How many files and sockets the process has open."""
@@ -126,13 +205,8 @@ class Server:
 
     def ask(self, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, bytes]:
         """Return status and body of a request."""
-        client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        client.request(method, path, body or None, named)
-        response = client.getresponse()
-        found = response.status, response.read()
-        client.close()
-        return found
+        status, _, answer = self.port.ask(method, path, body, **headers)
+        return status, answer
 
     def post(self, image: bytes, path: str = "/predict", **fields: str) -> tuple[int, bytes]:
         """Return status and body of a form with an image."""
@@ -167,14 +241,11 @@ def server(exported, photos, tmp_path_factory) -> Iterator[Server]:
 @pytest.fixture
 def unharmed(server) -> Iterator[Server]:
     """The page; after the test it answers within a second, and holds no more than before it."""
-    memory, opened = server.read_status("VmRSS"), server.descriptors
-    server.forget_peak()
-    yield server
-    assert server.process.poll() is None
-    assert server.seconds() < 1
-    end = time.monotonic() + 30  # connections are closed a moment after their clients
-    while server.descriptors > opened and time.monotonic() < end:
-        time.sleep(0.1)
-    assert server.descriptors <= opened
-    assert server.read_status("VmRSS") < 1.2 * memory + 50 * 2**20
-    assert server.find_files() == []
+    with server.unharmed():
+        yield server
+
+
+@pytest.fixture(scope="session")
+def start_page() -> Callable[..., Server]:
+    """A function that starts a page in a process of its own, as `Server.start`."""
+    return Server.start

@@ -14,7 +14,7 @@ import pytest
 
 from lesionfast.serving import app
 from lesionfast.serving.api import MOST_BYTES, MOST_FORM, MOST_HELD, Service
-from lesionfast.serving.app import build_app, build_server
+from lesionfast.serving.app import build_app
 
 HEAD = (
     b"POST /predict HTTP/1.1\r\nHost: localhost\r\n"
@@ -30,27 +30,18 @@ def photo(photos) -> bytes:
 
 
 @pytest.fixture
-def port(exported, monkeypatch):
+def port(exported, monkeypatch, running):
     """The port of a page in a thread of this process, which has little patience."""
     monkeypatch.setattr(app, "TICK", 0.05)
     monkeypatch.setattr(app, "SECONDS", dict.fromkeys(app.SECONDS, 0.5))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        running = build_server(build_app(Service(exported)))
-        thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        yield listener.getsockname()[1]
-        running.should_exit = True
-        thread.join(60)
-
-
-def connect(port: int) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", port), timeout=60)
+    with running(build_app(Service(exported))) as port:
+        yield port
 
 
 @contextmanager
 def clients(port: int, number: int):
     """So many connections, which are closed at the end."""
-    opened = [connect(port) for _ in range(number)]
+    opened = [port.connect(60) for _ in range(number)]
     yield opened
     for client in opened:
         client.close()
@@ -121,7 +112,7 @@ def upload(port: int, size: int, chunked: bool) -> tuple[int, int]:
     frame = b"%x\r\n%s\r\n" % (len(block), block) if chunked else block
     begin = b"%x\r\n%s\r\n" % (len(BEGIN), BEGIN) if chunked else BEGIN
     sent, answer = 0, b""
-    with connect(port) as client:
+    with port.connect(60) as client:
         client.sendall(HEAD + length + b"\r\n\r\n" + begin)
         while sent < size and not answer:
             with suppress(ConnectionError):
@@ -268,7 +259,7 @@ def test_slow_clients_keep_nobody_waiting(unharmed, photo, start, number):
     with clients(unharmed.port, 0):
         for _ in range(number):
             with suppress(OSError):
-                opened.append(connect(unharmed.port))
+                opened.append(unharmed.port.connect(60))
                 opened[-1].sendall(start)
         assert wait_for(lambda: unharmed.descriptors < app.MOST_CONNECTIONS + app.BACKLOG + 50)
         assert wait_for(lambda: unharmed.seconds() < 1)

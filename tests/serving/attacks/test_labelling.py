@@ -7,10 +7,8 @@ import json
 import os
 import re
 import socket
-import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,7 +18,7 @@ from lesionfast import files
 from lesionfast.data.corrections.answers import Answer, Answers, read_answers
 from lesionfast.data.sources import image_stem
 from lesionfast.errors import LesionfastError
-from lesionfast.serving.app import build_server
+from lesionfast.serving import app
 from lesionfast.serving.labelling import page as label_page
 from lesionfast.serving.labelling.candidates import write_labelled
 from lesionfast.serving.labelling.page import MOST_BYTES, build_label_app
@@ -54,46 +52,19 @@ def queue(run, doubted, file) -> Queue:
     return Queue(run, doubted, file)
 
 
-@contextmanager
-def running(app):
-    """The port of a page in a thread of this process."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = build_server(app)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        yield listener.getsockname()[1]
-        server.should_exit = True
-        thread.join(120)
-
-
 @pytest.fixture
-def port(queue, caplog):
+def port(queue, caplog, running):
     """The port of the page; it answers after each attack, and none ended in a traceback."""
     with running(build_label_app(queue)) as port:
         yield port
-        assert ask(port, "GET", "/")[0] == 200
+        assert port.ask("GET", "/")[0] == 200
     assert not [record for record in caplog.records if record.exc_info]
-
-
-def ask(port, method, path, body=b"", **headers):
-    """Return status, headers and body of a request; `Host` may be given."""
-    client = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
-    client.putrequest(method, path, skip_host="Host" in headers)
-    if body:
-        client.putheader("Content-Length", str(len(body)))
-    for name, value in headers.items():
-        client.putheader(name.replace("_", "-"), value)
-    client.endheaders(body)
-    response = client.getresponse()
-    found = response.status, dict(response.getheaders()), response.read()
-    client.close()
-    return found
 
 
 def say(port, path="/answer", *, body=None, kind="application/json", **asked):
     """Send what a page would; return status and text."""
     data = json.dumps(asked).encode() if body is None else body
-    status, _, answer = ask(port, "POST", path, data, Content_Type=kind)
+    status, _, answer = port.ask("POST", path, data, Content_Type=kind)
     return status, answer.decode()
 
 
@@ -106,11 +77,11 @@ def test_no_other_site_is_answered(port, queue, doubted):
     for headers in foreign:
         for path in ("/answer", "/undo", "/later", "/item"):
             kind = {"Content_Type": "application/json"}
-            status, found, answer = ask(port, "POST", path, body, **kind, **headers)
+            status, found, answer = port.ask("POST", path, body, **kind, **headers)
             assert status == 403 and doubted[0].image.encode() not in answer
             assert not [name for name in found if name.lower().startswith("access-control")]
     wanted = {"Access_Control_Request_Method": "POST", "Origin": "http://evil.example"}
-    assert ask(port, "OPTIONS", "/answer", **wanted)[0] == 403
+    assert port.ask("OPTIONS", "/answer", **wanted)[0] == 403
     assert not queue.file.exists()
 
 
@@ -145,7 +116,7 @@ def test_what_a_form_of_another_site_can_send_is_no_answer(port, queue, doubted,
     ],
 )
 def test_every_response_says_what_the_browser_may_do(port, method, path, status):
-    found, headers, _ = ask(port, method, path)
+    found, headers, _ = port.ask(method, path)
     assert found == status
     policy = dict(each.split(" ", 1) for each in headers["content-security-policy"].split("; "))
     assert "unsafe" not in headers["content-security-policy"]
@@ -155,7 +126,7 @@ def test_every_response_says_what_the_browser_may_do(port, method, path, status)
 
 
 def test_a_websocket_is_refused(port):
-    client = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
+    client = http.client.HTTPConnection("127.0.0.1", int(port), timeout=600)
     upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
     client.request("GET", "/", headers=upgrade | {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="})
     assert client.getresponse().status != 101
@@ -168,7 +139,7 @@ def test_no_file_and_no_other_address_is_served(port, queue):
     starts = ("/file=", "/labels.js/../..", "/..", "//", "/%2e%2e/..", "/static/..", "", "/images")
     for start in starts:
         for path in (str(secret), "/etc/passwd", "/etc/passwd%00.css"):
-            status, headers, body = ask(port, "GET", f"{start}{path}")
+            status, headers, body = port.ask("GET", f"{start}{path}")
             assert status == 404 and b"SECRET" not in body and b"root:" not in body
     for path in (
         "/config",
@@ -179,10 +150,10 @@ def test_no_file_and_no_other_address_is_served(port, queue):
         "/answer/",
         "//item",
     ):
-        status, headers, _ = ask(port, "GET", path)
+        status, headers, _ = port.ask("GET", path)
         assert status == 404 and "location" not in headers
     for path in ("/corrections.csv", f"/{queue.file}", "/predictions.csv", "/config.json"):
-        assert ask(port, "GET", path)[0] == 404
+        assert port.ask("GET", path)[0] == 404
 
 
 @pytest.mark.parametrize(
@@ -213,7 +184,7 @@ def test_requests_that_do_not_end_are_ended(port, queue, monkeypatch):
     monkeypatch.setattr(label_page, "MOST_SECONDS", 0.2)
     head = b"POST /answer HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     head += b"Content-Length: 50\r\n\r\n{"
-    with socket.create_connection(("127.0.0.1", port), timeout=600) as client:
+    with port.connect() as client:
         client.sendall(head)
         found = b""
         while b"took longer than" not in found:
@@ -221,7 +192,7 @@ def test_requests_that_do_not_end_are_ended(port, queue, monkeypatch):
             assert part, found
     monkeypatch.setattr(label_page, "MOST_SECONDS", 60)
     for _ in range(5):
-        socket.create_connection(("127.0.0.1", port), timeout=600).sendall(head)  # and goes away
+        port.connect().sendall(head)  # and goes away
 
 
 def test_only_images_that_are_asked_for_are_answered(port, queue, doubted, run):
@@ -354,7 +325,7 @@ def test_names_of_pictures_come_back_as_they_are(run, doubted, file, caplog):
     assert Queue(run, items, file).undo().image == other
 
 
-def test_names_of_pictures_are_no_html(run, doubted, file):
+def test_names_of_pictures_are_no_html(run, doubted, file, running):
     items = [Item(name, doubted[0].path, "", "", {"age": name, "sex": name}) for name in NAMES]
     with running(build_label_app(Queue(run, items, file))) as port:
         for name in NAMES:
@@ -489,7 +460,8 @@ def test_two_tabs_at_once_write_whole_lines(port, queue, doubted):
     assert len(queue.file.read_text().splitlines()) == 46
 
 
-def test_without_the_token_nothing_is_shown_or_kept(queue, doubted):
+def test_without_the_token_nothing_is_shown_or_kept(queue, doubted, running, monkeypatch):
+    monkeypatch.setattr(app, "WRONG_TOKENS", 10**6)
     body = json.dumps({"image": doubted[0].image, "answer": "right"}).encode()
     given = [{}, {"Authorization": TOKEN}, {"Authorization": f"Bearer {TOKEN}x"}]
     with running(build_label_app(queue, token=TOKEN)) as port:
@@ -497,13 +469,13 @@ def test_without_the_token_nothing_is_shown_or_kept(queue, doubted):
         for headers in given:
             for path in ("/answer", "/undo", "/later", "/item", "/login"):
                 kind = {"Content_Type": "application/json"}
-                status, _, answer = ask(port, "POST", path, body, **kind, **headers)
+                status, _, answer = port.ask("POST", path, body, **kind, **headers)
                 assert status == 401 and b"SYNTH" not in answer
             for path in ("/", "/labels.js", "/labels.css", "/no"):
-                status, _, answer = ask(port, "GET", path, **headers)
+                status, _, answer = port.ask("GET", path, **headers)
                 assert status == 401 and str(queue.file).encode() not in answer
         known = {"Authorization": f"Bearer {TOKEN}", "Content_Type": "application/json"}
-        assert not queue.file.exists() and ask(port, "POST", "/answer", body, **known)[0] == 200
+        assert not queue.file.exists() and port.ask("POST", "/answer", body, **known)[0] == 200
 
 
 def test_labelled_pictures_stay_in_their_folder(run, doubted, tmp_path):
@@ -545,7 +517,7 @@ def test_a_list_of_another_run_is_refused(tmp_path, run):
         Queue(run, read_list(listed), tmp_path / "corrections.csv")
 
 
-def test_a_list_opens_nothing_but_pictures(run, tmp_path, doubted, caplog):
+def test_a_list_opens_nothing_but_pictures(run, tmp_path, doubted, caplog, running):
     """Each is shown without a picture, with the reason; nothing is asked of a network."""
     pipe, secret = tmp_path / "pipe.jpg", tmp_path / "secret.jpg"
     os.mkfifo(pipe)
