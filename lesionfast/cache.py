@@ -29,12 +29,13 @@ from numpy.lib import format as npy
 from lesionfast.errors import LesionfastError, pluralize
 from lesionfast.files import (
     LOCKED,
+    check_shape,
     check_target,
     disk_errors,
     format_bytes,
     free_bytes,
+    load_json,
     only_process,
-    parse_json,
     put_in_place,
     sweep,
     workspace,
@@ -49,6 +50,7 @@ except ImportError:  # on Windows, where a file that is mapped can't be removed
 logger = logging.getLogger("lesionfast")
 
 CHECKSUM = hashlib.sha256().digest_size  # bytes at the end of an array's file
+MOST_NOTE = 2**28  # bytes: that of a zip file of a million images has 100 MB
 BLOCK = 2**23  # bytes that a thread checks at once
 KINDS = ("images", "features", "duplicates")  # folders; the built-in sample has one of its own
 LIMIT = "LESIONFAST_CACHE_SIZE"
@@ -102,7 +104,7 @@ def kept_array(file: Path, rows: int, build: Callable[[Append], Any]) -> np.memm
             return put_array(folder / file.name, file, "c")
 
     with cache_errors(file.parent):
-        return find_or_build(file, partial(open_array, file, "c"), make)
+        return find_or_build(file, partial(open_array, file, "c", (rows,)), make)
 
 
 def put_array(aside: Path, file: Path, mode: str = "r") -> np.memmap:
@@ -116,12 +118,15 @@ def put_array(aside: Path, file: Path, mode: str = "r") -> np.memmap:
     return array
 
 
-def open_array(file: Path, mode: str = "r") -> np.memmap | None:
+def open_array(file: Path, mode: str = "r", shape: tuple[int, ...] = ()) -> np.memmap | None:
     """Map an array of the cache; None if it is missing or damaged, which is logged.
 
-    A file is checked once in a process. Mode 'r' is read-only, 'c' copies what is written to. As
-    long as the array is there, no process removes its file.
+    Its shape has to begin with `shape`. A file is checked once in a process. Mode 'r' is read-only,
+    'c' copies what is written to. As long as the array is there, no process removes its file.
     """
+    if file.exists() and not file.is_file():  # a pipe would be waited for
+        log_damage(file)
+        return None
     try:
         source = open(file, "rb")  # noqa: SIM115 (closed below)
     except FileNotFoundError:
@@ -133,9 +138,26 @@ def open_array(file: Path, mode: str = "r") -> np.memmap | None:
         if removed or not is_sound(file, state.st_ino, state.st_size, state.st_mtime_ns):
             return None
         note_use(source, time.time_ns())
+        if (header := read_numbers(source, state.st_size, shape)) is None:
+            log_damage(file)
+            return None
+        return np.memmap(source, header[1], mode, source.tell(), header[0])
+
+
+def read_numbers(
+    source: BinaryIO, size: int, begin: tuple[int, ...]
+) -> tuple[tuple[int, ...], np.dtype] | None:
+    """Return shape and dtype of an array file; None unless it holds just such numbers.
+
+    An array of objects would be mapped too, and its bytes taken for addresses in memory.
+    """
+    try:
         shape, fortran, dtype = read_header(source)
-        order = "F" if fortran else "C"
-        return np.memmap(source, dtype, mode, source.tell(), shape, order)
+    except ValueError:
+        return None
+    whole = source.tell() + prod(shape) * dtype.itemsize + CHECKSUM == size
+    plain = dtype.kind in "biuf" and not fortran and min(shape, default=0) >= 0
+    return (shape, dtype) if whole and plain and shape[: len(begin)] == begin else None
 
 
 def note_use(opened: BinaryIO, used: int) -> None:
@@ -172,7 +194,7 @@ def is_sound(file: Path, inode: int, size: int, modified: int) -> bool:
 
 def log_damage(file: Path) -> None:
     """Warn that a file of the cache is damaged."""
-    logger.warning("%s is damaged: its checksum is wrong. It will be rebuilt", file)
+    logger.warning("%s is damaged. It will be rebuilt", file)
 
 
 def checksum(file: Path, size: int) -> bytes:
@@ -251,11 +273,15 @@ def check_room(folder: Path, size: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def read_note(file: Path) -> Any:
-    """Return what `write_note` wrote; None if it is missing or damaged, which is logged."""
+def read_note(file: Path, shape: Any = object) -> Any:
+    """Return what `write_note` wrote; None if it is missing or damaged, which is logged.
+
+    `shape` is what it must look like, as for `check_shape`.
+    """
     try:
-        note = parse_json(file.read_text(encoding="utf-8"))
+        note = load_json(file, MOST_NOTE)
         if note["sha256"] == hash_lines([json.dumps(note["value"])]):
+            check_shape(note["value"], shape)
             return note["value"]
     except FileNotFoundError:
         return None

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from lesionfast.diagnoses import join_names, split_names
 from lesionfast.errors import LesionfastError, did_you_mean
+from lesionfast.files import MOST_JSON, format_bytes, parse_json
 
 WHERE = ("data", "csv", "images")  # the options that say where the data is
 ALIASES = {"bs": "batch_size", "valid_pct": "val", "pretrained": "weights"}  # of fastai
@@ -380,9 +381,11 @@ class TrainConfig(SplitConfig):
         With `of_run`, options that are missing get the value that they had before they existed.
         """
         try:
-            given = json.loads(text) if isinstance(text, str) else text
+            if isinstance(text, str) and len(text) > MOST_JSON:
+                raise ValueError(f"it has {format_bytes(len(text))}")
+            given = parse_json(text) if isinstance(text, str) else text
             values = (EARLIER if of_run else {}) | dict(given)
-        except (TypeError, ValueError, RecursionError) as error:
+        except (TypeError, ValueError) as error:
             raise LesionfastError(
                 f"the config is not a JSON object of options: {error}. Correct the file, or use "
                 "the config.json of a run."

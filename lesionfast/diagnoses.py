@@ -92,7 +92,13 @@ class Classes(list[str]):
 
     @classmethod
     def of_model(cls, model: dict[str, Any]) -> "Classes":
-        """Return the classes of a model.json, recognised by name where it has no more than that."""
+        """Return the classes of a model.json, recognised by name where it has no more than that.
+
+        Raises `ValueError` for a melanoma or malignant class that is none of them.
+        """
+        for name in (model.get("melanoma"), *(model.get("malignant") or [])):
+            if name is not None and name not in model["classes"]:
+                raise ValueError(f"{name!r} is not one of its classes")
         classes = cls(model["classes"], model.get("melanoma"), model.get("malignant"))
         if "melanoma" in model:  # None: it was none when the model was trained
             classes.melanoma = model["melanoma"]

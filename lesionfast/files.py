@@ -437,25 +437,28 @@ def read_json(path: Path, shape: Any, advice: str) -> Any:
     return value
 
 
-def load_json(path: Path) -> Any:
+def load_json(path: Path, most: int = MOST_JSON) -> Any:
     """Return what a JSON file holds, whoever wrote it.
 
-    Raises `ValueError` for what is no JSON, no regular file or larger than 32 MB, and `OSError`.
+    Raises `ValueError` for what is no JSON, no regular file or larger than 32 MB (or `most` bytes),
+    and `OSError`.
     """
-    return parse_json(read_small_text(path))
+    return parse_json(read_small_text(path, most))
 
 
-def read_small_text(path: Path) -> str:
+def read_small_text(path: Path, most: int = MOST_JSON) -> str:
     """Return the text of a file that a person or a program wrote, such as JSON or TOML.
 
-    Raises `ValueError` for what is no regular file, larger than 32 MB or not UTF-8, and `OSError`.
+    Raises `ValueError` for what is no regular file, larger than 32 MB (or `most` bytes) or not
+    UTF-8, and `OSError`.
     """
     state = path.stat()
     if not stat.S_ISREG(state.st_mode):
         raise ValueError(f"it is {KINDS.get(stat.S_IFMT(state.st_mode), 'not a regular file')}")
-    if state.st_size > MOST_JSON:
-        size, most = format_bytes(state.st_size), format_bytes(MOST_JSON)
-        raise ValueError(f"it has {size}, and at most {most} are read")
+    if state.st_size > most:
+        raise ValueError(
+            f"it has {format_bytes(state.st_size)}, and at most {format_bytes(most)} are read"
+        )
     return path.read_text(encoding="utf-8")
 
 

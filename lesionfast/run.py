@@ -289,7 +289,8 @@ class Run:
     @cached_property
     def classes(self) -> Classes:
         """Class names, in the order of the probabilities, with melanoma and malignant classes."""
-        return Classes.of_model(self.model)
+        with damage_explained(self.path / "model.json", self.remedy("model.json")):
+            return Classes.of_model(self.model)
 
     @cached_property
     def metrics(self) -> dict[str, Any]:

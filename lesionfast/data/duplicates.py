@@ -20,7 +20,7 @@ from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -110,8 +110,8 @@ def find_near_duplicates(
         made += [content_digest(paths)] if cache else []
         key, features_key = (hash_lines(k)[:32] for k in ([*made, *map(str, groups)], made))
         file = cache_folder() / "duplicates" / f"{key}.json"
-        kept = read_note(file) if cache else None
-        if kept is not None:
+        kept = read_note(file, shape_of_pairs(len(df))) if cache else None
+        if kept is not None and len(set(map(len, kept.values()))) == 1:
             return name_pairs(df, pd.DataFrame(kept))
         opened = images or open_pictures(paths, report_stage(progress, 0), cache=cache)
         keep = cache and not opened.bad and has_room(len(df) * BYTES)
@@ -165,6 +165,12 @@ def search(
     pairs = pd.DataFrame(rows, columns=["a", "b", "score", "transform"])
     pairs[["a", "b"]] = good[pairs[["a", "b"]].to_numpy(int)]
     return pairs.sort_values(["score", "a", "b"], ascending=[False, True, True], ignore_index=True)
+
+
+def shape_of_pairs(images: int) -> dict[str, Any]:
+    """Return what the note of the pairs among so many images looks like."""
+    places = [range(images)]
+    return {"a": places, "b": places, "score": [float], "transform": [str]}
 
 
 def name_pairs(df: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:

@@ -5,6 +5,7 @@ Where the array has no room, `SourcePixels` takes its place, and decodes what is
 
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -62,6 +63,7 @@ HEADER = 2**15  # bytes of a file that have the size of the picture in them, but
 BLOCK = 256  # images decoded before they are passed on: bounds the memory
 HEADERS = 2**12  # bytes that a file of the cache has besides its pixels, or fewer
 OPENING = threading.Lock()
+DIGEST = re.compile("[0-9a-f]{64}")
 CODECS = ("pil", "libjpeg_turbo", "jpg", "webp", "libtiff")  # what pixels depend on
 
 Progress = Callable[[int, int], None]  # of how many images are done, and of how many
@@ -322,8 +324,9 @@ def read_contents(paths: Sequence[str], note: Path) -> dict:
 
     They are in the note beside the cache, or the files are read.
     """
-    contents = read_note(note)
-    if contents is None:
+    shape = {"digest": str, "bad": [range(len(paths))], "tried?": bool}
+    contents = read_note(note, shape)
+    if contents is None or not DIGEST.fullmatch(contents["digest"]):
         contents = {"digest": hash_lines(content_keys(paths)), "bad": []}
         write_note(note, contents)
     return contents
@@ -344,7 +347,8 @@ def look_up(task: Task, note: Path) -> Images | None:
     """Return the images if the cache has them; files that were bad are tried once more."""
     contents = read_contents(task.paths, note)
     bad = try_again(task, contents["bad"])
-    pixels = open_array(find_array(task, note.parent, contents["digest"], bad))
+    file = find_array(task, note.parent, contents["digest"], bad)
+    pixels = open_array(file, shape=task.shape)
     return None if pixels is None else Images(pixels, bad)
 
 

@@ -46,9 +46,9 @@ def make_sample(seed: int = 0) -> Path:
 
 def is_whole(folder: Path) -> bool:
     """Return whether a folder holds the sample as it was drawn; damage is logged."""
-    checksums = read_note(folder / CHECKSUMS)
+    checksums = read_note(folder / CHECKSUMS, {TABLE: str, str: str})
     for name, checksum in (checksums or {}).items():
-        if sha256_once(folder / name) != checksum:
+        if not (folder / name).is_file() or sha256_once(folder / name) != checksum:
             logger.warning("%s is damaged. The sample will be drawn again", folder / name)
             return False
     return checksums is not None

@@ -174,7 +174,7 @@ def find_known(file: Path, digests: np.ndarray) -> list[tuple[np.ndarray, np.nda
     found = []
     for other in sorted(file.parent.glob(f"{file.name.partition('-')[0]}-*.npy")):
         array = open_array(other) if wanted and other != file else None
-        if array is None:
+        if array is None or array.ndim != 2:
             continue
         own = np.ascontiguousarray(array[:, -DIGEST:])
         rows = {digest.tobytes(): row for row, digest in enumerate(own)}

@@ -230,9 +230,7 @@ class Bundle:
             check_shape(described, SHAPE)
             model = described["model"]
             check_members(model)
-            for name in (model.get("melanoma"), *(model.get("malignant") or [])):
-                if name is not None and name not in model["classes"]:
-                    raise ValueError(f"{name!r} is not one of its classes")
+            Classes.of_model(model)
             calibration, conformal = described["calibration"], described["conformal"]
             referral = described["referral"]
             return cls(

@@ -4,6 +4,7 @@ import glob
 import hashlib
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -77,7 +78,7 @@ class Shard:
     @classmethod
     def parse(cls, text: str) -> "Shard":
         """Return the shard of a text such as "3/8"; raises `LesionfastError` if there is none."""
-        parts = [int(part) for part in text.split("/") if part.isascii() and part.isdigit()]
+        parts = [int(part) for part in text.split("/") if re.fullmatch("[0-9]{1,6}", part)]
         if text.count("/") != 1 or len(parts) != 2 or not 1 <= parts[0] <= parts[1]:
             raise LesionfastError(
                 f"--shard {text} is not a shard. Type for example --shard 3/8 for the third of "

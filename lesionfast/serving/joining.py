@@ -3,8 +3,9 @@
 import csv
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -15,11 +16,19 @@ import pandas as pd
 
 from lesionfast.cache import check_room
 from lesionfast.console import counting_bar
-from lesionfast.errors import LesionfastError, import_extra, list_first, pluralize, shell_quote
+from lesionfast.errors import (
+    DamageError,
+    LesionfastError,
+    import_extra,
+    list_first,
+    pluralize,
+    shell_quote,
+)
 from lesionfast.files import (
     check_shape,
     check_target,
     damage_explained,
+    load_json,
     only_writer,
     parse_json,
     rearm,
@@ -30,6 +39,7 @@ from lesionfast.files import (
 from lesionfast.serving.inputs import Shard, expand
 from lesionfast.serving.outputs import (
     FINISHED,
+    MOST_ROW,
     RESUMABLE,
     Count,
     TextWriter,
@@ -41,14 +51,15 @@ from lesionfast.serving.outputs import (
 )
 
 OWN = ("--shard", "images at a time", FINISHED)  # of a note, what the joined file's does not have
+COUNT = range(1, 10**9)
 NOTE = {
     "--shard": str,
-    "--format": str,
-    "images at a time": int,
+    "--format": ("csv", "jsonl", "parquet"),
+    "images at a time": COUNT,
     "finished?": {
-        **dict.fromkeys(("images", "failed"), int),
+        **dict.fromkeys(("images", "failed"), range(10**12)),
         "sha256": str,
-        "inputs": {"images": int, "names": str},
+        "inputs": {"images": range(10**12), "names": str},
     },
 }
 WHOLE = "Predict that shard again."
@@ -97,11 +108,26 @@ def join_parts(paths: Sequence[str], out: Path, kind: str) -> Count:
 
         def write(aside: Path) -> None:
             check_room(aside.parent, needed)
-            join(parts, aside)
+            with reading(parts):
+                join(parts, aside)
 
         write_atomically(out, write, needed)
     ends = [part.note[FINISHED] for part in parts]
     return Count(*(sum(end[name] for end in ends) for name in ("images", "failed")))
+
+
+@contextmanager
+def reading(parts: Sequence[Part]) -> Iterator[None]:
+    """Turn what reading parts raises that are not what was written into a `DamageError`.
+
+    Their SHA-256 is that of the notes, which whoever changes a part can change too.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, RuntimeError, OverflowError, csv.Error) as error:
+        why = str(error).partition("\n")[0][:200] or type(error).__name__
+        names = list_first(str(part.path) for part in parts)
+        raise DamageError(f"one of the parts is damaged ({names}): {why}. {WHOLE}") from None
 
 
 def check_new(out: Path) -> None:
@@ -122,7 +148,7 @@ def read_part(path: Path) -> Part:
             "If it was predicted with --shard, copy that file too."
         )
     with damage_explained(note, WHOLE):
-        value = parse_json(note.read_text("utf-8"))
+        value = load_json(note)
         check_shape(value, {})
         if "--shard" in value:
             check_shape(value, NOTE)
@@ -243,8 +269,9 @@ def read_columns(part: Part) -> list[str]:
         return open_parquet().read_schema(part.path).names
     with part.path.open(encoding="utf-8", newline="") as file:
         if part.kind == "csv":
-            return list(map(rearm, next(csv.reader(file))))
-        return list(parse_json(next(file)))
+            lines = iter(partial(file.readline, MOST_ROW), "")
+            return list(map(rearm, next(csv.reader(lines), [])))
+        return list(parse_json(file.readline(MOST_ROW)))
 
 
 def open_parquet() -> Any:

@@ -33,6 +33,7 @@ from lesionfast.files import (
     csv_text,
     disarm_texts,
     disk_errors,
+    load_json,
     only_writer,
     open_to_append,
     parse_json,
@@ -55,6 +56,7 @@ FORMATS = ("csv", "jsonl", "parquet", "isic")
 RESUMABLE = ("csv", "jsonl")  # written under their name, row by row; the others are renamed at last
 SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 ELSEWHERE = "Name another --out."
+MOST_ROW = 2**24  # bytes; a row of a thousand classes has 50,000
 FINISHED = "finished"  # in the note of a shard: what it holds, and what all the inputs are
 
 
@@ -506,7 +508,7 @@ def begin_or_resume(
 def check_origin(out: Path, now: dict[str, Any]) -> None:
     """Raise `LesionfastError` unless a file was begun by the same model with the same options."""
     try:
-        before = parse_json(note_path(out).read_text("utf-8"))
+        before = load_json(note_path(out))
         differences = describe_changes(before, now, ", now")
     except (ValueError, TypeError, AttributeError):
         raise LesionfastError(f"{note_path(out)} is damaged. {ELSEWHERE}") from None
@@ -566,7 +568,9 @@ def read_rows(
         nonlocal position, ended
         with out.open("rb") as file:
             file.seek(start)
-            for line in file:
+            while line := file.readline(MOST_ROW):
+                if len(line) == MOST_ROW:
+                    raise ValueError(f"a row has {MOST_ROW >> 20} MB or more")
                 if line.endswith(b"\n"):
                     position += len(line)
                     yield line.decode("utf-8")

@@ -44,7 +44,7 @@ def test_features_are_kept_in_a_file_and_read_from_it(pictures, features, tmp_pa
     file = tmp_path / "features.npy"
     np.testing.assert_array_equal(read_features(pictures, file, ignore), features)
     assert file.is_file()
-    np.testing.assert_array_equal(read_features(pictures[:0], file, ignore), features)
+    np.testing.assert_array_equal(read_features(0 * pictures, file, ignore), features)
 
 
 def test_whitened_rows_have_length_1(features):

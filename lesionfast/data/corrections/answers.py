@@ -18,10 +18,12 @@ from pathlib import Path
 
 from lesionfast.data.table import open_table
 from lesionfast.errors import LesionfastError, did_you_mean
-from lesionfast.files import COMPUTED, append_texts, check_target, disarm, rearm
+from lesionfast.files import COMPUTED, append_texts, check_target, disarm, format_bytes, rearm
 
 logger = logging.getLogger("lesionfast")
 
+MOST_LINES = 1_000_000  # two about each image of the largest dataset; they take 1 GB
+MOST_BYTES = 2**27  # of a file: so many lines with a sentence each
 COLUMNS = ("image", "answer", "who", "when", "why")
 REQUIRED = dict.fromkeys(COLUMNS[:2], "")
 RIGHT, UNCLEAR, UNDO, IS, SAME = "right", "unclear", "undo", "is", "same lesion as"
@@ -32,7 +34,7 @@ FORMULA = re.compile(rf"(^|[;|]){BEFORE}[{COMPUTED}]{BEFORE}")  # a comma divide
 KIND = re.compile(r"(same\s+lesion\s+as|is)\s+(.+)", re.IGNORECASE | re.DOTALL)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Answer:
     """One line: what a person says about an image.
 
@@ -195,6 +197,7 @@ def read_answers(path: str | Path, option: str = "--corrections") -> Answers:
     without an image, and an undo of nothing.
     """
     path = Path(path).expanduser()
+    check_size(path)
     table = open_table(path, option=option)
     table.require(REQUIRED)
     data = path.read_bytes()
@@ -205,10 +208,24 @@ def read_answers(path: str | Path, option: str = "--corrections") -> Answers:
     return Answers(tuple(parse_lines(path, records)), str(path), data)
 
 
+def check_size(path: Path) -> None:
+    """Raise `LesionfastError` for a file that is larger than people's answers are."""
+    if path.is_file() and (size := path.stat().st_size) > MOST_BYTES:
+        raise LesionfastError(
+            f"{path} has {format_bytes(size)}, and at most {format_bytes(MOST_BYTES)} of answers "
+            "are read. Keep the latest answer about each image, or shorten what 'why' says."
+        )
+
+
 def parse_lines(path: Path, records: Iterable[tuple[int, list[str]]]) -> Iterator[Answer]:
     """Yield the answers of numbered lines; raises `LesionfastError` as `read_answers` does."""
     open_answers: dict[str, int] = {}
     for number, (marked, text, who, when, why) in records:
+        if number > MOST_LINES:
+            raise LesionfastError(
+                f"{path} has more lines than the {MOST_LINES:,} that are read. Keep the latest "
+                "answer about each image."
+            )
         image = rearm(marked)
         where = f"line {number} of {path}"
         if not image:

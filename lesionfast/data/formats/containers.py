@@ -45,6 +45,8 @@ IN_MEMORY_BYTES = 2**27  # of an array of an .npz file: a larger one is unpacked
 BATCH_ROWS = 16  # of a Parquet file, read together
 KEPT_BYTES = 2**26  # of a Parquet file, kept for threads that are a little behind
 TAR_VERSION = 5  # part of the key of a tar file's index: raise it when that changes
+PLACE = range(2**62)  # of a file in a tar file, in bytes
+INDEX = {"names": [str], "starts": [PLACE], "sizes": [PLACE]}
 MOST_RATIO = 1100  # by which deflate makes zeros smaller, at most
 MOST_DEPTH = 100  # groups of an HDF5 file in one another
 MOST_CHUNKS = 2**15  # of one picture in an HDF5 file: to look for each takes a moment
@@ -222,8 +224,8 @@ class Tar(Container):
         note = (
             cache_folder() / "images" / f"{hash_lines([str(TAR_VERSION), stamp(file)])[:32]}.json"
         )
-        index = read_note(note)
-        if index is None:
+        index = read_note(note, INDEX)
+        if index is None or len(set(map(len, index.values()))) > 1:
             index = dict(zip(("names", "starts", "sizes"), self._read_headers(), strict=True))
             with suppress(LesionfastError, OSError):  # a cache that can't be written is no problem
                 write_note(note, index)

@@ -38,9 +38,13 @@ RARE = 0.02  # of a text; rarer ones are "other"
 MISSING, OTHER = "missing", "other"
 ALIKE, SOMEWHAT, DIFFERS, FEW = "alike", "a little different", "different", "too few to tell"
 OUTLIERS, ANSWERS = "outliers", "answers"
+DIGITS = 9  # of a number of pictures that is read
+MOST_PERIODS = 500  # a log of ten years by week; each is compared, and has its place in a figure
 WEEKS = 12  # of a log that are told one by one; a longer one by month
 EVERY = ("week", "month")
-CLASS = re.compile(r"(-?[\d.]+(?:e[+-]\d+)?)(?:(\+)|(-| to )(.+))")  # "55-59", "90+", "5 to 7.5"
+CLASS = re.compile(
+    r"(-?\d+(?:\.\d+)?(?:e[+-]\d+)?)(?:(\+)|(-| to )(.+))"
+)  # "55-59", "90+", "5 to 7.5"
 
 
 @dataclass(frozen=True)
@@ -206,7 +210,7 @@ def find_group(name: str | None, groups: dict[str, str], numeric: bool) -> str:
     """Return the group of a class; of numbers that validation lacks that of the next lower ones."""
     if name is None:
         return MISSING
-    if name in groups or not (numeric and groups):
+    if name in groups or not (numeric and groups and CLASS.fullmatch(name)):
         return groups.get(name, OTHER)
     below = [one for one in groups if lower_end(one) <= lower_end(name)]
     return groups[max(below, key=lower_end) if below else min(groups, key=lower_end)]
@@ -372,18 +376,35 @@ def cut_periods(
     lines: Sequence[dict[str, Any]], every: str = ""
 ) -> list[tuple[str, list[dict[str, Any]]]]:
     """Return the lines by week, month, or in blocks of so many pictures; see `measure_drift`."""
-    times = [datetime.fromisoformat(line["time"]) for line in lines]
-    if every.isdecimal() and int(every) > 0:
-        size = int(every)
-        blocks = [list(lines[start : start + size]) for start in range(0, len(lines), size)]
-        ends = [(n * size + 1, n * size + len(block)) for n, block in enumerate(blocks)]
-        names = [f"{first} to {last}" for first, last in ends]
-        return list(zip(names, blocks, strict=True))
+    size = int(every[:DIGITS]) if every.isdecimal() else 0
+    periods = cut_blocks(lines, size) if size else cut_calendar(lines, every)
+    if len(periods) > MOST_PERIODS:
+        raise LesionfastError(
+            f"the log has {len(periods):,} periods, and at most {MOST_PERIODS} are compared. "
+            f"Compare more pictures at a time: --every {ceil(len(lines) / MOST_PERIODS)}."
+        )
+    return periods
+
+
+def cut_blocks(
+    lines: Sequence[dict[str, Any]], size: int
+) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Return the lines in blocks of so many, the last may be shorter."""
+    blocks = [list(lines[start : start + size]) for start in range(0, len(lines), size)]
+    ends = [(n * size + 1, n * size + len(block)) for n, block in enumerate(blocks)]
+    return [(f"{a} to {b}", block) for (a, b), block in zip(ends, blocks, strict=True)]
+
+
+def cut_calendar(
+    lines: Sequence[dict[str, Any]], every: str
+) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Return the lines by week or month; raises `LesionfastError` for another period."""
     if every and every not in EVERY:
         raise LesionfastError(
             f"--every {every} is not a period.{did_you_mean(every, EVERY)} Type week, month, or a "
             "number of pictures such as 500."
         )
+    times = [datetime.fromisoformat(line["time"]) for line in lines]
     weekly = every == "week" or (not every and (times[-1] - times[0]).days <= 7 * WEEKS)
     names = [f"{time:%G-W%V}" if weekly else f"{time:%Y-%m}" for time in times]
     frame = pd.Series(range(len(lines))).groupby(pd.Series(names), sort=True)

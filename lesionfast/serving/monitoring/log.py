@@ -9,12 +9,13 @@ null if there was none.
 import hashlib
 import json
 import logging
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from math import floor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 import pandas as pd
@@ -29,6 +30,7 @@ from lesionfast.files import (
     check_shape,
     only_process,
     parse_json,
+    require_regular,
     sha256,
 )
 from lesionfast.run import installed_version
@@ -45,6 +47,8 @@ OLDEST = 90  # from here on ages are one class (45 CFR 164.514(b)(2)(i)(C))
 DIGITS = 6  # of a probability
 PATIENCE = 30  # seconds that a line waits for those of other processes
 TOLD = ("advice", "likely", "decision", "no_decision", "prediction_set", "refer", "outlier")
+MOST_LINE = 2**20  # characters; a line of a model with a thousand classes has 50,000
+MOST_LINES = 2_000_000  # of a log: what is kept of them takes some 3 GB
 START, START_BYTES = '{"time": ', 10_000  # of a log
 ANSWER = {
     "probabilities": (None, {str: float}),
@@ -213,10 +217,17 @@ class Lines:
 def read_log(path: str | Path) -> Lines:
     """Read a log; a line that can't be read is counted.
 
-    Raises `LesionfastError` for a file that is missing, or holds no line of a log.
+    A line has what `measure_drift` needs: time, model, decisions, split, input, metadata, prior and
+    answer. Raises `LesionfastError` for a file that is missing, is no regular file, holds no line
+    of a log, or more than two million.
     """
     path, found = Path(path).expanduser(), Lines()
-    for line in read_lines(path):
+    for number, line in enumerate(read_lines(path)):
+        if number == MOST_LINES:
+            raise LesionfastError(
+                f"{path} has more lines than the {MOST_LINES:,} that are read. Keep the newest: "
+                f"tail -n {MOST_LINES} {shell_quote(path)} > newest.jsonl"
+            )
         if line is None:
             found.torn += 1
         else:
@@ -229,9 +240,11 @@ def read_log(path: str | Path) -> Lines:
 def read_lines(path: Path) -> Iterator[dict[str, Any] | None]:
     """Yield the lines of a log, None for one that can't be read; raises as `read_log` does."""
     try:
+        if path.exists():
+            require_regular(path, path.stat().st_mode)
         with path.open(encoding="utf-8", errors="replace") as file:
             first = True
-            for text in filter(str.strip, file):
+            for text in filter(str.strip, cut_lines(file)):
                 line = parse_line(text)
                 if first and line is None and not text.lstrip().startswith("{"):
                     raise LesionfastError(
@@ -249,12 +262,51 @@ def read_lines(path: Path) -> Iterator[dict[str, Any] | None]:
         raise LesionfastError(f"{path} can't be read: {error.strerror}.") from None
 
 
+def cut_lines(file: TextIO) -> Iterator[str]:
+    """Yield the lines of a file, of one that is longer than any of a log only the start."""
+    while line := file.readline(MOST_LINE):
+        yield line
+        while len(line) == MOST_LINE and line[-1] != "\n":
+            line = file.readline(MOST_LINE)
+
+
 def parse_line(text: str) -> dict[str, Any] | None:
-    """Return a line of a log, None if it is damaged."""
+    """Return what is kept of a line of a log, None if it is damaged."""
     try:
         line = parse_json(text)
         check_shape(line, LINE)
-        datetime.fromisoformat(line["time"])
+        check_values(line)
     except ValueError:
         return None
-    return line
+    return keep(line)
+
+
+def check_values(line: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for a time without its zone, and for what are no probabilities."""
+    if datetime.fromisoformat(line["time"]).tzinfo is None:
+        raise ValueError("its time has no zone")
+    prior = line.get("prior")
+    chances = [*(prior or ()), *((line["answer"] or {}).get("probabilities") or {}).values()]
+    if not all(0 <= chance <= 1 for chance in chances) or not (prior is None or any(prior)):
+        raise ValueError("it has what are no probabilities")
+
+
+def keep(line: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is needed of a line; texts that lines share are in memory once."""
+
+    def share(text: str | None) -> str | None:
+        return text and sys.intern(text)
+
+    kept = {name: line[name] for name in ("time", "input")}
+    kept |= {name: share(line[name]) for name in ("model", "decisions", "split")}
+    kept["metadata"] = {share(name): share(value) for name, value in line["metadata"].items()}
+    kept["prior"], kept["answer"] = line.get("prior"), None
+    if answer := line["answer"]:
+        chances = answer["probabilities"]
+        kept["answer"] = {
+            "decision": share(answer["decision"]),
+            "probabilities": chances and {share(name): one for name, one in chances.items()},
+        }
+        if "outlier" in answer:
+            kept["answer"]["outlier"] = answer["outlier"]
+    return kept

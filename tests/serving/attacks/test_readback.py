@@ -1,0 +1,319 @@
+"""What lesionfast wrote and reads back, after a stranger changed it."""
+
+import json
+import os
+import shutil
+import tarfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.lib import format as npy
+from PIL import Image
+
+from lesionfast.cache import checksum, kept_array, open_array, read_note, write_note
+from lesionfast.config import TrainConfig
+from lesionfast.data.corrections.answers import read_answers
+from lesionfast.data.images import find_note, open_images
+from lesionfast.data.sample import is_whole
+from lesionfast.errors import LesionfastError
+from lesionfast.files import sha256
+from lesionfast.run import Run
+from lesionfast.serving.joining import join_parts
+from lesionfast.serving.monitoring.display import drift_to_dict
+from lesionfast.serving.monitoring.drift import measure_drift
+from lesionfast.serving.monitoring.log import read_log
+from lesionfast.serving.outputs import note_path, predict_inputs
+from lesionfast.serving.predictor import Predictor
+
+PHOTO = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+ROWS = np.arange(12, dtype=np.float32).reshape(4, 3)
+
+
+def sign(file: Path, header: dict[str, object], data: bytes) -> None:
+    """Write an array of the cache whose checksum is right: a stranger can compute it too."""
+    with file.open("wb") as out:
+        npy.write_array_header_1_0(out, header)
+        out.write(data)
+    with file.open("ab") as out:
+        out.write(checksum(file, file.stat().st_size))
+
+
+ARRAYS = {  # descr, shape and bytes of a file that is no array of 4 x 3 numbers
+    "objects": ("|O", (4,), bytes(32)),
+    "objects within": ([("a", "|O"), ("b", "<f4")], (4,), bytes(48)),
+    "texts": ("<U3", (4,), bytes(48)),
+    "of no bytes": ("|V0", (4,), b""),
+    "longer than the file": ("<f4", (4, 10**9), bytes(48)),
+    "shorter than the file": ("<f4", (4, 1), bytes(48)),
+    "negative": ("<f4", (-4, -3), bytes(48)),
+    "of other rows": ("<f4", (3, 4), bytes(48)),
+    "a number": ("<f4", (), bytes(4)),
+}
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_an_array_of_the_cache_that_holds_no_such_numbers_is_made_again(kind, tmp_path, caplog):
+    descr, shape, data = ARRAYS[kind]
+    file = tmp_path / "a.npy"
+    sign(file, {"descr": descr, "fortran_order": False, "shape": shape}, data)
+    assert (kept_array(file, 4, lambda append: append(ROWS)) == ROWS).all()
+    assert "is damaged. It will be rebuilt" in caplog.text
+    assert (open_array(file) == ROWS).all()
+
+
+@pytest.mark.parametrize("data", [b"", b"\x93NUMPY\x01\x00", b"\x80\x04cos\nsystem\n."])
+def test_what_is_no_array_is_made_again(data, tmp_path):
+    file = tmp_path / "a.npy"
+    file.write_bytes(data)
+    with file.open("ab") as out:
+        out.write(checksum(file, len(data)))
+    assert open_array(file) is None
+    assert (kept_array(file, 4, lambda append: append(ROWS)) == ROWS).all()
+
+
+def test_a_pipe_in_the_cache_is_not_waited_for(tmp_path):
+    for name in ("a.npy", "a.json"):
+        os.mkfifo(tmp_path / name)
+    assert open_array(tmp_path / "a.npy") is None
+    assert read_note(tmp_path / "a.json") is None
+
+
+NOTES = {
+    "places elsewhere": {"digest": "0" * 64, "bad": [10**9]},
+    "negative places": {"digest": "0" * 64, "bad": [-1]},
+    "a path": {"digest": "../../../../tmp/elsewhere" + "x" * 7, "bad": []},
+    "no text": {"digest": 7, "bad": []},
+    "nothing": {},
+    "a list": [],
+    "a number": 10**400,
+}
+
+
+@pytest.mark.parametrize("kind", NOTES)
+def test_a_note_of_the_cache_that_says_anything_is_made_again(kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("LESIONFAST_CACHE", str(tmp_path / "cache"))
+    Image.fromarray(PHOTO).save(tmp_path / "a.png")
+    paths = [str(tmp_path / "a.png")]
+    before = open_images(paths, 32).pixels[:]
+    write_note(find_note(paths), NOTES[kind])
+    assert (open_images(paths, 32).pixels[:] == before).all()
+    assert not (tmp_path / "tmp").exists()
+
+
+def test_an_index_of_a_tar_file_that_says_anything_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("LESIONFAST_CACHE", str(tmp_path / "cache"))
+    Image.fromarray(PHOTO).save(tmp_path / "a.png")
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(tmp_path / "a.png", "a.png")
+    paths = [str(tmp_path / "a.tar" / "a.png")]
+    before = open_images(paths, 32, cache=False).pixels[:]
+    (note,) = (tmp_path / "cache" / "images").glob("*.json")
+    for index in (
+        {"names": ["a.png"], "starts": [10**400], "sizes": [1]},
+        {"names": ["a.png"], "starts": [-7], "sizes": [-1]},
+        {"names": ["a.png"], "starts": [], "sizes": []},
+        {"names": [7], "starts": [0], "sizes": [0]},
+        [],
+    ):
+        write_note(note, index)
+        assert (open_images(paths, 32, cache=False).pixels[:] == before).all()
+
+
+def test_a_sample_that_lists_a_device_is_drawn_again(tmp_path):
+    for checksums in ({}, {"sample_metadata.csv": "0" * 64, "/dev/zero": "0"}, [], {"a": 1}):
+        write_note(tmp_path / "checksums.json", checksums)
+        assert not is_whole(tmp_path)
+
+
+VALUES = {
+    **{"null": None, "true": True, "minus": -1, "half": 0.5, "10^9": 10**9, "10^400": 10**400},
+    **{"NaN": float("nan"), "1e308": 1e308, "text": "x", "nothing": "", "range": "5-x"},
+    **{"dots": "1.2.3-4", "far": "999999999-01-01T00:00:00Z", "no zone": "2026-01-01"},
+    **{"early": "0001-01-01T00:00:00+14:00", "late": "9999-12-31T23:59:59-14:00", "NUL": "a\0b\n"},
+    **{"list": [], "object": {}, "ones": [1] * 7, "huge": [1e308] * 7, "zeros": [0.0] * 7},
+    **{"negative": [-1.0] * 7, "many": list(range(5_000)), "deep": json.loads("[" * 90 + "]" * 90)},
+}
+
+
+@pytest.fixture(scope="module")
+def served(trained, photos, tmp_path_factory) -> Path:
+    """A log of twelve answers."""
+    log = tmp_path_factory.mktemp("log") / "log.jsonl"
+    predictor = Predictor(trained, log=log)
+    for number, photo in enumerate(photos[:12]):
+        predictor(photo, age=20 + 5 * number, sex="female")
+    return log
+
+
+def measure(run: Run, folder: Path, lines: list[str]) -> None:
+    """Read lines as a log, and say all of its drift; `LesionfastError` is as good."""
+    (folder / "log.jsonl").write_text("\n".join(lines), "utf-8")
+    try:
+        with warnings.catch_warnings(action="error"):
+            drift = measure_drift(run, read_log(folder / "log.jsonl"))
+        json.dumps(drift_to_dict(drift, folder), allow_nan=False)
+    except LesionfastError:
+        pass
+
+
+LINES = {  # of what part, and which values
+    ("time",): ("no zone", "far", "late"),
+    ("metadata", "age"): ("text", "dots", "range"),
+    ("prior",): ("huge", "zeros"),
+    ("answer", "probabilities", "mel"): ("1e308", "minus"),
+}
+
+
+def test_a_line_of_a_log_of_other_values_harms_nobody(trained, served, tmp_path, list_parts):
+    *_, first, second, last = served.read_text("utf-8").splitlines()
+    changes = dict(list_parts(json.loads(last)))
+    for path, names in LINES.items():
+        for name in names:
+            measure(trained, tmp_path, [first, second, json.dumps(changes[path](VALUES[name]))])
+
+
+@pytest.mark.attack
+def test_a_line_of_a_log_that_says_anything_harms_nobody(trained, served, tmp_path, list_parts):
+    *_, first, second, last = served.read_text("utf-8").splitlines()
+    for path, change in list_parts(json.loads(last)):
+        for name, value in VALUES.items():
+            try:
+                measure(trained, tmp_path, [first, second, json.dumps(change(value))])
+            except Exception as error:
+                pytest.fail(f"{'.'.join(map(str, path))} = {name}: {error!r}")
+
+
+def test_what_is_no_log_is_not_waited_for(tmp_path, memory):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(LesionfastError, match="a named pipe"):
+        read_log(tmp_path / "pipe")
+    with (tmp_path / "bomb").open("wb") as file:
+        file.write(b"{")
+        file.truncate(300 * 10**6)
+    with memory(50 * 2**20):
+        assert read_log(tmp_path / "bomb").torn == 1
+
+
+def test_a_log_of_more_lines_or_periods_than_are_compared_says_what_to_type(
+    trained, served, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("lesionfast.serving.monitoring.drift.MOST_PERIODS", 5)
+    log = read_log(served)
+    with pytest.raises(LesionfastError, match="12 periods, .* --every 3"):
+        measure_drift(trained, log, "1")
+    assert len(measure_drift(trained, log, "3").periods) == 4
+    monkeypatch.setattr("lesionfast.serving.monitoring.log.MOST_LINES", 11)
+    with pytest.raises(LesionfastError, match="tail -n 11"):
+        read_log(served)
+
+
+@pytest.fixture(scope="module")
+def predicted(exported, photos, tmp_path_factory) -> Path:
+    """A folder of two parts of CSV; the second has no image."""
+    folder = tmp_path_factory.mktemp("parts")
+    for number in (1, 2):
+        given = {"metadata": {}, "shard": f"{number}/2"}
+        predict_inputs(exported, photos[:4], folder / f"p{number}.csv", "csv", **given)
+    return folder
+
+
+@pytest.fixture
+def shards(predicted, tmp_path) -> list[Path]:
+    """Copies of them."""
+    folder = Path(shutil.copytree(predicted, tmp_path / "parts"))
+    return [folder / "p1.csv", folder / "p2.csv"]
+
+
+def join(parts: list[Path]) -> str:
+    """'joined' or 'refused'; anything else is raised."""
+    out = parts[0].with_name("all.csv")
+    for file in (out, note_path(out)):
+        file.unlink(missing_ok=True)
+    try:
+        join_parts(list(map(str, parts)), out, "csv")
+    except LesionfastError:
+        return "refused"
+    return "joined"
+
+
+def change_notes(shards: list[Path], path: tuple, value: object, list_parts: Callable) -> None:
+    """Write a value into the notes of all parts."""
+    for part in shards:
+        told = json.loads(note_path(part).read_text("utf-8"))
+        note_path(part).write_text(json.dumps(dict(list_parts(told))[path](value)), "utf-8")
+
+
+def test_a_note_of_shards_of_other_numbers_is_refused(shards, list_parts):
+    for path in (("images at a time",), ("finished", "inputs", "images")):
+        for value in (0, 10**9, 10**400, -1):
+            change_notes(shards, path, value, list_parts)
+            assert join(shards) == "refused" or (path[0] == "images at a time" and value > 0)
+
+
+@pytest.mark.attack
+def test_a_note_of_shards_that_says_anything_is_refused_or_harmless(shards, predicted, list_parts):
+    for path, _ in list_parts(json.loads(note_path(shards[0]).read_text("utf-8"))):
+        for name, value in VALUES.items():
+            shutil.copytree(predicted, shards[0].parent, dirs_exist_ok=True)
+            change_notes(shards, path, value, list_parts)
+            try:
+                join(shards)
+            except Exception as error:
+                pytest.fail(f"{'.'.join(map(str, path))} = {name}: {error!r}")
+
+
+ROWS_OF = {
+    **{
+        "empty": b"",
+        "NUL": bytes(1000),
+        "pickle": b"\x80\x04cos\nsystem\n.",
+        "numbers": b"7\n" * 99,
+    },
+    **{"not UTF-8": b"\xff\xfe" * 500, "a long line": b"x" * 10**6, "deep": b"[" * 10**5 + b"\n"},
+}
+
+
+@pytest.mark.parametrize("kind", ROWS_OF)
+def test_shards_of_what_is_no_row_are_refused(shards, kind):
+    shards[0].write_bytes(ROWS_OF[kind])
+    note = json.loads(note_path(shards[0]).read_text())
+    note["finished"]["sha256"] = sha256(shards[0])
+    note_path(shards[0]).write_text(json.dumps(note))
+    assert join(shards) == "refused"
+
+
+def test_corrections_of_more_lines_or_bytes_than_people_write_are_refused(tmp_path, monkeypatch):
+    file = tmp_path / "corrections.csv"
+    file.write_text("image,answer\n" + "a,right\n" * 9)
+    assert len(read_answers(file).log) == 9
+    monkeypatch.setattr("lesionfast.data.corrections.answers.MOST_LINES", 9)
+    with pytest.raises(LesionfastError, match="Keep the latest answer about each image"):
+        read_answers(file)
+    with file.open("wb") as sparse:
+        sparse.truncate(10**9)
+    with pytest.raises(LesionfastError, match=r"has 1\.0 GB, and at most 134\.2 MB"):
+        read_answers(file)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 10**5, '{"a":' * 5_000, '{"lr": 1, "lr": 2}', " " * (2**25 + 1), "7", "null"]
+)
+def test_a_config_that_is_no_plain_object_is_refused(text):
+    with pytest.raises(LesionfastError, match="is not a JSON object of options") as error:
+        TrainConfig.from_json(text)
+    assert len(str(error.value)) < 300
+
+
+def test_a_config_of_any_value_is_refused_or_one(list_parts):
+    told = json.loads(TrainConfig().to_json())
+    for path, change in list_parts(told):
+        for name, value in VALUES.items():
+            try:
+                TrainConfig.from_json(json.dumps(change(value)))
+            except LesionfastError:
+                pass
+            except Exception as error:
+                pytest.fail(f"{'.'.join(map(str, path))} = {name}: {error!r}")
