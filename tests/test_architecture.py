@@ -20,7 +20,7 @@ BELOW = {  # a room -> what it may import, besides itself
     "errors": set(),
     "registry": {"errors"},
     "diagnoses": {"errors"},
-    "config": {"errors", "diagnoses"},
+    "config": {"errors", "diagnoses", "files"},
     "console": {"errors"},
     "files": {"errors"},
     "manifest": {"errors", "files"},
