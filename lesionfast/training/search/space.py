@@ -1,6 +1,7 @@
 """The space of a search: which options are tried, and which values of each. Torch-free."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -41,6 +42,15 @@ class Dimension:
     name: str
     kind: str
     values: tuple[Any, ...]
+
+    def has(self, value: Any) -> bool:
+        """Return whether a trial may have tried a value."""
+        if self.kind == "choice":
+            return any(type(value) is type(one) and value == one for one in self.values)
+        low, high = self.values
+        if type(value) not in (int, float):
+            return False  # a sampler's rounding may leave the range by a hair
+        return math.isclose(value, min(max(value, low), high))
 
     def suggest(self, trial: "BaseTrial") -> Any:
         """Return the value that a trial tries."""

@@ -18,11 +18,14 @@ from filelock import FileLock, Timeout
 
 from lesionfast.config import TrainConfig
 from lesionfast.data.split import format_split, load_dataset, write_split
-from lesionfast.errors import LesionfastError, TrainingInterrupted, shell_quote
+from lesionfast.errors import DamageError, LesionfastError, TrainingInterrupted, shell_quote
 from lesionfast.files import (
     REASONS,
+    check_shape,
+    check_target,
     damage_explained,
     error_number,
+    format_bytes,
     read_json,
     read_small_text,
     write_json,
@@ -52,6 +55,11 @@ NAME = "try-{:04d}"
 HEAVY = ("weights.safetensors", FEATURES)  # what is removed when a trial has ended
 # what a trial says of itself; `AGAIN` are the values of one that is tried again
 LOST, TRY, ERROR, SECONDS, AGAIN = "lost", "try", "error", "seconds", "again"
+ABOUT = {"lost?": bool, "try?": range(10**6), "error?": str, "seconds?": float}
+ABOUT |= {"again?": {str: object}}
+MOST_SECONDS = 1e9  # of a trial: thirty years
+MOST_JOURNAL = 2**28  # bytes: ten thousand trials of a hundred epochs have 160 MB
+COPY = "Copy the whole folder again, or type another --out for a new search."
 
 
 class Search:
@@ -68,18 +76,19 @@ class Search:
             raise LesionfastError(
                 f"{path} is not a search. Begin one with lesionfast search, or type its folder."
             )
-        advice = "Copy the whole folder again, or type another --out for a new search."
-        self.place = read_json(self.path / PLACE, {"name": str, "storage": (str, None)}, advice)
+        self.place = read_json(self.path / PLACE, {"name": str, "storage": (str, None)}, COPY)
         if self.place["storage"] != hide_password(storage):
             began = self.place["storage"]
             raise LesionfastError(
                 f"{path} keeps its trials in {began or 'its own folder'}. "
                 f"{f'Type --storage {shell_quote(began)}' if began else 'Leave --storage out.'}"
             )
-        with damage_explained(self.path / SETTINGS, advice):
+        with damage_explained(self.path / SETTINGS, COPY):
             self.settings = Settings.from_json(read_small_text(self.path / SETTINGS))
         self.load = SharedData(self.path / SPLIT)
         self.study = self.open_study()
+        with damage_explained(self.path / (PLACE if storage else JOURNAL), COPY):
+            check_trials(self.study.get_trials(deepcopy=False), self.settings)
 
     @classmethod
     def begin(cls, path: str | Path, settings: Settings, storage: str | None = None) -> "Search":
@@ -113,6 +122,11 @@ class Search:
         """Return Optuna's study, made by the first that asks."""
         optuna = import_optuna()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        if (self.address or "").startswith("redis"):
+            raise LesionfastError(
+                "--storage names a Redis server, which keeps pickles: who may write there may run "
+                "code here. Type the address of a database such as postgresql://user@host/name."
+            )
         try:
             return optuna.create_study(
                 storage=self.address or open_journal(self.path / JOURNAL),
@@ -122,7 +136,7 @@ class Search:
             )
         except Exception as error:  # of whichever driver and server
             if not self.address:
-                raise
+                raise DamageError(describe_damage(self.path / JOURNAL, error)) from None
             raise LesionfastError(
                 f"--storage {hide_password(self.address)} can't be opened: "
                 f"{hide_password(str(error).splitlines()[0])} Install its driver (for PostgreSQL: "
@@ -383,9 +397,39 @@ def import_optuna() -> Any:
 def open_journal(file: Path) -> Any:
     """Return Optuna's storage in a file that many processes append to."""
     from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
-    return JournalStorage(JournalFileBackend(str(file)))
+    check_target(file)
+    if file.exists() and file.stat().st_size > MOST_JOURNAL:
+        raise LesionfastError(
+            f"{file} has {format_bytes(file.stat().st_size)}, and at most "
+            f"{format_bytes(MOST_JOURNAL)} are read. Type another --out for a new search."
+        )
+    lock = file.with_name(f"{file.name}.lock")
+    if lock.is_symlink():  # not ours; one that leads nowhere would be waited for without an end
+        lock.unlink()
+    return JournalStorage(JournalFileBackend(str(file), JournalFileOpenLock(str(file))))
+
+
+def describe_damage(file: Path, error: Exception) -> str:
+    """Return what is wrong with a journal that Optuna can't read."""
+    why = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
+    return f"{file} is damaged: {why}. {COPY}"
+
+
+def check_trials(trials: "list[FrozenTrial]", settings: Settings) -> None:
+    """Raise `ValueError` unless trials say of themselves what this search wrote."""
+    space = {one.name: one for one in settings.space}
+    for trial in trials:
+        check_shape(trial.user_attrs, ABOUT, f"trial {trial.number}")
+        check_shape(trial.values, ([float], None), f"the values of trial {trial.number}")
+        if len(trial.values or [0]) != 1 or trial.values == []:
+            raise ValueError(f"trial {trial.number} has not one value")
+        if not 0 <= trial.user_attrs.get(SECONDS, 0) <= MOST_SECONDS:
+            raise ValueError(f"trial {trial.number} took {trial.user_attrs[SECONDS]} s")
+        for name, value in (trial.user_attrs.get(AGAIN, {}) | trial.params).items():
+            if name not in space or not space[name].has(value):
+                raise ValueError(f"trial {trial.number} has {str(name)[:40]!r}: {value!r:.40}")
 
 
 def make_sampler(settings: Settings, number: int) -> "BaseSampler":

@@ -5,6 +5,7 @@ import os
 import shutil
 import tarfile
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from lesionfast.serving.monitoring.drift import measure_drift
 from lesionfast.serving.monitoring.log import read_log
 from lesionfast.serving.outputs import note_path, predict_inputs
 from lesionfast.serving.predictor import Predictor
+from lesionfast.training.search.space import Dimension, Settings
 
 PHOTO = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
 ROWS = np.arange(12, dtype=np.float32).reshape(4, 3)
@@ -317,3 +319,126 @@ def test_a_config_of_any_value_is_refused_or_one(list_parts):
                 pass
             except Exception as error:
                 pytest.fail(f"{'.'.join(map(str, path))} = {name}: {error!r}")
+
+
+CHOICES = '{"name": "CategoricalDistribution", "attributes": {"choices": [0.001, 0.01]}}'
+JOURNAL = (  # of a search that tried one value; the numbers of what each line does are Optuna's
+    '{"op_code":0,"worker_id":"w","study_name":"lesionfast-1","directions":[2]}',
+    '{"op_code":4,"worker_id":"w","study_id":0,"datetime_start":"2026-01-02T03:04:05.678+00:00"}',
+    '{"op_code":8,"worker_id":"w","trial_id":0,"user_attr":{"try":0}}',
+    '{"op_code":5,"worker_id":"w","trial_id":0,"param_name":"lr","param_value_internal":1,'
+    f'"distribution":{json.dumps(CHOICES)}}}',
+    '{"op_code":7,"worker_id":"w","trial_id":0,"step":1,"intermediate_value":0.69}',
+    '{"op_code":8,"worker_id":"w","trial_id":0,"user_attr":{"seconds":7.5}}',
+    '{"op_code":6,"worker_id":"w","trial_id":0,"state":1,"values":[0.69],'
+    '"datetime_complete":"2026-01-02T03:04:15.678+00:00"}',
+)
+
+
+@pytest.fixture
+def searched(tmp_path) -> Path:
+    """The folder of a search, without the runs of its trials."""
+    pytest.importorskip("optuna")
+    folder = tmp_path / "search"
+    folder.mkdir()
+    settings = Settings(TrainConfig(), (Dimension("lr", "choice", (0.001, 0.01)),), {})
+    (folder / "search.json").write_text(settings.to_json())
+    (folder / "place.json").write_text('{"name": "lesionfast-1", "storage": null}')
+    (folder / "journal.log").write_text("".join(f"{line}\n" for line in JOURNAL))
+    return folder
+
+
+def look(folder: Path) -> str:
+    """'refused', or 'read' with all that a search says of its trials; anything else is raised."""
+    from lesionfast.training.search.trials import Search, trial_table
+
+    try:
+        found = Search(folder)
+        assert found.describe(20)
+        trial_table(found)
+        _ = found.best, found.run_of(found.best)
+    except LesionfastError as error:
+        assert "Traceback" not in str(error)
+        return "refused"
+    return "read"
+
+
+def test_a_journal_as_it_was_written_is_read(searched):
+    assert look(searched) == "read"
+
+
+FORGED = {
+    "another number": (2, '"try":0', '"try":"../../x"'),
+    "a long number": (2, '"try":0', f'"try":{"9" * 300}'),
+    "another option": (3, '"lr"', '"weights"'),
+    "another value": (3, "0.001, 0.01", "0.001, 999"),
+    "another kind": (3, "CategoricalDistribution", "os.system"),
+    "no seconds": (5, "7.5", '"x"'),
+    "an error": (5, '"seconds":7.5', '"error":[1]'),
+    "again": (5, '"seconds":7.5', '"again":{"data":"/etc"}'),
+    "no line": (1, "{", "\x80\x04cos"),
+    "no operation": (1, '"op_code":4', '"op_code":99'),
+    "no state": (6, '"state":1', '"state":77'),
+    "no time": (1, "2026-01-02", "9" * 9),
+}
+
+
+@pytest.mark.parametrize("kind", FORGED)
+def test_a_journal_that_was_forged_is_refused(kind, searched):
+    number, before, after = FORGED[kind]
+    lines = list(JOURNAL)
+    assert before in lines[number]
+    lines[number] = lines[number].replace(before, after)
+    (searched / "journal.log").write_text("".join(f"{line}\n" for line in lines))
+    assert look(searched) == "refused"
+
+
+@pytest.mark.attack
+def test_a_journal_that_says_anything_is_refused_or_harmless(searched, list_parts):
+    outcomes = Counter()
+    for number, line in enumerate(JOURNAL):
+        for path, change in list_parts(json.loads(line)):
+            for name, value in VALUES.items():
+                lines = [*JOURNAL[:number], json.dumps(change(value)), *JOURNAL[number + 1 :]]
+                (searched / "journal.log").write_text("".join(f"{line}\n" for line in lines))
+                try:
+                    outcomes[look(searched)] += 1
+                except Exception as error:
+                    pytest.fail(f"line {number} {path} = {name}: {error!r}")
+    print(dict(outcomes))
+    assert outcomes["refused"] > 100
+
+
+def test_a_lock_that_leads_nowhere_stops_no_search(searched):
+    (searched / "journal.log.lock").symlink_to("nowhere")
+    from lesionfast.training.search.trials import Search
+
+    Search(searched).study.enqueue_trial({"lr": 0.001})  # which writes a line
+    assert not (searched / "journal.log.lock").is_symlink()
+
+
+def test_a_journal_that_is_no_file_or_too_large_is_not_read(searched):
+    journal = searched / "journal.log"
+    with journal.open("r+b") as file:
+        file.truncate(10**9)
+    with pytest.raises(LesionfastError, match=r"has 1\.0 GB, and at most"):
+        look_at(searched)
+    journal.unlink()
+    os.mkfifo(journal)
+    with pytest.raises(LesionfastError, match="a named pipe"):
+        look_at(searched)
+
+
+def look_at(folder: Path) -> None:
+    """Open a search."""
+    from lesionfast.training.search.trials import Search
+
+    Search(folder)
+
+
+def test_a_server_that_keeps_pickles_keeps_no_search(searched):
+    from lesionfast.training.search.trials import Search
+
+    (searched / "place.json").write_text('{"name": "lesionfast-1", "storage": "redis://a/0"}')
+    with pytest.raises(LesionfastError, match="keeps pickles"):
+        Search(searched, "redis://a/0")
