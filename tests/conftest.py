@@ -47,7 +47,7 @@ exec(code, {"__name__": "__main__"})
 SLOWEST_FIRST = (  # so that no worker is left with minutes of work at the end
     *("test_notebooks.py", "training/test_processes.py", "training/test_experiment.py"),
     *("data/layouts/test_as_a_user.py", "test_cli.py", "serving/test_onnx.py"),
-    *("serving/test_ensembles.py", "serving/test_app.py", "training/search/test_search.py"),
+    *("serving/test_ensembles.py", "serving/web/test_app.py", "training/search/test_search.py"),
     *("serving/labelling/test_page.py", "serving/labelling/test_candidates.py"),
     *("serving/test_export_hub.py", "training/ensembles/test_folds.py", "test_registered.py"),
     *("training/test_learner_failures.py", "data/test_duplicates.py", "models/test_features.py"),

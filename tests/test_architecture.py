@@ -62,7 +62,7 @@ TORCH_FREE = [
     *("training.trackers.services", "training.trackers.delivery"),
     *("data.corrections.applying", "evaluation.labelling.corrected"),
     *("evaluation.labelling.exports", "serving.labelling.page"),
-    *("serving.predictor", "serving.outputs", "serving.onnx", "serving.app"),
+    *("serving.predictor", "serving.outputs", "serving.onnx", "serving.web.app"),
 ]
 OPTIONS_OF_OTHERS = {  # of pip, uv, apt and timm; between the processes of the benchmarks
     *("--upgrade", "--python", "--resolution", "--extra", "--no-deps"),

@@ -20,9 +20,9 @@ from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.decisions import choose_rule
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.run import Run
-from lesionfast.serving.api import Service
-from lesionfast.serving.app import answer_html
 from lesionfast.serving.export import export
+from lesionfast.serving.web.api import Service
+from lesionfast.serving.web.app import answer_html
 from lesionfast.stats.metrics import sensitivity
 from lesionfast.training.callbacks.progress import StopOnInterrupt
 from lesionfast.training.ensembles.combining import combine

@@ -289,7 +289,7 @@ def open_page(
 
     Example: lesionfast app runs/20260102-030405-densenet121
     """
-    from lesionfast.serving.app import serve
+    from lesionfast.serving.web.app import serve
 
     stated = {"cost": cost, "prior": prior, "log": log, "lang": lang}
     serve(model, host=host, port=port, token=token, device=device, **stated)

@@ -18,10 +18,10 @@ from lesionfast.evaluation.explain import explain_images
 from lesionfast.evaluation.features import nearest_lesions, read_features
 from lesionfast.models.ensemble import load_any, read_lineages
 from lesionfast.run import Run, list_runs_of
-from lesionfast.serving.api import Service
 from lesionfast.serving.bundle import Bundle, own_columns
 from lesionfast.serving.export import export
 from lesionfast.serving.predictor import Predictor
+from lesionfast.serving.web.api import Service
 from lesionfast.training.ensembles.combining import combine
 from lesionfast.training.experiment import train
 

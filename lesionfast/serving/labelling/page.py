@@ -11,12 +11,14 @@ from lesionfast.files import only_writer, parse_json
 from lesionfast.reporting.advice.sentences import ENGLISH
 from lesionfast.reporting.images import patient, read_pixels, rounded_percent
 from lesionfast.reporting.page import Picture, read_template, render
-from lesionfast.serving.api import MOST_SECONDS, Busy, Line
-from lesionfast.serving.app import LOCAL, Guard, overlay, serve_page, to_source
 from lesionfast.serving.labelling.queue import Item, Queue, View
+from lesionfast.serving.web.app import overlay, to_source
+from lesionfast.serving.web.guard import LOCAL, Guard
+from lesionfast.serving.web.server import serve_page
+from lesionfast.serving.web.uploads import MOST_SECONDS, Busy, Line
 
 # isort: off
-from starlette.applications import Starlette  # after serving.app, which says how to install it
+from starlette.applications import Starlette  # after serving.web, which says how to install it
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -35,7 +37,7 @@ def serve_labels(
     """Open the page of a queue at host and port, until it is stopped.
 
     Its file of answers is held, so that no second page writes it. Raises `LesionfastError` as
-    `lesionfast.serving.app.serve` does, and if another page has the file.
+    `lesionfast.serving.web.app.serve` does, and if another page has the file.
     """
     queue.file.parent.mkdir(parents=True, exist_ok=True)
     with only_writer(queue.file):

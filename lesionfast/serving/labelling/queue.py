@@ -32,7 +32,7 @@ from lesionfast.evaluation.features import featured_run, rank, require_neighbour
 from lesionfast.evaluation.labels import doubtful_labels
 from lesionfast.files import rearm, stamp
 from lesionfast.run import Run
-from lesionfast.serving.api import Service
+from lesionfast.serving.web.api import Service
 
 logger = logging.getLogger("lesionfast")
 

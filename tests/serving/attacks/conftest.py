@@ -126,7 +126,7 @@ class Port(int):
 @contextmanager
 def run_page(app: Callable) -> Iterator[Port]:
     """The port of a page in a thread of this process."""
-    from lesionfast.serving.app import build_server  # which needs what other tests do not
+    from lesionfast.serving.web.server import build_server  # which needs what other tests do not
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = build_server(app)

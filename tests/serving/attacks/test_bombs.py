@@ -27,8 +27,8 @@ from lesionfast.data.images import BadImage, read_picture
 from lesionfast.data.layouts.recognise import recognise
 from lesionfast.data.sources import FileReader
 from lesionfast.errors import LesionfastError
-from lesionfast.serving.api import MOST_BYTES, check_limits
 from lesionfast.serving.inputs import find_items
+from lesionfast.serving.web.uploads import MOST_BYTES, check_limits
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 SMALL, LARGE = 3 * 10**6, MOST_BYTES - 10**6  # bytes of a bomb

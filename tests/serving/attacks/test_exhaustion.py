@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from lesionfast.serving import app
-from lesionfast.serving.api import MOST_BYTES, MOST_FORM, MOST_HELD, Service
-from lesionfast.serving.app import build_app
+from lesionfast.serving.web import server as web
+from lesionfast.serving.web.api import Service
+from lesionfast.serving.web.app import build_app
+from lesionfast.serving.web.uploads import MOST_BYTES, MOST_FORM, MOST_HELD
 
 HEAD = (
     b"POST /predict HTTP/1.1\r\nHost: localhost\r\n"
@@ -32,8 +33,8 @@ def photo(photos) -> bytes:
 @pytest.fixture
 def port(exported, monkeypatch, running):
     """The port of a page in a thread of this process, which has little patience."""
-    monkeypatch.setattr(app, "TICK", 0.05)
-    monkeypatch.setattr(app, "SECONDS", dict.fromkeys(app.SECONDS, 0.5))
+    monkeypatch.setattr(web, "TICK", 0.05)
+    monkeypatch.setattr(web, "SECONDS", dict.fromkeys(web.SECONDS, 0.5))
     with running(build_app(Service(exported))) as port:
         yield port
 
@@ -80,8 +81,8 @@ def test_a_head_that_comes_byte_by_byte_is_not_waited_for(port):
 
 
 def test_of_too_many_connections_the_oldest_that_asks_nothing_is_closed(port, monkeypatch):
-    monkeypatch.setattr(app, "MOST_CONNECTIONS", 5)
-    monkeypatch.setattr(app, "SECONDS", dict.fromkeys(app.SECONDS, 60))
+    monkeypatch.setattr(web, "MOST_CONNECTIONS", 5)
+    monkeypatch.setattr(web, "SECONDS", dict.fromkeys(web.SECONDS, 60))
     with clients(port, 5) as first:
         time.sleep(0.5)
         with clients(port, 5) as second:
@@ -261,7 +262,7 @@ def test_slow_clients_keep_nobody_waiting(unharmed, photo, start, number):
             with suppress(OSError):
                 opened.append(unharmed.port.connect(60))
                 opened[-1].sendall(start)
-        assert wait_for(lambda: unharmed.descriptors < app.MOST_CONNECTIONS + app.BACKLOG + 50)
+        assert wait_for(lambda: unharmed.descriptors < web.MOST_CONNECTIONS + web.BACKLOG + 50)
         assert wait_for(lambda: unharmed.seconds() < 1)
         assert wait_for(lambda: unharmed.post(photo)[0] == 200)
         for client in opened:

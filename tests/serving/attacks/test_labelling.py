@@ -18,12 +18,12 @@ from lesionfast import files
 from lesionfast.data.corrections.answers import Answer, Answers, read_answers
 from lesionfast.data.sources import image_stem
 from lesionfast.errors import LesionfastError
-from lesionfast.serving import app
 from lesionfast.serving.labelling import page as label_page
 from lesionfast.serving.labelling.candidates import write_labelled
 from lesionfast.serving.labelling.page import MOST_BYTES, build_label_app
 from lesionfast.serving.labelling.queue import Item, Queue, list_doubted, read_list
 from lesionfast.serving.outputs import TextWriter
+from lesionfast.serving.web import guard
 
 TINY = {"arch": "test_resnet", "weights": "none", "size": 32, "epochs": 1, "unfreeze": "none"}
 TINY |= {"tta": 1, "precision": "float32"}
@@ -461,7 +461,7 @@ def test_two_tabs_at_once_write_whole_lines(port, queue, doubted):
 
 
 def test_without_the_token_nothing_is_shown_or_kept(queue, doubted, running, monkeypatch):
-    monkeypatch.setattr(app, "WRONG_TOKENS", 10**6)
+    monkeypatch.setattr(guard, "WRONG_TOKENS", 10**6)
     body = json.dumps({"image": doubted[0].image, "answer": "right"}).encode()
     given = [{}, {"Authorization": TOKEN}, {"Authorization": f"Bearer {TOKEN}x"}]
     with running(build_label_app(queue, token=TOKEN)) as port:

@@ -17,11 +17,14 @@ from PIL import Image
 from starlette.responses import PlainTextResponse
 
 from lesionfast.data.corrections.answers import read_answers
-from lesionfast.serving import api, app
-from lesionfast.serving.api import Service
-from lesionfast.serving.app import Guard, build_app, name_client
 from lesionfast.serving.labelling.page import MOST_BYTES, build_label_app
 from lesionfast.serving.labelling.queue import Item, Queue
+from lesionfast.serving.web import guard as door
+from lesionfast.serving.web import server as web
+from lesionfast.serving.web import uploads
+from lesionfast.serving.web.api import Service
+from lesionfast.serving.web.app import build_app
+from lesionfast.serving.web.guard import Guard, name_client
 
 TOKEN = "correct-horse-battery"
 RIGHT = {"Authorization": f"Bearer {TOKEN}"}
@@ -78,9 +81,9 @@ def say(port, path: str = "/answer", **asked: str) -> tuple[int, str]:
 
 
 def test_a_client_that_guesses_has_to_wait(locked, monkeypatch, caplog):
-    monkeypatch.setattr(app, "SECONDS_A_TOKEN", 1000.0)
+    monkeypatch.setattr(door, "SECONDS_A_TOKEN", 1000.0)
     cookie = locked.ask("POST", "/login", **RIGHT)[1]["set-cookie"].partition(";")[0]
-    for _ in range(app.WRONG_TOKENS):
+    for _ in range(door.WRONG_TOKENS):
         assert locked.ask("GET", "/model", **WRONG)[0] == 401
     for path in ("/model", "/", "/login", "/no"):
         for given in (WRONG, RIGHT):  # else the answer would tell which is right
@@ -96,13 +99,13 @@ def test_a_client_that_guesses_has_to_wait(locked, monkeypatch, caplog):
 
 def test_who_mistypes_waits_for_a_moment_only(locked, monkeypatch):
     now = time.monotonic()
-    monkeypatch.setattr(app.time, "monotonic", lambda: now)
-    for _ in range(app.WRONG_TOKENS - 1):
+    monkeypatch.setattr(door.time, "monotonic", lambda: now)
+    for _ in range(door.WRONG_TOKENS - 1):
         assert locked.ask("POST", "/login", **WRONG)[0] == 401
     assert locked.ask("POST", "/login", **RIGHT)[0] == 204
     assert locked.ask("POST", "/login", **WRONG)[0] == 401
     assert locked.ask("POST", "/login", **RIGHT)[0] == 429
-    now += app.SECONDS_A_TOKEN
+    now += door.SECONDS_A_TOKEN
     assert locked.ask("POST", "/login", **RIGHT)[0] == 204
 
 
@@ -125,7 +128,7 @@ def test_one_client_keeps_no_other_out(monkeypatch):
         assert ask_guard(guard, client, TOKEN)
     assert name_client({"client": ("::ffff:192.0.2.1", 1)}) == "192.0.2.1"
     assert name_client({"client": None}) == name_client({}) == ""
-    monkeypatch.setattr(app, "MOST_CLIENTS", 5)
+    monkeypatch.setattr(door, "MOST_CLIENTS", 5)
     for number in range(50):
         ask_guard(guard, f"198.51.100.{number}", "guess")
     assert len(guard.guesses._clear) == 5 and not ask_guard(guard, "192.0.2.1", TOKEN)
@@ -133,7 +136,7 @@ def test_one_client_keeps_no_other_out(monkeypatch):
 
 def test_requests_without_a_token_are_no_guesses(locked):
     """A browser that has not logged in yet, one with an old cookie, or a proxy's own password."""
-    for _ in range(2 * app.WRONG_TOKENS):
+    for _ in range(2 * door.WRONG_TOKENS):
         assert locked.ask("GET", "/")[0] == 401
         assert locked.ask("GET", "/", Cookie=f"lesionfast-{locked}={'a' * 43}")[0] == 401
         assert locked.ask("GET", "/", Authorization="Basic YTpi")[0] == 401
@@ -154,10 +157,10 @@ def test_a_token_in_the_address_is_not_read(locked, caplog):
 
 
 def test_a_waiting_browser_is_told_how_long(browser, locked, monkeypatch):
-    monkeypatch.setattr(app, "SECONDS_A_TOKEN", 1000.0)
+    monkeypatch.setattr(door, "SECONDS_A_TOKEN", 1000.0)
     opened = browser.new_context(locale="de-DE").new_page()
     opened.goto(f"http://127.0.0.1:{locked}")
-    for _ in range(app.WRONG_TOKENS):
+    for _ in range(door.WRONG_TOKENS):
         locked.ask("POST", "/login", **WRONG)
     opened.get_by_label("Token").fill("melanoma2026")
     opened.get_by_role("button").click()
@@ -324,7 +327,7 @@ def test_a_client_that_waits_is_asked_for_the_rest_only_if_it_may_come(page, lab
 
 def test_more_questions_than_can_wait_are_refused_at_once(labels, queue, items, monkeypatch):
     """Those too whose clients have gone: else they would keep a person waiting for minutes."""
-    monkeypatch.setattr(api, "MOST_WAITING", 2)
+    monkeypatch.setattr(uploads, "MOST_WAITING", 2)
     body = json.dumps({"image": items[0].image, "answer": "unclear"}).encode()
     asked = ASK + b"Content-Length: %d\r\n\r\n" % len(body) + body
     with queue._lock:
@@ -344,7 +347,7 @@ def test_more_questions_than_can_wait_are_refused_at_once(labels, queue, items, 
 def test_what_the_end_of_a_page_cuts_off_is_no_traceback(
     service, running, photos, monkeypatch, caplog
 ):
-    monkeypatch.setattr(app, "SHUTDOWN", 0.2)
+    monkeypatch.setattr(web, "SHUTDOWN", 0.2)
     monkeypatch.setattr(Service, "row", lambda *given: time.sleep(1))
     head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n"
     head += b"Content-Type: multipart/form-data; boundary=x\r\n\r\n"
@@ -525,7 +528,7 @@ def test_slow_browsers_keep_nobody_waiting(loaded, start, number):
         with suppress(OSError):
             opened.append(loaded.port.connect(60))
             opened[-1].sendall(start)
-    assert wait_for(lambda: loaded.descriptors < app.MOST_CONNECTIONS + app.BACKLOG + 50)
+    assert wait_for(lambda: loaded.descriptors < web.MOST_CONNECTIONS + web.BACKLOG + 50)
     assert wait_for(lambda: try_seconds(loaded) < 1)
     for client in opened:
         client.close()

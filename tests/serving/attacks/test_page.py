@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from lesionfast.errors import LesionfastError
-from lesionfast.serving import api, app
-from lesionfast.serving.api import MOST_BYTES, Service
-from lesionfast.serving.app import PAGE_PATHS, Guard, build_app, check_token
+from lesionfast.serving.web import guard, uploads
+from lesionfast.serving.web.api import Service
+from lesionfast.serving.web.app import build_app
+from lesionfast.serving.web.guard import PAGE_PATHS, Guard, check_token
+from lesionfast.serving.web.uploads import MOST_BYTES
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ TOKEN = "correct-horse-battery"
 def locked(service, running) -> int:
     """The port of a page that asks for a token, however often a wrong one is sent."""
     with pytest.MonkeyPatch.context() as patch, running(build_app(service, token=TOKEN)) as port:
-        patch.setattr(app, "WRONG_TOKENS", 10**6)
+        patch.setattr(guard, "WRONG_TOKENS", 10**6)
         yield port
 
 
@@ -329,7 +331,7 @@ def test_what_is_no_form_is_refused(port, photo, kind):
 
 
 def test_an_upload_that_does_not_end_is_ended(port, monkeypatch):
-    monkeypatch.setattr(api, "MOST_SECONDS", 0.2)
+    monkeypatch.setattr(uploads, "MOST_SECONDS", 0.2)
     with port.connect() as client:
         client.sendall(head_of("Content-Length: 1000") + BEGIN)
         answer = b""
@@ -356,7 +358,7 @@ def test_fifty_slow_clients_do_not_keep_others_from_an_answer(port, photo):
 
 
 def test_uploads_hold_no_more_memory_together_than_a_few_of_the_largest(port, photo, monkeypatch):
-    monkeypatch.setattr(api, "MOST_HELD", 10**6)
+    monkeypatch.setattr(uploads, "MOST_HELD", 10**6)
     with half_sent(port, 2, 600_000) as clients:
         refused, _, _ = select.select(clients, [], [], 60)
         answer = refused[0].recv(65536)
@@ -365,7 +367,7 @@ def test_uploads_hold_no_more_memory_together_than_a_few_of_the_largest(port, ph
 
 
 def test_more_images_than_can_wait_are_refused_at_once(port, photo, service, monkeypatch):
-    monkeypatch.setattr(api, "MOST_WAITING", 1)
+    monkeypatch.setattr(uploads, "MOST_WAITING", 1)
     with ThreadPoolExecutor(3) as clients:
         with service._lock:
             answers = [clients.submit(post, port, image(photo)) for _ in range(3)]

@@ -19,11 +19,11 @@ import pytest
 import lesionfast as lf
 from lesionfast import files
 from lesionfast.errors import LesionfastError
-from lesionfast.serving.api import Service
-from lesionfast.serving.app import listen, serve_page
 from lesionfast.serving.monitoring.log import PredictionLog, check_log, read_log
 from lesionfast.serving.outputs import predict_inputs
 from lesionfast.serving.predictor import Predictor
+from lesionfast.serving.web.api import Service
+from lesionfast.serving.web.server import listen, serve_page
 
 OUTSIDE = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "urllib.Request")
 STARTED = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork")

@@ -42,8 +42,6 @@ from lesionfast.reporting.errors import draw_confusion
 from lesionfast.reporting.figures.words import describe_figure
 from lesionfast.reporting.overview import write_report
 from lesionfast.reporting.page import new_figure, save
-from lesionfast.serving.api import Service
-from lesionfast.serving.app import answer_html, build_app, build_server, page_html
 from lesionfast.serving.export import export
 from lesionfast.serving.joining import Part, read_columns
 from lesionfast.serving.labelling.page import build_label_app, item_html, shell_html
@@ -56,6 +54,9 @@ from lesionfast.serving.outputs import (
     read_rows,
     to_csv,
 )
+from lesionfast.serving.web.api import Service
+from lesionfast.serving.web.app import answer_html, build_app, page_html
+from lesionfast.serving.web.server import build_server
 from lesionfast.training.trackers.services import markdown_table, results_table
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs a pty and any file name")
@@ -210,7 +211,7 @@ def test_nothing_is_printed_past_what_spells_names_out():
         and isinstance(node.func, ast.Name)
         and node.func.id == "print"
     }
-    assert found == {"console.py", "serving/app.py"}
+    assert found == {"console.py", "serving/web/server.py"}
 
 
 def test_a_run_whose_names_have_a_carriage_return_is_gone_on_with(run):

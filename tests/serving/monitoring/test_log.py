@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from lesionfast.errors import LesionfastError
-from lesionfast.serving.api import Service
 from lesionfast.serving.bundle import WEIGHTS
 from lesionfast.serving.inputs import find_items
 from lesionfast.serving.monitoring.drift import mean_probabilities
@@ -26,6 +25,7 @@ from lesionfast.serving.monitoring.log import (
 )
 from lesionfast.serving.outputs import predict_inputs
 from lesionfast.serving.predictor import Predictor
+from lesionfast.serving.web.api import Service
 
 AGE = {"name": "age", "kind": "number", "mean": 50.0, "scale": 20.0}
 SEX = {"name": "sex", "kind": "text", "values": ["female", "male"]}

@@ -8,6 +8,7 @@ import shutil
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
@@ -22,19 +23,13 @@ from starlette.testclient import TestClient
 from lesionfast.errors import LesionfastError
 from lesionfast.reporting.advice.limits import find_limits, list_misses
 from lesionfast.reporting.advice.sentences import read_language, speaking
-from lesionfast.serving import app
-from lesionfast.serving.api import (
-    MOST_BYTES,
-    NoImage,
-    Refusal,
-    Service,
-    TooLarge,
-    check_limits,
-    to_prediction,
-)
-from lesionfast.serving.app import answer_html, build_app, listen
 from lesionfast.serving.predictor import Predictor
 from lesionfast.serving.reasons import list_row_limits
+from lesionfast.serving.web import app
+from lesionfast.serving.web.api import Service, to_prediction
+from lesionfast.serving.web.app import answer_html, build_app
+from lesionfast.serving.web.server import listen
+from lesionfast.serving.web.uploads import MOST_BYTES, NoImage, Refusal, TooLarge, check_limits
 from lesionfast.stats.advice.costs import Costs
 
 WIDE, PHONE = {"width": 1280, "height": 1000}, {"width": 375, "height": 800}
@@ -602,10 +597,10 @@ def test_a_model_of_old_says_what_missing_metadata_does(
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn", "python_multipart"])
 def test_without_its_packages_it_says_what_to_type(monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    for name in ("api", "app"):  # as in a process that has not imported them yet
-        monkeypatch.delitem(sys.modules, f"lesionfast.serving.{name}")
+    for name in [name for name in sys.modules if name.startswith("lesionfast.serving.web")]:
+        monkeypatch.delitem(sys.modules, name)  # as in a process that has not imported them yet
     with pytest.raises(LesionfastError, match=r"needs .*pip install 'lesionfast\[app\]'"):
-        import_module("lesionfast.serving.app")
+        import_module("lesionfast.serving.web.app")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -615,7 +610,11 @@ def test_a_killed_page_leaves_no_upload_on_the_disk(server):
     with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as client:
         client.sendall(upload_head(url, 19_000_000) + bytes(15_000_000))
         post(url, PDF)  # by then most of what was sent has been read
-        files = [os.readlink(each) for each in Path(f"/proc/{process.pid}/fd").iterdir()]
+        files = []
+        for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # it was closed meanwhile
+                files.append(os.readlink(descriptor))
+        assert files
         assert not [each for each in files if each.startswith(f"{folder}/") or "deleted" in each]
         process.kill()
         process.join(120)
