@@ -1,26 +1,23 @@
 """Where the images are: folders and files of images, looked through but never unpacked."""
 
+import ctypes
 import logging
 import os
+import platform
 import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from lesionfast.data.formats.containers import (
-    CONTAINERS,
-    HIDDEN_PART,
-    Container,
-    content_key,
-    is_image,
-    open_container,
-)
+from lesionfast.data.formats.containers import open_container
 from lesionfast.data.formats.dicom import find_tags
+from lesionfast.data.formats.members import HIDDEN_PART, Container, content_key, is_image
 from lesionfast.data.formats.pictures import HEAD, IMAGE_SUFFIXES, check_size
 from lesionfast.errors import LesionfastError, pluralize
 from lesionfast.files import readable_name, split_path, stamp
@@ -205,13 +202,12 @@ class FileReader(AbstractContextManager):
     """Reads images from files and from what holds many; those stay open until the end."""
 
     def __init__(self) -> None:
-        self._shared: dict[str, Container] = {}
-        self._own, self._lock = threading.local(), threading.Lock()
-        self._opened: list[Container] = []
+        self._opened: dict[str, Container] = {}
+        self._lock = threading.Lock()
 
     def __exit__(self, *error: object) -> None:
         while self._opened:
-            self._opened.pop().close()
+            self._opened.popitem()[1].close()
 
     def read(self, path: str) -> bytes:
         """Return an encoded image: the bytes of a file, or what a member of a container holds.
@@ -242,15 +238,12 @@ class FileReader(AbstractContextManager):
         return self._open(file).content_key(member)
 
     def _open(self, file: str) -> Container:
-        """Return the container of this thread, or of all threads if one serves them."""
-        per_thread = CONTAINERS[Path(file).suffix.lower()].per_thread
-        opened = self._own.__dict__ if per_thread else self._shared
-        if file not in opened:
+        """Return the container that all threads read."""
+        if file not in self._opened:
             with self._lock:
-                if file not in opened:
-                    opened[file] = open_container(file)
-                    self._opened.append(opened[file])
-        return opened[file]
+                if file not in self._opened:
+                    self._opened[file] = open_container(file)
+        return self._opened[file]
 
 
 def count_threads() -> int:
@@ -276,3 +269,15 @@ def free_memory(limits: Path = CGROUP) -> int | None:
         files = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
         found.append(max(0, most - used + files))
     return min(found, default=None)
+
+
+@cache
+def find_glibc() -> ctypes.CDLL | None:
+    """Return the C library of this process if it is glibc, which can be told to give up memory."""
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+
+
+def return_memory() -> None:
+    """Return memory that was freed to the system, where the C library keeps it for each thread."""
+    if libc := find_glibc():
+        libc.malloc_trim(0)  # a millisecond or two

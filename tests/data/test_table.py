@@ -3,7 +3,10 @@
 What is wrong ends in a sentence, never a traceback.
 """
 
+import bz2
+import gzip
 import logging
+import lzma
 import sys
 from datetime import datetime
 
@@ -234,6 +237,7 @@ EMPTY = "is empty or starts with a blank line"
 NO_ROWS = "has a header but no rows"
 OPEN = "Look for a quote that is not closed there"
 IMPOSSIBLE = "not an age in years"
+PACKED = "is compressed. Unpack it, and name the table in it"
 FILES = {  # the content, and what is read or the words of the refusal, for training and prediction
     "plain": (PLAIN, RIGHT),
     "UTF-8 with a mark": (PLAIN.encode("utf-8-sig"), RIGHT),
@@ -256,6 +260,9 @@ FILES = {  # the content, and what is read or the words of the refusal, for trai
     "NUL in a field": (PLAIN.replace("45", "4\0005"), "row 2 has a NUL byte"),
     "NUL at the end": (PLAIN + "\0", "row 4 has a NUL byte"),
     "zeros of a torn copy": (bytes(5000), "row 1 has a NUL byte"),
+    "gzip": (gzip.compress(PLAIN.encode()), PACKED),
+    "bzip2": (bz2.compress(PLAIN.encode()), PACKED),
+    "xz": (lzma.compress(PLAIN.encode()), PACKED),
     "a spreadsheet": (b"PK\x03\x04\x14\x00\x06\x00\x08\x00\xff\xd8", NO_TEXT),
     "a picture": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", NO_TEXT),
     "random bytes": (bytes(range(255, 0, -1)) * 40, NO_TEXT),

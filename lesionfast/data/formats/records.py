@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lesionfast.data.formats.excel import EXCEL, as_text, read_sheet
+from lesionfast.data.formats.members import COMPRESSED
 from lesionfast.errors import LesionfastError, import_extra
 
 PARQUET = (".parquet",)
@@ -130,7 +131,7 @@ def find_encoding(path: Path) -> tuple[str, str]:
     """Return the encoding of a file, and an example of what it says if that is a guess, else ''.
 
     It is UTF-8, or UTF-16 or UTF-32 with or without a byte order mark, or else Windows-1252. Raises
-    `UnicodeError` for a file that is none of them.
+    `UnicodeError` for a file that is none of them, `LesionfastError` for one that is compressed.
     """
     state = path.stat()
     return look_for_encoding(path, state.st_mtime_ns, state.st_size)
@@ -141,6 +142,8 @@ def look_for_encoding(path: Path, changed: int, size: int) -> tuple[str, str]:
     """Return what `find_encoding` does of a file last changed then."""
     with path.open("rb") as file:
         start = file.read(4096)
+        if start.startswith(COMPRESSED):
+            raise LesionfastError(f"{path} is compressed. Unpack it, and name the table in it.")
         if mark := next(filter(start.startswith, ENCODINGS), None):
             return ENCODINGS[mark], ""
         zeros = {place % 4 for place, byte in enumerate(start) if not byte}

@@ -8,7 +8,10 @@ import lzma
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import copy
+from errno import EINVAL
 from io import BufferedReader, RawIOBase
 from itertools import pairwise
 from typing import IO, Any
@@ -17,6 +20,7 @@ BLOCK, STEP = 2**16, 2**20  # packed bytes that are read, and come of it, togeth
 MOST_DICTIONARY = 2**28  # bytes that LZMA may look back
 METHODS = {9: "Deflate64", 93: "Zstandard", 95: "XZ", 98: "PPMd", 99: "a password (AES)"}
 PLAIN = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+DAMAGED = "it is damaged in the zip file; download that again, or write it again"
 ENCRYPTED = 1  # in the flags of a member
 HEADER = 30  # bytes before the name of a member, or more
 READ = (*PLAIN, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
@@ -37,6 +41,19 @@ def check_overlap(archive: zipfile.ZipFile) -> None:
     for (start, size), (following, _) in pairwise(places):
         if start + HEADER + size > following:
             raise zipfile.BadZipFile("its files overlap, maybe a decompression bomb")
+
+
+@contextmanager
+def whole_member() -> Iterator[None]:
+    """Turn what Python says of a member that is damaged into `ValueError`."""
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error) as error:
+        raise ValueError(DAMAGED) from error
+    except (EOFError, OSError, OverflowError, NotImplementedError, RuntimeError) as error:
+        if getattr(error, "errno", None) not in (None, EINVAL):  # which the disk says
+            raise
+        raise ValueError(DAMAGED) from error
 
 
 def open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from lesionfast.config import DataConfig
 from lesionfast.data.columns.names import USUAL, find_usual, list_renamed
-from lesionfast.data.formats.containers import HIDDEN_PART
+from lesionfast.data.formats.members import HIDDEN_PART
 from lesionfast.data.layouts.places import leave_out_derived
 from lesionfast.data.sources import is_visible, list_images, name_without_suffix
 from lesionfast.data.table import EMPTY, TABLE_SUFFIXES, list_columns, open_table

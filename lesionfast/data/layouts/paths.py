@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lesionfast.data.formats.containers import is_image
+from lesionfast.data.formats.members import is_image
 from lesionfast.data.layouts.base import Dataset, is_among
 from lesionfast.data.sources import (
     content_keys,

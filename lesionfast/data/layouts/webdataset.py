@@ -15,8 +15,8 @@ from typing import Any
 import pandas as pd
 
 from lesionfast.config import DataConfig
-from lesionfast.data.formats.containers import Tar
 from lesionfast.data.formats.excel import as_text
+from lesionfast.data.formats.untar import Tar
 from lesionfast.data.layouts import places, tables
 from lesionfast.data.layouts.base import NO_LESIONS, Dataset, Folder, layouts
 from lesionfast.data.layouts.copies import count_crossing, keep_one_of_copies, settle_parts

@@ -128,7 +128,7 @@ def test_the_table_has_the_fields_of_the_json_and_the_pixels_are_those_of_the_sh
 
 
 def test_the_index_of_a_shard_is_made_once_and_again_when_the_shard_changes(tmp_path, monkeypatch):
-    from lesionfast.data.formats.containers import Tar
+    from lesionfast.data.formats.untar import Tar
 
     made, whole = [], Tar._read_headers
     monkeypatch.setattr(Tar, "_read_headers", lambda self: made.append(self.file) or whole(self))

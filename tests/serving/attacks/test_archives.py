@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from lesionfast.config import DataConfig
-from lesionfast.data.formats.containers import MOST_CHUNKS, MOST_DEPTH
+from lesionfast.data.formats.hdf5 import MOST_CHUNKS, MOST_DEPTH
 from lesionfast.data.formats.unzip import inflates_beyond, lzf_goes_beyond
 from lesionfast.data.images import BadImage, read_picture
 from lesionfast.data.layouts.recognise import recognise
