@@ -1,6 +1,7 @@
 """From the encoded bytes of one picture, of whatever kind people have, to upright RGB."""
 
 import sys
+from collections.abc import Callable, Iterator
 from io import BytesIO
 
 import numpy as np
@@ -149,31 +150,60 @@ def replace_mode(given: object, mode: str) -> object:
 
 def to_8_bits(values: np.ndarray) -> tuple[np.ndarray, int]:
     """Return 16-bit values as uint8, and how many bits were used: 8, 12 or 16."""
-    most = int(values.max(initial=0))
-    bits = next((depth for depth in DEPTHS if 0 < most < 2**depth), 16)
-    scale, scaled = 2**bits - 1, np.empty(values.shape, np.uint8)
+    bits, scaled = count_bits(int(values.max(initial=0))), np.empty(values.shape, np.uint8)
     for start in range(0, len(values), ROWS):  # a large picture would take gigabytes at once
-        rows = values[start : start + ROWS].astype(np.uint32)
-        scaled[start : start + ROWS] = (rows * 255 + scale // 2) // scale
+        scaled[start : start + ROWS] = scale_to_8_bits(values[start : start + ROWS], bits)
     return scaled, bits
+
+
+def count_bits(most: int) -> int:
+    """Return how many bits the values of a picture use whose largest is `most`: 8, 12 or 16."""
+    return next((depth for depth in DEPTHS if 0 < most < 2**depth), 16)
+
+
+def scale_to_8_bits(values: np.ndarray, bits: int) -> np.ndarray:
+    """Return values of so many bits as uint8, rounded."""
+    scale = 2**bits - 1
+    return ((values.astype(np.uint32) * 255 + scale // 2) // scale).astype(np.uint8)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return a picture of any mode as RGB, 8 bits a channel; 16 bits of grey are scaled."""
     bits = image.info.get(BITS, 16)
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError("its pixels have 32 bits; save it with 8 bits per channel")
-        scaled, bits = to_8_bits(values)
-        image = Image.fromarray(scaled)
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers; save it with 8 bits per channel")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        most = max(int(np.asarray(rows).max()) for rows in cut_rows(image))
+        if most > 65535 or min(int(np.asarray(rows).min()) for rows in cut_rows(image)) < 0:
+            raise ValueError("its pixels have 32 bits; save it with 8 bits per channel")
+        bits = count_bits(most)
+        image = convert_rows(
+            image, lambda rows: Image.fromarray(scale_to_8_bits(np.asarray(rows), bits))
+        )
+    elif image.has_transparency_data:
+        image = convert_rows(image, lay_over_white)
     image = image if image.mode == "RGB" else image.convert("RGB")
     if bits < 16:
         image.info[BITS] = bits
     return image
+
+
+def lay_over_white(image: Image.Image) -> Image.Image:
+    """Return a picture with transparent pixels on a white ground."""
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+
+
+def cut_rows(image: Image.Image) -> Iterator[Image.Image]:
+    """Yield a picture in parts of some rows each, from the top."""
+    for top in range(0, image.height, ROWS):
+        yield image.crop((0, top, image.width, min(top + ROWS, image.height)))
+
+
+def convert_rows(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Return a picture as RGB, some rows at a time: the copies of a large one take gigabytes."""
+    converted, top = Image.new("RGB", image.size), 0
+    for rows in cut_rows(image):
+        converted.paste(convert(rows).convert("RGB"), (0, top))
+        top += rows.height
+    return converted

@@ -19,6 +19,7 @@ from lesionfast.data.columns.values import is_age
 from lesionfast.data.encoder import BadMetadata
 from lesionfast.data.formats.pictures import decode
 from lesionfast.data.images import fit_square
+from lesionfast.data.sources import return_memory
 from lesionfast.errors import LesionfastError
 from lesionfast.evaluation.features import rank_by_features, read_features
 from lesionfast.reporting.advice.limits import Limits, find_limits
@@ -98,11 +99,14 @@ class Service:
         Raises `TooLarge` above 20 MB or 50 megapixels, `NoImage` for bytes that are not an image,
         and `LesionfastError` for metadata that the model does not take.
         """
-        with self._look:  # the head of a picture may unpack to much
-            check_limits(data)
-        self.predictor.check(metadata)
-        with self._lock:
-            return self.predictor.predict_one(data, **metadata)
+        try:
+            with self._look:  # the head of a picture may unpack to much
+                check_limits(data)
+            self.predictor.check(metadata)
+            with self._lock:
+                return self.predictor.predict_one(data, **metadata)
+        finally:
+            return_memory()  # each thread that answers would keep what a picture took
 
     @cached_property
     def limits(self) -> Limits | None:

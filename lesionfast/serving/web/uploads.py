@@ -56,14 +56,17 @@ def check_limits(data: bytes) -> None:
     if len(data) > MOST_BYTES:
         most = MOST_BYTES // 10**6
         raise TooLarge(refuse("megabytes", found=f"{len(data) / 1e6:.0f}", most=most))
+    width, height, problem = 0, 0, ""
     try:
         width, height = picture_size(data)
     except Image.DecompressionBombError:
         width = height = MOST_PIXELS
     except UnidentifiedImageError:
-        raise NoImage(refuse("no_picture", formats=", ".join(SUPPORTED))) from None
+        problem = refuse("no_picture", formats=", ".join(SUPPORTED))
     except Exception as error:  # decoders raise anything on broken bytes
-        raise NoImage(refuse("unreadable", reason=error)) from None
+        problem = refuse("unreadable", reason=error)
+    if problem:  # raised here, as `error` holds all that the decoder has unpacked
+        raise NoImage(problem)
     if width * height > MOST_PIXELS:
         raise TooLarge(refuse("megapixels", most=MOST_PIXELS // 10**6))
 

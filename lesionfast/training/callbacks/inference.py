@@ -1,7 +1,5 @@
 """fastai callbacks that change how batches are computed, and give back what they change."""
 
-import ctypes
-import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from threading import Lock
@@ -11,6 +9,7 @@ from fastai.callback.core import Callback
 from torch import nn
 
 from lesionfast.data.augment import Recipe, augment
+from lesionfast.data.sources import find_glibc, return_memory
 from lesionfast.models.inference import for_inference
 from lesionfast.models.precision import autocast
 
@@ -179,10 +178,10 @@ def freed_memory_kept(device: torch.device) -> Iterator[bool]:
     back page by page: up to a fifth of a training step. Afterwards glibc's defaults hold again, and
     free memory is returned. Does nothing on other devices and without glibc.
     """
-    if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
+    libc = find_glibc()
+    if device.type != "cpu" or libc is None:
         yield False
         return
-    libc = ctypes.CDLL(None)
     with Keepers.lock:
         Keepers.count += 1
         kept = bool(libc.mallopt(MMAP_MAX, 0) and libc.mallopt(TRIM_THRESHOLD, -1))
@@ -194,4 +193,4 @@ def freed_memory_kept(device: torch.device) -> Iterator[bool]:
             if not Keepers.count:
                 for parameter, value in GLIBC_DEFAULTS.items():
                     libc.mallopt(parameter, value)
-                libc.malloc_trim(0)
+                return_memory()

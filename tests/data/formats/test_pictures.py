@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, features
 
-from lesionfast.data.formats.pictures import IMAGE_SUFFIXES, decode, find_kind, picture_size
+from lesionfast.data.formats.pictures import IMAGE_SUFFIXES, ROWS, decode, find_kind, picture_size
 from lesionfast.data.images import open_images, read_image
 from lesionfast.data.sources import list_images
 from lesionfast.errors import LesionfastError
@@ -150,6 +150,27 @@ def test_transparency_of_grey_and_of_palettes_is_laid_over_white():
         encode(palette, "GIF", transparency=1): [[10, 20, 30], [255] * 3],
     }.items():
         assert np.asarray(decode(data))[0].tolist() == expected
+
+
+def test_rows_that_are_converted_by_and_by_have_the_pixels_of_all_at_once():
+    pixels = np.random.default_rng(0).integers(0, 256, (2 * ROWS + 9, 7, 4), dtype=np.uint8)
+    opaque = pixels.copy()
+    opaque[..., 3] = 255
+    palette = Image.fromarray(pixels[..., :3]).quantize(64)
+    for image in (
+        *map(Image.fromarray, (pixels, opaque)),
+        Image.fromarray(pixels[..., :2], "LA"),
+        Image.open(io.BytesIO(encode(palette, "PNG", transparency=bytes(range(0, 256, 4))))),
+    ):
+        whole = image.convert("RGBA")
+        expected = Image.alpha_composite(Image.new("RGBA", image.size, "white"), whole)
+        found = decode(encode(image, "PNG"))
+        assert (np.asarray(found) == np.asarray(expected)[..., :3]).all()
+    assert (np.asarray(decode(encode(Image.fromarray(opaque), "PNG"))) == opaque[..., :3]).all()
+    grey = 16 * pixels[..., 0].astype(np.uint16)  # the largest value may be in any part
+    for image in (Image.fromarray(grey), Image.fromarray(grey[::-1])):
+        scaled = (np.asarray(image).astype(int) * 255 + 2047) // 4095
+        assert (np.asarray(decode(encode(image, "PNG")))[..., 0] == scaled).all()
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "AVIF"])
