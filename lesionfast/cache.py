@@ -91,9 +91,10 @@ def find_or_build(target: Path, find: Callable[[], Any], build: Callable[[], Any
     return found
 
 
-def kept_array(file: Path, rows: int, build: Callable[[Append], Any]) -> np.memmap:
+def kept_array(file: Path, rows: int, build: Callable[[Append], Any], *shape: int) -> np.memmap:
     """Map an array of the cache; `build(append)` makes it of `rows` rows if it is missing.
 
+    One whose rows are not of a shape, where that is given, is made again.
     One process builds, the others wait for it. Raises `LesionfastError` if the disk is full.
     """
 
@@ -104,7 +105,7 @@ def kept_array(file: Path, rows: int, build: Callable[[Append], Any]) -> np.memm
             return put_array(folder / file.name, file, "c")
 
     with cache_errors(file.parent):
-        return find_or_build(file, partial(open_array, file, "c", (rows,)), make)
+        return find_or_build(file, partial(open_array, file, "c", (rows, *shape)), make)
 
 
 def put_array(aside: Path, file: Path, mode: str = "r") -> np.memmap:

@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import math
 import os
 import platform
 import re
@@ -119,6 +120,7 @@ COLUMNS = {
     "history.csv": ("epoch", "phase"),
     "split.csv": ("image_id", "split"),
 }
+MOST_LOSS = 1e30  # in history.csv: what is larger overflows where it is drawn
 TEXTS = ("image_id", "group", "target", "phase", "split", "original_target", "correction")
 
 
@@ -504,10 +506,32 @@ class Run:
                     raise ValueError(f"it has no column '{column}'")
                 if table[column].isin(["", None]).any():
                     raise ValueError(f"its column '{column}' has empty cells")
+            if name == "history.csv":
+                check_history(table)
             for column in table.columns[table.columns.str.startswith("p_")]:
-                if not table[column].astype(float).between(0, 1 + 1e-6).all():
+                check_numeric(table[column])
+                if not table[column].between(0, 1 + 1e-6).all():
                     raise ValueError(f"column '{column}' holds values that are not probabilities")
         return table
+
+
+def check_history(table: "pd.DataFrame") -> None:
+    """Raise `ValueError` unless a table has a row for each epoch, and numbers that can be drawn."""
+    if table.empty:
+        raise ValueError("it has no epochs")
+    for column in table.columns.drop("phase"):
+        check_numeric(table[column])
+        values = table[column].abs()  # a loss may be infinite, or missing
+        if (values[values < math.inf] > MOST_LOSS).any():
+            raise ValueError(f"its column '{column}' has numbers that no training gives")
+    if not table["epoch"].between(1, MOST_LOSS).all():
+        raise ValueError("its column 'epoch' does not count epochs")
+
+
+def check_numeric(column: "pd.Series") -> None:
+    """Raise `ValueError` unless a column was read as numbers: "1_000" is a text."""
+    if column.dtype.kind not in "iuf":
+        raise ValueError(f"its column '{column.name}' is not numeric")
 
 
 def is_inside(name: str) -> bool:
@@ -552,12 +576,13 @@ def read_csv(path: Path) -> "pd.DataFrame":
     import pandas as pd
 
     header = pd.read_csv(path, nrows=0, encoding="utf-8").columns
+    missing = ["", "nan"] if path.name == "history.csv" else [""]  # a metric may be undefined
     return pd.read_csv(
         path,
         encoding="utf-8",
         dtype=dict.fromkeys(TEXTS, str),
         keep_default_na=False,
-        na_values={column: [""] for column in header if column not in TEXTS},
+        na_values={column: missing for column in header if column not in TEXTS},
         float_precision="round_trip",
         index_col=False,
     )

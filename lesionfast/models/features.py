@@ -67,14 +67,16 @@ class Features:
         file = self.file(rows)
         if file is None or not self.has_room(file, rows):
             return self.compute(rows, progress)
+        width = [self.model.n_features] if self.stages is None else []
         if not self.depends_on_pixels_alone:
             return kept_array(
-                file, len(rows), lambda append: self.compute_blocks(rows, progress, append)
+                file, len(rows), lambda append: self.compute_blocks(rows, progress, append), *width
             )
+        width = [self.model.n_features + DIGEST]
         array = kept_array(
-            file, len(rows), lambda append: self.gather(file, rows, progress, append)
+            file, len(rows), lambda append: self.gather(file, rows, progress, append), *width
         )
-        return array[:, :-DIGEST]
+        return array[:, :-DIGEST].astype(np.float32, copy=False)
 
     @property
     def depends_on_pixels_alone(self) -> bool:
@@ -100,7 +102,7 @@ class Features:
         Each row of a file ends with the digest of its pixels.
         """
         digests = digest_pixels(self.pixels, rows)
-        known = find_known(file, digests)
+        known = find_known(file, digests, self.model.n_features)
         for block, places in known:
             append(block, places)
         missing = np.setdiff1d(np.arange(len(rows)), [p for _, places in known for p in places])
@@ -168,13 +170,16 @@ def digest_pixels(pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return np.frombuffer(joined, np.float32).reshape(-1, DIGEST)
 
 
-def find_known(file: Path, digests: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return rows that other files of the same backbone have, with the places of their digests."""
+def find_known(file: Path, digests: np.ndarray, width: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return rows that other files of the same backbone have, with the places of their digests.
+
+    `width` is how many features a row has before its digest.
+    """
     wanted = {digest.tobytes(): place for place, digest in enumerate(digests)}
     found = []
     for other in sorted(file.parent.glob(f"{file.name.partition('-')[0]}-*.npy")):
         array = open_array(other) if wanted and other != file else None
-        if array is None or array.ndim != 2:
+        if array is None or array.shape[1:] != (width + DIGEST,) or array.dtype != np.float32:
             continue
         own = np.ascontiguousarray(array[:, -DIGEST:])
         rows = {digest.tobytes(): row for row, digest in enumerate(own)}

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from numpy.lib import format as npy
 from PIL import Image
@@ -19,7 +20,7 @@ from lesionfast.config import TrainConfig
 from lesionfast.data.corrections.answers import read_answers
 from lesionfast.data.images import find_note, open_images
 from lesionfast.data.sample import is_whole
-from lesionfast.errors import LesionfastError
+from lesionfast.errors import DamageError, LesionfastError
 from lesionfast.files import sha256
 from lesionfast.run import Run
 from lesionfast.serving.joining import join_parts
@@ -29,6 +30,7 @@ from lesionfast.serving.monitoring.log import read_log
 from lesionfast.serving.outputs import note_path, predict_inputs
 from lesionfast.serving.predictor import Predictor
 from lesionfast.training.search.space import Dimension, Settings
+from lesionfast.training.study import read_toml
 
 PHOTO = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
 ROWS = np.arange(12, dtype=np.float32).reshape(4, 3)
@@ -442,3 +444,108 @@ def test_a_server_that_keeps_pickles_keeps_no_search(searched):
     (searched / "place.json").write_text('{"name": "lesionfast-1", "storage": "redis://a/0"}')
     with pytest.raises(LesionfastError, match="keeps pickles"):
         Search(searched, "redis://a/0")
+
+
+PLACES = [
+    *(None, True, 0, -1, 10**400, float("nan"), 1e308, "", "x", "a\0b", "../../../etc/passwd"),
+    *("\x1b[31m", "<script>", "redis://a", "[::", "x" * 10**5, [], {}, ["a"], {"a": 1}, [[[]]]),
+]
+
+
+def test_a_place_of_a_search_that_says_anything_is_refused_or_harmless(searched, list_parts):
+    file = searched / "place.json"
+    before = {path.name for path in searched.iterdir()}
+    for path, change in list_parts(json.loads(file.read_text())):
+        for value in PLACES:
+            file.write_text(json.dumps(change(value)))
+            outcome = look(searched)
+            assert outcome == "refused" or path == ("name",) or value is None
+    assert {path.name for path in searched.iterdir()} == before
+
+
+HISTORIES = {
+    "no epochs": "epoch,phase,lr,train_loss\n",
+    "no number of an epoch": "epoch,phase,lr\nx,head,1\n",
+    "an epoch with an underscore": "epoch,phase,lr\n1_000,head,1\n",
+    "an infinite epoch": "epoch,phase,lr\ninf,head,1\n",
+    "an epoch below one": "epoch,phase,lr\n-1,head,1\n",
+    "a loss of a text": "epoch,phase,train_loss\n1,head,=1+1\n",
+    "a loss that overflows": "epoch,phase,train_loss\n1,head,1e308\n2,head,-1e308\n",
+    "a number of 400 digits": f"epoch,phase,train_loss\n1,head,{'9' * 400}\n",
+}
+
+
+@pytest.fixture
+def unsigned(trained, tmp_path) -> Path:
+    """A run of an early version, which has no manifest."""
+    skip = shutil.ignore_patterns("*.safetensors", "*manifest*")
+    folder = Path(shutil.copytree(trained.path, tmp_path / "run", ignore=skip))
+    about = json.loads((folder / "environment.json").read_text("utf-8"))
+    about.pop("manifest")
+    (folder / "environment.json").write_text(json.dumps(about), "utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("kind", HISTORIES)
+def test_a_history_that_no_training_wrote_is_refused(unsigned, kind):
+    (unsigned / "history.csv").write_text(HISTORIES[kind])
+    with pytest.raises(DamageError, match=r"history\.csv is damaged: .* Copy "):
+        _ = Run(unsigned).history
+
+
+def test_a_history_with_a_loss_that_is_infinite_or_missing_is_read(unsigned):
+    (unsigned / "history.csv").write_text(
+        "epoch,phase,lr,train_loss,valid_loss\n1,head,,2,inf\n2,all,0.1,1,nan\n3,all,,1,\n"
+    )
+    assert len(Run(unsigned).history) == 3
+
+
+@pytest.mark.parametrize("value", ["0_1", "0x1", "nan", "inf", "1e308", "-0.5", "", "True", "=1"])
+def test_predictions_that_are_no_probabilities_are_refused(unsigned, value):
+    table = pd.read_csv(unsigned / "predictions.csv", dtype=str)
+    for rows in (slice(None), slice(3, 4)):
+        flooded = table.copy()
+        flooded.loc[flooded.index[rows], "p_mel"] = value
+        flooded.to_csv(unsigned / "predictions.csv", index=False)
+        with pytest.raises(DamageError, match=r"predictions\.csv is damaged: "):
+            _ = Run(unsigned).predictions
+
+
+def test_keys_of_toml_that_are_thousands_deep_are_not_read(tmp_path, memory):
+    file = tmp_path / "a.toml"
+    for text in (f"x{'.x' * 20_000} = 1", f"a = {{x{'.x' * 20_000} = 1}}", f"[x{'.x' * 20_000}]"):
+        file.write_text(text)
+        with (
+            memory(50 * 2**20),
+            pytest.raises(LesionfastError, match=r"is nested too deep\. Write one"),
+        ):
+            read_toml(file, "Write one.")
+    file.write_text(f"# {'.' * 90}\nlr = [{'0.001, ' * 500}]\n[a.b.c]\nx = 'a.b'")
+    assert len(read_toml(file, "Write one.")["lr"]) == 500
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind"), [((4, 5), "<f4"), ((4, 0), "<f4"), ((4,), "<f4"), ((4, 516), "<f8")]
+)
+def test_features_of_another_width_in_the_cache_are_made_again(shape, kind, tmp_path, monkeypatch):
+    from lesionfast.models.features import DIGEST, Features
+    from lesionfast.models.fusion import build_model
+
+    monkeypatch.setenv("LESIONFAST_CACHE", str(tmp_path))
+    config = TrainConfig(arch="test_resnet", weights="none", size=32, fusion="none")
+    model, rows = build_model(config, 0, 3), np.arange(4)
+    noise = np.random.default_rng(0).integers(0, 255, (4, 32, 32, 3), np.uint8)
+    pixels = kept_array(tmp_path / "images" / "a.npy", 4, lambda append: append(noise))
+    right = np.array(Features(model, pixels).kept(rows))
+    file = Features(model, pixels).file(rows)
+    if len(shape) == 2 and shape[1] == 516:  # of the right width, in other numbers
+        shape = (4, model.n_features + DIGEST)
+    other = file.with_name(f"{file.name.partition('-')[0]}-{'0' * 16}.npy")
+    header = {"descr": kind, "fortran_order": False, "shape": shape}
+    for forged in (file, other):
+        sign(forged, header, bytes(int(np.prod(shape)) * int(kind[-1])))
+    found = Features(model, pixels).kept(rows)
+    assert found.dtype == np.float32 and found.shape == right.shape
+    if shape != (4, model.n_features + DIGEST):
+        np.testing.assert_array_equal(found, right)
+    assert Features(model, pixels).kept(rows[:3]).shape == (3, model.n_features)
