@@ -531,7 +531,8 @@ def check_history(table: "pd.DataFrame") -> None:
 def check_numeric(column: "pd.Series") -> None:
     """Raise `ValueError` unless a column was read as numbers: "1_000" is a text."""
     if column.dtype.kind not in "iuf":
-        raise ValueError(f"its column '{column.name}' is not numeric")
+        texts = ", ".join(str(value)[:40] for value in column.unique()[:3])
+        raise ValueError(f"its column '{column.name}' is not numeric: {texts}")
 
 
 def is_inside(name: str) -> bool:

@@ -304,6 +304,9 @@ def handle_missing(df: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
     for name, count in missing.sum().items():
         if count:
             logger.warning("%s", describe_missing(name, count, len(df)))
+    if "age" in missing and not pd.api.types.is_numeric_dtype(df["age"]):
+        first = next(iter(df["age"].dropna()), "")
+        logger.warning("Age is not numeric, such as %.40r: it is used as a category", first)
     if "age" in df and (df["age"] == 0).any():
         count = pluralize((df["age"] == 0).sum(), "image")
         logger.warning("Age is 0 for %s; the value is kept", count)

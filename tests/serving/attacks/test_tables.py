@@ -268,3 +268,13 @@ def test_the_command_refuses_a_large_one_with_a_sentence(name, tmp_path, images)
     done = subprocess.run([*command, "--images", str(images)], capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert words in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize("age", ["inf", "1_000", "0x10"])
+def test_ages_that_are_no_numbers_in_any_row_are_called_a_category(tmp_path, caplog, age):
+    lines = [HEADER, *(f"im{i},l{i},{'nv' if i % 2 else 'mel'},{age},male" for i in range(8))]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    for i in range(8):
+        Image.new("RGB", (32, 32), (9 * i, 0, 0)).save(tmp_path / f"im{i}.jpg")
+    load_metadata(DataConfig(csv=str(tmp_path / "t.csv"), images=str(tmp_path)))
+    assert f"Age is not numeric, such as '{age}': it is used as a category" in caplog.text
