@@ -65,7 +65,7 @@ class Hdf5(Container):
         place = self._find(name) if self._at_once else None
         if place:
             check_size(place[0])
-            return os.pread(self._bytes, *place)
+            return self._read_at(*place)
         with self._lock:  # h5py has one lock for all; waiting for this one is faster
             dataset = self._file.get(name)
             if not isinstance(dataset, self._h5py.Dataset):
@@ -118,7 +118,7 @@ class Hdf5(Container):
     def _check_storage(self, dataset: Any, plist: Any) -> None:
         """Raise `ValueError` for data that unpack to more than they should."""
         if dataset.dtype.hasobject:
-            self._check_object(dataset)
+            self._check_object(dataset, plist)
         if not dataset.chunks:
             return
         size = prod(dataset.chunks) * dataset.dtype.itemsize
@@ -141,20 +141,37 @@ class Hdf5(Container):
                 if self._packers[filters[packed[0]]](data, size + CHECKSUM):
                     raise ValueError("a chunk of its dataset unpacks to more than it should")
 
-    def _check_object(self, dataset: Any) -> None:
-        """Raise `ValueError` unless a dataset of variable length holds one value of bounded size.
-
-        What HDF5 keeps of it in its place begins with its length.
-        """
+    def _check_object(self, dataset: Any, plist: Any) -> None:
+        """Raise `ValueError` unless a dataset holds one value of variable, bounded length."""
         if dataset.size > 1:
             raise ValueError(
                 f"its dataset holds {dataset.size:,} values, not the bytes of an image"
             )
+        kind = self._h5py.check_vlen_dtype(dataset.dtype)
+        is_bytes = kind in (np.uint8, np.int8)
+        if not is_bytes and self._h5py.check_string_dtype(dataset.dtype) is None:
+            raise ValueError("its dataset holds values that are not the bytes of an image")
+        check_size(self._read_length(dataset, plist))
+
+    def _read_length(self, dataset: Any, plist: Any) -> int:
+        """Return the length of a value of variable length, which HDF5 keeps in its place."""
         place = dataset.id.get_offset()
-        if place is None:
-            raise ValueError("it is of variable length in chunks; write it as an array of uint8")
-        if self._at_once:
-            check_size(int.from_bytes(os.pread(self._bytes, 4, place), "little"))
+        if place is not None:
+            start = self._read_at(4, place)
+        elif not dataset.id.get_storage_size():
+            start = b""
+        elif dataset.chunks and not plist.get_nfilters():
+            _, start = dataset.id.read_direct_chunk((0,) * len(dataset.shape))
+        else:
+            raise ValueError("it is of variable length and packed; write it as an array of uint8")
+        return int.from_bytes(start[:4], "little")
+
+    def _read_at(self, size: int, place: int) -> bytes:
+        """Return bytes of the file; without `pread` by one thread at a time."""
+        if hasattr(os, "pread"):
+            return os.pread(self._bytes, size, place)
+        os.lseek(self._bytes, place, os.SEEK_SET)
+        return os.read(self._bytes, size)
 
     @staticmethod
     def _encode(value: Any, shape: tuple[int, ...]) -> bytes:

@@ -103,8 +103,7 @@ class Tar(Container):
     def _find(self, member: str) -> tuple[int, int]:
         """Return start and size of a file; of several with one name the last, as tar does."""
         place = bisect_right(self._order, member, key=self.names.__getitem__) - 1
-        found = self._order[place]
-        if place < 0 or self.names[found] != member:
+        if place < 0 or self.names[found := self._order[place]] != member:
             raise self.missing(member)
         if self._sizes[found] == NOT_STORED:
             raise ValueError(

@@ -37,8 +37,9 @@ def name_unread(info: zipfile.ZipInfo) -> str:
 
 def check_overlap(archive: zipfile.ZipFile) -> None:
     """Raise `BadZipFile` if members have bytes in common: the same pixels may be there for each."""
-    places = sorted({(info.header_offset, info.compress_size) for info in archive.filelist})
-    for (start, size), (following, _) in pairwise(places):
+    members = archive.filelist  # a member may be listed twice, but not under two names
+    places = {(info.header_offset, info.compress_size, info.filename) for info in members}
+    for (start, size, _), (following, *_) in pairwise(sorted(places)):
         if start + HEADER + size > following:
             raise zipfile.BadZipFile("its files overlap, maybe a decompression bomb")
 

@@ -23,3 +23,11 @@ def test_names_of_a_tar_file_need_not_be_ascii_and_the_last_of_one_name_counts(t
         assert container.read("long" * 60 + ".jpg") == b"2"
         with pytest.raises(FileNotFoundError):
             container.read("link.jpg")
+
+
+def test_a_tar_file_without_files_has_no_members(tmp_path):
+    tarfile.open(tmp_path / "a.tar", "w").close()
+    with open_container(str(tmp_path / "a.tar")) as container:
+        assert container.list_members() == []
+        with pytest.raises(FileNotFoundError, match="has no member a.jpg"):
+            container.read("a.jpg")

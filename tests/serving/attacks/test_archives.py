@@ -10,6 +10,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,16 @@ def test_members_of_a_zip_file_that_overlap_are_not_unpacked(tmp_path, memory):
     check(path, memory, "its files overlap, maybe a decompression bomb")
 
 
+def test_a_place_in_a_zip_file_has_one_name(tmp_path, memory):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("good.jpg", PHOTO)
+        twin = copy(archive.infolist()[0])
+        twin.filename = "twin.jpg"
+        archive.filelist.append(twin)
+    check(path, memory, "its files overlap, maybe a decompression bomb")
+
+
 ZIPS: dict[str, tuple[list[tuple[bytes, int, str, int]], str, bool]] = {  # what is written over
     "directory elsewhere": ([(b"PK\5\6", 12, "<L", 2**31)], "not a complete zip file", True),
     "more members": ([(b"PK\5\6", 8, "<H", 65000), (b"PK\5\6", 10, "<H", 65000)], "", False),
@@ -295,6 +306,18 @@ def add_variable(file: Any, h5py: Any) -> None:
         raw.write(struct.pack("<L", 2**30))
 
 
+def add_fields(file: Any, h5py: Any) -> None:
+    """One value of many fields, each of which is the same long list."""
+    fields = np.dtype([("number", "i4"), *((f"f{i}", h5py.vlen_dtype(np.uint8)) for i in range(9))])
+    value = np.empty((), fields)
+    value[()] = (5, *[np.zeros(1000, np.uint8)] * 9)
+    file.create_dataset("bad", (), fields)[()] = value
+
+
+def add_lists(file: Any, h5py: Any) -> None:
+    file.create_dataset("bad", (), h5py.vlen_dtype(np.float64))[()] = np.zeros(1000)
+
+
 BOMB = zlib.compress(zlib.compress(bytes(2**26), 9), 9)
 MORE, UNREAD = "unpacks to more than it should", "write it again with gzip"
 STORES: dict[str, tuple[Callable, str, bool]] = {  # what is added, what is told, of all of it
@@ -302,6 +325,8 @@ STORES: dict[str, tuple[Callable, str, bool]] = {  # what is added, what is told
     "links": (add_links, "maybe in a circle", False),
     "chunks": (add_chunks, "chunks; write it again in larger ones", False),
     "variable": (add_variable, "it has 1024 MB", False),
+    "fields of variable length": (add_fields, "not the bytes of an image", False),
+    "numbers of variable length": (add_lists, "not the bytes of an image", False),
     "filter": (lambda f, h: add_filters(f, h, 32001), UNREAD, False),
     "packed twice": (lambda f, h: add_filters(f, h, 1, 1, data=BOMB), UNREAD, False),
     "packed as LZF, then deflated": (
@@ -343,11 +368,12 @@ class Store:
         self.file[name] = value
 
 
+@pytest.mark.parametrize("block", [0, 512])
 @pytest.mark.parametrize("name", STORES)
-def test_a_store_costs_no_more_than_its_pictures(name, tmp_path, memory):
+def test_a_store_costs_no_more_than_its_pictures(name, block, tmp_path, memory):
     h5py = pytest.importorskip("h5py")
     path, (add, words, whole) = tmp_path / "a.h5", STORES[name]
-    with h5py.File(path, "w") as file:
+    with h5py.File(path, "w", userblock_size=block) as file:
         file["good.jpg"] = np.frombuffer(PHOTO, np.uint8)
         add(Store(file, path), h5py)
     check(path, memory, words, whole)
@@ -362,12 +388,12 @@ def test_usual_ways_to_pack_a_picture_in_a_store_are_read(tmp_path, memory):
                 file.create_dataset(
                     f"{packed}{number}", data=pixels, chunks=True, compression=packed, **options
                 )
-        file.create_dataset("bytes", (), h5py.vlen_dtype(np.uint8))[()] = np.frombuffer(
-            PHOTO, np.uint8
-        )
+        photo, variable = np.frombuffer(PHOTO, np.uint8), h5py.vlen_dtype(np.uint8)
+        file.create_dataset("bytes", (), variable)[()] = photo
+        file.create_dataset("grows", (1,), variable, maxshape=(None,))[0] = photo
     with memory(MOST):
         found = read_all(tmp_path / "a.h5")
-    assert len(found) == 10 and not any(found.values())
+    assert len(found) == 11 and not any(found.values())
 
 
 def test_how_far_bytes_unpack_is_counted_exactly():
