@@ -292,6 +292,12 @@ def read_groups(parts: Sequence[Part]) -> Iterator[Any]:
     parquet = open_parquet()
     for part, number in list_chunks(parts):
         with parquet.ParquetFile(part.path) as file:
+            rows, noted = file.metadata.num_rows, part.note[FINISHED]["images"]
+            if rows != noted:
+                raise LesionfastError(
+                    f"{part.path} has {pluralize(rows, 'row')}, but its note says {noted}. "
+                    "Predict this shard again."
+                )
             yield file.read_row_group(number)
 
 

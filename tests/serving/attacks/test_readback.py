@@ -549,3 +549,19 @@ def test_features_of_another_width_in_the_cache_are_made_again(shape, kind, tmp_
     if shape != (4, model.n_features + DIGEST):
         np.testing.assert_array_equal(found, right)
     assert Features(model, pixels).kept(rows[:3]).shape == (3, model.n_features)
+
+
+@pytest.mark.parametrize("rows", [0, 500_000])
+def test_a_parquet_shard_of_another_number_of_rows_is_refused(exported, photos, tmp_path, rows):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parts = [tmp_path / f"part{number}.parquet" for number in (1, 2)]
+    for number, part in enumerate(parts, 1):
+        given = {"metadata": {}, "shard": f"{number}/2"}
+        predict_inputs(exported, photos[:4], part, "parquet", **given)
+    table = parquet.read_table(parts[0])
+    parquet.write_table(table.take(np.zeros(rows, int)), parts[0])
+    note = json.loads(note_path(parts[0]).read_text())
+    note["finished"]["sha256"] = sha256(parts[0])
+    note_path(parts[0]).write_text(json.dumps(note))
+    with pytest.raises(LesionfastError, match="but its note says .* Predict this shard again"):
+        join_parts([*map(str, parts)], tmp_path / "all.parquet", "parquet")
