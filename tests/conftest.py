@@ -31,6 +31,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # must be set before torch is imp
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 COMMAND = "import runpy; runpy.run_module('lesionfast', run_name='__main__', alter_sys=True)"
+PATIENCE = 600  # seconds that a test waits for a process on a busy machine
 LIBRARIES = ["torchvision", "fastai.data.all", "fastai.callback.core"]  # seconds to import
 BEGIN = """
 import os, sys, tempfile
@@ -106,15 +107,40 @@ def no_waiting_for_the_disk() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def on_disk(monkeypatch) -> list[tuple[str, int, bytes]]:
+    """What a test puts on the disk and renames, in order: how, the inode, all bytes by then."""
+    done, replace = [], os.replace
+
+    def note_sync(descriptor: int) -> None:
+        state = os.fstat(descriptor)
+        folder = stat.S_ISDIR(state.st_mode)
+        data = b"" if folder else os.pread(descriptor, state.st_size, 0)
+        done.append(("sync", state.st_ino, data))
+
+    def note_replace(source: Path, target: Path) -> None:
+        done.append(("replace", os.stat(source).st_ino, Path(source).read_bytes()))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    return done
+
+
 @pytest.fixture(scope="session")
-def start_apart(cache_folder, tmp_path_factory) -> Callable[..., tuple[BaseProcess, Path, Path]]:
+def start_apart(
+    cache_folder, tmp_path_factory
+) -> Iterator[Callable[..., tuple[BaseProcess, Path, Path]]]:
     """A function that starts the command, or Python code, in a process of its own.
 
     It is forked from a process that has loaded PyTorch and fastai and done nothing else: a new
-    one needs five seconds for that. Returns it with the files of its stdout and stderr.
+    one needs five seconds for that. Returns it with the files of its stdout and stderr. What still
+    runs at the end is killed. Such a process has imported much already, and ends without what
+    Python does at its end: for tests of either, run `python -m lesionfast`.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(LIBRARIES)
+    started: list[BaseProcess] = []
 
     def start(
         *arguments: object,
@@ -130,19 +156,29 @@ def start_apart(cache_folder, tmp_path_factory) -> Callable[..., tuple[BaseProce
         names |= {"outputs": outputs, "arguments": [*map(str, arguments)], "code": code}
         process = context.Process(target=exec, args=(BEGIN, names))
         process.start()
+        started.append(process)
         return process, *outputs
 
-    return start
+    yield start
+    for process in started:
+        if process.is_alive():
+            process.kill()
+        process.join()
 
 
 @pytest.fixture(scope="session")
 def run_apart(start_apart) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """A function that does so, and waits for the end."""
+    """A function that does so, and waits for the end, at most so many seconds."""
 
-    def run(*arguments: object, **more: object) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: object, patience: float = PATIENCE, **more: object
+    ) -> subprocess.CompletedProcess[str]:
         process, *outputs = start_apart(*arguments, **more)
-        process.join()
+        process.join(patience)
         said = [file.read_text("utf-8") for file in outputs]
+        if process.is_alive():
+            process.kill()
+            pytest.fail(f"{arguments} did not end in {patience:g} s; it said: {said}")
         return subprocess.CompletedProcess(arguments, process.exitcode, *said)
 
     return run

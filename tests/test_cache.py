@@ -21,6 +21,7 @@ from lesionfast.cache import (
     open_array,
     read_note,
     size_limit,
+    write_array,
     write_note,
 )
 from lesionfast.errors import LesionfastError
@@ -54,6 +55,19 @@ DAMAGES = {
     "empty": lambda data: b"",
     "foreign": lambda data: b"something else",
 }
+
+
+def test_an_array_and_its_checksum_are_on_the_disk_before_it_has_its_name(tmp_path, on_disk):
+    kept_array(tmp_path / "kept.npy", len(RIGHT), build)
+    written = (tmp_path / "kept.npy").read_bytes()
+    place = (tmp_path / "kept.npy").stat().st_ino, written
+    assert [done for done in on_disk if done[1] == place[0]][-2:] == [
+        ("sync", *place),
+        ("replace", *place),
+    ]
+    on_disk.clear()
+    write_array(tmp_path / "alone.npy", len(RIGHT), build)  # as others write, which rename it
+    assert on_disk == [("sync", (tmp_path / "alone.npy").stat().st_ino, written)]
 
 
 def test_the_cache_folder_is_the_environments_or_the_users(monkeypatch, tmp_path):

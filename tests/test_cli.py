@@ -9,9 +9,11 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
+from urllib.request import urlopen
 
 import pandas as pd
 import pytest
@@ -33,10 +35,19 @@ TINY = [
 ]
 
 
+COMPLAINTS = re.compile("Traceback|Exception ignored")  # the latter at the end of a process
+
+
+def environment():
+    """What a user has, who sets nothing for matplotlib."""
+    return {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
+
+
 def lesionfast(*arguments, cwd=None):
-    """Run the command in a process of its own, without a terminal."""
+    """Run the command in a new process, as a user does, without a terminal."""
     command = [sys.executable, "-m", "lesionfast", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+    given = {"cwd": cwd, "env": environment(), "timeout": 600}
+    return subprocess.run(command, capture_output=True, text=True, **given)
 
 
 def invoke(*arguments):
@@ -45,11 +56,11 @@ def invoke(*arguments):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, run_apart):
+def folder(tmp_path_factory):
     """A folder with one finished run in runs/."""
     folder = tmp_path_factory.mktemp("work")
-    done = run_apart("train", *TINY, cwd=folder)
-    assert done.returncode == 0, done.stderr
+    done = lesionfast("train", *TINY, cwd=folder)
+    assert done.returncode == 0 and not COMPLAINTS.search(done.stderr), done.stderr
     return folder, done
 
 
@@ -107,6 +118,35 @@ def test_train_prints_the_path_alone_to_stdout_and_the_table_to_stderr(folder):
     accuracy = [i for i, line in enumerate(lines) if line.strip(" │").startswith("accuracy")]
     balanced = [i for i, line in enumerate(lines) if "balanced accuracy" in line]
     assert accuracy[-1] > balanced[-1]
+
+
+def test_predict_prints_a_table_alone_to_stdout(folder):
+    folder, done = folder
+    run = Run.open(folder / done.stdout.strip())
+    told = lesionfast("predict", run.path, run.predictions["path"].iloc[0], cwd=folder)
+    assert told.returncode == 0 and not COMPLAINTS.search(told.stderr), told.stderr
+    assert told.stdout.startswith("image,advice,") and told.stdout.count("\n") == 2
+
+
+@pytest.mark.parametrize("words", [["app"], ["labels", "--page"]], ids=["app", "labels"])
+def test_a_page_in_a_new_process_answers_and_ends_without_complaints(folder, words, tmp_path):
+    folder, done = folder
+    command = [sys.executable, "-m", "lesionfast", *words, done.stdout.strip(), "--port", "0"]
+    log = tmp_path / "log"
+    with log.open("w") as stderr:
+        page = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=stderr, cwd=folder, env=environment(), text=True
+        )
+    late = threading.Timer(600, page.kill)
+    late.start()
+    try:
+        with urlopen(page.stdout.readline().strip(), timeout=300) as answer:
+            assert "lesionfast" in answer.read().decode()
+    finally:
+        page.terminate()
+        assert page.communicate()[0] == ""
+        late.cancel()
+    assert page.returncode == 0 and not COMPLAINTS.search(log.read_text()), log.read_text()
 
 
 def test_without_a_terminal_the_epochs_go_to_the_log_alone(folder):

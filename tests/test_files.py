@@ -17,6 +17,7 @@ from lesionfast import files
 from lesionfast.errors import DiskError, LesionfastError
 from lesionfast.files import (
     UNFINISHED,
+    append_texts,
     as_object,
     disk_errors,
     only_writer,
@@ -68,6 +69,24 @@ def test_a_file_that_was_replaced_is_whole_and_nothing_lies_beside_it(tmp_path):
     write_text(tmp_path / "a.txt", "new ü\n")
     assert (tmp_path / "a.txt").read_bytes() == "new ü\n".encode()
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, on_disk):
+    path = tmp_path / "a.txt"
+    for text in ("old", "new"):
+        write_text(path, text)
+        place = path.stat().st_ino, text.encode()
+        assert on_disk == [("sync", *place), ("replace", *place)]
+        on_disk.clear()
+
+
+def test_what_is_appended_is_on_the_disk_and_so_is_the_name_of_a_new_file(tmp_path, on_disk):
+    path, folder = tmp_path / "log.csv", ("sync", tmp_path.stat().st_ino, b"")
+    append_texts(path, ["1\n", "2\n"], "head\n")
+    inode = path.stat().st_ino
+    assert on_disk == [("sync", inode, b"head\n1\n2\n"), folder]
+    append_texts(path, ["3\n"], "head\n")
+    assert on_disk[2:] == [("sync", inode, b"head\n1\n2\n3\n")]
 
 
 def test_others_may_read_a_file_that_its_library_made_private(tmp_path):

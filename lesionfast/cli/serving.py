@@ -260,7 +260,8 @@ Host = option(
 )
 Token = option(
     str | None,
-    "Token that page and API ask for (default: none); as a variable no list of processes shows it.",
+    "Token that page and API ask for, 12 characters or more (default: none); as a variable no list "
+    "of processes shows it.",
     envvar="LESIONFAST_TOKEN",
 )
 

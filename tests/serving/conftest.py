@@ -16,6 +16,8 @@ from lesionfast.run import Run
 from lesionfast.serving.bundle import hash_description
 from lesionfast.serving.export import export
 
+PATIENCE = 600  # seconds that a test waits for a page on a busy machine
+
 
 @pytest.fixture(scope="session")
 def change_description() -> Callable[[Path, Callable[[dict], object]], None]:
@@ -88,7 +90,8 @@ def start_page(start_apart) -> Callable[..., tuple[BaseProcess, str, Path]]:
 
     def start(*arguments: object, **more: object) -> tuple[BaseProcess, str, Path]:
         process, stdout, log = start_apart(*arguments, "--port", "0", **more)
-        while "\n" not in stdout.read_text() and process.is_alive():
+        end = time.monotonic() + PATIENCE
+        while "\n" not in stdout.read_text() and process.is_alive() and time.monotonic() < end:
             time.sleep(0.05)
         url = stdout.read_text().strip()
         assert url.startswith("http://127.0.0.1:"), log.read_text()

@@ -42,9 +42,8 @@ def read_keys(paths: list[str]) -> list[str]:
     read = any(name in path.lower() for name in TO_READ for path in paths[:1] + paths[-1:])
     note = cache_folder() / "images" / f"{hash_lines(['keys', *stamps(paths), *paths])[:32]}.json"
     keys = read_note(note, [str]) if read else None
-    if (
-        keys is None or len(keys) != len(paths) or any(map(is_unreadable, keys))
-    ):  # it may be readable by now
+    if keys is None or len(keys) != len(paths) or any(map(is_unreadable, keys)):
+        # what was unreadable may be readable by now
         keys = content_keys(paths)
         if read and not any(map(is_unreadable, keys)):
             with suppress(LesionfastError, OSError):  # a cache that can't be written is no problem

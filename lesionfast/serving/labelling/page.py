@@ -15,7 +15,7 @@ from lesionfast.serving.labelling.queue import Item, Queue, View
 from lesionfast.serving.web.app import overlay, to_source
 from lesionfast.serving.web.guard import LOCAL, Guard
 from lesionfast.serving.web.server import serve_page
-from lesionfast.serving.web.uploads import MOST_SECONDS, Busy, Line
+from lesionfast.serving.web.uploads import MOST_SECONDS, Busy, WaitingLine
 
 # isort: off
 from starlette.applications import Starlette  # after serving.web, which says how to install it
@@ -54,7 +54,7 @@ def build_label_app(queue: Queue, host: str = LOCAL[0], token: str | None = None
     files = {f"/{name}": (read_template(name), f"text/{kind}") for name, kind in kinds.items()}
     files["/"] = shell_html(queue), "text/html"
 
-    line = Line()
+    line = WaitingLine()
 
     async def show(request: Request) -> Response:
         text, kind = files[request.url.path]

@@ -42,9 +42,8 @@ DIGITS = 9  # of a number of pictures that is read
 MOST_PERIODS = 500  # a log of ten years by week; each is compared, and has its place in a figure
 WEEKS = 12  # of a log that are told one by one; a longer one by month
 EVERY = ("week", "month")
-CLASS = re.compile(
-    r"(-?\d+(?:\.\d+)?(?:e[+-]\d+)?)(?:(\+)|(-| to )(.+))"
-)  # "55-59", "90+", "5 to 7.5"
+# "55-59", "90+", "5 to 7.5"
+CLASS = re.compile(r"(-?\d+(?:\.\d+)?(?:e[+-]\d+)?)(?:(\+)|(-| to )(.+))")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Guard: who may ask a page: no other site, and with a token only those who have it."""
 
+import hashlib
 import hmac
 import logging
 import math
@@ -40,6 +41,7 @@ FEWEST = 6  # characters of a token that differ
 WRONG_TOKENS = 10  # that a client may send in a row: who mistypes waits for nothing
 SECONDS_A_TOKEN = 2.0  # until the next of a client that has sent so many: 43,000 a day
 MOST_CLIENTS = 10_000  # whose wrong tokens are remembered
+REMEMBERED = 10  # hashes of the last wrong tokens of a client: 10 MB for all clients
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -118,12 +120,12 @@ class Guard:
             return JSONResponse({"error": problem}, 400, {"Connection": "close"})
         if self.token is None or path in OPEN_PATHS:
             return self.app
-        known = self.has_cookie(scope)
-        if not known and (seconds := self.guesses.wait(scope)):
+        has_cookie = self.has_cookie(scope)
+        if not has_cookie and (seconds := self.guesses.wait(scope)):
             with speaking(self.choose_language(scope)):
                 problem = refuse("guesses", seconds=seconds)
             return JSONResponse({"error": problem}, 429, {"Retry-After": str(seconds)})
-        if known or self.guesses.is_right(scope, self.token):
+        if has_cookie or self.guesses.is_right(scope, self.token):
             if path != "/login" or scope["method"] != "POST":
                 return self.app
             cookie = f"{name_cookie(scope)}={self.session}; Path=/; HttpOnly; SameSite=Strict"
@@ -169,11 +171,14 @@ class Guard:
 class Guesses:
     """Bounds how many wrong tokens each client may send, without keeping another client waiting.
 
-    Clients behind one proxy are one, so while one of them guesses, none of them can log in.
+    Clients behind one proxy are one, so while one of them guesses, none of them can log in. A
+    program that sends one old token again and again guesses nothing, and keeps none of them out.
     """
 
     def __init__(self) -> None:
         self._clear: dict[str, float] = {}  # by client: when all its wrong tokens are forgotten
+        self._last: dict[str, list[bytes]] = {}  # by client: hashes of its last wrong tokens
+        self._key = secrets.token_bytes()
 
     def wait(self, scope: Scope) -> int:
         """Return in how many seconds the token of a request is looked at, 0 for now."""
@@ -183,17 +188,27 @@ class Guesses:
         return max(0, math.ceil(ahead - (WRONG_TOKENS - 1) * SECONDS_A_TOKEN))
 
     def is_right(self, scope: Scope, token: str) -> bool:
-        """Return whether a request has the token; a wrong one is counted."""
+        """Return whether a request has the token; a wrong one is counted, the same one once."""
         given = read_token(scope)
         if given is None:
             return False
         if hmac.compare_digest(given.encode(), token.encode()):
             return True
         client, now = name_client(scope), time.monotonic()
-        self._clear[client] = max(now, self._clear.get(client, now)) + SECONDS_A_TOKEN
+        if self._is_new(client, given):
+            self._clear[client] = max(now, self._clear.get(client, now)) + SECONDS_A_TOKEN
         if len(self._clear) > MOST_CLIENTS:
-            del self._clear[min(self._clear, key=self._clear.__getitem__)]
+            oldest = min(self._clear, key=self._clear.__getitem__)
+            del self._clear[oldest], self._last[oldest]
         return False
+
+    def _is_new(self, client: str, given: str) -> bool:
+        """Return whether a wrong token is none of the last of a client, and remember its hash."""
+        digest = hashlib.blake2b(given.encode(), key=self._key, digest_size=16).digest()
+        last = self._last.get(client, [])
+        others = [one for one in last if one != digest]
+        self._last[client] = [*others, digest][-REMEMBERED:]
+        return len(others) == len(last)
 
 
 def read_token(scope: Scope) -> str | None:

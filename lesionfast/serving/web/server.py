@@ -68,7 +68,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def build_server(app: ASGIApp) -> uvicorn.Server:
     """Return a server: HTTP by h11 with bounds; no WebSocket, no proxy is believed."""
-    logging.getLogger("uvicorn.error").addFilter(is_trouble)
+    logging.getLogger("uvicorn.error").addFilter(is_worth_logging)
     return uvicorn.Server(
         uvicorn.Config(
             app,
@@ -87,7 +87,7 @@ def build_server(app: ASGIApp) -> uvicorn.Server:
     )
 
 
-def is_trouble(record: logging.LogRecord) -> bool:
+def is_worth_logging(record: logging.LogRecord) -> bool:
     """Return whether a line of the log is about more than what the end of the page cut off."""
     return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 

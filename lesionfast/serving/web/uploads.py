@@ -71,7 +71,7 @@ def check_limits(data: bytes) -> None:
         raise TooLarge(refuse("megapixels", most=MOST_PIXELS // 10**6))
 
 
-class Line:
+class WaitingLine:
     """Bounds the requests that wait for an answer, those too whose clients have gone."""
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ class Uploads:
     """
 
     def __init__(self) -> None:
-        self.held, self.line = 0, Line()
+        self.held, self.line = 0, WaitingLine()
 
     async def answer(self, request: Request, work: Callable[[bytes, dict[str, str]], T]) -> T:
         """Return what `work` makes, in a thread, of the image and the metadata of a form.

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+PATIENCE = 600  # seconds that a test waits for a page on a busy machine
 PAGE = 1024  # bytes of a kB, as /proc counts
 
 
@@ -160,7 +161,12 @@ class Server:
         process = subprocess.Popen(
             words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, text=True
         )
-        return cls(process, Port(urlsplit(process.stdout.readline().strip()).port), folder)
+        late = threading.Timer(PATIENCE, process.kill)
+        late.start()
+        url = process.stdout.readline().strip()
+        late.cancel()
+        assert url, f"{command} ended without an address, or was killed after {PATIENCE} s"
+        return cls(process, Port(urlsplit(url).port), folder)
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         """End the process with a signal."""
@@ -246,6 +252,6 @@ def unharmed(server) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def start_page() -> Callable[..., Server]:
+def start_server() -> Callable[..., Server]:
     """A function that starts a page in a process of its own, as `Server.start`."""
     return Server.start

@@ -27,8 +27,8 @@ from lesionfast.serving.web.app import build_app
 from lesionfast.serving.web.guard import Guard, name_client
 
 TOKEN = "correct-horse-battery"
-RIGHT = {"Authorization": f"Bearer {TOKEN}"}
 WRONG = {"Authorization": "Bearer melanoma2026"}
+RIGHT = {"Authorization": f"Bearer {TOKEN}"}
 JSON = {"Content_Type": "application/json"}
 ASK = b"POST /answer HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
@@ -83,8 +83,8 @@ def say(port, path: str = "/answer", **asked: str) -> tuple[int, str]:
 def test_a_client_that_guesses_has_to_wait(locked, monkeypatch, caplog):
     monkeypatch.setattr(door, "SECONDS_A_TOKEN", 1000.0)
     cookie = locked.ask("POST", "/login", **RIGHT)[1]["set-cookie"].partition(";")[0]
-    for _ in range(door.WRONG_TOKENS):
-        assert locked.ask("GET", "/model", **WRONG)[0] == 401
+    for number in range(door.WRONG_TOKENS):
+        assert locked.ask("GET", "/model", **bearer(f"guess {number}"))[0] == 401
     for path in ("/model", "/", "/login", "/no"):
         for given in (WRONG, RIGHT):  # else the answer would tell which is right
             status, headers, body = locked.ask("POST", path, **given)
@@ -100,13 +100,17 @@ def test_a_client_that_guesses_has_to_wait(locked, monkeypatch, caplog):
 def test_who_mistypes_waits_for_a_moment_only(locked, monkeypatch):
     now = time.monotonic()
     monkeypatch.setattr(door.time, "monotonic", lambda: now)
-    for _ in range(door.WRONG_TOKENS - 1):
-        assert locked.ask("POST", "/login", **WRONG)[0] == 401
+    for number in range(door.WRONG_TOKENS - 1):
+        assert locked.ask("POST", "/login", **bearer(f"guess {number}"))[0] == 401
     assert locked.ask("POST", "/login", **RIGHT)[0] == 204
     assert locked.ask("POST", "/login", **WRONG)[0] == 401
     assert locked.ask("POST", "/login", **RIGHT)[0] == 429
     now += door.SECONDS_A_TOKEN
     assert locked.ask("POST", "/login", **RIGHT)[0] == 204
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
 
 
 def ask_guard(guard: Guard, client: str, token: str) -> bool:
@@ -132,6 +136,37 @@ def test_one_client_keeps_no_other_out(monkeypatch):
     for number in range(50):
         ask_guard(guard, f"198.51.100.{number}", "guess")
     assert len(guard.guesses._clear) == 5 and not ask_guard(guard, "192.0.2.1", TOKEN)
+
+
+def test_programs_with_old_tokens_behind_a_proxy_keep_none_of_its_clients_out():
+    guard = Guard(PlainTextResponse("in"), "127.0.0.1", TOKEN)
+    for number in range(1000):
+        for program in range(3):
+            assert not ask_guard(guard, "192.0.2.1", f"old {program}")
+        if number % 200 == 0:  # others mistype, which does not make the old ones new
+            assert not ask_guard(guard, "192.0.2.1", f"typed {number}")
+        assert ask_guard(guard, "192.0.2.1", TOKEN)
+    assert guard.guesses._clear["192.0.2.1"] < time.monotonic() + 8 * door.SECONDS_A_TOKEN
+
+
+def test_who_repeats_some_guesses_waits_like_any_other():
+    guard = Guard(PlainTextResponse("in"), "127.0.0.1", TOKEN)
+    for number in range(door.WRONG_TOKENS):
+        for _ in range(3):
+            assert not ask_guard(guard, "192.0.2.1", f"guess {number}")
+    assert not ask_guard(guard, "192.0.2.1", TOKEN)
+
+
+def test_what_is_remembered_of_wrong_tokens_is_bounded(monkeypatch):
+    monkeypatch.setattr(door, "MOST_CLIENTS", 5)
+    monkeypatch.setattr(door, "WRONG_TOKENS", 10**6)
+    guard = Guard(PlainTextResponse("in"), "127.0.0.1", TOKEN)
+    for client in range(10):
+        for number in range(50):
+            ask_guard(guard, f"198.51.100.{client}", f"guess {number}")
+    last = guard.guesses._last
+    assert last.keys() == guard.guesses._clear.keys() and len(last) == 5
+    assert max(map(len, last.values())) == door.REMEMBERED
 
 
 def test_requests_without_a_token_are_no_guesses(locked):
@@ -160,8 +195,8 @@ def test_a_waiting_browser_is_told_how_long(browser, locked, monkeypatch):
     monkeypatch.setattr(door, "SECONDS_A_TOKEN", 1000.0)
     opened = browser.new_context(locale="de-DE").new_page()
     opened.goto(f"http://127.0.0.1:{locked}")
-    for _ in range(door.WRONG_TOKENS):
-        locked.ask("POST", "/login", **WRONG)
+    for number in range(door.WRONG_TOKENS):
+        locked.ask("POST", "/login", **bearer(f"guess {number}"))
     opened.get_by_label("Token").fill("melanoma2026")
     opened.get_by_role("button").click()
     opened.get_by_text("Versuchen Sie es in 1000 s noch einmal").wait_for()
@@ -447,21 +482,21 @@ def test_a_picture_that_is_replaced_keeps_nobody_from_the_next(
 
 
 @pytest.fixture(scope="module")
-def labelling(trained, items, tmp_path_factory, start_page):
+def labelling(trained, items, tmp_path_factory, start_server):
     """`lesionfast labels RUN --page` in a process of its own, which has answered once."""
     folder = tmp_path_factory.mktemp("labelling")
-    with start_labels(start_page, trained, items, folder) as started:
+    with start_labels(start_server, trained, items, folder) as started:
         yield started
 
 
 @contextmanager
-def start_labels(start_page, run, items, folder: Path):
+def start_labels(start_server, run, items, folder: Path):
     """The page of labels with a list in a folder; it has shown its first image."""
     lines = ["image,path", *(f"{item.image},{item.path}" for item in items)]
     (folder / "next.csv").write_text("\n".join(lines))
     words = ["--page", "--list", str(folder / "next.csv")]
     words += ["--corrections", str(folder / "corrections.csv")]
-    started = start_page(run.path, folder / "tmp", *words, command="labels")
+    started = start_server(run.path, folder / "tmp", *words, command="labels")
     try:
         assert say(started.port, "/item")[0] == 200
         yield started
@@ -579,11 +614,11 @@ def test_floods_of_small_bodies(loaded, name):
 
 @pytest.mark.attack
 def test_a_page_that_is_killed_while_it_writes_loses_no_answer(
-    trained, items, tmp_path, start_page
+    trained, items, tmp_path, start_server
 ):
     said: set[str] = set()
     for kill in range(4):
-        with start_labels(start_page, trained, items, tmp_path) as started:
+        with start_labels(start_server, trained, items, tmp_path) as started:
             answered = read_why(tmp_path)
             assert len(answered) == len(set(answered)) and said <= set(answered)
 
@@ -607,7 +642,7 @@ def test_a_page_that_is_killed_while_it_writes_loses_no_answer(
                 tab.join()
     answered = read_why(tmp_path)
     assert len(answered) == len(set(answered)) and said <= set(answered) and said
-    with start_labels(start_page, trained, items, tmp_path):
+    with start_labels(start_server, trained, items, tmp_path):
         assert (tmp_path / ".lesionfast-lock-corrections.csv").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"next.csv", "corrections.csv", "tmp"}
 
@@ -621,10 +656,10 @@ def read_why(folder: Path) -> list[str]:
 @pytest.mark.attack
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
 def test_a_page_that_is_stopped_under_load_ends_and_leaves_nothing(
-    exported, photos, tmp_path, start_page, number
+    exported, photos, tmp_path, start_server, number
 ):
     """The tab of a clinic's shared machine is closed while fifty uploads run."""
-    started = start_page(exported, tmp_path / "tmp")
+    started = start_server(exported, tmp_path / "tmp")
     photo = Path(photos[0]).read_bytes()
     assert started.post(photo)[0] == 200
     head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 19000000\r\n"
@@ -645,9 +680,9 @@ def test_a_page_that_is_stopped_under_load_ends_and_leaves_nothing(
 
 @pytest.mark.attack
 def test_a_page_of_labels_that_is_stopped_under_load_ends_and_leaves_nothing(
-    trained, items, tmp_path, start_page
+    trained, items, tmp_path, start_server
 ):
-    with start_labels(start_page, trained, items, tmp_path) as started:
+    with start_labels(start_server, trained, items, tmp_path) as started:
         opened = [started.port.connect(60) for _ in range(50)]
         for client, item in zip(opened, items, strict=False):
             body = json.dumps({"image": item.image, "answer": "unclear"}).encode()
