@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 MOST_LETTERS = 4_000  # of a message
+MOST_OF_COMMAND = 2_000  # letters of the names in a command line: nobody pastes a page of them
+# What is expanded or ends a word in cmd.exe or PowerShell, also between double quotes.
+NEVER_ON_WINDOWS = re.compile('[&|<>^%"!$`\u201c-\u201f]')
 
 
 class LesionfastError(Exception):
@@ -24,9 +27,14 @@ class LesionfastError(Exception):
 
 
 def shorten(text: str, most: int = MOST_LETTERS) -> str:
-    """Return a text with its middle left out if a file has made it longer than `most` letters."""
+    """Return a text with its middle left out if a file has made it longer than `most` letters.
+
+    The end is what follows the last quotation mark: a command line whose first half is left out
+    would be read by a shell the other way round, names as commands.
+    """
     half = most // 2
-    return text if len(text) <= most else f"{text[:half]} … {text[-half:]}"
+    end = text[-half:].rpartition("'")[2]
+    return text if len(text) <= most else f"{text[:half]} … {end}"
 
 
 class DiskError(LesionfastError):
@@ -63,7 +71,8 @@ def extra_missing(package: str, extra: str, need: str) -> LesionfastError:
     """Return the error for an optional package that is not installed; see `import_extra`."""
     package = package.replace("_", "-")
     return LesionfastError(
-        f"{need}: {package} is not installed. Type: pip install 'lesionfast[{extra}]'"
+        f"{need}: {package} is not installed. Type: pip install "
+        f"{shell_quote(f'lesionfast[{extra}]')}"
     )
 
 
@@ -74,23 +83,39 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     return f" Did you mean '{lowered[matches[0]]}'?" if matches else ""
 
 
-def shell_quote(*words: object) -> str:
+def shell_quote(*words: object, system: str = os.name) -> str:
     """Return words as they are typed in a shell, where a name from a stranger is only a name.
 
     A line of advice is pasted. A path that begins with a dash is no option, and what can't be seen
-    or would end the line is spelled out, as bash and zsh read it: $'a\\x0ab'.
+    or would end the line is spelled out, as bash and zsh read it: $'a\\x0ab'. What is too long, or
+    can't be quoted on Windows (`system` is "nt"), is described in brackets, which no shell runs.
     """
-    return " ".join(map(quote_word, words))
+    quote = quote_on_windows if system == "nt" else quote_word
+    line = " ".join(quote(f"./{word}" if is_like_option(word) else str(word)) for word in words)
+    if len(line) <= MOST_OF_COMMAND:
+        return line
+    return f"({pluralize(len(words), 'name')}, too long to be printed)"
 
 
-def quote_word(word: object) -> str:
-    """Return one word of a command; see `shell_quote`."""
-    text = str(word)
-    if isinstance(word, Path) and text.startswith("-"):
-        text = f"./{text}"
+def is_like_option(word: object) -> bool:
+    """Return whether a path would be read as an option."""
+    return isinstance(word, Path) and str(word).startswith("-")
+
+
+def quote_word(text: str) -> str:
+    """Return one word of a command for bash and zsh; see `shell_quote`."""
     if text.isprintable():
         return shlex.quote(text)
     return "$'{}'".format("".join(map(spell_in_shell, text)))
+
+
+def quote_on_windows(text: str) -> str:
+    """Return one word of a command for cmd.exe and PowerShell; see `shell_quote`."""
+    if NEVER_ON_WINDOWS.search(text) or not text.isprintable():
+        return "(a name with signs that this shell would not take as a name)"
+    if re.fullmatch(r"[\w.:/\\+=-]+", text):
+        return text
+    return '"{}"'.format(re.sub(r"\\+$", r"\g<0>\g<0>", text))  # \" would be a letter
 
 
 def spell_in_shell(letter: str) -> str:

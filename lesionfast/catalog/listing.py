@@ -142,7 +142,7 @@ class Listing(list[Run]):
             minutes = None if seconds is None else cell(seconds / 60, ".1f")
             own = [row.value("run"), *map(row.value, SHOWN), minutes, row.value("status")]
             own += [show_cell(row, name) for name in extra]
-            table.add(*own, *([shorten(row.options["note"])] * with_notes))
+            table.add(*own, *([note_line(row.options["note"])] * with_notes))
         return table
 
     def _repr_html_(self) -> str:
@@ -166,7 +166,7 @@ def show_cell(row: Row, name: str) -> Cell | str | None:
     return Cell(show_value(value), float(value) if is_number(value) else None)
 
 
-def shorten(note: str | None) -> str | None:
+def note_line(note: str | None) -> str | None:
     """Return a note on one line, cut where it is long."""
     if note is None:
         return None

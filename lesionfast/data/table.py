@@ -22,7 +22,7 @@ from lesionfast.data.formats.records import (
     is_text,
     read_records,
 )
-from lesionfast.errors import LesionfastError, did_you_mean, list_first, pluralize
+from lesionfast.errors import LesionfastError, did_you_mean, list_first, pluralize, shorten
 
 logger = logging.getLogger("lesionfast")
 
@@ -30,6 +30,7 @@ SEPARATORS = {",": ",", ";": ";", "|": "|", "\t": "tab"}  # as in the file -> as
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".txt", *EXCEL, *PARQUET)
 EMPTY = ("", "nan", "na", "n/a", "null")  # compared in lower case
 MOST_COLUMNS = 5_000
+MOST_OF_NAME = 80  # letters of a name or a value in a message
 CELLS = 400_000  # read together: bounds the memory
 LOOK = 20  # rows that show what separates the fields, and whether the first one names them
 
@@ -148,8 +149,8 @@ class TableFile:
         if not names and below:
             raise LesionfastError(
                 f"the first row of {self.path} does not name the columns: it is "
-                f"'{shorten(title)}' alone, and row {below[0]} has {len(rows[below[0] - 1])} "
-                "fields. Remove the rows above the column names."
+                f"'{shorten(title, MOST_OF_NAME)}' alone, and row {below[0]} has "
+                f"{len(rows[below[0] - 1])} fields. Remove the rows above the column names."
             )
 
     def require(self, columns: Mapping[str, str]) -> None:
@@ -245,7 +246,7 @@ class TableFile:
             logger.warning(
                 "%s is not in UTF-8 and was read as Windows-1252, such as '%s'. If that is not "
                 "what it says, save it as 'CSV UTF-8'",
-                self.path.name, shorten(example),
+                self.path.name, shorten(example, MOST_OF_NAME),
             )  # fmt: skip
         for count, sentence in [
             (counts["stripped"], f"removed spaces around {pluralize(counts['stripped'], 'value')}"),
@@ -303,12 +304,7 @@ def find_separator(path: Path, columns: Iterable[str], default: str = ",") -> st
 
 def list_columns(names: Sequence[str]) -> str:
     """Return column names for an error: the first thirty, long ones shortened."""
-    return list_first(map(shorten, names), 30)
-
-
-def shorten(text: str) -> str:
-    """Return a text as it is, or its first 80 characters."""
-    return text if len(text) <= 80 else f"{text[:80]}…"
+    return list_first((shorten(name, MOST_OF_NAME) for name in names), 30)
 
 
 def read_header(path: Path, separator: str, option: str | None = None) -> list[str]:

@@ -22,8 +22,8 @@ from lesionfast.data.columns.values import (
     unify_all,
     why_impossible,
 )
-from lesionfast.data.table import shorten
-from lesionfast.errors import LesionfastError, list_first, pluralize
+from lesionfast.data.table import MOST_OF_NAME
+from lesionfast.errors import LesionfastError, list_first, pluralize, shorten
 
 logger = logging.getLogger("lesionfast")
 
@@ -175,7 +175,7 @@ def refuse_mixture(read: Column, wrong: np.ndarray, written: dict[int, Written])
     """Return the error of an input in which some texts among numbers are none."""
     advice = "Correct them (leave them empty if they are missing), or remove the column from "
     rows = read.rows(wrong)
-    examples = ", ".join(f"'{shorten(text)}' in row {row}" for text, row in rows[:5])
+    examples = ", ".join(f"'{shorten(text, MOST_OF_NAME)}' in row {row}" for text, row in rows[:5])
     more = f" and {pluralize(len(rows) - 5, 'more row')}" if len(rows) > 5 else ""
     if all(i in written for i in np.flatnonzero(wrong)):
         return read.refuse(

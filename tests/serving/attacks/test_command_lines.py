@@ -13,10 +13,11 @@ import pytest
 
 import lesionfast
 from lesionfast.console import printable
-from lesionfast.errors import LesionfastError, shell_quote
+from lesionfast.errors import MOST_LETTERS, LesionfastError, shell_quote, shorten
 from lesionfast.evaluation.findings import Findings
 from lesionfast.reporting.advice.chapter import advice
 from lesionfast.run import Run
+from lesionfast.training.experiment import check_resumable
 
 NAMES = [
     *("a; touch owned", "$(touch owned)", "`touch owned`", " spaces ", "-rf", "--help", "a\nb"),
@@ -39,8 +40,16 @@ OWN = {  # what this library itself has chosen: numbers, and names of its lists
         "EXAMPLE",
         "PACKAGES[self.library]",
     ),
-    *("PROJECT", "SCHEMA", "command", "config.size", "example", "extra", "finest", "folds - 1"),
-    *("hub", "max(1, config.batch_size // 2)", "missing[0]", "other", "package", "parts"),
+    *("PROJECT", "SCHEMA", "command", "config.size", "example", "finest", "folds - 1"),
+    *(
+        "secrets.token_hex(8)",
+        "hub",
+        "max(1, config.batch_size // 2)",
+        "missing[0]",
+        "other",
+        "package",
+        "parts",
+    ),
     *("possible", "read[1]", "self.native", "smallest", "there[-1]", "wanted.package", "yes"),
     "config.arch",  # as it was typed
 }
@@ -159,6 +168,64 @@ def test_what_a_report_advises_is_pasted(shell, make_run):
     words = " ".join(advice(Findings.from_run(other)).words)
     line = words[words.index("lesionfast interpret") :].partition(". ")[0]
     assert shell(line)[:3] == ["interpret", str(other.path), "--cost"]
+
+
+BAIT = "$(touch owned) #`touch owned`; touch owned;"
+
+
+def test_a_long_message_is_not_cut_to_a_command(tmp_path):
+    """The middle is left out, from each letter of a command on and up to each."""
+    line = f"lesionfast ensemble {shell_quote(BAIT, 'b')}"
+    much, half = "x" * MOST_LETTERS, MOST_LETTERS // 2
+    cuts = set()
+    for at in range(len(line)):
+        cuts.add(shorten(f"{'x' * (half - at)}{line}{much}").lstrip("x"))
+        cuts.add(shorten(f"{much}{line}{' ' * (half - at)}").partition(" … ")[2].rstrip())
+    assert max(map(len, cuts)) > len(line)
+    read = 'while IFS= read -r -d "" line; do (eval "$line") < /dev/null; done'
+    about = {"cwd": tmp_path, "capture_output": True, "check": False, "timeout": 60}
+    about["env"] = os.environ | {"PATH": os.defpath}
+    subprocess.run(
+        ["bash", "-c", read], input="".join(f"{cut}\0" for cut in cuts).encode(), **about
+    )
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_ensemble_of_many_members_is_no_command(tmp_path, monkeypatch):
+    members = [f"{BAIT}{place:02d}{'a' * 60}" for place in range(42)]
+    monkeypatch.setattr(Run, "model", {"members": members})
+    (tmp_path / "model.json").touch()
+    with pytest.raises(LesionfastError, match=r"\(42 names, too long to be printed\)") as error:
+        check_resumable(Run(tmp_path))
+    here = tmp_path / "here"
+    here.mkdir()
+    line = str(error.value).partition("again: ")[2]
+    subprocess.run(["bash", "-c", line], cwd=here, capture_output=True, check=False)
+    assert line.startswith("lesionfast ensemble (") and not any(here.iterdir())
+
+
+def test_names_on_windows():
+    """cmd.exe knows no single quotes, and expands some signs between double ones."""
+    line = shell_quote(
+        "lesionfast", "a b", "C:\\x\\", "C:\\x y\\", Path("-rf"), "a=1", "", system="nt"
+    )
+    assert line == r'lesionfast "a b" C:\x\ "C:\x y\\" ./-rf a=1 ""'
+    for name in [
+        "a&b",
+        "a|b",
+        "a>b",
+        "<",
+        "^",
+        "%PATH%",
+        'a"b',
+        "a\nb",
+        "$(b)",
+        "`b`",
+        "!a!",
+        "\u201d",
+    ]:
+        assert shell_quote(name, system="nt").startswith("(a name with signs")
+    assert shell_quote("a;b", "(a)", "a,b", "@a", system="nt") == '"a;b" "(a)" "a,b" "@a"'
 
 
 @pytest.mark.attack
