@@ -5,8 +5,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,13 @@ from lesionfast.evaluation.findings import Findings
 from lesionfast.evaluation.interpretation import Interpretation
 from lesionfast.evaluation.outliers import save_ood
 from lesionfast.files import (
-    REASONS,
     disk_errors,
-    error_number,
     format_bytes,
     free_bytes,
     workspace,
     write_text,
 )
-from lesionfast.models.hub.answers import checked_answers
+from lesionfast.models.hub.failures import PREFIX, explain_errors
 from lesionfast.models.lineage import KEY
 from lesionfast.reporting.advice.limits import find_limits, list_limits
 from lesionfast.reporting.checklist.chapter import checklist_of_card
@@ -55,15 +52,7 @@ logger = logging.getLogger("lesionfast")
 COMPARED = 32  # validation images
 TOLERANCE = 0.05  # of a probability: other machines, precisions and decoders differ by less
 BESIDE = 1_000_000  # bytes for model.json, card and folder
-PREFIX = "hf://"
 NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-# What the client of the hub raises for JSON that it does not expect.
-NONSENSE = (
-    *(OSError, ValueError, LookupError, TypeError),
-    *(AttributeError, AssertionError, RecursionError),
-)
-MOST_SAID = 300  # letters of a message of the hub
-LOGIN = "To log in type: hf auth login, or set HF_TOKEN."
 ESTIMATES = {
     ("balanced_accuracy", "all"): "balanced accuracy",
     ("macro_auc", "all"): "macro AUC",
@@ -312,11 +301,10 @@ def push(source: Path, name: str, *, public: bool = False, onnx: bool = False) -
         with explain_errors(name):
             api = hub.HfApi()
             api.create_repo(name, private=not public, exist_ok=True)
-            api.create_commit(
-                name,
-                [hub.CommitOperationAdd(path.name, path) for path in paths],
-                commit_message="Upload a model of lesionfast",
-            )
+            files = [hub.CommitOperationAdd(path.name, path) for path in paths]
+            for file in files:  # one by one, so that answers come to this thread and are checked
+                api.preupload_lfs_files(name, [file], num_threads=1)
+            api.create_commit(name, files, commit_message="Upload a model of lesionfast")
     return f"{PREFIX}{name}"
 
 
@@ -374,69 +362,3 @@ def split_address(address: str) -> tuple[str, str, str | None]:
             "/model.onnx after it if you like."
         )
     return found["name"], found["file"] or "", found["revision"]
-
-
-@contextmanager
-def explain_errors(name: str) -> Iterator[None]:
-    """Check the hub's answers, and turn its errors into ones that say what to type."""
-    try:
-        with checked_answers(f"{PREFIX}{name}"):
-            yield
-    except errors.LocalTokenNotFoundError:
-        raise LesionfastError(f"{PREFIX}{name}: nobody is logged in. {LOGIN}") from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise not_fetched(name, error.__cause__) from None
-    except errors.RevisionNotFoundError:
-        raise LesionfastError(
-            f"{PREFIX}{name} has no such revision. Leave it out, or look at the hub's page."
-        ) from None
-    except errors.EntryNotFoundError:
-        raise LesionfastError(
-            f"{PREFIX}{name} does not hold a model of lesionfast: it has no {FILE}. "
-            "Name one that `lesionfast push` wrote."
-        ) from None
-    except errors.GatedRepoError:
-        raise LesionfastError(
-            f"{PREFIX}{name} is gated: its owner asks everybody to accept terms before a download. "
-            f"Accept them on its page of the hub. {LOGIN}"
-        ) from None
-    except errors.RepositoryNotFoundError:
-        raise LesionfastError(
-            f"{PREFIX}{name} does not exist, or you may not read it. Check the name. {LOGIN}"
-        ) from None
-    except (errors.HfHubHTTPError, errors.HFValidationError) as error:
-        raise not_fetched(name, error) from None
-    except errors.HTTPError as error:  # of its HTTP client: no connection
-        raise LesionfastError(
-            f"{PREFIX}{name}: the hub is out of reach ({error}). Try again when you are online."
-        ) from None
-    except NONSENSE as error:
-        if isinstance(error, OSError) and error_number(error) in REASONS:
-            raise
-        reason = (str(error) or repr(error)).strip().splitlines()[0]
-        raise LesionfastError(
-            f"{PREFIX}{name}: the hub's answer makes no sense ({reason}). Try again; check "
-            "HF_ENDPOINT if you have set it."
-        ) from None
-
-
-def not_fetched(name: str, cause: BaseException | None) -> LesionfastError:
-    """Return the error for what neither the hub nor its cache gives, by the hub's answer."""
-    status = getattr(getattr(cause, "response", None), "status_code", 0)
-    if status == 429:
-        return LesionfastError(
-            f"{PREFIX}{name}: the hub is asked too often (status 429). Wait some minutes; who is "
-            f"logged in may ask more often. {LOGIN}"
-        )
-    if status >= 500:
-        return LesionfastError(
-            f"{PREFIX}{name}: the hub has a fault (status {status}). Try again later."
-        )
-    if status or isinstance(cause, ValueError | errors.FileMetadataError):
-        said = getattr(cause, "server_message", None) or str(cause)
-        reason = " ".join([*said.splitlines(), repr(cause)][0].split())[:MOST_SAID]
-        return LesionfastError(f"{PREFIX}{name}: the hub says: {reason}. {LOGIN}")
-    return LesionfastError(
-        f"{PREFIX}{name} is not in the cache, and the hub is not asked (HF_HUB_OFFLINE is set) "
-        "or out of reach. Connect once, or copy an exported folder here and name that."
-    )

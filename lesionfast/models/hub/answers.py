@@ -4,12 +4,15 @@ A mirror, a proxy or a wrong HF_ENDPOINT may answer anything.
 """
 
 import re
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from lesionfast.errors import DiskError, LesionfastError
 from lesionfast.files import format_bytes, free_bytes
@@ -25,9 +28,11 @@ MOST_IN_MEMORY = 40_000_000
 MOST_ANSWERS = 100
 # Bytes a second, on average, once so many seconds were spent waiting: a modem had four times that.
 SLOWEST, PATIENCE = 1_000, 60
+# Seconds from a question to the head of its answer, more than the client waits for any one byte.
+LONGEST = 60
 
 COMMIT = re.compile("[0-9a-f]{40}")
-ETAG = re.compile(r"\w[\w.-]{0,200}", re.ASCII)
+ETAG = re.compile(r"[\w+=][\w.+=-]{0,200}", re.ASCII)  # of some mirrors it is Base64
 WAITS = ("Retry-After", "RateLimit", "RateLimit-Policy")  # may say: a year
 
 
@@ -36,6 +41,7 @@ class Answers:
 
     def __init__(self, name: str) -> None:
         self.name, self.count, self.bytes, self.seconds = name, 0, 0, 0.0
+        self.is_late, self.timer = False, threading.Timer(0, self.give_up)
 
     def refuse(self, problem: str) -> LesionfastError:
         """Return the error for an answer."""
@@ -44,15 +50,36 @@ class Answers:
             "have set it, or copy an exported folder here and name that."
         )
 
-    def ask_unpacked(self, request: Any) -> None:
-        """Ask for bytes as they are: what is packed may unpack to a thousand times as much."""
+    def ask(self, request: Any) -> None:
+        """Ask for bytes as they are: what is packed may unpack to a thousand times as much.
+
+        The client's own limit is one of each wait: an answer may begin for ever, a byte at a time.
+        """
+        from huggingface_hub import constants
+
+        if self.is_late:
+            raise self.refuse("does not begin, though it was waited for")
         request.headers["Accept-Encoding"] = "identity"
+        sent = int(request.headers.get("Content-Length", 0)) / SLOWEST
+        self.timer.cancel()
+        seconds = LONGEST + constants.HF_HUB_DOWNLOAD_TIMEOUT + sent
+        self.timer = threading.Timer(seconds, self.give_up)
+        self.timer.daemon = True
+        self.timer.start()
+
+    def give_up(self) -> None:
+        """Close the connection that is waited for; the client opens another for what follows."""
+        from huggingface_hub import close_session
+
+        self.is_late = True
+        close_session()
 
     def check(self, response: Any) -> None:
         """Check status and headers; what follows is read by a `Body`."""
+        self.timer.cancel()
         self.count += response.request.method in ("GET", "HEAD")  # an upload has many parts
         if self.count > MOST_ANSWERS:
-            raise self.refuse(f"broke off again and again, {MOST_ANSWERS} times")
+            raise self.refuse(f"is one of more than {MOST_ANSWERS} for one model")
         headers = response.headers
         headers.pop("X-Xet-Hash", None)  # a protocol of its own, to servers that an answer names
         for wait in WAITS:
@@ -71,14 +98,17 @@ class Answers:
             raise self.refuse("leads to what is no web address")
         if str(response.request.url).startswith("https:") and target.startswith("http:"):
             raise self.refuse("leads to an address without encryption")
-        self.check_size(headers)
-        in_memory = response.status_code >= 300 or "/api/" in response.request.url.path
+        self.check_size(headers, is_file=response.request.method == "GET")
+        in_memory = response.status_code >= 300 or is_of_api(response.request.url.path)
         sized = "Content-Length" in headers and "Transfer-Encoding" not in headers
         most = MOST_IN_MEMORY if in_memory else MOST_BYTES if sized else MOST_UNKNOWN
         response.stream = watch(response.stream, self, most)
 
-    def check_size(self, headers: Any) -> None:
-        """Refuse a file that is larger than any model, or than the room that is left."""
+    def check_size(self, headers: Any, is_file: bool) -> None:
+        """Refuse a file that is larger than any model, or what comes if there is no room for it.
+
+        Of a file that is in the cache, or half of it, only the rest comes.
+        """
         from huggingface_hub import constants
 
         sizes = [headers.get(name, "0") for name in ("Content-Length", "X-Linked-Size")]
@@ -86,7 +116,7 @@ class Answers:
         if size > MOST_BYTES:
             raise self.refuse(f"is to have {format_bytes(size)}, and no model has as much")
         cache = Path(constants.HF_HUB_CACHE)
-        if size > (free := free_bytes(cache)):
+        if is_file and size > (free := free_bytes(cache)):
             raise DiskError(
                 f"{self.name} needs {format_bytes(size)} in {cache}, and {format_bytes(free)} are "
                 "free.",
@@ -99,6 +129,13 @@ class Answers:
         self.seconds += seconds
         if self.seconds > PATIENCE and self.bytes < SLOWEST * self.seconds:
             raise self.refuse(f"comes with less than {format_bytes(SLOWEST)} a second")
+
+
+def is_of_api(path: str) -> bool:
+    """Return whether a path is one of the hub's API, which a mirror may have below others."""
+    from huggingface_hub import constants
+
+    return path.removeprefix(urlsplit(constants.ENDPOINT).path.rstrip("/")).startswith("/api/")
 
 
 def watch(stream: Any, answers: Answers, most: int) -> Any:
@@ -123,23 +160,58 @@ def watch(stream: Any, answers: Answers, most: int) -> Any:
     return Body()
 
 
+ASKED: ContextVar[Answers | None] = ContextVar("answers of the hub", default=None)
+INSTALLING = threading.Lock()
+
+
 @contextmanager
 def checked_answers(name: str) -> Iterator[None]:
-    """Check all answers that the hub's client receives meanwhile; `name` is what is asked for."""
-    client = import_module("huggingface_hub.utils._http")
-    factory, answers = client._GLOBAL_CLIENT_FACTORY, Answers(name)
+    """Check all answers that this thread receives from the hub meanwhile to a question for `name`.
 
-    def make() -> Any:
-        session = factory()
-        hooks = session.event_hooks
-        session.event_hooks = {
-            "request": [*hooks["request"], answers.ask_unpacked],
-            "response": [*hooks["response"], answers.check],
-        }
-        return session
-
-    client.set_client_factory(make)  # also for the sessions that follow one that broke off
+    Other threads, and what else uses the hub's client, are let alone.
+    """
+    install_checks()
+    answers = Answers(name)
+    token = ASKED.set(answers)
     try:
         yield
+    except Exception:
+        if answers.is_late:  # whatever the client makes of a connection that was closed
+            raise answers.refuse("does not begin, though it was waited for") from None
+        raise
     finally:
-        client.set_client_factory(factory)
+        ASKED.reset(token)
+        answers.timer.cancel()
+
+
+def install_checks() -> None:
+    """Give the hub's client hooks that look for `ASKED`, once: each time breaks off downloads."""
+    client = import_module("huggingface_hub.utils._http")
+    with INSTALLING:
+        factory = client._GLOBAL_CLIENT_FACTORY
+        if getattr(factory, "is_checked", False):
+            return
+
+        def make() -> Any:
+            session = factory()
+            hooks = session.event_hooks
+            session.event_hooks = {
+                "request": [*hooks["request"], check_request],
+                "response": [*hooks["response"], check_response],
+            }
+            return session
+
+        make.is_checked = True  # type: ignore[attr-defined]
+        client.set_client_factory(make)  # also for the sessions that follow one that broke off
+
+
+def check_request(request: Any) -> None:
+    """Prepare a question that `checked_answers` is about."""
+    if (answers := ASKED.get()) is not None:
+        answers.ask(request)
+
+
+def check_response(response: Any) -> None:
+    """Check an answer that `checked_answers` is about."""
+    if (answers := ASKED.get()) is not None:
+        answers.check(response)

@@ -1,9 +1,11 @@
 """What a repository of a stranger on the hub may do: only named files come, checked before use."""
 
+import errno
 import gzip
 import importlib.util
 import json
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from typer.testing import CliRunner
 from lesionfast.cli.base import app
 from lesionfast.errors import LesionfastError
 from lesionfast.models.hub import answers
+from lesionfast.models.hub.failures import explain_errors
 from lesionfast.models.weights import Wanted, fetch_file
 from lesionfast.serving.bundle import hash_description, read_checked
 from lesionfast.serving.export import fetch, list_files_to_share, push, split_address
@@ -393,6 +396,99 @@ def test_a_packed_body_is_not_unpacked(lying, memory):
         assert "is packed" in lying(body_of(write))
 
 
+@pytest.mark.parametrize(
+    "dribble", [b"HTTP/1.1 103 Early Hints\r\n\r\n", b"HTTP/1.1 200 OK\r\nX-A: "]
+)
+def test_an_answer_that_never_begins_is_given_up(lying, monkeypatch, dribble):
+    """Each byte comes in time, and the answer never: hints without an end, or a header."""
+    monkeypatch.setattr(answers, "LONGEST", 0.5)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0)
+    monkeypatch.setattr(time, "sleep", lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.1)))
+
+    def lie(handler, status, told, data, headers):
+        handler.close_connection = True
+        handler.wfile.write(dribble)
+        for _ in range(100):
+            handler.wfile.write(dribble if dribble.endswith(b"\n") else b"a")
+            time.sleep(0.1)
+
+    assert "it does not begin, though it was waited for" in lying(lie)
+
+
+@pytest.mark.parametrize("etag", ["1B2M2Y8AsgTpgAmY7PhCfg==", "a+b=", "0x8D_1"])
+def test_an_etag_of_a_mirror_is_taken(hub, repository, tmp_path, monkeypatch, etag):
+    repository()
+    monkeypatch.setattr(hub, "lie", with_headers(ETag=f'"{etag}"'), raising=False)
+    with own_hub(hub, tmp_path):
+        assert fetch_file(Wanted("x", "x", repository=NAME), "model.json").is_file()
+    monkeypatch.setattr(hub, "lie", None)
+
+
+def test_a_file_of_a_mirror_is_no_answer_of_the_api(monkeypatch):
+    mirror = "https://host/artifactory/api/huggingfaceml/repo"
+    assert answers.is_of_api("/api/models/a/b") and not answers.is_of_api("/a/api/resolve/main/x")
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", mirror)
+    root = "/artifactory/api/huggingfaceml/repo"
+    assert answers.is_of_api(f"{root}/api/models/a/b")
+    assert not answers.is_of_api(f"{root}/a/b/resolve/main/model.safetensors")
+
+
+def test_room_is_asked_for_what_comes_only(hub, repository, tmp_path, monkeypatch):
+    """What is in the cache is found again on a full disk."""
+    repository()
+    with own_hub(hub, tmp_path):
+        fetch(f"hf://{NAME}")
+        monkeypatch.setattr(answers, "free_bytes", lambda path: 10)
+        fetch(f"hf://{NAME}")
+        shutil.rmtree(tmp_path / "hub")
+        with pytest.raises(LesionfastError, match="needs .* and 10 bytes are free. Free some"):
+            fetch(f"hf://{NAME}")
+
+
+def test_two_threads_ask_without_a_word_to_each_other():
+    """Each has limits of its own, and the client that others use is neither closed nor kept."""
+    with answers.checked_answers("first"):
+        pass
+    session, seen = huggingface_hub.get_session(), []
+    first, second = answers.checked_answers("a"), answers.checked_answers("b")
+
+    def ask(which, entered, leave):
+        with which:
+            entered.set()
+            leave.wait(10)
+            seen.append(answers.ASKED.get().name)
+
+    events = [[threading.Event(), threading.Event()] for _ in range(2)]
+    pairs = zip((first, second), events, strict=True)
+    threads = [threading.Thread(target=ask, args=(which, *pair)) for which, pair in pairs]
+    for thread, (entered, _) in zip(threads, events, strict=True):
+        thread.start()
+        assert entered.wait(10)
+    for thread, (_, leave) in zip(threads, events, strict=True):
+        leave.set()
+        thread.join(10)
+    assert seen == ["a", "b"] and answers.ASKED.get() is None
+    assert huggingface_hub.get_session() is session and not session.is_closed
+    answers.check_response(None)  # of who did not ask for a check
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOLCK, "No locks available"), "can't be kept in .*: No locks available"),
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files. .* HF_HOME"),
+        (OSError(errno.ENOSPC, "x"), "the disk is full. Free some space, or set HF_HOME"),
+        (ValueError("Unknown scheme for proxy URL 'x'"), "the proxy can't be used .* HTTPS_PROXY"),
+        (ImportError("Using SOCKS proxy, but no socksio"), "the proxy can't be used .* ALL_PROXY"),
+        (ValueError("x"), "the hub's answer makes no sense"),
+        (OSError("x"), "the hub's answer makes no sense"),
+    ],
+)
+def test_the_hub_is_not_blamed_for_this_computer(error, message):
+    with pytest.raises(LesionfastError, match=message), explain_errors(NAME):
+        raise error
+
+
 @pytest.mark.attack
 @pytest.mark.parametrize(
     ("status", "message"),
@@ -418,7 +514,7 @@ def test_a_connection_that_breaks_again_and_again_ends(lying, monkeypatch, part)
         handler.wfile.write(data[:part])
 
     found = lying(body_of(write))
-    assert "out of reach" in found or "broke off again and again, 10 times" in found
+    assert "out of reach" in found or "is one of more than 10 for one model" in found
 
 
 def test_a_protocol_of_its_own_is_not_spoken(hub, repository, tmp_path, monkeypatch):
