@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from math import ceil, prod
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -50,7 +51,11 @@ except ImportError:  # on Windows, where a file that is mapped can't be removed
 logger = logging.getLogger("lesionfast")
 
 CHECKSUM = hashlib.sha256().digest_size  # bytes at the end of an array's file
-MOST_NOTE = 2**28  # bytes: that of a zip file of a million images has 100 MB
+MOST_NOTE, NOTE_OF_ONE = 2**22, 200  # bytes of a note, and more for each thing that it is about
+BROKEN_HEADER = (  # what NumPy raises for a header, which it parses as Python
+    *(ValueError, TypeError, SyntaxError, TokenError),
+    *(RecursionError, MemoryError),
+)
 BLOCK = 2**23  # bytes that a thread checks at once
 KINDS = ("images", "features", "duplicates")  # folders; the built-in sample has one of its own
 LIMIT = "LESIONFAST_CACHE_SIZE"
@@ -154,7 +159,7 @@ def read_numbers(
     """
     try:
         shape, fortran, dtype = read_header(source)
-    except ValueError:
+    except BROKEN_HEADER:
         return None
     whole = source.tell() + prod(shape) * dtype.itemsize + CHECKSUM == size
     plain = dtype.kind in "biuf" and not fortran and min(shape, default=0) >= 0
@@ -169,7 +174,10 @@ def note_use(opened: BinaryIO, used: int) -> None:
 
 
 def read_header(source: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Return shape, Fortran order and dtype of an array file, read up to its first number."""
+    """Return shape, Fortran order and dtype of an array file, read up to its first number.
+
+    Raises one of `BROKEN_HEADER` for what is none.
+    """
     version = npy.read_magic(source)
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     return read(source)
@@ -274,13 +282,14 @@ def check_room(folder: Path, size: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def read_note(file: Path, shape: Any = object) -> Any:
+def read_note(file: Path, shape: Any = object, count: int = 0) -> Any:
     """Return what `write_note` wrote; None if it is missing or damaged, which is logged.
 
-    `shape` is what it must look like, as for `check_shape`.
+    `shape` is what it must look like, as for `check_shape`, and `count` how many things it is
+    about: a far larger one is not parsed, as its objects may take 30 times the memory.
     """
     try:
-        note = load_json(file, MOST_NOTE)
+        note = load_json(file, MOST_NOTE + count * NOTE_OF_ONE)
         if note["sha256"] == hash_lines([json.dumps(note["value"])]):
             check_shape(note["value"], shape)
             return note["value"]
@@ -322,7 +331,7 @@ class Entry:
                 used = os.fstat(source.fileno()).st_atime_ns
                 shape = read_header(source)[0]
                 note_use(source, used)  # to be listed is not to be used
-        except (OSError, ValueError):
+        except (OSError, *BROKEN_HEADER):
             return "a damaged file"
         rows, *rest = shape
         sizes = " x ".join(map(str, rest))

@@ -226,7 +226,8 @@ class Run:
         """How the run decides: its rule, for the prior of its probabilities, with its weight."""
         from lesionfast.stats.rules import DecisionRule
 
-        return DecisionRule.of_model(self.model)
+        with damage_explained(self.path / "model.json", self.remedy("model.json")):
+            return DecisionRule.of_model(self.model)
 
     @property
     def rule_name(self) -> str:

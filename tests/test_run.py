@@ -139,6 +139,16 @@ def test_a_broken_file_of_an_old_run_is_named_with_what_to_type(tmp_path, text, 
         _ = Run.open(tmp_path).model
 
 
+def test_a_run_whose_melanoma_is_none_of_its_classes_is_damaged(tmp_path):
+    (tmp_path / "config.json").write_text(TrainConfig().to_json())
+    model = {"classes": ["mel", "nv"], "prior": [0.5, 0.5], "rule": "argmax", "melanoma": "x"}
+    (tmp_path / "model.json").write_text(json.dumps(model))
+    run = Run.open(tmp_path)
+    for name in ("classes", "decision_rule"):
+        with pytest.raises(DamageError, match="model.json is damaged: 'x' is not one of its"):
+            getattr(run, name)
+
+
 @pytest.mark.parametrize(
     ("data", "why"),
     [

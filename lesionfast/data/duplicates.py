@@ -110,7 +110,7 @@ def find_near_duplicates(
         made += [content_digest(paths)] if cache else []
         key, features_key = (hash_lines(k)[:32] for k in ([*made, *map(str, groups)], made))
         file = cache_folder() / "duplicates" / f"{key}.json"
-        kept = read_note(file, shape_of_pairs(len(df))) if cache else None
+        kept = read_note(file, shape_of_pairs(len(df)), 10 * len(df)) if cache else None
         if kept is not None and len(set(map(len, kept.values()))) == 1:
             return name_pairs(df, pd.DataFrame(kept))
         opened = images or open_pictures(paths, report_stage(progress, 0), cache=cache)

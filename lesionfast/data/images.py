@@ -325,7 +325,7 @@ def read_contents(paths: Sequence[str], note: Path) -> dict:
     They are in the note beside the cache, or the files are read.
     """
     shape = {"digest": str, "bad": [range(len(paths))], "tried?": bool}
-    contents = read_note(note, shape)
+    contents = read_note(note, shape, len(paths))
     if contents is None or not DIGEST.fullmatch(contents["digest"]):
         contents = {"digest": hash_lines(content_keys(paths)), "bad": []}
         write_note(note, contents)

@@ -12,6 +12,7 @@ from importlib import resources
 from io import BytesIO
 from math import ceil
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,9 +68,10 @@ PLAYWRIGHT = (
     "~/AppData/Local/ms-playwright",
 )
 PROGRAMS = "chromium*/chrom*/[cC]hrom[ei]*"  # below those folders
-# Letters of a line in a figure, beyond which there is no room for what is drawn: at a tick below or
-# beside an axis, in a legend or above an axis, and across the whole figure.
-MOST_BELOW, MOST_BESIDE, MOST_OF_LABEL, MOST_OF_TITLE = 32, 50, 64, 200
+# Letters of a text in a figure, beyond which there is no room for what is drawn: at a tick, in a
+# legend or above an axis, and across the whole figure. ISIC has diagnoses of 41.
+MOST_OF_TICK, MOST_OF_LABEL, MOST_OF_TITLE = 60, 64, 200
+LINE_BELOW = 34  # letters of a tick below an axis; longer ones are put into two lines
 SLOWEST = 180  # seconds that printing may take
 NO_FORMS = "base-uri 'none'; form-action 'none'"
 NOT_A_DEVICE = "Not a medical device: for research, not for diagnosis."
@@ -191,20 +193,20 @@ def save(figure: "Figure", path: Path, about: Interpretation | str = "") -> Path
 def take_words_literally(figure: "Figure") -> None:
     """Let a figure show names as they are: no formula between dollars, nothing unseen.
 
-    Of a name that is longer than any diagnosis the middle is left out, so that there is room for
-    what is drawn.
+    Of a name of more than 60 letters the middle is left out, so that there is room for what is
+    drawn.
     """
     from matplotlib.text import Text
     from matplotlib.ticker import FixedFormatter, FuncFormatter
 
-    def show(value: float, place: int | None, formatter: Any, most: int) -> str:
-        return fit_lines(formatter(value, place), most)
+    def show(value: float, place: int | None, formatter: Any, width: int) -> str:
+        return fit_tick(formatter(value, place), place, width)
 
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
         formatter = axis.get_major_formatter()
         if isinstance(formatter, FixedFormatter | FuncFormatter):  # others write numbers
-            most = MOST_BELOW if axis.axis_name == "x" else MOST_BESIDE
-            shown = partial(show, formatter=formatter, most=most)
+            width = LINE_BELOW if axis.axis_name == "x" else MOST_OF_TICK * 2
+            shown = partial(show, formatter=formatter, width=width)
             axis.set_major_formatter(FuncFormatter(shown))
     for text in figure.findobj(Text):
         if not text.get_text().startswith(POWER):
@@ -216,6 +218,19 @@ def take_words_literally(figure: "Figure") -> None:
 def fit_lines(text: str, most: int) -> str:
     """Return a text in which nothing is unseen, and no line longer than so many letters."""
     return "\n".join(shorten(line, most) for line in printable(text).split("\n"))
+
+
+def fit_tick(text: str, place: int | None, width: int) -> str:
+    """Return the text of a tick in lines of so many letters.
+
+    One whose middle is left out begins with its place on the axis: others may begin and end alike.
+    """
+    whole = printable(text)
+    cut = fit_lines(whole, MOST_OF_TICK)
+    numbered = cut if cut == whole or place is None else f"{place + 1}: {cut}"
+    return "\n".join(
+        fill(line, width) if len(line) > width else line for line in numbered.split("\n")
+    )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from lesionfast.cache import check_room
@@ -38,6 +37,7 @@ from lesionfast.files import (
 )
 from lesionfast.serving.inputs import Shard, expand
 from lesionfast.serving.outputs import (
+    ELSEWHERE,
     FINISHED,
     MOST_ROW,
     RESUMABLE,
@@ -108,8 +108,7 @@ def join_parts(paths: Sequence[str], out: Path, kind: str) -> Count:
 
         def write(aside: Path) -> None:
             check_room(aside.parent, needed)
-            with reading(parts):
-                join(parts, aside)
+            join(parts, aside)
 
         write_atomically(out, write, needed)
     ends = [part.note[FINISHED] for part in parts]
@@ -120,10 +119,15 @@ def join_parts(paths: Sequence[str], out: Path, kind: str) -> Count:
 def reading(parts: Sequence[Part]) -> Iterator[None]:
     """Turn what reading parts raises that are not what was written into a `DamageError`.
 
+    Around what a generator yields it catches no fault of the code that takes it.
     Their SHA-256 is that of the notes, which whoever changes a part can change too.
     """
     try:
         yield
+    except LesionfastError as error:
+        if not str(error).endswith(ELSEWHERE):
+            raise
+        raise DamageError(f"{str(error).removesuffix(ELSEWHERE)}{WHOLE}") from None
     except (ValueError, TypeError, KeyError, RuntimeError, OverflowError, csv.Error) as error:
         why = str(error).partition("\n")[0][:200] or type(error).__name__
         names = list_first(str(part.path) for part in parts)
@@ -253,21 +257,22 @@ def read_texts(parts: Sequence[Part]) -> Iterator[bytes]:
     """
     columns, places = read_columns(parts[0]), {}
     for part, _ in list_chunks(parts):
-        start = places.get(part.path)
-        start = find_first_row(part.path, part.kind, columns) if start is None else start
-        with closing(read_rows(part.path, part.kind, columns, start)) as rows:
-            *_, (_, _, end) = islice(rows, part.chunk)
-        with part.path.open("rb") as file:
-            file.seek(start)
-            yield file.read(end - start)
+        with reading([part]):
+            start = places.get(part.path)
+            start = find_first_row(part.path, part.kind, columns) if start is None else start
+            with closing(read_rows(part.path, part.kind, columns, start)) as rows:
+                *_, (_, _, end) = islice(rows, part.chunk)
+            with part.path.open("rb") as file:
+                file.seek(start)
+                yield file.read(end - start)
         places[part.path] = end
 
 
 def read_columns(part: Part) -> list[str]:
     """Return the columns of a part; the first one has at least a row."""
     if part.kind == "parquet":
-        return open_parquet().read_schema(part.path).names
-    with part.path.open(encoding="utf-8", newline="") as file:
+        return read_schema(part).names
+    with reading([part]), part.path.open(encoding="utf-8", newline="") as file:
         if part.kind == "csv":
             lines = iter(partial(file.readline, MOST_ROW), "")
             return list(map(rearm, next(csv.reader(lines), [])))
@@ -279,26 +284,36 @@ def open_parquet() -> Any:
     return import_extra("pyarrow.parquet", "parquet", "Parquet files can't be joined")
 
 
+def read_schema(part: Part) -> Any:
+    """Return the columns and types of a Parquet file."""
+    parquet = open_parquet()
+    with reading([part]):
+        return parquet.read_schema(part.path)
+
+
 def join_parquet(parts: Sequence[Part], out: Path) -> None:
     """Write the row groups of Parquet files, each of which is a chunk."""
     parquet = open_parquet()
-    with parquet.ParquetWriter(out, parquet.read_schema(parts[0].path)) as joined:
+    with parquet.ParquetWriter(out, read_schema(parts[0])) as joined:
         for rows in read_groups(parts):
             joined.write_table(rows)
 
 
 def read_groups(parts: Sequence[Part]) -> Iterator[Any]:
     """Yield the row group of each chunk of Parquet files, a pyarrow.Table."""
-    parquet = open_parquet()
+    parquet, schema = open_parquet(), read_schema(parts[0])
     for part, number in list_chunks(parts):
-        with parquet.ParquetFile(part.path) as file:
+        with reading([part]), parquet.ParquetFile(part.path) as file:
             rows, noted = file.metadata.num_rows, part.note[FINISHED]["images"]
             if rows != noted:
                 raise LesionfastError(
                     f"{part.path} has {pluralize(rows, 'row')}, but its note says {noted}. "
                     "Predict this shard again."
                 )
-            yield file.read_row_group(number)
+            group = file.read_row_group(number)
+            if not group.schema.equals(schema):
+                raise ValueError("its columns are not those of the first part")
+            yield group
 
 
 def join_isic(parts: Sequence[Part], out: Path) -> None:
@@ -311,17 +326,17 @@ def join_isic(parts: Sequence[Part], out: Path) -> None:
 
 def read_tables(parts: Sequence[Part]) -> Iterator[pd.DataFrame]:
     """Yield the rows of each chunk as a table."""
-    if parts[0].kind == "parquet":
-        yield from (rows.to_pandas() for rows in read_groups(parts))
-        return
-    columns = read_columns(parts[0])
-    for text in read_texts(parts):
-        if parts[0].kind == "jsonl":
-            yield pd.DataFrame(map(parse_json, text.splitlines()))
-            continue
-        table = pd.read_csv(BytesIO(text), names=columns, dtype=str, keep_default_na=False)
-        table["image"] = table["image"].map(rearm)
-        shares = [name for name in columns if name.startswith(("p_", "uncalibrated_"))]
-        # float32 as when they were written, so that a submission has the same digits
-        table[shares] = table[shares].replace("", "nan").astype(np.float32)
-        yield table
+    kind, columns = parts[0].kind, read_columns(parts[0])
+    shares = [name for name in columns if name.startswith(("p_", "uncalibrated_"))]
+    with reading(parts):
+        for chunk in read_groups(parts) if kind == "parquet" else read_texts(parts):
+            if kind == "parquet":
+                table = chunk.to_pandas()
+            elif kind == "jsonl":
+                table = pd.DataFrame(map(parse_json, chunk.splitlines()))
+            else:
+                table = pd.read_csv(BytesIO(chunk), names=columns, dtype=str, keep_default_na=False)
+                table["image"] = table["image"].map(rearm)
+                table[shares] = table[shares].replace("", "nan")
+            # float32 as when they were written, so that a submission has the same digits
+            yield table.astype(dict.fromkeys(("image", "error"), str) | dict.fromkeys(shares, "f4"))

@@ -9,6 +9,7 @@ from lesionfast.reporting.page import (
     class_styles,
     new_figure,
     save,
+    take_words_literally,
     write_page,
 )
 
@@ -45,3 +46,18 @@ def test_classes_keep_their_look_whichever_others_there_are():
     assert class_styles(["MEL"])["MEL"] == class_styles(["Melanoma"])["Melanoma"] == few["mel"]
     two = class_styles(["mel", "melanoma"])
     assert two["mel"] != two["melanoma"]
+
+
+def test_ticks_have_room_for_diagnoses_and_no_two_look_alike():
+    names = ["Melanocytic nevus with dermal involvement", "a" * 40 + "b" + "a" * 40]
+    names += ["a" * 40 + "c" + "a" * 40, "mel"]
+    figure = new_figure(3, 2, "Title")
+    axis = figure.subplots()
+    axis.set_xticks(range(4), names)
+    axis.set_yticks(range(4), [f"{name}\nn 9" for name in names])
+    take_words_literally(figure)
+    below = [label.get_text() for label in axis.get_xticklabels()]
+    beside = [label.get_text() for label in axis.get_yticklabels()]
+    assert below[0] == "Melanocytic nevus with dermal\ninvolvement" and below[3] == "mel"
+    assert beside[0] == f"{names[0]}\nn 9" and beside[1].endswith("\nn 9")
+    assert len(set(below)) == len(set(beside)) == 4 and below[1].startswith("2: a")

@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from lesionfast.errors import LesionfastError
+from lesionfast.errors import DamageError, LesionfastError
+from lesionfast.files import sha256
 from lesionfast.serving import predictor as predictor_module
 from lesionfast.serving.inputs import Item, Shard, find_items
 from lesionfast.serving.joining import join_parts
@@ -148,6 +150,33 @@ def test_every_image_of_any_input_is_in_one_shard(photos, tmp_path):
     assert {(shard.images, shard.names.hexdigest()) for shard in shards} == {
         (len(whole), shards[0].names.hexdigest())
     }
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_what_is_wrong_with_a_part_and_what_with_the_program_are_told_apart(
+    predictor, items, tmp_path, kind, monkeypatch
+):
+    pytest.importorskip("pyarrow")
+    parts = [*map(str, predict_shards(predictor, items, tmp_path, 2, kind))]
+
+    def fail(*_: object) -> None:
+        raise KeyError("a fault of the program")
+
+    with monkeypatch.context() as patch, pytest.raises(KeyError):
+        patch.setattr("lesionfast.serving.outputs.to_isic", fail)
+        join_parts(parts, tmp_path / "joined.csv", "isic")
+    with pytest.raises(DamageError, match=r"(damaged.*part2|part2.*damaged).*that shard again\.$"):
+        if kind == "parquet":
+            pd.DataFrame({"image": ["a"] * len(pd.read_parquet(parts[1]))}).to_parquet(
+                parts[1], row_group_size=1
+            )
+        else:
+            head = Path(parts[1]).read_text("utf-8").partition("\n")[0] + "\n"
+            Path(parts[1]).write_text((head if kind == "csv" else '{"image": [\n') + "[1]\n" * 19)
+        note = json.loads(note_path(Path(parts[1])).read_text("utf-8"))
+        note["finished"]["sha256"] = sha256(Path(parts[1]))
+        note_path(Path(parts[1])).write_text(json.dumps(note), "utf-8")
+        join_parts(parts, tmp_path / "joined.csv", "isic")
 
 
 @pytest.mark.parametrize("text", ["0/8", "9/8", "3", "3/", "/8", "a/b", "1/2/3", "-1/8", "²/8", ""])

@@ -16,11 +16,11 @@ from functools import partial
 from lzma import LZMAError
 from math import prod
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any
 
 import numpy as np
 
+from lesionfast.cache import BROKEN_HEADER
 from lesionfast.data.formats.hdf5 import Hdf5
 from lesionfast.data.formats.members import (
     HIDDEN_PART,
@@ -240,8 +240,7 @@ class Npz(Container):
         super().__init__(file)
         self._lock, self._unpacked = threading.Lock(), ExitStack()
         self._arrays: dict[str, np.ndarray] = {}
-        broken = (TokenError, SyntaxError, RecursionError, MemoryError)  # of headers in Python
-        with self.explained(zipfile.BadZipFile, ValueError, LZMAError, *broken):
+        with self.explained(zipfile.BadZipFile, RuntimeError, LZMAError, *BROKEN_HEADER):
             self._archive = zipfile.ZipFile(file)
             names = [name for name in self._archive.namelist() if name.endswith(".npy")]
             self.headers = {name.removesuffix(".npy"): self._read_header(name) for name in names}

@@ -20,6 +20,7 @@ from lesionfast.errors import LesionfastError, import_extra, list_first
 EXCEL = (".xlsx", ".xlsm")
 LOOK = 20  # rows that tell whether a sheet holds a table
 MOST_ROWS = 2**20  # of a sheet; Excel has no more
+MOST_CELLS = 2**27  # of all that is read, empty ones too: as many rows of 128 columns
 MOST_START = (2**27, 2**22)  # bytes and tags before the rows: a million different texts
 MOST_PART = (2**25, 2**18)  # of a part that is parsed as a whole: 64,000 styles
 MOST_ROW = (2**24, 2**19)  # of a row, of the first 20, of what follows the last: 65,530 links
@@ -38,7 +39,7 @@ def read_sheet(path: Path) -> Iterator[list[str]]:
         with warnings.catch_warnings(), Book(path) as archive:
             warnings.simplefilter("ignore")  # of styles and validations, which do not matter
             width = 0
-            for row in read_rows(choose_sheet(path, open_book(path, archive), archive)):
+            for row in read_rows(choose_sheet(path, open_book(path, archive), archive), archive):
                 archive.allow(MOST_ROW, "a row of it has")
                 width = width or len(row)
                 yield row + [""] * (width - len(row))
@@ -46,8 +47,10 @@ def read_sheet(path: Path) -> Iterator[list[str]]:
         raise
     except (BadZipFile, ZlibError, SyntaxError, KeyError, ValueError, TypeError, EOFError) as error:
         raise unreadable_sheet(path, error) from None
-    except (AttributeError, IndexError, OverflowError, RecursionError) as error:
+    except (AttributeError, IndexError, OverflowError) as error:
         raise unreadable_sheet(path, error) from None  # of openpyxl, about parts that do not fit
+    except RuntimeError as error:  # of zipfile, about a password or a version; nested too deep
+        raise unreadable_sheet(path, error) from None
     except openpyxl.utils.exceptions.InvalidFileException as error:
         raise unreadable_sheet(path, error) from None
 
@@ -57,7 +60,7 @@ class Book(ZipFile):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._total, self._opened = MOST_UNPACKED, 0
+        self._total, self._opened, self._cells = MOST_UNPACKED, 0, MOST_CELLS
         self.allow(MOST_START, "its texts have")
         if any(one.compress_type not in (ZIP_STORED, ZIP_DEFLATED) for one in self.infolist()):
             raise ValueError("it is not packed with deflate")  # others unpack without a limit
@@ -82,6 +85,15 @@ class Book(ZipFile):
         data = super().read(name, pwd)
         self.left, self._tags, self._most, self._what = before
         return data
+
+    def count_cells(self, cells: int) -> None:
+        """Count the cells of a row, empty ones too; `ValueError` if they are too many."""
+        self._cells -= cells
+        if self._cells < 0:
+            raise ValueError(
+                f"its rows have more than {MOST_CELLS:,} cells, maybe as a far column holds an "
+                "empty one"
+            )
 
     def count(self, size: int, tags: int) -> None:
         """Count what was read; `ValueError` if it is too much."""
@@ -160,18 +172,19 @@ def choose_sheet(path: Path, book: Any, archive: Book) -> Any:
 def holds_table(sheet: Any, archive: Book) -> bool:
     """Return whether two of the first rows of a sheet have two values or more."""
     archive.allow(MOST_ROW, "its first rows have")
-    return sum(sum(map(bool, row)) > 1 for row in islice(read_rows(sheet), LOOK)) > 1
+    return sum(sum(map(bool, row)) > 1 for row in islice(read_rows(sheet, archive), LOOK)) > 1
 
 
-def read_rows(sheet: Any) -> Iterator[list[str]]:
+def read_rows(sheet: Any, archive: Book) -> Iterator[list[str]]:
     """Yield the rows of a sheet as text, up to the last value of each.
 
-    Raises `ValueError` for more rows than Excel has.
+    Raises `ValueError` for more rows than Excel has, or cells than a table.
     """
     sheet.reset_dimensions()  # what the file says about itself may be wrong
     for number, values in enumerate(sheet.iter_rows(values_only=True), 1):
         if number > MOST_ROWS:
             raise ValueError(f"it has more than {MOST_ROWS:,} rows")
+        archive.count_cells(len(values))
         row = [as_text(value) for value in values]
         while row and not row[-1]:
             row.pop()

@@ -30,7 +30,7 @@ def check_items(data: bytes) -> None:
     """Raise `ValueError` for items of another codec than HEVC (or JPEG, of thumbnails).
 
     No camera writes them under the brands of HEIC, and most known holes of libheif are in its
-    decoders of AV1, AVC, VVC and uncompressed pixels.
+    decoders of AV1, AVC, VVC and uncompressed pixels. The tracks of a sequence are not decoded.
     """
     others = sorted(set(item_types(data)) - DECODED)
     if others:
@@ -41,6 +41,8 @@ def check_items(data: bytes) -> None:
 def item_types(data: bytes) -> Iterator[bytes]:
     """Yield the type of each item, such as b"hvc1" (ISO/IEC 14496-12, 8.11.6)."""
     for kind, meta in boxes(data):
+        if kind == b"mini":  # holds a picture as well, and no list of items
+            yield kind
         if kind != b"meta":
             continue
         for kind, table in boxes(meta[4:]):

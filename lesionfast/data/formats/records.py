@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from lesionfast.data.formats.excel import EXCEL, as_text, read_sheet
 from lesionfast.data.formats.members import COMPRESSED
-from lesionfast.errors import LesionfastError, import_extra
+from lesionfast.errors import LesionfastError, import_extra, shorten
 
 PARQUET = (".parquet",)
 UNREAD = (".xls", ".xlsb", ".ods", ".numbers")  # spreadsheets of other kinds
@@ -36,6 +36,7 @@ MOST_TEXT = 2**29  # characters of all rows of a table that is packed
 MOST_CELL = 2**17  # characters of a field, as of a CSV; Excel has at most 32,767
 MOST_BLANK = 2**20  # lines without anything, one after another
 MOST_CHUNK = 2**28  # bytes that a column of a Parquet file has in a group of rows, unpacked
+RATIO = 100  # by which a file of a table is packed, at most, if what it unpacks to is large
 BATCH = 5_000  # rows of a Parquet file read together
 
 
@@ -60,21 +61,30 @@ def limit_text(path: Path, rows: Iterator[list[str]]) -> Iterator[list[str]]:
 
     A file that has a long text once can name it in a million rows.
     """
-    left = max(MOST_TEXT, 100 * path.stat().st_size)
+    left = most = allow(path, MOST_TEXT)
+    header: list[str] = []
     for number, row in enumerate(rows, 1):
-        lengths = [*map(len, row)]
-        if max(lengths, default=0) > MOST_CELL:
+        lengths, header = [*map(len, row)], header or row
+        if (longest := max(lengths, default=0)) > MOST_CELL:
+            place = lengths.index(longest)
+            name = header[place] if place < len(header) and number > 1 else ""
+            column = f"column '{shorten(name)}'" if name else f"column {place + 1}"
             raise LesionfastError(
                 f"{path} is not a table: row {number} has a field of more than {MOST_CELL:,} "
-                "characters. Remove the column, or shorten its texts."
+                f"characters, in {column}. Remove the column, or shorten its texts."
             )
         left -= sum(lengths)
         if left < 0:
             raise LesionfastError(
-                f"{path} unpacks to more than {MOST_TEXT >> 20} MB of text, maybe a decompression "
+                f"{path} unpacks to more than {most >> 20:,} MB of text, maybe a decompression "
                 "bomb. Save its table as 'CSV UTF-8'."
             )
         yield row
+
+
+def allow(path: Path, most: int) -> int:
+    """Return how much may be unpacked from a file: more than `most` from a large one."""
+    return max(most, RATIO * path.stat().st_size)
 
 
 def is_text(path: Path) -> bool:
@@ -202,9 +212,10 @@ def read_parquet(path: Path) -> Iterator[list[str]]:
         yield names
         with parquet.ParquetFile(path, read_dictionary=texts) as file:
             for batch in file.iter_batches(BATCH, columns=names):
-                if batch.nbytes > MOST_TEXT:  # the file said that it is less
-                    raise too_large(path, MOST_TEXT)
-                columns = [list_texts(column, pyarrow) for column in batch.columns]
+                if batch.nbytes > allow(path, MOST_TEXT):  # the file said that it is less
+                    raise too_large(path, allow(path, MOST_TEXT))
+                named = zip(names, batch.columns, strict=True)
+                columns = [list_texts(column, pyarrow, path, name) for name, column in named]
                 yield from map(list, zip(*columns, strict=True))
     except (pyarrow.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
@@ -219,18 +230,21 @@ def check_chunks(path: Path, metadata: Any, names: Sequence[str] | None = None) 
 
     By default no column may; else those of some names.
     """
+    most = allow(path, MOST_CHUNK)
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         columns = map(group.column, range(group.num_columns))
         read = [one for one in columns if names is None or one.path_in_schema in names]
-        if any(column.total_uncompressed_size > MOST_CHUNK for column in read):
-            raise too_large(path, MOST_CHUNK)
+        for column in read:
+            if column.total_uncompressed_size > most:
+                raise too_large(path, most, column.path_in_schema)
 
 
-def too_large(path: Path, most: int) -> LesionfastError:
-    """Return the error about a group of rows that is too large to be read."""
+def too_large(path: Path, most: int, column: str = "") -> LesionfastError:
+    """Return the error about a group of rows, or a column of it, that is too large to be read."""
+    what = f"column '{shorten(column)}' in a group of rows" if column else "a group of rows"
     return LesionfastError(
-        f"{path} has a group of rows that unpacks to more than {most >> 20} MB, maybe a "
-        "decompression bomb. Write it again with smaller row groups."
+        f"{path} has {what} that unpacks to more than {most >> 20:,} MB, maybe a decompression "
+        "bomb. Write it again with smaller row groups."
     )
 
 
@@ -261,19 +275,23 @@ def find_texts(schema: Any, types: Any) -> list[str]:
     ]
 
 
-def list_texts(column: Any, pyarrow: Any) -> list[str]:
-    """Return the values of a column of a Parquet file as text."""
+def list_texts(column: Any, pyarrow: Any, path: Path, name: str) -> list[str]:
+    """Return the values of a column of a Parquet file as text; errors say its name."""
     if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type):
         return [value or "" for value in column.to_pylist()]
     coded = column
     if not pyarrow.types.is_dictionary(column.type):
         coded = column.dictionary_encode()
+    codes, dictionary = coded.indices, coded.dictionary
+    if len(dictionary) > len(codes):  # of all batches so far
+        codes = codes.dictionary_encode()
+        codes, dictionary = codes.indices, dictionary.take(codes.dictionary)
     try:
-        values = coded.dictionary.to_pylist()
+        values = dictionary.to_pylist()
     except (OverflowError, ValueError):  # Python has no such dates
         raise LesionfastError(
-            f"a column of {column.type} has a time that is not in the years 1 to 9999. Correct it, "
-            "or save the column as text."
+            f"column '{shorten(name)}' of {path} ({column.type}) has a time that is not in the "
+            "years 1 to 9999. Correct it, or save the column as text."
         ) from None
     texts = [*map(as_text, values), ""]
-    return [texts[-1 if code is None else code] for code in coded.indices.to_pylist()]
+    return [texts[-1 if code is None else code] for code in codes.to_pylist()]

@@ -57,7 +57,7 @@ class Tar(Container):
         note = (
             cache_folder() / "images" / f"{hash_lines([str(TAR_VERSION), stamp(file)])[:32]}.json"
         )
-        index = read_note(note, INDEX)
+        index = read_note(note, INDEX, os.path.getsize(file) // BLOCK)
         if index is None or len(set(map(len, index.values()))) > 1:
             index = dict(zip(("names", "starts", "sizes"), self._read_headers(), strict=True))
             with suppress(LesionfastError, OSError):  # a cache that can't be written is no problem

@@ -41,7 +41,7 @@ def read_keys(paths: list[str]) -> list[str]:
     """
     read = any(name in path.lower() for name in TO_READ for path in paths[:1] + paths[-1:])
     note = cache_folder() / "images" / f"{hash_lines(['keys', *stamps(paths), *paths])[:32]}.json"
-    keys = read_note(note, [str]) if read else None
+    keys = read_note(note, [str], len(paths)) if read else None
     if keys is None or len(keys) != len(paths) or any(map(is_unreadable, keys)):
         # what was unreadable may be readable by now
         keys = content_keys(paths)

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pandas as pd
 
 from lesionfast.config import DataConfig
 from lesionfast.data.formats.containers import open_container
-from lesionfast.data.formats.records import MOST_TEXT, check_chunks, find_texts, list_texts
+from lesionfast.data.formats.records import MOST_TEXT, allow, check_chunks, find_texts, list_texts
 from lesionfast.data.layouts import tables
 from lesionfast.data.layouts.base import NO_LESIONS, Dataset, Folder, layouts
 from lesionfast.data.layouts.copies import (
@@ -99,19 +100,20 @@ def find_pictures(path: Path) -> list[str]:
 
 def check_shards(files: Sequence[Path]) -> None:
     """Raise `LesionfastError` if a file such as train-00001-of-00002.parquet is missing."""
-    found: dict[tuple[Path, str, str], list[str]] = {}
+    found: dict[tuple[Path, str, str], set[str]] = {}
     for path in files:
         if match := SHARD.match(path.stem):
-            found.setdefault((path.parent, match[1], match[3]), []).append(match[2])
+            found.setdefault((path.parent, match[1], match[3]), set()).add(match[2])
     for (folder, start, total), numbers in found.items():
         wanted = (str(number).zfill(len(total)) for number in range(int(total)))
-        lost = [
+        lost = (
             f"{start}-{number}-of-{total}.parquet" for number in wanted if number not in numbers
-        ]
-        if lost:
+        )
+        if first := [*islice(lost, 3)]:  # of what may be a billion, if a name says so
+            more = " and others" if next(lost, None) else ""
             raise LesionfastError(
-                f"{folder} has {len(numbers)} of {int(total)} files of the part '{start}'; "
-                f"missing: {list_first(lost)}. Download them too."
+                f"{folder} has {len(numbers)} of {int(total):,} files of the part '{start}'; "
+                f"missing: {', '.join(first)}{more}. Download them too."
             )
 
 
@@ -143,10 +145,12 @@ def read_shard(path: Path, folder: Folder) -> pd.DataFrame:
     start = Path(os.path.abspath(path)).as_posix()
     rows = {"path": [f"{start}/{member}" for member in members]}
     names = table.column(image).combine_chunks().field("path") if named else None
-    rows["file"] = list_texts(names, pyarrow) if named else [""] * len(members)
+    rows["file"] = (
+        list_texts(names, pyarrow, path, f"{image}.path") if named else [""] * len(members)
+    )
     rows["part"] = [find_part(path, folder)] * len(members)
     for name in plain:
-        texts = list_texts(table.column(name).combine_chunks(), pyarrow)
+        texts = list_texts(table.column(name).combine_chunks(), pyarrow, path, name)
         rows[f"{name}_" if name in rows else name] = name_labels(path, name, texts, schema)
     found = pd.DataFrame(rows)
     column = None if found["part"].iloc[0] else tables.find_split(found)
@@ -176,10 +180,10 @@ def check_text(path: Path, column: Any) -> None:
         lengths = np.array([len(text or "") for text in chunk.dictionary.to_pylist()], np.int64)
         codes = chunk.indices.drop_null().to_numpy()
         total += int(lengths[codes].sum())
-    if total > max(MOST_TEXT, 100 * path.stat().st_size):
+    if total > (most := allow(path, MOST_TEXT)):
         raise LesionfastError(
-            f"{path} unpacks to more than {MOST_TEXT >> 20} MB of text, maybe a decompression "
-            "bomb. Download it from another place."
+            f"{path} unpacks to more than {most >> 20:,} MB of text, maybe a decompression bomb. "
+            "Download it from another place."
         )
 
 

@@ -80,10 +80,7 @@ def read_shard(path: Path, folder: Folder, left_out: Counter[str]) -> pd.DataFra
     `LesionfastError` if the shard or the JSON of a sample is broken.
     """
     shard = Tar(str(path))
-    members = shard.list_members()
-    readable = [name for name in members if readable_name(name) == name]
-    if lost := len(members) - len(readable):
-        logger.warning("Left out %s with a name that is not UTF-8", pluralize(lost, "picture"))
+    readable = [name for name in shard.list_members() if readable_name(name) == name]
     images = choose_images(readable, left_out)
     about: dict[str, dict[str, str]] = {kind: {} for kind in ABOUT}
     for name in shard.names:

@@ -39,7 +39,7 @@ MISSING, OTHER = "missing", "other"
 ALIKE, SOMEWHAT, DIFFERS, FEW = "alike", "a little different", "different", "too few to tell"
 OUTLIERS, ANSWERS = "outliers", "answers"
 DIGITS = 9  # of a number of pictures that is read
-MOST_PERIODS = 500  # a log of ten years by week; each is compared, and has its place in a figure
+MOST_PERIODS = 600  # a log of eleven years by week; each is compared, and has its place in a figure
 WEEKS = 12  # of a log that are told one by one; a longer one by month
 EVERY = ("week", "month")
 # "55-59", "90+", "5 to 7.5"

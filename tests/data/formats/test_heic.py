@@ -37,6 +37,11 @@ def test_an_item_of_another_codec_is_refused(written, codec, which):
         open_heic(hostile)
 
 
+def test_a_picture_without_a_list_of_items_is_refused(written):
+    with pytest.raises(ValueError, match="it holds mini, and only HEVC is decoded"):
+        open_heic(written + b"\0\0\0\x0cmini1234")
+
+
 @pytest.mark.parametrize(
     ("data", "found"),
     [

@@ -11,6 +11,7 @@ from PIL import Image
 
 from lesionfast.config import DataConfig, SplitConfig
 from lesionfast.data.layouts.base import NO_LESIONS
+from lesionfast.data.layouts.huggingface import check_shards
 from lesionfast.data.layouts.recognise import describe, find_dataset
 from lesionfast.data.metadata import load_metadata
 from lesionfast.data.split import load_dataset
@@ -232,6 +233,15 @@ def test_a_missing_shard_is_named(tmp_path):
     message = refusal(tmp_path)
     assert "data has 1 of 2 files of the part 't" in message
     assert "-00001-of-00002.parquet. Download them too." in message
+
+
+@pytest.mark.parametrize("total", ["3000000", "9" * 40])
+def test_a_name_that_says_there_are_billions_of_shards_is_refused_at_once(total):
+    names = [Path("data", f"x-{n:0{len(total)}}-of-{total}.parquet") for n in (0, 2)]
+    with pytest.raises(LesionfastError) as refused:
+        check_shards(names)
+    assert f"data has 2 of {int(total):,} files" in str(refused.value)
+    assert str(refused.value).endswith(f"4-of-{total}.parquet and others. Download them too.")
 
 
 def test_pictures_are_read_a_few_at_a_time(tmp_path, monkeypatch):

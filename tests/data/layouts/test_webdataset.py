@@ -140,6 +140,16 @@ def test_the_index_of_a_shard_is_made_once_and_again_when_the_shard_changes(tmp_
     assert len(load(root)) == 41 and len(made) == 4
 
 
+def test_names_that_are_not_utf_8_are_counted_once_for_all_shards(tmp_path, caplog):
+    root = write(tmp_path / "skin")
+    for number in range(2):
+        files = sample(70 + number) | {f"{a}\udcff.png": draw(1) for a in "ab"}
+        save(root / f"skin-00{number + 1}.tar", files)
+    load(root)
+    (told,) = [one for one in caplog.messages if "not UTF-8" in one]
+    assert told.startswith("Left out 4 images with a name that is not UTF-8, such as")
+
+
 def test_keys_that_recur_in_other_shards_are_other_images(tmp_path):
     for number in range(2):
         rows = {}

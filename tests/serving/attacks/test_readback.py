@@ -5,6 +5,7 @@ import os
 import shutil
 import tarfile
 import warnings
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +16,18 @@ import pytest
 from numpy.lib import format as npy
 from PIL import Image
 
-from lesionfast.cache import checksum, kept_array, open_array, read_note, write_note
+from lesionfast.cache import (
+    MOST_NOTE,
+    Entry,
+    checksum,
+    kept_array,
+    open_array,
+    read_note,
+    write_note,
+)
 from lesionfast.config import TrainConfig
 from lesionfast.data.corrections.answers import read_answers
+from lesionfast.data.formats.containers import open_container
 from lesionfast.data.images import find_note, open_images
 from lesionfast.data.sample import is_whole
 from lesionfast.errors import DamageError, LesionfastError
@@ -66,6 +76,40 @@ def test_an_array_of_the_cache_that_holds_no_such_numbers_is_made_again(kind, tm
     assert (kept_array(file, 4, lambda append: append(ROWS)) == ROWS).all()
     assert "is damaged. It will be rebuilt" in caplog.text
     assert (open_array(file) == ROWS).all()
+
+
+def headed(text: str) -> bytes:
+    """An array file whose header is some Python."""
+    return b"\x93NUMPY\x01\0" + len(text).to_bytes(2, "little") + text.encode()
+
+
+HEADERS = ("(" * 2000, "[" * 2000, "-" * 5000 + "1", "{{}}", "{1: 2, 'a': 3}")
+
+
+@pytest.mark.parametrize("text", HEADERS)
+def test_a_header_of_any_python_is_damage_in_cache_and_npz(text, tmp_path):
+    data = headed(text)
+    file = tmp_path / "images" / "a.npy"
+    file.parent.mkdir()
+    file.write_bytes(data)
+    with file.open("ab") as out:
+        out.write(checksum(file, len(data)))
+    assert open_array(file) is None
+    assert Entry(file, len(data), 0.0).describe() == "a damaged file"
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("images.npy", data)
+    with pytest.raises(LesionfastError, match="is not a complete .npz file"):
+        open_container(str(tmp_path / "a.npz"))
+
+
+def test_a_note_of_the_cache_is_parsed_only_if_it_is_as_large_as_what_it_is_about(tmp_path, memory):
+    file, names = tmp_path / "a.json", [f"{i:064}" for i in range(60_000)]
+    write_note(file, names)
+    assert file.stat().st_size > MOST_NOTE
+    assert read_note(file, [str], len(names)) == names
+    file.write_text('{"value": [' + "[]," * 10**7 + '[]], "sha256": ""}')
+    with memory(2**24):
+        assert read_note(file, object, len(names)) is None
 
 
 @pytest.mark.parametrize("data", [b"", b"\x93NUMPY\x01\x00", b"\x80\x04cos\nsystem\n."])

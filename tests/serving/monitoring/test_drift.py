@@ -1,5 +1,6 @@
 """Drift: nothing is said of pictures like those of validation, and what changed is named."""
 
+import re
 from collections import Counter
 from copy import deepcopy
 from pathlib import Path
@@ -175,6 +176,16 @@ def test_outliers_are_an_alarm_when_surely_twice_as_many():
     assert compare_outliers([False] * 12, 0.05).verdict == FEW
     assert compare_outliers([True] * 50 + [False] * 950, 0.05).verdict == ALIKE
     assert compare_outliers([True] * 200 + [False] * 800, 0.05).verdict == DIFFERS
+
+
+def test_a_log_of_eleven_years_is_compared_by_week_and_a_longer_one_says_what_to_type():
+    weeks = pd.date_range("2015-01-05", periods=574, freq="7D", tz="UTC")
+    lines = [{"time": time.isoformat()} for time in weeks]
+    assert len(cut_periods(lines, "week")) == 574
+    with pytest.raises(LesionfastError, match="1,148 periods") as refused:
+        cut_periods(lines * 2, "1")
+    advised = re.search(r"--every (\d+)", str(refused.value))[1]
+    assert len(cut_periods(lines * 2, advised)) == 574
 
 
 def test_periods_are_weeks_months_or_blocks():
