@@ -321,7 +321,7 @@ def test_the_columns_that_people_get_are_few(exported, photos):
 def test_of_many_classes_the_gravest_and_the_most_frequent_are_shown(exported):
     bundle = Predictor(exported).bundle
     names = ["mel", *(f"benign {n}" for n in range(9)), "bcc"]
-    model = bundle.model | {"classes": names, "prior": [1 / 11] * 11}
+    model = bundle.model | {"classes": names, "malignant": ["mel", "bcc"], "prior": [1 / 11] * 11}
     many = replace(bundle, model=model, prevalence=tuple(np.arange(1, 12) / 66))
     expected = ["mel", *(f"benign {n}" for n in range(4, 9)), "bcc"]
     assert many.main_columns[3:] == [f"p_{name}" for name in expected]

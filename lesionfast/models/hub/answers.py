@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -186,7 +185,8 @@ def checked_answers(name: str) -> Iterator[None]:
 
 def install_checks() -> None:
     """Give the hub's client hooks that look for `ASKED`, once: each time breaks off downloads."""
-    client = import_module("huggingface_hub.utils._http")
+    from huggingface_hub.utils import _http as client
+
     with INSTALLING:
         factory = client._GLOBAL_CLIENT_FACTORY
         if getattr(factory, "is_checked", False):

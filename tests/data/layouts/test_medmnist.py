@@ -58,9 +58,9 @@ def test_the_parts_of_dermamnist_are_the_split_and_its_numbers_are_diagnoses(tmp
 
 
 def test_dermamnist_under_another_name_is_known_by_its_parts(tmp_path):
-    parts = {}
+    parts, rng = {}, np.random.default_rng(0)
     for part, n in {"train": 7007, "val": 1003, "test": 2005}.items():
-        parts[f"{part}_images"] = np.zeros((n, 2, 2, 3), np.uint8)
+        parts[f"{part}_images"] = rng.integers(0, 255, (n, 2, 2, 3), np.uint8)
         parts[f"{part}_labels"] = np.arange(n)[:, None] % 7
     found = find_dataset(DataConfig(data=str(save(tmp_path / "renamed.npz", **parts))))
     assert found.name.startswith("DermaMNIST") and "mel" in set(found.rows["target"])
