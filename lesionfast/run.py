@@ -525,7 +525,7 @@ def check_history(table: "pd.DataFrame") -> None:
         values = table[column].abs()  # a loss may be infinite, or missing
         if (values[values < math.inf] > MOST_LOSS).any():
             raise ValueError(f"its column '{column}' has numbers that no training gives")
-    if not table["epoch"].between(1, MOST_LOSS).all():
+    if not table["epoch"].between(0, MOST_LOSS).all():  # 0: before any, of what was not trained
         raise ValueError("its column 'epoch' does not count epochs")
 
 

@@ -184,15 +184,18 @@ def run_apart(start_apart) -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
-@pytest.fixture(autouse=True)
-def registries() -> Iterator[None]:
-    """What a test registers is gone after it."""
+def keep_registries() -> Iterator[None]:
+    """What is registered meanwhile is gone afterwards."""
     fusion = sys.modules.get("lesionfast.models.fusion")  # a test without torch has no registries
     kept = [] if fusion is None else list(fusion.REGISTRIES.values())
     before = [{name: copy(value) for name, value in vars(registry).items()} for registry in kept]
     yield
     for registry, names in zip(kept, before, strict=True):
         vars(registry).update(names)
+
+
+registries = pytest.fixture(autouse=True)(keep_registries)
+registries_of_modules = pytest.fixture(scope="module", autouse=True)(keep_registries)
 
 
 @pytest.fixture(scope="session")

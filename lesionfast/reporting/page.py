@@ -71,7 +71,7 @@ PROGRAMS = "chromium*/chrom*/[cC]hrom[ei]*"  # below those folders
 # Letters of a text in a figure, beyond which there is no room for what is drawn: at a tick, in a
 # legend or above an axis, and across the whole figure. ISIC has diagnoses of 41.
 MOST_OF_TICK, MOST_OF_LABEL, MOST_OF_TITLE = 60, 64, 200
-LINE_BELOW = 34  # letters of a tick below an axis; longer ones are put into two lines
+LINE_OF_TICK = 34  # letters; longer ones are put into two lines
 SLOWEST = 180  # seconds that printing may take
 NO_FORMS = "base-uri 'none'; form-action 'none'"
 NOT_A_DEVICE = "Not a medical device: for research, not for diagnosis."
@@ -199,15 +199,13 @@ def take_words_literally(figure: "Figure") -> None:
     from matplotlib.text import Text
     from matplotlib.ticker import FixedFormatter, FuncFormatter
 
-    def show(value: float, place: int | None, formatter: Any, width: int) -> str:
-        return fit_tick(formatter(value, place), place, width)
+    def show(value: float, place: int | None, formatter: Any) -> str:
+        return fit_tick(formatter(value, place), place)
 
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
         formatter = axis.get_major_formatter()
         if isinstance(formatter, FixedFormatter | FuncFormatter):  # others write numbers
-            width = LINE_BELOW if axis.axis_name == "x" else MOST_OF_TICK * 2
-            shown = partial(show, formatter=formatter, width=width)
-            axis.set_major_formatter(FuncFormatter(shown))
+            axis.set_major_formatter(FuncFormatter(partial(show, formatter=formatter)))
     for text in figure.findobj(Text):
         if not text.get_text().startswith(POWER):
             wide = text.figure is figure and text in figure.texts
@@ -220,8 +218,8 @@ def fit_lines(text: str, most: int) -> str:
     return "\n".join(shorten(line, most) for line in printable(text).split("\n"))
 
 
-def fit_tick(text: str, place: int | None, width: int) -> str:
-    """Return the text of a tick in lines of so many letters.
+def fit_tick(text: str, place: int | None) -> str:
+    """Return the text of a tick in lines of `LINE_OF_TICK` letters.
 
     One whose middle is left out begins with its place on the axis: others may begin and end alike.
     """
@@ -229,7 +227,8 @@ def fit_tick(text: str, place: int | None, width: int) -> str:
     cut = fit_lines(whole, MOST_OF_TICK)
     numbered = cut if cut == whole or place is None else f"{place + 1}: {cut}"
     return "\n".join(
-        fill(line, width) if len(line) > width else line for line in numbered.split("\n")
+        fill(line, LINE_OF_TICK) if len(line) > LINE_OF_TICK else line
+        for line in numbered.split("\n")
     )
 
 

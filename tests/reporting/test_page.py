@@ -59,5 +59,5 @@ def test_ticks_have_room_for_diagnoses_and_no_two_look_alike():
     below = [label.get_text() for label in axis.get_xticklabels()]
     beside = [label.get_text() for label in axis.get_yticklabels()]
     assert below[0] == "Melanocytic nevus with dermal\ninvolvement" and below[3] == "mel"
-    assert beside[0] == f"{names[0]}\nn 9" and beside[1].endswith("\nn 9")
+    assert beside[0] == f"{below[0]}\nn 9" and beside[1].endswith("\nn 9")
     assert len(set(below)) == len(set(beside)) == 4 and below[1].startswith("2: a")

@@ -512,7 +512,7 @@ HISTORIES = {
     "no number of an epoch": "epoch,phase,lr\nx,head,1\n",
     "an epoch with an underscore": "epoch,phase,lr\n1_000,head,1\n",
     "an infinite epoch": "epoch,phase,lr\ninf,head,1\n",
-    "an epoch below one": "epoch,phase,lr\n-1,head,1\n",
+    "an epoch below zero": "epoch,phase,lr\n-1,head,1\n",
     "a loss of a text": "epoch,phase,train_loss\n1,head,=1+1\n",
     "a loss that overflows": "epoch,phase,train_loss\n1,head,1e308\n2,head,-1e308\n",
     "a number of 400 digits": f"epoch,phase,train_loss\n1,head,{'9' * 400}\n",

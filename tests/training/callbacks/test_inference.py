@@ -6,6 +6,7 @@ import pytest
 import torch
 from fastai.callback.core import Callback
 
+from lesionfast.data.sources import find_glibc
 from lesionfast.training.callbacks.inference import (
     Autocast,
     ChannelsLastWeights,
@@ -140,5 +141,7 @@ def test_memory_is_not_kept_on_a_gpu_or_without_glibc(monkeypatch):
     with freed_memory_kept(torch.device("cuda")) as kept:
         assert kept is False
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    find_glibc.cache_clear()  # it is asked once a process
     with freed_memory_kept(torch.device("cpu")) as kept:
         assert kept is False
+    find_glibc.cache_clear()
