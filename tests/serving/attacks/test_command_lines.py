@@ -249,8 +249,8 @@ def test_the_program_understands_what_it_advises(trained, tmp_path, name):
     assert done.returncode == 2 and "is finished: nothing is left to do." in done.stderr
     interpreted = paste(done.stderr.partition("Look at it with: ")[2])
     assert interpreted.returncode == 0 and (run / "report.html").is_file(), interpreted.stderr
-    (run / "weights.safetensors").write_bytes(b"other")
+    (run / "metrics.json").write_bytes(b"other")
     damaged = paste(f"lesionfast runs --out {shell_quote(Path(name))}")
     again = paste(damaged.stderr.partition("To see all damage, type: ")[2])
-    assert "weights.safetensors" in again.stdout + again.stderr and "Traceback" not in again.stderr
+    assert "metrics.json" in again.stdout + again.stderr and "Traceback" not in again.stderr
     assert [path.name for path in here.iterdir()] == [name]
