@@ -255,3 +255,17 @@ def unharmed(server) -> Iterator[Server]:
 def start_server() -> Callable[..., Server]:
     """A function that starts a page in a process of its own, as `Server.start`."""
     return Server.start
+
+
+@pytest.fixture
+def labels(queue, running, caplog):
+    """The port of the page of labels; it answers after each attack, and none made a traceback.
+
+    The `queue` is that of the module.
+    """
+    from lesionfast.serving.labelling.page import build_label_app  # which needs what others do not
+
+    with running(build_label_app(queue)) as port:
+        yield port
+        assert port.ask("GET", "/")[0] == 200
+    assert not [record for record in caplog.records if record.exc_info]

@@ -44,15 +44,6 @@ def queue(trained, items, tmp_path) -> Queue:
     return Queue(trained, items, tmp_path / "corrections.csv")
 
 
-@pytest.fixture
-def labels(queue, running, caplog):
-    """The port of the page of labels; it answers after each attack, and none made a traceback."""
-    with running(build_label_app(queue)) as port:
-        yield port
-        assert port.ask("GET", "/")[0] == 200
-    assert not [record for record in caplog.records if record.exc_info]
-
-
 @pytest.fixture(scope="module")
 def service(exported) -> Service:
     return Service(exported)
